@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+# Compiler settings shared by every target of this project: msa_flags(target). Nothing global is changed.
+include(CheckLinkerFlag)
+check_linker_flag(CXX "-Wl,-z,relro,-z,now" MSA_LINKER_HAS_RELRO)
+check_linker_flag(CXX "-Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/msa.map" MSA_LINKER_HAS_VERSION_SCRIPT)
+
+function(msa_flags target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
+                                             VISIBILITY_INLINES_HIDDEN ON POSITION_INDEPENDENT_CODE ON)
+  # -ffp-contract=fast fuses a * b + c; NaN, infinities and signed zeros keep their meaning (no -ffast-math anywhere).
+  set(warn -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wno-psabi)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${warn} -fno-math-errno -ffp-contract=fast>
+                                           $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-O3>)
+  if(MSA_WERROR)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
+  endif()
+  if(MSA_HARDENING)
+    msa_harden(${target})
+  endif()
+  if(MSA_SANITIZE)
+    # The assertions of libstdc++ abort, which is wanted here and never in a build that users get.
+    target_compile_definitions(${target} PRIVATE _GLIBCXX_ASSERTIONS)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${MSA_SANITIZE}
+                                             -fno-omit-frame-pointer -fno-sanitize-recover=all>)
+    target_link_options(${target} PRIVATE -fsanitize=${MSA_SANITIZE})
+  endif()
+endfunction()
+
+# _FORTIFY_SOURCE needs an optimised build and hides memory functions from the sanitizers.
+function(msa_harden target)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fstack-protector-strong>)
+  if(NOT MSA_SANITIZE)
+    set(optimised $<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release,RelWithDebInfo,MinSizeRel>>)
+    target_compile_options(${target} PRIVATE $<${optimised}:-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2>)
+  endif()
+  if(MSA_LINKER_HAS_RELRO)
+    target_link_options(${target} PRIVATE -Wl,-z,relro,-z,now)
+  endif()
+endfunction()

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+// Choosing a case, field by field.
+#include "case_maker.h"
+
+namespace msa::fuzz {
+
+using namespace testkit;
+
+namespace {
+
+constexpr std::int64_t kMaxQueries = 40;  // of one request
+constexpr std::int64_t kMaxKeys = 220;
+
+std::int64_t near_block(Choices& choices, std::int64_t block, std::int64_t most) {
+  if (choices.one_in(2)) return choices.below(most + 1);
+  const std::int64_t edge = block * choices.below(4) + choices.below(3) - 1;
+  return edge < 0 ? 0 : (edge > most ? most : edge);
+}
+
+void choose_lengths(Choices& choices, Case& spec) {
+  spec.lengths.clear();
+  const std::int64_t requests = choices.pick<std::int64_t>({1, 1, 2, 3, 4, 0});
+  for (std::int64_t b = 0; b < requests; ++b) {
+    Lengths r;
+    r.seqlen_k = near_block(choices, spec.block_size, kMaxKeys);
+    r.seqlen_q = choices.one_in(3) ? choices.below(kMaxQueries + 1) : 1 + choices.below(8);
+    if (choices.one_in(8)) r.q_offset = choices.below(2 * kMaxKeys) - kMaxQueries;
+    if (choices.one_in(12)) {
+      r.key_offset = spec.block_size * choices.below(4);
+      const std::int64_t past = choices.below(3) * spec.block_size;
+      r.total_k = r.key_offset + r.seqlen_k + past;
+    }
+    spec.lengths.push_back(r);
+  }
+  spec.pad_rows = choices.one_in(6) ? choices.below(4) : 0;
+  spec.slack = choices.one_in(6) ? 1 + choices.below(60) : 0;
+}
+
+void choose_shape(Choices& choices, Case& spec) {
+  spec.dtype = choices.pick({DType::BF16, DType::F16, DType::F32});
+  if (choices.one_in(5)) spec.out_dtype = DType::F32;
+  spec.heads_kv = choices.pick<std::int64_t>({1, 2, 3, 4});
+  spec.heads_q = spec.heads_kv * choices.pick<std::int64_t>({1, 2, 3, 4, 5, 7, 8, 16});
+  spec.head_dim = 16 * (1 + choices.below(choices.one_in(4) ? 16 : 4));
+  if (choices.one_in(6)) spec.value_dim = 16 * (1 + choices.below(8));
+  if (choices.one_in(6)) spec.index_dim = 16 * (1 + choices.below(8));
+  if (choices.one_in(4)) spec.index_heads_k = spec.heads_kv;
+  if (choices.one_in(8)) spec.index_dtype = choices.pick({DType::BF16, DType::F16, DType::F32});
+  spec.block_size = 16 * choices.pick<std::int64_t>({1, 1, 2, 3, 4, 8, 16});
+  spec.topk = choices.pick<std::int64_t>({4, 1, 2, 3, 5, 8, 16, 17, 64, 256});
+  spec.local_blocks = choices.below(spec.topk < 4 ? spec.topk + 1 : 4);
+  spec.init_blocks = choices.one_in(3) ? choices.below(spec.topk - spec.local_blocks + 1) : 0;
+  spec.causal = !choices.one_in(5);
+  if (choices.one_in(6)) spec.softmax_scale = choices.pick({0.125f, 0.0f, -0.25f, 2.0f});
+}
+
+void choose_memory(Choices& choices, Case& spec) {
+  if (choices.one_in(2)) spec.page_size = 16 * (1 + choices.below(choices.one_in(3) ? 16 : 4));
+  spec.layout = choices.pick({Layout::Separate, Layout::Packed, Layout::HeadMajor});
+  if (spec.page_size > 0 && choices.one_in(6)) spec.layout = Layout::SlotMajor;
+  spec.strides = choices.pick(
+      {Strides::Dense, Strides::Dense, Strides::Padded, Strides::Transposed, Strides::Broadcast});
+  spec.ids_head_major = choices.one_in(4);
+  spec.order = choices.pick({Order::Ascending, Order::Descending, Order::Shuffled});
+  spec.partial_lists = choices.one_in(3);
+}
+
+void choose_outputs(Choices& choices, Case& spec) {
+  const bool attends = spec.op == Op::DenseAttention || spec.op == Op::SparseAttention ||
+                       spec.op == Op::MsaAttention;
+  const bool selects = spec.op == Op::SelectTopk || spec.op == Op::SelectBlocks;
+  spec.lse = (attends || spec.op == Op::MergeStates) && choices.one_in(2);
+  spec.chosen_scores = (selects || spec.op == Op::MergeSelections) && choices.one_in(2);
+  spec.ids = !choices.one_in(4);
+  if (spec.op == Op::DenseAttention && choices.one_in(4)) {
+    spec.block_max = true;
+    spec.output = choices.one_in(2);
+    spec.lse = spec.lse && spec.output;
+  }
+  if (spec.op != Op::MergeStates && spec.op != Op::MergeSelections) return;
+  spec.parts = 1 + choices.below(choices.one_in(8) ? 64 : 5);
+  const bool same = spec.out_type() == spec.dtype;
+  spec.in_place = spec.op == Op::MergeStates && same && choices.one_in(4);
+}
+
+}  // namespace
+
+Case make_case(Choices& choices) {
+  Case spec;
+  spec.op = static_cast<Op>(choices.below(static_cast<std::int64_t>(Op::InvertSelection) + 1));
+  choose_shape(choices, spec);
+  choose_lengths(choices, spec);
+  choose_memory(choices, spec);
+  choose_outputs(choices, spec);
+  spec.regime = choices.pick({Regime::Random, Regime::Drift, Regime::Integers, Regime::Ties,
+                              Regime::Near, Regime::OneHot});
+  spec.hostile = choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV,
+                               Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
+  spec.batch_invariant = choices.one_in(6);
+  if (choices.one_in(5)) {
+    spec.corrupt =
+        static_cast<Corrupt>(1 + choices.below(static_cast<std::int64_t>(Corrupt::KeyOffset)));
+  }
+  spec.seed = 1 + static_cast<std::uint64_t>(choices.below(1000));
+  return spec;
+}
+
+}  // namespace msa::fuzz

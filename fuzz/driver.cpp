@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// The command line of the fuzz targets:
+//   fuzz_api --cases N [--seed S] [--first I] [--backend B] [--isa X] [--verbose]
+//   fuzz_api [libFuzzer's options] [corpus]
+#include "driver.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+
+extern "C" int LLVMFuzzerRunDriver(int* argc, char*** argv,
+                                   int (*target)(const std::uint8_t* data, std::size_t size));
+
+namespace msa::fuzz {
+
+namespace {
+
+Target g_target = nullptr;  // libFuzzer's callback takes no context
+
+int one_input(const std::uint8_t* data, std::size_t size) {
+  Choices choices(data, size);
+  try {
+    g_target(choices, {});
+  } catch (const std::runtime_error& failure) {
+    std::fprintf(stderr, "%s\n", failure.what());
+    std::abort();
+  }
+  return 0;
+}
+
+struct Arguments {
+  long cases = 0;
+  long first = 0;
+  std::uint64_t seed = 1;
+  bool verbose = false;
+  Options under_test{};
+};
+
+int usage(const char* word) {
+  std::fprintf(stderr, "unknown or incomplete argument: %s\n", word);
+  return 2;
+}
+
+int run_cases(const Arguments& arguments, Target target) {
+  std::map<Verdict, long> counts;
+  long failed = 0;
+  for (long n = arguments.first; n < arguments.first + arguments.cases; ++n) {
+    if (arguments.verbose) std::fprintf(stderr, "case %ld\n", n);
+    Choices choices(arguments.seed, static_cast<std::uint64_t>(n));
+    try {
+      ++counts[target(choices, arguments.under_test)];
+    } catch (const std::runtime_error& failure) {
+      ++failed;
+      std::printf("FAILED case %ld (--seed %llu --first %ld --cases 1): %s\n", n,
+                  static_cast<unsigned long long>(arguments.seed), n, failure.what());
+    }
+  }
+  std::printf("%ld passed, %ld failed, %ld rejected, %ld without a fault to plant\n",
+              counts[Verdict::Passed], failed, counts[Verdict::Rejected], counts[Verdict::Skipped]);
+  return failed == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int drive(int argc, char** argv, Target target) {
+  Arguments arguments;
+  bool own = false;
+  for (int i = 1; i < argc; ++i) own = own || std::strcmp(argv[i], "--cases") == 0;
+  if (!own) {
+    g_target = target;
+    return LLVMFuzzerRunDriver(&argc, &argv, one_input);
+  }
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--verbose") {
+      arguments.verbose = true;
+      continue;
+    }
+    if (i + 1 == argc) return usage(argv[i]);
+    const char* value = argv[++i];
+    if (word == "--cases") {
+      arguments.cases = std::atol(value);
+    } else if (word == "--first") {
+      arguments.first = std::atol(value);
+    } else if (word == "--seed") {
+      arguments.seed = std::strtoull(value, nullptr, 10);
+    } else if (word == "--backend") {
+      arguments.under_test.backend = value;
+    } else if (word == "--isa") {
+      arguments.under_test.isa = value;
+    } else {
+      return usage(argv[i - 1]);
+    }
+  }
+  if (arguments.under_test.backend.empty() && !arguments.under_test.isa.empty()) {
+    arguments.under_test.backend = "cpu";
+  }
+  return run_cases(arguments, target);
+}
+
+}  // namespace msa::fuzz

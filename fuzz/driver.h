@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// One program, two ways: with --cases it runs that many generated cases and reports; otherwise it
+// is a libFuzzer target.
+#pragma once
+
+#include <string>
+
+#include "case_maker.h"
+#include "testkit/verify.h"
+
+namespace msa::fuzz {
+
+enum class Verdict { Passed, Rejected, Skipped };
+
+/// What a fuzz target does with one sequence of choices. Throws std::runtime_error with the whole
+/// story of a failure.
+using Target = Verdict (*)(Choices& choices, const Options& under_test);
+
+int drive(int argc, char** argv, Target target);
+
+}  // namespace msa::fuzz

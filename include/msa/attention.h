@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+// The operations. Each one has three forms:
+//   Problem p = ...; Plan plan = make_plan(p);
+//   run(plan, args, workspace, stream);       // allocates nothing
+//   Problem p = problem_of(args, settings);   // the same, with bounds read off the tensors
+//   msa_attention(args, settings);            // CPU only: plan and run at once
+// Words, shapes and rules are those of docs/contract.md: T new tokens, B requests, Hq query heads,
+// Hkv KV heads, D head dim, Dv value dim, Hi / Hik index heads, Di index dim, N rows of ragged
+// keys, P pages of S tokens, k blocks kept.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "msa/error.h"
+#include "msa/export.h"
+#include "msa/problem.h"
+#include "msa/tensor.h"
+
+namespace msa {
+
+/// Which rows belong to which request. All tensors int32 on the device of the operands.
+struct Batch {
+  Tensor cu_seqlens_q{};  // [B + 1], from 0, never decreasing
+  Tensor seqlens_k{};     // [B]
+  // [B + 1], ragged keys: first row of each request; left out: the prefix sums of seqlens_k
+  Tensor cu_seqlens_k{};
+  // [B, pages], paged keys; entries past a request's last page may hold anything
+  Tensor page_table{};
+  // [B], position of a request's first query; left out: key_offset + seqlen_k - seqlen_q
+  Tensor q_offsets{};
+  // [B], shards: position of a request's first key, a multiple of the block size; left out: 0
+  Tensor key_offsets{};
+  // [B], shards: length of the whole sequence; left out: long enough for every query when causal,
+  // key_offset + seqlen_k otherwise
+  Tensor total_seqlens_k{};
+};
+
+struct DenseAttentionArgs {
+  Tensor q{};  // [T, Hq, D]
+  Tensor k{};  // [N, Hkv, D], or pages [P, S, Hkv, D]
+  Tensor v{};  // [N, Hkv, Dv], or pages [P, S, Hkv, Dv]
+  Batch batch{};
+  Tensor out{};  // [T, Hq, Dv]; left out when only block maxima are wanted
+  Tensor lse{};  // f32 [T, Hq], optional
+  // f32 [T, Hq, blocks], optional: unscaled maxima, blocks >= ceil(longest seqlen_k / Bk)
+  Tensor block_max{};
+};
+
+struct BlockScoresArgs {
+  Tensor index_q{};  // [T, Hi, Di]
+  Tensor index_k{};  // [N, Hik, Di], or pages [P, S, Hik, Di]
+  Batch batch{};
+  Tensor scores{};  // f32 [T, Hi, blocks]: -inf where nothing is visible
+};
+
+struct SelectTopkArgs {
+  Tensor scores{};         // f32 [T, Hi, blocks]
+  Batch batch{};           // lengths and positions; no page table, no cu_seqlens_k
+  Tensor block_ids{};      // int32 [T, Hi, k]
+  Tensor chosen_scores{};  // f32 [T, Hi, k], optional
+};
+
+struct SelectBlocksArgs {
+  Tensor index_q{};  // [T, Hi, Di]
+  Tensor index_k{};  // [N, Hik, Di], or pages
+  Batch batch{};
+  Tensor block_ids{};  // int32 [T, Hi, k]
+  // f32 [T, Hi, k], optional: +inf for forced blocks, -inf behind the last id
+  Tensor chosen_scores{};
+};
+
+struct SparseAttentionArgs {
+  Tensor q{};
+  Tensor k{};
+  Tensor v{};
+  Tensor block_ids{};  // int32 [T, Hkv, k], in: any order, the first -1 ends a row
+  Batch batch{};
+  Tensor out{};  // [T, Hq, Dv]
+  Tensor lse{};  // f32 [T, Hq], optional
+};
+
+struct MsaAttentionArgs {
+  Tensor q{};
+  Tensor k{};
+  Tensor v{};
+  Tensor index_q{};  // [T, Hi, Di], Hi = Hkv
+  Tensor index_k{};
+  Batch batch{};
+  Tensor out{};
+  Tensor lse{};        // optional
+  Tensor block_ids{};  // int32 [T, Hkv, k], out, optional: what was selected
+};
+
+struct MergeStatesArgs {
+  std::span<const Tensor> outs{};  // parts of [T, Hq, Dv]
+  std::span<const Tensor> lses{};  // parts of f32 [T, Hq]
+  Tensor out{};                    // [T, Hq, Dv]; may be outs[0] itself
+  Tensor lse{};                    // f32 [T, Hq], optional; may be lses[0] itself
+};
+
+struct MergeSelectionsArgs {
+  // parts of int32 [T, Hkv, k_part], global ids, k_part <= 256
+  std::span<const Tensor> block_ids_parts{};
+  // parts of f32 [T, Hkv, k_part], +inf for forced blocks
+  std::span<const Tensor> chosen_scores_parts{};
+  Tensor block_ids{};      // int32 [T, Hkv, k]
+  Tensor chosen_scores{};  // f32 [T, Hkv, k], optional
+};
+
+/// Rows of the result: request 0's blocks, then request 1's, ... (ceil(seqlen_k / Bk) each).
+struct InvertSelectionArgs {
+  Tensor block_ids{};  // int32 [T, Hkv, k], in
+  Batch batch{};       // lengths; no page table
+  Tensor row_ptr{};    // int32 [Hkv, rows + 1]; entries behind the last block repeat the total
+  // int32 [Hkv, >= T * k]: query rows of the batch, ascending in each row; -1 behind the total
+  Tensor q_indices{};
+  Tensor q_slots{};  // int32 like q_indices: where in its list the query holds the block
+};
+
+struct Workspace {
+  void* data = nullptr;  // on the device of the tensors, aligned to kWorkspaceAlignment
+  std::size_t bytes = 0;
+};
+
+inline constexpr std::size_t kWorkspaceAlignment = 256;
+
+struct Stream {
+  void* handle = nullptr;  // cudaStream_t; ignored on the CPU
+};
+
+namespace core {
+class Planned;
+}
+
+/// Immutable, cheap to copy, safe to share between threads (each call has its own workspace).
+class MSA_API Plan {
+ public:
+  const Problem& problem() const noexcept;
+  const std::string& backend() const noexcept;  // "cpu"
+  const std::string& isa() const noexcept;  // "avx512_bf16", "sm90"; the instruction set in force
+  std::size_t workspace_bytes() const noexcept;
+  std::string to_string() const;  // the problem, the backend and what it decided
+
+ private:
+  friend struct PlanAccess;
+  explicit Plan(std::shared_ptr<const core::Planned> planned) noexcept;
+  std::shared_ptr<const core::Planned> planned_;
+};
+
+/// Throws Error: InvalidArgument for an illegal problem, Unsupported with every backend's reason.
+MSA_API Plan make_plan(const Problem& problem);
+
+MSA_API void run(const Plan& plan, const DenseAttentionArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const BlockScoresArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const SelectTopkArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const SelectBlocksArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const SparseAttentionArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const MsaAttentionArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const MergeStatesArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const MergeSelectionsArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const InvertSelectionArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+
+/// What tensors cannot tell. The fields mean what they mean in Problem.
+struct Settings {
+  std::int64_t block_size = 128;
+  std::int64_t topk = 16;  // where the shape of block_ids does not tell
+  std::int64_t local_blocks = 1;
+  std::int64_t init_blocks = 0;
+  bool causal = true;
+  std::optional<float> softmax_scale{};
+  std::int64_t max_seqlen_q =
+      -1;  // bounds; -1: read off the lengths, which must then lie in host memory
+  std::int64_t max_seqlen_k = -1;
+  Options options{};
+};
+
+/// The problem that these tensors pose, ready for make_plan. Throws Error where a tensor that tells
+/// a size is missing or of the wrong rank or dtype; make_plan and run check the rest.
+MSA_API Problem problem_of(const DenseAttentionArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const BlockScoresArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const SelectTopkArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const SelectBlocksArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const SparseAttentionArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const MsaAttentionArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const MergeStatesArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const MergeSelectionsArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const InvertSelectionArgs& args, const Settings& settings = {});
+
+/// One call on the CPU: problem_of, make_plan, a workspace of its own, run.
+MSA_API void dense_attention(const DenseAttentionArgs& args, const Settings& settings = {});
+MSA_API void block_scores(const BlockScoresArgs& args, const Settings& settings = {});
+MSA_API void select_topk(const SelectTopkArgs& args, const Settings& settings = {});
+MSA_API void select_blocks(const SelectBlocksArgs& args, const Settings& settings = {});
+MSA_API void sparse_attention(const SparseAttentionArgs& args, const Settings& settings = {});
+MSA_API void msa_attention(const MsaAttentionArgs& args, const Settings& settings = {});
+MSA_API void merge_states(const MergeStatesArgs& args, const Settings& settings = {});
+MSA_API void merge_selections(const MergeSelectionsArgs& args, const Settings& settings = {});
+MSA_API void invert_selection(const InvertSelectionArgs& args, const Settings& settings = {});
+
+/// The first fault that a run on a GPU met in the contents of its index tensors: a bad page id,
+/// block id or length.
+struct Fault {
+  std::int64_t request = 0;
+  std::int64_t row = 0;  // query row inside the request, or -1 where the fault is the request's
+  std::string what;      // "page id out of range"
+};
+
+/// Waits for the stream and reads the status word that the last run left in the workspace. CPU
+/// plans never leave one: there a fault is an Error of run.
+MSA_API std::optional<Fault> check(const Plan& plan, Workspace workspace, Stream stream = {});
+
+}  // namespace msa

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: MIT
+// What index tensors in host memory hold: reading a request's numbers, and the checks that come
+// before anything is written. One pass over each tensor; no memory but a small array on the stack.
+#include "core/contents.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+
+#include "core/fail.h"
+#include "core/host_tensor.h"
+#include "core/op_traits.h"
+
+namespace msa::core {
+namespace {
+
+std::string at(const char* what, std::int64_t index) {
+  return std::string(what) + " " + std::to_string(index);
+}
+
+// Throws unless low <= value <= high.
+void expect_range(std::int64_t value, std::int64_t low, std::int64_t high, const char* argument,
+                  const char* what, std::int64_t index) {
+  if (value >= low && value <= high) return;
+  fail(ErrorCode::InvalidContent, argument, at(what, index),
+       std::to_string(low) + " to " + std::to_string(high), std::to_string(value));
+}
+
+// Rows of ragged keys that the call holds; no limit where the operation takes no keys.
+std::int64_t num_key_rows(const Call& call) {
+  const Tensor& keys = call.k ? call.k : call.index_k;
+  return keys ? keys.shape[0] : kNoLimit;
+}
+
+void check_queries(const Problem& problem, const Call& call) {
+  const Tensor& starts = call.batch.cu_seqlens_q;
+  if (!starts) return;
+  const std::int64_t rows = num_query_rows(call);
+  constexpr const char* kName = "batch.cu_seqlens_q";
+  expect_range(read_i32(starts, 0), 0, 0, kName, "entry", 0);
+  for (std::int64_t b = 0; b + 1 < starts.shape[0]; ++b) {
+    const std::int64_t begin = read_i32(starts, b);
+    const std::int64_t longest = std::min(begin + problem.max_seqlen_q, rows);
+    expect_range(read_i32(starts, b + 1), begin, longest, kName, "entry", b + 1);
+  }
+}
+
+void check_positions(const Problem& problem, const Call& call, const Request& r, std::int64_t b) {
+  if (call.batch.key_offsets) {
+    expect_range(r.key_offset, 0, std::numeric_limits<std::int32_t>::max(), "batch.key_offsets",
+                 "request", b);
+    if (r.key_offset % problem.block_size != 0) {
+      fail(ErrorCode::InvalidContent, "batch.key_offsets", at("request", b),
+           "a multiple of " + std::to_string(problem.block_size), std::to_string(r.key_offset));
+    }
+  }
+  if (call.batch.total_seqlens_k) {
+    expect_range(r.total_k, r.key_offset + r.seqlen_k, std::numeric_limits<std::int32_t>::max(),
+                 "batch.total_seqlens_k", "request", b);
+  }
+}
+
+// Ragged keys: the request's rows lie inside the tensor and before the next request's.
+void check_key_rows(const Call& call, const Request& r, std::int64_t b) {
+  const std::int64_t rows = num_key_rows(call);
+  const Tensor& starts = call.batch.cu_seqlens_k;
+  if (!starts) {
+    return expect_range(r.seqlen_k, 0, rows - r.k_begin, "batch.seqlens_k", "request", b);
+  }
+  if (b == 0) expect_range(r.k_begin, 0, rows, "batch.cu_seqlens_k", "entry", 0);
+  expect_range(read_i32(starts, b + 1), r.k_begin + r.seqlen_k, rows, "batch.cu_seqlens_k", "entry",
+               b + 1);
+}
+
+// Paged keys: enough columns, and a page that exists for every key.
+void check_pages(const Problem& problem, const Call& call, const Request& r, std::int64_t b) {
+  const Tensor& table = call.batch.page_table;
+  const std::int64_t used = ceil_div(r.seqlen_k, problem.page_size);
+  if (used > table.shape[1]) {
+    fail(
+        ErrorCode::InvalidContent, "batch.page_table", at("request", b),
+        "at least " + std::to_string(used) + " columns for " + std::to_string(r.seqlen_k) + " keys",
+        std::to_string(table.shape[1]));
+  }
+  const std::int64_t pages = num_key_rows(call);
+  for (std::int64_t column = 0; column < used; ++column) {
+    const std::int64_t page = read_i32(table, b, column);
+    if (page >= 0 && page < pages) continue;
+    fail(ErrorCode::InvalidContent, "batch.page_table",
+         at("request", b) + ", " + at("column", column), "0 to " + std::to_string(pages - 1),
+         std::to_string(page));
+  }
+}
+
+struct Place {
+  const char* argument;
+  int part;  // -1: the argument is no list of parts
+  std::int64_t row, head;
+
+  std::string name() const {
+    return part < 0 ? argument : std::string(argument) + "[" + std::to_string(part) + "]";
+  }
+  std::string where(std::int64_t slot) const {
+    return at("row", row) + ", " + at("head", head) + ", " + at("slot", slot);
+  }
+};
+
+[[noreturn]] void fail_range(const Place& place, std::int64_t slot, std::int64_t limit,
+                             std::int64_t id) {
+  const std::string top = std::to_string(std::min<std::int64_t>(limit - 1, INT32_MAX));
+  fail(ErrorCode::InvalidContent, place.name(), place.where(slot),
+       limit > 0 ? "0 to " + top + " or -1" : "-1, as the request has no blocks",
+       std::to_string(id));
+}
+
+[[noreturn]] void fail_duplicate(const Place& place, std::int64_t slot, std::int64_t id) {
+  fail(ErrorCode::InvalidContent, place.name(), place.where(slot), "an id not listed before",
+       std::to_string(id) + " again");
+}
+
+// Where the second of two equal ids stands.
+[[noreturn]] void fail_twin(std::span<const std::int32_t> ids, std::int32_t twin,
+                            const Place& place) {
+  const auto first = std::find(ids.begin(), ids.end(), twin);
+  const auto second = std::find(first + 1, ids.end(), twin);
+  fail_duplicate(place, second - ids.begin(), twin);
+}
+
+// False: surely all different. One bit for each id modulo 4096, so that 512K tokens in blocks of
+// 128 never fool it.
+bool may_repeat(std::span<const std::int32_t> ids) {
+  std::array<std::uint64_t, 64> seen{};
+  std::uint64_t repeated = 0;
+  for (const std::int32_t id : ids) {
+    std::uint64_t& word = seen[static_cast<std::size_t>(id / 64 % 64)];
+    const std::uint64_t bit = std::uint64_t{1} << (id % 64);
+    repeated |= word & bit;
+    word |= bit;
+  }
+  return repeated != 0;
+}
+
+// Lists out of order; ascending ones, which selections write, never come here.
+void check_unique(const std::int32_t* list, std::int64_t step, std::int64_t n, const Place& place) {
+  std::array<std::int32_t, kMaxTopk> copy;
+  const std::span<std::int32_t> ids = std::span(copy).first(static_cast<std::size_t>(n));
+  for (std::size_t slot = 0; slot < ids.size(); ++slot)
+    ids[slot] = list[static_cast<std::int64_t>(slot) * step];
+  if (!may_repeat(ids)) return;
+  std::array<std::int32_t, kMaxTopk> sorted = copy;
+  const auto end = sorted.begin() + n;
+  std::sort(sorted.begin(), end);
+  const auto twin = std::adjacent_find(sorted.begin(), end);
+  if (twin != end) fail_twin(ids, *twin, place);
+}
+
+// Full lists in ascending order are what selections write. Each pair is compared without a branch,
+// so that compilers use vectors: a million lists take milliseconds.
+bool is_full_and_ascending(const std::int32_t* ids, std::int64_t width, std::int64_t limit) {
+  std::int32_t broken = ids[0] < 0 || ids[width - 1] >= limit ? 1 : 0;
+  for (std::int64_t slot = 1; slot < width; ++slot) broken |= ids[slot - 1] >= ids[slot] ? 1 : 0;
+  return broken == 0;
+}
+
+// One list: ids 0 .. limit - 1, each once, up to the first -1. Returns the length of the valid
+// prefix.
+std::int64_t check_list(const std::int32_t* ids, std::int64_t step, std::int64_t width,
+                        std::int64_t limit, const Place& place) {
+  if (step == 1 && is_full_and_ascending(ids, width, limit)) return width;
+  bool ascending = true;
+  std::int64_t before = -1;
+  std::int64_t slot = 0;
+  for (; slot < width; ++slot) {
+    const std::int64_t id = ids[slot * step];
+    if (id < 0 || id >= limit) {
+      if (id == -1) break;
+      fail_range(place, slot, limit, id);
+    }
+    ascending &= id > before;
+    before = id;
+  }
+  if (!ascending) check_unique(ids, step, slot, place);
+  return slot;
+}
+
+const std::int32_t* list_at(const Tensor& ids, std::int64_t row, std::int64_t head) {
+  return static_cast<const std::int32_t*>(ids.data) + row * ids.stride[0] + head * ids.stride[1];
+}
+
+void check_block_ids(const Call& call, const Request& r) {
+  const Tensor& ids = call.block_ids_in;
+  const std::int64_t limit = r.legal_blocks();
+  for (std::int64_t row = r.q_begin; row < r.q_begin + r.seqlen_q; ++row) {
+    for (std::int64_t head = 0; head < ids.shape[1]; ++head) {
+      check_list(list_at(ids, row, head), ids.stride[2], ids.shape[2], limit,
+                 {"block_ids", -1, row, head});
+    }
+  }
+}
+
+// The shards are disjoint: an id stands in one part only.
+void check_parts_disjoint(const Call& call, std::int64_t row, std::int64_t head) {
+  std::array<std::int32_t, std::size_t{kMaxParts} * kMaxTopk> all;
+  std::size_t count = 0;
+  for (std::size_t part = 0; part < call.part_ids.size(); ++part) {
+    const Tensor& ids = call.part_ids[part];
+    const std::int32_t* list = list_at(ids, row, head);
+    const Place place{"block_ids_parts", static_cast<int>(part), row, head};
+    const std::int64_t n = check_list(list, ids.stride[2], ids.shape[2], kNoLimit, place);
+    for (std::int64_t slot = 0; slot < n; ++slot) all[count++] = list[slot * ids.stride[2]];
+  }
+  const auto end = all.begin() + static_cast<std::ptrdiff_t>(count);
+  std::sort(all.begin(), end);
+  const auto twin = std::adjacent_find(all.begin(), end);
+  if (twin == end) return;
+  fail(ErrorCode::InvalidContent, "block_ids_parts", at("row", row) + ", " + at("head", head),
+       "each id in one part only", std::to_string(*twin) + " in two");
+}
+
+void check_parts(const Call& call) {
+  if (call.part_ids.empty()) return;
+  for (std::int64_t row = 0; row < call.part_ids[0].shape[0]; ++row) {
+    for (std::int64_t head = 0; head < call.part_ids[0].shape[1]; ++head) {
+      check_parts_disjoint(call, row, head);
+    }
+  }
+}
+
+// invert_selection: the result has a row for each block of each request.
+void check_row_ptr(const Call& call, std::int64_t blocks) {
+  if (call.row_ptr.shape[1] > blocks) return;
+  fail(ErrorCode::InvalidContent, "row_ptr", "dimension 1",
+       "at least " + std::to_string(blocks + 1) + ", one more than the blocks of the batch",
+       std::to_string(call.row_ptr.shape[1]));
+}
+
+}  // namespace
+
+std::int64_t num_requests(const Call& call) {
+  if (call.batch.cu_seqlens_q) return call.batch.cu_seqlens_q.shape[0] - 1;
+  if (call.batch.seqlens_k) return call.batch.seqlens_k.shape[0];
+  return 1;
+}
+
+std::int64_t num_query_rows(const Call& call) {
+  for (const Tensor* tensor : {&call.q, &call.index_q, &call.scores_in, &call.block_ids_in}) {
+    if (*tensor) return tensor->shape[0];
+  }
+  if (!call.part_outs.empty()) return call.part_outs[0].shape[0];
+  return call.part_ids.empty() ? 0 : call.part_ids[0].shape[0];
+}
+
+Request read_request(const Problem& problem, const Call& call, std::int64_t b,
+                     std::int64_t k_begin) {
+  const Batch& batch = call.batch;
+  Request r{.k_begin = k_begin, .block_size = problem.block_size, .causal = problem.causal};
+  r.q_begin = batch.cu_seqlens_q ? read_i32(batch.cu_seqlens_q, b) : 0;
+  r.seqlen_q =
+      (batch.cu_seqlens_q ? read_i32(batch.cu_seqlens_q, b + 1) : num_query_rows(call)) - r.q_begin;
+  r.seqlen_k = batch.seqlens_k ? read_i32(batch.seqlens_k, b) : num_key_rows(call);
+  if (batch.cu_seqlens_k) r.k_begin = read_i32(batch.cu_seqlens_k, b);
+  if (problem.page_size != 0) r.k_begin = 0;
+  if (batch.key_offsets) r.key_offset = read_i32(batch.key_offsets, b);
+  r.offset =
+      batch.q_offsets ? read_i32(batch.q_offsets, b) : r.key_offset + r.seqlen_k - r.seqlen_q;
+  if (batch.total_seqlens_k) {
+    r.total_k = read_i32(batch.total_seqlens_k, b);
+  } else {
+    const bool shard = static_cast<bool>(batch.key_offsets);
+    r.total_k = shard && problem.causal ? kNoLimit : r.key_offset + r.seqlen_k;
+  }
+  return r;
+}
+
+void validate_contents(const Problem& problem, const Call& call) {
+  if (op_traits(problem.op).merges) return check_parts(call);
+  check_queries(problem, call);
+  const bool has_keys = call.k || call.index_k;
+  std::int64_t k_begin = 0;
+  std::int64_t blocks = 0;
+  for (std::int64_t b = 0; b < num_requests(call); ++b) {
+    const Request r = read_request(problem, call, b, k_begin);
+    expect_range(r.seqlen_k, 0, problem.max_seqlen_k, "batch.seqlens_k", "request", b);
+    check_positions(problem, call, r, b);
+    if (has_keys && problem.page_size == 0) check_key_rows(call, r, b);
+    if (has_keys && problem.page_size != 0) check_pages(problem, call, r, b);
+    if (call.block_ids_in) check_block_ids(call, r);
+    k_begin += r.seqlen_k;
+    blocks += r.blocks().size();
+  }
+  if (call.row_ptr) check_row_ptr(call, blocks);
+}
+
+}  // namespace msa::core

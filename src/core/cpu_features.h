@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// What this processor and its operating system offer. Off x86-64 every flag is false.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace msa::core {
+
+struct CpuFeatures {
+  bool avx2 = false;
+  bool fma = false;
+  bool f16c = false;
+  bool avx512f = false;
+  bool avx512bw = false;
+  bool avx512dq = false;
+  bool avx512vl = false;
+  bool avx512_vnni = false;
+  bool avx512_bf16 = false;
+  bool amx_tile = false;
+  bool amx_bf16 = false;
+  bool amx_int8 = false;
+  friend bool operator==(const CpuFeatures&, const CpuFeatures&) = default;
+};
+
+/// Asks the processor (cpuid) and whether the system saves the registers (xgetbv).
+CpuFeatures detect_cpu_features();
+
+/// Names of the features that are there: "avx2", "avx512_bf16", ...
+std::vector<std::string> feature_names(const CpuFeatures& features);
+
+}  // namespace msa::core

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+// Reads a problem off tensors that nobody has checked yet. Those that tell sizes must be there with
+// the right rank; lengths are read only where a one-dimensional int32 tensor in host memory holds
+// them.
+#include "core/derive.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/fail.h"
+#include "core/op_traits.h"
+
+namespace msa::core {
+namespace {
+
+std::int64_t extent(const Tensor& tensor, int dimension) {
+  const bool there = dimension >= 0 && dimension < tensor.rank && dimension < kMaxRank;
+  return there ? tensor.shape[static_cast<std::size_t>(dimension)] : 0;
+}
+
+// By memcpy: the pointer may be misaligned, which validation reports later.
+std::int64_t read_unchecked(const Tensor& tensor, std::int64_t i) {
+  std::int32_t value = 0;
+  std::memcpy(&value, static_cast<const char*>(tensor.data) + i * tensor.stride[0] * 4,
+              sizeof value);
+  return value;
+}
+
+bool readable(const Tensor& t) {
+  std::int64_t bytes = 0;
+  return t.rank == 1 && t.dtype == DType::I32 && t.device.type == DeviceType::Cpu &&
+         t.data != nullptr && t.stride[0] >= 0 && t.stride[0] < (std::int64_t{1} << 60) &&
+         !__builtin_mul_overflow(t.shape[0], t.stride[0] * 4, &bytes);
+}
+
+struct Ranks {
+  int low, high;
+};
+constexpr Ranks kRows{3, 3};
+constexpr Ranks kRowsOrPages{3, 4};
+
+void expect_tensor(const char* name, const Tensor& tensor, Ranks ranks) {
+  if (!tensor) fail(ErrorCode::InvalidArgument, name, "", "a tensor", "none");
+  if (tensor.rank >= ranks.low && tensor.rank <= ranks.high) return;
+  const std::string also = ranks.high > ranks.low ? " or " + std::to_string(ranks.high) : "";
+  fail(ErrorCode::InvalidArgument, name, "", "rank " + std::to_string(ranks.low) + also,
+       "rank " + std::to_string(tensor.rank));
+}
+
+void expect_floats(const char* name, const Tensor& tensor, Ranks ranks) {
+  expect_tensor(name, tensor, ranks);
+  const DType dtype = tensor.dtype;
+  if (dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16) return;
+  fail(ErrorCode::InvalidArgument, name, "dtype", "f32, f16 or bf16", to_string(dtype));
+}
+
+// The tensors that sizes and dtypes are read off.
+void expect_sources(Op op, const Call& call) {
+  const OpTraits traits = op_traits(op);
+  if (traits.attends) {
+    expect_floats("q", call.q, kRows);
+    expect_tensor("k", call.k, kRowsOrPages);
+    if (call.out || !call.block_max) expect_tensor("v", call.v, {call.k.rank, call.k.rank});
+  }
+  if (traits.indexes) {
+    expect_floats("index_q", call.index_q, kRows);
+    expect_tensor("index_k", call.index_k, kRowsOrPages);
+  }
+  if (op == Op::SelectTopk) expect_tensor("scores", call.scores_in, kRows);
+  if (traits.lists) expect_tensor("block_ids", call.block_ids_in, kRows);
+  if (call.block_ids) expect_tensor("block_ids", call.block_ids, kRows);
+  if (op == Op::MergeStates && !call.part_outs.empty()) {
+    expect_floats("outs[0]", call.part_outs[0], kRows);
+  }
+  if (op == Op::MergeSelections && !call.part_ids.empty()) {
+    expect_tensor("block_ids_parts[0]", call.part_ids[0], kRows);
+  }
+}
+
+const Tensor& first_given(std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* tensor : tensors) {
+    if (*tensor) return *tensor;
+  }
+  return **tensors.begin();
+}
+
+const Tensor& first_input(const Call& call) {
+  if (!call.part_outs.empty()) return call.part_outs[0];
+  if (!call.part_ids.empty()) return call.part_ids[0];
+  return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in});
+}
+
+const Tensor& keys_of(const Call& call) { return call.k ? call.k : call.index_k; }
+
+std::int64_t count_requests(const Batch& batch) {
+  if (batch.cu_seqlens_q) return extent(batch.cu_seqlens_q, 0) - 1;
+  return batch.seqlens_k ? extent(batch.seqlens_k, 0) : 1;
+}
+
+void expect_host(const Tensor& lengths, const char* bound, const char* argument) {
+  if (lengths.device.type == DeviceType::Cpu) return;
+  fail(ErrorCode::InvalidArgument, bound, "",
+       std::string("a bound, as ") + argument + " lies on " + to_string(lengths.device), "-1");
+}
+
+// Bounds read off contents never exceed what the tensors can hold, so that a wild length cannot ask
+// for a wild workspace; the length itself is reported by the run.
+std::int64_t longest_query(const Call& call, std::int64_t total_q) {
+  const Tensor& starts = call.batch.cu_seqlens_q;
+  if (!starts) return total_q;
+  expect_host(starts, "settings.max_seqlen_q", "batch.cu_seqlens_q");
+  if (!readable(starts)) return 0;
+  std::int64_t longest = 0;
+  for (std::int64_t b = 0; b + 1 < starts.shape[0]; ++b) {
+    longest = std::max(longest, read_unchecked(starts, b + 1) - read_unchecked(starts, b));
+  }
+  return std::min(longest, std::max<std::int64_t>(total_q, 0));
+}
+
+std::int64_t most_keys(const Call& call, const Problem& problem) {
+  const Tensor& keys = keys_of(call);
+  if (!keys) return INT32_MAX;
+  if (problem.page_size == 0) return extent(keys, 0);
+  std::int64_t most = 0;
+  const bool wild =
+      __builtin_mul_overflow(extent(call.batch.page_table, 1), problem.page_size, &most);
+  return wild ? INT32_MAX : most;
+}
+
+std::int64_t longest_keys(const Call& call, const Problem& problem) {
+  const Tensor& lengths = call.batch.seqlens_k;
+  if (!lengths) return problem.page_size == 0 ? extent(keys_of(call), 0) : 0;
+  expect_host(lengths, "settings.max_seqlen_k", "batch.seqlens_k");
+  if (!readable(lengths)) return 0;
+  std::int64_t longest = 0;
+  for (std::int64_t b = 0; b < lengths.shape[0]; ++b) {
+    longest = std::max(longest, read_unchecked(lengths, b));
+  }
+  return std::clamp<std::int64_t>(most_keys(call, problem), 0, longest);
+}
+
+void derive_attention(Problem& p, const Call& call) {
+  p.dtype = call.q.dtype;
+  p.out_dtype = call.out ? call.out.dtype : p.dtype;
+  p.heads_q = extent(call.q, 1);
+  p.head_dim = extent(call.q, 2);
+  p.heads_kv = extent(call.k, call.k.rank - 2);
+  p.value_dim = call.v ? extent(call.v, call.v.rank - 1) : extent(call.out, 2);
+}
+
+void derive_index(Problem& p, const Call& call) {
+  p.index_dtype = call.index_q.dtype;
+  p.index_heads = extent(call.index_q, 1);
+  p.index_dim = extent(call.index_q, 2);
+  p.index_heads_k = extent(call.index_k, call.index_k.rank - 2);
+}
+
+void derive_merge(Problem& p, const Call& call) {
+  const Tensor& first = first_input(call);
+  if (p.op == Op::MergeStates) {
+    p.parts = static_cast<std::int64_t>(call.part_outs.size());
+    p.dtype = first.dtype;
+    p.out_dtype = call.out ? call.out.dtype : p.dtype;
+    p.heads_q = extent(first, 1);
+    p.value_dim = extent(first, 2);
+  } else {
+    p.parts = static_cast<std::int64_t>(call.part_ids.size());
+    p.heads_kv = extent(first, 1);
+  }
+}
+
+void derive_selection(Problem& p, const Call& call, const Settings& settings) {
+  const Tensor& list = first_given({&call.block_ids, &call.block_ids_in});
+  p.topk = list ? extent(list, 2) : settings.topk;
+  p.local_blocks = settings.local_blocks;
+  p.init_blocks = settings.init_blocks;
+  if (p.op == Op::SelectTopk) p.index_heads = extent(call.scores_in, 1);
+  if (p.op == Op::InvertSelection) p.heads_kv = extent(call.block_ids_in, 1);
+}
+
+}  // namespace
+
+Problem derive_problem(Op op, const Call& call, const Settings& settings) {
+  expect_sources(op, call);
+  const OpTraits traits = op_traits(op);
+  Problem p{.op = op,
+            .device = first_input(call).device,
+            .total_q = extent(first_input(call), 0),
+            .block_size = settings.block_size,
+            .causal = settings.causal,
+            .softmax_scale = settings.softmax_scale,
+            .options = settings.options};
+  if (traits.attends) derive_attention(p, call);
+  if (traits.indexes) derive_index(p, call);
+  if (traits.merges) derive_merge(p, call);
+  if (traits.selects || traits.lists || op == Op::MergeSelections)
+    derive_selection(p, call, settings);
+  p.lse = static_cast<bool>(call.lse);
+  p.block_max = static_cast<bool>(call.block_max);
+  p.chosen_scores = static_cast<bool>(call.chosen_scores);
+  if (op == Op::DenseAttention) p.output = call.out || !call.block_max;
+  if (traits.merges) return p;
+
+  p.batch = count_requests(call.batch);
+  const Tensor& keys = keys_of(call);
+  if (keys.rank == 4) p.page_size = extent(keys, 1);
+  p.max_seqlen_q =
+      settings.max_seqlen_q != -1 ? settings.max_seqlen_q : longest_query(call, p.total_q);
+  p.max_seqlen_k = settings.max_seqlen_k != -1 ? settings.max_seqlen_k : longest_keys(call, p);
+  return p;
+}
+
+}  // namespace msa::core

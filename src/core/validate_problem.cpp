@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+// Which problems are legal, whatever backend may serve them.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "core/fail.h"
+#include "core/geometry.h"
+#include "core/op_traits.h"
+#include "core/validate.h"
+
+namespace msa::core {
+namespace {
+
+constexpr std::int64_t kMaxCount = INT32_MAX;  // lengths, rows and ids are int32 in the tensors
+
+[[noreturn]] void reject(const char* field, const std::string& expected, const std::string& given) {
+  fail(ErrorCode::InvalidArgument, field, "", expected, given);
+}
+
+void expect_range(const char* field, std::int64_t value, std::int64_t low, std::int64_t high) {
+  if (value >= low && value <= high) return;
+  reject(field, std::to_string(low) + " to " + std::to_string(high), std::to_string(value));
+}
+
+void expect_multiple(const char* field, std::int64_t value, std::int64_t of) {
+  if (value % of == 0) return;
+  reject(field, "a multiple of " + std::to_string(of), std::to_string(value));
+}
+
+void expect_divisor(const char* field, std::int64_t value, const char* of, std::int64_t whole) {
+  if (whole % value == 0) return;
+  reject(field, std::string("a divisor of ") + of + " " + std::to_string(whole),
+         std::to_string(value));
+}
+
+void expect_float(const char* field, DType dtype) {
+  if (dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16) return;
+  reject(field, "f32, f16 or bf16", to_string(dtype));
+}
+
+// Bytes of a tensor with these extents, 4 for each element at most, must be a number.
+void expect_product(const char* field, std::initializer_list<std::int64_t> extents) {
+  std::int64_t bytes = 4;
+  std::string given;
+  bool fits = true;
+  for (const std::int64_t extent : extents) {
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<std::int64_t>(extent, 1), &bytes);
+    given += (given.empty() ? "" : " * ") + std::to_string(extent);
+  }
+  if (!fits) reject(field, "a tensor of fewer than 2^61 elements", given);
+}
+
+void check_out_dtype(const Problem& p) {
+  if (p.out_dtype == p.dtype || p.out_dtype == DType::F32) return;
+  const std::string own = p.dtype == DType::F32 ? "" : std::string(to_string(p.dtype)) + " or ";
+  reject("out_dtype", own + "f32", to_string(p.out_dtype));
+}
+
+void check_batch(const Problem& p) {
+  expect_range("batch", p.batch, 0, kMaxCount - 1);
+  expect_range("max_seqlen_q", p.max_seqlen_q, 0, kMaxCount);
+  expect_range("max_seqlen_k", p.max_seqlen_k, 0, kMaxCount);
+  expect_range("page_size", p.page_size, 0, kMaxCount);
+  expect_multiple("page_size", p.page_size, 16);
+  expect_range("block_size", p.block_size, 16, 256);
+  expect_multiple("block_size", p.block_size, 16);
+}
+
+void check_attention(const Problem& p) {
+  expect_float("dtype", p.dtype);
+  expect_range("heads_q", p.heads_q, 1, kMaxCount);
+  expect_range("heads_kv", p.heads_kv, 1, kMaxCount);
+  expect_divisor("heads_kv", p.heads_kv, "heads_q", p.heads_q);
+  expect_range("head_dim", p.head_dim, 1, kMaxCount);
+  expect_product("total_q", {p.total_q, p.heads_q, p.head_dim});
+  if (p.output) {
+    check_out_dtype(p);
+    expect_range("value_dim", p.value_dim, 1, kMaxCount);
+    expect_product("total_q", {p.total_q, p.heads_q, p.value_dim});
+  }
+  if (p.softmax_scale && !std::isfinite(*p.softmax_scale)) {
+    reject("softmax_scale", "a finite number", std::to_string(*p.softmax_scale));
+  }
+}
+
+void check_index(const Problem& p) {
+  expect_float("index_dtype", p.index_dtype);
+  expect_range("index_heads_k", p.index_heads_k, 1, kMaxCount);
+  expect_divisor("index_heads_k", p.index_heads_k, "index_heads", p.index_heads);
+  expect_range("index_dim", p.index_dim, 1, kMaxCount);
+  expect_product("total_q", {p.total_q, p.index_heads, p.index_dim});
+}
+
+void check_selection(const Problem& p) {
+  expect_range("local_blocks", p.local_blocks, 0, p.topk);
+  expect_range("init_blocks", p.init_blocks, 0, p.topk);
+  if (p.init_blocks + p.local_blocks > p.topk) {
+    reject("init_blocks", "init_blocks + local_blocks of at most topk " + std::to_string(p.topk),
+           std::to_string(p.init_blocks) + " + " + std::to_string(p.local_blocks));
+  }
+}
+
+void check_merge(const Problem& p) {
+  expect_range("parts", p.parts, 1, kMaxParts);
+  if (p.op == Op::MergeSelections) {
+    expect_range("heads_kv", p.heads_kv, 1, kMaxCount);
+    expect_range("topk", p.topk, 1, kMaxTopk);
+    return expect_product("total_q", {p.total_q, p.heads_kv, kMaxTopk});
+  }
+  expect_float("dtype", p.dtype);
+  check_out_dtype(p);
+  expect_range("heads_q", p.heads_q, 1, kMaxCount);
+  expect_range("value_dim", p.value_dim, 1, kMaxCount);
+  expect_product("total_q", {p.total_q, p.heads_q, p.value_dim});
+}
+
+// An output that the operation does not have.
+void expect_flag_off(const Problem& p, const char* field, bool flag, bool allowed) {
+  if (flag && !allowed) reject(field, std::string("false for ") + to_string(p.op), "true");
+}
+
+void check_flags(const Problem& p, const OpTraits& traits) {
+  const bool dense = p.op == Op::DenseAttention;
+  expect_flag_off(p, "lse", p.lse, traits.attends || p.op == Op::MergeStates);
+  expect_flag_off(p, "block_max", p.block_max, dense);
+  expect_flag_off(
+      p, "chosen_scores", p.chosen_scores,
+      p.op == Op::SelectTopk || p.op == Op::SelectBlocks || p.op == Op::MergeSelections);
+  if (p.output) return;
+  if (!dense) reject("output", std::string("true for ") + to_string(p.op), "false");
+  if (p.lse) reject("lse", "false where output is false", "true");
+  if (!p.block_max) reject("output", "true where block_max is false", "false");
+}
+
+void check_scores_size(const Problem& p) {
+  const std::int64_t blocks = ceil_div(p.max_seqlen_k, p.block_size);
+  if (p.op == Op::SelectTopk || p.op == Op::BlockScores) {
+    expect_product("max_seqlen_k", {p.total_q, p.index_heads, blocks});
+  }
+  if (p.block_max) expect_product("max_seqlen_k", {p.total_q, p.heads_q, blocks});
+}
+
+void check_block_lists(const Problem& p, const OpTraits& traits) {
+  expect_range("topk", p.topk, 1, kMaxTopk);
+  if (traits.selects) check_selection(p);
+  const std::int64_t heads = traits.selects ? p.index_heads : p.heads_kv;
+  expect_product("total_q", {p.total_q, heads, p.topk});
+  if (p.op == Op::MsaAttention && p.index_heads != p.heads_kv) {
+    reject("index_heads", "heads_kv " + std::to_string(p.heads_kv), std::to_string(p.index_heads));
+  }
+  if (p.op == Op::InvertSelection && p.total_q * p.topk > kMaxCount) {
+    reject("total_q", "total_q * topk of at most 2147483647, as row_ptr is int32",
+           std::to_string(p.total_q) + " * " + std::to_string(p.topk));
+  }
+}
+
+void check_op(const Problem& p) {
+  if (p.op > Op::InvertSelection) {
+    reject("op", "an operation", std::to_string(static_cast<int>(p.op)));
+  }
+}
+
+void check_device(const Problem& p) {
+  const bool known = p.device.type == DeviceType::Cpu || p.device.type == DeviceType::Cuda;
+  if (!known || p.device.index < 0 || (p.device.type == DeviceType::Cpu && p.device.index != 0)) {
+    reject("device", "cpu or cuda:N", to_string(p.device));
+  }
+}
+
+}  // namespace
+
+void validate_problem(const Problem& p) {
+  check_op(p);
+  check_device(p);
+  const OpTraits traits = op_traits(p.op);
+  expect_range("options.threads", p.options.threads, 0, kMaxCount);
+  expect_range("total_q", p.total_q, 0, kMaxCount);
+  check_flags(p, traits);
+  if (traits.merges) return check_merge(p);
+  check_batch(p);
+  if (traits.attends) check_attention(p);
+  if (traits.indexes || traits.selects) expect_range("index_heads", p.index_heads, 1, kMaxCount);
+  if (traits.indexes) check_index(p);
+  if (p.op == Op::InvertSelection) expect_range("heads_kv", p.heads_kv, 1, kMaxCount);
+  if (traits.selects || traits.lists) check_block_lists(p, traits);
+  check_scores_size(p);
+}
+
+}  // namespace msa::core

@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: MIT
+// The runner of attention: cuts a call into tiles of neighbouring query tokens under one KV head
+// (and, where tiles are few, into pieces of their keys), turns block lists into visits, and hands
+// tiles to the kernels of the level in force.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <string>
+
+#include "core/contents.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/stage.h"
+
+namespace msa::cpu {
+namespace {
+
+constexpr std::int64_t kDenseRows =
+    256;  // rows of a dense tile: packing a block costs 1 % of its products
+constexpr std::int64_t kDenseStep =
+    128;  // keys of a dense visit where nobody asks for block maxima
+constexpr std::int64_t kSparseBytes =
+    768 << 10;  // queries and accumulators of a sparse tile stay in a 1 MB L2
+constexpr std::int64_t kTasksWanted = 64;  // fewer tiles than this are split along the keys
+constexpr std::int64_t kFewColumns =
+    4;  // decode: the heads of a token lie side by side and are read together
+constexpr std::int64_t kVisitsOfPiece =
+    4;  // at least: a piece costs a packing of queries and a merge
+constexpr std::int64_t kPaddingRows = 64;  // padding rows that one task clears
+
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return core::ceil_div(a, b) * b; }
+
+/// All sizes that a plan decides.
+struct Layout {
+  bool sparse = false;
+  std::int64_t group = 1;
+  std::int64_t step = 0;         // keys of a visit
+  std::int64_t tile_tokens = 1;  // query tokens of a tile
+  std::int64_t columns = 1;      // vectors of rows of a tile
+  std::int64_t pack = 1;         // values of a packed word
+  std::int64_t splits = 1;       // pieces of a tile's keys
+  std::int64_t heads = 1;        // KV heads that a task may take together
+  std::int64_t tiles = 0;        // upper bound of tiles per KV head
+  std::int64_t list = 0;         // upper bound of a tile's (block, token) pairs
+};
+
+Layout make_layout(const Problem& p, const AttendKernels& kernels) {
+  Layout l;
+  l.sparse = p.op != Op::DenseAttention;
+  l.group = p.heads_q / p.heads_kv;
+  l.pack = p.dtype == DType::BF16 ? kernels.words_of_bf16 : 1;
+  l.step = l.sparse || p.block_max ? p.block_size : kDenseStep;
+  const std::int64_t longest = std::max<std::int64_t>(1, p.max_seqlen_q);
+  if (l.sparse) {
+    const std::int64_t row_bytes = 4 * (p.head_dim / l.pack + p.value_dim);
+    const std::int64_t fit =
+        std::clamp<std::int64_t>(kSparseBytes / row_bytes / l.group, 1, kRowCut);
+    l.tile_tokens = static_cast<std::int64_t>(
+        std::bit_floor(static_cast<std::uint64_t>(std::min(fit, longest))));
+  } else {
+    l.tile_tokens = std::clamp<std::int64_t>(kDenseRows / l.group, 1, longest);
+  }
+  l.columns = core::ceil_div(l.tile_tokens * l.group, kernels.lanes);
+  l.tiles = std::min(p.total_q, p.total_q / l.tile_tokens + p.batch);
+  l.list = l.sparse ? l.tile_tokens * p.topk : 0;
+  const std::int64_t blocks = core::ceil_div(p.max_seqlen_k, l.step);
+  const std::int64_t visits = l.sparse ? std::min(blocks, l.list) : blocks;
+  if (!l.sparse && l.columns <= kFewColumns) l.heads = std::min(p.heads_kv, kMaxHeads);
+  const std::int64_t wanted =
+      kTasksWanted / std::max<std::int64_t>(1, core::ceil_div(p.heads_kv, l.heads) * l.tiles);
+  l.splits =
+      std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, visits / kVisitsOfPiece));
+  return l;
+}
+
+/// Rows of one request inside the window of a run.
+struct Job {
+  core::Request request;
+  std::int64_t batch = 0;
+  std::int64_t token_begin = 0, token_end = 0;
+  std::int64_t tiles = 0;
+  std::int64_t tiles_before = 0;  // of the jobs in front
+};
+
+/// Buffers of one thread: those of the kernels and those of list building.
+struct ThreadScratch {
+  AttendScratch kernel{};
+  AttendState states[kMaxHeads] = {};  // of tiles in one piece
+  std::uint64_t* pairs = nullptr;      // block << 32 | token of the tile
+  Visit* visits = nullptr;
+  std::int32_t* tokens = nullptr;
+};
+
+/// The workspace of one run.
+struct Shared {
+  Job* jobs = nullptr;
+  std::byte* states = nullptr;  // of the pieces of split tiles, state_bytes each
+  std::byte* threads = nullptr;
+};
+
+/// One task: a piece of a tile.
+struct Place {
+  const Job* job = nullptr;
+  std::int64_t tile = 0;  // of the job
+  std::int64_t head = 0, heads = 1;
+  std::int64_t piece = 0;
+  std::int64_t index = 0;  // of the tile under its head, over all jobs: where its states lie
+};
+
+class AttentionStage final : public Stage {
+ public:
+  AttentionStage(const Problem& problem, const Machine& machine);
+
+  std::size_t workspace_bytes() const override {
+    Scratch count(nullptr);
+    take_shared(count);
+    return count.used();
+  }
+  std::string decisions() const override;
+  void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
+
+ private:
+  AttendState take_state(Scratch& from) const;
+  ThreadScratch take_thread(Scratch& from) const;
+  Shared take_shared(Scratch& from) const;
+  ThreadScratch thread_scratch(const Shared& shared, int thread) const {
+    Scratch at(shared.threads + static_cast<std::size_t>(thread) * thread_bytes_);
+    return take_thread(at);
+  }
+  AttendState state_of(const Shared& shared, const Place& place, std::int64_t head) const;
+
+  AttendCall describe(const core::Call& call, Rows rows) const;
+  std::int64_t make_jobs(const core::Call& call, Rows rows, Job* jobs) const;
+  Place place_of(std::int64_t task, std::span<const Job> jobs, std::int64_t heads,
+                 std::int64_t pieces) const;
+  AttendTile make_tile(const AttendCall& call, const Place& place,
+                       const ThreadScratch& scratch) const;
+  void list_visits(const AttendCall& call, AttendTile& tile, const ThreadScratch& scratch) const;
+  std::int64_t heads_together(const AttendCall& call, std::int64_t tiles) const;
+  void sweep(const AttendCall& call, std::span<const Job> jobs, const Shared& shared) const;
+  void join(const AttendCall& call, std::span<const Job> jobs, const Shared& shared) const;
+
+  Problem p_;
+  Machine machine_;
+  AttendKernels kernels_;
+  Layout l_;
+  std::size_t state_bytes_ = 0, thread_bytes_ = 0;
+};
+
+AttentionStage::AttentionStage(const Problem& problem, const Machine& machine)
+    : p_(problem),
+      machine_(machine),
+      kernels_(machine.kernels->attend),
+      l_(make_layout(problem, kernels_)) {
+  Scratch state(nullptr), thread(nullptr);
+  take_state(state);
+  take_thread(thread);
+  state_bytes_ = state.used();
+  thread_bytes_ = thread.used();
+}
+
+std::string AttentionStage::decisions() const {
+  const auto line = [](const char* key, std::int64_t value) {
+    return std::string(key) + " " + std::to_string(value) + "\n";
+  };
+  return std::string("products ") + (l_.pack == 2 ? "bf16" : "f32") + "\n" +
+         line("tile_tokens", l_.tile_tokens) + line("visit_keys", l_.step) +
+         line("key_pieces", l_.splits) + line("heads_together", l_.heads);
+}
+
+// ---- workspace ----
+
+AttendState AttentionStage::take_state(Scratch& from) const {
+  const std::int64_t rows = l_.columns * kernels_.lanes;
+  AttendState s;
+  s.o = from.take<float>(rows * p_.value_dim);
+  s.m = from.take<float>(rows);
+  s.l = from.take<float>(rows);
+  return s;
+}
+
+ThreadScratch AttentionStage::take_thread(Scratch& from) const {
+  const std::int64_t lanes = kernels_.lanes, rows = l_.columns * lanes,
+                     d_words = p_.head_dim / l_.pack;
+  const std::int64_t padded_step = round_up(l_.step, kernels_.tile);
+  const std::int64_t row_floats = round_up(std::max(p_.head_dim, p_.value_dim), lanes);
+  ThreadScratch t;
+  t.kernel.q = from.take<std::byte>(4 * l_.heads * rows * round_up(d_words, lanes));
+  t.kernel.k = from.take<std::byte>(4 * padded_step * d_words);
+  t.kernel.v =
+      from.take<std::byte>(4 * (padded_step / l_.pack + 1) * round_up(p_.value_dim, lanes));
+  t.kernel.s = from.take<float>(lanes * std::max(2 * padded_step, row_floats));
+  t.kernel.p = from.take<std::byte>(4 * 2 * padded_step / l_.pack * lanes);
+  t.kernel.visible = from.take<std::int32_t>(rows);
+  t.kernel.limits = from.take<std::int32_t>(rows);
+  t.kernel.active = from.take<std::int32_t>(l_.columns);
+  t.kernel.ahead = from.take<const std::byte*>(2 * l_.step);
+  for (std::int64_t h = 0; h < l_.heads && l_.splits == 1; ++h) t.states[h] = take_state(from);
+  t.pairs = from.take<std::uint64_t>(l_.list);
+  t.visits = from.take<Visit>(l_.list);
+  t.tokens = from.take<std::int32_t>(l_.list);
+  return t;
+}
+
+Shared AttentionStage::take_shared(Scratch& from) const {
+  Shared s;
+  s.jobs = from.take<Job>(p_.batch);
+  if (l_.splits > 1) {
+    s.states = from.take<std::byte>(l_.tiles * p_.heads_kv * l_.splits *
+                                    static_cast<std::int64_t>(state_bytes_));
+  }
+  s.threads = from.take<std::byte>(machine_.threads * static_cast<std::int64_t>(thread_bytes_));
+  return s;
+}
+
+/// Where a piece of a split tile keeps one head.
+AttendState AttentionStage::state_of(const Shared& shared, const Place& place,
+                                     std::int64_t head) const {
+  const std::int64_t piece = (place.index * p_.heads_kv + head) * l_.splits + place.piece;
+  Scratch at(shared.states + static_cast<std::size_t>(piece) * state_bytes_);
+  return take_state(at);
+}
+
+// ---- what a call looks like to the kernels ----
+
+KeyTensor key_tensor(const Tensor& t) {
+  const auto* data = static_cast<const std::byte*>(t.data);
+  if (t.rank == 4) return {data, t.stride[0], t.stride[1], t.stride[2]};
+  return {data, 0, t.stride[0], t.stride[1]};
+}
+
+AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
+  AttendCall c;
+  c.dtype = p_.dtype;
+  c.out_dtype = p_.out_dtype;
+  c.group = l_.group;
+  c.head_dim = p_.head_dim;
+  c.value_dim = p_.value_dim;
+  c.step = l_.step;
+  c.scale = p_.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(p_.head_dim)));
+  c.attend = p_.op != Op::DenseAttention || p_.output;
+  c.negate = c.attend && c.scale < 0;
+  c.q = static_cast<const std::byte*>(call.q.data);
+  c.q_row = call.q.stride[0];
+  c.q_head = call.q.stride[1];
+  c.k = key_tensor(call.k);
+  c.v = key_tensor(call.v);
+  if (call.batch.page_table) {
+    c.page_table = static_cast<const std::int32_t*>(call.batch.page_table.data);
+    c.table_row = call.batch.page_table.stride[0];
+    c.table_col = call.batch.page_table.stride[1];
+    c.page_size = p_.page_size;
+  }
+  if (l_.sparse) {
+    const Tensor& ids = call.block_ids_in;
+    c.ids = static_cast<const std::int32_t*>(ids.data);
+    c.ids_row = ids.stride[0];
+    c.ids_head = ids.stride[1];
+    c.ids_slot = ids.stride[2];
+    c.topk = ids.shape[2];
+    c.first_row = rows.begin;
+  }
+  if (call.out) {
+    c.out = static_cast<std::byte*>(call.out.data);
+    c.out_row = call.out.stride[0];
+    c.out_head = call.out.stride[1];
+  }
+  if (call.lse) {
+    c.lse = static_cast<float*>(call.lse.data);
+    c.lse_row = call.lse.stride[0];
+    c.lse_head = call.lse.stride[1];
+  }
+  if (call.block_max) {
+    c.block_max = static_cast<float*>(call.block_max.data);
+    c.max_row = call.block_max.stride[0];
+    c.max_head = call.block_max.stride[1];
+    c.max_block = call.block_max.stride[2];
+    c.max_blocks = call.block_max.shape[2];
+  }
+  return c;
+}
+
+// ---- jobs and tiles ----
+
+/// The requests with rows in the window, those with the longest keys first; returns how many there
+/// are.
+std::int64_t AttentionStage::make_jobs(const core::Call& call, Rows rows, Job* jobs) const {
+  std::int64_t count = 0, k_begin = 0;
+  for (std::int64_t b = 0; b < core::num_requests(call); ++b) {
+    Job job{.request = core::read_request(p_, call, b, k_begin), .batch = b};
+    k_begin += job.request.seqlen_k;
+    const std::int64_t first = job.request.q_begin;
+    job.token_begin = std::max<std::int64_t>(0, rows.begin - first);
+    job.token_end = std::min(job.request.seqlen_q, rows.end - first);
+    if (job.token_begin >= job.token_end) continue;
+    job.tiles = core::ceil_div(job.token_end - job.token_begin, l_.tile_tokens);
+    jobs[count++] = job;
+  }
+  std::sort(jobs, jobs + count, [](const Job& a, const Job& b) {
+    return a.request.seqlen_k != b.request.seqlen_k ? a.request.seqlen_k > b.request.seqlen_k
+                                                    : a.batch < b.batch;
+  });
+  for (std::int64_t i = 1; i < count; ++i)
+    jobs[i].tiles_before = jobs[i - 1].tiles_before + jobs[i - 1].tiles;
+  return count;
+}
+
+/// Task order: job, head, tile (late tokens, which see most, first), piece.
+Place AttentionStage::place_of(std::int64_t task, std::span<const Job> jobs, std::int64_t heads,
+                               std::int64_t pieces) const {
+  const std::int64_t per_tile = core::ceil_div(p_.heads_kv, heads) * pieces;
+  const auto after = std::upper_bound(
+      jobs.begin(), jobs.end(), task,
+      [&](std::int64_t t, const Job& job) { return t < job.tiles_before * per_tile; });
+  const Job& job = *(after - 1);
+  const std::int64_t rest = task - job.tiles_before * per_tile;
+  Place place{.job = &job, .piece = rest % pieces};
+  place.tile = job.tiles - 1 - rest / pieces % job.tiles;
+  place.head = rest / (pieces * job.tiles) * heads;
+  place.heads = std::min(heads, p_.heads_kv - place.head);
+  place.index = job.tiles_before + place.tile;
+  return place;
+}
+
+/// Inverts the lists of the tile's tokens: every block that one of them lists and sees, ascending,
+/// with those tokens.
+void AttentionStage::list_visits(const AttendCall& call, AttendTile& tile,
+                                 const ThreadScratch& scratch) const {
+  const std::int64_t first_block = tile.request.blocks().begin;
+  std::int64_t pairs = 0;
+  for (std::int64_t t = 0; t < tile.tokens; ++t) {
+    const std::int64_t blocks = tile.request.visible_blocks(tile.token + t).size();
+    const std::int64_t row = tile.request.q_begin + tile.token + t - call.first_row;
+    const std::int32_t* ids = call.ids + row * call.ids_row + tile.head * call.ids_head;
+    for (std::int64_t slot = 0; slot < call.topk && ids[slot * call.ids_slot] >= 0; ++slot) {
+      const std::int64_t block = ids[slot * call.ids_slot] - first_block;
+      if (block < 0 || block >= blocks) continue;
+      scratch.pairs[pairs++] =
+          static_cast<std::uint64_t>(block) << 32 | static_cast<std::uint64_t>(t);
+    }
+  }
+  std::sort(scratch.pairs, scratch.pairs + pairs);
+  std::int64_t visits = 0;
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const auto block = static_cast<std::int32_t>(scratch.pairs[i] >> 32);
+    scratch.tokens[i] = static_cast<std::int32_t>(scratch.pairs[i] & 0xffffffffu);
+    if (visits == 0 || scratch.visits[visits - 1].block != block) {
+      scratch.visits[visits++] = {block, static_cast<std::int32_t>(i), 0};
+    }
+    ++scratch.visits[visits - 1].count;
+  }
+  tile.visits = scratch.visits;
+  tile.visit_tokens = scratch.tokens;
+  tile.end = visits;
+}
+
+AttendTile AttentionStage::make_tile(const AttendCall& call, const Place& place,
+                                     const ThreadScratch& scratch) const {
+  const Job& job = *place.job;
+  AttendTile tile{
+      .request = job.request, .batch = job.batch, .head = place.head, .heads = place.heads};
+  tile.token = job.token_begin + place.tile * l_.tile_tokens;
+  tile.tokens = std::min(l_.tile_tokens, job.token_end - tile.token);
+  if (l_.sparse) {
+    list_visits(call, tile, scratch);
+  } else {
+    tile.end = core::ceil_div(job.request.visible_keys(tile.token + tile.tokens - 1), l_.step);
+  }
+  const std::int64_t visits = tile.end;
+  tile.begin = visits * place.piece / l_.splits;
+  tile.end = visits * (place.piece + 1) / l_.splits;
+  tile.last = place.piece + 1 == l_.splits;
+  return tile;
+}
+
+// ---- running ----
+
+/// Rows that no request owns.
+void clear_rows(const AttendCall& call, std::int64_t heads, std::int64_t begin, std::int64_t end) {
+  const std::int64_t item = call.out_dtype == DType::F32 ? 4 : 2;
+  const float nothing = -std::numeric_limits<float>::infinity();
+  for (std::int64_t row = begin; row < end; ++row) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      if (call.attend) {
+        std::memset(call.out + (row * call.out_row + h * call.out_head) * item, 0,
+                    static_cast<std::size_t>(call.value_dim * item));
+      }
+      if (call.lse != nullptr) call.lse[row * call.lse_row + h * call.lse_head] = nothing;
+      for (std::int64_t b = 0; b < call.max_blocks; ++b) {
+        call.block_max[row * call.max_row + h * call.max_head + b * call.max_block] = nothing;
+      }
+    }
+  }
+}
+
+/// KV heads that a task takes: several where their rows lie side by side and tasks are many enough
+/// for all threads.
+std::int64_t AttentionStage::heads_together(const AttendCall& call, std::int64_t tiles) const {
+  const bool side_by_side = call.k.head < call.k.row && call.v.head < call.v.row;
+  const std::int64_t tasks = tiles * core::ceil_div(p_.heads_kv, l_.heads) * l_.splits;
+  return side_by_side && tasks >= 4 * machine_.threads ? l_.heads : 1;
+}
+
+/// One pass over all tiles and pieces; tiles that are not split are written at once.
+void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
+                           const Shared& shared) const {
+  const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
+  const std::int64_t heads = heads_together(call, tiles);
+  const std::int64_t tasks = tiles * core::ceil_div(p_.heads_kv, heads) * l_.splits;
+  for_each_task(machine_.threads, tasks, [&](std::int64_t task, int thread) {
+    ThreadScratch scratch = thread_scratch(shared, thread);
+    const Place place = place_of(task, jobs, heads, l_.splits);
+    AttendTile tile = make_tile(call, place, scratch);
+    const bool clears =
+        call.block_max != nullptr && tile.last;  // maxima of blocks that nobody sees
+    if (tile.begin == tile.end && place.piece > 0 && !clears) return;
+    for (std::int64_t h = 0; h < tile.heads && l_.splits > 1; ++h) {
+      scratch.states[h] = state_of(shared, place, place.head + h);
+    }
+    kernels_.attend(call, tile, scratch.kernel, scratch.states);
+    if (!call.attend || l_.splits > 1) return;
+    for (std::int64_t h = 0; h < place.heads; ++h) {
+      tile.head = place.head + h;
+      kernels_.finish(call, tile, scratch.kernel, scratch.states[h]);
+    }
+  });
+}
+
+/// Joins the pieces of split tiles in order and writes them.
+void AttentionStage::join(const AttendCall& call, std::span<const Job> jobs,
+                          const Shared& shared) const {
+  const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
+  for_each_task(machine_.threads, tiles * p_.heads_kv, [&](std::int64_t task, int thread) {
+    const ThreadScratch scratch = thread_scratch(shared, thread);
+    Place place = place_of(task, jobs, 1, 1);
+    const AttendState first = state_of(shared, place, place.head);
+    for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
+      const AttendTile tile = make_tile(call, place, scratch);
+      if (tile.begin == tile.end) continue;
+      const std::int64_t columns = core::ceil_div(tile.tokens * l_.group, kernels_.lanes);
+      kernels_.merge(first, state_of(shared, place, place.head), columns, call);
+    }
+    kernels_.finish(call, make_tile(call, place, scratch), scratch.kernel, first);
+  });
+}
+
+void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace) const {
+  Scratch at(workspace);
+  const Shared shared = take_shared(at);
+  const std::span<const Job> jobs(shared.jobs,
+                                  static_cast<std::size_t>(make_jobs(call, rows, shared.jobs)));
+  AttendCall c = describe(call, rows);
+
+  std::int64_t owned = rows.begin;  // rows behind the last request's are padding
+  for (const Job& job : jobs) owned = std::max(owned, job.request.q_begin + job.token_end);
+  for_each_task(machine_.threads, core::ceil_div(rows.end - owned, kPaddingRows),
+                [&](std::int64_t task, int) {
+                  const std::int64_t begin = owned + task * kPaddingRows;
+                  clear_rows(c, p_.heads_q, begin, std::min(begin + kPaddingRows, rows.end));
+                });
+
+  if (jobs.empty()) return;
+  if (c.negate && c.block_max != nullptr) {
+    // The maxima are of scores without the scale's sign: a pass of their own.
+    AttendCall maxima = c;
+    maxima.attend = maxima.negate = false;
+    sweep(maxima, jobs, shared);
+    c.block_max = nullptr;
+  }
+  sweep(c, jobs, shared);
+  if (c.attend && l_.splits > 1) join(c, jobs, shared);
+}
+
+}  // namespace
+
+StagePtr plan_attention(const Problem& problem, const Machine& machine) {
+  return std::make_unique<AttentionStage>(problem, machine);
+}
+
+}  // namespace msa::cpu

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// Single values between fp32 and the 16-bit storage types, in plain C++: round to nearest even, NaN
+// stays a quiet NaN.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace msa::cpu {
+
+constexpr float bf16_to_float(std::uint16_t x) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(x) << 16);
+}
+
+constexpr std::uint16_t float_to_bf16(float x) {
+  const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((u >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+constexpr float f16_to_float(std::uint16_t x) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x8000u) << 16;
+  const std::uint32_t exponent = (x >> 10) & 0x1fu, mantissa = x & 0x3ffu;
+  if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero or subnormal: exact
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+constexpr std::uint16_t float_to_f16(float x) {
+  const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  std::uint32_t half = 0;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
+    half = 0x7c00u;
+  } else if (magnitude >= 0x38800000u) {  // normal: rebias, round away 13 bits
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  } else {  // subnormal: the addition of 0.5 rounds to a multiple of 2^-24 in the current (nearest)
+            // mode
+    half = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  }
+  return static_cast<std::uint16_t>(sign | half);
+}
+
+}  // namespace msa::cpu

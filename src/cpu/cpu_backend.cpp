@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+// The CPU backend: picks an instruction-set level, asks the planner of the operation for a stage,
+// runs it.
+#include <omp.h>
+
+#include "core/backend.h"
+#include "core/contents.h"
+#include "core/op_traits.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/select.h"
+#include "cpu/stage.h"
+
+namespace msa::cpu {
+namespace {
+
+using Planner = StagePtr (*)(const Problem&, const Machine&);
+
+/// The planner of an operation; null: the operation is not served.
+Planner planner_of(Op op) {
+  switch (op) {
+    case Op::DenseAttention:
+    case Op::SparseAttention:
+      return plan_attention;
+    case Op::MsaAttention:
+      return plan_msa;
+    case Op::MergeStates:
+      return plan_merge_states;
+    case Op::BlockScores:
+    case Op::SelectBlocks:
+      return plan_selection;
+    case Op::SelectTopk:
+      return plan_select_topk;
+    case Op::MergeSelections:
+      return plan_merge_selections;
+    case Op::InvertSelection:
+      return plan_invert_selection;
+  }
+  return nullptr;
+}
+
+/// The level that the options ask for, or the best that this machine has. Says why not in `reason`.
+Isa choose_isa(const std::string& name, std::string& reason) {
+  const core::CpuFeatures cpu = core::detect_cpu_features();
+  for (const Isa isa : kIsas) {
+    const std::string lacks = missing(isa, cpu);
+    if (name.empty() && lacks.empty()) return isa;
+    if (name == to_string(isa)) {
+      if (!lacks.empty()) reason = "isa " + name + " needs " + lacks;
+      return isa;
+    }
+  }
+  reason = "isa: expected avx512_bf16, avx512, avx2 or scalar, got \"" + name + "\"";
+  return Isa::Scalar;
+}
+
+/// Why the dims are not served; empty: they are.
+std::string rejects_shape(const Problem& p) {
+  const auto odd = [](const char* name, std::int64_t value) {
+    return std::string(name) + " " + std::to_string(value) +
+           ": multiples of 16 up to 256 are served";
+  };
+  const auto served = [](std::int64_t dim) { return dim % 16 == 0 && dim <= kMaxDim; };
+  const core::OpTraits op = core::op_traits(p.op);
+  if (op.indexes && !served(p.index_dim)) return odd("index_dim", p.index_dim);
+  if (!op.attends) return {};
+  if (!served(p.head_dim)) return odd("head_dim", p.head_dim);
+  if (!served(p.value_dim)) return odd("value_dim", p.value_dim);
+  return {};
+}
+
+bool serves(DType dtype) {
+  return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16;
+}
+
+class CpuPlanned final : public core::Planned {
+ public:
+  CpuPlanned(const Problem& given, const Machine& machine, StagePtr planned_stage)
+      : Planned(given), stage_(std::move(planned_stage)), threads_(machine.threads) {
+    backend = "cpu";
+    isa = machine.kernels->isa;
+    workspace_bytes = stage_->workspace_bytes();
+  }
+
+  void run(const core::Call& call, Workspace workspace, Stream) const override {
+    core::validate_contents(problem, call);
+    stage_->run(call, {0, core::num_query_rows(call)}, static_cast<std::byte*>(workspace.data));
+  }
+
+  std::string decisions() const override {
+    return "threads " + std::to_string(threads_) + "\n" + stage_->decisions();
+  }
+
+ private:
+  StagePtr stage_;
+  int threads_;
+};
+
+class CpuBackend final : public core::Backend {
+ public:
+  std::string_view name() const override { return "cpu"; }
+
+  std::string rejects(const Problem& problem) const override {
+    if (!problem.options.backend.empty() && problem.options.backend != name()) {
+      return "not the backend asked for (" + problem.options.backend + ")";
+    }
+    if (problem.device.type != DeviceType::Cpu)
+      return "tensors on " + msa::to_string(problem.device);
+    for (const DType dtype : {problem.dtype, problem.index_dtype, problem.out_dtype}) {
+      if (!serves(dtype)) return std::string("dtype ") + msa::to_string(dtype) + " is not served";
+    }
+    if (planner_of(problem.op) == nullptr)
+      return std::string(msa::to_string(problem.op)) + " is not served";
+    if (const std::string shape = rejects_shape(problem); !shape.empty()) return shape;
+    std::string reason;
+    choose_isa(problem.options.isa, reason);
+    return reason;
+  }
+
+  std::shared_ptr<const core::Planned> plan(const Problem& problem) const override {
+    std::string reason;
+    Machine machine;
+    machine.isa = choose_isa(problem.options.isa, reason);
+    machine.kernels = find_kernels(machine.isa);
+    machine.threads = problem.options.threads > 0 ? problem.options.threads : omp_get_max_threads();
+    return std::make_shared<CpuPlanned>(problem, machine, planner_of(problem.op)(problem, machine));
+  }
+
+  BackendInfo info() const override {
+    BackendInfo info;
+    info.name = "cpu";
+    info.available = true;
+    const core::CpuFeatures cpu = core::detect_cpu_features();
+    for (const Isa isa : kIsas) {
+      const std::string lacks = missing(isa, cpu);
+      info.isas.push_back(
+          {to_string(isa), lacks.empty(), lacks.empty() ? lacks : "needs " + lacks});
+    }
+    return info;
+  }
+};
+
+}  // namespace
+}  // namespace msa::cpu
+
+namespace msa::core {
+
+const Backend& cpu_backend() {
+  static const cpu::CpuBackend backend;
+  return backend;
+}
+
+}  // namespace msa::core

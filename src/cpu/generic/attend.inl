@@ -1,0 +1,683 @@
+// SPDX-License-Identifier: MIT
+// Attention over packed tiles, rows in lanes (docs/kernels/cpu-attend.md). A column is one vector
+// of query rows; for each block of keys, S = K Q, an online softmax and O = O alpha + V P run over
+// one or two columns at a time, all vertical. The two products share one register tile of kTile x 2
+// accumulators over words that hold one float or a bf16 pair.
+
+inline constexpr float kLog2E = 1.44269504088896340736f;
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct StoredF32 {
+  using T = float;
+  MSA_INLINE static Vec load_vec(const T* p) { return load(p); }
+};
+struct StoredF16 {
+  using T = std::uint16_t;
+  MSA_INLINE static Vec load_vec(const T* p) { return load_f16(p); }
+};
+struct StoredBf16 {
+  using T = std::uint16_t;
+  MSA_INLINE static Vec load_vec(const T* p) { return load_bf16(p); }
+};
+
+inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
+
+/// A block of keys as a visit reads it. Keys are packed, or as they lie where words are what is
+/// stored; values are packed, or left to the visit, which then packs a few dims at a time.
+template <class P>
+struct Block {
+  const typename P::Word* keys = nullptr;
+  std::int64_t row = 0;  // words from key to key
+  std::int64_t id = 0;   // of the request, local
+  std::int64_t start = 0, count = 0;
+  bool values_packed = true;
+};
+
+/// The block that comes next: rows to prefetch while the block in hand is computed.
+struct Ahead {
+  const std::byte* const* keys = nullptr;
+  const std::byte* const* values = nullptr;
+  std::int64_t count = 0;
+  std::int64_t key_bytes = 0, value_bytes = 0;
+};
+
+/// What a visit needs to know, gathered once per tile.
+template <class P>
+struct AttendContext {
+  using Word = typename P::Word;
+  const AttendCall& call;
+  const AttendTile& tile;
+  AttendState state;
+  std::int64_t head;  // the KV head in hand
+  Word* q;
+  Word* k;
+  Word* v;
+  Word* p;
+  float* s;
+  std::int32_t* limits;
+  std::int32_t* active;
+  const std::byte** ahead;
+  std::int64_t rows;  // live rows of the tile
+  std::int64_t columns;
+  std::int64_t k_words;   // words of a packed key
+  std::int64_t q_column;  // words of a packed column of queries
+  std::int64_t strip;     // words of a strip of values
+  std::int64_t p_column;  // words of a column of probabilities
+};
+
+// ---- packing ----
+
+/// Calls f(first, count, base) for every run of keys that lie at a constant stride: [start, start +
+/// count) of the request.
+template <class T, class F>
+inline void for_each_segment(const AttendCall& call, const AttendTile& tile, const KeyTensor& keys,
+                             std::int64_t head, std::int64_t start, std::int64_t count,
+                             const F& f) {
+  const T* data = reinterpret_cast<const T*>(keys.data) + head * keys.head;
+  if (call.page_size == 0) {
+    f(std::int64_t{0}, count, data + (tile.request.k_begin + start) * keys.row);
+    return;
+  }
+  for (std::int64_t done = 0; done < count;) {
+    const std::int64_t page = (start + done) / call.page_size,
+                       in_page = (start + done) % call.page_size;
+    const std::int64_t run = std::min(count - done, call.page_size - in_page);
+    const std::int64_t id = call.page_table[tile.batch * call.table_row + page * call.table_col];
+    f(done, run, data + id * keys.page + in_page * keys.row);
+    done += run;
+  }
+}
+
+/// One row of `dim` values as words: widened to fp32, or copied when words hold bf16 pairs.
+template <class P, class S>
+inline void pack_row(typename P::Word* to, const typename S::T* from, std::int64_t dim) {
+  if constexpr (P::kPack == 1) {
+    for (std::int64_t d = 0; d < dim; d += kLanes) store(to + d, S::load_vec(from + d));
+  } else {
+    for (std::int64_t d = 0; d < dim; d += 16) std::memcpy(to + d / 2, from + d, 32);
+  }
+}
+
+/// Keys as rows of words; zero rows up to a multiple of the register tile.
+template <class P, class S>
+inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_t count) {
+  using T = typename S::T;
+  for_each_segment<T>(c.call, c.tile, c.call.k, c.head, start, count,
+                      [&](std::int64_t first, std::int64_t run, const T* from) {
+                        for (std::int64_t j = 0; j < run; ++j) {
+                          pack_row<P, S>(c.k + (first + j) * c.k_words, from + j * c.call.k.row,
+                                         c.call.head_dim);
+                        }
+                      });
+  const std::int64_t padded = round_up(count, kTile);
+  std::memset(c.k + count * c.k_words, 0,
+              static_cast<std::size_t>((padded - count) * c.k_words) * sizeof *c.k);
+}
+
+/// Values of dims [begin, end) as strips of kLanes dims, each [key words][kLanes]; the missing
+/// partner of the last key is zero.
+template <class P, class S>
+inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int64_t count,
+                        std::int64_t begin, std::int64_t end) {
+  using T = typename S::T;
+  for_each_segment<T>(c.call, c.tile, c.call.v, c.head, start, count,
+                      [&](std::int64_t first, std::int64_t run, const T* from) {
+                        for (std::int64_t j = 0; j < run; j += P::kPack) {
+                          const T* row = from + j * c.call.v.row + begin;
+                          typename P::Word* to = c.v + (first + j) / P::kPack * kLanes;
+                          if constexpr (P::kPack == 1) {
+                            for (std::int64_t d = 0; d < end - begin; d += kLanes)
+                              store(to + d / kLanes * c.strip, S::load_vec(row + d));
+                          } else {
+                            P::interleave(row, j + 1 < run ? row + c.call.v.row : nullptr,
+                                          end - begin, to, c.strip);
+                          }
+                        }
+                      });
+}
+
+/// Queries of one column, transposed to [words][lanes]; rows behind the tile's last are zero.
+template <class P, class S>
+inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* rows) {
+  using T = typename S::T;
+  const std::int64_t width =
+      c.q_column / kLanes;  // words of a row, padded to the transposition's tile
+  auto* words = reinterpret_cast<Bits*>(rows);
+  std::memset(words, 0, static_cast<std::size_t>(kLanes * width) * sizeof *words);
+  const T* q = reinterpret_cast<const T*>(c.call.q);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const std::int64_t r = column * kLanes + lane;
+    if (r >= c.rows) break;
+    const std::int64_t token = c.tile.request.q_begin + c.tile.token + r / c.call.group;
+    const std::int64_t head = c.head * c.call.group + r % c.call.group;
+    auto* to = reinterpret_cast<typename P::Word*>(words + lane * width);
+    pack_row<P, S>(to, q + token * c.call.q_row + head * c.call.q_head, c.call.head_dim);
+  }
+  if (c.call.negate) {
+    const std::uint32_t signs = P::kPack == 1 ? 0x80000000u : 0x80008000u;
+    for (std::int64_t i = 0; i < kLanes * width; ++i) words[i] ^= signs;
+  }
+  auto* to = reinterpret_cast<Bits*>(c.q + column * c.q_column);
+  for (std::int64_t w = 0; w < width; w += kLanes)
+    transpose_words(words + w, width, to + w * kLanes, kLanes);
+}
+
+/// Points at keys where they lie, when that is what the register tile can read: bf16 words, one
+/// run, whole tiles.
+template <class P, class S>
+inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
+  if constexpr (P::kPack == 2) {
+    for_each_segment<typename S::T>(
+        c.call, c.tile, c.call.k, c.head, block.start, block.count,
+        [&](std::int64_t, std::int64_t run, const typename S::T* from) {
+          const bool aligned =
+              reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) == 0;
+          if (run != block.count || run % kTile != 0 || c.call.k.row % 2 != 0 || !aligned) return;
+          block.keys = reinterpret_cast<const typename P::Word*>(from);
+          block.row = c.call.k.row / 2;
+        });
+  }
+  return block.keys != nullptr;
+}
+
+/// Rows of the block that will be visited next.
+template <class P, class S>
+inline Ahead look_ahead(const AttendContext<P>& c, std::int64_t head, std::int64_t start,
+                        std::int64_t count) {
+  const auto list = [&](const KeyTensor& keys, const std::byte** rows) {
+    for_each_segment<typename S::T>(
+        c.call, c.tile, keys, head, start, count,
+        [&](std::int64_t first, std::int64_t run, const typename S::T* from) {
+          for (std::int64_t j = 0; j < run; ++j)
+            rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
+        });
+  };
+  constexpr auto kItem = static_cast<std::int64_t>(sizeof(typename S::T));
+  list(c.call.k, c.ahead);
+  if (c.call.attend) list(c.call.v, c.ahead + c.call.step);
+  return {c.ahead, c.ahead + c.call.step, count, c.call.head_dim * kItem, c.call.value_dim * kItem};
+}
+
+inline constexpr std::int64_t kLine = 64;
+
+/// Prefetches rows [begin, end) into the second-level cache.
+MSA_INLINE void prefetch_rows(const std::byte* const* rows, std::int64_t begin, std::int64_t end,
+                              std::int64_t bytes) {
+  for (std::int64_t j = begin; j < end; ++j) {
+    for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(rows[j] + at, 0, 2);
+  }
+}
+
+// ---- the register tile ----
+
+/// acc[r][c] += sum over steps of a[step * a_step + r * a_row] * b[c][step], lane by lane: every
+/// word of `a` that is broadcast feeds all columns, and kTile x Cols independent sums hide the
+/// latency of the products.
+template <class P, int Cols>
+MSA_INLINE void multiply(Vec (&acc)[kTile][Cols], const typename P::Word* a, std::int64_t a_step,
+                         std::int64_t a_row, const typename P::Word* const (&b)[Cols],
+                         std::int64_t steps) {
+  for (std::int64_t step = 0; step < steps; ++step) {
+    decltype(P::load_lanes(b[0])) x[Cols];
+    for (int col = 0; col < Cols; ++col) x[col] = P::load_lanes(b[col] + step * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kTile; ++r) {
+      const auto w = P::broadcast(a + r * a_row);
+#pragma GCC unroll 2
+      for (int col = 0; col < Cols; ++col) acc[r][col] = P::step(acc[r][col], w, x[col]);
+    }
+    a += a_step;
+  }
+}
+
+// ---- one visit: Cols columns against one packed block ----
+
+/// Scores of `keys` (a multiple of kTile) keys to c.s as [keys][Cols][lanes], and their running
+/// maximum. The operand order of `max` drops a NaN score; it comes back through the exponential.
+template <class P, int Cols, bool Masked>
+MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                            const Block<P>& block, std::int64_t keys, const Ahead& ahead,
+                            Vec (&best)[Cols]) {
+  const typename P::Word* q[Cols];
+  IVec limit[Cols];
+  for (int col = 0; col < Cols; ++col) {
+    q[col] = c.q + column[col] * c.q_column;
+    limit[col] = iload(c.limits + column[col] * kLanes);
+    best[col] = set1(-kInfinity);
+  }
+  for (std::int64_t key = 0; key < keys; key += kTile) {
+    Vec acc[kTile][Cols];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTile; ++r) {
+      for (int col = 0; col < Cols; ++col) acc[r][col] = zero();
+    }
+    prefetch_rows(ahead.keys, std::min(key, ahead.count), std::min(key + kTile, ahead.count),
+                  ahead.key_bytes);
+    multiply<P, Cols>(acc, block.keys + key * block.row, 1, block.row, q, c.k_words);
+    float* s = c.s + key * Cols * kLanes;
+#pragma GCC unroll 8
+    for (int r = 0; r < kTile; ++r) {
+      for (int col = 0; col < Cols; ++col) {
+        store(s + (r * Cols + col) * kLanes, acc[r][col]);
+        Vec candidate = acc[r][col];
+        if constexpr (Masked) {
+          const Mask seen = igreater(limit[col], iset1(static_cast<std::int32_t>(key + r)));
+          candidate = select(seen, candidate, set1(-kInfinity));
+        }
+        best[col] = max(candidate, best[col]);
+      }
+    }
+  }
+}
+
+/// Exponentials of one column of scores to words of probabilities; returns their sum, from the
+/// unrounded values.
+template <class P, int Cols, bool Masked>
+MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec scale, Vec shift,
+                            std::int64_t keys) {
+  const float* s = c.s + col * kLanes;
+  typename P::Word* p = c.p + col * c.p_column;
+  Vec sum[2] = {zero(), zero()};
+  const auto one = [&](std::int64_t key) {
+    Vec x = exp2(fma(load(s + key * Cols * kLanes), scale, shift));
+    if constexpr (Masked) {
+      x = select(igreater(limit, iset1(static_cast<std::int32_t>(key))), x, zero());
+    }
+    return x;
+  };
+  for (std::int64_t key = 0; key < keys; key += 2) {
+    const Vec even = one(key), odd = one(key + 1);
+    sum[0] = add(sum[0], even);
+    sum[1] = add(sum[1], odd);
+    if constexpr (P::kPack == 1) {
+      store(p + key * kLanes, even);
+      store(p + (key + 1) * kLanes, odd);
+    } else {
+      istore(p + key / 2 * kLanes, P::pair(even, odd));
+    }
+  }
+  return add(sum[0], sum[1]);
+}
+
+/// O = O alpha + V P for the value dims [begin, end), whose strips lie at the start of c.v.
+template <class P, int Cols>
+MSA_INLINE void accumulate(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                           const Vec (&alpha)[Cols], std::int64_t steps, std::int64_t begin,
+                           std::int64_t end, const Ahead& ahead) {
+  const typename P::Word* p[Cols];
+  float* o[Cols];
+  for (int col = 0; col < Cols; ++col) {
+    p[col] = c.p + col * c.p_column;
+    o[col] = c.state.o + column[col] * c.call.value_dim * kLanes;
+  }
+  for (std::int64_t d = begin; d < end; d += kTile) {
+    Vec acc[kTile][Cols];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTile; ++r) {
+      for (int col = 0; col < Cols; ++col)
+        acc[r][col] = mul(load(o[col] + (d + r) * kLanes), alpha[col]);
+    }
+    prefetch_rows(ahead.values, ahead.count * d / c.call.value_dim,
+                  ahead.count * (d + kTile) / c.call.value_dim, ahead.value_bytes);
+    const typename P::Word* v = c.v + (d - begin) / kLanes * c.strip + d % kLanes;
+    multiply<P, Cols>(acc, v, kLanes, 1, p, steps);
+#pragma GCC unroll 8
+    for (int r = 0; r < kTile; ++r) {
+      for (int col = 0; col < Cols; ++col) store(o[col] + (d + r) * kLanes, acc[r][col]);
+    }
+  }
+}
+
+inline constexpr std::int64_t kDimsAtOnce =
+    32;  // 8 KB of packed bf16 values: they never leave the first-level cache
+
+/// Block maxima of a column to the caller's tensor.
+template <class P>
+inline void write_block_max(const AttendContext<P>& c, std::int64_t column, std::int64_t block,
+                            Vec best) {
+  float value[kLanes];
+  store(value, best);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const std::int64_t r = column * kLanes + lane;
+    if (r >= c.rows) break;
+    const std::int64_t token = c.tile.request.q_begin + c.tile.token + r / c.call.group;
+    const std::int64_t head = c.head * c.call.group + r % c.call.group;
+    c.call.block_max[token * c.call.max_row + head * c.call.max_head + block * c.call.max_block] =
+        value[lane];
+  }
+}
+
+template <class P, int Cols, bool Masked>
+inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                          const Block<P>& block, std::int64_t keys, const Ahead& ahead) {
+  Vec best[Cols], alpha[Cols];
+  const std::int64_t padded = round_up(keys, kTile);
+  score_block<P, Cols, Masked>(c, column, block, padded, ahead, best);
+  if (c.call.block_max != nullptr) {
+    for (int col = 0; col < Cols; ++col) write_block_max(c, column[col], block.id, best[col]);
+  }
+  if (!c.call.attend) return;
+  const Vec scale = set1((c.call.negate ? -c.call.scale : c.call.scale) * kLog2E),
+            lowest = set1(-kInfinity);
+  for (int col = 0; col < Cols; ++col) {
+    float* m = c.state.m + column[col] * kLanes;
+    float* l = c.state.l + column[col] * kLanes;
+    const Vec before = load(m), after = max(best[col], before);
+    // A row that has seen nothing yet has m = -inf: its exponent base is 0 and what it held is
+    // dropped.
+    const Vec base = rounded(mul(select(equal(after, lowest), zero(), after), scale));
+    alpha[col] =
+        select(equal(before, lowest), zero(), exp2(sub(rounded(mul(before, scale)), base)));
+    const IVec limit = iload(c.limits + column[col] * kLanes);
+    const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, sub(zero(), base), padded);
+    store(l, fma(load(l), alpha[col], sum));
+    store(m, after);
+  }
+  const std::int64_t steps = (keys + P::kPack - 1) / P::kPack, dims = c.call.value_dim;
+  if (block.values_packed) {
+    accumulate<P, Cols>(c, column, alpha, steps, 0, dims, ahead);
+    return;
+  }
+  if constexpr (P::kPack == 2) {
+    for (std::int64_t d = 0; d < dims; d += kDimsAtOnce) {
+      const std::int64_t end = std::min(d + kDimsAtOnce, dims);
+      pack_values<P, StoredBf16>(c, block.start, block.count, d, end);
+      accumulate<P, Cols>(c, column, alpha, steps, d, end, ahead);
+    }
+  }
+}
+
+/// Visits `block` with columns that need it: `keys` is the largest limit of any of their rows;
+/// without a mask when all rows have that limit and no padding key takes part.
+template <class P, int Cols>
+inline void visit(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                  const Block<P>& block, const Ahead& ahead) {
+  std::int32_t most = 0, least = std::numeric_limits<std::int32_t>::max();
+  for (int col = 0; col < Cols; ++col) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const std::int32_t limit = c.limits[column[col] * kLanes + lane];
+      most = std::max(most, limit);
+      least = std::min(least, limit);
+    }
+  }
+  if (least == most && most % kTile == 0) {
+    visit_columns<P, Cols, false>(c, column, block, most, ahead);
+  } else {
+    visit_columns<P, Cols, true>(c, column, block, most, ahead);
+  }
+}
+
+// ---- a tile ----
+
+// Up to here a block has one visit, and a packed copy of it in memory would not pay.
+inline constexpr std::int64_t kFewColumns = 2;
+
+/// Limits of all rows for a block that every token attends to; returns the number of columns with a
+/// visible key.
+template <class P>
+inline std::int64_t limit_all(const AttendContext<P>& c, const std::int32_t* visible,
+                              std::int64_t start, std::int64_t count) {
+  std::int64_t active = 0;
+  for (std::int64_t column = 0; column < c.columns; ++column) {
+    const IVec seen =
+        isub(iload(visible + column * kLanes), iset1(static_cast<std::int32_t>(start)));
+    const IVec limit = imin(imax(seen, iset1(0)), iset1(static_cast<std::int32_t>(count)));
+    istore(c.limits + column * kLanes, limit);
+    const std::int64_t live = std::min<std::int64_t>(kLanes, c.rows - column * kLanes);
+    if ((bits(igreater(limit, iset1(0))) & ((1ull << live) - 1)) == 0) continue;
+    c.active[active++] = static_cast<std::int32_t>(column);
+  }
+  return active;
+}
+
+/// Limits of the rows whose tokens list the block; all others have zero. Rows behind the tile's
+/// last join with whoever is first.
+template <class P>
+inline std::int64_t limit_listed(const AttendContext<P>& c, const std::int32_t* visible,
+                                 const Visit& visit, std::int64_t start, std::int64_t count) {
+  std::int64_t active = 0;
+  const std::int64_t group = c.call.group;
+  for (std::int32_t i = 0; i < visit.count; ++i) {
+    const std::int64_t row = c.tile.visit_tokens[visit.first + i] * group;
+    const auto limit =
+        static_cast<std::int32_t>(std::clamp<std::int64_t>(visible[row] - start, 0, count));
+    if (limit == 0) continue;
+    for (std::int64_t column = row / kLanes; column <= (row + group - 1) / kLanes; ++column) {
+      if (active > 0 && c.active[active - 1] == column) continue;
+      c.active[active++] = static_cast<std::int32_t>(column);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const bool dead = column * kLanes + lane >= c.rows;
+        c.limits[column * kLanes + lane] = dead ? limit : 0;
+      }
+    }
+    for (std::int64_t r = row; r < row + group; ++r) c.limits[r] = limit;
+  }
+  return active;
+}
+
+template <class P>
+inline void visit_active(const AttendContext<P>& c, std::int64_t active, const Block<P>& block,
+                         Ahead ahead) {
+  std::int64_t i = 0;
+  for (; i + 2 <= active; i += 2) {
+    const std::int64_t pair[2] = {c.active[i], c.active[i + 1]};
+    visit<P, 2>(c, pair, block, ahead);
+    ahead = {};  // once is enough
+  }
+  if (i < active) {
+    const std::int64_t single[1] = {c.active[i]};
+    visit<P, 1>(c, single, block, ahead);
+  }
+}
+
+/// Keys that each row sees; rows behind the tile's last repeat it, so that they never force a mask.
+template <class P>
+inline void fill_visible(const AttendContext<P>& c, std::int32_t* visible) {
+  for (std::int64_t r = 0; r < c.columns * kLanes; ++r) {
+    const std::int64_t token = std::min(r, c.rows - 1) / c.call.group;
+    visible[r] = static_cast<std::int32_t>(c.tile.request.visible_keys(c.tile.token + token));
+  }
+}
+
+/// Block maxima of blocks that no row of this piece of the tile sees.
+template <class P>
+inline void clear_block_max(const AttendContext<P>& c, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t column = 0; column < c.columns; ++column) {
+    for (std::int64_t block = begin; block < end; ++block)
+      write_block_max(c, column, block, set1(-kInfinity));
+  }
+}
+
+template <class P>
+inline AttendContext<P> context_of(const AttendCall& call, const AttendTile& tile,
+                                   const AttendScratch& scratch, const AttendState& state,
+                                   std::int64_t h) {
+  using Word = typename P::Word;
+  const std::int64_t rows = tile.tokens * call.group, columns = round_up(rows, kLanes) / kLanes;
+  const std::int64_t k_words = call.head_dim / P::kPack, p_column = call.step / P::kPack * kLanes;
+  const std::int64_t q_column = round_up(k_words, kLanes) * kLanes;
+  return {.call = call,
+          .tile = tile,
+          .state = state,
+          .head = tile.head + h,
+          .q = reinterpret_cast<Word*>(scratch.q) + h * columns * q_column,
+          .k = reinterpret_cast<Word*>(scratch.k),
+          .v = reinterpret_cast<Word*>(scratch.v),
+          .p = reinterpret_cast<Word*>(scratch.p),
+          .s = scratch.s,
+          .limits = scratch.limits,
+          .active = scratch.active,
+          .ahead = scratch.ahead,
+          .rows = rows,
+          .columns = columns,
+          .k_words = k_words,
+          .q_column = q_column,
+          .strip =
+              p_column + kLanes,  // off by a line: strips at a power of two would share a cache set
+          .p_column = p_column};
+}
+
+template <class P, class S>
+inline void begin_tile(const AttendContext<P>& c, float* rows) {
+  for (std::int64_t column = 0; column < c.columns; ++column) pack_queries<P, S>(c, column, rows);
+  if (c.call.attend) {
+    std::fill_n(c.state.o, c.columns * c.call.value_dim * kLanes, 0.0f);
+    std::fill_n(c.state.l, c.columns * kLanes, 0.0f);
+    std::fill_n(c.state.m, c.columns * kLanes, -kInfinity);
+  }
+  if (c.call.block_max != nullptr) {
+    clear_block_max(c, c.tile.begin, c.tile.last ? c.call.max_blocks : c.tile.end);
+  }
+}
+
+inline std::int64_t block_of(const AttendTile& tile, std::int64_t i) {
+  return tile.visits == nullptr ? i : std::int64_t{tile.visits[i].block};
+}
+
+inline std::int64_t keys_of(const AttendCall& call, const AttendTile& tile, std::int64_t block) {
+  return std::min(call.step, tile.request.seqlen_k - block * call.step);
+}
+
+template <class P, class S>
+inline void attend_tile(const AttendCall& call, const AttendTile& tile,
+                        const AttendScratch& scratch, const AttendState* states) {
+  const AttendContext<P> first = context_of<P>(call, tile, scratch, states[0], 0);
+  fill_visible(first, scratch.visible);
+  for (std::int64_t h = 0; h < tile.heads; ++h) {
+    begin_tile<P, S>(context_of<P>(call, tile, scratch, states[h], h), scratch.s);
+  }
+  if (tile.begin < tile.end) {
+    const std::int64_t block = block_of(tile, tile.begin);
+    const Ahead ahead =
+        look_ahead<P, S>(first, tile.head, block * call.step, keys_of(call, tile, block));
+    prefetch_rows(ahead.keys, 0, ahead.count, ahead.key_bytes);
+    if (call.attend) prefetch_rows(ahead.values, 0, ahead.count, ahead.value_bytes);
+  }
+  for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+    const std::int64_t block = block_of(tile, i), start = block * call.step,
+                       count = keys_of(call, tile, block);
+    const std::int64_t active =
+        tile.visits == nullptr ? limit_all(first, scratch.visible, start, count)
+                               : limit_listed(first, scratch.visible, tile.visits[i], start, count);
+    if (active == 0) continue;
+    for (std::int64_t h = 0; h < tile.heads; ++h) {
+      const AttendContext<P> c = context_of<P>(call, tile, scratch, states[h], h);
+      const bool few = P::kPack == 2 && active <= kFewColumns;
+      Block<P> in_hand{.id = block, .start = start, .count = count, .values_packed = !few};
+      if (!few || !keys_in_place<P, S>(c, in_hand)) {
+        pack_keys<P, S>(c, start, count);
+        in_hand.keys = c.k;
+        in_hand.row = c.k_words;
+      }
+      if (call.attend && !few) pack_values<P, S>(c, start, count, 0, call.value_dim);
+      Ahead ahead;
+      if (h + 1 < tile.heads) {
+        ahead = look_ahead<P, S>(c, c.head + 1, start, count);
+      } else if (i + 1 < tile.end) {
+        const std::int64_t next = block_of(tile, i + 1);
+        ahead = look_ahead<P, S>(c, tile.head, next * call.step, keys_of(call, tile, next));
+      }
+      visit_active(c, active, in_hand, ahead);
+    }
+  }
+}
+
+inline void attend(const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
+                   const AttendState* states) {
+  switch (call.dtype) {
+    case DType::BF16:
+      return attend_tile<ProductsOfBf16, StoredBf16>(call, tile, scratch, states);
+    case DType::F16:
+      return attend_tile<F32Products, StoredF16>(call, tile, scratch, states);
+    default:
+      return attend_tile<F32Products, StoredF32>(call, tile, scratch, states);
+  }
+}
+
+// ---- joining pieces and writing rows ----
+
+/// Joins the softmax of two disjoint pieces of the same tile's keys.
+inline void merge_pieces(const AttendState& into, const AttendState& from, std::int64_t columns,
+                         const AttendCall& call) {
+  const Vec scale = set1((call.negate ? -call.scale : call.scale) * kLog2E),
+            lowest = set1(-kInfinity);
+  for (std::int64_t column = 0; column < columns; ++column) {
+    const std::int64_t at = column * kLanes;
+    const Vec m0 = load(into.m + at), m1 = load(from.m + at), m = max(m0, m1);
+    const Vec base = rounded(mul(m, scale));
+    const Vec a0 = select(equal(m0, lowest), zero(), exp2(sub(rounded(mul(m0, scale)), base)));
+    const Vec a1 = select(equal(m1, lowest), zero(), exp2(sub(rounded(mul(m1, scale)), base)));
+    store(into.m + at, m);
+    store(into.l + at, fma(load(into.l + at), a0, mul(load(from.l + at), a1)));
+    float* o = into.o + column * call.value_dim * kLanes;
+    const float* p = from.o + column * call.value_dim * kLanes;
+    for (std::int64_t d = 0; d < call.value_dim; ++d) {
+      store(o + d * kLanes, fma(load(o + d * kLanes), a0, mul(load(p + d * kLanes), a1)));
+    }
+  }
+}
+
+MSA_INLINE void store_row(const AttendCall& call, std::byte* to, const float* row) {
+  for (std::int64_t d = 0; d < call.value_dim; d += kLanes) {
+    const Vec x = load(row + d);
+    if (call.out_dtype == DType::F32) {
+      store(reinterpret_cast<float*>(to) + d, x);
+    } else if (call.out_dtype == DType::F16) {
+      store_f16(reinterpret_cast<std::uint16_t*>(to) + d, x);
+    } else {
+      store_bf16(reinterpret_cast<std::uint16_t*>(to) + d, x);
+    }
+  }
+}
+
+/// Lanes whose sums did not stay finite.
+inline unsigned broken_lanes(const float* o, std::int64_t dims, Vec l) {
+  Vec test = mul(l, zero());  // a NaN or an infinity times zero is a NaN
+  for (std::int64_t d = 0; d < dims; ++d) test = fma(load(o + d * kLanes), zero(), test);
+  return bits(is_nan(test));
+}
+
+/// Writes out and lse of every row; a row whose sums are not finite is computed again by itself.
+inline void finish_tile(const AttendCall& call, const AttendTile& tile,
+                        const AttendScratch& scratch, const AttendState& state) {
+  const std::int64_t rows = tile.tokens * call.group, item = call.out_dtype == DType::F32 ? 4 : 2;
+  const float scale = (call.negate ? -call.scale : call.scale) * kLog2E;
+  for (std::int64_t column = 0; column * kLanes < rows; ++column) {
+    float* o = state.o + column * call.value_dim * kLanes;
+    const Vec l = load(state.l + column * kLanes);
+    const unsigned broken = broken_lanes(o, call.value_dim, l);
+    const Vec inverse = select(equal(l, zero()), zero(), div(set1(1.0f), l));
+    for (std::int64_t d = 0; d < call.value_dim; ++d)
+      store(o + d * kLanes, mul(load(o + d * kLanes), inverse));
+    for (std::int64_t d = 0; d < call.value_dim; d += kLanes) {
+      transpose_words(reinterpret_cast<const Bits*>(o + d * kLanes), kLanes,
+                      reinterpret_cast<Bits*>(scratch.s + d), call.value_dim);
+    }
+    for (int lane = 0; lane < kLanes && column * kLanes + lane < rows; ++lane) {
+      const std::int64_t r = column * kLanes + lane, token = r / call.group, g = r % call.group;
+      if ((broken >> lane & 1u) != 0) {
+        attend_row_exact(call, tile, tile.token + token, g);
+        continue;
+      }
+      const std::int64_t row = tile.request.q_begin + tile.token + token,
+                         head = tile.head * call.group + g;
+      store_row(call, call.out + (row * call.out_row + head * call.out_head) * item,
+                scratch.s + lane * call.value_dim);
+      if (call.lse == nullptr) continue;
+      const float sum = state.l[r], top = state.m[r];
+      call.lse[row * call.lse_row + head * call.lse_head] =
+          sum == 0.0f ? -kInfinity
+                      : static_cast<float>(0.69314718055994530942 *
+                                           (double(top * scale) + std::log2(double(sum))));
+    }
+  }
+}
+
+constexpr AttendKernels attend_kernels() {
+  return {.lanes = kLanes,
+          .tile = kTile,
+          .words_of_bf16 = ProductsOfBf16::kPack,
+          .attend = attend,
+          .merge = merge_pieces,
+          .finish = finish_tile};
+}

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: MIT
+// Block scores of a tile of rows: dot products of index queries and keys and their maximum per
+// block, fp32 sums. Two ways: rows in the lanes (many rows: each key is broadcast, all that follows
+// is vertical) and the head dim in the lanes (few rows: keys stream past once, bound by memory).
+// What a score is worth does not depend on the tile around it.
+
+namespace selection {
+
+/// Keys per block of 16 that lie at one stride.
+inline constexpr std::int64_t kKeyRun = 16;
+inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+template <DType kType>
+inline constexpr std::int64_t kItemBytes = kType == DType::F32 ? 4 : 2;
+
+/// Products of one index storage type: pairs of bf16 where the level multiplies them, fp32
+/// otherwise.
+template <DType kType>
+using IndexProducts = std::conditional_t<kType == DType::BF16, ProductsOfBf16, F32Products>;
+
+/// The storage type is the operand type: no conversion.
+template <DType kType>
+inline constexpr bool kDirect = kType == DType::F32 || IndexProducts<kType>::kPack == 2;
+
+/// kLanes words of operand from stored values.
+template <DType kType>
+MSA_INLINE auto load_operand(const std::byte* p) {
+  if constexpr (IndexProducts<kType>::kPack == 2) {
+    return iload(p);
+  } else if constexpr (kType == DType::F32) {
+    return load(reinterpret_cast<const float*>(p));
+  } else if constexpr (kType == DType::F16) {
+    return load_f16(reinterpret_cast<const std::uint16_t*>(p));
+  } else {
+    return load_bf16(reinterpret_cast<const std::uint16_t*>(p));
+  }
+}
+
+/// A stored row as operand words.
+template <DType kType>
+MSA_INLINE void pack_row(const std::byte* from, std::int64_t dim, std::byte* to) {
+  if constexpr (kDirect<kType>) {
+    std::memcpy(to, from, static_cast<std::size_t>(dim * kItemBytes<kType>));
+  } else {
+    for (std::int64_t d = 0; d < dim; d += kLanes) {
+      store(reinterpret_cast<float*>(to) + d, load_operand<kType>(from + d * kItemBytes<kType>));
+    }
+  }
+}
+
+/// Where a row of the tile starts in index_q.
+MSA_INLINE const std::byte* query_row(const ScoreTile& tile, std::int64_t r) {
+  const std::int64_t row = tile.first_row + r;
+  return tile.q + row / tile.group * tile.q_token_stride + row % tile.group * tile.q_head_stride;
+}
+
+/// Hands the maxima of a block to their destination: candidates that pass their row's threshold, or
+/// score rows.
+struct BlockSink {
+  const ScoreTile& tile;
+  const TileRows& rows;
+  const ScoreTarget& target;
+
+  [[gnu::noinline]] void push(std::int64_t block, std::int64_t row, unsigned passing,
+                              const float* best) const {
+    const auto id = static_cast<std::int32_t>(tile.request->blocks().begin + block);
+    for (; passing != 0; passing &= passing - 1) {
+      const int lane = std::countr_zero(passing);
+      const std::int64_t r = row + lane;
+      rows.threshold[r] =
+          push_candidate(rows.lists + r * rows.list_stride, rows.count[r], rows.room[r],
+                         rows.threshold[r], make_candidate(best[lane], id));
+    }
+  }
+  void write(std::int64_t block, std::int64_t row, std::int64_t lanes_begin, std::int64_t lanes_end,
+             const float* best) const {
+    for (std::int64_t lane = lanes_begin; lane < lanes_end; ++lane) {
+      const std::int64_t r = tile.first_row + row + lane;
+      target.scores[r / tile.group * target.token_stride + r % tile.group * target.head_stride +
+                    block * target.block_stride] = best[lane];
+    }
+  }
+  /// Lanes = rows row .. row + kLanes - 1, of which those from `first` on need the block.
+  MSA_INLINE void take(std::int64_t block, std::int64_t row, std::int64_t first, Vec best) const {
+    alignas(64) float lanes[kLanes];
+    const std::int64_t skip = std::max<std::int64_t>(first - row, 0);
+    if (target.scores != nullptr) {
+      store(lanes, best);
+      return write(block, row, skip, std::min<std::int64_t>(tile.num_rows - row, kLanes), lanes);
+    }
+    const Vec threshold = load(rows.threshold + row);
+    const unsigned passing =
+        bits(either(greater(best, threshold), is_nan(threshold))) >> skip << skip;
+    if (passing == 0) return;
+    store(lanes, best);
+    push(block, row, passing, lanes);
+  }
+};
+
+/// The keys of a block that some row of the tile sees.
+struct BlockKeys {
+  std::int64_t begin = 0;  // in the request
+  std::int64_t size = 0;
+};
+
+MSA_INLINE BlockKeys keys_of_block(const ScoreTile& tile, const TileRows& rows,
+                                   std::int64_t block) {
+  const std::int64_t begin = block * tile.request->block_size;
+  const std::int64_t seen = rows.visible[tile.num_rows - 1];
+  return {begin, std::min(begin + tile.request->block_size, seen) - begin};
+}
+
+/// Keys come from memory once per tile. One core gains a quarter where they are contiguous, half
+/// where they lie in pages of 32 KB in any order, from asking for data this far ahead (into the
+/// second cache) and for its address translation further.
+inline constexpr std::int64_t kDataAhead = 32 << 10;
+inline constexpr std::int64_t kTouchAhead = 64 << 10;
+
+/// Prefetches behind a walk over the keys of one request.
+struct Lookahead {
+  const IndexKeys& keys;
+  std::int64_t end;  // of the keys that may be read
+  std::int64_t row_bytes;
+  const std::byte* run = nullptr;
+
+  MSA_INLINE void start_run(std::int64_t j) {
+    const std::int64_t touch = j + core::ceil_div(kTouchAhead / row_bytes, kKeyRun) * kKeyRun;
+    if (touch < end) __builtin_prefetch(keys.key(touch));
+    const std::int64_t data = j + core::ceil_div(kDataAhead / row_bytes, kKeyRun) * kKeyRun;
+    run = data + kKeyRun <= end ? keys.key(data) : nullptr;
+  }
+  /// Asks for key i of the run ahead: a few at a time beats all at once by a third.
+  MSA_INLINE void ask(std::int64_t i) const {
+    if (run == nullptr) return;
+    const std::byte* row = run + i * keys.token_stride;
+    for (std::int64_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+  }
+};
+
+template <DType kType>
+MSA_INLINE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
+  return {tile.keys, rows.visible[tile.num_rows - 1], tile.dim * kItemBytes<kType>};
+}
+
+// ---- rows in the lanes ----
+
+inline constexpr int kScoreColumns = kLanes == 16 ? 2 : 3;  // 8 x 2 of 32 registers, 4 x 3 of 16
+
+/// Queries as [column][word][lane]; lanes behind the last row are zero.
+template <DType kType>
+void pack_queries(const ScoreTile& tile, const TileBuffers& buffers) {
+  using Word = typename IndexProducts<kType>::Word;
+  const std::int64_t words = tile.dim / IndexProducts<kType>::kPack;
+  Word* packed = reinterpret_cast<Word*>(buffers.q);
+  alignas(64) Word row[256];
+  for (std::int64_t r = 0; r < core::ceil_div(tile.num_rows, kLanes) * kLanes; ++r) {
+    if (r < tile.num_rows) {
+      pack_row<kType>(query_row(tile, r), tile.dim, reinterpret_cast<std::byte*>(row));
+    } else {
+      std::fill(row, row + words, Word{});
+    }
+    Word* lane = packed + r / kLanes * words * kLanes + r % kLanes;
+    for (std::int64_t w = 0; w < words; ++w) lane[w * kLanes] = row[w];
+  }
+}
+
+/// Fills buffers.keys with the operand words of each key, repeating the last key up to a whole
+/// register tile.
+template <DType kType>
+void stage_keys(const ScoreTile& tile, const BlockKeys& block, const TileBuffers& buffers) {
+  const std::int64_t bytes = tile.dim / IndexProducts<kType>::kPack * 4;
+  for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
+    const std::byte* run = tile.keys.key(block.begin + j);
+    const std::int64_t end = std::min(j + kKeyRun, block.size);
+    for (std::int64_t i = j; i < end; ++i, run += tile.keys.token_stride) {
+      if constexpr (kDirect<kType>) {
+        buffers.keys[i] = run;
+      } else {
+        pack_row<kType>(run, tile.dim, buffers.k + i * bytes);
+        buffers.keys[i] = buffers.k + i * bytes;
+      }
+    }
+  }
+  for (std::int64_t i = block.size; i % kTile != 0; ++i)
+    buffers.keys[i] = buffers.keys[block.size - 1];
+}
+
+template <class P>
+MSA_INLINE auto broadcast_word(const std::byte* p) {
+  typename P::Word word;
+  std::memcpy(&word, p, sizeof word);
+  return P::broadcast(&word);
+}
+
+/// Raises `best` to the scores of kTile keys. Masked: a lane takes key number `key` only below its
+/// limit.
+template <class P, int kColumns, bool kMasked>
+MSA_INLINE void score_keys(const typename P::Word* q, std::int64_t words,
+                           const std::byte* const* keys, std::int32_t key,
+                           const std::int32_t* limits, Vec* best) {
+  Vec acc[kTile][kColumns];
+  for (int m = 0; m < kTile; ++m) {
+    for (int c = 0; c < kColumns; ++c) acc[m][c] = zero();
+  }
+  const std::byte* k[kTile];
+  for (int m = 0; m < kTile; ++m) k[m] = keys[m];
+  for (std::int64_t w = 0; w < words; ++w) {
+    decltype(P::load_lanes(q)) operand[kColumns];
+    for (int c = 0; c < kColumns; ++c) operand[c] = P::load_lanes(q + (c * words + w) * kLanes);
+    for (int m = 0; m < kTile; ++m) {
+      const auto value = broadcast_word<P>(k[m] + w * 4);
+      for (int c = 0; c < kColumns; ++c) acc[m][c] = P::step(acc[m][c], operand[c], value);
+    }
+  }
+  for (int c = 0; c < kColumns; ++c) {
+    for (int m = 0; m < kTile; ++m) {
+      Vec score = acc[m][c];
+      if constexpr (kMasked) {
+        score = select(igreater(iload(limits + c * kLanes), iset1(key + m)), score, set1(kLowest));
+      }
+      best[c] = max(score, best[c]);  // a NaN score leaves the second operand
+    }
+  }
+}
+
+/// One block against kColumns columns from `column` on. `first`: the first row that needs the
+/// block.
+template <class P, int kColumns>
+void score_columns(const BlockSink& sink, const TileBuffers& buffers, std::int64_t block,
+                   const BlockKeys& keys, std::int64_t column, std::int64_t first,
+                   Lookahead* ahead) {
+  const ScoreTile& tile = sink.tile;
+  const std::int64_t words = tile.dim / P::kPack;
+  const auto* q = reinterpret_cast<const typename P::Word*>(buffers.q) + column * words * kLanes;
+  const std::int64_t row = column * kLanes;
+  Vec best[kColumns];
+  for (int c = 0; c < kColumns; ++c) best[c] = set1(kLowest);
+  if (sink.rows.visible[std::max(first, row)] >= keys.begin + keys.size) {
+    for (std::int64_t j = 0; j < keys.size; j += kTile) {
+      if (ahead != nullptr) {
+        if (j % kKeyRun == 0) ahead->start_run(keys.begin + j);
+        for (int m = 0; m < kTile; ++m) ahead->ask(j % kKeyRun + m);
+      }
+      score_keys<P, kColumns, false>(q, words, buffers.keys + j, 0, nullptr, best);
+    }
+  } else {
+    alignas(64) std::int32_t limits[kColumns * kLanes];
+    for (int i = 0; i < kColumns * kLanes; ++i) {
+      limits[i] = static_cast<std::int32_t>(
+          std::clamp<std::int64_t>(sink.rows.visible[row + i] - keys.begin, 0, keys.size));
+    }
+    for (std::int64_t j = 0; j < keys.size; j += kTile) {
+      score_keys<P, kColumns, true>(q, words, buffers.keys + j, static_cast<std::int32_t>(j),
+                                    limits, best);
+    }
+  }
+  for (int c = 0; c < kColumns; ++c) sink.take(block, row + c * kLanes, first, best[c]);
+}
+
+template <DType kType>
+void score_many_rows(const BlockSink& sink, const TileBuffers& buffers) {
+  using P = IndexProducts<kType>;
+  const ScoreTile& tile = sink.tile;
+  const std::int64_t columns = core::ceil_div(tile.num_rows, kLanes);
+  Lookahead ahead = look_ahead<kType>(tile, sink.rows);
+  bool packed = false;
+  std::int64_t first = 0;
+  for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
+    while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
+    if (first == tile.num_rows) return;
+    if (!packed) pack_queries<kType>(tile, buffers);
+    packed = true;
+    const BlockKeys keys = keys_of_block(tile, sink.rows, block);
+    stage_keys<kType>(tile, keys, buffers);
+    std::int64_t column = first / kLanes;
+    Lookahead* asked = &ahead;  // by the first columns
+    for (; column + kScoreColumns <= columns; column += kScoreColumns) {
+      score_columns<P, kScoreColumns>(sink, buffers, block, keys, column, first, asked);
+      asked = nullptr;
+    }
+    for (; column < columns; ++column) {
+      score_columns<P, 1>(sink, buffers, block, keys, column, first, asked);
+      asked = nullptr;
+    }
+  }
+}
+
+// ---- head dim in the lanes ----
+
+/// Scores of kLanes / kRows keys for kRows rows: lane = key * kRows + row.
+template <DType kType, int kRows>
+MSA_INLINE Vec score_run(const typename IndexProducts<kType>::Word* q, std::int64_t dim,
+                         const std::byte* const* keys) {
+  using P = IndexProducts<kType>;
+  constexpr int kKeys = kLanes / kRows;
+  constexpr std::int64_t kStep = kLanes * P::kPack;
+  const std::int64_t words = dim / P::kPack;
+  Vec acc[kLanes];
+  for (int i = 0; i < kLanes; ++i) acc[i] = zero();
+  std::int64_t d = 0;
+  for (; d + kStep <= dim; d += kStep) {
+    decltype(load_operand<kType>(keys[0])) key[kKeys];
+    for (int k = 0; k < kKeys; ++k) key[k] = load_operand<kType>(keys[k] + d * kItemBytes<kType>);
+    for (int r = 0; r < kRows; ++r) {
+      const auto row = P::load_lanes(q + r * words + d / P::kPack);
+      for (int k = 0; k < kKeys; ++k) acc[k * kRows + r] = P::step(acc[k * kRows + r], row, key[k]);
+    }
+  }
+  if constexpr (P::kPack == 2) {
+    if (d < dim) {  // half a step: dims are multiples of 16
+      for (int r = 0; r < kRows; ++r) {
+        const auto row = iload_half(q + r * words + d / P::kPack);
+        for (int k = 0; k < kKeys; ++k) {
+          acc[k * kRows + r] =
+              P::step(acc[k * kRows + r], row, iload_half(keys[k] + d * kItemBytes<kType>));
+        }
+      }
+    }
+  }
+  return sum_each(acc);
+}
+
+/// Best scores of one block: lane = key * kRows + row, keys modulo kLanes / kRows.
+template <DType kType, int kRows>
+Vec score_few_block(const BlockSink& sink, const typename IndexProducts<kType>::Word* q,
+                    const BlockKeys& block, bool masked) {
+  constexpr int kKeys = kLanes / kRows;
+  const IndexKeys& keys = sink.tile.keys;
+  alignas(64) std::int32_t limits[kLanes];
+  for (int i = 0; masked && i < kLanes; ++i) {
+    const std::int64_t sees = i % kRows < sink.tile.num_rows ? sink.rows.visible[i % kRows] : 0;
+    limits[i] =
+        static_cast<std::int32_t>(std::clamp<std::int64_t>(sees - block.begin, 0, block.size)) -
+        i / kRows;
+  }
+  Lookahead ahead = look_ahead<kType>(sink.tile, sink.rows);
+  Vec best = set1(kLowest);
+  for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
+    const std::byte* run = keys.key(block.begin + j);
+    ahead.start_run(block.begin + j);
+    const std::int64_t last = std::min(kKeyRun, block.size - j) - 1;
+    for (std::int64_t i = 0; i <= last; i += kKeys) {
+      const std::byte* key[kKeys];
+      for (int k = 0; k < kKeys; ++k) {
+        key[k] = run + std::min(i + k, last) * keys.token_stride;
+        ahead.ask(i + k);
+      }
+      Vec score = score_run<kType, kRows>(q, sink.tile.dim, key);
+      if (masked) {
+        score = select(igreater(iload(limits), iset1(static_cast<std::int32_t>(j + i))), score,
+                       set1(kLowest));
+      }
+      best = max(score, best);
+    }
+  }
+  return best;
+}
+
+template <DType kType, int kRows>
+void score_few_rows(const BlockSink& sink, const TileBuffers& buffers) {
+  using Word = typename IndexProducts<kType>::Word;
+  const ScoreTile& tile = sink.tile;
+  const std::int64_t row_bytes = tile.dim / IndexProducts<kType>::kPack * 4;
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    pack_row<kType>(query_row(tile, r), tile.dim, buffers.q + r * row_bytes);
+  }
+  std::memset(buffers.q + tile.num_rows * row_bytes, 0,
+              static_cast<std::size_t>((kRows - tile.num_rows) * row_bytes));
+  std::int64_t first = 0;
+  for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
+    while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
+    if (first == tile.num_rows) return;
+    const BlockKeys keys = keys_of_block(tile, sink.rows, block);
+    const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
+    alignas(64) float scores[kLanes];
+    store(scores, score_few_block<kType, kRows>(sink, reinterpret_cast<const Word*>(buffers.q),
+                                                keys, masked));
+    for (int i = kRows; i < kLanes; ++i) scores[i % kRows] = std::max(scores[i % kRows], scores[i]);
+    for (int i = kRows; i < kLanes; ++i) scores[i] = kLowest;
+    sink.take(block, 0, first, load(scores));
+  }
+}
+
+// ---- the way in ----
+
+template <DType kType>
+void score_tile_as(const BlockSink& sink, const TileBuffers& buffers) {
+  const std::int64_t rows = sink.tile.num_rows;
+  if (!sink.tile.few_rows) return score_many_rows<kType>(sink, buffers);
+  if (rows <= 1) return score_few_rows<kType, 1>(sink, buffers);
+  if (rows <= 2) return score_few_rows<kType, 2>(sink, buffers);
+  if (rows <= 4) return score_few_rows<kType, 4>(sink, buffers);
+  return score_few_rows<kType, 8>(sink, buffers);
+}
+
+inline void score_tile(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
+                       const ScoreTarget& target) {
+  const BlockSink sink{tile, rows, target};
+  if (tile.dtype == DType::F32) return score_tile_as<DType::F32>(sink, buffers);
+  if (tile.dtype == DType::F16) return score_tile_as<DType::F16>(sink, buffers);
+  return score_tile_as<DType::BF16>(sink, buffers);
+}
+
+}  // namespace selection

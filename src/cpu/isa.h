@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+// The instruction-set levels of the CPU backend and the machine that a plan was made for. Kernels
+// of a level are reached through its table alone (kernels.h); nothing outside isa/ is compiled for
+// more than the baseline.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "core/cpu_features.h"
+
+namespace msa::cpu {
+
+enum class Isa : std::uint8_t { Avx512Bf16, Avx512, Avx2, Scalar };
+
+/// Best first.
+inline constexpr std::array<Isa, 4> kIsas = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Scalar};
+
+/// "avx512_bf16", "avx512", "avx2", "scalar".
+const char* to_string(Isa isa) noexcept;
+
+/// The features that `cpu` lacks for the level, comma-separated, or why this build lacks it; empty:
+/// it can run.
+std::string missing(Isa isa, const core::CpuFeatures& cpu);
+
+struct Kernels;
+
+/// The table of a level; null where this build has none (vector levels off x86-64).
+const Kernels* find_kernels(Isa isa) noexcept;
+
+/// What every planner of this backend gets beside the problem.
+struct Machine {
+  Isa isa = Isa::Scalar;
+  const Kernels* kernels = nullptr;
+  int threads = 1;
+};
+
+}  // namespace msa::cpu

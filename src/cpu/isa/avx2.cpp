@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// The kernels of the avx2 level.
+#include "cpu/isa/common.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace msa::cpu::avx2 {
+#include "cpu/isa/vec_avx2.h"
+
+using ProductsOfBf16 = F32Products;
+
+#include "cpu/generic/attend.inl"
+#include "cpu/generic/score.inl"
+#include "cpu/generic/topk.inl"
+
+constinit const Kernels kKernels = {
+    .isa = "avx2", .attend = attend_kernels(), .select = selection::kernels()};
+}  // namespace msa::cpu::avx2
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

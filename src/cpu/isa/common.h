@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// Everything that the files of isa/ include before they open their target region: standard headers,
+// project headers and the intrinsics. What is included inside the region is compiled once per
+// level, in a namespace of its own.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "core/geometry.h"
+#include "cpu/convert.h"
+#include "cpu/kernels.h"
+
+#if defined(__x86_64__)
+// g++ 12 takes the undefined vectors of its own AVX-512 header for uninitialised variables.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+
+namespace msa::cpu {
+using Bits [[gnu::may_alias]] = std::uint32_t;  // 32 bits of whatever lies there
+}
+
+#define MSA_INLINE [[gnu::always_inline]] inline

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// The kernels of the scalar level: no target region, any processor.
+#include "cpu/isa/common.h"
+
+namespace msa::cpu::scalar {
+#include "cpu/isa/vec_scalar.h"
+
+using ProductsOfBf16 = F32Products;
+
+#include "cpu/generic/attend.inl"
+#include "cpu/generic/score.inl"
+#include "cpu/generic/topk.inl"
+
+constinit const Kernels kKernels = {
+    .isa = "scalar", .attend = attend_kernels(), .select = selection::kernels()};
+}  // namespace msa::cpu::scalar

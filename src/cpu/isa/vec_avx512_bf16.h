@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// What AVX-512 BF16 adds to vec_avx512.h: products of bfloat pairs, summed in fp32.
+
+/// The first 8 words at p, then zeros.
+MSA_INLINE IVec iload_half(const void* p) {
+  return {_mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
+
+/// The operands of the register tile in bf16: two values a word, multiplied and summed by one
+/// instruction.
+struct Bf16Products {
+  using Word = std::uint32_t;
+  static constexpr int kPack = 2;
+  MSA_INLINE static IVec load_lanes(const std::uint32_t* p) { return iload(p); }
+  MSA_INLINE static IVec broadcast(const std::uint32_t* p) {
+    return iset1(static_cast<std::int32_t>(*p));
+  }
+  MSA_INLINE static Vec step(Vec acc, IVec a, IVec b) {
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
+  }
+
+  /// Two rows of lanes to one of words, rounded to nearest even; `even` in the low half.
+  MSA_INLINE static IVec pair(Vec even, Vec odd) {
+    const __m512i halves =
+        (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);  // 16 of even, then 16 of odd
+    const __m512i order =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return {_mm512_permutexvar_epi16(order, halves)};
+  }
+
+  /// Two rows of `dim` bfloats to words (even[i], odd[i]), 16 to a strip; a null `odd` is a row of
+  /// zeros.
+  MSA_INLINE static void interleave(const std::uint16_t* even, const std::uint16_t* odd,
+                                    std::int64_t dim, std::uint32_t* to, std::int64_t strip) {
+    const __m512i first =
+        _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                         37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    std::int64_t d = 0;
+    for (; d + 32 <= dim; d += 32) {
+      const __m512i a = _mm512_loadu_si512(even + d);
+      const __m512i b = odd != nullptr ? _mm512_loadu_si512(odd + d) : _mm512_setzero_si512();
+      _mm512_storeu_si512(to + d / 16 * strip, _mm512_permutex2var_epi16(a, first, b));
+      _mm512_storeu_si512(to + (d / 16 + 1) * strip, _mm512_permutex2var_epi16(a, second, b));
+    }
+    if (d < dim) {
+      const __m512i a =
+          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + d)));
+      const __m512i b = odd != nullptr ? _mm512_castsi256_si512(_mm256_loadu_si256(
+                                             reinterpret_cast<const __m256i*>(odd + d)))
+                                       : _mm512_setzero_si512();
+      _mm512_storeu_si512(to + d / 16 * strip, _mm512_permutex2var_epi16(a, first, b));
+    }
+  }
+};

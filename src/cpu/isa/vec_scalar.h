@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+// The vector layer in plain C++: 8 lanes as an array, for any processor and for tools that know no
+// vector registers. Every level has this vocabulary; masks are what comparisons give and `select`
+// takes (first value where set). max and min keep the second operand when either is a NaN, as the
+// x86 instructions do.
+
+inline constexpr int kLanes = 8;
+inline constexpr int kTile = 4;  // rows of the register tile
+
+struct Vec {
+  float v[kLanes];
+};
+struct IVec {
+  std::int32_t v[kLanes];
+};
+struct Mask {
+  bool m[kLanes];
+};
+
+template <class R, class F>
+MSA_INLINE R each(const F& f) {
+  R r;
+  for (int i = 0; i < kLanes; ++i) {
+    if constexpr (requires { r.v[i]; }) {
+      r.v[i] = f(i);
+    } else {
+      r.m[i] = f(i);
+    }
+  }
+  return r;
+}
+
+MSA_INLINE Vec set1(float x) {
+  return each<Vec>([&](int) { return x; });
+}
+MSA_INLINE Vec zero() { return set1(0.0f); }
+MSA_INLINE Vec load(const float* p) {
+  return each<Vec>([&](int i) { return p[i]; });
+}
+MSA_INLINE void store(float* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = a.v[i];
+}
+MSA_INLINE Vec add(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] + b.v[i]; });
+}
+MSA_INLINE Vec sub(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] - b.v[i]; });
+}
+MSA_INLINE Vec mul(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] * b.v[i]; });
+}
+MSA_INLINE Vec div(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] / b.v[i]; });
+}
+/// a * b + c, fused or not.
+MSA_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return each<Vec>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+MSA_INLINE Vec max(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+MSA_INLINE Vec min(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+/// a, rounded: keeps the compiler from fusing the product that made it into a sum.
+MSA_INLINE Vec rounded(Vec a) { return a; }
+MSA_INLINE Mask greater(Vec a, Vec b) {
+  return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
+}
+MSA_INLINE Mask equal(Vec a, Vec b) {
+  return each<Mask>([&](int i) { return a.v[i] == b.v[i]; });
+}
+MSA_INLINE Mask is_nan(Vec a) {
+  return each<Mask>([&](int i) { return a.v[i] != a.v[i]; });
+}
+MSA_INLINE Vec select(Mask m, Vec a, Vec b) {
+  return each<Vec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
+}
+MSA_INLINE Vec gather(const float* p, IVec at) {
+  return each<Vec>([&](int i) { return p[at.v[i]]; });
+}
+
+MSA_INLINE IVec iset1(std::int32_t x) {
+  return each<IVec>([&](int) { return x; });
+}
+MSA_INLINE IVec iload(const void* p) {
+  IVec r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+MSA_INLINE void istore(void* p, IVec a) { std::memcpy(p, a.v, sizeof a.v); }
+MSA_INLINE IVec iadd(IVec a, IVec b) {
+  return each<IVec>([&](int i) { return a.v[i] + b.v[i]; });
+}
+MSA_INLINE IVec isub(IVec a, IVec b) {
+  return each<IVec>([&](int i) { return a.v[i] - b.v[i]; });
+}
+MSA_INLINE IVec imax(IVec a, IVec b) {
+  return each<IVec>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+MSA_INLINE IVec imin(IVec a, IVec b) {
+  return each<IVec>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+MSA_INLINE Mask igreater(IVec a, IVec b) {
+  return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
+}
+MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
+  return each<IVec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
+}
+
+/// Lane i is bit i.
+MSA_INLINE unsigned bits(Mask m) {
+  unsigned r = 0;
+  for (int i = 0; i < kLanes; ++i) r |= static_cast<unsigned>(m.m[i]) << i;
+  return r;
+}
+MSA_INLINE Mask both(Mask a, Mask b) {
+  return each<Mask>([&](int i) { return a.m[i] && b.m[i]; });
+}
+MSA_INLINE Mask either(Mask a, Mask b) {
+  return each<Mask>([&](int i) { return a.m[i] || b.m[i]; });
+}
+
+/// The first 8 halves or bfloats at p as floats.
+MSA_INLINE Vec load_f16(const std::uint16_t* p) {
+  return each<Vec>([&](int i) { return f16_to_float(p[i]); });
+}
+MSA_INLINE Vec load_bf16(const std::uint16_t* p) {
+  return each<Vec>([&](int i) { return bf16_to_float(p[i]); });
+}
+
+MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
+}
+MSA_INLINE void store_bf16(std::uint16_t* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = float_to_bf16(a.v[i]);
+}
+
+/// 2^x: 0 from -127 down, NaN stays NaN. Polynomial of degree 6, 0.95 ulp
+/// (docs/kernels/cpu-attend.md).
+MSA_INLINE Vec exp2(Vec x) {
+  return each<Vec>([&](int i) {
+    const float y = x.v[i] < -127.0f ? -127.0f : x.v[i];
+    if (!(y < 128.0f)) return y + std::numeric_limits<float>::infinity();  // NaN, or too large
+    const float n = std::nearbyint(y), f = y - n;
+    float p = 0.000153458124f;
+    p = p * f + 0.00133999309f;
+    p = p * f + 0.00961848907f;
+    p = p * f + 0.0555032864f;
+    p = p * f + 0.240226462f;
+    p = p * f + 0.693147182f;
+    p = p * f + 1.0f;
+    // 2^n is built in the exponent field: n = -127 makes the field, and so the product, zero.
+    return p * std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127)
+                                    << 23);
+  });
+}
+
+/// Transposes 8 x 8 words: row i of `from` (stride in words) becomes column i of `to`.
+MSA_INLINE void transpose_words(const Bits* from, std::int64_t from_stride, Bits* to,
+                                std::int64_t to_stride) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  }
+}
+
+/// Lane i: the sum of the lanes of v[i], in an order that does not depend on i.
+MSA_INLINE Vec sum_each(const Vec* v) {
+  return each<Vec>([&](int i) {
+    float sum = 0;
+    for (int j = 0; j < kLanes; ++j) sum += v[i].v[j];
+    return sum;
+  });
+}
+
+/// The operands of the register tile in fp32: one value a word.
+struct F32Products {
+  using Word = float;
+  static constexpr int kPack = 1;  // values that one word holds
+  MSA_INLINE static Vec load_lanes(const float* p) { return load(p); }
+  MSA_INLINE static Vec broadcast(const float* p) { return set1(*p); }
+  MSA_INLINE static Vec step(Vec acc, Vec a, Vec b) { return fma(a, b, acc); }
+};

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+// The function table of an instruction-set level: one instance per file of isa/, filled by the
+// bodies of generic/.
+#pragma once
+
+#include "cpu/attend_kernels.h"
+#include "cpu/select_kernels.h"
+
+namespace msa::cpu {
+
+struct Kernels {
+  const char* isa =
+      nullptr;  // the namespace that the table comes from: proves which level is in force
+  AttendKernels attend{};
+  SelectKernels select{};
+};
+
+// Defined with constant initialisation: no code of a level runs before the level is chosen.
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+#endif
+namespace scalar {
+extern const Kernels kKernels;
+}
+
+}  // namespace msa::cpu

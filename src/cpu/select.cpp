@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT
+// Runs block_scores and select_blocks: cuts the batch into tiles of rows and slices of blocks,
+// hands them to the level's kernel, merges what slices found. The score matrix never exists: a tile
+// keeps a list of candidates per row.
+#include "cpu/select.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/select_rows.h"
+
+namespace msa::cpu {
+namespace {
+
+constexpr std::int64_t kMaxSlices = 64;
+constexpr std::int64_t kTasksPerThread =
+    16;  // of equal cost: the last one idles 1/16 of the others' time at most
+constexpr std::int64_t kMinSliceKeys = 2048;  // 30 us of one thread, to be worth a task
+constexpr std::int64_t kSerialMerges = 8;     // rows, 3 us each: what a second parallel loop costs
+constexpr std::int64_t kSliceBytes = std::int64_t{32} << 20;  // candidates of all slices of a call
+
+/// One request's share of a call.
+struct Work {
+  core::Request request{};
+  std::int64_t index = 0;   // in the batch
+  core::Range tokens{};     // those inside the rows of the call
+  std::int64_t tiles = 0;   // per index-key head
+  std::int64_t slices = 1;  // per tile
+  std::int64_t first_task = 0;
+  std::int64_t first_slot = 0;  // where its slices' candidates begin
+};
+
+/// One tile of one request.
+struct Tile {
+  const Work* work = nullptr;
+  std::int64_t key_head = 0;
+  std::int64_t slice = 0;
+  std::int64_t first_row = 0;  // token * group + head inside the group
+  std::int64_t num_rows = 0;
+};
+
+struct ThreadMemory {
+  TileRows rows{};
+  TileBuffers buffers{};
+};
+
+class SelectionStage final : public Stage {
+ public:
+  SelectionStage(const Problem& problem, const Machine& machine)
+      : problem_(problem), kernels_(machine.kernels->select), threads_(machine.threads) {
+    group_ = problem.index_heads / problem.index_heads_k;
+    const std::int64_t most = std::min(problem.total_q * problem.index_heads * kMaxSlices,
+                                       2 * kTileRows * kTasksPerThread * std::int64_t{threads_});
+    if (!writes_scores() && threads_ > 1) slots_ = std::min(most, kSliceBytes / (8 * problem.topk));
+  }
+
+  std::size_t workspace_bytes() const override {
+    Scratch counter(nullptr);
+    cut(counter);
+    return counter.used();
+  }
+  void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
+  std::string decisions() const override {
+    return "score_tile_rows " + std::to_string(kTileRows) + "\nscore_slices_at_most " +
+           std::to_string(slots_ > 0 ? kMaxSlices : 1) + "\n";
+  }
+
+ private:
+  struct Memory {
+    core::Request* requests = nullptr;    // [batch]
+    Work* work = nullptr;                 // [batch]
+    Candidate* slots = nullptr;           // [slots, topk]
+    std::int32_t* slot_counts = nullptr;  // [slots]
+    std::byte* threads = nullptr;         // [threads, thread_bytes]
+  };
+  struct Context {
+    const core::Call& call;
+    Rows rows;
+    const Memory& memory;
+    std::span<const Work> work;
+    SelectionWriter writer;
+  };
+
+  bool writes_scores() const { return problem_.op == Op::BlockScores; }
+  Memory cut(Scratch& scratch) const;
+  ThreadMemory cut_thread(Scratch& scratch) const;
+  std::size_t thread_bytes() const;
+  std::span<Work> share_work(const core::Call& call, Rows rows, const Memory& memory) const;
+  void choose_slices(std::span<Work> work) const;
+  std::int64_t slice_slot(const Tile& tile, std::int64_t r) const;
+  Tile tile_of_task(std::span<const Work> work, std::int64_t task) const;
+  ScoreTile describe(const core::Call& call, const Tile& tile) const;
+  core::Range prepare_rows(const Tile& tile, bool wants_scores, const TileRows& rows) const;
+  void run_tile(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
+  ScoreTarget score_target(const core::Call& call, const Tile& tile) const;
+  void finish_scores(const core::Call& call, const Tile& tile) const;
+  void finish_rows(const Context& context, const Tile& tile, const TileRows& rows) const;
+  void keep_slice(const Context& context, const Tile& tile, const TileRows& rows) const;
+  void merge_slices(const Context& context, const Tile& tile) const;
+  void write_padding(const Context& context) const;
+
+  Problem problem_;
+  const SelectKernels& kernels_;
+  int threads_;
+  std::int64_t group_ = 1;
+  std::int64_t slots_ = 0;  // candidate lists of slices
+};
+
+// ---- memory ----
+
+ThreadMemory SelectionStage::cut_thread(Scratch& scratch) const {
+  const std::int64_t row_bytes = problem_.index_dim * 4;
+  ThreadMemory memory;
+  memory.buffers.q = scratch.take<std::byte>(kTileRows * row_bytes);
+  memory.buffers.k = scratch.take<std::byte>(problem_.block_size * row_bytes);
+  memory.buffers.keys = scratch.take<const std::byte*>(problem_.block_size);
+  memory.rows.visible = scratch.take<std::int64_t>(kTileRows);
+  memory.rows.end = scratch.take<std::int64_t>(kTileRows);
+  memory.rows.threshold = scratch.take<float>(kTileRows);
+  memory.rows.room = scratch.take<std::int32_t>(kTileRows);
+  memory.rows.count = scratch.take<std::int32_t>(kTileRows);
+  memory.rows.list_stride = writes_scores() ? 0 : candidate_capacity(problem_.topk);
+  memory.rows.lists = scratch.take<Candidate>(kTileRows * memory.rows.list_stride);
+  return memory;
+}
+
+std::size_t SelectionStage::thread_bytes() const {
+  Scratch counter(nullptr);
+  cut_thread(counter);
+  return counter.used();
+}
+
+SelectionStage::Memory SelectionStage::cut(Scratch& scratch) const {
+  Memory memory;
+  memory.requests = scratch.take<core::Request>(problem_.batch);
+  memory.work = scratch.take<Work>(problem_.batch);
+  memory.slots = scratch.take<Candidate>(slots_ * problem_.topk);
+  memory.slot_counts = scratch.take<std::int32_t>(slots_);
+  memory.threads = scratch.take<std::byte>(static_cast<std::int64_t>(thread_bytes()) * threads_);
+  return memory;
+}
+
+// ---- cutting ----
+
+/// The part of each request that lies in the rows of the call, in tiles.
+std::span<Work> SelectionStage::share_work(const core::Call& call, Rows rows,
+                                           const Memory& memory) const {
+  const auto requests = read_requests(problem_, call, memory.requests);
+  for (std::size_t b = 0; b < requests.size(); ++b) {
+    const core::Request& request = requests[b];
+    Work work{.request = request, .index = static_cast<std::int64_t>(b)};
+    work.tokens.begin = std::max<std::int64_t>(rows.begin - request.q_begin, 0);
+    work.tokens.end = std::min(rows.end - request.q_begin, request.seqlen_q);
+    work.tiles = core::ceil_div(work.tokens.size() * group_, kTileRows);
+    memory.work[b] = work;
+  }
+  const std::span<Work> work(memory.work, requests.size());
+  if (slots_ > 0) choose_slices(work);
+  std::int64_t task = 0;
+  for (Work& w : work) {
+    w.first_task = task;
+    task += w.tiles * problem_.index_heads_k * w.slices;
+  }
+  return work;
+}
+
+/// Cuts the tiles of long requests so that all threads get equal work. What a row selects does not
+/// depend on the cuts.
+void SelectionStage::choose_slices(std::span<Work> work) const {
+  const auto tile_cost = [&](const Work& w) {  // keys, times the vectors of rows that each meets
+    if (w.tokens.empty()) return std::int64_t{0};
+    const std::int64_t rows = std::min(w.tokens.size() * group_, kTileRows);
+    return w.request.visible_keys(w.tokens.end - 1) * core::ceil_div(rows, kMaxLanes);
+  };
+  std::int64_t total = 0;
+  for (const Work& w : work) total += tile_cost(w) * w.tiles * problem_.index_heads_k;
+  const std::int64_t target =
+      std::max(core::ceil_div(total, kTasksPerThread * threads_), kMinSliceKeys);
+  std::int64_t slot = 0;
+  for (Work& w : work) {
+    const std::int64_t lists = w.tokens.size() * problem_.index_heads;
+    if (lists == 0) continue;
+    w.slices =
+        std::clamp<std::int64_t>(core::ceil_div(tile_cost(w), target), 1,
+                                 std::clamp<std::int64_t>((slots_ - slot) / lists, 1, kMaxSlices));
+    w.first_slot = slot;
+    if (w.slices > 1) slot += lists * w.slices;
+  }
+}
+
+/// Where the candidates of the tile's row r from slice 0 lie; the other slices follow.
+std::int64_t SelectionStage::slice_slot(const Tile& tile, std::int64_t r) const {
+  const Work& work = *tile.work;
+  const std::int64_t row =
+      tile.key_head * work.tokens.size() * group_ + tile.first_row - work.tokens.begin * group_ + r;
+  return work.first_slot + row * work.slices;
+}
+
+/// Tasks of a request start with its last rows, which see the most.
+Tile SelectionStage::tile_of_task(std::span<const Work> work, std::int64_t task) const {
+  const auto behind =
+      std::upper_bound(work.begin(), work.end(), task,
+                       [](std::int64_t t, const Work& w) { return t < w.first_task; });
+  const Work& w = *(behind - 1);
+  std::int64_t rest = task - w.first_task;
+  Tile tile{.work = &w};
+  tile.slice = rest % w.slices;
+  rest /= w.slices;
+  tile.key_head = rest % problem_.index_heads_k;
+  const std::int64_t index = w.tiles - 1 - rest / problem_.index_heads_k;
+  tile.first_row = w.tokens.begin * group_ + index * kTileRows;
+  tile.num_rows = std::min(w.tokens.end * group_ - tile.first_row, kTileRows);
+  return tile;
+}
+
+ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) const {
+  const core::Request& request = tile.work->request;
+  const Tensor& q = call.index_q;
+  const Tensor& k = call.index_k;
+  const std::int64_t item = item_bits(q.dtype) / 8;
+  ScoreTile score{.request = &request, .dtype = q.dtype};
+  score.q = static_cast<const std::byte*>(q.data) +
+            (request.q_begin * q.stride[0] + tile.key_head * group_ * q.stride[1]) * item;
+  score.q_token_stride = q.stride[0] * item;
+  score.q_head_stride = q.stride[1] * item;
+  score.dim = q.shape[2];
+  score.group = group_;
+  score.first_row = tile.first_row;
+  score.num_rows = tile.num_rows;
+  score.few_rows = request.seqlen_q * group_ <= kFewRows;
+  const bool paged = problem_.page_size != 0;
+  const int token_axis = paged ? 1 : 0;
+  score.keys.data =
+      static_cast<const std::byte*>(k.data) +
+      (request.k_begin * k.stride[0] + tile.key_head * k.stride[token_axis + 1]) * item;
+  score.keys.token_stride = k.stride[token_axis] * item;
+  if (paged) {
+    const Tensor& table = call.batch.page_table;
+    score.keys.page_stride = k.stride[0] * item;
+    score.keys.page_size = problem_.page_size;
+    score.keys.pages =
+        static_cast<const std::int32_t*>(table.data) + tile.work->index * table.stride[0];
+    score.keys.pages_stride = table.stride[1];
+  }
+  return score;
+}
+
+// ---- tiles ----
+
+/// Fills in what each row sees and needs; returns the blocks that this tile scores, 0 being the
+/// request's first here.
+core::Range SelectionStage::prepare_rows(const Tile& tile, bool wants_scores,
+                                         const TileRows& rows) const {
+  const core::Request& request = tile.work->request;
+  const std::int64_t first_block = request.blocks().begin;
+  std::int64_t end = 0;
+  for (std::int64_t r = 0; r < core::ceil_div(tile.num_rows, kMaxLanes) * kMaxLanes; ++r) {
+    rows.visible[r] = 0;
+    rows.threshold[r] = kTakeNone;
+    rows.count[r] = 0;
+    if (r >= tile.num_rows) continue;
+    const std::int64_t token = (tile.first_row + r) / group_;
+    rows.visible[r] = request.visible_keys(token);
+    if (writes_scores()) {
+      end = request.visible_blocks(token).end - first_block;
+    } else {
+      const RowChoice choice = choose_row(request, token, problem_);
+      rows.room[r] = static_cast<std::int32_t>(choice.room);
+      if (choice.room > 0 && (wants_scores || !choice.takes_all())) {
+        rows.threshold[r] = kTakeAll;
+        end = choice.candidates.end - first_block;
+      }
+    }
+    rows.end[r] = end;
+  }
+  if (writes_scores()) return {0, end};
+  return {std::max<std::int64_t>(problem_.init_blocks - first_block, 0), end};
+}
+
+ScoreTarget SelectionStage::score_target(const core::Call& call, const Tile& tile) const {
+  if (!writes_scores()) return {};
+  const Tensor& t = call.scores;
+  return {static_cast<float*>(t.data) + tile.work->request.q_begin * t.stride[0] +
+              tile.key_head * group_ * t.stride[1],
+          t.stride[0], t.stride[1], t.stride[2]};
+}
+
+void SelectionStage::run_tile(const Context& context, const Tile& tile,
+                              const ThreadMemory& memory) const {
+  ScoreTile score = describe(context.call, tile);
+  const core::Range blocks = prepare_rows(tile, context.writer.wants_scores(), memory.rows);
+  const std::int64_t slices = tile.work->slices;
+  score.blocks = {blocks.begin + blocks.size() * tile.slice / slices,
+                  blocks.begin + blocks.size() * (tile.slice + 1) / slices};
+  kernels_.score_tile(score, memory.rows, memory.buffers, score_target(context.call, tile));
+  if (writes_scores()) return finish_scores(context.call, tile);
+  if (slices > 1) return keep_slice(context, tile, memory.rows);
+  finish_rows(context, tile, memory.rows);
+}
+
+/// -inf behind the last visible block of each row.
+void SelectionStage::finish_scores(const core::Call& call, const Tile& tile) const {
+  const core::Request& request = tile.work->request;
+  const ScoreTarget target = score_target(call, tile);
+  for (std::int64_t r = tile.first_row; r < tile.first_row + tile.num_rows; ++r) {
+    float* row = target.scores + r / group_ * target.token_stride + r % group_ * target.head_stride;
+    for (std::int64_t block = request.visible_blocks(r / group_).size();
+         block < call.scores.shape[2]; ++block) {
+      row[block * target.block_stride] = -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+void SelectionStage::finish_rows(const Context& context, const Tile& tile,
+                                 const TileRows& rows) const {
+  const core::Request& request = tile.work->request;
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    const std::int64_t row = tile.first_row + r;
+    Candidate* list = rows.lists + r * rows.list_stride;
+    const std::int64_t count = keep_best(list, rows.count[r], rows.room[r]);
+    sort_by_id(list, count);
+    context.writer.write(request.q_begin + row / group_, tile.key_head * group_ + row % group_,
+                         choose_row(request, row / group_, problem_),
+                         {list, static_cast<std::size_t>(count)});
+  }
+}
+
+void SelectionStage::keep_slice(const Context& context, const Tile& tile,
+                                const TileRows& rows) const {
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    const std::int64_t slot = slice_slot(tile, r) + tile.slice;
+    Candidate* list = rows.lists + r * rows.list_stride;
+    const std::int64_t count = keep_best(list, rows.count[r], rows.room[r]);
+    std::copy_n(list, count, context.memory.slots + slot * problem_.topk);
+    context.memory.slot_counts[slot] = static_cast<std::int32_t>(count);
+  }
+}
+
+void SelectionStage::merge_slices(const Context& context, const Tile& tile) const {
+  const core::Request& request = tile.work->request;
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    const std::int64_t row = tile.first_row + r;
+    const std::int64_t slot = slice_slot(tile, r);
+    const RowChoice choice = choose_row(request, row / group_, problem_);
+    Candidate* list = context.memory.slots + slot * problem_.topk;
+    std::int64_t count = 0;
+    for (std::int64_t s = 0; s < tile.work->slices;
+         ++s) {  // a slice never lies before where it is moved to
+      const Candidate* from = list + s * problem_.topk;
+      std::copy_n(from, context.memory.slot_counts[slot + s], list + count);
+      count += context.memory.slot_counts[slot + s];
+    }
+    count = keep_best(list, count, choice.room);
+    sort_by_id(list, count);
+    context.writer.write(request.q_begin + row / group_, tile.key_head * group_ + row % group_,
+                         choice, {list, static_cast<std::size_t>(count)});
+  }
+}
+
+/// Rows of the tensors behind the last request.
+void SelectionStage::write_padding(const Context& context) const {
+  std::int64_t row = context.rows.begin;
+  for (const Work& w : context.work) row = std::max(row, w.request.q_begin + w.request.seqlen_q);
+  for (; row < context.rows.end; ++row) {
+    if (!writes_scores()) {
+      context.writer.write_empty(row);
+      continue;
+    }
+    const Tensor& t = context.call.scores;
+    float* scores = static_cast<float*>(t.data) + row * t.stride[0];
+    for (std::int64_t head = 0; head < t.shape[1]; ++head) {
+      for (std::int64_t block = 0; block < t.shape[2]; ++block) {
+        scores[head * t.stride[1] + block * t.stride[2]] = -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+}
+
+void SelectionStage::run(const core::Call& call, Rows rows, std::byte* workspace) const {
+  Scratch scratch(workspace);
+  const Memory memory = cut(scratch);
+  const std::span<Work> work = share_work(call, rows, memory);
+  const Context context{call, rows, memory, work, SelectionWriter(call, rows)};
+  std::int64_t tasks = 0, merged_rows = 0;
+  for (const Work& w : work) {
+    tasks += w.tiles * problem_.index_heads_k * w.slices;
+    if (w.slices > 1) merged_rows += w.tokens.size() * problem_.index_heads;
+  }
+  for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
+    Scratch thread_scratch(memory.threads + thread_bytes() * static_cast<std::size_t>(thread));
+    run_tile(context, tile_of_task(work, task), cut_thread(thread_scratch));
+  });
+  if (merged_rows > 0) {
+    for_each_task(merged_rows > kSerialMerges ? threads_ : 1, tasks, [&](std::int64_t task, int) {
+      const Tile tile = tile_of_task(work, task);
+      if (tile.work->slices > 1 && tile.slice == 0) merge_slices(context, tile);
+    });
+  }
+  write_padding(context);
+}
+
+}  // namespace
+
+StagePtr plan_selection(const Problem& problem, const Machine& machine) {
+  return std::make_unique<SelectionStage>(problem, machine);
+}
+
+}  // namespace msa::cpu

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// What the runner of selections (select.cpp) hands to the bodies of generic/score.inl and
+// generic/topk.inl: a tile of rows, what each row sees, and where scores or candidates go. Plain
+// data; the table is filled once per level.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/geometry.h"
+#include "cpu/candidates.h"
+#include "msa/tensor.h"
+
+namespace msa::cpu {
+
+/// Requests with at most this many rows per index-key head are scored with the head dim in the
+/// lanes, the others with rows in the lanes. The two sum in different orders, so the choice hangs
+/// on the request's own shape alone.
+inline constexpr std::int64_t kFewRows = 8;
+/// Rows of a tile: enough to make the packing of a key block (1 % of the scores at 256) and its
+/// trip from memory cheap.
+inline constexpr std::int64_t kTileRows = 256;
+inline constexpr std::int64_t kMaxLanes = 16;
+
+/// Index keys of one request under one index-key head. Strides in bytes.
+struct IndexKeys {
+  const std::byte* data = nullptr;  // key 0 of the request (ragged) or of page 0
+  std::int64_t token_stride = 0;
+  std::int64_t page_stride = 0;
+  std::int64_t page_size = 0;           // 0: ragged
+  const std::int32_t* pages = nullptr;  // the request's row of the page table
+  std::int64_t pages_stride = 0;        // in entries
+
+  /// Key j; the 16 keys from a multiple of 16 on lie token_stride apart.
+  const std::byte* key(std::int64_t j) const {
+    if (page_size == 0) return data + j * token_stride;
+    return data + pages[j / page_size * pages_stride] * page_stride + j % page_size * token_stride;
+  }
+};
+
+/// Rows of one request that are scored together. Row r is the query token first_row + r over
+/// `group`, and of the `group` heads that share the index-key head the rest of that division.
+struct ScoreTile {
+  const core::Request* request = nullptr;
+  DType dtype = DType::BF16;
+  IndexKeys keys{};
+  const std::byte* q = nullptr;     // token 0 of the request, first head of the group
+  std::int64_t q_token_stride = 0;  // in bytes
+  std::int64_t q_head_stride = 0;
+  std::int64_t dim = 0;
+  std::int64_t group = 1;
+  std::int64_t first_row = 0;
+  std::int64_t num_rows = 0;  // at most kTileRows
+  bool few_rows = false;      // the request has at most kFewRows rows
+  core::Range blocks{};       // to be scored; 0 is the first block of the request here
+};
+
+/// The rows' state, arrays padded to a multiple of kMaxLanes. `visible` and `end` never decrease
+/// from row to row.
+struct TileRows {
+  std::int64_t* visible = nullptr;  // keys that the row sees; padding: 0
+  std::int64_t* end = nullptr;      // first block that the row need not score
+  float* threshold = nullptr;       // a better score becomes a candidate; padding: kTakeNone
+  std::int32_t* room = nullptr;     // candidates to keep
+  std::int32_t* count = nullptr;    // candidates in the list
+  Candidate* lists = nullptr;       // [rows, list_stride]
+  std::int64_t list_stride = 0;
+};
+
+/// Buffers of one thread.
+struct TileBuffers {
+  std::byte* q = nullptr;  // kTileRows rows of dim words
+  std::byte* k = nullptr;  // a block of keys, dim words each
+  const std::byte** keys =
+      nullptr;  // where the keys of a block lie, padded to whole register tiles
+};
+
+/// Where block_scores puts its result: token 0 of the request, first head of the group. Strides in
+/// elements.
+struct ScoreTarget {
+  float* scores = nullptr;  // null: candidates go to the lists of TileRows
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t block_stride = 0;
+};
+
+/// One row of given scores.
+struct ScoreRow {
+  const float* scores = nullptr;  // of block 0
+  std::int64_t stride = 1;
+  core::Range blocks{};
+  std::int64_t first_id = 0;  // id of block 0
+};
+
+struct SelectKernels {
+  /// Scores the blocks of a tile that its rows need; writes them or collects candidates.
+  void (*score_tile)(const ScoreTile&, const TileRows&, const TileBuffers&,
+                     const ScoreTarget&) = nullptr;
+  /// Collects the best `room` > 0 of given scores in `list`, of capacity candidate_capacity(room).
+  /// Returns their number, which may exceed `room`.
+  std::int64_t (*scan_scores)(const ScoreRow&, std::int64_t room, Candidate* list) = nullptr;
+};
+
+}  // namespace msa::cpu

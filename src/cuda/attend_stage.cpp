@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/attend_stage.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cuda/batch.h"
+#include "cuda/page_rule.h"
+#include "cuda/sm90/attend/combine.h"
+#include "cuda/sm90/attend/launch.h"
+#include "cuda/sm90/attend/lists.h"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda {
+namespace {
+
+using sm90::attend::Config;
+using sm90::attend::Item;
+using sm90::attend::Walk;
+
+constexpr int kDenseBlock = 128;  // keys of one step; dense attention has no blocks of its own
+constexpr std::int64_t kListBytes = std::int64_t{64}
+                                    << 20;  // of one launch: 128K tokens of 64/4 heads, top-16
+constexpr std::int64_t kRedoPairs =
+    65536;                               // noted one by one; beyond, everything is computed again
+constexpr std::int64_t kSplitWaves = 4;  // tiles a CTA from which on they balance by themselves
+constexpr double kLog2e = 1.4426950408889634;
+
+Config config_of(const Problem& problem, bool lists) {
+  return {.item = problem.dtype == DType::BF16 ? Item::Bf16 : Item::F16,
+          .head_dim = static_cast<int>(problem.head_dim),
+          .block = lists ? static_cast<int>(problem.block_size) : kDenseBlock,
+          .walk = lists ? Walk::Union : Walk::Dense};
+}
+
+std::string number(std::int64_t x) { return std::to_string(x); }
+
+std::string shape_rejects(const Problem& p) {
+  if (p.dtype != DType::BF16 && p.dtype != DType::F16) {
+    return std::string("the kernels take bf16 and f16, not ") + to_string(p.dtype);
+  }
+  if (p.head_dim != 64 && p.head_dim != 128)
+    return "head_dim is 64 or 128 here, not " + number(p.head_dim);
+  if (p.value_dim != p.head_dim)
+    return "value_dim equals head_dim here, not " + number(p.value_dim);
+  if (p.heads_q / p.heads_kv > 64)
+    return "at most 64 query heads share a KV head, not " + number(p.heads_q / p.heads_kv);
+  if (!(scale_of(p) > 0.0f) || std::isinf(scale_of(p)))
+    return "softmax_scale is finite and above 0 here";
+  if (p.total_q > std::numeric_limits<int>::max() - 128) return "at most 2^31 - 129 query rows";
+  if (p.total_q * p.heads_kv >= std::int64_t{1} << 31)
+    return "at most 2^31 pairs of a query row and a KV head";
+  if (p.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
+  if (p.batch >= 1 << 23) return "fewer than 2^23 requests";
+  return "";
+}
+
+/// Splits that end `items` tiles of `steps` blocks soonest: rounds of CTAs times the steps of one
+/// item, and what a split costs beside its steps. Looks at bounds only.
+int best_splits(std::int64_t items, std::int64_t steps, int ctas) {
+  constexpr std::int64_t kMaxSplits = 32;
+  constexpr std::int64_t kItemSteps = 2;     // first and last step of an item overlap with nothing
+  constexpr std::int64_t kCombineSteps = 4;  // the combine kernel, about 4 us
+  std::int64_t best = 1;
+  std::int64_t best_cost = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t splits = 1; splits <= std::min(kMaxSplits, steps); ++splits) {
+    const std::int64_t rounds = (items * splits + ctas - 1) / ctas;
+    const std::int64_t cost = rounds * ((steps + splits - 1) / splits + kItemSteps) +
+                              (splits > 1 ? kCombineSteps + splits / 4 : 0);
+    if (cost < best_cost) {
+      best = splits;
+      best_cost = cost;
+    }
+  }
+  return static_cast<int>(best);
+}
+
+}  // namespace
+
+float scale_of(const Problem& problem) {
+  return problem.softmax_scale.value_or(
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim))));
+}
+
+std::string AttendStage::rejects(const Problem& problem, bool lists) {
+  if (std::string why = shape_rejects(problem); !why.empty()) return why;
+  if (lists && problem.block_size != 64 && problem.block_size != 128) {
+    return "block_size is 64 or 128 here, not " + number(problem.block_size);
+  }
+  if (lists && problem.topk > 64) return "topk is at most 64 here, not " + number(problem.topk);
+  return page_rejects(problem.page_size, config_of(problem, lists).block);
+}
+
+AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout)
+    : config_(config_of(problem, lists)), ctas_(gpu.multiprocessors) {
+  const std::int64_t group = problem.heads_q / problem.heads_kv;
+  const std::int64_t most = lists ? sm90::attend::kMaxUnionTokens : sm90::attend::kTileRows;
+  tokens_per_tile_ = static_cast<int>(std::min(most, sm90::attend::kTileRows / group));
+  max_tiles_ =
+      static_cast<int>(sm90::prologue::max_tiles(problem.total_q, problem.batch, tokens_per_tile_));
+  chunk_tiles_ = std::max(max_tiles_, 1);
+  requests_ = layout.take<RequestRecord>(problem.batch);
+  tiles_ = layout.take<sm90::prologue::TileRecord>(max_tiles_);
+  num_tiles_ = layout.take<int>(1);
+  // A token can be noted by each warp that holds rows of it.
+  const std::int64_t pairs = problem.total_q * problem.heads_kv * (group / 16 + 2);
+  redo_capacity_ = static_cast<int>(std::min(
+      pairs, problem.options.batch_invariant ? std::int64_t{std::numeric_limits<int>::max()}
+                                             : kRedoPairs));
+  redo_pairs_ = layout.take<std::int64_t>(redo_capacity_);
+  const std::int64_t visible = (problem.max_seqlen_k + config_.block - 1) / config_.block;
+  const std::int64_t steps =
+      lists ? std::min(visible, 2 * problem.topk) : visible;  // neighbours share half
+  const std::int64_t items = max_tiles_ * problem.heads_kv;
+  if (items < kSplitWaves * ctas_) splits_ = best_splits(items, steps, ctas_);
+  if (splits_ > 1) {
+    part_out_ = layout.take<float>(splits_ * problem.total_q * problem.heads_q * problem.head_dim);
+    part_lse_ = layout.take<float>(splits_ * problem.total_q * problem.heads_q);
+  }
+  if (!lists) {
+    counters_ = layout.take<int>(1);
+    return;
+  }
+  const std::int64_t entries = tokens_per_tile_ * problem.topk;  // of one list
+  const std::int64_t tile_bytes =
+      problem.heads_kv * entries * static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
+  chunk_tiles_ =
+      static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
+  headers_ = layout.take<sm90::attend::ListHeader>(problem.heads_kv * chunk_tiles_);
+  entries_ = layout.take<sm90::attend::ListEntry>(problem.heads_kv * chunk_tiles_ * entries);
+  counters_ = layout.take<int>(1 + launches(max_tiles_));
+  if (splits_ == 1 && KvOuterStage::serves(problem))
+    kvouter_.emplace(problem, tokens_per_tile_, chunk_tiles_, layout);
+}
+
+int AttendStage::launches(int tiles) const { return (tiles + chunk_tiles_ - 1) / chunk_tiles_; }
+
+std::string AttendStage::decisions() const {
+  const bool lists = config_.walk == Walk::Union;
+  return std::string("attend ") + (lists ? "union" : "dense") + "\nattend_tile " +
+         number(tokens_per_tile_) + " tokens x group, " + number(config_.block) +
+         " keys\nattend_splits " + number(splits_) + "\nattend_launches " +
+         number(launches(max_tiles_)) + "\nattend_keys_outermost " +
+         (kvouter_ ? "beyond " + number(kvouter_->shared_entries()) + " blocks a list" : "no") +
+         "\n";
+}
+
+void AttendStage::prepare(const Problem& problem, const core::Call& call, void* workspace,
+                          cudaStream_t stream) const {
+  sm90::prologue::launch(
+      {.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
+       .requests = requests_.in(workspace),
+       .tiles = tiles_.in(workspace),
+       .num_tiles = num_tiles_.in(workspace),
+       .max_tiles = max_tiles_,
+       .tokens_per_tile = tokens_per_tile_,
+       .counters = counters_.in(workspace),
+       .num_counters = 1 + (config_.walk == Walk::Union ? launches(max_tiles_) : 0)},
+      stream);
+}
+
+void AttendStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                      void* workspace, cudaStream_t stream) const {
+  const BatchParams batch = make_batch(problem, call, call.k, kStatus.in(workspace));
+  const sm90::attend::Params whole = attend_params(problem, call, batch, workspace);
+  for (const Tensor* tensor : {&call.q, &call.k, &call.v}) {
+    if (*copy_engine_refuses(*tensor) != '\0') {
+      return run_exact(problem, call, block_ids, whole, true, stream);
+    }
+  }
+  sm90::attend::Params params = whole;
+  if (splits_ > 1) {
+    const std::int64_t rows = batch.total_q * problem.heads_q;
+    params.splits = splits_;
+    params.out = part_out_.in(workspace);
+    params.out_f32 = 1;
+    params.stride_out_split = rows * problem.head_dim;
+    params.stride_out_t = problem.heads_q * problem.head_dim;
+    params.stride_out_h = problem.head_dim;
+    params.lse = part_lse_.in(workspace);
+    params.stride_lse_split = rows;
+    params.stride_lse_t = problem.heads_q;
+    params.stride_lse_h = 1;
+  }
+  const int box = box_rows(config_.block, problem.page_size);
+  const sm90::attend::Maps maps{
+      .q = make_query_map(call.q, problem.heads_kv, params.group, tokens_per_tile_, "q"),
+      .k = make_key_map(call.k, box, "k"),
+      .v = make_key_map(call.v, box, "v")};
+  const int tiles =
+      static_cast<int>(sm90::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
+  for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
+    params.tile_begin = begin;
+    params.tile_limit = std::min(chunk_tiles_, tiles - begin);
+    if (kvouter_) {
+      params.total_entries = counters_.in(workspace) + 1 + begin / chunk_tiles_;
+      params.shared_entries = kvouter_->shared_entries();
+    }
+    if (config_.walk == Walk::Union)
+      run_lists(params, block_ids, static_cast<int>(problem.topk), stream);
+    sm90::attend::launch(config_, params, maps, ctas_, stream);
+    if (kvouter_) kvouter_->run(problem, call, block_ids, params, ctas_, workspace, stream);
+  }
+  if (splits_ > 1) run_combine(problem, params, whole, stream);
+  run_exact(problem, call, block_ids, whole, false, stream);
+}
+
+sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
+                                                const BatchParams& batch, void* workspace) const {
+  sm90::attend::Params params{.batch = batch,
+                              .requests = requests_.in(workspace),
+                              .tiles = tiles_.in(workspace),
+                              .num_tiles = num_tiles_.in(workspace),
+                              .tokens_per_tile = tokens_per_tile_,
+                              .group = static_cast<int>(problem.heads_q / problem.heads_kv),
+                              .heads_kv = static_cast<int>(problem.heads_kv),
+                              .list_headers = headers_.in(workspace),
+                              .list_entries = entries_.in(workspace),
+                              .list_capacity = tokens_per_tile_ * static_cast<int>(problem.topk)};
+  params.out = call.out.data;
+  params.stride_out_t = call.out.stride[0];
+  params.stride_out_h = call.out.stride[1];
+  params.out_f32 = call.out.dtype == DType::F32 ? 1 : 0;
+  params.out_vectors = *copy_engine_refuses(call.out) == '\0' ? 1 : 0;
+  if (call.lse) {
+    params.lse = static_cast<float*>(call.lse.data);
+    params.stride_lse_t = call.lse.stride[0];
+    params.stride_lse_h = call.lse.stride[1];
+  }
+  params.scale_log2 = static_cast<float>(scale_of(problem) * kLog2e);
+  params.redo = {counters_.in(workspace), redo_pairs_.in(workspace), redo_capacity_};
+  return params;
+}
+
+void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& block_ids, int topk,
+                            cudaStream_t stream) const {
+  sm90::attend::launch_lists({.batch = params.batch,
+                              .requests = params.requests,
+                              .tiles = params.tiles,
+                              .num_tiles = params.num_tiles,
+                              .tile_begin = params.tile_begin,
+                              .tile_limit = params.tile_limit,
+                              .tokens_per_tile = params.tokens_per_tile,
+                              .heads_kv = params.heads_kv,
+                              .topk = topk,
+                              .block_ids = make_int_vector(block_ids, 2),
+                              .stride_ids_t = block_ids.stride[0],
+                              .stride_ids_h = block_ids.stride[1],
+                              .headers = const_cast<sm90::attend::ListHeader*>(params.list_headers),
+                              .entries = const_cast<sm90::attend::ListEntry*>(params.list_entries),
+                              .total_entries = const_cast<int*>(params.total_entries)},
+                             stream);
+}
+
+void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params& parts,
+                              const sm90::attend::Params& whole, cudaStream_t stream) const {
+  sm90::attend::launch_combine({.splits = splits_,
+                                .rows = whole.batch.total_q * problem.heads_q,
+                                .heads = static_cast<int>(problem.heads_q),
+                                .head_dim = static_cast<int>(problem.head_dim),
+                                .part_out = static_cast<const float*>(parts.out),
+                                .part_lse = parts.lse,
+                                .item = config_.item,
+                                .out_f32 = whole.out_f32,
+                                .out = whole.out,
+                                .stride_out_t = whole.stride_out_t,
+                                .stride_out_h = whole.stride_out_h,
+                                .lse = whole.lse,
+                                .stride_lse_t = whole.stride_lse_t,
+                                .stride_lse_h = whole.stride_lse_h},
+                               stream);
+}
+
+void AttendStage::run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                            const sm90::attend::Params& params, bool everything,
+                            cudaStream_t stream) const {
+  const auto view = [&](const Tensor& keys) {
+    const bool paged = keys.rank == 4;
+    return sm90::exact::KeyView{.data = keys.data,
+                                .stride_page = paged ? keys.stride[0] : 0,
+                                .stride_token = keys.stride[paged ? 1 : 0],
+                                .stride_head = keys.stride[paged ? 2 : 1]};
+  };
+  sm90::exact::Params exact{.batch = params.batch,
+                            .requests = params.requests,
+                            .redo = params.redo,
+                            .everything = everything ? 1 : 0,
+                            .bf16 = problem.dtype == DType::BF16 ? 1 : 0,
+                            .head_dim = static_cast<int>(problem.head_dim),
+                            .heads_kv = params.heads_kv,
+                            .group = params.group,
+                            .q = call.q.data,
+                            .stride_q_t = call.q.stride[0],
+                            .stride_q_h = call.q.stride[1],
+                            .k = view(call.k),
+                            .v = view(call.v)};
+  if (config_.walk == Walk::Union) {
+    exact.topk = static_cast<int>(problem.topk);
+    exact.block_ids = make_int_vector(block_ids, 2);
+    exact.stride_ids_t = block_ids.stride[0];
+    exact.stride_ids_h = block_ids.stride[1];
+  }
+  exact.out = params.out;
+  exact.stride_out_t = params.stride_out_t;
+  exact.stride_out_h = params.stride_out_h;
+  exact.out_f32 = params.out_f32;
+  exact.lse = params.lse;
+  exact.stride_lse_t = params.stride_lse_t;
+  exact.stride_lse_h = params.stride_lse_h;
+  exact.scale = scale_of(problem);
+  sm90::exact::launch(exact, ctas_, stream);
+}
+
+}  // namespace msa::cuda

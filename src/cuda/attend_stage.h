@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+// Attention as a stage: dense, or over given block lists. Planning is pure; a run is the prologue,
+// for lists the list builder, the attention kernel, and the exact kernel that mends tiles which
+// ended non-finite.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "core/call.h"
+#include "cuda/device.h"
+#include "cuda/kvouter_stage.h"
+#include "cuda/layout.h"
+#include "cuda/sm90/attend/config.h"
+
+namespace msa::cuda {
+
+class AttendStage {
+ public:
+  /// Why the kernels do not serve the problem; empty: they do. `lists`: over block lists.
+  static std::string rejects(const Problem& problem, bool lists);
+
+  AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout);
+
+  /// The first launch of a run: clears the status word, checks the batch, cuts tiles.
+  void prepare(const Problem& problem, const core::Call& call, void* workspace,
+               cudaStream_t stream) const;
+  /// `block_ids` [T, Hkv, k] where the stage goes over lists.
+  void run(const Problem& problem, const core::Call& call, const Tensor& block_ids, void* workspace,
+           cudaStream_t stream) const;
+  std::string decisions() const;
+
+ private:
+  sm90::attend::Params attend_params(const Problem& problem, const core::Call& call,
+                                     const BatchParams& batch, void* workspace) const;
+  void run_lists(const sm90::attend::Params& params, const Tensor& block_ids, int topk,
+                 cudaStream_t stream) const;
+  int launches(int tiles) const;
+  void run_combine(const Problem& problem, const sm90::attend::Params& parts,
+                   const sm90::attend::Params& whole, cudaStream_t stream) const;
+  /// `everything`: tensors that the copy engine cannot take; slow.
+  void run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                 const sm90::attend::Params& params, bool everything, cudaStream_t stream) const;
+
+  sm90::attend::Config config_{};
+  int ctas_ = 0;
+  int tokens_per_tile_ = 0;
+  int max_tiles_ = 0;
+  int chunk_tiles_ = 0;  // of one launch: bounds the memory of the lists
+  int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
+  int redo_capacity_ = 0;
+  Piece<RequestRecord> requests_{};
+  Piece<sm90::prologue::TileRecord> tiles_{};
+  Piece<int> num_tiles_{};
+  std::optional<KvOuterStage> kvouter_{};
+  Piece<int> counters_{};  // pairs to compute again; then list entries of each launch
+  Piece<std::int64_t> redo_pairs_{};
+  Piece<float> part_out_{};  // [splits, T, Hq, D]
+  Piece<float> part_lse_{};  // [splits, T, Hq]
+  Piece<sm90::attend::ListHeader> headers_{};
+  Piece<sm90::attend::ListEntry> entries_{};
+};
+
+/// softmax_scale or its default.
+float scale_of(const Problem& problem);
+
+}  // namespace msa::cuda

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/batch.h"
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "core/contents.h"
+#include "msa/error.h"
+
+namespace msa::cuda {
+namespace {
+
+/// Kernels and the copy engine count key rows and pages in int32.
+void check_key_rows(const Tensor& keys) {
+  const std::int64_t limit = std::numeric_limits<std::int32_t>::max();
+  if (!keys || keys.shape[0] < limit) return;
+  throw Error(
+      ErrorCode::InvalidArgument, "k",
+      "k: expected fewer than " + std::to_string(limit) + " rows or pages, got " + to_string(keys));
+}
+
+}  // namespace
+
+IntVector make_int_vector(const Tensor& tensor, int dim) {
+  if (!tensor) return {};
+  return {static_cast<const int*>(tensor.data), tensor.stride[static_cast<std::size_t>(dim)]};
+}
+
+BatchParams make_batch(const Problem& problem, const core::Call& call, const Tensor& keys,
+                       StatusWord* status) {
+  check_key_rows(keys);
+  const Batch& batch = call.batch;
+  BatchParams params{.cu_seqlens_q = make_int_vector(batch.cu_seqlens_q, 0),
+                     .seqlens_k = make_int_vector(batch.seqlens_k, 0),
+                     .cu_seqlens_k = make_int_vector(batch.cu_seqlens_k, 0),
+                     .q_offsets = make_int_vector(batch.q_offsets, 0),
+                     .key_offsets = make_int_vector(batch.key_offsets, 0),
+                     .total_seqlens_k = make_int_vector(batch.total_seqlens_k, 0),
+                     .page_table = make_int_vector(batch.page_table, 1)};
+  if (batch.page_table) {
+    params.page_table_stride_b = batch.page_table.stride[0];
+    params.page_columns = batch.page_table.shape[1];
+  }
+  const bool paged = problem.page_size != 0;
+  params.num_pages = keys && paged ? keys.shape[0] : 0;
+  params.num_rows_k = keys && !paged ? keys.shape[0] : std::numeric_limits<std::int32_t>::max();
+  params.total_q = core::num_query_rows(call);
+  params.max_seqlen_q = problem.max_seqlen_q;
+  params.max_seqlen_k = problem.max_seqlen_k;
+  params.batch = static_cast<int>(core::num_requests(call));
+  params.page_size = static_cast<int>(problem.page_size);
+  params.block_size = static_cast<int>(problem.block_size);
+  params.local_blocks = static_cast<int>(problem.local_blocks);
+  params.init_blocks = static_cast<int>(problem.init_blocks);
+  params.causal = problem.causal ? 1 : 0;
+  params.status = status;
+  return params;
+}
+
+}  // namespace msa::cuda

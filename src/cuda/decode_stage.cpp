@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/decode_stage.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/attend_stage.h"
+#include "cuda/batch.h"
+#include "cuda/page_rule.h"
+#include "cuda/sm90/prologue/launch.h"
+#include "cuda/tensor_map.h"
+#include "msa/error.h"
+
+namespace msa::cuda {
+namespace {
+
+namespace decode = sm90::decode;
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr std::int64_t kMaxGridZ = 65535;
+
+bool scores_keys(Op op) {
+  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
+}
+bool attends(Op op) {
+  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
+}
+
+std::string number(std::int64_t x) { return std::to_string(x); }
+
+std::string index_rejects(const Problem& p) {
+  if (p.index_dtype != DType::BF16 && p.index_dtype != DType::F16)
+    return std::string("the kernels take bf16 and f16 indexes, not ") + to_string(p.index_dtype);
+  if (p.index_dim != 64 && p.index_dim != 128)
+    return "index_dim is 64 or 128 here, not " + number(p.index_dim);
+  const std::int64_t columns = p.max_seqlen_q * (p.index_heads / p.index_heads_k);
+  if (columns > decode::kMaxColumns)
+    return "decode scores at most 32 tokens x heads of an index-key head, not " + number(columns);
+  if (p.index_heads_k > kMaxGridZ) return "at most 65535 index-key heads";
+  return "";
+}
+
+/// Throws where 16-byte loads cannot take the tensor.
+void require_aligned(const Tensor& tensor, const char* argument) {
+  if (const char* why = copy_engine_refuses(tensor); *why != '\0') {
+    throw Error(ErrorCode::InvalidArgument, argument,
+                std::string(argument) + ": " + why + ", got " + to_string(tensor));
+  }
+}
+
+decode::Storage storage_of(DType dtype) {
+  return dtype == DType::BF16 ? decode::Storage::Bf16 : decode::Storage::F16;
+}
+
+}  // namespace
+
+std::string DecodeStage::rejects(const Problem& p) {
+  if (!scores_keys(p.op) && !attends(p.op))
+    return std::string("decode has no kernel for ") + to_string(p.op);
+  if (p.block_max || !p.output) return "decode writes no block maxima";
+  if (p.max_seqlen_q > decode::kMaxTokens)
+    return "decode takes at most 8 query tokens a request, not " + number(p.max_seqlen_q);
+  if (p.batch * std::max<std::int64_t>(p.max_seqlen_q, 1) > kMaxGridZ)
+    return "decode takes at most 65535 requests x tokens";
+  if (p.block_size != 64 && p.block_size != 128)
+    return "block_size is 64 or 128 here, not " + number(p.block_size);
+  if (p.op != Op::DenseAttention && p.op != Op::BlockScores && p.topk > decode::kMaxTopk)
+    return "topk is at most 64 here, not " + number(p.topk);
+  if (scores_keys(p.op)) {
+    if (std::string why = index_rejects(p); !why.empty()) return why;
+  }
+  if (!attends(p.op)) return "";
+  return AttendStage::rejects(p, p.op != Op::DenseAttention);
+}
+
+DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+    : token_slots_(static_cast<int>(std::max<std::int64_t>(p.max_seqlen_q, 1))),
+      max_blocks_(static_cast<int>((p.max_seqlen_k + p.block_size - 1) / p.block_size)) {
+  records_ = layout.take<RequestRecord>(p.batch);
+  if (scores_keys(p.op)) {
+    blocks_per_slice_ = decode::score_blocks_per_slice(
+        p.batch, max_blocks_, static_cast<int>(p.index_heads_k), gpu.multiprocessors);
+    slices_ = (max_blocks_ + blocks_per_slice_ - 1) / blocks_per_slice_;
+    score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
+    if (p.op != Op::BlockScores)
+      scores_ = layout.take<float>(p.total_q * p.index_heads * score_stride_);
+  }
+  if (!attends(p.op)) return;
+  const int heads_kv = static_cast<int>(p.heads_kv);
+  const int group = static_cast<int>(p.heads_q / p.heads_kv);
+  const std::int64_t rows = std::max<std::int64_t>(1, p.batch * p.max_seqlen_q);
+  const std::int64_t entries =
+      p.op == Op::DenseAttention ? max_blocks_ : std::min<std::int64_t>(max_blocks_, p.topk);
+  splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
+  const std::int64_t slots = decode::partial_slots(p.total_q, heads_kv, group, splits_);
+  arrival_count_ = static_cast<int>(slots / splits_);
+  arrivals_ = layout.take<int>(arrival_count_);
+  partial_out_ = layout.take<float>(slots * 16 * p.head_dim);
+  partial_state_ = layout.take<float2>(slots * 16);
+}
+
+std::string DecodeStage::decisions() const {
+  std::string text;
+  if (slices_ > 0) {
+    text +=
+        "decode_score " + number(slices_) + " slices of " + number(blocks_per_slice_) + " blocks\n";
+  }
+  return text + "decode_splits " + number(splits_) + "\n";
+}
+
+void DecodeStage::run(const Problem& problem, const core::Call& call, void* workspace,
+                      cudaStream_t stream) const {
+  const Tensor& keys = attends(problem.op) ? call.k : call.index_k;
+  const BatchParams batch = make_batch(problem, call, keys, kStatus.in(workspace));
+  run_prologue(batch, workspace, stream);
+  if (scores_keys(problem.op)) run_score(problem, call, batch, workspace, stream);
+  if (problem.op == Op::SelectBlocks)
+    decode::launch_select(select_params(problem, call, batch, workspace), stream);
+  if (attends(problem.op)) run_attend(problem, call, batch, workspace, stream);
+}
+
+void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
+                               cudaStream_t stream) const {
+  sm90::prologue::launch({.batch = batch,
+                          .requests = records_.in(workspace),
+                          .counters = arrivals_.in(workspace),
+                          .num_counters = arrival_count_},
+                         stream);
+}
+
+decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Call& call,
+                                          void* workspace) const {
+  if (problem.op == Op::BlockScores) {
+    return {.data = static_cast<float*>(call.scores.data),
+            .stride_t = call.scores.stride[0],
+            .stride_h = call.scores.stride[1],
+            .stride_block = call.scores.stride[2]};
+  }
+  return {.data = scores_.in(workspace),
+          .stride_t = problem.index_heads * score_stride_,
+          .stride_h = score_stride_,
+          .stride_block = 1};
+}
+
+void DecodeStage::run_score(const Problem& problem, const core::Call& call,
+                            const BatchParams& batch, void* workspace, cudaStream_t stream) const {
+  require_aligned(call.index_q, "index_q");
+  require_aligned(call.index_k, "index_k");
+  const bool paged = call.index_k.rank == 4;
+  const decode::ScoreRows rows = score_rows(problem, call, workspace);
+  if (problem.op == Op::BlockScores) {
+    decode::launch_fill(rows, call.scores.shape[0], static_cast<int>(call.scores.shape[1]),
+                        call.scores.shape[2], stream);
+  }
+  decode::launch_score(storage_of(problem.index_dtype),
+                       {.batch = batch,
+                        .records = records_.in(workspace),
+                        .index_q = call.index_q.data,
+                        .stride_q_t = call.index_q.stride[0],
+                        .stride_q_h = call.index_q.stride[1],
+                        .index_k = call.index_k.data,
+                        .stride_k_page = paged ? call.index_k.stride[0] : 0,
+                        .stride_k_token = call.index_k.stride[paged ? 1 : 0],
+                        .stride_k_head = call.index_k.stride[paged ? 2 : 1],
+                        .heads = static_cast<int>(problem.index_heads),
+                        .heads_k = static_cast<int>(problem.index_heads_k),
+                        .dim = static_cast<int>(problem.index_dim),
+                        .blocks_per_slice = blocks_per_slice_,
+                        .slices = slices_,
+                        .scores = rows},
+                       stream);
+}
+
+decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
+                                                const BatchParams& batch, void* workspace) const {
+  decode::SelectParams params{.batch = batch,
+                              .records = records_.in(workspace),
+                              .topk = static_cast<int>(problem.topk),
+                              .token_slots = token_slots_,
+                              .max_blocks = max_blocks_};
+  if (scores_keys(problem.op)) {
+    params.scores = score_rows(problem, call, workspace);
+    params.heads = static_cast<int>(problem.index_heads);
+  }
+  const Tensor& ids = problem.op == Op::SparseAttention ? call.block_ids_in : call.block_ids;
+  if (ids) {
+    params.ids = static_cast<int*>(ids.data);
+    params.stride_ids_t = ids.stride[0];
+    params.stride_ids_h = ids.stride[1];
+    params.stride_ids_slot = ids.stride[2];
+  }
+  if (call.chosen_scores) {
+    params.chosen = static_cast<float*>(call.chosen_scores.data);
+    params.stride_chosen_t = call.chosen_scores.stride[0];
+    params.stride_chosen_h = call.chosen_scores.stride[1];
+    params.stride_chosen_slot = call.chosen_scores.stride[2];
+  }
+  return params;
+}
+
+void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
+                             const BatchParams& batch, void* workspace, cudaStream_t stream) const {
+  require_aligned(call.q, "q");
+  const int box = box_rows(static_cast<int>(problem.block_size), problem.page_size);
+  const int group = static_cast<int>(problem.heads_q / problem.heads_kv);
+  decode::AttendParams params{.select = select_params(problem, call, batch, workspace),
+                              .k_map = make_key_map(call.k, box, "k"),
+                              .v_map = make_key_map(call.v, box, "v"),
+                              .q = call.q.data,
+                              .stride_q_t = call.q.stride[0],
+                              .stride_q_h = call.q.stride[1],
+                              .out = call.out.data,
+                              .stride_out_t = call.out.stride[0],
+                              .stride_out_h = call.out.stride[1],
+                              .out_f32 = call.out.dtype == DType::F32,
+                              .heads_kv = static_cast<int>(problem.heads_kv),
+                              .group = group,
+                              .tiles = decode::head_tiles(group),
+                              .dim = static_cast<int>(problem.head_dim),
+                              .splits = splits_,
+                              .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
+                              .partial_out = partial_out_.in(workspace),
+                              .partial_state = partial_state_.in(workspace),
+                              .arrivals = reinterpret_cast<unsigned*>(arrivals_.in(workspace))};
+  if (problem.op == Op::SparseAttention) params.blocks = decode::Blocks::Listed;
+  if (problem.op == Op::MsaAttention) params.blocks = decode::Blocks::Scored;
+  if (call.lse) {
+    params.lse = static_cast<float*>(call.lse.data);
+    params.stride_lse_t = call.lse.stride[0];
+    params.stride_lse_h = call.lse.stride[1];
+  }
+  decode::launch_attend(storage_of(problem.dtype), params, stream);
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+// Requests of a few query tokens as a stage: block scores, selection, attention over all blocks, a
+// given list or the selection, whichever the operation asks for. Planning is pure; a run is the
+// prologue and one to three launches.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "core/call.h"
+#include "cuda/device.h"
+#include "cuda/layout.h"
+#include "cuda/sm90/decode/launch.h"
+
+namespace msa::cuda {
+
+class DecodeStage {
+ public:
+  /// Why these kernels do not serve the problem (the prefill kernels may); empty: they do.
+  static std::string rejects(const Problem& problem);
+
+  DecodeStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const;
+  std::string decisions() const;
+
+ private:
+  void run_prologue(const BatchParams& batch, void* workspace, cudaStream_t stream) const;
+  void run_score(const Problem& problem, const core::Call& call, const BatchParams& batch,
+                 void* workspace, cudaStream_t stream) const;
+  void run_attend(const Problem& problem, const core::Call& call, const BatchParams& batch,
+                  void* workspace, cudaStream_t stream) const;
+  sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
+                                           const BatchParams& batch, void* workspace) const;
+  sm90::decode::ScoreRows score_rows(const Problem& problem, const core::Call& call,
+                                     void* workspace) const;
+
+  int token_slots_ = 1;
+  int max_blocks_ = 0;
+  int blocks_per_slice_ = 0;
+  int slices_ = 0;
+  int splits_ = 1;
+  std::int64_t score_stride_ = 0;  // floats of one scratch row
+  int arrival_count_ = 0;
+  Piece<RequestRecord> records_{};
+  Piece<float> scores_{};  // [T, Hi, score_stride]
+  Piece<int> arrivals_{};
+  Piece<float> partial_out_{};
+  Piece<float2> partial_state_{};
+};
+
+}  // namespace msa::cuda

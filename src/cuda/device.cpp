@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/device.h"
+
+#include "msa/error.h"
+
+namespace msa::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  MSA_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+GpuInfo read_gpu(int device) {
+  cudaDeviceProp properties{};
+  MSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return {.name = properties.name,
+          .major = properties.major,
+          .minor = properties.minor,
+          .multiprocessors = properties.multiProcessorCount,
+          .shared_memory =
+              static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
+          .l2_bytes = static_cast<std::size_t>(properties.l2CacheSize)};
+}
+
+Machine find_gpus() {
+  Machine found;
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // the error is answered here: later checks must not meet it
+    found.reason = std::string("no usable GPU: ") + cudaGetErrorString(error);
+    return found;
+  }
+  if (count == 0) found.reason = "no GPU";
+  for (int device = 0; device < count; ++device) found.gpus.push_back(read_gpu(device));
+  return found;
+}
+
+}  // namespace
+
+const Machine& machine() {
+  static const Machine found = find_gpus();
+  return found;
+}
+
+void throw_cuda_error(cudaError_t error, const char* call, const char* file, int line) {
+  cudaGetLastError();
+  throw Error(ErrorCode::Device, "",
+              std::string(call) + " failed: " + cudaGetErrorName(error) + ", " +
+                  cudaGetErrorString(error) + " (" + file + ":" + std::to_string(line) + ")");
+}
+
+DeviceGuard::DeviceGuard(int device) {
+  MSA_CUDA_CHECK(cudaGetDevice(&former_));
+  if (former_ == device) return;
+  MSA_CUDA_CHECK(cudaSetDevice(device));
+  changed_ = true;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (changed_) static_cast<void>(cudaSetDevice(former_));
+}
+
+void* driver_entry_point(const char* name, unsigned version) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  MSA_CUDA_CHECK(
+      cudaGetDriverEntryPointByVersion(name, &function, version, cudaEnableDefault, &result));
+  if (result != cudaDriverEntryPointSuccess || function == nullptr) {
+    throw Error(ErrorCode::Device, "", std::string("the driver has no ") + name);
+  }
+  return function;
+}
+
+}  // namespace msa::cuda

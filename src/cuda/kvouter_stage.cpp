@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/kvouter_stage.h"
+
+#include <algorithm>
+
+#include "cuda/batch.h"
+#include "cuda/page_rule.h"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda {
+namespace {
+
+namespace kvouter = sm90::kvouter;
+
+// 4,032 tokens of 64/4 heads, top-16: a million tokens stay below 2 GiB of workspace in all.
+constexpr std::int64_t kPartialBytes = std::int64_t{1} << 30;
+constexpr std::int64_t kMaxRows =
+    1 << 16;  // one CTA scans them: 8 requests or heads of a million tokens
+
+// With so few blocks lists hold half of them at most: union measured faster even for random ones
+// (8K tokens: 1.5 ms against 1.6).
+constexpr std::int64_t kSharedLists = 4;
+
+/// Bytes of one (query, block) slot.
+constexpr std::int64_t kSlotBytes = kvouter::kPartialVectors * 16 + kvouter::kGroup * 4;
+
+std::int64_t blocks_of(const Problem& p) {
+  return std::max<std::int64_t>(1, (p.max_seqlen_k + kvouter::kBlock - 1) / kvouter::kBlock);
+}
+
+}  // namespace
+
+bool KvOuterStage::serves(const Problem& p) {
+  // The choice looks at the whole batch, which batch invariance forbids.
+  return p.op != Op::DenseAttention && !p.options.batch_invariant &&
+         p.heads_q / p.heads_kv == kvouter::kGroup && p.head_dim == kvouter::kDim &&
+         p.block_size == kvouter::kBlock && p.topk <= kvouter::kMaxTopk &&
+         p.batch * p.heads_kv * blocks_of(p) <= kMaxRows && blocks_of(p) > kSharedLists * p.topk;
+}
+
+KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles, Layout& layout)
+    : max_blocks_(static_cast<int>(blocks_of(p))) {
+  const std::int64_t tile_slots = tokens_per_tile * p.heads_kv * p.topk;
+  chunk_tiles_ = static_cast<int>(std::clamp<std::int64_t>(
+      kPartialBytes / (tile_slots * kSlotBytes), 1, std::max(max_tiles, 1)));
+  // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists of
+  // 33 to 36 blocks break even at k = 16, 8 tokens a tile).
+  shared_entries_ = static_cast<int>(p.topk * 21 / 10);
+  const std::int64_t slots = chunk_tiles_ * tile_slots;
+  const std::int64_t rows =
+      kvouter::inverse_rows(p.batch, static_cast<int>(p.heads_kv), max_blocks_);
+  const std::int64_t chunks = (max_tiles + chunk_tiles_ - 1) / chunk_tiles_;
+  counts_ = layout.take<int>(chunks * (rows + kvouter::kChunkCounters));
+  entries_ = layout.take<kvouter::Entry>(chunks * slots);
+  items_ = layout.take<kvouter::WorkItem>(chunks * kvouter::max_items(slots, rows));
+  partials_ = layout.take<uint4>(slots * kvouter::kPartialVectors);
+  partial_lse_ = layout.take<float>(slots * kvouter::kGroup);
+}
+
+void KvOuterStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                       const sm90::attend::Params& attend, int ctas, void* workspace,
+                       cudaStream_t stream) const {
+  kvouter::Params params{.batch = attend.batch,
+                         .requests = attend.requests,
+                         .tiles = attend.tiles,
+                         .num_tiles = attend.num_tiles,
+                         .tile_begin = attend.tile_begin,
+                         .tile_limit = attend.tile_limit,
+                         .chunk_tiles = chunk_tiles_,
+                         .tokens_per_tile = attend.tokens_per_tile,
+                         .heads_kv = attend.heads_kv,
+                         .topk = static_cast<int>(problem.topk),
+                         .max_blocks = max_blocks_,
+                         .block_ids = make_int_vector(block_ids, 2),
+                         .stride_ids_t = block_ids.stride[0],
+                         .stride_ids_h = block_ids.stride[1],
+                         .total_entries = attend.total_entries,
+                         .shared_entries = shared_entries_,
+                         .counts = counts_.in(workspace),
+                         .entries = entries_.in(workspace),
+                         .items = items_.in(workspace),
+                         .partials = partials_.in(workspace),
+                         .partial_lse = partial_lse_.in(workspace),
+                         .out = attend.out,
+                         .stride_out_t = attend.stride_out_t,
+                         .stride_out_h = attend.stride_out_h,
+                         .out_f32 = attend.out_f32,
+                         .out_vectors = attend.out_vectors,
+                         .lse = attend.lse,
+                         .stride_lse_t = attend.stride_lse_t,
+                         .stride_lse_h = attend.stride_lse_h,
+                         .scale_log2 = attend.scale_log2,
+                         .redo = attend.redo};
+  const int box = box_rows(kvouter::kBlock, problem.page_size);
+  const kvouter::Maps maps{.q = make_query_map(call.q, problem.heads_kv, kvouter::kGroup, 1, "q"),
+                           .k = make_key_map(call.k, box, "k"),
+                           .v = make_key_map(call.v, box, "v")};
+  const auto storage =
+      problem.dtype == DType::BF16 ? kvouter::Storage::Bf16 : kvouter::Storage::F16;
+  kvouter::launch(storage, params, maps, ctas, stream);
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+// Keys-outermost sparse attention as part of the attention stage: takes over a launch's tiles where
+// neighbouring queries share too few blocks for the union kernel. Which of the two works is decided
+// on the device, from the union lists.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/call.h"
+#include "cuda/layout.h"
+#include "cuda/sm90/attend/config.h"
+#include "cuda/sm90/kvouter/launch.h"
+
+namespace msa::cuda {
+
+class KvOuterStage {
+ public:
+  /// Whether the kernels fit the problem; where they do not, the union kernel serves any selection.
+  static bool serves(const Problem& problem);
+
+  KvOuterStage(const Problem& problem, int tokens_per_tile, int max_tiles, Layout& layout);
+
+  /// Union lists longer than this, on average over the tiles, go keys-outermost.
+  int shared_entries() const { return shared_entries_; }
+
+  /// The tiles of one attention launch; `params.total_entries` tells how long their lists are.
+  void run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+           const sm90::attend::Params& params, int ctas, void* workspace,
+           cudaStream_t stream) const;
+
+ private:
+  int chunk_tiles_ = 1;  // bounds the memory of the partials
+  int shared_entries_ = 0;
+  int max_blocks_ = 1;
+  Piece<int> counts_{};
+  Piece<sm90::kvouter::Entry> entries_{};
+  Piece<sm90::kvouter::WorkItem> items_{};
+  Piece<uint4> partials_{};
+  Piece<float> partial_lse_{};
+};
+
+}  // namespace msa::cuda

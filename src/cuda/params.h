@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+// Plain structs that host code fills and every kernel reads by value: the batch, strided views, the
+// status word. Compiles with and without nvcc; no msa type and no CUDA type above this layer enters
+// a kernel.
+#pragma once
+
+#include <cstdint>
+
+namespace msa::cuda {
+
+/// What a kernel found wrong in the contents of an index tensor. Order and values are part of the
+/// status word.
+enum class FaultKind : std::uint32_t {
+  Length,   // cu_seqlens or seqlens outside the planned bounds or the tensors
+  PageId,   // page id out of range
+  BlockId,  // block id out of range
+  Offset,   // key_offset negative or not a multiple of the block size
+};
+
+/// Lowest (request, row, kind) at fault, kept by atomicMin: request << 40 | (row + 1) << 8 | kind;
+/// row -1: the request's.
+using StatusWord = unsigned long long;
+inline constexpr StatusWord kNoFault = ~StatusWord{0};
+
+/// int32 vector with any stride; data nullptr: not given.
+struct IntVector {
+  const int* data = nullptr;
+  std::int64_t stride = 1;
+};
+
+/// Lengths, positions and pages of a batch, as the caller gave them: device memory, contents
+/// unchecked.
+struct BatchParams {
+  IntVector cu_seqlens_q{};     // [B + 1]
+  IntVector seqlens_k{};        // [B]
+  IntVector cu_seqlens_k{};     // [B + 1] or none
+  IntVector q_offsets{};        // [B] or none
+  IntVector key_offsets{};      // [B] or none
+  IntVector total_seqlens_k{};  // [B] or none
+  IntVector page_table{};       // [B, pages]: stride is that of the pages
+  std::int64_t page_table_stride_b = 0;
+  std::int64_t page_columns = 0;  // width of the page table
+  std::int64_t num_pages = 0;     // P of the caches: the smallest where they differ
+  std::int64_t num_rows_k = 0;    // N of ragged keys
+  std::int64_t total_q = 0;       // T, padding rows included
+  std::int64_t max_seqlen_q = 0;
+  std::int64_t max_seqlen_k = 0;
+  int batch = 0;
+  int page_size = 0;  // 0: ragged keys
+  int block_size = 128;
+  int local_blocks = 1;
+  int init_blocks = 0;
+  int causal = 1;
+  StatusWord* status = nullptr;
+};
+
+/// One request, checked and clamped: what visibility needs. The prologue writes one a request.
+struct RequestRecord {
+  std::int64_t k_begin;     // first row of ragged keys; 0 when paged
+  std::int64_t q_begin;     // first row of q
+  std::int64_t offset;      // global position of query row 0
+  std::int64_t key_offset;  // global position of key 0, a multiple of the block size
+  std::int64_t total_k;     // length of the whole sequence; kNoLimit where nobody said
+  int seqlen_q;
+  int seqlen_k;
+};
+
+inline constexpr std::int64_t kNoLimit = INT64_MAX;
+
+}  // namespace msa::cuda

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/select_stage.h"
+
+#include <limits>
+
+#include "cuda/batch.h"
+#include "cuda/page_rule.h"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda {
+namespace {
+
+// Scores of 2,048 queries over a million tokens of 4 heads; smaller chunks lose time to their
+// tails.
+constexpr std::int64_t kScratchBytes = std::int64_t{256} << 20;
+
+std::string number(std::int64_t x) { return std::to_string(x); }
+
+sm90::select::Queries queries_of(const Tensor& index_q) {
+  return {.data = index_q.data,
+          .stride_token = index_q.stride[0],
+          .stride_head = index_q.stride[1],
+          .bf16 = index_q.dtype == DType::BF16,
+          .dim = static_cast<int>(index_q.shape[2])};
+}
+
+CUtensorMap index_map(const Problem& problem, const Tensor& index_k) {
+  return make_key_map(index_k, box_rows(sm90::select::kTileKeys, problem.page_size), "index_k");
+}
+
+sm90::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
+                                    const Tensor& chosen) {
+  sm90::topk::TopkParams params{.ids = static_cast<int*>(ids.data),
+                                .ids_stride_token = ids.stride[0],
+                                .ids_stride_head = ids.stride[1],
+                                .ids_stride_slot = ids.stride[2]};
+  if (chosen) {
+    params.chosen = static_cast<float*>(chosen.data);
+    params.chosen_stride_token = chosen.stride[0];
+    params.chosen_stride_head = chosen.stride[1];
+    params.chosen_stride_slot = chosen.stride[2];
+  }
+  params.k = static_cast<int>(problem.topk);
+  params.block_size = static_cast<int>(problem.block_size);
+  params.local_blocks = static_cast<int>(problem.local_blocks);
+  params.init_blocks = static_cast<int>(problem.init_blocks);
+  params.causal = problem.causal;
+  return params;
+}
+
+}  // namespace
+
+std::string SelectStage::rejects(const Problem& p) {
+  if (p.op != Op::BlockScores && p.topk > sm90::topk::kMaxTopk) {
+    return "topk is at most " + number(sm90::topk::kMaxTopk) + " here, not " + number(p.topk);
+  }
+  if (p.total_q > std::numeric_limits<int>::max() - 128) return "at most 2^31 - 129 query rows";
+  if (p.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
+  if (p.batch >= 1 << 23) return "fewer than 2^23 requests";
+  if (p.op == Op::SelectTopk) return "";
+  if (p.index_dtype != DType::BF16 && p.index_dtype != DType::F16) {
+    return std::string("the kernels take index tensors of bf16 and f16, not ") +
+           to_string(p.index_dtype);
+  }
+  if (p.index_dim != 64 && p.index_dim != 128)
+    return "index_dim is 64 or 128 here, not " + number(p.index_dim);
+  if (p.block_size != 64 && p.block_size != 128) {
+    return "block_size is 64 or 128 here, not " + number(p.block_size);
+  }
+  const std::int64_t heads = p.index_heads / p.index_heads_k;
+  if (heads > sm90::select::kTileRows)
+    return "at most 192 index heads share a key head, not " + number(heads);
+  return page_rejects(p.page_size, sm90::select::kTileKeys);
+}
+
+SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+    : from_scores_(p.op == Op::SelectTopk) {
+  const std::int64_t blocks = (p.max_seqlen_k + p.block_size - 1) / p.block_size;
+  if (from_scores_) {
+    topk_plan_ =
+        sm90::topk::plan_select_topk(p.total_q, p.batch, static_cast<int>(p.index_heads), blocks);
+    scratch_ = layout.take<std::byte>(sm90::topk::workspace_bytes(topk_plan_));
+    return;
+  }
+  plan_ = sm90::select::plan_select({.total_q = p.total_q,
+                                     .max_seqlen_q = p.max_seqlen_q,
+                                     .max_seqlen_k = p.max_seqlen_k,
+                                     .batch = p.batch,
+                                     .index_heads = static_cast<int>(p.index_heads),
+                                     .index_heads_k = static_cast<int>(p.index_heads_k),
+                                     .block_size = static_cast<int>(p.block_size),
+                                     .causal = p.causal,
+                                     .scratch = p.op != Op::BlockScores},
+                                    gpu.multiprocessors, kScratchBytes);
+  scratch_ = layout.take<std::byte>(sm90::select::workspace_bytes(plan_));
+}
+
+void SelectStage::run_scores(const Problem& problem, const core::Call& call, void* workspace,
+                             cudaStream_t stream) const {
+  const Tensor& scores = call.scores;
+  sm90::select::launch_block_scores(plan_,
+                                    make_batch(problem, call, call.index_k, kStatus.in(workspace)),
+                                    queries_of(call.index_q), index_map(problem, call.index_k),
+                                    {.data = static_cast<float*>(scores.data),
+                                     .columns = scores.shape[2],
+                                     .stride_token = scores.stride[0],
+                                     .stride_head = scores.stride[1],
+                                     .stride_block = scores.stride[2]},
+                                    scratch_.in(workspace), stream);
+}
+
+void SelectStage::run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
+                                const Tensor& chosen, void* workspace, cudaStream_t stream) const {
+  sm90::topk::TopkParams params = selection_of(problem, ids, chosen);
+  const BatchParams batch = make_batch(problem, call, call.index_k, kStatus.in(workspace));
+  if (!from_scores_) {
+    return sm90::select::launch_select_blocks(plan_, batch, queries_of(call.index_q),
+                                              index_map(problem, call.index_k), params,
+                                              scratch_.in(workspace), stream);
+  }
+  params.heads = static_cast<int>(problem.index_heads);
+  params.scores = static_cast<const float*>(call.scores_in.data);
+  params.columns = call.scores_in.shape[2];
+  params.stride_token = call.scores_in.stride[0];
+  params.stride_head = call.scores_in.stride[1];
+  params.stride_block = call.scores_in.stride[2];
+  sm90::topk::launch_select_topk(topk_plan_, batch, params, scratch_.in(workspace), stream);
+}
+
+std::string SelectStage::decisions() const {
+  if (from_scores_)
+    return std::string("topk_warps_per_row ") + (topk_plan_.split_rows ? "8" : "1") + "\n";
+  return "select_chunk " + number(plan_.chunk_tiles) + " tiles of " +
+         number(plan_.tokens_per_tile) + " tokens\nselect_spans " + number(plan_.spans) + "\n";
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+// One warp a (query row, head). A part with lse -inf saw nothing and counts for nothing.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/launch.h"
+#include "cuda/sm90/attend/combine.h"
+
+namespace msa::cuda::sm90::attend {
+namespace {
+
+constexpr int kWarps = 8;
+
+__device__ __forceinline__ void store(float* to, float x) { *to = x; }
+__device__ __forceinline__ void store(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
+__device__ __forceinline__ void store(__half* to, float x) { *to = __float2half_rn(x); }
+
+template <class Out>
+__global__ void __launch_bounds__(kWarps * 32)
+    kernel(const __grid_constant__ CombineParams params) {
+  const int lane = threadIdx.x & 31;
+  const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (row >= params.rows) return;
+  float largest = -INFINITY;
+  for (int s = 0; s < params.splits; ++s)
+    largest = fmaxf(largest, params.part_lse[s * params.rows + row]);
+  const float base = largest == -INFINITY ? 0.0f : largest;
+  float sum = 0.0f;
+  float o[4] = {};  // columns lane, lane + 32, ...
+  for (int s = 0; s < params.splits; ++s) {
+    const float lse = params.part_lse[s * params.rows + row];
+    if (lse == -INFINITY) continue;
+    const float weight = __expf(lse - base);
+    const float* part = params.part_out + (s * params.rows + row) * params.head_dim;
+    sum += weight;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (lane + 32 * c < params.head_dim) o[c] = fmaf(weight, part[lane + 32 * c], o[c]);
+    }
+  }
+  const std::int64_t token = row / params.heads;
+  const std::int64_t head = row - token * params.heads;
+  const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  Out* out =
+      static_cast<Out*>(params.out) + token * params.stride_out_t + head * params.stride_out_h;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    if (lane + 32 * c < params.head_dim) store(out + lane + 32 * c, o[c] * inverse);
+  }
+  if (params.lse != nullptr && lane == 0) {
+    params.lse[token * params.stride_lse_t + head * params.stride_lse_h] =
+        sum == 0.0f ? -INFINITY : base + __logf(sum);
+  }
+}
+
+}  // namespace
+
+void launch_combine(const CombineParams& params, cudaStream_t stream) {
+  const LaunchConfig config{
+      .grid = dim3(static_cast<unsigned>((params.rows + kWarps - 1) / kWarps)),
+      .block = dim3(kWarps * 32),
+      .stream = stream};
+  if (params.out_f32) return launch_kernel(kernel<float>, config, params);
+  if (params.item == Item::Bf16) return launch_kernel(kernel<__nv_bfloat16>, config, params);
+  launch_kernel(kernel<__half>, config, params);
+}
+
+}  // namespace msa::cuda::sm90::attend

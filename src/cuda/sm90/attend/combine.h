@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+// Joins the partial outputs of tiles that several CTAs shared, in split order: the same bits every
+// time.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/sm90/attend/config.h"
+
+namespace msa::cuda::sm90::attend {
+
+struct CombineParams {
+  int splits = 1;
+  std::int64_t rows = 0;  // T * heads
+  int heads = 1;          // Hq
+  int head_dim = 128;
+  const float* part_out = nullptr;  // [splits, T, Hq, D]
+  const float* part_lse = nullptr;  // [splits, T, Hq]
+  Item item = Item::Bf16;           // of out, unless f32
+  int out_f32 = 0;
+  void* out = nullptr;  // [T, Hq, D]
+  std::int64_t stride_out_t = 0;
+  std::int64_t stride_out_h = 0;
+  float* lse = nullptr;  // [T, Hq] or none
+  std::int64_t stride_lse_t = 0;
+  std::int64_t stride_lse_h = 0;
+};
+
+void launch_combine(const CombineParams& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::attend

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+// What an instance of the attention kernel is compiled for, and what a launch tells it. Host and
+// device read the same.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "cuda/params.h"
+#include "cuda/sm90/exact/launch.h"
+#include "cuda/sm90/prologue/launch.h"
+
+namespace msa::cuda::sm90::attend {
+
+enum class Item : int { Bf16, F16 };
+/// Dense: every visible block in turn. Union: the blocks that any token of the tile listed, with a
+/// bit for each token.
+enum class Walk : int { Dense, Union };
+
+struct Config {
+  Item item = Item::Bf16;
+  int head_dim = 128;  // of keys and values
+  int block = 128;     // keys of one step; Union: the block size of the lists
+  Walk walk = Walk::Dense;
+  friend constexpr bool operator==(const Config&, const Config&) = default;
+};
+
+inline constexpr int kTileRows = 128;       // rows of q in a tile: tokens x heads of one group
+inline constexpr int kMaxUnionTokens = 32;  // tokens of a union tile: the bits of an entry
+
+/// One block of a tile's list: its number inside the request, and which tokens of the tile listed
+/// it.
+struct ListEntry {
+  int block;
+  std::uint32_t tokens;
+};
+
+/// Length of a tile's list; the first `masked` entries hold keys that some token of the tile does
+/// not see.
+struct ListHeader {
+  int blocks;
+  int masked;
+};
+
+struct Params {
+  BatchParams batch{};
+  const RequestRecord* requests = nullptr;      // [B]
+  const prologue::TileRecord* tiles = nullptr;  // heaviest last
+  const int* num_tiles = nullptr;
+  int tile_begin = 0;  // this launch's share of the tiles: lists exist for these only
+  int tile_limit = 0;  // at most so many
+  int tokens_per_tile = 0;
+  int splits = 1;  // CTAs along the blocks of a tile; above 1, out and lse are partials: see below
+  int group = 1;   // G
+  int heads_kv = 1;
+  const ListHeader* list_headers = nullptr;  // [heads_kv, tile_limit]
+  const ListEntry* list_entries = nullptr;   // [heads_kv, tile_limit, list_capacity]
+  int list_capacity = 0;
+  // Lists longer than this on average are left to the keys-outermost kernel; nullptr: none are.
+  const int* total_entries = nullptr;
+  int shared_entries = 0;
+  void* out = nullptr;            // [T, Hq, D]
+  std::int64_t stride_out_t = 0;  // items
+  std::int64_t stride_out_h = 0;
+  std::int64_t stride_out_split = 0;  // partials: out and lse of split s start s strides later
+  int out_f32 = 0;
+  int out_vectors = 0;   // rows of out are 16-byte aligned
+  float* lse = nullptr;  // [T, Hq] or none
+  std::int64_t stride_lse_t = 0;
+  std::int64_t stride_lse_h = 0;
+  std::int64_t stride_lse_split = 0;
+  float scale_log2 = 0;  // softmax scale * log2(e), above 0
+  exact::Redo redo{};
+};
+
+struct Maps {
+  CUtensorMap q;
+  CUtensorMap k;
+  CUtensorMap v;
+};
+
+}  // namespace msa::cuda::sm90::attend

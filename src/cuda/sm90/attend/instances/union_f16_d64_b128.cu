@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/sm90/attend/kernel.cuh"
+
+namespace msa::cuda::sm90::attend {
+
+template void
+launch_instance<Config{.item = Item::F16, .head_dim = 64, .block = 128, .walk = Walk::Union}>(
+    const Params&, const Maps&, int, cudaStream_t);
+
+}  // namespace msa::cuda::sm90::attend

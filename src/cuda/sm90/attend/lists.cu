@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+// One warp a (tile, KV head): gather the valid ids as keys (latest block first, token), sort them
+// in shared memory, write each run of equal blocks as one entry.
+#include <cstddef>
+
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/attend/lists.h"
+#include "cuda/sm90/ptx/barrier.cuh"
+
+namespace msa::cuda::sm90::attend {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr unsigned kAll = 0xffffffffu;
+constexpr int kTokenBits = 5;
+static_assert(1 << kTokenBits == kMaxUnionTokens, "a key holds any token of a tile");
+constexpr unsigned kLatest = (1u << (32 - kTokenBits)) - 1;
+constexpr unsigned kNone =
+    0xffffffffu;  // sorts behind every key; block 0 of token 31 is below it, see pack_key
+
+/// Ascending keys are descending blocks, then ascending tokens. Blocks stay below kLatest.
+__device__ __forceinline__ unsigned pack_key(int block, int token) {
+  return ((kLatest - 1 - static_cast<unsigned>(block)) << kTokenBits) |
+         static_cast<unsigned>(token);
+}
+__device__ __forceinline__ int block_of(unsigned key) {
+  return static_cast<int>(kLatest - 1 - (key >> kTokenBits));
+}
+
+/// What a warp works on.
+struct Source {
+  prologue::TileRecord tile;
+  RequestRecord request;
+  int head;
+  int tokens;
+  std::int64_t first;  // global id of the request's first block
+};
+
+/// What a warp keeps in shared memory, in front of the keys of its tile.
+struct Tokens {
+  int length[kMaxUnionTokens];   // slots in front of the list's first -1
+  int visible[kMaxUnionTokens];  // blocks
+};
+
+/// Token of entry `at` of a tile's lists; exact for the at most 2,048 entries of a tile.
+__device__ __forceinline__ int token_of(int at, float slots_inverse) {
+  return static_cast<int>((static_cast<float>(at) + 0.5f) * slots_inverse);
+}
+
+/// Reads the lists of all tokens into `keys` as they are.
+__device__ __forceinline__ void read_lists(const ListParams& params, const Source& source,
+                                           unsigned* keys, Tokens& tokens) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const int block_size = params.batch.block_size;
+  if (lane < source.tokens) {
+    tokens.length[lane] = params.topk;
+    const int visible = visible_keys(source.request, source.tile.first + std::int64_t{lane},
+                                     params.batch.causal != 0);
+    tokens.visible[lane] = visible / block_size + (visible % block_size != 0 ? 1 : 0);
+  }
+  __syncwarp();
+  const float inverse = 1.0f / static_cast<float>(params.topk);
+  const int* ids = params.block_ids.data +
+                   (source.request.q_begin + source.tile.first) * params.stride_ids_t +
+                   source.head * params.stride_ids_h;
+#pragma unroll 4
+  for (int at = lane; at < source.tokens * params.topk; at += 32) {
+    const int token = token_of(at, inverse);
+    const int slot = at - token * params.topk;
+    const int id = __ldg(ids + token * params.stride_ids_t + slot * params.block_ids.stride);
+    keys[at] = static_cast<unsigned>(id);
+    if (id == -1) atomicMin(&tokens.length[token], slot);
+  }
+  __syncwarp();
+}
+
+/// Ids that are legal, held here and visible become keys, all others kNone.
+__device__ __forceinline__ void make_keys(const ListParams& params, const Source& source,
+                                          unsigned* keys, const Tokens& tokens) {
+  const std::int64_t legal = legal_blocks(source.request, params.batch.block_size);
+  const float inverse = 1.0f / static_cast<float>(params.topk);
+  for (int at = static_cast<int>(threadIdx.x & 31); at < source.tokens * params.topk; at += 32) {
+    const int token = token_of(at, inverse);
+    const int id = static_cast<int>(keys[at]);
+    const bool listed = at - token * params.topk < tokens.length[token];
+    const bool bad = listed && (id < 0 || id >= legal);
+    if (bad) {
+      report(params.batch.status, source.tile.request, source.tile.first + std::int64_t{token},
+             FaultKind::BlockId);
+    }
+    const std::int64_t block = id - source.first;
+    const bool counts = listed && !bad && block >= 0 && block < tokens.visible[token];
+    keys[at] = counts ? pack_key(static_cast<int>(block), token) : kNone;
+  }
+}
+
+/// Bitonic sort of 32 * kPerLane keys by one warp in registers: lane l holds kPerLane neighbours.
+template <int kPerLane>
+__device__ __forceinline__ void sort_in_registers(unsigned* keys) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  unsigned key[kPerLane];
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) key[j] = keys[lane * kPerLane + j];
+#pragma unroll
+  for (int run = 2; run <= 32 * kPerLane; run *= 2) {
+#pragma unroll
+    for (int step = run / 2; step > 0; step /= 2) {
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        const bool ascending = ((lane * kPerLane + j) & run) == 0;
+        if (step >= kPerLane) {
+          const unsigned other = __shfl_xor_sync(kAll, key[j], step / kPerLane);
+          const bool is_low = (lane & (step / kPerLane)) == 0;
+          key[j] = is_low == ascending ? min(key[j], other) : max(key[j], other);
+        } else if ((j & step) == 0) {
+          const unsigned low = min(key[j], key[j | step]);
+          const unsigned high = max(key[j], key[j | step]);
+          key[j] = ascending ? low : high;
+          key[j | step] = ascending ? high : low;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) keys[lane * kPerLane + j] = key[j];
+  __syncwarp();
+}
+
+/// The same for any power of two, in shared memory.
+__device__ __forceinline__ void sort_in_shared(unsigned* keys, int size) {
+  const int lane = threadIdx.x & 31;
+  for (int run = 2; run <= size; run *= 2) {
+    for (int step = run / 2; step > 0; step /= 2) {
+      for (int pair = lane; pair < size / 2; pair += 32) {
+        const int low = pair / step * step * 2 + pair % step;
+        const bool ascending = (low & run) == 0;
+        const unsigned a = keys[low];
+        const unsigned b = keys[low + step];
+        if ((a > b) == ascending) {
+          keys[low] = b;
+          keys[low + step] = a;
+        }
+      }
+      __syncwarp();
+    }
+  }
+}
+
+__device__ __forceinline__ void sort(unsigned* keys, int size) {
+  if (size == 128) return sort_in_registers<4>(keys);  // 8 tokens, k = 16
+  if (size == 64) return sort_in_registers<2>(keys);
+  if (size == 32) return sort_in_registers<1>(keys);
+  sort_in_shared(keys, size);
+}
+
+/// Writes one entry a block; returns the header.
+__device__ __forceinline__ ListHeader write_entries(const unsigned* keys, int size,
+                                                    int least_visible, int block_size,
+                                                    ListEntry* entries) {
+  const int lane = threadIdx.x & 31;
+  ListHeader header{0, 0};
+  for (int begin = 0; begin < size; begin += 32) {
+    const int at = begin + lane;
+    const unsigned key = at < size ? keys[at] : kNone;
+    const bool is_head =
+        key != kNone && (at == 0 || keys[at - 1] >> kTokenBits != key >> kTokenBits);
+    const unsigned heads = __ballot_sync(kAll, is_head);
+    bool masked = false;
+    if (is_head) {
+      unsigned tokens = 0;
+      for (int i = at; i < size && keys[i] >> kTokenBits == key >> kTokenBits; ++i) {
+        tokens |= 1u << (keys[i] & (kMaxUnionTokens - 1));
+      }
+      const int block = block_of(key);
+      masked = (static_cast<std::int64_t>(block) + 1) * block_size > least_visible;
+      entries[header.blocks + __popc(heads & ((1u << lane) - 1))] = {block, tokens};
+    }
+    header.masked += __popc(__ballot_sync(kAll, masked));
+    header.blocks += __popc(heads);
+    if (__any_sync(kAll, key == kNone)) break;
+  }
+  return header;
+}
+
+/// Shared memory of a warp.
+__host__ __device__ constexpr int warp_bytes(int padded) {
+  return static_cast<int>(sizeof(Tokens)) + padded * static_cast<int>(sizeof(unsigned));
+}
+
+/// The list of one tile, by one warp.
+__device__ __forceinline__ ListHeader build(const ListParams& params, int slot, int head,
+                                            std::byte* place, int padded) {
+  Source source{};
+  source.tile = params.tiles[params.tile_begin + slot];
+  if (source.tile.request < 0) return {0, 0};
+  auto& tokens = *reinterpret_cast<Tokens*>(place);
+  auto* keys = reinterpret_cast<unsigned*>(place + sizeof(Tokens));
+  source.head = head;
+  source.request = params.requests[source.tile.request];
+  source.tokens = min(source.request.seqlen_q - source.tile.first, params.tokens_per_tile);
+  source.first = first_block(source.request, params.batch.block_size);
+  for (int i = source.tokens * params.topk + static_cast<int>(threadIdx.x & 31); i < padded;
+       i += 32)
+    keys[i] = kNone;
+  read_lists(params, source, keys, tokens);
+  make_keys(params, source, keys, tokens);
+  __syncwarp();
+  sort(keys, padded);
+  const int least = visible_keys(source.request, source.tile.first, params.batch.causal != 0);
+  const std::int64_t list = static_cast<std::int64_t>(head) * params.tile_limit + slot;
+  return write_entries(keys, padded, least, params.batch.block_size,
+                       params.entries + list * params.tokens_per_tile * params.topk);
+}
+
+__global__ void __launch_bounds__(kWarps * 32)
+    kernel(const __grid_constant__ ListParams params, int padded) {
+  extern __shared__ unsigned shared[];
+  __shared__ int lengths[kWarps];
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
+  const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int slot = static_cast<int>(blockIdx.x) * kWarps + warp;
+  const int head = static_cast<int>(blockIdx.y);
+  ListHeader header{0, 0};
+  if (slot < tiles) {
+    auto* place = reinterpret_cast<std::byte*>(shared) + warp * warp_bytes(padded);
+    header = build(params, slot, head, place, padded);
+    if ((threadIdx.x & 31) == 0)
+      params.headers[static_cast<std::int64_t>(head) * params.tile_limit + slot] = header;
+  }
+  if (params.total_entries == nullptr) return;
+  if ((threadIdx.x & 31) == 0) lengths[warp] = header.blocks;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  int total = 0;
+  for (int w = 0; w < kWarps; ++w) total += lengths[w];
+  atomicAdd(params.total_entries, total);  // one a CTA: one a warp took 5 ns each, one by one
+}
+
+}  // namespace
+
+void launch_lists(const ListParams& params, cudaStream_t stream) {
+  int padded = 32;
+  while (padded < params.tokens_per_tile * params.topk) padded *= 2;
+  launch_kernel(kernel,
+                {.grid = dim3(static_cast<unsigned>(ceil_div(params.tile_limit, kWarps)),
+                              static_cast<unsigned>(params.heads_kv)),
+                 .block = dim3(kWarps * 32),
+                 .shared_bytes = static_cast<std::size_t>(kWarps * warp_bytes(padded)),
+                 .programmatic = true,
+                 .stream = stream},
+                params, padded);
+}
+
+}  // namespace msa::cuda::sm90::attend

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// Builds the block lists of union tiles: for every tile and KV head the blocks that any of its
+// tokens listed and sees, each once, latest first, with a bit for each token.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/sm90/attend/config.h"
+
+namespace msa::cuda::sm90::attend {
+
+struct ListParams {
+  BatchParams batch{};
+  const RequestRecord* requests = nullptr;
+  const prologue::TileRecord* tiles = nullptr;
+  const int* num_tiles = nullptr;
+  int tile_begin = 0;
+  int tile_limit = 0;
+  int tokens_per_tile = 0;  // at most kMaxUnionTokens
+  int heads_kv = 1;
+  int topk = 0;
+  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
+  std::int64_t stride_ids_t = 0;
+  std::int64_t stride_ids_h = 0;
+  ListHeader* headers = nullptr;  // [heads_kv, tile_limit]
+  ListEntry* entries = nullptr;   // [heads_kv, tile_limit, tokens_per_tile * topk]
+  int* total_entries = nullptr;   // added up where given: how much neighbours share
+};
+
+void launch_lists(const ListParams& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::attend

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+// The scheduler: one warp that walks the CTA's tiles two ahead of everybody else. It describes each
+// tile, copies the front of its list and loads its rows of q, so that the loader never waits for
+// the chain of small reads behind a tile.
+#pragma once
+
+#include "cuda/geometry.cuh"
+#include "cuda/sm90/attend/traits.cuh"
+#include "cuda/sm90/ptx/copy.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
+
+namespace msa::cuda::sm90::attend {
+
+template <class Traits>
+class Scheduler {
+ public:
+  __device__ __forceinline__ Scheduler(const Params& params, const Maps& maps,
+                                       typename Traits::Shared& shared)
+      : params_(params), maps_(maps), shared_(shared), lane_(threadIdx.x & 31) {}
+
+  __device__ __forceinline__ void run() {
+    const int tiles = launch_tiles(params_);
+    const int items = tiles * params_.heads_kv * params_.splits;
+    for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
+      const int item = work_item(round);
+      if (item >= items) continue;
+      // Dense: heads innermost, so that the heaviest tiles of all heads come first. Union: heads
+      // outermost, because the keys of one head that neighbouring tiles list then stay in L2.
+      const int pair = item / params_.splits;
+      const int head = Traits::kUnion ? pair / tiles : pair % params_.heads_kv;
+      const int back = Traits::kUnion ? pair % tiles : pair / params_.heads_kv;
+      announce(tiles - 1 - back, head, item - pair * params_.splits);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void announce(int slot, int head, int split) {
+    const Job job = describe(params_.tiles[params_.tile_begin + slot], slot, head, split);
+    ListEntry entry{};
+    if (Traits::kUnion && lane_ < job.blocks) entry = list_of(params_, job)[lane_];
+    shared_.q_ring.wait_empty(at_);
+    if constexpr (Traits::kUnion) shared_.lists[at_.stage][lane_] = entry;
+    if (lane_ == 0) {
+      shared_.jobs[at_.stage] = job;
+      shared_.suspects[at_.stage] = 0;
+    }
+    ptx::mbarrier_arrive(&shared_.described[at_.stage]);
+    if (lane_ == 0) {
+      shared_.q_ring.expect(
+          at_, Traits::kPanels * kPanelRowBytes * params_.group * params_.tokens_per_tile);
+      for (int panel = 0; panel < Traits::kPanels; ++panel) {
+        ptx::cp_async_bulk_tensor<4>(shared_.q[at_.stage] + panel * kTileRows * kPanelRowBytes,
+                                     &maps_.q, {panel * kPanelItems, 0, job.row, head},
+                                     &shared_.q_ring.full[at_.stage]);
+      }
+    }
+    __syncwarp();
+    at_.advance();
+  }
+
+  __device__ __forceinline__ Job describe(const prologue::TileRecord& tile, int slot, int head,
+                                          int split) const {
+    Job job{};
+    job.request = tile.request;
+    job.slot = slot;
+    job.head = head;
+    job.split = split;
+    if (tile.request < 0) {
+      job.row = tile.first;
+      job.tokens = static_cast<int>(min(params_.batch.total_q - tile.first,
+                                        static_cast<std::int64_t>(params_.tokens_per_tile)));
+      return job;
+    }
+    const RequestRecord& request = params_.requests[tile.request];
+    job.row = static_cast<int>(request.q_begin) + tile.first;
+    job.tokens = min(request.seqlen_q - tile.first, params_.tokens_per_tile);
+    const bool causal = params_.batch.causal != 0;
+    // With the last position of an unlimited row the limit is the number of keys; the base then
+    // never binds.
+    job.limit = visible_keys(request, INT32_MAX, false);
+    job.base = causal
+                   ? static_cast<int>(clamp64(request.offset - request.key_offset + 1 + tile.first,
+                                              -(1 << 30), 1 << 30))
+                   : 1 << 30;
+    if constexpr (Traits::kUnion) {
+      const ListHeader header =
+          params_.list_headers[static_cast<std::int64_t>(head) * params_.tile_limit + slot];
+      share(job, header.blocks, header.masked);
+    } else {
+      const int most = min(max(job.base + job.tokens - 1, 0), job.limit);
+      const int least = min(max(job.base, 0), job.limit);
+      const int blocks = (most + Traits::kBlock - 1) / Traits::kBlock;
+      share(job, blocks, blocks - least / Traits::kBlock);
+      job.first = blocks - 1 - job.first;  // the diagonal comes first
+    }
+    return job;
+  }
+
+  /// This split's share of a tile's steps; at most 2^24 steps and 64 splits.
+  __device__ __forceinline__ void share(Job& job, int blocks, int masked) const {
+    const int end = blocks * (job.split + 1) / params_.splits;
+    job.first = blocks * job.split / params_.splits;
+    job.blocks = end - job.first;
+    job.masked = min(masked, end) - job.first;
+  }
+
+  const Params& params_;
+  const Maps& maps_;
+  typename Traits::Shared& shared_;
+  const int lane_;
+  RingPosition<Traits::kQueryStages> at_{};
+};
+
+}  // namespace msa::cuda::sm90::attend

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// Tile sizes, shared memory and roles of the attention kernel, derived from one Config.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "cuda/sm90/attend/config.h"
+#include "cuda/sm90/tile/pipeline.cuh"
+
+namespace msa::cuda::sm90::attend {
+
+/// What the scheduler tells the loader and the consumers about a tile, beside its rows of q.
+struct Job {
+  int request;  // -1: padding rows
+  int slot;     // of the tile in this launch
+  int tokens;   // of the tile; 0 to tokens_per_tile
+  int row;      // first row of q
+  int head;     // KV head
+  int split;    // of the blocks of the tile
+  int first;    // dense: block of the first step; union: entry of the first step
+  int blocks;   // steps
+  int masked;   // the first steps that need element masks; at least the first gets one
+  int base;     // token t of the tile sees clamp(base + t, 0, limit) keys
+  int limit;
+};
+
+template <Config cfg>
+struct Traits {
+  static constexpr Config kConfig = cfg;
+  using Item = std::conditional_t<cfg.item == attend::Item::Bf16, __nv_bfloat16, __half>;
+  static constexpr int kHeadDim = cfg.head_dim;
+  static constexpr int kBlock = cfg.block;
+  static constexpr bool kUnion = cfg.walk == Walk::Union;
+  static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kQueryStages = 2;
+  static constexpr int kKeyStages = 2;  // 3 measured the same
+  static constexpr int kConsumers = 2;  // warpgroups of 64 rows
+  static constexpr int kConsumerWarps = 4 * kConsumers;
+  static constexpr int kListedAhead = 32;  // one entry a lane; most lists are shorter
+  static constexpr int kThreads = (kConsumers + 1) * 128;
+  // 2 x 224 + 56 = 504 = 384 threads at 168; loader and scheduler spill with 40.
+  static constexpr int kProducerRegisters = 56;
+  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kQueryBytes = kTileRows * kHeadDim * 2;
+  static constexpr int kBlockBytes = kBlock * kHeadDim * 2;
+  static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
+  static_assert(kBlock == 64 || kBlock == 128, "n64 or n128 products");
+
+  struct Shared {
+    alignas(1024) std::uint8_t q[kQueryStages][kQueryBytes];  // later the tile's output
+    alignas(1024) std::uint8_t k[kKeyStages][kBlockBytes];
+    alignas(1024) std::uint8_t v[kKeyStages][kBlockBytes];
+    Job jobs[kQueryStages];
+    ListEntry lists[kQueryStages][kListedAhead];  // first entries of the tile's share of its list
+    int suspects[kQueryStages];  // a page id was out of range: the tile must be computed again
+    ptx::Mbarrier described[kQueryStages];  // jobs and lists are there
+    ListEntry entries[kKeyStages];          // of the blocks in k
+    Ring<kQueryStages> q_ring;
+    Ring<kKeyStages> k_ring;
+    Ring<kKeyStages> v_ring;
+  };
+  static constexpr int kSharedBytes =
+      sizeof(Shared) + 1024;  // dynamic shared memory is not aligned to 1024
+  static_assert(kSharedBytes <= 232448, "227 KB a CTA");
+};
+
+/// Named barriers; 0 is __syncthreads.
+enum NamedBarrier : int { kBarrierConsumer0 = 1, kBarrierConsumer1 = 2 };
+
+/// The tiles of a CTA: work item `round` of CTA `cta`. Every second round runs backwards over the
+/// CTAs, so that the same CTA does not get the heaviest tile of each round (6 % at 8K dense).
+__device__ __forceinline__ int work_item(int round) {
+  const int cta =
+      round & 1 ? static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x) : blockIdx.x;
+  return round * static_cast<int>(gridDim.x) + cta;
+}
+
+/// Tiles of this launch: known on the device only, because they depend on the lengths. None where
+/// the lists are so long that the keys-outermost kernel takes them.
+__device__ __forceinline__ int launch_tiles(const Params& params) {
+  const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
+  const bool shared = params.total_entries == nullptr ||
+                      *params.total_entries <= static_cast<std::int64_t>(tiles) * params.heads_kv *
+                                                   params.shared_entries;
+  return shared ? tiles : 0;
+}
+
+/// The tile's share of its list.
+__device__ __forceinline__ const ListEntry* list_of(const Params& params, const Job& job) {
+  return params.list_entries +
+         (static_cast<std::int64_t>(job.head) * params.tile_limit + job.slot) *
+             params.list_capacity +
+         job.first;
+}
+
+/// Entry `i` of the tile's share of its list.
+template <class Traits>
+__device__ __forceinline__ ListEntry entry_of(const Params& params, const Job& job,
+                                              const ListEntry (&front)[Traits::kListedAhead],
+                                              int i) {
+  if constexpr (Traits::kUnion) {
+    if (i < Traits::kListedAhead) return front[i];
+    const int2 raw = __ldg(reinterpret_cast<const int2*>(list_of(params, job) + i));
+    return {raw.x, static_cast<std::uint32_t>(raw.y)};
+  } else {
+    return {job.first - i, 0};
+  }
+}
+
+}  // namespace msa::cuda::sm90::attend

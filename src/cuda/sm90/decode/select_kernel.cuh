@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// Selection alone: one CTA a (query row, head).
+#pragma once
+
+#include "cuda/sm90/decode/select.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+__global__ void __launch_bounds__(kSelectThreads)
+    select_kernel(const __grid_constant__ SelectParams p) {
+  extern __shared__ unsigned long long candidates[];
+  __shared__ SelectStorage storage;
+  ptx::griddepcontrol_wait();
+  const int token_slots = p.token_slots;
+  const int head = blockIdx.x;
+  const int request = blockIdx.y / token_slots;
+  const int token = blockIdx.y % token_slots;
+  const RequestRecord r = p.batch.batch > 0 ? p.records[request] : RequestRecord{};
+  if (request == max(p.batch.batch, 1) - 1) {
+    for (std::int64_t row = r.q_begin + r.seqlen_q + token; row < p.batch.total_q;
+         row += token_slots) {
+      store_selection(p, storage, row, head, 0, 0, threadIdx.x);
+    }
+  }
+  if (token >= r.seqlen_q) return;
+  const SelectRow row = select_row(p, r, token, head);
+  select_topk(storage, candidates, row, p.topk, threadIdx.x, 0);
+  store_selection(p, storage, r.q_begin + token, head, row.first, storage.num_ids, threadIdx.x);
+}
+
+/// -inf everywhere: what the scoring kernel does not reach is not visible.
+__global__ void __launch_bounds__(kSelectThreads)
+    fill_kernel(const __grid_constant__ ScoreRows rows, std::int64_t total, int heads,
+                std::int64_t blocks) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kSelectThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
+       i < total * heads * blocks; i += step) {
+    const std::int64_t row = i / (heads * blocks);
+    const std::int64_t rest = i - row * heads * blocks;
+    rows.data[row * rows.stride_t + rest / blocks * rows.stride_h +
+              rest % blocks * rows.stride_block] = -INFINITY;
+  }
+}
+
+}  // namespace msa::cuda::sm90::decode

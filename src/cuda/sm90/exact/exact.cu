@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT
+// One warp a query head. Scores: a lane takes a key. Weighted sum: a lane takes columns. No key
+// that the row does not list and see is read, so nothing can leak from one.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/exact/launch.h"
+#include "cuda/sm90/ptx/barrier.cuh"
+
+namespace msa::cuda::sm90::exact {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr unsigned kAll = 0xffffffffu;
+constexpr float kLog2e = 1.44269504088896341f;
+
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) {
+  to = __float2bfloat16_rn(x);
+}
+__device__ __forceinline__ void from_float(__half& to, float x) { to = __float2half_rn(x); }
+
+__device__ __forceinline__ float warp_max(float x) {
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAll, x, step));
+  return x;
+}
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
+  return x;
+}
+
+/// The request that owns a row of q, or -1.
+__device__ int owner_of(const Params& params, std::int64_t row) {
+  int low = 0;
+  int high = params.batch.batch;
+  while (low < high) {  // first request that begins behind the row
+    const int middle = (low + high) / 2;
+    if (params.requests[middle].q_begin <= row) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  for (int b = low - 1; b >= 0; --b) {
+    const RequestRecord& r = params.requests[b];
+    if (row < r.q_begin + r.seqlen_q) return b;
+    if (r.seqlen_q != 0) return -1;
+  }
+  return -1;
+}
+
+/// Where a local key lies; token -1: its page does not exist.
+struct KeyPlace {
+  std::int64_t page = 0;
+  std::int64_t token = -1;
+};
+
+__device__ __forceinline__ KeyPlace place_of(const BatchParams& batch, const RequestRecord& request,
+                                             int request_idx, int key) {
+  if (batch.page_size == 0) return {0, request.k_begin + key};
+  const int page = load_page(batch, request_idx, key / batch.page_size);
+  if (page < 0 || page >= batch.num_pages) return {0, -1};
+  return {page, key % batch.page_size};
+}
+
+__device__ __forceinline__ std::int64_t offset_of(const KeyView& view, const KeyPlace& place,
+                                                  int head) {
+  return place.page * view.stride_page + place.token * view.stride_token + head * view.stride_head;
+}
+
+/// One query head's row of the output, under way; a lane holds columns lane, lane + 32, ...
+template <class Item, int kColumns>
+class Row {
+ public:
+  __device__ Row(const Params& params, int request_idx, int head, const Item* q)
+      : params_(params),
+        request_(params.requests[request_idx]),
+        request_idx_(request_idx),
+        head_(head),
+        q_(q) {}
+
+  /// Everything that row `row` of q lists and sees.
+  __device__ void attend(std::int64_t row) {
+    const int visible = visible_keys(request_, row - request_.q_begin, params_.batch.causal != 0);
+    if (params_.topk == 0) return add_keys(0, visible);
+    const int* ids =
+        params_.block_ids.data + row * params_.stride_ids_t + head_ * params_.stride_ids_h;
+    const std::int64_t block_size = params_.batch.block_size;
+    const std::int64_t first = first_block(request_, params_.batch.block_size);
+    for (int slot = 0; slot < params_.topk; ++slot) {
+      const std::int64_t id = __ldg(ids + slot * params_.block_ids.stride);
+      if (id == -1) return;
+      const std::int64_t begin = (id - first) * block_size;
+      if (id < first || begin >= visible) continue;
+      add_keys(static_cast<int>(begin),
+               static_cast<int>(min(begin + block_size, std::int64_t{visible})));
+    }
+  }
+
+  __device__ float output(int column) const { return sum_ == 0.0f ? 0.0f : o_[column] / sum_; }
+  __device__ float lse() const { return sum_ == 0.0f ? -INFINITY : max_ + logf(sum_); }
+
+ private:
+  __device__ void add_keys(int begin, int end) {
+    for (int first = begin; first < end; first += 32) {
+      const int key = first + static_cast<int>(threadIdx.x & 31);
+      KeyPlace place;
+      if (key < end) place = place_of(params_.batch, request_, request_idx_, key);
+      const bool visible = place.token >= 0;
+      float score = -INFINITY;
+      if (visible) {
+        score = dot(static_cast<const Item*>(params_.k.data) + offset_of(params_.k, place, head_)) *
+                params_.scale;
+      }
+      add_scores(score, place, visible);
+    }
+  }
+
+  __device__ float dot(const Item* k) const {
+    float s = 0.0f;
+    for (int d = 0; d < kColumns * 32; ++d) s = fmaf(to_float(q_[d]), to_float(k[d]), s);
+    return s;
+  }
+
+  /// A NaN score makes its weight, and with it the sum and every column, NaN.
+  __device__ void add_scores(float score, const KeyPlace& place, bool visible) {
+    const float raised = fmaxf(max_, warp_max(score));
+    const float base = raised == -INFINITY ? 0.0f : raised;
+    const float decay = exp2f((max_ - base) * kLog2e);
+    const float weight = visible ? exp2f((score - base) * kLog2e) : 0.0f;
+    max_ = raised;
+    sum_ = sum_ * decay + warp_sum(weight);
+    for (int c = 0; c < kColumns; ++c) o_[c] *= decay;
+    for (unsigned left = __ballot_sync(kAll, visible); left != 0; left &= left - 1) {
+      const int from = __ffs(static_cast<int>(left)) - 1;
+      const float w = __shfl_sync(kAll, weight, from);
+      const KeyPlace at{__shfl_sync(kAll, place.page, from), __shfl_sync(kAll, place.token, from)};
+      const Item* v = static_cast<const Item*>(params_.v.data) + offset_of(params_.v, at, head_);
+      for (int c = 0; c < kColumns; ++c)
+        o_[c] = fmaf(w, to_float(v[(threadIdx.x & 31) + 32 * c]), o_[c]);
+    }
+  }
+
+  const Params& params_;
+  const RequestRecord& request_;
+  const int request_idx_;
+  const int head_;  // KV head
+  const Item* q_;   // [D]
+  float max_ = -INFINITY;
+  float sum_ = 0.0f;
+  float o_[kColumns] = {};
+};
+
+template <class Item, int kColumns>
+__device__ void store_row(const Params& params, std::int64_t row, int query_head,
+                          const float (&o)[kColumns], float lse) {
+  const int lane = threadIdx.x & 31;
+  const std::int64_t at = row * params.stride_out_t + query_head * params.stride_out_h + lane;
+  for (int c = 0; c < kColumns; ++c) {
+    if (params.out_f32) {
+      static_cast<float*>(params.out)[at + 32 * c] = o[c];
+    } else {
+      from_float(static_cast<Item*>(params.out)[at + 32 * c], o[c]);
+    }
+  }
+  if (params.lse != nullptr && lane == 0) {
+    params.lse[row * params.stride_lse_t + query_head * params.stride_lse_h] = lse;
+  }
+}
+
+template <class Item, int kColumns>
+__device__ void attend_row(const Params& params, std::int64_t row, int head, int query_head) {
+  float o[kColumns] = {};
+  const int request_idx = owner_of(params, row);
+  if (request_idx < 0) return store_row<Item>(params, row, query_head, o, -INFINITY);  // padding
+  const Item* q =
+      static_cast<const Item*>(params.q) + row * params.stride_q_t + query_head * params.stride_q_h;
+  Row<Item, kColumns> state(params, request_idx, head, q);
+  state.attend(row);
+  for (int c = 0; c < kColumns; ++c) o[c] = state.output(c);
+  store_row<Item>(params, row, query_head, o, state.lse());
+}
+
+template <class Item, int kColumns>
+__global__ void __launch_bounds__(kWarps * 32) kernel(const __grid_constant__ Params params) {
+  ptx::griddepcontrol_wait();
+  const int noted = *params.redo.count;
+  const bool all = params.everything != 0 || noted > params.redo.capacity;
+  const std::int64_t pairs = all ? params.batch.total_q * params.heads_kv : noted;
+  for (std::int64_t i = blockIdx.x; i < pairs; i += gridDim.x) {
+    const std::int64_t pair = all ? i : params.redo.pairs[i];
+    const int head = static_cast<int>(pair % params.heads_kv);
+    for (int g = static_cast<int>(threadIdx.x / 32); g < params.group; g += kWarps) {
+      attend_row<Item, kColumns>(params, pair / params.heads_kv, head, head * params.group + g);
+    }
+  }
+}
+
+template <class Item>
+void launch_items(const Params& params, const LaunchConfig& config) {
+  if (params.head_dim == 128) {
+    launch_kernel(kernel<Item, 4>, config, params);
+  } else {
+    launch_kernel(kernel<Item, 2>, config, params);
+  }
+}
+
+}  // namespace
+
+void launch(const Params& params, int ctas, cudaStream_t stream) {
+  const LaunchConfig config{.grid = dim3(static_cast<unsigned>(ctas)),
+                            .block = dim3(kWarps * 32),
+                            .programmatic = true,
+                            .stream = stream};
+  if (params.bf16) {
+    launch_items<__nv_bfloat16>(params, config);
+  } else {
+    launch_items<__half>(params, config);
+  }
+}
+
+}  // namespace msa::cuda::sm90::exact

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+// Joins the partials of a (token, KV head), a warp each, in the order of its list: the same
+// fragment order in, rows out.
+#pragma once
+
+#include "cuda/sm90/kvouter/lists.cuh"
+#include "cuda/sm90/kvouter/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
+
+namespace msa::cuda::sm90::kvouter {
+
+inline constexpr int kCombineWarps = 8;
+
+/// The 16 rows of one (token, head), as wgmma leaves them: this lane's rows lane / 4 and lane / 4
+/// + 8.
+struct Joined {
+  float out[kDim / 2];
+  float best[2];
+  float sum[2];
+};
+
+template <class Item>
+__device__ __forceinline__ void add_partial(Joined& joined, const uint4* partial,
+                                            const float (&weight)[2]) {
+#pragma unroll
+  for (int i = 0; i < kDim / 16; ++i) {
+    const uint4 four = __ldcs(partial + i * 32);
+    const std::uint32_t pairs[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 values = ptx::cvt_unpack<Item>(pairs[j]);
+      joined.out[8 * i + 2 * j] += weight[j & 1] * values.x;
+      joined.out[8 * i + 2 * j + 1] += weight[j & 1] * values.y;
+    }
+  }
+}
+
+/// Joins the slots of the mask.
+template <class Item>
+__device__ __forceinline__ void join(Joined& joined, const Params& p, std::int64_t first_slot,
+                                     unsigned slots, int lane) {
+  const float* lse = p.partial_lse + first_slot * kGroup + lane / 4;
+  joined.best[0] = joined.best[1] = -INFINITY;
+  for (unsigned left = slots; left != 0; left &= left - 1) {
+    const int slot = __ffs(static_cast<int>(left)) - 1;
+    joined.best[0] = fmaxf(joined.best[0], __ldcs(lse + slot * kGroup));
+    joined.best[1] = fmaxf(joined.best[1], __ldcs(lse + slot * kGroup + 8));
+  }
+  joined.sum[0] = joined.sum[1] = 0.0f;
+#pragma unroll
+  for (float& x : joined.out) x = 0.0f;
+  for (unsigned left = slots; left != 0; left &= left - 1) {
+    const int slot = __ffs(static_cast<int>(left)) - 1;
+    float weight[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float base = joined.best[r] == -INFINITY ? 0.0f : joined.best[r];
+      weight[r] = ptx::ex2(lse[slot * kGroup + 8 * r] -
+                           base);  // a NaN lse makes the row NaN: it is computed again
+      joined.sum[r] += weight[r];
+    }
+    add_partial<Item>(joined, p.partials + (first_slot + slot) * kPartialVectors + lane, weight);
+  }
+}
+
+/// Writes both rows of the lane; notes the pair where something ended non-finite.
+template <class Item>
+__device__ __forceinline__ void store_joined(Joined& joined, const Params& p, std::int64_t row,
+                                             int head, int lane) {
+  constexpr float kLn2 = 0.693147180559945309f;
+  float probe = 0.0f;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const bool empty = joined.sum[r] == 0.0f;
+    const float inverse = empty ? 0.0f : 1.0f / joined.sum[r];
+    const int q_head = head * kGroup + lane / 4 + 8 * r;
+    const std::int64_t at = row * p.stride_out_t + q_head * p.stride_out_h + fragment_column(lane);
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      const float x = joined.out[4 * i + 2 * r] * inverse;
+      const float y = joined.out[4 * i + 2 * r + 1] * inverse;
+      probe = fmaf(x, 0.0f, fmaf(y, 0.0f, probe));
+      if (p.out_f32 != 0) {
+        static_cast<float*>(p.out)[at + 8 * i] = x;
+        static_cast<float*>(p.out)[at + 8 * i + 1] = y;
+      } else if (p.out_vectors != 0) {
+        *reinterpret_cast<std::uint32_t*>(static_cast<Item*>(p.out) + at + 8 * i) =
+            ptx::cvt_pack<Item>(x, y);
+      } else {
+        static_cast<Item*>(p.out)[at + 8 * i] = static_cast<Item>(x);
+        static_cast<Item*>(p.out)[at + 8 * i + 1] = static_cast<Item>(y);
+      }
+    }
+    if (p.lse != nullptr && (lane & 3) == 0) {
+      p.lse[row * p.stride_lse_t + q_head * p.stride_lse_h] =
+          empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * kLn2;
+    }
+  }
+  if (__any_sync(0xffffffffu, probe != 0.0f) && lane == 0) {
+    const int at = atomicAdd(p.redo.count, 1);
+    if (at < p.redo.capacity) p.redo.pairs[at] = row * p.heads_kv + head;
+  }
+}
+
+template <class Item>
+__global__ void __launch_bounds__(kCombineWarps * 32)
+    combine_kernel(const __grid_constant__ Params p, int chunk) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const int pair =
+      static_cast<int>(blockIdx.x) * kCombineWarps + static_cast<int>(threadIdx.x / 32);
+  const int head = pair % p.heads_kv;
+  const int chunk_token = pair / p.heads_kv;
+  const int slot = chunk * p.chunk_tiles + chunk_token / p.tokens_per_tile;
+  const int in_tile = chunk_token % p.tokens_per_tile;
+  if (slot >= launch_tiles(p)) return;
+  const prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
+  const std::int64_t token = static_cast<std::int64_t>(tile.first) + in_tile;
+  std::int64_t row = token;  // padding rows see nothing
+  unsigned slots = 0;
+  if (tile.request >= 0) {
+    const RequestRecord request = p.requests[tile.request];
+    if (token >= request.seqlen_q) return;
+    row = request.q_begin + token;
+    slots = __ballot_sync(0xffffffffu, slot_block(p, request, token, head, lane) >= 0);
+  }
+  if (row >= p.batch.total_q) return;
+  Joined joined;
+  join<Item>(joined, p, static_cast<std::int64_t>(pair) * p.topk, slots, lane);
+  store_joined<Item>(joined, p, row, head, lane);
+}
+
+}  // namespace msa::cuda::sm90::kvouter

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+// A consumer warpgroup: four tokens of every query tile, a warp each. One block is all that a tile
+// sees, so the softmax needs no state: scores, weights, product, store. Partials leave in fragment
+// order, 512 bytes a warp at a time.
+#pragma once
+
+#include "cuda/sm90/attend/softmax.cuh"
+#include "cuda/sm90/kvouter/lists.cuh"
+#include "cuda/sm90/kvouter/traits.cuh"
+#include "cuda/sm90/ptx/wgmma.cuh"
+#include "cuda/sm90/tile/key_box.cuh"
+
+namespace msa::cuda::sm90::kvouter {
+
+template <class Traits>
+class Consumer {
+ public:
+  using Item = typename Traits::Item;
+
+  __device__ __forceinline__ Consumer(const Params& params, typename Traits::Shared& shared,
+                                      int warpgroup, int chunk)
+      : params_(params),
+        shared_(shared),
+        entries_(chunk_entries(params, chunk)),
+        thread_(static_cast<int>(threadIdx.x & 127)),
+        token_(warpgroup * Traits::kWarpgroupTokens + (thread_ >> 5)),
+        q_offset_(warpgroup * Traits::kWarpgroupTokens * Traits::kTokenBytes) {}
+
+  __device__ __forceinline__ void run() {
+    for (;;) {
+      shared_.kv_ring.wait_full(kv_at_);
+      const WorkItem item = shared_.items[kv_at_.stage];
+      if (item.count == 0) return;
+      const Visible visible = visible_of(item);
+      const Entry* entries = entries_ + item.begin;
+      Entry next = load_entry(entries, token_, item.count);
+      for (int first = 0; first < item.count; first += Traits::kTileTokens) {
+        const Entry entry = next;  // one tile ahead: its latency is as long as a product
+        next = load_entry(entries, first + Traits::kTileTokens + token_, item.count);
+        tile(entry, visible);
+      }
+      if (thread_ == 0) shared_.kv_ring.release(kv_at_);
+      kv_at_.advance();
+    }
+  }
+
+ private:
+  static constexpr int kScores = kBlock / 2;
+  static constexpr int kOutputs = kDim / 2;
+  static constexpr std::uint32_t kUnused = 0xffffffffu;  // slot of a row behind the list
+
+  /// Row r of q sees clamp(r + shift, 0, keys) - first keys of the block.
+  struct Visible {
+    std::int64_t shift;
+    int keys;
+    int first;
+  };
+
+  __device__ __forceinline__ Visible visible_of(const WorkItem& item) const {
+    const RequestRecord& request = params_.requests[item.request];
+    const bool causal = params_.batch.causal != 0;
+    const std::int64_t everything = std::int64_t{1} << 40;
+    return {
+        .shift = causal ? request.offset - request.key_offset + 1 - request.q_begin : everything,
+        .keys = visible_keys(request, INT32_MAX, false),
+        .first = item.block * kBlock};
+  }
+
+  __device__ __forceinline__ static Entry load_entry(const Entry* entries, int at, int count) {
+    if (at >= count) return {0, kUnused};
+    const int2 raw = __ldg(reinterpret_cast<const int2*>(entries + at));
+    return {raw.x, static_cast<std::uint32_t>(raw.y)};
+  }
+
+  __device__ __forceinline__ void tile(const Entry& entry, const Visible& visible) {
+    const int limit =
+        static_cast<int>(clamp64(entry.row + visible.shift, 0, visible.keys)) - visible.first;
+    shared_.q_ring.wait_full(q_at_);
+    multiply_keys();
+    if (thread_ == 0) shared_.q_ring.release(q_at_);
+    q_at_.advance();
+    const unsigned bad = shared_.bad_boxes[kv_at_.stage];
+    if (limit < kBlock || bad != 0) mask(limit, bad);
+    float largest[2], sum[2];
+    attend::row_max(s_, largest);
+    weigh(largest, sum);
+    multiply_values();
+    if (entry.slot != kUnused) store(entry.slot, largest, sum);
+  }
+
+  __device__ __forceinline__ void multiply_keys() {
+    const std::uint64_t a = descriptor_k_major(shared_.q[q_at_.stage] + q_offset_);
+    const std::uint64_t b = descriptor_k_major(shared_.k[kv_at_.stage]);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      const std::uint64_t step = (k & 3) * kDescriptorStepK;
+      const int panel = k >> 2;
+      ptx::wgmma_ss<Item, ptx::Major::K>(s_, a + panel * (Traits::kQueryPanelBytes >> 4) + step,
+                                         b + panel * (kBlock * kPanelRowBytes >> 4) + step, k != 0);
+    }
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>();
+  }
+
+  __device__ __forceinline__ void mask(int limit, unsigned bad) {
+    const int column = fragment_column(thread_);
+    const int shift = __ffs(box_tokens(kBlock, params_.batch.page_size)) - 1;
+#pragma unroll
+    for (int x = 0; x < kScores; ++x) {
+      const int key = (x >> 2) * 8 + column + (x & 1);
+      if (key >= limit || ((bad >> (key >> shift)) & 1) != 0) s_[x] = -INFINITY;
+    }
+  }
+
+  /// Scores become weights, packed; `sum` of each row over the whole block.
+  __device__ __forceinline__ void weigh(const float (&largest)[2], float (&sum)[2]) {
+    const float offset[2] = {largest[0] == -INFINITY ? 0.0f : -largest[0] * params_.scale_log2,
+                             largest[1] == -INFINITY ? 0.0f : -largest[1] * params_.scale_log2};
+    sum[0] = sum[1] = 0.0f;
+#pragma unroll
+    for (int x = 0; x < kScores; x += 4) {
+      const float a = ptx::ex2(fmaf(s_[x], params_.scale_log2, offset[0]));
+      const float b = ptx::ex2(fmaf(s_[x + 1], params_.scale_log2, offset[0]));
+      const float c = ptx::ex2(fmaf(s_[x + 2], params_.scale_log2, offset[1]));
+      const float d = ptx::ex2(fmaf(s_[x + 3], params_.scale_log2, offset[1]));
+      sum[0] += a + b;
+      sum[1] += c + d;
+      p_[x / 2] = ptx::cvt_pack<Item>(a, b);
+      p_[x / 2 + 1] = ptx::cvt_pack<Item>(c, d);
+    }
+    sum[0] = quad::sum(sum[0]);
+    sum[1] = quad::sum(sum[1]);
+  }
+
+  __device__ __forceinline__ void multiply_values() {
+    const std::uint64_t b = descriptor_mn_major(shared_.v[kv_at_.stage], kBlock * kPanelRowBytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kBlock / 16; ++k) {
+      ptx::wgmma_rs<Item, ptx::Major::MN>(o_, p_ + 4 * k, b + k * kDescriptorStepMN, k != 0);
+    }
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>();
+  }
+
+  __device__ __forceinline__ void store(std::uint32_t slot, const float (&largest)[2],
+                                        const float (&sum)[2]) const {
+    const float inverse[2] = {sum[0] == 0.0f ? 0.0f : 1.0f / sum[0],
+                              sum[1] == 0.0f ? 0.0f : 1.0f / sum[1]};
+    const int lane = thread_ & 31;
+    uint4* at = params_.partials + static_cast<std::int64_t>(slot) * kPartialVectors + lane;
+#pragma unroll
+    for (int i = 0; i < kOutputs / 8; ++i) {
+      __stcs(
+          at + i * 32,
+          make_uint4(ptx::cvt_pack<Item>(o_[8 * i] * inverse[0], o_[8 * i + 1] * inverse[0]),
+                     ptx::cvt_pack<Item>(o_[8 * i + 2] * inverse[1], o_[8 * i + 3] * inverse[1]),
+                     ptx::cvt_pack<Item>(o_[8 * i + 4] * inverse[0], o_[8 * i + 5] * inverse[0]),
+                     ptx::cvt_pack<Item>(o_[8 * i + 6] * inverse[1], o_[8 * i + 7] * inverse[1])));
+    }
+    if ((lane & 3) != 0) return;
+    float* lse = params_.partial_lse + static_cast<std::int64_t>(slot) * kGroup + lane / 4;
+    lse[0] = sum[0] == 0.0f ? -INFINITY : fmaf(largest[0], params_.scale_log2, log2f(sum[0]));
+    lse[8] = sum[1] == 0.0f ? -INFINITY : fmaf(largest[1], params_.scale_log2, log2f(sum[1]));
+  }
+
+  const Params& params_;
+  typename Traits::Shared& shared_;
+  const Entry* entries_;
+  const int thread_;    // in the warpgroup
+  const int token_;     // of the query tile
+  const int q_offset_;  // bytes to the warpgroup's rows in a panel
+  RingPosition<Traits::kKeyStages> kv_at_{};
+  RingPosition<Traits::kQueryStages> q_at_{};
+  float s_[kScores];
+  float o_[kOutputs];
+  std::uint32_t p_[kScores / 2];
+};
+
+}  // namespace msa::cuda::sm90::kvouter

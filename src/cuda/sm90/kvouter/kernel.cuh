@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+// The keys-outermost kernel: a persistent CTA an SM, one producer warp, three consumer warpgroups.
+// See docs/kernels/kvouter.md.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/sm90/kvouter/combine.cuh"
+#include "cuda/sm90/kvouter/consumer.cuh"
+#include "cuda/sm90/kvouter/producer.cuh"
+
+namespace msa::cuda::sm90::kvouter {
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    kernel(const __grid_constant__ Params params, const __grid_constant__ Maps maps, int chunk) {
+  extern __shared__ std::uint8_t raw[];
+  const std::uint32_t misaligned = ptx::cvta_to_shared(raw) & 1023;
+  auto& shared =
+      *reinterpret_cast<typename Traits::Shared*>(raw + (misaligned == 0 ? 0 : 1024 - misaligned));
+  if (threadIdx.x == 0) {
+    shared.kv_ring.init(Traits::kConsumers);
+    shared.q_ring.init(Traits::kConsumers);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const bool idle = chunk * params.chunk_tiles >= launch_tiles(params);
+  const std::int64_t rows = chunk_rows(params);
+  int* counts = chunk_counts(params, chunk);
+  const int num_items = idle ? 0 : counts[rows];
+  const int warpgroup = static_cast<int>(threadIdx.x >> 7);
+  if (warpgroup == Traits::kConsumers) {
+    ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
+    if ((threadIdx.x & 127) < 32)
+      Producer<Traits>(params, maps, shared, chunk).run(num_items, counts + rows + 1);
+  } else {
+    ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
+    Consumer<Traits>(params, shared, warpgroup, chunk).run();
+  }
+}
+
+template <class Item>
+void launch_instance(const Params& params, const Maps& maps, int chunk, int ctas,
+                     cudaStream_t stream) {
+  using Chosen = Traits<Item>;
+  launch_kernel(kernel<Chosen>,
+                {.grid = dim3(static_cast<unsigned>(ctas)),
+                 .block = dim3(Chosen::kThreads),
+                 .shared_bytes = Chosen::kSharedBytes,
+                 .stream = stream},
+                params, maps, chunk);
+  const int tiles = min(params.chunk_tiles, params.tile_limit - chunk * params.chunk_tiles);
+  const std::int64_t pairs =
+      static_cast<std::int64_t>(tiles) * params.tokens_per_tile * params.heads_kv;
+  launch_kernel(combine_kernel<Item>,
+                {.grid = dim3(static_cast<unsigned>(ceil_div(pairs, kCombineWarps))),
+                 .block = dim3(kCombineWarps * 32),
+                 .stream = stream},
+                params, chunk);
+}
+
+}  // namespace msa::cuda::sm90::kvouter

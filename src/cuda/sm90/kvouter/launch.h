@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+// Sparse prefill with keys outermost, for selections that neighbouring queries do not share: every
+// block is loaded once for all queries of a chunk that listed it, each (query, block) leaves a
+// partial result in a slot of its own, and a second kernel combines a query's slots in the order of
+// its list. The inverse of the lists is built on the device.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/params.h"
+#include "cuda/sm90/exact/launch.h"
+#include "cuda/sm90/prologue/launch.h"
+
+namespace msa::cuda::sm90::kvouter {
+
+inline constexpr int kBlock = 128;       // keys of a block
+inline constexpr int kDim = 128;         // head dim of keys and values
+inline constexpr int kGroup = 16;        // query heads of a KV head: the rows of one warp
+inline constexpr int kMaxTopk = 32;      // one lane a slot
+inline constexpr int kItemTokens = 384;  // queries of one work item: 32 tiles of 12
+inline constexpr int kChunkCounters = 2;
+inline constexpr int kPartialVectors = kGroup * kDim / 8;  // 16-byte vectors of one partial
+
+enum class Storage : int { Bf16, F16 };
+
+/// One query of a block's list.
+struct Entry {
+  int row;  // of q
+  std::uint32_t
+      slot;  // of the partial: (token of the chunk * heads_kv + head) * topk + place in the list
+};
+
+/// Queries begin .. begin + count of its chunk's entries, all of which listed one block of one KV
+/// head.
+struct WorkItem {
+  int head;
+  int request;
+  int block;
+  int begin;
+  int count;
+};
+
+struct Params {
+  BatchParams batch{};
+  const RequestRecord* requests = nullptr;      // [B]
+  const prologue::TileRecord* tiles = nullptr;  // of tokens_per_tile tokens each
+  const int* num_tiles = nullptr;
+  int tile_begin = 0;  // the launch, as the union kernel has it
+  int tile_limit = 0;
+  int chunk_tiles = 0;  // tiles whose partials fit in memory at a time
+  int tokens_per_tile = 8;
+  int heads_kv = 1;
+  int topk = 16;
+  int max_blocks = 1;     // planned blocks of a request
+  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
+  std::int64_t stride_ids_t = 0;
+  std::int64_t stride_ids_h = 0;
+  // The union kernel takes the launch unless *total_entries > shared_entries * its tiles *
+  // heads_kv.
+  const int* total_entries = nullptr;
+  int shared_entries = 0;
+  // Inverse of the lists, chunk after chunk: rows are (head, request, block).
+  // [chunks, rows + kChunkCounters]; behind the rows: number of items, next item to take
+  int* counts = nullptr;
+  Entry* entries = nullptr;      // [chunks, chunk_slots]
+  WorkItem* items = nullptr;     // [chunks, max_items(chunk_slots, rows)]
+  uint4* partials = nullptr;     // [slots, kPartialVectors], in fragment order
+  float* partial_lse = nullptr;  // [slots, kGroup], base 2
+  void* out = nullptr;           // [T, Hq, D]
+  std::int64_t stride_out_t = 0;
+  std::int64_t stride_out_h = 0;
+  int out_f32 = 0;
+  int out_vectors = 0;
+  float* lse = nullptr;
+  std::int64_t stride_lse_t = 0;
+  std::int64_t stride_lse_h = 0;
+  float scale_log2 = 0;
+  exact::Redo redo{};
+};
+
+struct Maps {
+  CUtensorMap q;  // boxes of one token: 16 heads x 64
+  CUtensorMap k;
+  CUtensorMap v;
+};
+
+/// Rows of the inverse index of one chunk.
+constexpr std::int64_t inverse_rows(std::int64_t batch, int heads_kv, std::int64_t max_blocks) {
+  return batch * heads_kv * max_blocks;
+}
+/// Work items that `slots` entries in `rows` rows can need.
+constexpr std::int64_t max_items(std::int64_t slots, std::int64_t rows) {
+  return slots / kItemTokens + (rows < slots ? rows : slots);
+}
+
+/// Attends and combines one chunk.
+void launch_bf16(const Params& params, const Maps& maps, int chunk, int ctas, cudaStream_t stream);
+void launch_f16(const Params& params, const Maps& maps, int chunk, int ctas, cudaStream_t stream);
+
+/// Builds the inverse of the launch's lists, then attends and combines chunk after chunk.
+void launch(Storage storage, const Params& params, const Maps& maps, int ctas, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::kvouter

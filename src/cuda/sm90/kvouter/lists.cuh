@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+// What every kernel of the folder asks of a chunk: whether it is its turn, its tiles, and which
+// slots of a token count.
+#pragma once
+
+#include "cuda/geometry.cuh"
+#include "cuda/sm90/kvouter/launch.h"
+
+namespace msa::cuda::sm90::kvouter {
+
+__device__ __forceinline__ int tiles_in(const Params& p, int begin, int limit) {
+  return min(max(*p.num_tiles - begin, 0), limit);
+}
+
+/// Tiles of the launch; 0 where neighbours share enough blocks for the union kernel.
+__device__ __forceinline__ int launch_tiles(const Params& p) {
+  const int tiles = tiles_in(p, p.tile_begin, p.tile_limit);
+  const std::int64_t shared = static_cast<std::int64_t>(tiles) * p.heads_kv * p.shared_entries;
+  return *p.total_entries <= shared ? 0 : tiles;
+}
+
+/// Rows of a chunk's inverse.
+__device__ __forceinline__ std::int64_t chunk_rows(const Params& p) {
+  return static_cast<std::int64_t>(p.heads_kv) * p.batch.batch * p.max_blocks;
+}
+
+/// Partials, and with them entries, of a chunk.
+__device__ __forceinline__ std::int64_t chunk_slots(const Params& p) {
+  return static_cast<std::int64_t>(p.chunk_tiles) * p.tokens_per_tile * p.heads_kv * p.topk;
+}
+
+__device__ __forceinline__ int* chunk_counts(const Params& p, int chunk) {
+  return p.counts + chunk * (chunk_rows(p) + kChunkCounters);
+}
+
+__device__ __forceinline__ WorkItem* chunk_items(const Params& p, int chunk) {
+  const std::int64_t slots = chunk_slots(p);
+  return p.items + chunk * (slots / kItemTokens + min(chunk_rows(p), slots));
+}
+
+__device__ __forceinline__ Entry* chunk_entries(const Params& p, int chunk) {
+  return p.entries + chunk * chunk_slots(p);
+}
+
+__device__ __forceinline__ std::int64_t inverse_row(const Params& p, int head, int request,
+                                                    int block) {
+  return (static_cast<std::int64_t>(head) * p.batch.batch + request) * p.max_blocks + block;
+}
+
+/// Local block that lane `lane`'s slot of the token lists and sees, or -1. All lanes of a warp call
+/// it; bad ids were reported when the union lists were built.
+__device__ __forceinline__ int slot_block(const Params& p, const RequestRecord& request,
+                                          std::int64_t token, int head, int lane) {
+  const int* ids =
+      p.block_ids.data + (request.q_begin + token) * p.stride_ids_t + head * p.stride_ids_h;
+  const int id = lane < p.topk ? __ldg(ids + lane * p.block_ids.stride) : -1;
+  const unsigned stops = __ballot_sync(0xffffffffu, id == -1);
+  const bool listed = (stops & ((2u << lane) - 1)) == 0;
+  const std::int64_t block = id - first_block(request, kBlock);
+  const std::int64_t visible = ceil_div(visible_keys(request, token, p.batch.causal != 0), kBlock);
+  const bool legal = id >= 0 && id < legal_blocks(request, kBlock);
+  return listed && legal && block >= 0 && block < visible ? static_cast<int>(block) : -1;
+}
+
+}  // namespace msa::cuda::sm90::kvouter

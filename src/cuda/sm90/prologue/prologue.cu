@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/prologue/launch.h"
+#include "cuda/sm90/ptx/barrier.cuh"
+
+namespace msa::cuda::sm90::prologue {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+
+/// Sum of `value` over the threads before this one; `total` is that of all.
+__device__ std::int64_t exclusive_scan(std::int64_t value, std::int64_t& total) {
+  __shared__ std::int64_t warp_sums[kWarps];
+  const int lane = threadIdx.x & 31;
+  std::int64_t sum = value;
+  for (int step = 1; step < 32; step *= 2) {
+    const std::int64_t below = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += below;
+  }
+  if (lane == 31) warp_sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  std::int64_t before = 0;
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < static_cast<int>(threadIdx.x / 32)) before += warp_sums[w];
+    total += warp_sums[w];
+  }
+  __syncthreads();
+  return before + sum - value;
+}
+
+__device__ RequestRecord read_checked(const BatchParams& batch, int b, std::int64_t k_begin) {
+  bool length_fault = false;
+  bool offset_fault = false;
+  const RequestRecord r = load_request(batch, b, k_begin, &length_fault, &offset_fault);
+  if (b == 0 && r.q_begin != 0) length_fault = true;
+  if (length_fault) report(batch.status, b, -1, FaultKind::Length);
+  if (offset_fault) report(batch.status, b, -1, FaultKind::Offset);
+  return r;
+}
+
+/// Keys of request b where their rows follow each other without cu_seqlens_k; nonsense counts as
+/// none.
+__device__ std::int64_t rows_of(const BatchParams& batch, int b) {
+  if (batch.page_size != 0 || batch.cu_seqlens_k.data != nullptr || batch.seqlens_k.data == nullptr)
+    return 0;
+  return clamp64(load(batch.seqlens_k, b), 0, batch.max_seqlen_k);
+}
+
+/// Last of `starts[0 .. kThreads)` that is not above `tile`: the request of a tile.
+__device__ int owner_of(const std::int64_t* starts, std::int64_t tile) {
+  int low = 0;
+  for (int step = kThreads / 2; step > 0; step /= 2) {
+    if (starts[low + step] <= tile) low += step;
+  }
+  return low;
+}
+
+__device__ void write_tiles(const Params& params, std::int64_t begin, std::int64_t end,
+                            const std::int64_t* starts, int first_request) {
+  for (std::int64_t tile = begin + threadIdx.x; tile < end && tile < params.max_tiles;
+       tile += kThreads) {
+    const int owner = owner_of(starts, tile);
+    params.tiles[tile] = {first_request + owner,
+                          static_cast<int>(tile - starts[owner]) * params.tokens_per_tile};
+  }
+}
+
+/// Rows behind the last request; returns the number of tiles of the batch.
+__device__ std::int64_t write_padding(const Params& params, std::int64_t tiles) {
+  const IntVector& starts = params.batch.cu_seqlens_q;
+  const std::int64_t rows = params.batch.total_q;
+  const std::int64_t used =
+      starts.data != nullptr ? clamp64(load(starts, params.batch.batch), 0, rows) : rows;
+  const std::int64_t padding = ceil_div(rows - used, params.tokens_per_tile);
+  for (std::int64_t i = threadIdx.x; i < padding && tiles + i < params.max_tiles; i += kThreads) {
+    params.tiles[tiles + i] = {-1, static_cast<int>(used + i * params.tokens_per_tile)};
+  }
+  return min(tiles + padding, static_cast<std::int64_t>(params.max_tiles));
+}
+
+__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Params params) {
+  __shared__ std::int64_t starts[kThreads];  // first tile of each request of this turn
+  ptx::griddepcontrol_launch_dependents();
+  if (threadIdx.x == 0) *params.batch.status = kNoFault;
+  for (int i = threadIdx.x; i < params.num_counters; i += kThreads) params.counters[i] = 0;
+  __syncthreads();
+  std::int64_t rows_before = 0;
+  std::int64_t tiles_before = 0;
+  for (int first = 0; first < params.batch.batch; first += kThreads) {
+    const int b = first + static_cast<int>(threadIdx.x);
+    const bool exists = b < params.batch.batch;
+    std::int64_t total = 0;
+    const std::int64_t k_begin =
+        rows_before + exclusive_scan(exists ? rows_of(params.batch, b) : 0, total);
+    rows_before += total;
+    int seqlen_q = 0;
+    if (exists) {
+      const RequestRecord r = read_checked(params.batch, b, k_begin);
+      params.requests[b] = r;
+      seqlen_q = r.seqlen_q;
+    }
+    if (params.tiles == nullptr) continue;
+    const std::int64_t before = exclusive_scan(ceil_div(seqlen_q, params.tokens_per_tile), total);
+    starts[threadIdx.x] = tiles_before + before;
+    __syncthreads();
+    write_tiles(params, tiles_before, tiles_before + total, starts, first);
+    __syncthreads();
+    tiles_before += total;
+  }
+  if (params.tiles == nullptr) return;
+  const std::int64_t tiles = write_padding(params, tiles_before);
+  if (threadIdx.x == 0) *params.num_tiles = static_cast<int>(tiles);
+}
+
+}  // namespace
+
+std::int64_t max_tiles(std::int64_t total_q, std::int64_t batch, std::int64_t tokens_per_tile) {
+  return ceil_div(total_q, tokens_per_tile) + batch;
+}
+
+void launch(const Params& params, cudaStream_t stream) {
+  launch_kernel(kernel, {.grid = dim3(1), .block = dim3(kThreads), .stream = stream}, params);
+}
+
+}  // namespace msa::cuda::sm90::prologue

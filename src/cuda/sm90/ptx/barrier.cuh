@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+// Synchronisation: mbarriers in shared memory, named barriers, proxy fences, programmatic launch
+// control. One instruction per function, named after it (PTX ISA 8.0+, sections 9.7.13 and 9.7.14).
+// Knows nothing of tiles or pipelines.
+#pragma once
+
+#include <cstdint>
+#include <cuda/ptx>
+
+namespace msa::cuda::sm90::ptx {
+
+using Mbarrier = std::uint64_t;
+
+__device__ __forceinline__ std::uint32_t cvta_to_shared(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void mbarrier_init(Mbarrier* bar, std::uint32_t arrivals) {
+  ::cuda::ptx::mbarrier_init(bar, arrivals);
+}
+
+/// Makes initialised mbarriers visible to the copy engine; a CTA barrier must follow for the other
+/// threads.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
+}
+
+__device__ __forceinline__ void mbarrier_arrive(Mbarrier* bar) {
+  ::cuda::ptx::mbarrier_arrive(::cuda::ptx::sem_release, ::cuda::ptx::scope_cta,
+                               ::cuda::ptx::space_shared, bar);
+}
+
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(Mbarrier* bar, std::uint32_t bytes) {
+  ::cuda::ptx::mbarrier_arrive_expect_tx(::cuda::ptx::sem_release, ::cuda::ptx::scope_cta,
+                                         ::cuda::ptx::space_shared, bar, bytes);
+}
+
+/// True once the phase of this parity has completed; may wait a while inside the hardware.
+__device__ __forceinline__ bool mbarrier_try_wait_parity(Mbarrier* bar, std::uint32_t parity) {
+  return ::cuda::ptx::mbarrier_try_wait_parity(bar, parity);
+}
+
+/// Orders this thread's ordinary shared-memory writes before reads by wgmma and the copy engine.
+__device__ __forceinline__ void fence_proxy_async_shared() {
+  ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
+}
+
+/// Named barrier `id` (0 is __syncthreads) of `threads` threads, a multiple of 32: arrive and wait.
+__device__ __forceinline__ void bar_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// Named barrier: arrive without waiting.
+__device__ __forceinline__ void bar_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// Waits until the launches that this one depends on have finished and their writes are visible.
+__device__ __forceinline__ void griddepcontrol_wait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/// Lets the dependent launch start; it sees this grid's writes only after griddepcontrol_wait.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/// Gives registers of this warpgroup back to the pool, down to `kRegisters` a thread.
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/// Takes registers for this warpgroup out of the pool, up to `kRegisters` a thread; waits until
+/// they are there.
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+}  // namespace msa::cuda::sm90::ptx

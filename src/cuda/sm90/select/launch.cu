@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+// Planning and launches of block_scores and select_blocks.
+#include "cuda/sm90/select/launch.h"
+
+#include <limits>
+
+#include "cuda/geometry.cuh"
+
+namespace msa::cuda::sm90::select {
+namespace {
+
+constexpr std::int64_t kSpanUnit = 4;  // key tiles: float4s of the scratch belong to one CTA
+// Key tiles' worth of time that an item costs besides its own: queries, first rows, drain (5 us).
+constexpr std::int64_t kItemOverhead = 6;
+constexpr std::int64_t kFullWaves =
+    2;  // from here on whole tiles balance: measured at 32K and 128K
+constexpr std::int64_t kMaxWaves = 32;        // of items: more of them only add overhead
+constexpr std::int64_t kCachedKeys = 131072;  // 32 MB at index dim 128
+constexpr std::int64_t kTableAlignment = 256;
+
+constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
+  return ceil_div(x, unit) * unit;
+}
+
+std::int64_t num_chunks(const SelectPlan& plan) {
+  return ceil_div(plan.num_tiles, std::max<std::int64_t>(1, plan.chunk_tiles));
+}
+
+/// Tile table and counters, where the scratch begins.
+std::int64_t table_bytes(const SelectPlan& plan) {
+  const std::int64_t tiles = plan.num_tiles * static_cast<std::int64_t>(sizeof(QueryTile));
+  return round_up(tiles + num_chunks(plan) * static_cast<std::int64_t>(sizeof(unsigned)),
+                  kTableAlignment);
+}
+
+/// Key tiles of one item that finish `tiles` query tiles soonest. `uneven`: how many keys they see
+/// varies (on average `mean_tiles` key tiles), so items are taken in turn and end within half an
+/// item of each other; else all see the same number and go in whole waves.
+std::int64_t best_span(std::int64_t tiles, std::int64_t key_tiles, int multiprocessors, bool uneven,
+                       std::int64_t mean_tiles) {
+  const std::int64_t whole = std::max(kSpanUnit, round_up(key_tiles, kSpanUnit));
+  if (tiles >= kFullWaves * multiprocessors) return whole;
+  std::int64_t best = whole;
+  std::int64_t best_cost = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t span = whole; span >= kSpanUnit; span -= kSpanUnit) {
+    const std::int64_t items = tiles * ceil_div(uneven ? mean_tiles : key_tiles, span);
+    if (items > kMaxWaves * multiprocessors) break;
+    const std::int64_t balanced =
+        (tiles * mean_tiles + items * kItemOverhead) / multiprocessors + span / 2;
+    const std::int64_t cost = uneven ? std::max(balanced, span + kItemOverhead)
+                                     : ceil_div(items, multiprocessors) * (span + kItemOverhead);
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = span;
+    }
+  }
+  return best;
+}
+
+/// Tiles in one chunk: as many as the scratch holds, in whole pairs of waves where there are that
+/// many.
+std::int64_t chunk_of(std::int64_t fitting, std::int64_t num_tiles, int groups,
+                      int multiprocessors) {
+  if (fitting >= num_tiles) return num_tiles;
+  const std::int64_t waves =
+      std::max<std::int64_t>(1, 2 * multiprocessors / groups);  // heavy and light ones pair up
+  return fitting >= waves ? fitting / waves * waves : std::max<std::int64_t>(1, fitting);
+}
+
+}  // namespace
+
+SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64_t scratch_limit) {
+  SelectPlan plan;
+  plan.groups = shape.index_heads_k;
+  plan.heads = shape.index_heads / shape.index_heads_k;
+  plan.tokens_per_tile = kTileRows / plan.heads;
+  plan.num_tiles = max_query_tiles(shape.total_q, shape.batch, plan.tokens_per_tile);
+  plan.columns = ceil_div(shape.max_seqlen_k, shape.block_size);
+  plan.chunk_tiles = plan.num_tiles;
+  if (shape.scratch) {
+    plan.scratch_stride =
+        std::max<std::int64_t>(8, round_up(plan.columns, 8));  // whole 32-byte sectors
+    const std::int64_t tile_bytes = plan.scratch_stride * 4 * kTileRows * plan.groups;
+    plan.chunk_tiles =
+        chunk_of(scratch_limit / tile_bytes, plan.num_tiles, plan.groups, multiprocessors);
+  }
+  const std::int64_t full_tiles = shape.batch * ceil_div(shape.max_seqlen_q, plan.tokens_per_tile);
+  const std::int64_t key_tiles = ceil_div(shape.max_seqlen_k, kTileKeys);
+  const bool triangle = shape.causal && shape.max_seqlen_q == shape.max_seqlen_k;
+  const bool one_chunk = plan.chunk_tiles == plan.num_tiles;
+  plan.span =
+      best_span(std::min(plan.chunk_tiles, full_tiles) * plan.groups, key_tiles, multiprocessors,
+                triangle, triangle && one_chunk ? key_tiles / 2 : key_tiles);
+  plan.spans = static_cast<int>(std::max<std::int64_t>(1, ceil_div(key_tiles, plan.span)));
+  // Keys that fit the L2 cache may be read in any order; heavy items first then balances best.
+  plan.tile_major = shape.max_seqlen_k <= kCachedKeys;
+  plan.ctas = multiprocessors;
+  plan.split_rows = topk::splits_rows(shape.total_q * shape.index_heads, plan.columns);
+  return plan;
+}
+
+std::int64_t workspace_bytes(const SelectPlan& plan) {
+  return table_bytes(plan) + plan.chunk_tiles * plan.groups * kTileRows * plan.scratch_stride * 4;
+}
+
+namespace {
+
+ScoreParams score_params(const SelectPlan& plan, const BatchParams& batch, const Queries& queries) {
+  const bool paired = reinterpret_cast<std::uintptr_t>(queries.data) % 4 == 0 &&
+                      queries.stride_token % 2 == 0 && queries.stride_head % 2 == 0;
+  return {.batch = batch,
+          .span = plan.span,
+          .spans = plan.spans,
+          .groups = plan.groups,
+          .tile_major = plan.tile_major,
+          .heads = plan.heads,
+          .queries = queries.data,
+          .query_stride_token = queries.stride_token,
+          .query_stride_head = queries.stride_head,
+          .queries_paired = paired};
+}
+
+void launch_instance(const ScoreParams& params, const Queries& queries, const CUtensorMap& key_map,
+                     bool scratch, const SelectPlan& plan, cudaStream_t stream) {
+  const auto launch_it = [&](auto* function) {
+    function(params, key_map, scratch, plan.ctas, stream);
+  };
+  if (queries.bf16) {
+    launch_it(queries.dim == 128 ? launch_scores<true, 128> : launch_scores<true, 64>);
+  } else {
+    launch_it(queries.dim == 128 ? launch_scores<false, 128> : launch_scores<false, 64>);
+  }
+}
+
+}  // namespace
+
+void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
+                         const CUtensorMap& key_map, const ScoresOut& out, void* workspace,
+                         cudaStream_t stream) {
+  auto* tiles = static_cast<QueryTile*>(workspace);
+  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
+  launch_query_tiles(batch, plan.tokens_per_tile, plan.num_tiles, tiles, counters, num_chunks(plan),
+                     stream);
+  ScoreParams params = score_params(plan, batch, queries);
+  params.tiles = tiles;
+  params.num_tiles = plan.num_tiles;
+  params.next_item = counters;
+  params.scores = out.data;
+  params.columns = out.columns;
+  params.stride_token = out.stride_token;
+  params.stride_head = out.stride_head;
+  params.stride_block = out.stride_block;
+  launch_instance(params, queries, key_map, false, plan, stream);
+}
+
+void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
+                          const CUtensorMap& key_map, const topk::TopkParams& out, void* workspace,
+                          cudaStream_t stream) {
+  auto* tiles = static_cast<QueryTile*>(workspace);
+  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
+  auto* scratch =
+      reinterpret_cast<float*>(static_cast<std::uint8_t*>(workspace) + table_bytes(plan));
+  launch_query_tiles(batch, plan.tokens_per_tile, plan.num_tiles, tiles, counters, num_chunks(plan),
+                     stream);
+  ScoreParams params = score_params(plan, batch, queries);
+  params.scores = scratch;
+  params.columns = plan.columns;
+  params.stride_head = plan.scratch_stride;
+  topk::TopkParams rows = out;
+  rows.groups = plan.groups;
+  rows.heads = plan.heads;
+  rows.rows_per_group = kTileRows;
+  rows.scores = scratch;
+  rows.columns = plan.columns;
+  rows.stride_block = 1;
+  rows.by_token = false;
+  rows.stride_head = plan.scratch_stride;
+  // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
+  for (std::int64_t end = plan.num_tiles; end > 0; end -= plan.chunk_tiles) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
+    params.tiles = rows.tiles = tiles + begin;
+    params.num_tiles = rows.num_tiles = end - begin;
+    params.next_item = counters++;
+    launch_instance(params, queries, key_map, true, plan, stream);
+    topk::launch_topk(rows, plan.split_rows, stream);
+  }
+}
+
+}  // namespace msa::cuda::sm90::select

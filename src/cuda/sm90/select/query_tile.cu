@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+// The table of query tiles: every CTA walks the requests 256 at a time, counts their tiles and
+// writes its share of them.
+#include "cuda/sm90/select/query_tile.h"
+
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/ptx/barrier.cuh"
+
+namespace msa::cuda::sm90::select {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr std::int64_t kMaxCtas = 64;  // each reads all lengths again
+
+struct Shared {
+  std::int64_t warp_sums[2][kThreads / 32];
+  std::int64_t first_tile[kThreads + 1];
+  RequestRecord records[kThreads];
+};
+
+/// Sum over the threads before this one; `total` over all.
+__device__ std::int64_t exclusive_sum(std::int64_t v, std::int64_t* warp_sums,
+                                      std::int64_t* total) {
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  std::int64_t inclusive = v;
+  for (int step = 1; step < 32; step *= 2) {
+    const std::int64_t other = __shfl_up_sync(0xffffffffu, inclusive, step);
+    if (lane >= step) inclusive += other;
+  }
+  if (lane == 31) warp_sums[warp] = inclusive;
+  __syncthreads();
+  std::int64_t before = 0;
+  *total = 0;
+  for (int w = 0; w < kThreads / 32; ++w) {
+    if (w < warp) before += warp_sums[w];
+    *total += warp_sums[w];
+  }
+  return before + inclusive - v;
+}
+
+/// The rows behind the last request: they see nothing.
+__device__ RequestRecord padding_rows(const BatchParams& batch) {
+  RequestRecord r{};
+  const bool has_starts_q = batch.cu_seqlens_q.data != nullptr;  // none: one request with every row
+  const std::int64_t used = has_starts_q ? load(batch.cu_seqlens_q, batch.batch) : batch.total_q;
+  r.q_begin = clamp64(used, 0, batch.total_q);
+  r.seqlen_q = static_cast<int>(batch.total_q - r.q_begin);
+  r.offset = -batch.total_q - 1;
+  return r;
+}
+
+/// Keys of request b where their rows follow each other without cu_seqlens_k.
+__device__ std::int64_t key_rows(const BatchParams& batch, std::int64_t b) {
+  if (b >= batch.batch || batch.page_size != 0) return 0;
+  if (batch.cu_seqlens_k.data != nullptr || batch.seqlens_k.data == nullptr) return 0;
+  return clamp64(load(batch.seqlens_k, b), 0, batch.max_seqlen_k);
+}
+
+/// Writes tiles [first_tile, first_tile + tiles) of the requests in shared memory, a thread a tile,
+/// CTAs in turn.
+__device__ void write_tiles(const BatchParams& batch, const Shared& shared, std::int64_t request0,
+                            std::int64_t first_tile, std::int64_t tiles, int tokens_per_tile,
+                            std::int64_t num_tiles, QueryTile* out) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const std::int64_t me = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (std::int64_t t = me; t < tiles && first_tile + t < num_tiles; t += stride) {
+    int slot = 0;  // the last request whose tiles start at or before t and that has any
+    for (int step = kThreads / 2; step > 0; step /= 2) {
+      if (shared.first_tile[slot + step] <= t) slot += step;
+    }
+    const int begin = static_cast<int>(t - shared.first_tile[slot]) * tokens_per_tile;
+    QueryTile tile{};
+    tile.rows = shared.records[slot];
+    tile.rows.q_begin += begin;
+    tile.rows.offset += begin;
+    tile.rows.seqlen_q = min(tokens_per_tile, tile.rows.seqlen_q - begin);
+    tile.request = request0 + slot < batch.batch ? static_cast<int>(request0 + slot) : -1;
+    out[first_tile + t] = tile;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    query_tiles(const __grid_constant__ BatchParams batch, int tokens_per_tile,
+                std::int64_t num_tiles, QueryTile* out, unsigned* counters,
+                std::int64_t num_counters) {
+  __shared__ Shared shared;
+  ptx::griddepcontrol_launch_dependents();
+  std::int64_t first_tile = 0;
+  std::int64_t k_begin = 0;
+  for (std::int64_t request0 = 0; request0 <= batch.batch; request0 += kThreads) {
+    const std::int64_t b = request0 + threadIdx.x;
+    std::int64_t total_keys;
+    const std::int64_t keys_before =
+        exclusive_sum(key_rows(batch, b), shared.warp_sums[0], &total_keys);
+    RequestRecord record{};
+    if (b < batch.batch) {
+      bool length_fault = false;
+      bool offset_fault = false;
+      record = load_request(batch, static_cast<int>(b), k_begin + keys_before, &length_fault,
+                            &offset_fault);
+      if (b == 0 && record.q_begin != 0) length_fault = true;
+      if (blockIdx.x == 0 && length_fault)
+        report(batch.status, static_cast<int>(b), -1, FaultKind::Length);
+      if (blockIdx.x == 0 && offset_fault)
+        report(batch.status, static_cast<int>(b), -1, FaultKind::Offset);
+    } else if (b == batch.batch) {
+      record = padding_rows(batch);
+    }
+    std::int64_t tiles;
+    const std::int64_t mine = ceil_div(record.seqlen_q, tokens_per_tile);
+    shared.first_tile[threadIdx.x] = exclusive_sum(mine, shared.warp_sums[1], &tiles);
+    shared.records[threadIdx.x] = record;
+    __syncthreads();
+    write_tiles(batch, shared, request0, first_tile, tiles, tokens_per_tile, num_tiles, out);
+    first_tile += tiles;
+    k_begin += total_keys;
+    __syncthreads();
+  }
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t t = first_tile + blockIdx.x * kThreads + threadIdx.x; t < num_tiles;
+       t += stride)
+    out[t] = {};
+  for (std::int64_t c = blockIdx.x * kThreads + threadIdx.x; c < num_counters; c += stride) {
+    counters[c] = 0;
+  }
+}
+
+}  // namespace
+
+void launch_query_tiles(const BatchParams& batch, int tokens_per_tile, std::int64_t num_tiles,
+                        QueryTile* tiles, unsigned* counters, std::int64_t num_counters,
+                        cudaStream_t stream) {
+  const auto ctas =
+      static_cast<unsigned>(std::min(kMaxCtas, (num_tiles + kThreads - 1) / kThreads));
+  launch_kernel(query_tiles, {.grid = ctas, .block = kThreads, .stream = stream}, batch,
+                tokens_per_tile, num_tiles, tiles, counters, num_counters);
+}
+
+}  // namespace msa::cuda::sm90::select

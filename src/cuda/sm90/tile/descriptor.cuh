@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// Shared-memory matrix descriptors of wgmma (PTX ISA 9.7.15.5.1) for tiles that the copy engine
+// wrote with 128-byte swizzle: columns come in panels of 64 items (128 bytes a row), a panel holds
+// all rows, panels follow each other. Panels must start at multiples of 1024 bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/sm90/ptx/barrier.cuh"
+
+namespace msa::cuda::sm90 {
+
+inline constexpr int kPanelItems = 64;          // 16-bit items of one swizzled row
+inline constexpr int kPanelRowBytes = 128;      // bytes of one swizzled row
+inline constexpr int kSwizzleAtomBytes = 1024;  // 8 rows: the unit of the swizzle pattern
+
+namespace detail {
+inline constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+__device__ __forceinline__ std::uint64_t encode(std::uint32_t bytes) {
+  return (bytes & 0x3FFFF) >> 4;
+}
+}  // namespace detail
+
+/// Rows of the operand along the rows of a panel, contraction along its 64 columns. Advance by 16
+/// along the contraction inside the panel: + kDescriptorStepK.
+__device__ __forceinline__ std::uint64_t descriptor_k_major(const void* smem) {
+  return detail::encode(ptx::cvta_to_shared(smem)) | (std::uint64_t{1} << 16) |
+         (std::uint64_t{kSwizzleAtomBytes >> 4} << 32) | detail::kSwizzle128;
+}
+inline constexpr std::uint64_t kDescriptorStepK = 32 >> 4;  // 16 items
+
+/// Contraction along the rows of the panels, the operand's own index along the columns (V as B of P
+/// * V). `panel_bytes` lies between panels of 64 columns. Advance by 16 along the contraction: +
+/// kDescriptorStepMN.
+__device__ __forceinline__ std::uint64_t descriptor_mn_major(const void* smem,
+                                                             std::uint32_t panel_bytes) {
+  return detail::encode(ptx::cvta_to_shared(smem)) | (detail::encode(panel_bytes) << 16) |
+         (std::uint64_t{kSwizzleAtomBytes >> 4} << 32) | detail::kSwizzle128;
+}
+inline constexpr std::uint64_t kDescriptorStepMN = (16 * kPanelRowBytes) >> 4;  // 16 rows
+
+}  // namespace msa::cuda::sm90

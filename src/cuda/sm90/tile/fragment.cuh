@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// Which item of a tile a thread holds. A wgmma accumulator of 64 rows: warp w of the warpgroup owns
+// rows 16w .. 16w+15, a lane rows r and r + 8 of those and, of each group of 8 columns, two
+// neighbours:
+//   d[4 g + 0], d[4 g + 1]  row r,      columns 8 g + c, 8 g + c + 1
+//   d[4 g + 2], d[4 g + 3]  row r + 8,  the same columns           with r = lane / 4, c = 2 (lane %
+//   4)
+// Packed pairs of one accumulator are the A fragments of the next product: a[2 g] = (d[4 g], d[4 g
+// + 1]), a[2 g + 1] = (d[4 g + 2], d[4 g + 3]); 16 columns (two groups) are one k16 step. mma.sync
+// m16n8 uses the same order.
+#pragma once
+
+namespace msa::cuda::sm90 {
+
+/// Row of d[0] in a warpgroup's 64 rows, from the thread's index in the warpgroup; d[2] lies 8 rows
+/// below.
+__device__ __forceinline__ int fragment_row(int thread) {
+  return (thread >> 5) * 16 + ((thread & 31) >> 2);
+}
+
+/// Column of d[0] inside each group of 8 columns.
+__device__ __forceinline__ int fragment_column(int thread) { return (thread & 3) * 2; }
+
+namespace quad {
+
+/// Maximum over the four lanes that share a row; NaN loses against numbers.
+__device__ __forceinline__ float max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ __forceinline__ int max(int x) {
+  x = ::max(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return ::max(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ __forceinline__ float sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+}  // namespace quad
+}  // namespace msa::cuda::sm90

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+// How a block of keys or values becomes boxes of the copy engine: one box of ragged rows, one box
+// inside a large page, or several small pages. A warp loads a block: lane l issues box l / panels,
+// panel l % panels (a panel is 64 columns). The tile in shared memory: panel after panel, each
+// [kBlock rows][128 swizzled bytes]; see tile/descriptor.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/geometry.cuh"
+#include "cuda/sm90/ptx/copy.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
+
+namespace msa::cuda::sm90 {
+
+/// Tokens of one box: the host makes the tensor map with it. Page sizes divide kBlock or are
+/// multiples of it.
+__host__ __device__ constexpr int box_tokens(int block, int page_size) {
+  return page_size == 0 || page_size > block ? block : page_size;
+}
+
+/// Where one box starts: coordinates of the map that make_key_map made.
+struct KeyBox {
+  int token = 0;  // in its page, or the row of ragged keys
+  int page = 0;
+  bool bad =
+      false;  // the page table held an id out of range: zeros are loaded, the keys must not count
+};
+
+inline constexpr int kNoPage = 0x7fffffff;  // outside every tensor: the box is filled with zeros
+
+/// Box `box` of block `block` (both local to the request). Reads the page table for pages in use
+/// only.
+template <int kBlock>
+__device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
+                                                 const RequestRecord& request, int request_idx,
+                                                 int block, int box) {
+  const int first = block * kBlock;  // keys of a request are fewer than 2^30
+  if (batch.page_size == 0) return {static_cast<int>(request.k_begin + first), 0, false};
+  const int token = first + box * box_tokens(kBlock, batch.page_size);
+  if (token >= request.seqlen_k) return {0, kNoPage, false};
+  const int page = token / batch.page_size;  // a 64-bit division would take longer than a tile
+  const int id = load_page(batch, request_idx, page);
+  const bool bad = id < 0 || id >= batch.num_pages;
+  return {token - page * batch.page_size, bad ? kNoPage : id, bad};
+}
+
+/// Lanes of a warp that issue something for a block of kPanels panels.
+template <int kBlock, int kPanels>
+__device__ __forceinline__ int key_box_lanes(int page_size) {
+  return kBlock / box_tokens(kBlock, page_size) * kPanels;
+}
+
+/// One lane's share of a block: call on every lane below key_box_lanes with box = lane / kPanels
+/// located before, after one lane's mbarrier_arrive_expect_tx of kBlock * kPanels * 128 bytes and a
+/// __syncwarp.
+template <int kBlock, int kPanels>
+__device__ __forceinline__ void load_key_box(std::uint8_t* tile, const CUtensorMap* map,
+                                             ptx::Mbarrier* full, int head, const KeyBox& at,
+                                             int page_size, int lane) {
+  const int panel = lane % kPanels;
+  const int row = lane / kPanels * box_tokens(kBlock, page_size);
+  ptx::cp_async_bulk_tensor<4>(tile + (panel * kBlock + row) * kPanelRowBytes, map,
+                               {panel * kPanelItems, at.token, head, at.page}, full);
+}
+
+}  // namespace msa::cuda::sm90

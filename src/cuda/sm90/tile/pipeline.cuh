@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+// A ring of shared-memory stages between the copy engine and its consumers: one `full` barrier a
+// stage (bytes arrive) and one `empty` barrier (consumers are done). Both sides walk the ring with
+// a RingPosition of their own.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/sm90/ptx/barrier.cuh"
+
+namespace msa::cuda::sm90 {
+
+__device__ __forceinline__ void wait(ptx::Mbarrier* bar, std::uint32_t parity) {
+  while (!ptx::mbarrier_try_wait_parity(bar, parity)) {
+  }
+}
+
+/// Stage and lap parity of the next use. Consumers wait for `full` with `parity`, the producer for
+/// `empty` with the opposite: a fresh barrier counts as a completed lap, so the first lap finds
+/// every stage empty.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  std::uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if constexpr (kStages == 1) {
+      parity ^= 1;
+    } else {
+      ++stage;
+      if (stage == kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  }
+};
+
+/// Barriers of one ring; lies in shared memory.
+template <int kStages>
+struct Ring {
+  ptx::Mbarrier full[kStages];
+  ptx::Mbarrier empty[kStages];
+
+  /// One thread calls this, then ptx::fence_mbarrier_init and a CTA barrier.
+  __device__ __forceinline__ void init(int consumers) {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&empty[i], consumers);
+    }
+  }
+  __device__ __forceinline__ void wait_full(RingPosition<kStages> at) {
+    wait(&full[at.stage], at.parity);
+  }
+  __device__ __forceinline__ void wait_empty(RingPosition<kStages> at) {
+    wait(&empty[at.stage], at.parity ^ 1);
+  }
+  __device__ __forceinline__ void expect(RingPosition<kStages> at, std::uint32_t bytes) {
+    ptx::mbarrier_arrive_expect_tx(&full[at.stage], bytes);
+  }
+  __device__ __forceinline__ void release(RingPosition<kStages> at) {
+    ptx::mbarrier_arrive(&empty[at.stage]);
+  }
+};
+
+}  // namespace msa::cuda::sm90

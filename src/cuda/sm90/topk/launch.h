@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+// Selection from block scores in memory: the k best visible blocks of each row, forced blocks
+// first, ties by lower id. Serves select_topk (scores of the caller) and select_blocks (scores of
+// one chunk of query tiles in the workspace).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/sm90/select/query_tile.h"
+
+namespace msa::cuda::sm90::topk {
+
+inline constexpr int kMaxTopk = 64;
+
+struct TopkParams {
+  const select::QueryTile* tiles = nullptr;  // [num_tiles]
+  std::int64_t num_tiles = 0;
+  int groups = 1;          // row groups of a tile (index-K heads)
+  int heads = 1;           // heads of a group: row r of a group is token r / heads, head r % heads
+  int rows_per_group = 1;  // at least tokens_per_tile * heads
+
+  const float* scores = nullptr;
+  std::int64_t columns = 0;       // scores of a row; no column behind them is read
+  std::int64_t stride_block = 1;  // between scores of a row
+  // Scores of the caller: [T, groups * heads, columns] by these strides; else rows of a tile one
+  // after the other.
+  bool by_token = true;
+  std::int64_t stride_token = 0;
+  std::int64_t stride_head = 0;  // by_token == false: between rows
+
+  int* ids = nullptr;  // [T, groups * heads, k]
+  std::int64_t ids_stride_token = 0;
+  std::int64_t ids_stride_head = 0;
+  std::int64_t ids_stride_slot = 1;
+  float* chosen = nullptr;  // the same shape, or none
+  std::int64_t chosen_stride_token = 0;
+  std::int64_t chosen_stride_head = 0;
+  std::int64_t chosen_stride_slot = 1;
+
+  int k = 16;
+  int block_size = 128;
+  int local_blocks = 1;
+  int init_blocks = 0;
+  bool causal = true;
+};
+
+/// Several warps a row where rows are few and long: decided from bounds alone.
+constexpr bool splits_rows(std::int64_t rows, std::int64_t columns) {
+  return columns > 1024 &&
+         rows <= 8192;  // 8192 warps fill the GPU twice over; below, latency of a row decides
+}
+
+void launch_topk(const TopkParams& params, bool split_rows, cudaStream_t stream);
+
+/// How select_topk is cut; from host numbers alone.
+struct TopkPlan {
+  int tokens_per_tile = 1;
+  std::int64_t num_tiles = 0;  // slots of the tile table in the workspace
+  bool split_rows = false;
+};
+
+TopkPlan plan_select_topk(std::int64_t total_q, std::int64_t batch, int heads,
+                          std::int64_t columns);
+
+/// Bytes: the tile table.
+std::int64_t workspace_bytes(const TopkPlan& plan);
+
+/// select_topk. Of `params`, the scores by token, the outputs and what decides are read; heads are
+/// params.heads.
+void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const TopkParams& params,
+                        void* workspace, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::topk

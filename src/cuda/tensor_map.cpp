@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/tensor_map.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <string>
+
+#include "cuda/device.h"
+#include "msa/error.h"
+
+namespace msa::cuda {
+namespace {
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
+
+constexpr int kRank = 4;
+constexpr std::uint64_t kMaxStride = std::uint64_t{1} << 40;  // bytes, exclusive
+
+struct Dimension {
+  std::int64_t extent = 1;
+  std::int64_t stride = 0;  // items; of no meaning where the extent is 1
+};
+
+Encode encoder() {
+  static const Encode encode =
+      std::bit_cast<Encode>(driver_entry_point("cuTensorMapEncodeTiled", 12000));
+  return encode;
+}
+
+[[noreturn]] void refuse(const Tensor& tensor, const char* argument, const std::string& why) {
+  throw Error(ErrorCode::InvalidArgument, argument,
+              std::string(argument) + ": " + why + ", got " + to_string(tensor));
+}
+
+/// `dims` innermost first; `box` items of each.
+CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dims,
+                   const std::array<std::int64_t, kRank>& box, const char* argument) {
+  if (const char* why = copy_engine_refuses(tensor); *why != '\0') refuse(tensor, argument, why);
+  std::array<cuuint64_t, kRank> extents{};
+  std::array<cuuint64_t, kRank - 1> strides{};
+  std::array<cuuint32_t, kRank> boxes{};
+  std::array<cuuint32_t, kRank> steps{};
+  steps.fill(1);
+  for (int i = 0; i < kRank; ++i) {
+    extents[i] = static_cast<cuuint64_t>(std::max<std::int64_t>(1, dims[i].extent));
+    boxes[i] = static_cast<cuuint32_t>(box[i]);
+    // The stride of an extent of 1 is never used, but must be a legal one.
+    if (i > 0)
+      strides[i - 1] = dims[i].extent > 1 ? static_cast<cuuint64_t>(dims[i].stride) * 2 : 16;
+  }
+  CUtensorMap map{};
+  const CUtensorMapDataType type = tensor.dtype == DType::BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const CUresult result =
+      encoder()(&map, type, kRank, tensor.data, extents.data(), strides.data(), boxes.data(),
+                steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    refuse(tensor, argument,
+           "the copy engine takes no such tensor (driver error " + std::to_string(result) + ")");
+  }
+  return map;
+}
+
+}  // namespace
+
+const char* copy_engine_refuses(const Tensor& tensor) {
+  if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16) return "expected bf16 or f16";
+  if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
+    return "expected an address that is a multiple of 16";
+  for (int i = 0; i + 1 < tensor.rank; ++i) {
+    if (tensor.shape[i] <= 1) continue;
+    const std::uint64_t bytes = static_cast<std::uint64_t>(tensor.stride[i]) * 2;
+    if (bytes % 16 != 0) return "expected strides that are multiples of 16 bytes";
+    if (bytes >= kMaxStride) return "expected strides below 2^40 bytes";
+  }
+  return "";
+}
+
+CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argument) {
+  const bool paged = keys.rank == 4;
+  const int token = paged ? 1 : 0;
+  const int head = token + 1;
+  const int dim = token + 2;
+  const std::array<Dimension, kRank> dims{
+      {{keys.shape[dim], 1},
+       {keys.shape[token], keys.stride[token]},
+       {keys.shape[head], keys.stride[head]},
+       {paged ? keys.shape[0] : 1, paged ? keys.stride[0] : 0}}};
+  return encode(keys, dims, {64, box_tokens, 1, 1}, argument);
+}
+
+CUtensorMap make_query_map(const Tensor& q, std::int64_t heads_kv, int box_heads, int box_tokens,
+                           const char* argument) {
+  const std::int64_t group = q.shape[1] / heads_kv;
+  const std::array<Dimension, kRank> dims{{{q.shape[2], 1},
+                                           {group, q.stride[1]},
+                                           {q.shape[0], q.stride[0]},
+                                           {heads_kv, group * q.stride[1]}}};
+  return encode(q, dims, {64, box_heads, box_tokens, 1}, argument);
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: MIT
+// Loops over requests, rows and heads. Rows of padding are a last request without keys, so that
+// they need no case of their own.
+#include "reference/operations.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "core/contents.h"
+#include "core/op_traits.h"
+
+namespace msa::reference {
+namespace {
+
+using core::Call;
+using core::Range;
+using core::Request;
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// Calls visit(request, b) for every request, then for the padding rows.
+template <class Visit>
+void for_each_request(const Problem& p, const Call& call, const Visit& visit) {
+  const std::int64_t requests = core::num_requests(call);
+  std::int64_t k_begin = 0;
+  std::int64_t q_end = 0;
+  for (std::int64_t b = 0; b < requests; ++b) {
+    const Request request = core::read_request(p, call, b, k_begin);
+    visit(request, b);
+    k_begin += request.seqlen_k;
+    q_end = request.q_begin + request.seqlen_q;
+  }
+  const std::int64_t padding = core::num_query_rows(call) - q_end;
+  visit(Request{.q_begin = q_end, .seqlen_q = padding, .block_size = p.block_size}, requests);
+}
+
+// Local keys of block `id` that row i sees.
+Range visible_keys(const Request& r, std::int64_t i, std::int64_t id) {
+  const std::int64_t begin = r.block_size * id - r.key_offset;
+  const Range all{0, r.visible_keys(i)};
+  return {std::max(begin, all.begin), std::min(begin + r.block_size, all.end)};
+}
+
+Keys keys_of(const Call& call, const Tensor& tensor, const Request& r, std::int64_t b) {
+  return {tensor, call.batch.page_table, b, r.k_begin};
+}
+
+// ---- step 1: block scores ----
+
+// Head h of `heads` reads key head h * heads_k / heads.
+float score_of(const Problem& p, const Call& call, const Request& r, std::int64_t b, std::int64_t i,
+               std::int64_t h, std::int64_t id) {
+  const Vector query = row_vector(call.index_q, r.q_begin + i, h);
+  return block_score(query, keys_of(call, call.index_k, r, b), h * p.index_heads_k / p.index_heads,
+                     visible_keys(r, i, id), p.index_dim);
+}
+
+// Writes score(id) for the visible blocks of a row and -inf for all others.
+template <class Score>
+void write_scores(const Tensor& scores, const Request& r, std::int64_t i, std::int64_t h,
+                  const Score& score) {
+  const Range visible = r.visible_blocks(i);
+  for (std::int64_t column = 0; column < scores.shape[2]; ++column) {
+    const std::int64_t id = r.blocks().begin + column;
+    store(scores, offset(scores, r.q_begin + i, h, column),
+          visible.contains(id) ? score(id) : -kInf);
+  }
+}
+
+void block_scores(const Problem& p, const Call& call) {
+  for_each_request(p, call, [&](const Request& r, std::int64_t b) {
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      for (std::int64_t h = 0; h < p.index_heads; ++h) {
+        write_scores(call.scores, r, i, h,
+                     [&](std::int64_t id) { return score_of(p, call, r, b, i, h, id); });
+      }
+    }
+  });
+}
+
+// ---- step 2: selection ----
+
+float given_score(const Call& call, const Request& r, std::int64_t i, std::int64_t h,
+                  std::int64_t id) {
+  const Tensor& scores = call.scores_in;
+  const double score = load(scores, offset(scores, r.q_begin + i, h, id - r.blocks().begin));
+  return static_cast<float>(std::isnan(score) ? -kInf : score);
+}
+
+std::span<Candidate> select_row(const Problem& p, const Call& call, const Scratch& scratch,
+                                const Request& r, std::int64_t b, std::int64_t i, std::int64_t h) {
+  const Range visible = r.visible_blocks(i);
+  for (std::int64_t id = visible.begin; id < visible.end; ++id) {
+    scratch.candidates[static_cast<std::size_t>(id - visible.begin)] = {
+        .id = id,
+        .score =
+            call.scores_in ? given_score(call, r, i, h, id) : score_of(p, call, r, b, i, h, id),
+        .forced = r.is_forced(i, id, p.local_blocks, p.init_blocks)};
+  }
+  return select(scratch.candidates.first(static_cast<std::size_t>(visible.size())), p.topk);
+}
+
+// Step 3: ids ascending, then -1; scores beside them, +inf for forced blocks.
+void write_selection(const Call& call, std::int64_t row, std::int64_t h, std::int64_t k,
+                     std::span<const Candidate> chosen) {
+  for (std::int64_t slot = 0; slot < k; ++slot) {
+    const std::size_t s = static_cast<std::size_t>(slot);
+    const bool valid = s < chosen.size();
+    if (call.block_ids) {
+      store_i32(call.block_ids, offset(call.block_ids, row, h, slot), valid ? chosen[s].id : -1);
+    }
+    if (call.chosen_scores) {
+      const double score = !valid             ? -kInf
+                           : chosen[s].forced ? kInf
+                                              : static_cast<double>(chosen[s].score);
+      store(call.chosen_scores, offset(call.chosen_scores, row, h, slot), score);
+    }
+  }
+}
+
+void select_blocks(const Problem& p, const Call& call, const Scratch& scratch) {
+  for_each_request(p, call, [&](const Request& r, std::int64_t b) {
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      for (std::int64_t h = 0; h < p.index_heads; ++h) {
+        write_selection(call, r.q_begin + i, h, p.topk, select_row(p, call, scratch, r, b, i, h));
+      }
+    }
+  });
+}
+
+// ---- step 4: attention ----
+
+// The keys that one row attends to, as a short list of ranges.
+struct KeyList {
+  std::array<Range, kMaxTopk> ranges{};
+  std::size_t count = 0;
+
+  std::int64_t size() const {
+    std::int64_t sum = 0;
+    for (std::size_t n = 0; n < count; ++n) sum += ranges[n].size();
+    return sum;
+  }
+  template <class Visit>
+  void for_each(const Visit& visit) const {
+    std::size_t position = 0;
+    for (std::size_t n = 0; n < count; ++n) {
+      for (std::int64_t key = ranges[n].begin; key < ranges[n].end; ++key) visit(key, position++);
+    }
+  }
+};
+
+KeyList all_keys(const Request& r, std::int64_t i) {
+  KeyList list;
+  list.ranges[list.count++] = {0, r.visible_keys(i)};
+  return list;
+}
+
+KeyList listed_keys(const Call& call, const Request& r, std::int64_t i, std::int64_t h) {
+  KeyList list;
+  const Tensor& ids = call.block_ids_in;
+  for (std::int64_t slot = 0; slot < ids.shape[2]; ++slot) {
+    const std::int64_t id = core::read_i32(ids, r.q_begin + i, h, slot);
+    if (id == -1) break;
+    if (r.visible_blocks(i).contains(id)) list.ranges[list.count++] = visible_keys(r, i, id);
+  }
+  return list;
+}
+
+KeyList chosen_keys(std::span<const Candidate> chosen, const Request& r, std::int64_t i) {
+  KeyList list;
+  for (const Candidate& block : chosen) list.ranges[list.count++] = visible_keys(r, i, block.id);
+  return list;
+}
+
+double scale_of(const Problem& p) {
+  if (p.softmax_scale) return static_cast<double>(*p.softmax_scale);
+  return 1.0 / std::sqrt(static_cast<double>(p.head_dim));
+}
+
+// One row and one query head over a list of keys.
+void attend(const Problem& p, const Call& call, const Scratch& scratch, const Request& r,
+            std::int64_t b, std::int64_t i, std::int64_t h, const KeyList& list) {
+  const std::int64_t head = h / (p.heads_q / p.heads_kv);
+  const std::int64_t row = r.q_begin + i;
+  const Vector query = row_vector(call.q, row, h);
+  const Keys keys = keys_of(call, call.k, r, b);
+  const Keys values = keys_of(call, call.v, r, b);
+
+  const std::span<double> weights = scratch.scores.first(static_cast<std::size_t>(list.size()));
+  list.for_each([&](std::int64_t key, std::size_t n) {
+    weights[n] = dot(query, keys.at(key, head), p.head_dim) * scale_of(p);
+  });
+  const RowResult result = softmax(weights);
+  if (call.lse) store(call.lse, offset(call.lse, row, h), result.lse);
+  for (std::int64_t d = 0; d < p.value_dim; ++d) {
+    double sum = 0;
+    if (result.nan) sum = kNaN;
+    if (!result.nan && !result.zero) {
+      list.for_each(
+          [&](std::int64_t key, std::size_t n) { sum += weights[n] * values.at(key, head)[d]; });
+    }
+    store(call.out, offset(call.out, row, h, d), sum);
+  }
+}
+
+void write_block_max(const Problem& p, const Call& call, const Request& r, std::int64_t b,
+                     std::int64_t i, std::int64_t h) {
+  const Vector query = row_vector(call.q, r.q_begin + i, h);
+  write_scores(call.block_max, r, i, h, [&](std::int64_t id) {
+    return block_score(query, keys_of(call, call.k, r, b), h / (p.heads_q / p.heads_kv),
+                       visible_keys(r, i, id), p.head_dim);
+  });
+}
+
+void dense_attention(const Problem& p, const Call& call, const Scratch& scratch) {
+  for_each_request(p, call, [&](const Request& r, std::int64_t b) {
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      for (std::int64_t h = 0; h < p.heads_q; ++h) {
+        if (p.output) attend(p, call, scratch, r, b, i, h, all_keys(r, i));
+        if (p.block_max) write_block_max(p, call, r, b, i, h);
+      }
+    }
+  });
+}
+
+// Attends with every query head of KV head h.
+void attend_group(const Problem& p, const Call& call, const Scratch& scratch, const Request& r,
+                  std::int64_t b, std::int64_t i, std::int64_t h, const KeyList& list) {
+  const std::int64_t group = p.heads_q / p.heads_kv;
+  for (std::int64_t g = 0; g < group; ++g) {
+    attend(p, call, scratch, r, b, i, h * group + g, list);
+  }
+}
+
+void sparse_attention(const Problem& p, const Call& call, const Scratch& scratch) {
+  for_each_request(p, call, [&](const Request& r, std::int64_t b) {
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      for (std::int64_t h = 0; h < p.heads_kv; ++h) {
+        attend_group(p, call, scratch, r, b, i, h, listed_keys(call, r, i, h));
+      }
+    }
+  });
+}
+
+void msa_attention(const Problem& p, const Call& call, const Scratch& scratch) {
+  for_each_request(p, call, [&](const Request& r, std::int64_t b) {
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      for (std::int64_t h = 0; h < p.heads_kv; ++h) {
+        const std::span<const Candidate> chosen = select_row(p, call, scratch, r, b, i, h);
+        write_selection(call, r.q_begin + i, h, p.topk, chosen);
+        attend_group(p, call, scratch, r, b, i, h, chosen_keys(chosen, r, i));
+      }
+    }
+  });
+}
+
+// ---- merging shards ----
+
+void merge_state(const Call& call, std::int64_t row, std::int64_t h, std::int64_t value_dim) {
+  std::array<double, kMaxParts> lses{};
+  const std::size_t parts = call.part_lses.size();
+  for (std::size_t n = 0; n < parts; ++n) {
+    lses[n] = load(call.part_lses[n], offset(call.part_lses[n], row, h));
+  }
+  std::array<double, kMaxParts> weights = lses;
+  const RowResult result = softmax(std::span(weights).first(parts));
+  for (std::int64_t d = 0; d < value_dim; ++d) {
+    double sum = result.nan ? kNaN : 0;
+    for (std::size_t n = 0; n < parts; ++n) {
+      // A part without keys adds nothing, whatever its output holds.
+      if (lses[n] == -kInf) continue;
+      sum += weights[n] * load(call.part_outs[n], offset(call.part_outs[n], row, h, d));
+    }
+    store(call.out, offset(call.out, row, h, d), sum);
+  }
+  if (call.lse) store(call.lse, offset(call.lse, row, h), result.lse);
+}
+
+void merge_states(const Problem& p, const Call& call) {
+  for (std::int64_t row = 0; row < call.part_outs[0].shape[0]; ++row) {
+    for (std::int64_t h = 0; h < p.heads_q; ++h) merge_state(call, row, h, p.value_dim);
+  }
+}
+
+std::span<Candidate> gather_parts(const Call& call, const Scratch& scratch, std::int64_t row,
+                                  std::int64_t h) {
+  std::size_t count = 0;
+  for (std::size_t n = 0; n < call.part_ids.size(); ++n) {
+    const Tensor& ids = call.part_ids[n];
+    const Tensor& scores = call.part_scores[n];
+    for (std::int64_t slot = 0; slot < ids.shape[2]; ++slot) {
+      const std::int64_t id = core::read_i32(ids, row, h, slot);
+      if (id == -1) break;
+      const double score = load(scores, offset(scores, row, h, slot));
+      scratch.candidates[count++] = {
+          .id = id, .score = static_cast<float>(std::isnan(score) ? -kInf : score)};
+    }
+  }
+  return scratch.candidates.first(count);
+}
+
+void merge_selections(const Problem& p, const Call& call, const Scratch& scratch) {
+  for (std::int64_t row = 0; row < call.part_ids[0].shape[0]; ++row) {
+    for (std::int64_t h = 0; h < p.heads_kv; ++h) {
+      // Forced blocks carry +inf, which makes them the best.
+      const std::span<Candidate> candidates = gather_parts(call, scratch, row, h);
+      write_selection(call, row, h, p.topk, select(candidates, p.topk));
+    }
+  }
+}
+
+// ---- inverting a selection ----
+
+// Calls visit(result row, query row, slot) for every listed block of a KV head, queries ascending.
+template <class Visit>
+void for_each_listed(const Problem& p, const Call& call, std::int64_t h, const Visit& visit) {
+  const Tensor& ids = call.block_ids_in;
+  std::int64_t first_row = 0;
+  for_each_request(p, call, [&](const Request& r, std::int64_t) {
+    for (std::int64_t row = r.q_begin; row < r.q_begin + r.seqlen_q; ++row) {
+      for (std::int64_t slot = 0; slot < ids.shape[2]; ++slot) {
+        const std::int64_t id = core::read_i32(ids, row, h, slot);
+        if (id == -1) break;
+        if (r.blocks().contains(id)) visit(first_row + id - r.blocks().begin, row, slot);
+      }
+    }
+    first_row += r.blocks().size();
+  });
+}
+
+void invert_head(const Problem& p, const Call& call, std::int64_t h) {
+  const std::int64_t rows = call.row_ptr.shape[1] - 1;
+  const auto entry = [&](std::int64_t row) { return offset(call.row_ptr, h, row); };
+  const auto add = [&](std::int64_t row, std::int64_t more) {
+    store_i32(call.row_ptr, entry(row), core::read_i32(call.row_ptr, h, row) + more);
+  };
+  for (std::int64_t row = 0; row <= rows; ++row) store_i32(call.row_ptr, entry(row), 0);
+  for (std::int64_t n = 0; n < call.q_indices.shape[1]; ++n) {
+    store_i32(call.q_indices, offset(call.q_indices, h, n), -1);
+    store_i32(call.q_slots, offset(call.q_slots, h, n), -1);
+  }
+  // Count, sum up, place; placing moves each start to its end, which is the next row's start.
+  for_each_listed(p, call, h,
+                  [&](std::int64_t row, std::int64_t, std::int64_t) { add(row + 1, 1); });
+  for (std::int64_t row = 0; row < rows; ++row) add(row + 1, core::read_i32(call.row_ptr, h, row));
+  for_each_listed(p, call, h, [&](std::int64_t row, std::int64_t query, std::int64_t slot) {
+    const std::int64_t n = core::read_i32(call.row_ptr, h, row);
+    store_i32(call.q_indices, offset(call.q_indices, h, n), query);
+    store_i32(call.q_slots, offset(call.q_slots, h, n), slot);
+    add(row, 1);
+  });
+  for (std::int64_t row = rows; row > 0; --row) {
+    store_i32(call.row_ptr, entry(row), core::read_i32(call.row_ptr, h, row - 1));
+  }
+  store_i32(call.row_ptr, entry(0), 0);
+}
+
+void invert_selection(const Problem& p, const Call& call) {
+  for (std::int64_t h = 0; h < p.heads_kv; ++h) invert_head(p, call, h);
+}
+
+// ---- working memory ----
+
+std::size_t num_scores(const Problem& p) {
+  const core::OpTraits traits = core::op_traits(p.op);
+  if (!traits.attends || !p.output) return 0;
+  const bool sparse = traits.selects || traits.lists;
+  return static_cast<std::size_t>(sparse ? std::min(p.max_seqlen_k, p.topk * p.block_size)
+                                         : p.max_seqlen_k);
+}
+
+std::size_t num_candidates(const Problem& p) {
+  if (p.op == Op::MergeSelections) return static_cast<std::size_t>(p.parts * kMaxTopk);
+  if (!core::op_traits(p.op).selects) return 0;
+  return static_cast<std::size_t>(core::ceil_div(p.max_seqlen_k, p.block_size));
+}
+
+}  // namespace
+
+std::size_t workspace_bytes(const Problem& p) {
+  return num_scores(p) * sizeof(double) + num_candidates(p) * sizeof(Candidate);
+}
+
+Scratch cut(const Problem& p, Workspace workspace) {
+  static_assert(alignof(Candidate) <= alignof(double));
+  double* const scores = static_cast<double*>(workspace.data);
+  Candidate* const candidates = reinterpret_cast<Candidate*>(scores + num_scores(p));
+  return {{scores, num_scores(p)}, {candidates, num_candidates(p)}};
+}
+
+void run(const Problem& p, const Call& call, const Scratch& scratch) {
+  switch (p.op) {
+    case Op::DenseAttention:
+      return dense_attention(p, call, scratch);
+    case Op::BlockScores:
+      return block_scores(p, call);
+    case Op::SelectTopk:
+      return select_blocks(p, call, scratch);
+    case Op::SelectBlocks:
+      return select_blocks(p, call, scratch);
+    case Op::SparseAttention:
+      return sparse_attention(p, call, scratch);
+    case Op::MsaAttention:
+      return msa_attention(p, call, scratch);
+    case Op::MergeStates:
+      return merge_states(p, call);
+    case Op::MergeSelections:
+      return merge_selections(p, call, scratch);
+    case Op::InvertSelection:
+      return invert_selection(p, call);
+  }
+}
+
+}  // namespace msa::reference

@@ -1,0 +1,350 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# One command: installs what the tests need, builds, runs everything, ends with "N passed, N failed".
+# Each section is a function section_NAME below; what it runs is a list of steps, each with a log in build/test-logs.
+set -u
+cd "$(dirname "$0")" || exit 2
+
+usage() {
+  cat <<'TEXT'
+usage: ./test.sh [--quick] [--long] [--only SECTION]... [--no-install] [--gpu [--build DIR]] [--list] [--help]
+
+Installs what the tests need (apt-get, as root; otherwise it says what to install), builds and tests.
+
+  --quick           style, unit tests, verification on the best instruction set, command line
+  --long            the sanitizers and fuzzers too, clang-tidy, ABI comparison with the last release
+  --only SECTION    this section alone; may be given several times
+  --no-install      use what the machine has
+  --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
+  --build DIR       with --gpu: a build made elsewhere instead of building here
+  --list            the sections, one a line
+
+Sections: style unit verify package cli; with --long or by name: asan fuzz tsan (the fuzzer still has open findings)
+Exit status: 0 all passed, 1 something failed, 2 wrong usage or missing tools.
+TEXT
+}
+
+all_sections=(style unit verify package cli asan fuzz tsan)
+default_sections=(style unit verify package cli)
+quick_sections=(style unit verify cli)
+sections=()
+quick=
+long=
+gpu=
+gpu_build=
+install=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=yes ;;
+    --long) long=yes ;;
+    --gpu) gpu=yes ;;
+    --no-install) install= ;;
+    --only | --build)
+      [ $# -ge 2 ] || { echo "test.sh: $1 needs a value" >&2; exit 2; }
+      if [ "$1" = --build ]; then
+        gpu_build=$2
+      elif [[ " ${all_sections[*]} " == *" $2 "* ]]; then
+        sections+=("$2")
+      else
+        echo "test.sh: no section '$2'; there are: ${all_sections[*]}" >&2
+        exit 2
+      fi
+      shift
+      ;;
+    --list) printf '%s\n' "${all_sections[@]}"; exit 0 ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "test.sh: unknown option '$1'" >&2; usage >&2; exit 2 ;;
+  esac
+  shift
+done
+[ -z "$gpu_build" ] || [ -n "$gpu" ] || { echo "test.sh: --build goes with --gpu" >&2; exit 2; }
+if [ ${#sections[@]} -eq 0 ]; then
+  sections=("${default_sections[@]}")
+  [ -z "$long" ] || sections=("${all_sections[@]}")
+  [ -z "$quick" ] || sections=("${quick_sections[@]}")
+fi
+
+jobs=$(nproc)
+logs=$PWD/build/test-logs
+release=$PWD/build/release
+fuzz=$PWD/build/fuzz
+tsan=$PWD/build/tsan
+symbolizer=/usr/bin/llvm-symbolizer-14
+passed=0
+failed=0
+failures=()
+mkdir -p "$logs"
+
+# ---- what the tests need ---------------------------------------------------------------------------------------------
+
+packages=(g++ pkg-config python3 binutils git libgtest-dev libbenchmark-dev libcli11-dev nlohmann-json3-dev libfmt-dev)
+command -v cmake >/dev/null || packages+=(cmake)
+command -v ninja >/dev/null || packages+=(ninja-build)
+wants() { [[ " ${sections[*]} " == *" $1 "* ]]; }
+wants style && packages+=(clang-14 clang-format-14 g++-aarch64-linux-gnu shellcheck)
+if wants asan || wants fuzz || wants tsan; then
+  packages+=(clang-14 libclang-rt-14-dev libomp-14-dev llvm-14)
+fi
+[ -z "$long" ] || packages+=(clang-tidy-14 abigail-tools)
+
+missing_packages() {
+  local p
+  for p in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || echo "$p"
+  done
+}
+
+install_packages() {
+  local missing
+  command -v dpkg-query >/dev/null || { echo "not a Debian system; needed: ${packages[*]}"; return 0; }
+  mapfile -t missing < <(missing_packages)
+  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" != 0 ]; then
+    echo "Please install first:  sudo apt-get install -y --no-install-recommends ${missing[*]}"
+    return 1
+  fi
+  echo "installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$logs/install.log" 2>&1 ||
+    { tail -n 20 "$logs/install.log"; return 1; }
+}
+
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+seconds_since() { # T0 (of $EPOCHREALTIME)
+  LC_ALL=C awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.1f s", b - a}'
+}
+
+# What a step's log says it ran: "N passed, N failed" of our own scripts, the totals of msa verify, the last lines of
+# ctest, GoogleTest or Python's unittest; a step that says nothing counts 1.
+counts_of() { # LOG -> "passed failed [rejected]"
+  awk '/^[0-9]+ passed, [0-9]+ failed/ {p = $1; f = $3; seen = 1}
+       /% tests passed.* out of [0-9]+/ {f = /tests? failed/ ? $4 : 0; p = $NF - f; seen = 1}
+       /^Ran [0-9]+ tests? in / {p = $2; f = 0; seen = 1}
+       /^FAILED \((failures|errors)=/ {n = $0; gsub(/[^0-9]+/, " ", n); split(n, x, " "); f = x[1] + x[2]; p -= f}
+       /^\[  PASSED  \] [0-9]+ test/ {p = $4; seen = 1}
+       /^\[  FAILED  \] [0-9]+ test/ {f = $4}
+       $1 == "passed" && NF == 2 {p = $2; seen = 1}
+       $1 == "failed" && NF == 2 {f = $2}
+       $1 == "rejected" && NF == 2 {rejected = $2 " rejected"}
+       END {if (seen) print p + 0, f + 0, rejected}' "$1"
+}
+
+step() { # NAME COMMAND...
+  local name=$1 start=$EPOCHREALTIME status p f more log
+  log=$logs/$(tr -cs 'A-Za-z0-9._\n' '-' <<<"$name").log
+  shift
+  if declare -F "$1" >/dev/null; then
+    ("$@") >"$log" 2>&1 </dev/null
+  else
+    timeout --kill-after=10 1200 "$@" >"$log" 2>&1 </dev/null # a hang is a failure, not a lost CI run
+  fi
+  status=$?
+  read -r p f more <<<"$(counts_of "$log")"
+  if [ -z "${p:-}" ]; then
+    p=$((status == 0)) f=$((status != 0))
+  elif [ "$f" = 0 ] && { [ $status != 0 ] || [ "$p" = 0 ]; }; then
+    f=1 # it broke off, or ran nothing
+  fi
+  passed=$((passed + p))
+  failed=$((failed + f))
+  if [ $status = 0 ] && [ "$f" = 0 ]; then
+    echo "ok     $name: $p passed${more:+, $more} ($(seconds_since "$start"))"
+    return 0
+  fi
+  failures+=("$name (exit status $status): $log")
+  echo "FAILED $name: $p passed, $f failed, exit status $status ($(seconds_since "$start"))"
+  tail -n 40 "$log" | sed 's/^/       /'
+  return 1
+}
+
+not_run() { # WHAT REASON
+  echo "not run: $1: $2"
+}
+
+build() { # DIR TARGET CMAKE-ARGUMENT...
+  local dir=$1 target=$2
+  shift 2
+  cmake -B "$dir" "$@" && cmake --build "$dir" -j "$jobs" --target "$target"
+}
+
+build_release() {
+  [ -z "${release_built:-}" ] || return 0
+  step "build release" build "$release" all --preset release -DMSA_WERROR=ON -DBUILD_SHARED_LIBS=ON && release_built=yes
+}
+
+build_fuzz() {
+  [ -z "${fuzz_built:-}" ] || return 0
+  export ASAN_SYMBOLIZER_PATH=$symbolizer
+  step "build with ASan and UBSan" build "$fuzz" all --preset fuzz && fuzz_built=yes
+}
+
+# ---- sections --------------------------------------------------------------------------------------------------------
+
+section_style() {
+  step "style" python3 tests/style/style_test.py
+  step "shellcheck" shell_scripts
+  [ -n "$long" ] || return 0
+  build_release && step "clang-tidy" tidy
+}
+
+shell_scripts() {
+  git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
+}
+
+tidy() {
+  git ls-files -z 'src/core/*.cpp' 'src/reference/*.cpp' src/api.cpp |
+    xargs -0 -P "$jobs" -n 1 clang-tidy-14 --quiet -p "$release"
+}
+
+section_unit() {
+  build_release || return
+  step "unit tests" ctest --test-dir "$release" --output-on-failure --no-tests=error -j "$jobs" --exclude-regex '^cli$'
+}
+
+# Names of the machine's instruction sets, best first; the others are printed as not run.
+isas() {
+  "$release/tools/msa/msa" info --json | python3 -c '
+import json, sys
+for backend in json.load(sys.stdin)["backends"]:
+    for isa in backend.get("isas", []):
+        print("run" if isa["available"] else "lack", isa["name"], isa.get("reason", "").replace(" ", "_") or "-")'
+}
+
+each_isa() { # COMMAND...: runs it with each instruction set's name as the last word
+  local have name reason count=0
+  while read -r have name reason; do
+    if [ "$have" = run ]; then
+      count=$((count + 1))
+      [ -z "$quick" ] || [ $count = 1 ] || continue
+      "$@" "$name"
+    else
+      not_run "$name" "${reason//_/ }"
+    fi
+  done < <(isas)
+  [ $count -gt 0 ] || step "instruction sets of this machine" false
+}
+
+verify_isa() {
+  step "verify cpu $1" "$release/tools/msa/msa" verify --backend cpu --isa "$1" --support tests/support/cpu.txt tests/cases/all.txt
+}
+
+section_verify() {
+  build_release || return
+  step "verify reference" "$release/tools/msa/msa" verify --backend reference --support tests/support/reference.txt \
+    tests/cases/all.txt
+  each_isa verify_isa
+}
+
+section_package() {
+  build_release || return
+  step "package" tests/package/package_test.sh "$release"
+  [ -n "$long" ] || return 0
+  local minor tag
+  minor=$(sed -n 's/#define MSA_VERSION_STRING "\([0-9]*\.[0-9]*\)\..*/\1/p' include/msa/version.h)
+  tag=$(git describe --tags --abbrev=0 --match "v$minor.*" 2>/dev/null)
+  if [ -n "$tag" ]; then
+    step "ABI against $tag" compare_abi "$tag"
+  else
+    not_run "ABI comparison" "no release of $minor to compare with"
+  fi
+}
+
+compare_abi() { # TAG: abidiff of the last release's library and this one
+  local base=$PWD/build/abi-base
+  rm -rf "$base" && mkdir -p "$base" && git archive "$1" | tar -x -C "$base" &&
+    build "$base/build" msa -S "$base" -G Ninja -DMSA_BUILD_TOOLS=OFF -DMSA_BUILD_TESTS=OFF -DMSA_CUDA=OFF &&
+    abidiff --headers-dir1 "$base/include" --headers-dir2 include "$base/build/src/libmsa.so" "$release/src/libmsa.so"
+}
+
+section_cli() {
+  build_release || return
+  step "command line" python3 tests/cli/cli_test.py "$release/tools/msa/msa"
+}
+
+section_asan() {
+  build_fuzz || return
+  step "unit tests with ASan and UBSan" ctest --test-dir "$fuzz" --output-on-failure --no-tests=error -j "$jobs"
+}
+
+fuzz_isa() {
+  step "fuzzed API cases on $1" "$fuzz/fuzz/fuzz_api" --cases "$fuzz_cases" --isa "$1"
+}
+
+section_fuzz() {
+  build_release && build_fuzz || return
+  local fuzz_cases=2000
+  [ -z "$long" ] || fuzz_cases=50000
+  each_isa fuzz_isa
+  step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases "$fuzz_cases"
+  libfuzzer fuzz_safetensors
+  libfuzzer fuzz_api
+}
+
+libfuzzer() { # TARGET
+  local seconds=20 corpus=$fuzz/corpus/$1
+  [ -z "$long" ] || seconds=900
+  mkdir -p "$corpus"
+  step "libFuzzer $1 for $seconds s" "$fuzz/fuzz/$1" -max_total_time=$seconds -timeout=20 -rss_limit_mb=2048 \
+    -print_final_stats=1 -artifact_prefix="$logs/$1-" "$corpus"
+}
+
+section_tsan() {
+  step "build with TSan" build "$tsan" hostile_test --preset tsan -DMSA_BUILD_TOOLS=OFF || return
+  # clang's OpenMP runtime is not instrumented; its tool libarcher tells TSan what the runtime orders.
+  step "concurrent callers with TSan" env \
+    TSAN_OPTIONS=ignore_noninstrumented_modules=1:external_symbolizer_path=$symbolizer "$tsan/tests/hostile_test" \
+    --gtest_filter='*State.ConcurrentRuns*:*State.SameBitsWithAnyNumberOfThreads*'
+}
+
+# ---- GPU -------------------------------------------------------------------------------------------------------------
+
+run_gpu() {
+  local dir=${gpu_build:-$PWD/build/cuda} msa tool reason
+  if [ -z "$gpu_build" ]; then
+    step "build with CUDA" build "$dir" all -S . -G Ninja -DMSA_CUDA=ON || return
+  fi
+  msa=$dir/tools/msa/msa
+  [ -x "$msa" ] || { step "$msa is there" false; return; }
+  reason=$("$msa" info --json | python3 -c '
+import json, sys
+cuda = [b for b in json.load(sys.stdin)["backends"] if b["name"] == "cuda"]
+print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not available") if cuda else "built without CUDA")')
+  if [ -n "$reason" ]; then
+    echo "no GPU to test on: $reason"
+    step "a GPU" false
+    return
+  fi
+  step "verify cuda" "$msa" verify --backend cuda --support tests/support/cuda.txt tests/cases/all.txt tests/cases/cuda.txt
+  step "graphs, streams, large offsets" "$dir/tests/gpu_test"
+  step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt
+  for tool in memcheck racecheck synccheck initcheck; do
+    step "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$msa" verify --backend cuda --support tests/support/cuda.txt tests/cases/sanitizer.txt
+  done
+  step "rows" "$msa" bench --backend cuda && cat "$logs/rows.log"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+main() {
+  local begin=$EPOCHREALTIME start section
+  if [ -n "$gpu" ]; then
+    run_gpu
+  else
+    if [ -n "$install" ]; then install_packages || return 2; fi
+    for section in "${sections[@]}"; do
+      start=$EPOCHREALTIME
+      echo "== $section"
+      "section_$section"
+      echo "== $section: $(seconds_since "$start")"
+    done
+  fi
+  echo
+  [ ${#failures[@]} -eq 0 ] || printf 'FAILED %s\n' "${failures[@]}"
+  echo "total time $(seconds_since "$begin")"
+  echo "$passed passed, $failed failed"
+  [ "$failed" = 0 ]
+}
+
+main

@@ -1,0 +1,480 @@
+// SPDX-License-Identifier: MIT
+// The case language: one table of keys, each with a reader and a writer.
+#include "testkit/case.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <utility>
+
+namespace msa::testkit {
+
+namespace {
+
+// ---- words ----
+
+template <class Value>
+using Names = std::vector<std::pair<const char*, Value>>;
+
+const Names<Op>& names_of(Op) {
+  static const Names<Op> names{
+      {"dense", Op::DenseAttention},     {"scores", Op::BlockScores},
+      {"topk", Op::SelectTopk},          {"select", Op::SelectBlocks},
+      {"sparse", Op::SparseAttention},   {"msa", Op::MsaAttention},
+      {"merge_states", Op::MergeStates}, {"merge_selections", Op::MergeSelections},
+      {"invert", Op::InvertSelection}};
+  return names;
+}
+
+const Names<DType>& names_of(DType) {
+  static const Names<DType> names{{"f32", DType::F32}, {"f16", DType::F16}, {"bf16", DType::BF16}};
+  return names;
+}
+
+const Names<Layout>& names_of(Layout) {
+  static const Names<Layout> names{{"separate", Layout::Separate},
+                                   {"packed", Layout::Packed},
+                                   {"head_major", Layout::HeadMajor},
+                                   {"slot_major", Layout::SlotMajor}};
+  return names;
+}
+
+const Names<Strides>& names_of(Strides) {
+  static const Names<Strides> names{{"dense", Strides::Dense},
+                                    {"padded", Strides::Padded},
+                                    {"transposed", Strides::Transposed},
+                                    {"broadcast", Strides::Broadcast},
+                                    {"huge", Strides::Huge}};
+  return names;
+}
+
+const Names<Regime>& names_of(Regime) {
+  static const Names<Regime> names{
+      {"random", Regime::Random}, {"drift", Regime::Drift}, {"integers", Regime::Integers},
+      {"ties", Regime::Ties},     {"near", Regime::Near},   {"onehot", Regime::OneHot},
+      {"low", Regime::Low}};
+  return names;
+}
+
+const Names<Hostile>& names_of(Hostile) {
+  static const Names<Hostile> names{{"none", Hostile::None},  {"nan", Hostile::Nan},
+                                    {"nan_v", Hostile::NanV}, {"nan_k", Hostile::NanK},
+                                    {"nan_q", Hostile::NanQ}, {"nan_index", Hostile::NanIndex}};
+  return names;
+}
+
+const Names<Corrupt>& names_of(Corrupt) {
+  static const Names<Corrupt> names{{"none", Corrupt::None},
+                                    {"page_negative", Corrupt::PageNegative},
+                                    {"page_min", Corrupt::PageMin},
+                                    {"page_max", Corrupt::PageMax},
+                                    {"page_end", Corrupt::PageEnd},
+                                    {"block_negative", Corrupt::BlockNegative},
+                                    {"block_min", Corrupt::BlockMin},
+                                    {"block_max", Corrupt::BlockMax},
+                                    {"block_end", Corrupt::BlockEnd},
+                                    {"block_twice", Corrupt::BlockTwice},
+                                    {"length_negative", Corrupt::LengthNegative},
+                                    {"length_above", Corrupt::LengthAbove},
+                                    {"queries_above", Corrupt::QueriesAbove},
+                                    {"start_decreasing", Corrupt::StartDecreasing},
+                                    {"start_not_zero", Corrupt::StartNotZero},
+                                    {"start_past_end", Corrupt::StartPastEnd},
+                                    {"keys_past_end", Corrupt::KeysPastEnd},
+                                    {"key_offset", Corrupt::KeyOffset}};
+  return names;
+}
+
+const Names<Order>& names_of(Order) {
+  static const Names<Order> names{{"ascending", Order::Ascending},
+                                  {"descending", Order::Descending},
+                                  {"shuffled", Order::Shuffled}};
+  return names;
+}
+
+template <class Value>
+std::string name_list(const Names<Value>& names) {
+  std::string list;
+  for (const auto& entry : names) list += std::string(list.empty() ? "" : "|") + entry.first;
+  return list;
+}
+
+[[noreturn]] void bad_value(std::string_view text, const std::string& expected) {
+  throw CaseError("expected " + expected + ", got '" + std::string(text) + "'");
+}
+
+// ---- values ----
+
+std::int64_t read_integer(std::string_view text) {
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || text.empty()) {
+    bad_value(text, "an integer");
+  }
+  return value;
+}
+
+void read_value(std::string_view text, std::int64_t& value) { value = read_integer(text); }
+
+void read_value(std::string_view text, std::uint64_t& value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || text.empty()) {
+    bad_value(text, "an integer from 0");
+  }
+}
+
+void read_value(std::string_view text, bool& value) {
+  if (text != "0" && text != "1") bad_value(text, "0 or 1");
+  value = text == "1";
+}
+
+template <class Value>
+requires std::is_enum_v<Value>
+void read_value(std::string_view text, Value& value) {
+  for (const auto& [name, named] : names_of(Value{})) {
+    if (text == name) {
+      value = named;
+      return;
+    }
+  }
+  bad_value(text, "one of " + name_list(names_of(Value{})));
+}
+
+void read_value(std::string_view text, std::optional<DType>& value) {
+  DType dtype{};
+  if (text == "auto") {
+    value.reset();
+    return;
+  }
+  read_value(text, dtype);
+  value = dtype;
+}
+
+void read_value(std::string_view text, std::optional<float>& value) {
+  if (text == "auto") {
+    value.reset();
+    return;
+  }
+  float number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) bad_value(text, "a number or auto");
+  value = number;
+}
+
+std::string write_value(std::int64_t value) { return std::to_string(value); }
+std::string write_value(std::uint64_t value) { return std::to_string(value); }
+std::string write_value(bool value) { return value ? "1" : "0"; }
+
+template <class Value>
+requires std::is_enum_v<Value> std::string write_value(Value value) {
+  for (const auto& [name, named] : names_of(Value{})) {
+    if (value == named) return name;
+  }
+  return "?";
+}
+
+std::string write_value(const std::optional<DType>& value) {
+  return value ? write_value(*value) : "auto";
+}
+
+std::string write_value(const std::optional<float>& value) {
+  if (!value) return "auto";
+  std::array<char, 32> text{};
+  const auto result = std::to_chars(text.data(), text.data() + text.size(), *value);
+  return {text.data(), result.ptr};
+}
+
+// ---- lengths ----
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const std::size_t end = text.find(separator);
+    parts.push_back(text.substr(0, end));
+    if (end == std::string_view::npos) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
+Lengths read_request(std::string_view text) {
+  Lengths request;
+  const std::vector<std::string_view> halves = split(text, '@');
+  const std::vector<std::string_view> numbers = split(halves[0], ':');
+  if (halves.size() > 2 || numbers.size() < 2 || numbers.size() > 3) {
+    bad_value(text, "new:keys[:offset][@key_offset[/total]]");
+  }
+  request.seqlen_q = read_integer(numbers[0]);
+  request.seqlen_k = read_integer(numbers[1]);
+  if (numbers.size() == 3) request.q_offset = read_integer(numbers[2]);
+  if (halves.size() == 2) {
+    const std::vector<std::string_view> shard = split(halves[1], '/');
+    if (shard.size() > 2) bad_value(text, "new:keys[:offset][@key_offset[/total]]");
+    request.key_offset = read_integer(shard[0]);
+    if (shard.size() == 2) request.total_k = read_integer(shard[1]);
+  }
+  if (request.seqlen_q < 0 || request.seqlen_k < 0 || request.key_offset < 0) {
+    bad_value(text, "lengths from 0");
+  }
+  return request;
+}
+
+void read_value(std::string_view text, std::vector<Lengths>& value) {
+  value.clear();
+  if (text == "none") return;
+  for (std::string_view word : split(text, ',')) {
+    std::int64_t copies = 1;
+    if (const std::size_t times = word.find('x'); times != std::string_view::npos) {
+      copies = read_integer(word.substr(0, times));
+      word.remove_prefix(times + 1);
+      if (copies < 1 || copies > 1'000'000) bad_value(word, "1 to 1000000 copies");
+    }
+    value.insert(value.end(), static_cast<std::size_t>(copies), read_request(word));
+  }
+}
+
+std::string write_value(const std::vector<Lengths>& value) {
+  if (value.empty()) return "none";
+  std::string text;
+  for (std::size_t i = 0; i < value.size();) {
+    const Lengths& request = value[i];
+    std::size_t copies = 1;
+    while (i + copies < value.size() && value[i + copies] == request) ++copies;
+    if (!text.empty()) text += ',';
+    if (copies > 1) text.append(std::to_string(copies)).append("x");
+    text.append(std::to_string(request.seqlen_q)).append(":");
+    text.append(std::to_string(request.seqlen_k));
+    if (request.q_offset) text.append(":").append(std::to_string(*request.q_offset));
+    if (request.key_offset != 0 || request.total_k) {
+      text.append("@").append(std::to_string(request.key_offset));
+    }
+    if (request.total_k) text.append("/").append(std::to_string(*request.total_k));
+    i += copies;
+  }
+  return text;
+}
+
+// ---- the table ----
+
+struct Key {
+  std::string name;
+  std::string meaning;
+  void (*read)(std::string_view, Case&);
+  std::string (*write)(const Case&);
+};
+
+template <auto Member>
+Key key(const char* name, const char* meaning) {
+  return {name, meaning, [](std::string_view text, Case& spec) { read_value(text, spec.*Member); },
+          [](const Case& spec) { return write_value(spec.*Member); }};
+}
+
+void read_heads(std::string_view text, Case& spec) {
+  const std::vector<std::string_view> numbers = split(text, '/');
+  if (numbers.size() != 2) bad_value(text, "query heads/key heads, as in 64/4");
+  spec.heads_q = read_integer(numbers[0]);
+  spec.heads_kv = read_integer(numbers[1]);
+}
+
+std::string write_heads(const Case& spec) {
+  return std::to_string(spec.heads_q) + "/" + std::to_string(spec.heads_kv);
+}
+
+const std::vector<Key>& keys() {
+  static const std::vector<Key> table{
+      key<&Case::op>("op", "the operation"),
+      key<&Case::dtype>("dtype", "of q, k, v"),
+      key<&Case::index_dtype>("index_dtype", "of index_q and index_k; auto: dtype"),
+      key<&Case::out_dtype>("out", "dtype of the output; auto: dtype"),
+      {"heads", "query heads/key heads", read_heads, write_heads},
+      key<&Case::head_dim>("dim", "head dim"),
+      key<&Case::value_dim>("value_dim", "value dim; 0: dim"),
+      key<&Case::index_heads>("index_heads", "index query heads; 0: key heads"),
+      key<&Case::index_heads_k>("index_heads_k", "index key heads"),
+      key<&Case::index_dim>("index_dim", "index dim; 0: dim"),
+      key<&Case::block_size>("block", "tokens in a block"),
+      key<&Case::topk>("topk", "blocks kept"),
+      key<&Case::local_blocks>("local", "last visible blocks always kept"),
+      key<&Case::init_blocks>("init", "first visible blocks always kept"),
+      key<&Case::causal>("causal", "0 or 1"),
+      key<&Case::softmax_scale>("scale", "softmax scale; auto: 1/sqrt(dim)"),
+      key<&Case::lengths>("lens",
+                          "requests new:keys[:offset][@key_offset[/total]],...; 4x1:64 is "
+                          "four of a kind; none: no request"),
+      key<&Case::page_size>("page", "tokens in a page; 0: ragged keys"),
+      key<&Case::pool>("pool", "pages, or ragged rows, that exist; 0: few more than needed"),
+      key<&Case::pad_rows>("pad_rows", "rows of q behind the last request"),
+      key<&Case::slack>("slack", "how far the planned bounds lie above the lengths"),
+      key<&Case::layout>("layout", "of keys and values"),
+      key<&Case::strides>("strides", "of every tensor"),
+      key<&Case::ids_head_major>("ids_head_major", "1: ids lie head-major"),
+      key<&Case::order>("order", "of given block ids"),
+      key<&Case::partial_lists>("partial",
+                                "1: given lists of any length, garbage behind the first -1"),
+      key<&Case::lse>("lse", "1: ask for the log-sum-exp"),
+      key<&Case::chosen_scores>("chosen", "1: ask for the scores of the chosen blocks"),
+      key<&Case::ids>("ids", "0: msa without asking for the selection"),
+      key<&Case::output>("output", "0: dense without output, block maxima alone"),
+      key<&Case::block_max>("block_max", "1: dense with block maxima"),
+      key<&Case::parts>("parts", "parts of a merge"),
+      key<&Case::in_place>("in_place", "1: merge_states into its first part"),
+      key<&Case::batch_invariant>("batch_invariant", "1: plan with the option"),
+      key<&Case::regime>("regime", "what the vectors hold"),
+      key<&Case::hostile>("hostile", "NaN where it must not matter, and where it does"),
+      key<&Case::corrupt>("corrupt", "a fault that must be rejected"),
+      key<&Case::seed>("seed", "of all random numbers"),
+  };
+  return table;
+}
+
+const Key& find_key(std::string_view name) {
+  for (const Key& entry : keys()) {
+    if (entry.name == name) return entry;
+  }
+  std::string known;
+  for (const Key& entry : keys()) known += " " + entry.name;
+  throw CaseError("unknown key '" + std::string(name) + "'; known keys:" + known);
+}
+
+struct Word {
+  const Key* entry;
+  std::vector<std::string> values;
+};
+
+std::vector<Word> read_words(std::string_view line) {
+  std::vector<Word> words;
+  line = line.substr(0, line.find('#'));
+  std::istringstream stream{std::string(line)};
+  for (std::string word; stream >> word;) {
+    const std::size_t equals = word.find('=');
+    if (equals == std::string::npos) bad_value(word, "key=value");
+    const Key& entry = find_key(std::string_view(word).substr(0, equals));
+    for (const Word& earlier : words) {
+      if (earlier.entry == &entry) throw CaseError("key '" + entry.name + "' stands twice");
+    }
+    words.push_back({&entry, alternatives(std::string_view(word).substr(equals + 1))});
+  }
+  return words;
+}
+
+void read_word(const Word& word, std::size_t choice, Case& spec) {
+  try {
+    word.entry->read(word.values[choice], spec);
+  } catch (const CaseError& error) {
+    throw CaseError(word.entry->name + ": " + error.what());
+  }
+}
+
+}  // namespace
+
+std::int64_t Case::rows() const {
+  std::int64_t total = pad_rows;
+  for (const Lengths& request : lengths) total += request.seqlen_q;
+  return total;
+}
+
+std::vector<std::string> alternatives(std::string_view value) {
+  std::vector<std::string> values;
+  for (const std::string_view part : split(value, '|')) {
+    const std::size_t dots = part.find("..");
+    if (dots == std::string_view::npos) {
+      values.emplace_back(part);
+      continue;
+    }
+    const std::vector<std::string_view> upper = split(part.substr(dots + 2), '+');
+    if (upper.size() > 2) bad_value(part, "a range low..high+step");
+    const std::int64_t step = upper.size() == 2 ? read_integer(upper[1]) : 1;
+    const std::int64_t high = read_integer(upper[0]);
+    if (step < 1) bad_value(part, "a range with a step above 0");
+    for (std::int64_t x = read_integer(part.substr(0, dots)); x <= high; x += step) {
+      values.push_back(std::to_string(x));
+    }
+  }
+  return values;
+}
+
+std::vector<Case> expand_cases(std::string_view line) {
+  const std::vector<Word> words = read_words(line);
+  if (words.empty()) return {};
+  std::vector<Case> cases;
+  std::vector<std::size_t> choice(words.size(), 0);
+  for (;;) {
+    Case spec;
+    for (std::size_t i = 0; i < words.size(); ++i) read_word(words[i], choice[i], spec);
+    cases.push_back(std::move(spec));
+    std::size_t digit = words.size();
+    while (digit > 0 && ++choice[digit - 1] == words[digit - 1].values.size()) choice[--digit] = 0;
+    if (digit == 0) return cases;
+  }
+}
+
+Case parse_case(std::string_view line) {
+  std::vector<Case> cases = expand_cases(line);
+  if (cases.size() != 1) {
+    throw CaseError("expected one case, got " + std::to_string(cases.size()) + " from '" +
+                    std::string(line) + "'");
+  }
+  return std::move(cases.front());
+}
+
+std::vector<Case> parse_cases(std::string_view text, const std::string& name) {
+  std::vector<Case> cases;
+  int number = 0;
+  for (const std::string_view line : split(text, '\n')) {
+    ++number;
+    try {
+      std::vector<Case> more = expand_cases(line);
+      cases.insert(cases.end(), std::make_move_iterator(more.begin()),
+                   std::make_move_iterator(more.end()));
+    } catch (const CaseError& error) {
+      throw CaseError(name + ":" + std::to_string(number) + ": " + error.what());
+    }
+  }
+  return cases;
+}
+
+std::vector<Case> read_cases(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) throw CaseError("cannot read " + path);
+  return parse_cases(text.view(), path);
+}
+
+std::string to_line(const Case& spec) {
+  const Case defaults;
+  std::string line;
+  for (const Key& entry : keys()) {
+    const std::string value = entry.write(spec);
+    if (entry.name != "op" && value == entry.write(defaults)) continue;
+    line += (line.empty() ? "" : " ") + entry.name + "=" + value;
+  }
+  return line;
+}
+
+const char* short_name(Op op) {
+  for (const auto& [name, named] : names_of(Op{})) {
+    if (op == named) return name;
+  }
+  return "?";
+}
+
+std::string case_keys() {
+  const Case defaults;
+  std::string text;
+  for (const Key& entry : keys()) {
+    text += entry.name + "=" + entry.write(defaults) + "  " + entry.meaning + "\n";
+  }
+  return text;
+}
+
+std::string case_value(const Case& spec, std::string_view name) {
+  if (name == "group") {
+    return std::to_string(spec.heads_kv > 0 ? spec.heads_q / spec.heads_kv : 0);
+  }
+  return find_key(name).write(spec);
+}
+
+}  // namespace msa::testkit

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+// Comparison of a call's outputs with the oracle, by the contract's tolerances. Works on any call
+// in host memory, generated or loaded from a file. Large calls are compared on sampled rows: each
+// becomes a problem of one row for the oracle, so that a million tokens take seconds.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "testkit/operands.h"
+
+namespace msa::testkit {
+
+struct CompareOptions {
+  bool exact_scores =
+      false;              // index vectors whose dot products are exact: selections must be equal
+  double max_work = 4e8;  // multiply-adds of the oracle; above, rows are sampled
+  std::int64_t sample_rows = 12;
+  std::uint64_t seed = 1;  // of the sample
+};
+
+struct Report {
+  bool ok = true;
+  std::string what{};     // the first thing that is wrong, with its place and both values
+  std::int64_t rows = 0;  // of the call
+  std::int64_t rows_compared = 0;
+  double worst_error = 0;  // largest |error| of `out`
+  double worst_share = 0;  // largest error / tolerance, of everything compared
+  std::string worst_place{};
+};
+
+/// `problem` is the one that was planned; `operands` hold its inputs and what it wrote.
+Report compare(const Problem& problem, const Operands& operands,
+               const CompareOptions& options = {});
+
+/// Multiply-adds that the operation needs on its visible (and listed) keys.
+double work_of(const Problem& problem, const Operands& operands);
+
+}  // namespace msa::testkit

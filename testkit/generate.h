@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// From a case to a call: Data owns the memory of every tensor, between red zones, filled
+// deterministically from the case's seed, and says afterwards what the call changed that it must
+// not change.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "testkit/case.h"
+#include "testkit/memory.h"
+#include "testkit/operands.h"
+
+namespace msa::testkit {
+
+class Data {
+ public:
+  /// Throws CaseError where the case cannot be made (a fault to plant where there is nothing to
+  /// spoil) and std::bad_alloc.
+  explicit Data(const Case& spec);
+  Data(Data&&) = default;
+
+  const Case& spec() const { return spec_; }
+  /// Bounds read off the lengths, with the case's slack; no backend or instruction set named.
+  const Problem& problem() const { return problem_; }
+  Settings settings() const;
+  /// The tensors in host memory, as a comparison reads them: parts that a merge writes in place
+  /// keep their values here.
+  const Operands& operands() const { return operands_; }
+
+  /// Fills the outputs with sentinels and gives the tensors to run with.
+  Operands prepare();
+  /// After a call: what changed outside the outputs' elements, or "" (red zones, gaps between
+  /// strided rows, inputs).
+  std::string damage() const;
+  /// After a call that was rejected: the output that changed, or "".
+  std::string touched() const;
+
+  const std::vector<Buffer>& buffers() const { return buffers_; }
+  std::size_t input_bytes() const;
+
+ private:
+  friend class Builder;
+  Case spec_;
+  Problem problem_{};
+  Operands operands_{};
+  Operands call_{};  // operands_, but for the parts of an in-place merge
+  std::vector<Buffer> buffers_{};
+  std::vector<Tensor> views_{};        // of each output buffer; rank 0 for inputs
+  std::vector<std::uint64_t> sums_{};  // of each input buffer; 0 where it was not taken
+};
+
+/// The problem of a case: shapes and bounds.
+Problem problem_of(const Case& spec);
+
+/// Mean number of distinct blocks that 8 neighbouring queries of one request and head list (over
+/// whole groups of 8).
+double blocks_per_8(const Tensor& block_ids, const Batch& batch);
+
+/// Data in a device's memory: tensors that point there and the way back for outputs and red zones.
+/// In host memory nothing is copied.
+class Placement {
+ public:
+  Placement(Data& data, MemorySpace& space);
+  Placement(const Placement&) = delete;
+  Placement& operator=(const Placement&) = delete;
+  ~Placement();
+  /// Fresh sentinels in the outputs, and the tensors to run with.
+  Operands prepare();
+  /// Copies outputs and red zones back into the host's buffers.
+  void fetch();
+
+ private:
+  Data& data_;
+  MemorySpace& space_;
+  std::vector<void*> copies_{};  // of each buffer's mapping; empty in host memory
+};
+
+}  // namespace msa::testkit

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+// Conversions of number.h.
+#include "testkit/number.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace msa::testkit {
+
+namespace {
+
+struct Format {
+  int mantissa;      // bits behind the point
+  int min_exponent;  // of normal numbers
+};
+
+Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::F16:
+      return {10, -14};
+    case DType::BF16:
+      return {7, -126};
+    default:
+      return {23, -126};
+  }
+}
+
+}  // namespace
+
+float f16_to_float(std::uint16_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (bits >> 10) & 0x1fu;
+  const std::uint32_t mantissa = bits & 0x3ffu;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
+}
+
+std::uint16_t float_to_f16(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520 and up
+  if (magnitude < 0x38800000u) {
+    // Below 2^-14 the spacing is 2^-24: adding 0.5 rounds there, to nearest even.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+float round_to(float value, DType dtype) {
+  if (dtype == DType::BF16) return bf16_to_float(float_to_bf16(value));
+  if (dtype == DType::F16) return f16_to_float(float_to_f16(value));
+  return value;
+}
+
+void load(const void* source, DType dtype, std::int64_t count, float* target) {
+  if (dtype == DType::F32) {
+    std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(float));
+    return;
+  }
+  const auto* bits = static_cast<const std::uint16_t*>(source);
+  if (dtype == DType::BF16) {
+    for (std::int64_t i = 0; i < count; ++i) target[i] = bf16_to_float(bits[i]);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) target[i] = f16_to_float(bits[i]);
+  }
+}
+
+void store(const float* source, std::int64_t count, DType dtype, void* target) {
+  if (dtype == DType::F32) {
+    std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(float));
+    return;
+  }
+  auto* bits = static_cast<std::uint16_t*>(target);
+  if (dtype == DType::BF16) {
+    for (std::int64_t i = 0; i < count; ++i) bits[i] = float_to_bf16(source[i]);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) bits[i] = float_to_f16(source[i]);
+  }
+}
+
+double ulp(double value, DType dtype) {
+  const Format format = format_of(dtype);
+  const double magnitude = std::fabs(value);
+  int exponent = format.min_exponent;
+  if (std::isfinite(magnitude) && magnitude > 0) {
+    exponent = std::max(exponent, std::ilogb(magnitude));
+  }
+  return std::ldexp(1.0, exponent - format.mantissa);
+}
+
+double half_ulp(DType dtype) { return std::ldexp(1.0, -format_of(dtype).mantissa - 1); }
+
+}  // namespace msa::testkit

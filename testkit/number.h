@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+// 16-bit floating-point numbers in software, and the spacing of each type: what generators and
+// comparisons convert with. Shares no code with the library, so that a wrong conversion there
+// cannot hide here.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "msa/tensor.h"
+
+namespace msa::testkit {
+
+inline float bf16_to_float(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+/// Rounds to nearest, ties to even; NaN stays NaN.
+inline std::uint16_t float_to_bf16(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+float f16_to_float(std::uint16_t bits);
+std::uint16_t float_to_f16(float value);  // nearest, ties to even
+
+/// Nearest value of the type.
+float round_to(float value, DType dtype);
+
+/// `count` neighbouring elements from `source` to floats (f32, f16 or bf16), and back.
+void load(const void* source, DType dtype, std::int64_t count, float* target);
+void store(const float* source, std::int64_t count, DType dtype, void* target);
+
+/// Distance from |value| to the next larger number of the type.
+double ulp(double value, DType dtype);
+
+/// Relative rounding error of one conversion to the type: 2^-24 for f32, 2^-9 for bf16.
+double half_ulp(DType dtype);
+
+}  // namespace msa::testkit

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+// The oracle on a call, or on the sub-problem that one row of it is.
+#include "testkit/oracle.h"
+
+#include <algorithm>
+#include <new>
+
+namespace msa::testkit {
+
+Tensor narrow(Tensor tensor, int dim, std::int64_t begin, std::int64_t count) {
+  if (!tensor) return tensor;
+  tensor.data = static_cast<std::byte*>(tensor.data) +
+                begin * tensor.stride[dim] * (item_bits(tensor.dtype) / 8);
+  tensor.shape[dim] = count;
+  return tensor;
+}
+
+Answer::Answer(const Problem& problem, const Operands& operands)
+    : part_{.kv_heads = problem.op == Op::MsaAttention || problem.op == Op::SparseAttention
+                            ? problem.heads_kv
+                            : 0},
+      problem_(problem),
+      operands_(operands) {
+  make_outputs();
+  run();
+}
+
+Answer::Answer(const Problem& problem, const Operands& operands, const Request& request,
+               std::int64_t i, const Part& part)
+    : part_(part), problem_(problem), operands_(operands) {
+  part_.row_begin = request.q_begin + i;
+  take_row(request, i);
+  take_heads();
+  make_outputs();
+  run();
+}
+
+void Answer::take_row(const Request& request, std::int64_t i) {
+  const std::int64_t row = request.q_begin + i;
+  Operands& o = operands_;
+  for (Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.out, &o.lse, &o.block_max,
+                    &o.scores, &o.block_ids, &o.chosen_scores}) {
+    *t = narrow(*t, 0, row, 1);
+  }
+  Batch& batch = o.batch;
+  numbers_ = {0, 1, static_cast<std::int32_t>(request.seqlen_k),
+              static_cast<std::int32_t>(request.offset + i)};
+  batch.cu_seqlens_q = make_tensor(&numbers_[0], DType::I32, {2});
+  batch.seqlens_k = make_tensor(&numbers_[2], DType::I32, {1});
+  batch.q_offsets = make_tensor(&numbers_[3], DType::I32, {1});
+  batch.cu_seqlens_k = {};
+  for (Tensor* t : {&batch.page_table, &batch.key_offsets, &batch.total_seqlens_k}) {
+    *t = narrow(*t, 0, request.index, 1);
+  }
+  if (!batch.page_table) {
+    for (Tensor* t : {&o.k, &o.v, &o.index_k}) {
+      *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
+    }
+  }
+  problem_.batch = 1;
+  problem_.total_q = 1;
+  problem_.max_seqlen_q = 1;
+  problem_.max_seqlen_k = request.seqlen_k;
+}
+
+void Answer::take_heads() {
+  Operands& o = operands_;
+  const std::int64_t first = part_.kv_head_begin, count = part_.kv_heads;
+  const bool paged = static_cast<bool>(o.batch.page_table);
+  const int key_heads = paged ? 2 : 1;
+  if (o.q) {
+    const std::int64_t group = problem_.heads_q / problem_.heads_kv;
+    for (Tensor* t : {&o.q, &o.out, &o.lse, &o.block_max}) {
+      *t = narrow(*t, 1, first * group, count * group);
+    }
+    for (Tensor* t : {&o.k, &o.v}) *t = narrow(*t, key_heads, first, count);
+    problem_.heads_q = count * group;
+    problem_.heads_kv = count;
+  }
+  for (Tensor* t :
+       {&o.block_ids_in, &o.block_ids, &o.chosen_scores, &o.scores, &o.scores_in, &o.index_q}) {
+    *t = narrow(*t, 1, first, count);
+  }
+  if (o.index_q) {
+    const std::int64_t shared = problem_.index_heads / problem_.index_heads_k;
+    const std::int64_t first_key = first / shared;
+    const std::int64_t last_key = (first + count - 1) / shared;
+    o.index_k = narrow(o.index_k, key_heads, first_key, last_key - first_key + 1);
+    problem_.index_heads_k = last_key - first_key + 1;
+  }
+  problem_.index_heads = count;
+}
+
+Tensor Answer::own(DType dtype, const Tensor& like) {
+  std::int64_t elements = 1;
+  Tensor tensor{.dtype = dtype, .rank = like.rank, .shape = like.shape};
+  for (int d = like.rank; d-- > 0;) {
+    tensor.stride[d] = elements;
+    elements *= like.shape[d];
+  }
+  const auto bytes = static_cast<std::size_t>(elements * item_bits(dtype) / 8);
+  memory_.push_back(std::make_unique<std::byte[]>(bytes + 1));
+  tensor.data = memory_.back().get();
+  return tensor;
+}
+
+void Answer::make_outputs() {
+  Operands& o = operands_;
+  for (Tensor* t : {&o.lse, &o.block_max, &o.scores, &o.chosen_scores}) {
+    if (*t) *t = own(DType::F32, *t);
+  }
+  for (Tensor* t : {&o.block_ids, &o.row_ptr, &o.q_indices, &o.q_slots}) {
+    if (*t) *t = own(DType::I32, *t);
+  }
+  if (o.out) {
+    o.out = own(DType::F32, o.out);
+    problem_.out_dtype = DType::F32;
+  }
+  // Chosen scores tell how near a swapped id may be.
+  const bool selects = problem_.op == Op::SelectBlocks || problem_.op == Op::SelectTopk;
+  if (selects && !o.chosen_scores) {
+    o.chosen_scores = own(DType::F32, o.block_ids);
+    problem_.chosen_scores = true;
+  }
+}
+
+void Answer::run() {
+  problem_.options = {};
+  problem_.options.backend = "reference";
+  problem_.device = {};
+  const Plan plan = make_plan(problem_);
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(kWorkspaceAlignment)); }
+  };
+  const std::size_t bytes = plan.workspace_bytes();
+  const std::unique_ptr<void, Free> workspace(
+      ::operator new(bytes, std::align_val_t(kWorkspaceAlignment)));
+  msa::testkit::run(plan, operands_, {workspace.get(), bytes});
+}
+
+}  // namespace msa::testkit

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: MIT
+// Plain fp32 attention, one row at a time.
+#include "testkit/plain.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "testkit/number.h"
+
+namespace msa::testkit {
+
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr double kEps = 0x1p-24;
+
+std::vector<float> load_row(const std::byte* source, DType dtype, std::int64_t count) {
+  std::vector<float> row(static_cast<std::size_t>(count));
+  load(source, dtype, count, row.data());
+  return row;
+}
+
+/// Sum of products in `lanes` running sums (at most 16), as vector code has them.
+float dot(const float* a, const float* b, std::int64_t count, int lanes) {
+  std::array<float, 16> sums{};
+  for (std::int64_t d = 0; d < count; ++d) sums[d % lanes] += a[d] * b[d];
+  float sum = 0;
+  for (int lane = 0; lane < lanes; ++lane) sum += sums[lane];
+  return sum;
+}
+
+double dot_of_magnitudes(const float* a, const float* b, std::int64_t count) {
+  double sum = 0;
+  for (std::int64_t d = 0; d < count; ++d) sum += std::fabs(static_cast<double>(a[d]) * b[d]);
+  return sum;
+}
+
+class PlainRow {
+ public:
+  PlainRow(const Problem& p, const Operands& o, const Request& r, std::int64_t row,
+           std::int64_t kv_head, const KeyList& keys)
+      : p_(p),
+        o_(o),
+        r_(r),
+        row_(row),
+        kv_head_(kv_head),
+        keys_(keys),
+        group_(p.heads_q / p.heads_kv),
+        variants_(p.dtype == DType::F32 ? kMaxVariants : 3) {}
+
+  PlainResult run() {
+    result_.variants = variants_;
+    result_.out.assign(static_cast<std::size_t>(variants_ * group_ * p_.value_dim), 0.0f);
+    score();
+    weigh();
+    accumulate();
+    take_floor();
+    const auto keys = static_cast<double>(keys_.size());
+    result_.error_bound = 4 * half_ulp(p_.dtype) + 4 * (keys + 8) * kEps +
+                          8 * static_cast<double>(p_.head_dim + 4) * kEps * largest_score_;
+    return std::move(result_);
+  }
+
+ private:
+  // One program's error can be small by luck. So there are several, each as plain as the others:
+  // they sum in other orders, and round P against other maxima (a running maximum that is not yet
+  // the final one does that). In f32 all error is such luck, so there are more of them.
+  static constexpr int kMaxVariants = 9;
+  static constexpr std::array<int, kMaxVariants> kLanes{8, 1, 16, 4, 2, 1, 16, 8, 4};
+  static constexpr std::array<float, kMaxVariants> kScales{
+      1.0f, 0.7391f, 0.5457f, 0.89123f, 0.6317f, 0.9543f, 0.8117f, 0.5911f, 0.6873f};
+  /// Every third one works in powers of two, with the scale multiplied into q.
+  static bool base_2(std::int64_t variant) { return variant % 3 == 2; }
+
+  float& score_at(int variant, std::int64_t g, std::size_t n) {
+    return scores_[(static_cast<std::size_t>(variant * group_ + g)) * keys_.size() + n];
+  }
+
+  void score() {
+    constexpr float kLog2E = 1.442695041f;
+    const float scale = p_.softmax_scale.value_or(
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(p_.head_dim))));
+    std::vector<std::vector<float>> queries, scaled;
+    for (std::int64_t g = 0; g < group_; ++g) {
+      queries.push_back(
+          load_row(address(o_.q, row_, kv_head_ * group_ + g), p_.dtype, p_.head_dim));
+      scaled.push_back(queries.back());
+      for (float& x : scaled.back()) x *= scale * kLog2E;
+    }
+    scores_.resize(keys_.size() * static_cast<std::size_t>(variants_ * group_));
+    std::vector<float> key(static_cast<std::size_t>(p_.head_dim));
+    for (std::size_t n = 0; n < keys_.size(); ++n) {
+      load(key_row(o_.k, o_.batch, r_, keys_[n], kv_head_), p_.dtype, p_.head_dim, key.data());
+      for (std::int64_t g = 0; g < group_; ++g) {
+        const float *q = queries[g].data(), *q2 = scaled[g].data();
+        for (int v = 0; v < variants_; ++v) {
+          score_at(v, g, n) = base_2(v) ? dot(q2, key.data(), p_.head_dim, kLanes[v])
+                                        : scale * dot(q, key.data(), p_.head_dim, kLanes[v]);
+        }
+        const double size = dot_of_magnitudes(q, key.data(), p_.head_dim);
+        if (std::isfinite(size)) largest_score_ = std::max(largest_score_, std::fabs(scale) * size);
+      }
+    }
+  }
+
+  /// Scores become weights relative to the row's maximum; sums_ their sums.
+  void weigh() {
+    sums_.assign(static_cast<std::size_t>(variants_ * group_), 0.0f);
+    for (std::int64_t row = 0; row < variants_ * group_; ++row) {
+      const auto begin = scores_.begin() + row * static_cast<std::ptrdiff_t>(keys_.size());
+      const auto end = begin + static_cast<std::ptrdiff_t>(keys_.size());
+      const float top = begin == end ? -kInf : *std::max_element(begin, end);
+      for (auto s = begin; s != end; ++s) {
+        const float weight = base_2(row / group_) ? std::exp2(*s - top) : std::exp(*s - top);
+        *s = top == -kInf ? 0.0f : weight;
+        sums_[row] += *s;
+      }
+    }
+  }
+
+  void accumulate() {
+    const std::int64_t dim = p_.value_dim;
+    std::vector<float> value(static_cast<std::size_t>(dim));
+    for (std::size_t n = 0; n < keys_.size(); ++n) {
+      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.dtype, dim, value.data());
+      for (const float v : value) {
+        if (std::isfinite(v)) result_.largest_v = std::max<double>(result_.largest_v, std::fabs(v));
+      }
+      for (int variant = 0; variant < variants_; ++variant) {
+        for (std::int64_t g = 0; g < group_; ++g) {
+          const float weight = round_to(score_at(variant, g, n) * kScales[variant], p_.dtype);
+          float* out = &result_.out[(variant * group_ + g) * dim];
+          for (std::int64_t d = 0; d < dim; ++d) out[d] += weight * value[d];
+        }
+      }
+    }
+    for (std::int64_t row = 0; row < variants_ * group_; ++row) {
+      const float sum = sums_[row] * kScales[row / group_];
+      float* out = &result_.out[row * dim];
+      for (std::int64_t d = 0; d < dim; ++d) out[d] = sum == 0 ? 0.0f : out[d] / sum;
+    }
+  }
+
+  /// Where every program's error is luck, the terms' own roundings are what none can be blamed for.
+  void take_floor() {
+    const std::int64_t dim = p_.value_dim;
+    result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
+    if (p_.dtype != DType::F32) return;
+    std::vector<float> value(static_cast<std::size_t>(dim));
+    std::vector<double> terms(static_cast<std::size_t>(group_ * dim), 0.0);
+    for (std::size_t n = 0; n < keys_.size(); ++n) {
+      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.dtype, dim, value.data());
+      for (std::int64_t g = 0; g < group_; ++g) {
+        const double weight = score_at(0, g, n) / sums_[g];
+        for (std::int64_t d = 0; d < dim; ++d) {
+          if (std::isfinite(value[d])) terms[g * dim + d] += weight * std::fabs(value[d]);
+        }
+      }
+    }
+    for (std::int64_t g = 0; g < group_; ++g) {
+      const auto begin = terms.begin() + g * dim;
+      const double largest = dim == 0 ? 0.0 : *std::max_element(begin, begin + dim);
+      if (std::isfinite(largest)) result_.error_floor[g] = 3 * kEps * largest;
+    }
+  }
+
+  const Problem& p_;
+  const Operands& o_;
+  const Request& r_;
+  std::int64_t row_, kv_head_;
+  const KeyList& keys_;
+  std::int64_t group_;
+  int variants_;
+  std::vector<float> scores_{};  // [variants, group, keys]
+  std::vector<float> sums_{};    // [variants, group]
+  double largest_score_ = 0;     // of scaled sums of magnitudes
+  PlainResult result_{};
+};
+
+}  // namespace
+
+PlainResult plain_attention(const Problem& problem, const Operands& operands,
+                            const Request& request, std::int64_t row, std::int64_t kv_head,
+                            const KeyList& keys) {
+  return PlainRow(problem, operands, request, row, kv_head, keys).run();
+}
+
+PlainMerge plain_merge(const Operands& o, std::int64_t row, std::int64_t head) {
+  const std::size_t parts = o.part_outs.size();
+  const std::int64_t dim = o.out.shape[2];
+  float top = -kInf;
+  for (std::size_t n = 0; n < parts; ++n) top = std::max(top, float_at(o.part_lses[n], row, head));
+  PlainMerge merge{.out = std::vector<float>(static_cast<std::size_t>(dim), 0.0f)};
+  std::vector<double> terms(static_cast<std::size_t>(dim), 0.0);
+  float sum = 0;
+  for (std::size_t n = 0; n < parts && top != -kInf; ++n) {
+    const float lse = float_at(o.part_lses[n], row, head);
+    if (lse == -kInf) continue;
+    const float weight = std::exp(lse - top);
+    sum += weight;
+    const std::vector<float> part =
+        load_row(address(o.part_outs[n], row, head), o.part_outs[n].dtype, dim);
+    for (std::int64_t d = 0; d < dim; ++d) {
+      merge.out[d] += weight * part[d];
+      terms[d] += std::fabs(static_cast<double>(weight) * part[d]);
+    }
+  }
+  for (float& x : merge.out) x = sum == 0 ? 0.0f : x / sum;
+  for (const double term : terms) {
+    if (std::isfinite(term) && sum > 0) {
+      merge.error_floor = std::max(merge.error_floor, 3 * kEps * term / sum);
+    }
+  }
+  return merge;
+}
+
+ScoreBound score_of_block(const Tensor& queries, std::int64_t row, std::int64_t head,
+                          const Tensor& keys, std::int64_t key_head, const Batch& batch,
+                          const Request& request, std::int64_t i, std::int64_t id) {
+  const std::int64_t dim = queries.shape[2];
+  const std::vector<float> query = load_row(address(queries, row, head), queries.dtype, dim);
+  const auto [begin, end] = request.block_keys(i, id);
+  ScoreBound result{.score = -std::numeric_limits<double>::infinity()};
+  for (std::int64_t n = begin; n < end; ++n) {
+    const std::vector<float> key =
+        load_row(key_row(keys, batch, request, n, key_head), keys.dtype, dim);
+    double sum = 0;
+    for (std::int64_t d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * key[d];
+    if (std::isnan(sum)) continue;
+    result.score = std::max(result.score, sum);
+    const double size = dot_of_magnitudes(query.data(), key.data(), dim);
+    if (std::isfinite(size)) {
+      result.error = std::max(result.error, static_cast<double>(dim + 2) * kEps * size);
+    }
+  }
+  return result;
+}
+
+}  // namespace msa::testkit

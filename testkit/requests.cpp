@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// Reading batches; see requests.h.
+#include "testkit/requests.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "testkit/number.h"
+
+namespace msa::testkit {
+
+std::byte* address(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2,
+                   std::int64_t i3) {
+  const std::int64_t element =
+      i0 * t.stride[0] + i1 * t.stride[1] + i2 * t.stride[2] + i3 * t.stride[3];
+  return static_cast<std::byte*>(t.data) + element * (item_bits(t.dtype) / 8);
+}
+
+std::int32_t int_at(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2) {
+  std::int32_t value = 0;
+  std::memcpy(&value, address(t, i0, i1, i2), sizeof(value));
+  return value;
+}
+
+float float_at(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2) {
+  float value = 0;
+  load(address(t, i0, i1, i2), t.dtype, 1, &value);
+  return value;
+}
+
+std::int64_t Request::visible_keys(std::int64_t i) const {
+  std::int64_t end = key_offset + seqlen_k;  // one past the last key that this row may see
+  if (total_k) end = std::min(end, *total_k);
+  if (causal) end = std::min(end, offset + i + 1);
+  return std::clamp<std::int64_t>(end - key_offset, 0, seqlen_k);
+}
+
+std::pair<std::int64_t, std::int64_t> Request::block_keys(std::int64_t i, std::int64_t id) const {
+  const std::int64_t begin = (id - first_block()) * block_size;
+  const std::int64_t visible = visible_keys(i);
+  if (begin < 0 || begin >= visible) return {0, 0};
+  return {begin, std::min(begin + block_size, visible)};
+}
+
+std::vector<Request> requests_of(const Problem& problem, const Batch& batch) {
+  std::vector<Request> requests;
+  const std::int64_t count = batch.cu_seqlens_q ? batch.cu_seqlens_q.shape[0] - 1 : 0;
+  std::int64_t k_begin = 0;
+  for (std::int64_t b = 0; b < count; ++b) {
+    Request r;
+    r.index = b;
+    r.q_begin = int_at(batch.cu_seqlens_q, b);
+    r.seqlen_q = int_at(batch.cu_seqlens_q, b + 1) - r.q_begin;
+    r.seqlen_k = int_at(batch.seqlens_k, b);
+    r.k_begin = batch.cu_seqlens_k ? int_at(batch.cu_seqlens_k, b) : k_begin;
+    if (batch.key_offsets) r.key_offset = int_at(batch.key_offsets, b);
+    if (batch.total_seqlens_k) r.total_k = int_at(batch.total_seqlens_k, b);
+    r.offset =
+        batch.q_offsets ? int_at(batch.q_offsets, b) : r.key_offset + r.seqlen_k - r.seqlen_q;
+    r.block_size = problem.block_size;
+    r.causal = problem.causal;
+    k_begin += r.seqlen_k;
+    requests.push_back(r);
+  }
+  return requests;
+}
+
+std::byte* key_row(const Tensor& keys, const Batch& batch, const Request& request, std::int64_t key,
+                   std::int64_t head) {
+  if (!batch.page_table) return address(keys, request.k_begin + key, head);
+  const std::int64_t page_size = keys.shape[1];
+  return address(keys, int_at(batch.page_table, request.index, key / page_size), key % page_size,
+                 head);
+}
+
+}  // namespace msa::testkit

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+// What the index tensors of a batch say, in the contract's words: who owns which rows and sees
+// which keys. Written apart from the library's own geometry, so that the two check each other.
+// Reads host memory and trusts what it holds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "msa/attention.h"
+
+namespace msa::testkit {
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Element of a tensor in host memory.
+std::byte* address(const Tensor& tensor, std::int64_t i0, std::int64_t i1 = 0, std::int64_t i2 = 0,
+                   std::int64_t i3 = 0);
+std::int32_t int_at(const Tensor& tensor, std::int64_t i0, std::int64_t i1 = 0,
+                    std::int64_t i2 = 0);
+float float_at(const Tensor& tensor, std::int64_t i0, std::int64_t i1 = 0, std::int64_t i2 = 0);
+
+struct Request {
+  std::int64_t index = 0;
+  std::int64_t q_begin = 0;
+  std::int64_t seqlen_q = 0;
+  std::int64_t k_begin = 0;  // ragged keys
+  std::int64_t seqlen_k = 0;
+  std::int64_t offset = 0;      // position of query row 0
+  std::int64_t key_offset = 0;  // position of key 0
+  std::optional<std::int64_t> total_k{};
+  std::int64_t block_size = 128;
+  bool causal = true;
+
+  /// How many of this request's keys query row i sees: always a prefix.
+  std::int64_t visible_keys(std::int64_t i) const;
+  std::int64_t visible_blocks(std::int64_t i) const {
+    return ceil_div(visible_keys(i), block_size);
+  }
+  std::int64_t first_block() const { return key_offset / block_size; }
+  /// Keys of block `id` that row i sees, as [begin, end) of this request's keys.
+  std::pair<std::int64_t, std::int64_t> block_keys(std::int64_t i, std::int64_t id) const;
+};
+
+std::vector<Request> requests_of(const Problem& problem, const Batch& batch);
+
+/// Row of key `key` and head `head`: in ragged rows or through the page table.
+std::byte* key_row(const Tensor& keys, const Batch& batch, const Request& request, std::int64_t key,
+                   std::int64_t head);
+
+}  // namespace msa::testkit

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+// verify(): see verify.h.
+#include "testkit/verify.h"
+
+#include <algorithm>
+#include <array>
+#include <new>
+#include <optional>
+
+#include "msa/info.h"
+#include "testkit/generate.h"
+#include "testkit/requests.h"
+
+namespace msa::testkit {
+
+namespace {
+
+/// What a run writes, byte for byte.
+using Bits = std::vector<std::vector<std::byte>>;
+
+Bits output_bits(const Data& data) {
+  Bits bits;
+  Operands operands = data.operands();
+  const std::size_t inputs = first_output(operands);
+  std::size_t index = 0;
+  for_each_tensor(operands, [&](Tensor& t) {
+    if (index++ < inputs) return;
+    std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
+    std::copy_n(t.shape.begin(), t.rank, shape.begin());
+    const auto item = static_cast<std::size_t>(item_bits(t.dtype) / 8);
+    std::vector<std::byte>& bytes = bits.emplace_back();
+    bytes.reserve(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]) * item);
+    for (std::int64_t a = 0; a < shape[0]; ++a) {
+      for (std::int64_t b = 0; b < shape[1]; ++b) {
+        for (std::int64_t c = 0; c < shape[2]; ++c) {
+          const std::byte* element = address(t, a, b, c);
+          bytes.insert(bytes.end(), element, element + item);
+        }
+      }
+    }
+  });
+  return bits;
+}
+
+class Verification {
+ public:
+  Verification(const Case& spec, const VerifyOptions& options)
+      : spec_(spec),
+        options_(options),
+        space_(options.space != nullptr ? *options.space : host_memory()),
+        data_(spec) {
+    problem_ = data_.problem();
+    problem_.device = space_.device();
+    const bool invariant = problem_.options.batch_invariant || options.under_test.batch_invariant;
+    problem_.options = options.under_test;
+    problem_.options.batch_invariant = invariant;
+    outcome_.repro = repro_command(spec, options.under_test);
+  }
+
+  Outcome run() {
+    std::optional<Plan> plan;
+    try {
+      plan = make_plan(problem_);
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::Unsupported) return finish(Result::Rejected, error.what());
+      if (is_expected(error)) return finish(Result::Passed, "");
+      return finish(Result::Failed, std::string("make_plan threw: ") + error.what());
+    }
+    outcome_.backend = plan->backend();
+    outcome_.isa = plan->isa();
+    const std::string wrong = wrong_backend();
+    if (!wrong.empty()) return finish(Result::Failed, wrong);
+    return spec_.corrupt == Corrupt::None ? run_good(*plan) : run_corrupt(*plan);
+  }
+
+ private:
+  Outcome finish(Result result, const std::string& reason) {
+    outcome_.result = result;
+    outcome_.reason = reason;
+    return outcome_;
+  }
+
+  bool is_expected(const Error& error) const {
+    return spec_.corrupt != Corrupt::None && (error.code() == ErrorCode::InvalidContent ||
+                                              error.code() == ErrorCode::InvalidArgument);
+  }
+
+  /// A GPU's kernels may refuse strides and alignments, which planning does not see.
+  bool may_refuse(const Error& error) const {
+    return space_.device().type == DeviceType::Cuda && error.code() == ErrorCode::InvalidArgument &&
+           !error.argument().empty();
+  }
+
+  /// A forced backend or instruction set must be the one in force.
+  std::string wrong_backend() const {
+    const Options& wanted = options_.under_test;
+    if (!wanted.backend.empty() && wanted.backend != outcome_.backend) {
+      return "asked for backend " + wanted.backend + ", planned for " + outcome_.backend;
+    }
+    if (!wanted.isa.empty() && wanted.isa != outcome_.isa) {
+      return "asked for instruction set " + wanted.isa + ", planned for " + outcome_.isa;
+    }
+    return "";
+  }
+
+  Outcome run_good(const Plan& plan) {
+    GuardedWorkspace workspace(plan.workspace_bytes(), space_);
+    Placement placement(data_, space_);
+    Bits first;
+    for (int n = 0; n < options_.repeats; ++n) {
+      workspace.poison();
+      try {
+        msa::testkit::run(plan, placement.prepare(), workspace.view(), space_.stream());
+      } catch (const Error& error) {
+        if (!may_refuse(error))
+          return finish(Result::Failed, std::string("run threw: ") + error.what());
+        placement.fetch();
+        const std::string touched = data_.touched();
+        return touched.empty() ? finish(Result::Rejected, error.what())
+                               : finish(Result::Failed, "rejected, but " + touched);
+      }
+      placement.fetch();
+      if (!workspace.guards_intact())
+        return finish(Result::Failed, "the workspace's red zone was written");
+      const std::string damage = data_.damage();
+      if (!damage.empty()) return finish(Result::Failed, damage);
+      if (options_.repeats == 1) break;
+      Bits bits = output_bits(data_);
+      if (n > 0 && bits != first) {
+        return finish(Result::Failed,
+                      "run " + std::to_string(n + 1) + " gave other bits than the first");
+      }
+      first = std::move(bits);
+    }
+    CompareOptions compare_options = options_.compare;
+    compare_options.exact_scores = has_exact_scores(spec_);
+    Problem host = problem_;
+    host.device = {};
+    if (spec_.op == Op::MsaAttention && !spec_.ids) return run_with_ids();
+    outcome_.report = compare(host, data_.operands(), compare_options);
+    return finish(outcome_.report.ok ? Result::Passed : Result::Failed, outcome_.report.what);
+  }
+
+  /// msa_attention that was not asked for its selection must compute what it computes when asked.
+  Outcome run_with_ids() {
+    Case asked = spec_;
+    asked.ids = true;
+    Verification twin(asked, options_);
+    const Outcome outcome = twin.run();
+    outcome_.report = outcome.report;
+    if (outcome.result != Result::Passed) return finish(outcome.result, outcome.reason);
+    Bits bits = output_bits(twin.data_);
+    bits.pop_back();  // the ids come last
+    if (bits != output_bits(data_)) {
+      return finish(Result::Failed, "asking for the selection changed the output");
+    }
+    return finish(Result::Passed, "");
+  }
+
+  Outcome run_corrupt(const Plan& plan) {
+    GuardedWorkspace workspace(plan.workspace_bytes(), space_);
+    Placement placement(data_, space_);
+    try {
+      msa::testkit::run(plan, placement.prepare(), workspace.view(), space_.stream());
+    } catch (const Error& error) {
+      placement.fetch();
+      if (!is_expected(error))
+        return finish(Result::Failed, std::string("run threw: ") + error.what());
+      if (error.argument().empty())
+        return finish(Result::Failed, std::string("names no argument: ") + error.what());
+      const std::string touched = data_.touched();
+      return finish(touched.empty() ? Result::Passed : Result::Failed, touched);
+    }
+    placement.fetch();
+    const std::string damage = data_.damage();
+    if (!damage.empty()) return finish(Result::Failed, damage);
+    const bool reported = check(plan, workspace.view(), space_.stream()).has_value();
+    // On a GPU a duplicate leaves the row's value open, and nobody looks for it.
+    const bool open =
+        spec_.corrupt == Corrupt::BlockTwice && space_.device().type == DeviceType::Cuda;
+    if (reported || open) return finish(Result::Passed, "");
+    return finish(Result::Failed, "accepted corrupt=" + case_value(spec_, "corrupt"));
+  }
+
+  const Case& spec_;
+  const VerifyOptions& options_;
+  MemorySpace& space_;
+  Data data_;
+  Problem problem_;
+  Outcome outcome_{};
+};
+
+}  // namespace
+
+Outcome verify(const Case& spec, const VerifyOptions& options) {
+  const auto failed = [&](const std::string& reason) {
+    return Outcome{.result = Result::Failed,
+                   .reason = reason,
+                   .repro = repro_command(spec, options.under_test)};
+  };
+  try {
+    return Verification(spec, options).run();
+  } catch (const CaseError& error) {
+    return failed(std::string("the case cannot be made: ") + error.what());
+  } catch (const std::bad_alloc&) {
+    return failed("out of memory");
+  } catch (const Error& error) {
+    return failed(std::string("the oracle failed: ") + error.what());
+  }
+}
+
+std::string repro_command(const Case& spec, const Options& under_test) {
+  std::string command = "msa verify";
+  if (!under_test.backend.empty()) command += " --backend " + under_test.backend;
+  if (!under_test.isa.empty()) command += " --isa " + under_test.isa;
+  if (under_test.threads != 0) command += " --threads " + std::to_string(under_test.threads);
+  return command + " --case '" + to_line(spec) + "'";
+}
+
+bool has_exact_scores(const Case& spec) {
+  return spec.regime != Regime::Random && spec.regime != Regime::Drift;
+}
+
+std::vector<IsaInfo> isas_of(const std::string& backend) {
+  for (const BackendInfo& info : build_info().backends) {
+    if (info.name == backend) return info.isas;
+  }
+  return {};
+}
+
+}  // namespace msa::testkit

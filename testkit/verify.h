@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// One case from text to verdict: generate, run on the backend under test, compare with the oracle.
+// Tests, fuzzers, benchmarks and the command-line tool all come through here.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "msa/info.h"
+#include "testkit/case.h"
+#include "testkit/compare.h"
+#include "testkit/memory.h"
+
+namespace msa::testkit {
+
+enum class Result : std::uint8_t {
+  Passed,
+  Failed,
+  Rejected,  // no backend serves it (or not the one under test): the reason says why
+};
+
+struct Outcome {
+  Result result = Result::Passed;
+  std::string reason{};          // of a failure or a rejection
+  std::string repro{};           // the command that repeats it
+  std::string backend{}, isa{};  // that ran
+  Report report{};               // of the comparison, where there was one
+};
+
+struct VerifyOptions {
+  Options under_test{};          // backend, instruction set, threads
+  MemorySpace* space = nullptr;  // left out: the host
+  int repeats = 2;               // runs in all; each must give the same bits
+  CompareOptions compare{};      // exact_scores is set from the case
+};
+
+Outcome verify(const Case& spec, const VerifyOptions& options);
+
+/// The command that repeats a case: `msa verify --backend cpu --isa avx2 --case '...'`.
+std::string repro_command(const Case& spec, const Options& under_test);
+
+/// Whether the regime's index vectors have exact dot products.
+bool has_exact_scores(const Case& spec);
+
+/// Instruction sets of a backend, each with whether this machine has it.
+std::vector<IsaInfo> isas_of(const std::string& backend);
+
+}  // namespace msa::testkit

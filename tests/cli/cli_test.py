@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: MIT
+"""Tests of the command-line tool: exit codes, files, hostile files. usage: cli_test.py MSA [unittest arguments]"""
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import safetensors_files as st
+
+MSA = "msa"
+GOOD, FAILED, USAGE, BAD_INPUT, NO_BACKEND = range(5)
+
+
+def msa(*args, env=None, preexec=None):
+    return subprocess.run([MSA, *map(str, args)], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **(env or {})}, preexec_fn=preexec)
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def expect(self, code, result, *texts):
+        self.assertEqual(result.returncode, code, f"{result.args}\n{result.stdout}\n{result.stderr}")
+        for text in texts:
+            self.assertIn(text, result.stderr)
+        return result
+
+
+def normal(count, seed):
+    rng = random.Random(seed)
+    return [rng.gauss(0, 1) for _ in range(count)]
+
+
+def problem(rows=5, keys=70, heads=2, heads_kv=1, dim=16, dtype="F32", seed=1):
+    return {
+        "q": (dtype, [rows, heads, dim], normal(rows * heads * dim, seed)),
+        "k": (dtype, [keys, heads_kv, dim], normal(keys * heads_kv * dim, seed + 1)),
+        "v": (dtype, [keys, heads_kv, dim], normal(keys * heads_kv * dim, seed + 2)),
+        "index_q": (dtype, [rows, heads_kv, dim], normal(rows * heads_kv * dim, seed + 3)),
+        "index_k": (dtype, [keys, 1, dim], normal(keys * dim, seed + 4)),
+    }
+
+
+def attention(p, row, head, visible):
+    """One row of attention in double precision over the given keys: (out, lse)."""
+    dim = p["q"][1][2]
+    heads, heads_kv = p["q"][1][1], p["k"][1][1]
+    q = p["q"][2][(row * heads + head) * dim:][:dim]
+    base = head // (heads // heads_kv)
+    def vec(name, j): return p[name][2][(j * heads_kv + base) * dim:][:dim]
+    scores = [sum(a * b for a, b in zip(q, vec("k", j))) / math.sqrt(dim) for j in visible]
+    if not scores: return [0.0] * dim, -math.inf
+    top = max(scores)
+    weights = [math.exp(s - top) for s in scores]
+    total = sum(weights)
+    out = [sum(w * vec("v", j)[d] for w, j in zip(weights, visible)) / total for d in range(dim)]
+    return out, top + math.log(total)
+
+
+class Commands(CliTest):
+    def test_help_and_version_are_good(self):
+        self.assertIn("verify", self.expect(GOOD, msa("--help")).stdout)
+        self.assertRegex(self.expect(GOOD, msa("--version")).stdout, r"^msa \d+\.\d+\.\d+\n$")
+
+    def test_wrong_usage(self):
+        for args in [(), ("nonsense",), ("info", "--nonsense"), ("run",), ("run", "dance", "a", "b"),
+                     ("run", "dense", "a"), ("run", "dense", "a", "b", "--topk", "many"),
+                     ("run", "dense", "a", "b", "--backend", "abacus"), ("run", "dense", "a", "b", "--isa", "mmx"),
+                     ("run", "dense", "a", "b", "--threads", "0")]:
+            with self.subTest(args=args):
+                self.expect(USAGE, msa(*args))
+
+    def test_info(self):
+        info = json.loads(self.expect(GOOD, msa("info", "--json")).stdout)
+        names = [b["name"] for b in info["backends"]]
+        self.assertIn("reference", names)
+        for b in info["backends"]:
+            self.assertTrue(b["available"] or b["reason"], b)
+        text = self.expect(GOOD, msa("info")).stdout
+        self.assertIn(info["version"], text)
+        for name in names:
+            self.assertIn(f"backend\t{name}\t", text)
+
+    def test_backend_not_available(self):
+        info = json.loads(msa("info", "--json").stdout)
+        there = {b["name"] for b in info["backends"] if b["available"]}
+        st.write(self.path("in"), problem())
+        if "cuda" not in there:
+            self.expect(NO_BACKEND, msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cuda"), "cuda")
+        for b in info["backends"]:
+            for isa in b.get("isas", []):
+                result = msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", isa["name"])
+                self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+        if "cuda" not in there:
+            self.assertTrue(all("cuda" != b["name"] or not b["available"] for b in info["backends"]))
+
+    def test_full_disk_for_stdout(self):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([MSA, "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(result.returncode, FAILED, result.stderr)
+
+
+class RunFiles(CliTest):
+    def run_op(self, op, tensors, *options):
+        st.write(self.path("in"), tensors)
+        self.expect(GOOD, msa("run", op, self.path("in"), self.path("out"), *options))
+        return st.read(self.path("out"))
+
+    def test_dense_round_trip(self):
+        p = problem()
+        out, metadata = self.run_op("dense", p)
+        self.assertEqual(set(out), {"out", "lse"})
+        for row in range(5):
+            for head in range(2):
+                expected, lse = attention(p, row, head, range(70 - 5 + row + 1))
+                got = out["out"][2][(row * 2 + head) * 16:][:16]
+                for a, b in zip(got, expected):
+                    self.assertAlmostEqual(a, b, places=4)
+                self.assertAlmostEqual(out["lse"][2][row * 2 + head], lse, places=4)
+        self.assertEqual(metadata["msa.op"], "dense")
+        for key in ("msa.version", "msa.backend", "msa.isa", "msa.options"):
+            self.assertTrue(metadata[key])
+
+    def test_no_causal_and_scale(self):
+        p = problem()
+        out, _ = self.run_op("dense", p, "--no-causal", "--softmax-scale", "0.25")
+        expected, lse = attention(p, 0, 0, range(70))
+        for a, b in zip(out["out"][2], expected):
+            self.assertAlmostEqual(a, b, places=4)
+        self.assertAlmostEqual(out["lse"][2][0], lse, places=4)
+
+    def test_scores_and_select(self):
+        p = problem()
+        options = ("--block-size", 16, "--topk", 2)
+        scores, _ = self.run_op("scores", p, "--block-size", 16)
+        self.assertEqual(scores["block_scores"][1], [5, 1, 5])
+        dim = 16
+        q = p["index_q"][2][:dim]
+        keys = [p["index_k"][2][j * dim:][:dim] for j in range(66)]  # row 0 stands at position 65
+        dots = [sum(a * b for a, b in zip(q, k)) for k in keys]
+        expected = [max(dots[b * 16:(b + 1) * 16]) for b in range(5)]
+        for a, b in zip(scores["block_scores"][2], expected):
+            self.assertAlmostEqual(a, b, places=4)
+        ids, _ = self.run_op("select", p, *options)
+        self.assertEqual(ids["block_ids"][2][:2], sorted([expected[:4].index(max(expected[:4])), 4]))
+
+    def test_msa_is_select_then_sparse(self):
+        for dtype in ("F32", "F16", "BF16"):
+            with self.subTest(dtype=dtype):
+                p = problem(dtype=dtype)
+                options = ("--block-size", 16, "--topk", 2)
+                whole, _ = self.run_op("msa", p, *options)
+                self.assertEqual(set(whole), {"out", "lse", "block_ids"})
+                self.assertEqual(whole["out"][0], dtype)
+                ids, _ = self.run_op("select", p, *options)
+                self.assertEqual(ids["block_ids"], whole["block_ids"])
+                sparse, _ = self.run_op("sparse", {**p, "block_ids": ids["block_ids"]}, "--block-size", 16)
+                for a, b in zip(sparse["out"][2], whole["out"][2]):
+                    self.assertAlmostEqual(a, b, delta=0.02)
+
+    def test_paged_equals_ragged(self):
+        p = problem(keys=64)
+        page, heads, dim = 16, 1, 16
+        order = [3, 0, 2, 1]
+        paged = {"q": p["q"], "page_table": ("I32", [1, 6], order + [-7, 99]),
+                 "cu_seqlens_q": ("I32", [2], [0, 5]), "seqlens_k": ("I32", [1], [64])}
+        for name in ("k", "v"):
+            values = [0.0] * (64 * heads * dim)
+            for logical, physical in enumerate(order):
+                values[physical * page * dim:(physical + 1) * page * dim] = \
+                    p[name][2][logical * page * dim:(logical + 1) * page * dim]
+            paged[name + "_cache"] = ("F32", [4, page, heads, dim], values)
+        self.assertEqual(self.run_op("dense", paged)[0]["out"], self.run_op("dense", p)[0]["out"])
+
+    def test_ragged_batch_and_offsets(self):
+        p = problem()
+        p["cu_seqlens_q"] = ("I32", [4], [0, 2, 2, 5])
+        p["seqlens_k"] = ("I32", [3], [30, 0, 40])
+        p["q_offsets"] = ("I32", [3], [-1, 0, 3])
+        out, _ = self.run_op("dense", p)
+        rows = [(0, range(0)), (1, range(1)), (2, range(30, 34)), (3, range(30, 35)), (4, range(30, 36))]
+        for row, visible in rows:
+            expected, lse = attention(p, row, 1, visible)
+            got = out["out"][2][(row * 2 + 1) * 16:][:16]
+            for a, b in zip(got, expected):
+                self.assertAlmostEqual(a, b, places=4)
+            if visible:
+                self.assertAlmostEqual(out["lse"][2][row * 2 + 1], lse, places=4)
+            else:
+                self.assertEqual(out["lse"][2][row * 2 + 1], -math.inf)
+
+    def test_known_but_unneeded_tensors_are_ignored(self):
+        p = problem()
+        self.assertEqual(self.run_op("dense", p)[0]["out"],
+                         self.run_op("dense", {n: p[n] for n in ("q", "k", "v")})[0]["out"])
+
+    def test_empty_problem(self):
+        out, _ = self.run_op("dense", {"q": ("F32", [0, 2, 16], []), "k": ("F32", [0, 1, 16], []), "v": ("F32", [0, 1, 16], [])})
+        self.assertEqual(out["out"][1], [0, 2, 16])
+
+    def test_in_place_and_existing_output(self):
+        st.write(self.path("in"), problem())
+        self.expect(GOOD, msa("run", "dense", self.path("in"), self.path("in")))
+        self.assertEqual(set(st.read(self.path("in"))[0]), {"out", "lse"})
+        self.assertEqual(os.listdir(self.folder), ["in"])
+
+
+class BadFiles(CliTest):
+    def refuse(self, tensors, *texts, op="msa", options=(), code=BAD_INPUT):
+        st.write(self.path("in"), tensors)
+        result = msa("run", op, self.path("in"), self.path("out"), *options)
+        self.expect(code, result, *texts)
+        self.assertEqual(len(result.stderr.strip().splitlines()), 1, result.stderr)
+        self.assertEqual(os.listdir(self.folder), ["in"])
+
+    def test_missing_input(self):
+        self.expect(BAD_INPUT, msa("run", "dense", self.path("none"), self.path("out")), "none")
+        self.expect(BAD_INPUT, msa("run", "dense", self.folder, self.path("out")), "not a regular file")
+
+    def test_unknown_tensor_lists_known_ones(self):
+        self.refuse({**problem(), "query": ("F32", [1], [0])}, "'query' is not known", "index_k_cache", "block_ids")
+
+    def test_missing_tensors(self):
+        for op, needed in [("dense", "qkv"), ("scores", ("index_q", "index_k")), ("select", ("index_q", "index_k")),
+                           ("sparse", ("q", "k", "v", "block_ids")), ("msa", ("q", "k", "v", "index_q", "index_k"))]:
+            full = {**problem(), "block_ids": ("I32", [5, 1, 1], [0] * 5)}
+            for name in needed:
+                with self.subTest(op=op, missing=name):
+                    self.refuse({n: t for n, t in full.items() if n != name}, f"needs the tensor '{name}'", op=op)
+
+    def test_conflicts(self):
+        p = problem()
+        cache = ("F32", [1, 16, 1, 16], normal(256, 9))
+        self.refuse({**p, "k_cache": cache}, "either 'k' or 'k_cache'")
+        self.refuse({**{n: t for n, t in p.items() if n != "k"}, "k_cache": cache}, "all in caches")
+        self.refuse({**p, "seqlens_k": ("I32", [1], [70])}, "needs the tensor 'cu_seqlens_q'")
+        self.refuse({**p, "cu_seqlens_q": ("I32", [2], [0, 5])}, "needs the tensor 'seqlens_k'")
+
+    def test_shapes_and_dtypes(self):
+        p = problem()
+        lengths = {"cu_seqlens_q": ("I32", [2], [0, 5]), "seqlens_k": ("I32", [1], [70])}
+        self.refuse({**p, "q": ("F32", [80, 2], normal(160, 1))}, "'q'", "rank of 3")
+        self.refuse({**p, "v": ("F32", [69, 1, 16], normal(69 * 16, 1))}, "v")
+        self.refuse({**p, "k": ("BF16", *p["k"][1:])}, "k")
+        self.refuse({**p, **lengths, "seqlens_k": ("I64", [1], [70])}, "seqlens_k", "i32")
+        self.refuse({**p, **lengths, "seqlens_k": ("I32", [1], [71])}, "seqlens_k", "71")
+        self.refuse({**p, **lengths, "seqlens_k": ("I32", [1], [-1])}, "seqlens_k", "-1")
+        self.refuse({**p, **lengths, "cu_seqlens_q": ("I32", [2], [0, 6])}, "cu_seqlens_q")
+        self.refuse({**p, **lengths, "cu_seqlens_q": ("I32", [3], [0, 3, 5])}, "seqlens_k")
+
+    def test_bad_contents(self):
+        p = problem()
+        for ids in ([7], [-2], [2**31 - 1]):
+            with self.subTest(ids=ids):
+                self.refuse({**p, "block_ids": ("I32", [5, 1, 1], ids * 5)}, "block_ids", op="sparse")
+        self.refuse({**p, "block_ids": ("I32", [5, 1, 2], [0] * 10)}, "block_ids", op="sparse")
+
+    def test_sparse_topk_must_equal_the_width(self):
+        p = {**problem(), "block_ids": ("I32", [5, 1, 1], [0] * 5)}
+        self.refuse(p, "--topk: expected 1", op="sparse", options=("--topk", 2), code=USAGE)
+        st.write(self.path("in"), p)
+        self.expect(GOOD, msa("run", "sparse", self.path("in"), self.path("out"), "--topk", 1))
+
+    def test_bad_options_are_usage(self):
+        for options in [("--block-size", 17), ("--topk", 2, "--local-blocks", 3), ("--init-blocks", -1)]:
+            with self.subTest(options=options):
+                self.refuse(problem(), options=options, code=USAGE)
+
+    def test_hostile_files(self):
+        for name, text, header, data, length in st.hostile():
+            with self.subTest(name=name):
+                st.raw(self.path("in"), header, data, length)
+                result = msa("run", "dense", self.path("in"), self.path("out"))
+                self.expect(BAD_INPUT, result, text)
+                self.assertNotIn("\x1b", result.stderr)
+                self.assertEqual(os.listdir(self.folder), ["in"])
+
+    def test_truncated_anywhere(self):
+        st.write(self.path("whole"), {n: t for n, t in problem(rows=1, keys=2).items() if n in "qkv"})
+        with open(self.path("whole"), "rb") as f:
+            blob = f.read()
+        self.expect(GOOD, msa("run", "dense", self.path("whole"), self.path("out")))
+        os.unlink(self.path("out"))
+        for size in list(range(0, 16)) + list(range(16, len(blob), 29)) + [len(blob) - 1]:
+            with open(self.path("in"), "wb") as f:
+                f.write(blob[:size])
+            self.expect(BAD_INPUT, msa("run", "dense", self.path("in"), self.path("out")))
+            self.assertFalse(os.path.exists(self.path("out")))
+
+
+class FailedWrites(CliTest):
+    def test_output_appears_whole_or_not_at_all(self):
+        st.write(self.path("in"), problem())
+        for out in [self.path("no/such/folder/out"), self.folder, "/dev/full", "/dev/null"]:
+            with self.subTest(out=out):
+                self.expect(FAILED, msa("run", "dense", self.path("in"), out))
+        self.assertTrue(os.path.exists("/dev/null"))
+        self.assertEqual(os.listdir(self.folder), ["in"])
+
+    def test_size_limit(self):
+        import resource
+        st.write(self.path("in"), problem(rows=100))
+        # Less than the output, more than the shared memory that clang's OpenMP runtime asks for.
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        self.expect(FAILED, msa("run", "dense", self.path("in"), self.path("out"), preexec=limit), "write failed")
+        self.assertEqual(os.listdir(self.folder), ["in"])
+
+
+SMALL = "heads=4/2 dim=32 block=16 topk=4 lens=8:200"
+
+
+class Verify(CliTest):
+    def test_totals(self):
+        result = self.expect(GOOD, msa("verify", "--case", f"op=dense|select|sparse|msa {SMALL}"))
+        totals = dict(line.split("\t") for line in result.stdout.splitlines())
+        self.assertEqual((totals["run"], totals["passed"]), ("4", "4"), result.stdout)
+
+    def test_usage_and_files(self):
+        self.expect(USAGE, msa("verify"))
+        self.expect(USAGE, msa("verify", "--case", "op=dance"), "dance")
+        self.expect(BAD_INPUT, msa("verify", self.path("none.txt")), "none.txt")
+        with open(self.path("bad.txt"), "w") as f:
+            f.write("op=dense heads=4/2\nheads=3\n")
+        self.expect(BAD_INPUT, msa("verify", self.path("bad.txt")), "bad.txt", "heads")
+        with open(self.path("good.txt"), "w") as f:
+            f.write(f"# one case\n\nop=dense {SMALL}\n")
+        self.expect(GOOD, msa("verify", self.path("good.txt")))
+
+    def test_every_isa(self):
+        info = json.loads(msa("info", "--json").stdout)
+        for backend in info["backends"]:
+            for isa in backend.get("isas", []):
+                result = msa("verify", "--backend", "cpu", "--isa", isa["name"], "--case", f"op=dense {SMALL}")
+                self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+
+
+class Bench(CliTest):
+    def bench(self, *options, code=GOOD, case=f"op=dense {SMALL}"):
+        return self.expect(code, msa("bench", "--case", case, "--repeat", 2, "--min-time", 0, *options))
+
+    def test_rows(self):
+        lines = self.expect(GOOD, msa("bench", "--list")).stdout.splitlines()
+        ids = {line.split("\t")[0].replace("cpu.host.", "cpu.") for line in lines[1:]}
+        for row in ("cpu.dense.8k", "cpu.select.32k", "cpu.sparse.32k.drift", "cpu.sparse.32k.random", "cpu.msa.32k.drift",
+                    "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.dense.8k.avx2", "cpu.memory.128k"):
+            self.assertIn(row, ids)
+        self.expect(USAGE, msa("bench", "--filter", "no.such.row"))
+        self.expect(USAGE, msa("bench", "--case", "op=dance"))
+
+    def test_tsv_and_json(self):
+        header, line = self.bench("--json", self.path("out.json"), "--roofline").stdout.splitlines()
+        row = dict(zip(header.split("\t"), line.split("\t")))
+        self.assertEqual((row["op"], row["backend"], row["verified"]), ("dense", "cpu", "yes"))
+        with open(self.path("out.json")) as f:
+            doc = json.load(f)
+        self.assertEqual(set(doc), {"machine", "peaks", "commit", "version", "command", "date", "rows"})
+        self.assertGreater(doc["peaks"]["read_bytes_per_s"], 0)
+        (found,) = doc["rows"]
+        self.assertTrue(found["verified"])
+        self.assertLessEqual(found["spread"][0], found["seconds"])
+        self.assertLessEqual(found["seconds"], found["spread"][1])
+        for absent in ("ratio", "peer", "bytes", "blocks_per_8"):
+            self.assertNotIn(absent, found)
+
+    def test_baseline(self):
+        self.bench("--json", self.path("now.json"))
+        with open(self.path("now.json")) as f:
+            doc = json.load(f)
+        def against(seconds, **machine):
+            changed = {**doc, "machine": {**doc["machine"], **machine}, "rows": [{**doc["rows"][0], "seconds": seconds}]}
+            with open(self.path("base.json"), "w") as f:
+                json.dump(changed, f)
+            return "--baseline", self.path("base.json")
+        self.bench(*against(1e6))
+        self.expect(FAILED, self.bench(*against(1e-9), code=FAILED), "regression")
+        self.expect(BAD_INPUT, self.bench(*against(1, cpu="abacus"), code=BAD_INPUT), "abacus")
+        with open(self.path("base.json"), "w") as f:
+            f.write("[]")
+        self.bench("--baseline", self.path("base.json"), code=BAD_INPUT)
+        self.bench("--baseline", self.path("none.json"), code=BAD_INPUT)
+
+    def test_json_that_cannot_be_written(self):
+        self.bench("--json", self.path("no/such/folder.json"), code=FAILED)
+
+    def test_on_demand(self):
+        result = subprocess.run([MSA, "bench", "--case", f"op=dense {SMALL}", "--on-demand"], input="run\nrun\n",
+                                capture_output=True, text=True, timeout=120)
+        self.expect(GOOD, result)
+        ready, *seconds = result.stdout.splitlines()
+        self.assertTrue(ready.startswith("ready\tcpu\t"))
+        self.assertEqual(len(seconds), 2)
+        self.assertTrue(all(float(s) > 0 for s in seconds))
+
+
+class Demo(CliTest):
+    def test_page(self):
+        page = self.path("folder/page.html")
+        result = self.expect(GOOD, msa("demo", "--tokens", 4096, "--heads", "2/1", "--out", page))
+        self.assertIn("needles found\t24 of 24", result.stdout)
+        with open(page) as f:
+            html = f.read()
+        for word in ("<canvas", "<svg", "prefers-color-scheme", "verified"):
+            self.assertIn(word, html)
+        for outside in ("http://", "https://", "src=", "<link", "@import"):
+            self.assertNotIn(outside, html)
+
+    def test_usage(self):
+        for options in [("--heads", "3/2"), ("--heads", "two"), ("--tokens", 100)]:
+            self.expect(USAGE, msa("demo", *options, "--out", self.path("page.html")))
+
+
+if __name__ == "__main__":
+    MSA = os.path.abspath(sys.argv.pop(1))
+    unittest.main()

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+// Attention on every instruction set of this machine: against the oracle, with bits that depend on
+// neither threads nor the batch around a request, and with the level that was asked for in force.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <iostream>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/cpu_features.h"
+#include "cpu/convert.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "testkit/generate.h"
+#include "testkit/operands.h"
+#include "testkit/verify.h"
+
+namespace msa::test {
+namespace {
+
+using testkit::Case;
+using testkit::Data;
+using testkit::Operands;
+
+/// Levels that this machine has; the others are named once as not run.
+const std::vector<std::string>& levels() {
+  static const std::vector<std::string> list = [] {
+    std::vector<std::string> names;
+    for (const IsaInfo& isa : testkit::isas_of("cpu")) {
+      if (isa.available) {
+        names.push_back(isa.name);
+      } else {
+        std::cout << "[ not run ] isa " << isa.name << ": " << isa.reason << "\n";
+      }
+    }
+    return names;
+  }();
+  return list;
+}
+
+Options on(const std::string& isa, int threads = 2) {
+  return {.backend = "cpu", .isa = isa, .threads = threads};
+}
+
+/// What a call wrote, byte for byte.
+std::vector<std::byte> bits_of(const Case& spec, const Options& options) {
+  Data data(spec);
+  Problem problem = data.problem();
+  problem.options = options;
+  problem.options.batch_invariant = true;
+  const Plan plan = make_plan(problem);
+  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+  workspace.poison();
+  testkit::run(plan, data.prepare(), workspace.view());
+  EXPECT_TRUE(workspace.guards_intact());
+  EXPECT_EQ(data.damage(), "");
+  std::vector<std::byte> bits;
+  for (const testkit::Buffer& b : data.buffers()) {
+    for (const Tensor* t :
+         {&data.operands().out, &data.operands().lse, &data.operands().block_max}) {
+      if (*t && t->data >= b.data() && t->data < b.data() + b.bytes()) {
+        bits.insert(bits.end(), b.data(), b.data() + b.bytes());
+      }
+    }
+  }
+  return bits;
+}
+
+// ---- levels ----
+
+TEST(Isa, TheLevelAskedForIsInForce) {
+  for (const std::string& name : levels()) {
+    Problem problem =
+        testkit::problem_of(testkit::parse_case("op=dense heads=4/2 dim=32 lens=3:40"));
+    problem.options = on(name);
+    EXPECT_EQ(make_plan(problem).isa(), name);
+  }
+  for (const cpu::Isa isa : cpu::kIsas) {
+    const cpu::Kernels* kernels = cpu::find_kernels(isa);
+    if (kernels == nullptr) continue;
+    EXPECT_STREQ(kernels->isa, cpu::to_string(isa));
+    const bool wide = isa == cpu::Isa::Avx512 || isa == cpu::Isa::Avx512Bf16;
+    EXPECT_EQ(kernels->attend.lanes, wide ? 16 : 8);
+    EXPECT_EQ(kernels->attend.words_of_bf16, isa == cpu::Isa::Avx512Bf16 ? 2 : 1);
+    for (const cpu::Isa other : cpu::kIsas) {
+      if (other == isa || cpu::find_kernels(other) == nullptr) continue;
+      EXPECT_NE(kernels->attend.attend, cpu::find_kernels(other)->attend.attend);
+    }
+  }
+}
+
+TEST(Isa, ArithmeticTellsTheLevels) {
+  // bf16 products are summed in pairs and P is rounded; fused products round once, plain ones
+  // twice.
+  const Case spec = testkit::parse_case("op=dense dtype=bf16 out=f32 heads=4/1 dim=64 lens=9:200");
+  for (const std::string& isa : levels()) {
+    for (const std::string& other : levels()) {
+      const bool same_arithmetic = isa == other || (isa != "scalar" && isa != "avx512_bf16" &&
+                                                    other != "scalar" && other != "avx512_bf16");
+      if (same_arithmetic) continue;
+      EXPECT_NE(bits_of(spec, on(isa)), bits_of(spec, on(other))) << isa << " and " << other;
+    }
+  }
+}
+
+TEST(Isa, UnknownNamesAndMissingFeaturesAreRejected) {
+  Problem problem = testkit::problem_of(testkit::parse_case("op=dense heads=4/2 dim=32 lens=3:40"));
+  problem.options = on("avx1024");
+  const Support support = supports(problem);
+  EXPECT_FALSE(support.supported);
+  bool named = false;
+  for (const BackendAnswer& answer : support.backends) {
+    named = named || answer.reason.find("avx1024") != std::string::npos;
+  }
+  EXPECT_TRUE(named);
+  core::CpuFeatures nothing;
+  EXPECT_EQ(cpu::missing(cpu::Isa::Scalar, nothing), "");
+#if defined(__x86_64__)
+  EXPECT_EQ(cpu::missing(cpu::Isa::Avx2, nothing), "avx2, fma, f16c");
+  core::CpuFeatures cascade_lake{.avx2 = true,
+                                 .fma = true,
+                                 .f16c = true,
+                                 .avx512f = true,
+                                 .avx512bw = true,
+                                 .avx512dq = true,
+                                 .avx512vl = true};
+  EXPECT_EQ(cpu::missing(cpu::Isa::Avx512, cascade_lake), "");
+  EXPECT_EQ(cpu::missing(cpu::Isa::Avx512Bf16, cascade_lake), "avx512_bf16");
+#endif
+}
+
+// ---- against the oracle ----
+
+const std::vector<std::string>& lines() {
+  static const std::vector<std::string> list = {
+      // lanes: groups that fill, cross and share vectors; dims of every residue
+      "op=dense dtype=bf16 heads=16/1 dim=128 lens=130:300 lse=1",
+      "op=dense dtype=f16 heads=24/1 dim=48 lens=21:77 lse=1",
+      "op=dense dtype=f32 heads=3/1 dim=16 value_dim=112 lens=40:70 lse=1",
+      "op=dense dtype=bf16 heads=10/2 dim=80 value_dim=16 lens=17:140,1:33,0:9 lse=1",
+      "op=dense dtype=bf16 heads=2/2 dim=256 lens=33:129 out=f32 lse=1",
+      // visibility: more queries than keys, offsets, no causality, tails of one key
+      "op=dense dtype=f32 heads=8/2 dim=32 lens=50:20,3:1,2:0 lse=1",
+      "op=dense dtype=bf16 heads=8/2 dim=32 lens=5:200:-3,6:100:500 lse=1 pad_rows=70",
+      "op=dense dtype=f16 heads=8/2 dim=64 lens=40:257,1:129 causal=0 lse=1",
+      // pieces of keys: decode of one and of several tokens, heads together and apart
+      "op=dense dtype=bf16 heads=64/4 dim=128 lens=1:1500 lse=1",
+      "op=dense dtype=bf16 heads=32/4 dim=64 lens=3:1000 page=16 lse=1",
+      "op=dense dtype=f32 heads=8/4 dim=32 lens=1:5000 page=48 layout=head_major lse=1",
+      "op=dense dtype=bf16 heads=20/10 dim=32 lens=1:900,1:5,1:0,1:300 page=32 lse=1",
+      "op=sparse dtype=bf16 heads=64/4 dim=128 block=128 topk=16 lens=1:4000 page=128 lse=1",
+      "op=sparse dtype=f16 heads=8/2 dim=64 block=32 topk=12 lens=2:900,1:40 lse=1",
+      // lists: blocks shared by some tokens of a tile, partial lists, every block size
+      "op=sparse dtype=bf16 heads=16/1 dim=128 block=128 topk=4 lens=70:700 lse=1",
+      "op=sparse dtype=bf16 heads=8/1 dim=64 block=16 topk=9 lens=90:500 partial=1 order=shuffled "
+      "lse=1",
+      "op=sparse dtype=f32 heads=6/2 dim=32 block=48 topk=3 lens=70:300,9:100 page=16 lse=1",
+      "op=sparse dtype=f16 heads=12/1 dim=96 block=256 topk=2 lens=33:900 strides=padded lse=1",
+      "op=sparse dtype=bf16 heads=1/1 dim=16 block=16 topk=5 lens=150:333 lse=1",
+      // block maxima beside the output, alone, under a negative scale
+      "op=dense dtype=bf16 heads=16/2 dim=64 block=64 lens=70:300 block_max=1 lse=1",
+      "op=dense dtype=f32 heads=6/2 dim=32 block=16 lens=40:100,3:7 block_max=1 output=0",
+      "op=dense dtype=bf16 heads=8/2 dim=64 block=32 lens=1:2000 block_max=1 scale=-0.2 lse=1",
+      "op=dense dtype=f32 heads=8/2 dim=64 lens=20:90 scale=0 lse=1",
+      // what must not leak and what must show
+      "op=dense dtype=bf16 heads=16/2 dim=64 lens=60:260,2:33 page=16 hostile=nan lse=1",
+      "op=dense dtype=f32 heads=16/2 dim=64 lens=60:260 hostile=nan_v lse=1",
+      "op=dense dtype=bf16 heads=16/2 dim=64 lens=60:260 hostile=nan_k block_max=1 lse=1",
+      "op=sparse dtype=bf16 heads=8/2 dim=64 block=16 topk=4 lens=60:260 hostile=nan_q lse=1",
+      "op=sparse dtype=f16 heads=8/2 dim=64 block=16 topk=4 lens=60:260 page=16 hostile=nan lse=1",
+      "op=sparse dtype=bf16 heads=16/1 dim=128 block=32 topk=4 lens=30:300 hostile=nan_k lse=1",
+      "op=sparse dtype=bf16 heads=8/2 dim=64 block=16 topk=4 lens=1:260 hostile=nan_v lse=1",
+      // select, then attend, in chunks of rows
+      "op=msa dtype=bf16 heads=16/2 dim=64 block=32 topk=4 lens=100:300,1:200,2:64 lse=1",
+      "op=msa dtype=f32 heads=16/16 dim=16 block=16 topk=256 lens=300:300,70:90,1:30 ids=0",
+      "op=merge_states dtype=bf16 heads=8/8 dim=64 lens=20:0 parts=3 lse=1",
+      "op=merge_states dtype=f32 heads=4/4 dim=304 lens=19:0 parts=5 in_place=1 lse=1",
+  };
+  return list;
+}
+
+class Attend : public testing::TestWithParam<std::string> {};
+
+TEST_P(Attend, MatchesTheOracle) {
+  const Case spec = testkit::parse_case(GetParam());
+  for (const std::string& isa : levels()) {
+    testkit::VerifyOptions options;
+    options.under_test = on(isa);
+    const testkit::Outcome outcome = testkit::verify(spec, options);
+    EXPECT_EQ(outcome.result, testkit::Result::Passed) << outcome.reason << "\n" << outcome.repro;
+    EXPECT_EQ(outcome.isa, isa);
+  }
+}
+
+TEST_P(Attend, BitsDoNotDependOnThreads) {
+  const Case spec = testkit::parse_case(GetParam());
+  for (const std::string& isa : levels()) {
+    const std::vector<std::byte> one = bits_of(spec, on(isa, 1));
+    for (const int threads : {2, 7})
+      EXPECT_EQ(bits_of(spec, on(isa, threads)), one) << isa << " " << threads;
+  }
+}
+
+std::string name_of(const testing::TestParamInfo<std::string>& info) {
+  std::string name = std::to_string(info.index) + "_" + info.param.substr(3);
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(Cases, Attend, testing::ValuesIn(lines()), name_of);
+
+// ---- conversions ----
+
+TEST(Convert, HalvesRoundTrip) {
+  for (std::uint32_t i = 0; i <= 0xffffu; ++i) {
+    const auto half = static_cast<std::uint16_t>(i);
+    const float f16 = cpu::f16_to_float(half), bf16 = cpu::bf16_to_float(half);
+    if (!std::isnan(f16)) {
+      ASSERT_EQ(cpu::float_to_f16(f16), half);
+    }
+    if (!std::isnan(bf16)) {
+      ASSERT_EQ(cpu::float_to_bf16(bf16), half);
+    }
+    ASSERT_EQ(std::isnan(f16), std::isnan(cpu::f16_to_float(cpu::float_to_f16(f16))));
+    ASSERT_EQ(std::isnan(bf16), std::isnan(cpu::bf16_to_float(cpu::float_to_bf16(bf16))));
+  }
+}
+
+TEST(Convert, RoundsToNearestEven) {
+  EXPECT_EQ(cpu::float_to_bf16(1.00390625f), 0x3f80);  // half a step up from 1: even stays
+  EXPECT_EQ(cpu::float_to_bf16(1.01171875f), 0x3f82);  // half a step up from odd: goes up
+  EXPECT_EQ(cpu::float_to_bf16(3.4e38f), 0x7f80);      // rounds past the largest
+  EXPECT_EQ(cpu::float_to_f16(65519.0f), 0x7bff);
+  EXPECT_EQ(cpu::float_to_f16(65520.0f), 0x7c00);
+  EXPECT_EQ(cpu::float_to_f16(0x1.8p-25f), 0x0001);  // nearest subnormal
+  EXPECT_EQ(cpu::float_to_f16(0x1p-25f), 0x0000);    // a tie: to even
+  EXPECT_EQ(cpu::float_to_f16(-0x1.ff8p-15f), 0x83ff);
+  EXPECT_EQ(cpu::float_to_f16(-std::numeric_limits<float>::infinity()), 0xfc00);
+}
+
+}  // namespace
+}  // namespace msa::test

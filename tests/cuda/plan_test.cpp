@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+// What the CUDA backend plans and refuses, on made-up GPUs: needs nvcc at build time and no GPU.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "cuda/attend_stage.h"
+#include "cuda/decode_stage.h"
+#include "cuda/device.h"
+#include "cuda/layout.h"
+#include "cuda/select_stage.h"
+#include "msa/msa.h"
+#include "testkit/case.h"
+#include "testkit/generate.h"
+
+namespace msa::cuda {
+namespace {
+
+const GpuInfo kHopper{.name = "made up",
+                      .major = 9,
+                      .minor = 0,
+                      .multiprocessors = 132,
+                      .shared_memory = 227 << 10,
+                      .l2_bytes = std::size_t{50} << 20};
+
+Problem problem(const std::string& line) {
+  Problem p = testkit::problem_of(testkit::parse_case(line));
+  p.device = {DeviceType::Cuda, 0};
+  return p;
+}
+
+std::size_t prefill_workspace(const std::string& line) {
+  const Problem p = problem(line);
+  Layout layout;
+  const SelectStage select(p, kHopper, layout);
+  const AttendStage attend(p, kHopper, true, layout);
+  return layout.bytes();
+}
+
+struct Refused {
+  const char* line;
+  const char* reason;
+};
+
+TEST(CudaPlans, AttentionSaysWhatItDoesNotTake) {
+  for (const auto& [line, reason] : {Refused{"op=sparse dtype=f32", "bf16 and f16"},
+                                     {"op=sparse dim=96", "head_dim"},
+                                     {"op=sparse value_dim=64", "value_dim"},
+                                     {"op=sparse heads=65/1", "64 query heads"},
+                                     {"op=sparse block=32", "block_size"},
+                                     {"op=sparse topk=65", "topk"},
+                                     {"op=sparse page=48", "pages"},
+                                     {"op=sparse page=192", "pages"},
+                                     {"op=sparse scale=0", "softmax_scale"},
+                                     {"op=sparse scale=-1", "softmax_scale"}}) {
+    const std::string why = AttendStage::rejects(problem(line), true);
+    EXPECT_NE(why.find(reason), std::string::npos) << line << ": '" << why << "'";
+  }
+  for (const char* line : {"op=sparse", "op=sparse dtype=f16 dim=64 block=64 topk=64 heads=64/1",
+                           "op=sparse page=16", "op=sparse page=256", "op=sparse heads=7/7"}) {
+    EXPECT_EQ(AttendStage::rejects(problem(line), true), "") << line;
+  }
+}
+
+TEST(CudaPlans, SelectionSaysWhatItDoesNotTake) {
+  for (const auto& [line, reason] : {Refused{"op=select dtype=f32", "bf16 and f16"},
+                                     {"op=select index_dim=32", "index_dim"},
+                                     {"op=select block=16", "block_size"},
+                                     {"op=select topk=65", "topk"},
+                                     {"op=topk topk=65", "topk"},
+                                     {"op=select page=48", "pages"}}) {
+    const std::string why = SelectStage::rejects(problem(line));
+    EXPECT_NE(why.find(reason), std::string::npos) << line << ": '" << why << "'";
+  }
+  EXPECT_EQ(SelectStage::rejects(problem("op=select")), "");
+  EXPECT_EQ(SelectStage::rejects(problem("op=topk block=16 dtype=f32")), "");
+}
+
+TEST(CudaPlans, DecodeTakesUpToEightTokens) {
+  EXPECT_EQ(DecodeStage::rejects(problem("op=msa lens=8:5000")), "");
+  EXPECT_EQ(DecodeStage::rejects(problem("op=dense heads=8/1 lens=128x1:5000")), "");
+  EXPECT_NE(DecodeStage::rejects(problem("op=msa lens=9:5000")), "");
+  EXPECT_NE(DecodeStage::rejects(problem("op=topk lens=1:5000")), "");
+}
+
+TEST(CudaPlans, WorkspaceStaysSmall) {
+  std::size_t last = 0;
+  for (const char* lens : {"8192:8192", "131072:131072", "1048576:1048576"}) {
+    const std::size_t bytes = prefill_workspace(std::string("op=msa lens=") + lens);
+    EXPECT_EQ(bytes % kWorkspaceAlignment, 0U);
+    EXPECT_GE(bytes, last) << lens;
+    EXPECT_LE(bytes, std::size_t{2} << 30) << lens;
+    last = bytes;
+  }
+  const Problem decode = problem("op=msa lens=128x1:1048576 page=128");
+  Layout layout;
+  const DecodeStage stage(decode, kHopper, layout);
+  EXPECT_LE(layout.bytes(), std::size_t{1} << 30);
+}
+
+TEST(CudaPlans, PlanningIsPure) {
+  EXPECT_EQ(prefill_workspace("op=msa lens=32768:32768"),
+            prefill_workspace("op=msa lens=32768:32768"));
+}
+
+TEST(CudaBackend, WithoutAGpuItSaysWhy) {
+  for (const BackendInfo& info : build_info().backends) {
+    if (info.name != "cuda") continue;
+    EXPECT_EQ(info.available, !info.devices.empty());
+    EXPECT_EQ(info.available, info.reason.empty());
+    return;
+  }
+  FAIL() << "a build with CUDA lists no cuda backend";
+}
+
+TEST(CudaBackend, HostTensorsAreNotItsBusiness) {
+  Problem p = problem("op=msa lens=64:64");
+  p.device = {};
+  p.options.backend = "cuda";
+  const Support support = supports(p);
+  EXPECT_FALSE(support.supported);
+  for (const BackendAnswer& answer : support.backends) {
+    if (answer.backend == "cuda") {
+      EXPECT_EQ(answer.reason, "the tensors are on cpu");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace msa::cuda

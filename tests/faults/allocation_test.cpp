@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT
+// Allocation under watch: this binary counts every operator new and can make the n-th one fail. run
+// allocates nothing; the one-call forms turn a failed allocation into Error OutOfMemory, leak
+// nothing and leave the outputs as they were.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "testkit/generate.h"
+#include "testkit/verify.h"
+
+namespace {
+
+std::atomic<long> g_allocations{0};  // since the program began
+std::atomic<long> g_live{0};         // not yet given back
+std::atomic<long> g_fail_at{-1};     // value of g_allocations that fails; below 0: none
+
+void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  if (g_allocations.fetch_add(1) == g_fail_at.load()) return nullptr;
+  const std::size_t rounded = (bytes + alignment) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, rounded);
+  if (memory != nullptr) g_live.fetch_add(1);
+  return memory;
+}
+
+void release(void* memory) noexcept {
+  if (memory != nullptr) g_live.fetch_sub(1);
+  std::free(memory);
+}
+
+void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
+  if (void* memory = allocate(bytes, alignment)) return memory;
+  throw std::bad_alloc();
+}
+
+constexpr std::size_t kAlign = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
+
+}  // namespace
+
+// clang-format off
+void* operator new(std::size_t n) { return allocate_or_throw(n, kAlign); }
+void* operator new[](std::size_t n) { return allocate_or_throw(n, kAlign); }
+void* operator new(std::size_t n, std::align_val_t a) { return allocate_or_throw(n, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t n, std::align_val_t a) { return allocate_or_throw(n, static_cast<std::size_t>(a)); }
+void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return allocate(n, kAlign); }
+void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return allocate(n, kAlign); }
+void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return allocate(n, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return allocate(n, static_cast<std::size_t>(a)); }
+void operator delete(void* p) noexcept { release(p); }
+void operator delete[](void* p) noexcept { release(p); }
+void operator delete(void* p, std::size_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t) noexcept { release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+// clang-format on
+
+namespace msa::testkit {
+namespace {
+
+const std::vector<std::string> kCases{
+    "op=dense heads=4/2 dim=32 lens=20:90,3:33 page=16 lse=1",
+    "op=dense heads=4/2 dim=32 block=16 lens=20:90 block_max=1",
+    "op=scores heads=2/2 dim=32 block=16 lens=20:90",
+    "op=topk heads=2/2 block=16 topk=4 lens=20:200 chosen=1",
+    "op=select heads=2/2 dim=32 block=16 topk=4 lens=20:200,1:90 chosen=1",
+    "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 page=16 order=shuffled lse=1",
+    "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 hostile=nan_v lse=1",
+    "op=msa heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 page=16 lse=1",
+    "op=merge_states heads=2/2 dim=32 lens=20:0 parts=3 lse=1",
+    "op=merge_selections heads=2/2 topk=4 lens=20:0 parts=3 chosen=1",
+    "op=invert heads=2/2 block=16 topk=4 lens=20:200 order=shuffled",
+};
+
+std::vector<Options> available() {
+  std::vector<Options> all{{.backend = "reference"}};
+  for (const IsaInfo& isa : isas_of("cpu")) {
+    if (isa.available) {
+      all.push_back({.backend = "cpu", .isa = isa.name});
+    } else {
+      std::printf("not run: %s: %s\n", isa.name.c_str(), isa.reason.c_str());
+    }
+  }
+  return all;
+}
+
+TEST(Allocation, RunAllocatesNothing) {
+  for (const Options& options : available()) {
+    for (const std::string& line : kCases) {
+      Data data(parse_case(line));
+      Problem problem = data.problem();
+      problem.options = options;
+      const Plan plan = make_plan(problem);
+      GuardedWorkspace workspace(plan.workspace_bytes(), host_memory());
+      const Operands operands = data.prepare();
+      run(plan, operands, workspace.view());  // the first run may start threads
+      const long before = g_allocations.load();
+      run(plan, operands, workspace.view());
+      EXPECT_EQ(g_allocations.load() - before, 0)
+          << options.backend << " " << options.isa << " " << line;
+    }
+  }
+}
+
+/// Makes allocation `n` of the call fail. False: the call needed fewer and succeeded.
+bool fails_cleanly_at(long n, Op op, Data& data, const Settings& settings) {
+  const Operands operands = data.prepare();
+  const long live = g_live.load();
+  bool failed = false;
+  {
+    g_fail_at.store(g_allocations.load() + n);
+    try {
+      run_once(op, operands, settings);
+    } catch (const Error& error) {
+      g_fail_at.store(-1);
+      failed = true;
+      EXPECT_EQ(error.code(), ErrorCode::OutOfMemory) << "allocation " << n << ": " << error.what();
+    } catch (const std::bad_alloc&) {
+      g_fail_at.store(-1);
+      failed = true;
+      ADD_FAILURE() << "allocation " << n << " ended in std::bad_alloc";
+    }
+    g_fail_at.store(-1);
+  }
+  EXPECT_EQ(g_live.load(), live) << "allocation " << n << " leaked";
+  if (failed) {
+    EXPECT_EQ(data.touched(), "") << "allocation " << n;
+  }
+  return failed;
+}
+
+TEST(Allocation, EveryFailureIsAnErrorAndLeavesNothing) {
+  constexpr long kMost = 1000;
+  for (const Options& options : available()) {
+    for (const std::string& line : kCases) {
+      SCOPED_TRACE(options.backend + " " + options.isa + " " + line);
+      const Case spec = parse_case(line);
+      Data data(spec);
+      Settings settings = data.settings();
+      settings.options = options;
+      run_once(spec.op, data.prepare(), settings);  // starts threads, fills caches of the system
+      long n = 0;
+      while (n < kMost && fails_cleanly_at(n, spec.op, data, settings)) ++n;
+      EXPECT_GT(n, 0) << "a one-call form that allocates nothing cannot have been tested";
+      EXPECT_LT(n, kMost);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace msa::testkit

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// What the hostile tests run on: the reference and every instruction set of the cpu backend. One
+// that the machine lacks prints "not run" and never counts as passed.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "testkit/support.h"
+#include "testkit/verify.h"
+
+#ifndef MSA_TESTS_DIR
+#define MSA_TESTS_DIR "tests"  // the build says where they are
+#endif
+
+namespace msa::testkit {
+
+struct Target {
+  std::string name;  // of the test: "cpu_avx2"
+  Options options{};
+  std::string missing;  // why the machine cannot run it
+};
+
+inline std::vector<Target> targets() {
+  std::vector<Target> all{{"reference", {.backend = "reference"}, ""}};
+  for (const IsaInfo& isa : isas_of("cpu")) {
+    all.push_back(
+        {"cpu_" + isa.name, {.backend = "cpu", .isa = isa.name}, isa.available ? "" : isa.reason});
+  }
+  return all;
+}
+
+inline void PrintTo(const Target& target, std::ostream* out) { *out << target.name; }
+
+/// A test for each target; the body is not run where the machine lacks it.
+class OnTarget : public testing::TestWithParam<Target> {
+ protected:
+  void SetUp() override {
+    if (GetParam().missing.empty()) return;
+    std::printf("not run: %s: %s\n", GetParam().name.c_str(), GetParam().missing.c_str());
+    GTEST_SKIP() << "not run: " << GetParam().name << ": " << GetParam().missing;
+  }
+
+  const Options& options() const { return GetParam().options; }
+
+  /// Every case of every line must pass; rejections are allowed outside the committed support
+  /// table.
+  void expect_all(const std::vector<std::string>& lines, VerifyOptions verify_options = {}) const {
+    const SupportTable table =
+        SupportTable::read(std::string(MSA_TESTS_DIR) + "/support/" + options().backend + ".txt");
+    verify_options.under_test = options();
+    Totals totals;
+    for (const std::string& line : lines) {
+      for (const Case& spec : expand_cases(line)) {
+        Outcome outcome = verify(spec, verify_options);
+        count(outcome, spec, &table, totals);
+        EXPECT_NE(outcome.result, Result::Failed) << outcome.repro << "\n  " << outcome.reason;
+      }
+    }
+    std::printf("%s: %s\n", GetParam().name.c_str(), totals.text().c_str());
+    EXPECT_GT(totals.passed, 0) << "nothing ran";
+  }
+};
+
+inline std::string target_name(const testing::TestParamInfo<Target>& info) {
+  return info.param.name;
+}
+
+#define MSA_FOR_ALL_TARGETS(Suite)                                                   \
+  INSTANTIATE_TEST_SUITE_P(Isa, Suite, testing::ValuesIn(::msa::testkit::targets()), \
+                           ::msa::testkit::target_name)
+
+}  // namespace msa::testkit

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT
+// The comparison must see what is wrong: each test spoils one thing that a correct call wrote.
+#include "testkit/compare.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "testkit/generate.h"
+#include "testkit/number.h"
+#include "testkit/requests.h"
+#include "testkit/verify.h"
+
+namespace msa::testkit {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+/// A case that the oracle has run, and its outputs to spoil.
+class Ran {
+ public:
+  explicit Ran(const std::string& line) : data(parse_case(line)) {
+    Problem problem = data.problem();
+    problem.options.backend = "reference";
+    const Plan plan = make_plan(problem);
+    GuardedWorkspace workspace(plan.workspace_bytes(), host_memory());
+    run(plan, data.prepare(), workspace.view());
+  }
+
+  Report report(double max_work = 4e8) const {
+    CompareOptions options;
+    options.exact_scores = has_exact_scores(data.spec());
+    options.max_work = max_work;
+    return compare(data.problem(), data.operands(), options);
+  }
+
+  Data data;
+};
+
+void set_float(const Tensor& t, float value, std::int64_t i, std::int64_t h, std::int64_t d = 0) {
+  store(&value, 1, t.dtype, address(t, i, h, d));
+}
+void set_int(const Tensor& t, std::int32_t value, std::int64_t i, std::int64_t h, std::int64_t s) {
+  std::memcpy(address(t, i, h, s), &value, sizeof(value));
+}
+
+TEST(Compare, TwoUlpsAreTooMany) {
+  Ran ran("op=dense heads=4/2 dim=32 lens=20:90 lse=1");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  EXPECT_EQ(ran.report().rows_compared, 20);
+  const Tensor& out = ran.data.operands().out;
+  double largest = 0;
+  for (std::int64_t d = 0; d < 32; ++d) {
+    largest = std::max<double>(largest, std::fabs(float_at(out, 7, 3, d)));
+  }
+  const float old = float_at(out, 7, 3, 5);
+  set_float(out, old + static_cast<float>(3 * ulp(largest, out.dtype)), 7, 3, 5);
+  const Report report = ran.report();
+  EXPECT_FALSE(report.ok);
+  EXPECT_NE(report.what.find("out[7, 3, 5] (request 0, query 7, 78 visible keys)"),
+            std::string::npos)
+      << report.what;
+}
+
+TEST(Compare, NonFiniteWhereItIsNotDue) {
+  for (const float bad : {kNan, kInf}) {
+    Ran ran("op=dense heads=4/2 dim=32 lens=20:90 lse=1");
+    set_float(ran.data.operands().out, bad, 0, 0, 31);
+    EXPECT_FALSE(ran.report().ok);
+  }
+  Ran ran("op=dense heads=4/2 dim=32 lens=20:90 lse=1 hostile=nan_q");
+  const Tensor& out = ran.data.operands().out;
+  for (std::int64_t i = 0; i < 20; ++i) {
+    if (std::isfinite(float_at(out, i, 1, 0))) continue;
+    set_float(out, 0, i, 1, 0);
+    EXPECT_FALSE(ran.report().ok) << "a number where NaN is due";
+    return;
+  }
+  FAIL() << "no row without a value";
+}
+
+TEST(Compare, LogSumExp) {
+  Ran ran("op=dense heads=4/2 dim=32 lens=20:90,2:0 lse=1");
+  const Tensor& lse = ran.data.operands().lse;
+  const float old = float_at(lse, 3, 2);
+  set_float(lse, old + 5e-4f, 3, 2);
+  EXPECT_TRUE(ran.report().ok);
+  set_float(lse, old + 5e-3f * std::max(1.0f, std::fabs(old)), 3, 2);
+  EXPECT_FALSE(ran.report().ok);
+  set_float(lse, old, 3, 2);
+  set_float(lse, kNan, 21, 0);  // a row that sees nothing has -inf
+  EXPECT_FALSE(ran.report().ok);
+}
+
+TEST(Compare, PaddingRowsAreZero) {
+  Ran ran("op=msa heads=4/2 dim=32 block=16 topk=4 lens=5:90 pad_rows=2 lse=1");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  set_float(ran.data.operands().out, 1e-3f, 6, 0, 0);
+  EXPECT_FALSE(ran.report().ok);
+}
+
+TEST(Compare, SwappedBlocks) {
+  Ran ran("op=select heads=2/2 dim=32 block=16 topk=4 lens=20:300 chosen=1");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  const Tensor& ids = ran.data.operands().block_ids;
+  const std::int32_t first = int_at(ids, 9, 1, 0);
+  set_int(ids, first == 0 ? 1 : first - 1, 9, 1, 0);
+  EXPECT_FALSE(ran.report().ok);
+  set_int(ids, first, 9, 1, 0);
+  set_int(ids, -1, 9, 1, 3);
+  EXPECT_FALSE(ran.report().ok) << "a block is missing";
+  EXPECT_NE(ran.report().what.find("[9, 1, 3]"), std::string::npos) << ran.report().what;
+}
+
+TEST(Compare, UnsortedBlocks) {
+  Ran ran("op=select heads=2/2 dim=32 block=16 topk=4 lens=20:300");
+  const Tensor& ids = ran.data.operands().block_ids;
+  const std::int32_t a = int_at(ids, 9, 1, 0), b = int_at(ids, 9, 1, 1);
+  set_int(ids, b, 9, 1, 0);
+  set_int(ids, a, 9, 1, 1);
+  EXPECT_FALSE(ran.report().ok);
+}
+
+TEST(Compare, TiesAreDecidedExactly) {
+  Ran ran("op=select heads=2/2 dim=32 block=16 topk=4 lens=20:300 regime=ties");
+  const Tensor& ids = ran.data.operands().block_ids;
+  ASSERT_EQ(int_at(ids, 19, 0, 2), 2);
+  set_int(ids, 3, 19, 0, 2);  // an equal score, but not the lower id
+  EXPECT_FALSE(ran.report().ok);
+}
+
+TEST(Compare, ScoresAndMaxima) {
+  for (const char* line : {"op=scores heads=2/2 dim=32 block=16 lens=20:90",
+                           "op=dense heads=2/2 dim=32 block=16 lens=20:90 block_max=1"}) {
+    Ran ran(line);
+    EXPECT_TRUE(ran.report().ok) << ran.report().what;
+    const Operands& o = ran.data.operands();
+    const Tensor& scores = o.scores ? o.scores : o.block_max;
+    const float old = float_at(scores, 4, 1, 2);
+    set_float(scores, old * 1.001f, 4, 1, 2);
+    EXPECT_FALSE(ran.report().ok) << line;
+    set_float(scores, old, 4, 1, 2);
+    set_float(scores, 0, 0, 0, 5);  // row 0 does not see block 5
+    EXPECT_FALSE(ran.report().ok) << line;
+  }
+}
+
+TEST(Compare, IntegersOfAnInversion) {
+  Ran ran("op=invert heads=2/2 block=16 topk=4 lens=20:90");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  const Tensor& indices = ran.data.operands().q_indices;
+  set_int(indices, int_at(indices, 1, 7) + 1, 1, 7, 0);
+  EXPECT_FALSE(ran.report().ok);
+}
+
+TEST(Compare, SampledRowsSeeAFaultThatIsEverywhere) {
+  Ran ran("op=msa heads=4/2 dim=32 block=16 topk=4 lens=60:300,9:40 page=16 lse=1");
+  const Report good = ran.report(1);
+  EXPECT_TRUE(good.ok) << good.what;
+  EXPECT_LT(good.rows_compared, good.rows);
+  for (std::int64_t i = 0; i < good.rows; ++i) {
+    for (std::int64_t h = 0; h < 4; ++h) set_float(ran.data.operands().out, 9, i, h, 3);
+  }
+  EXPECT_FALSE(ran.report(1).ok);
+}
+
+TEST(Data, SeesWritesOutsideTheOutputs) {
+  Ran ran("op=dense heads=4/2 dim=32 lens=20:90 strides=padded lse=1");
+  EXPECT_EQ(ran.data.damage(), "");
+  const Tensor& out = ran.data.operands().out;
+  const float one = 1;
+  store(&one, 1, out.dtype, address(out, 3, 1, 32));  // behind the row's last element
+  EXPECT_NE(ran.data.damage().find("out: byte"), std::string::npos) << ran.data.damage();
+}
+
+TEST(Data, SeesChangedInputs) {
+  Ran ran("op=dense heads=4/2 dim=32 lens=20:90");
+  const Tensor& q = ran.data.operands().q;
+  set_float(q, float_at(q, 0, 0) + 1, 0, 0);
+  EXPECT_EQ(ran.data.damage(), "q: an input was written");
+}
+
+TEST(Data, TouchedTellsOfAnyOutput) {
+  Data data(parse_case("op=dense heads=4/2 dim=32 lens=20:90 lse=1"));
+  data.prepare();
+  EXPECT_EQ(data.touched(), "");
+  set_float(data.operands().lse, 0, 19, 3);
+  EXPECT_NE(data.touched().find("lse: byte"), std::string::npos);
+}
+
+TEST(Data, IsTheSameEverywhere) {
+  // Pinned, so that a case of today is the case of tomorrow and of another machine.
+  Data data(parse_case("op=msa heads=2/1 dim=32 lens=4:40 regime=drift"));
+  const Operands& o = data.operands();
+  EXPECT_EQ(float_at(o.q, 0, 0, 0), float_at(Data(data.spec()).operands().q, 0, 0, 0));
+  double sum = 0, squares = 0;
+  Data large(parse_case("op=dense dtype=f32 heads=1/1 dim=128 lens=1000:1000"));
+  for (std::int64_t i = 0; i < 1000; ++i) {
+    for (std::int64_t d = 0; d < 128; ++d) {
+      const double x = float_at(large.operands().k, i, 0, d);
+      sum += x;
+      squares += x * x;
+    }
+  }
+  EXPECT_NEAR(sum / 128000, 0, 0.01);
+  EXPECT_NEAR(squares / 128000, 1, 0.01);
+}
+
+TEST(Data, LayoutsHoldTheSameVectors) {
+  const std::string rest = "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:90,3:33";
+  const Data plain(parse_case(rest));
+  for (const char* how : {" page=16", " page=32 layout=head_major", " layout=packed",
+                          " strides=padded", " strides=transposed", " page=16 layout=slot_major"}) {
+    const Data other(parse_case(rest + how));
+    const auto a = requests_of(plain.problem(), plain.operands().batch);
+    const auto b = requests_of(other.problem(), other.operands().batch);
+    for (std::size_t r = 0; r < a.size(); ++r) {
+      for (std::int64_t key = 0; key < a[r].seqlen_k; ++key) {
+        const auto* x = key_row(plain.operands().v, plain.operands().batch, a[r], key, 1);
+        const auto* y = key_row(other.operands().v, other.operands().batch, b[r], key, 1);
+        ASSERT_EQ(std::memcmp(x, y, 64), 0) << how << " request " << r << " key " << key;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace msa::testkit

@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: MIT
+#include "bench_data.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "cli.h"
+#include "tensors.h"
+#include "testkit/block_lists.h"
+#include "testkit/generate.h"
+#include "testkit/number.h"
+#include "testkit/random.h"
+#include "testkit/values.h"
+
+namespace msa::cli {
+namespace {
+
+using testkit::Case;
+using testkit::Operands;
+using testkit::Regime;
+using testkit::Request;
+using testkit::Role;
+
+constexpr std::size_t kStagingBytes = std::size_t{256} << 20;
+constexpr std::int64_t kPoolRows = 8191;  // no multiple of a block: copies of a row lie everywhere
+constexpr std::uint64_t kScoreStream = 301;
+constexpr std::uint64_t kPageStream = 300;
+constexpr std::uint64_t kSampleStream = 400;
+constexpr std::int64_t kMaxDim = 256;
+
+std::size_t row_bytes(const Tensor& tensor) {
+  std::int64_t bits = item_bits(tensor.dtype);
+  for (int i = 1; i < tensor.rank; ++i) bits *= tensor.shape[i];
+  return static_cast<std::size_t>(bits / 8);
+}
+
+std::size_t bytes_of(const Tensor& tensor) {
+  return row_bytes(tensor) * static_cast<std::size_t>(tensor.shape[0]);
+}
+
+bool attends(Op op) {
+  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
+}
+bool indexes(Op op) {
+  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
+}
+
+void require_plain(const Case& spec) {
+  const bool op = attends(spec.op) || indexes(spec.op) || spec.op == Op::SelectTopk;
+  const bool lengths = std::all_of(
+      spec.lengths.begin(), spec.lengths.end(),
+      [](const testkit::Lengths& r) { return !r.q_offset && r.key_offset == 0 && !r.total_k; });
+  const bool memory = spec.layout == testkit::Layout::Separate && spec.pool == 0 &&
+                      spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
+  const bool contents =
+      spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
+  const bool bounds = spec.pad_rows == 0 && spec.slack == 0;
+  if (op && lengths && memory && contents && bounds && !spec.block_max && spec.output &&
+      !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
+    return;
+  }
+  throw Failure(kUsage, "bench --backend cuda: expected a case of plain memory and lengths, got " +
+                            testkit::to_line(spec));
+}
+
+float score(const Case& spec, const testkit::Stream64& random, std::uint64_t counter) {
+  if (spec.regime == Regime::Ties) return 1.0f;
+  if (spec.regime == Regime::Near)
+    return 1.0f + static_cast<float>(random.below(counter, 64)) * 0x1p-23f;
+  return random.normal(counter);
+}
+
+}  // namespace
+
+BenchData::BenchData(const Case& spec, testkit::MemorySpace& space)
+    : spec_(spec), space_(space), problem_(testkit::problem_of(spec)) {
+  require_plain(spec);
+  problem_.device = space.device();
+  make_batch();
+  staging_.resize(kStagingBytes);
+  make_inputs();
+  staging_ = {};
+  make_outputs();
+}
+
+BenchData::~BenchData() {
+  for (void* data : allocations_) space_.release(data);
+}
+
+void* BenchData::allocate(std::size_t bytes) {
+  allocations_.reserve(allocations_.size() + 1);
+  void* data = space_.allocate(bytes);
+  allocations_.push_back(data);
+  return data;
+}
+
+Tensor BenchData::make(DType dtype, const std::vector<std::int64_t>& shape) {
+  Tensor tensor = view_of(nullptr, dtype, shape);
+  tensor.device = space_.device();
+  tensor.data = allocate(bytes_of(tensor));
+  return tensor;
+}
+
+/// On the device; the host's copy is kept.
+Tensor BenchData::make_ints(const std::vector<std::int32_t>& values,
+                            const std::vector<std::int64_t>& shape) {
+  const Tensor tensor = make(DType::I32, shape);
+  host_ints_.push_back(values);
+  space_.copy_in(tensor.data, values.data(), values.size() * sizeof(std::int32_t));
+  return tensor;
+}
+
+void BenchData::make_batch() {
+  const std::int64_t count = spec_.requests();
+  host_ints_.reserve(4);
+  std::vector<std::int32_t> starts{0}, keys;
+  for (const testkit::Lengths& r : spec_.lengths) {
+    starts.push_back(starts.back() + static_cast<std::int32_t>(r.seqlen_q));
+    keys.push_back(static_cast<std::int32_t>(r.seqlen_k));
+  }
+  Batch& batch = operands_.batch;
+  batch.cu_seqlens_q = make_ints(starts, {count + 1});
+  batch.seqlens_k = make_ints(keys, {count});
+  host_batch_.cu_seqlens_q = view_of(host_ints_[0].data(), DType::I32, {count + 1});
+  host_batch_.seqlens_k = view_of(host_ints_[1].data(), DType::I32, {count});
+  requests_ = testkit::requests_of(problem_, host_batch_);
+  if (spec_.page_size > 0 && spec_.op != Op::SelectTopk) make_page_table();
+}
+
+/// Pages of all requests in random order.
+void BenchData::make_page_table() {
+  std::int64_t width = 0;
+  for (const Request& r : requests_) {
+    const std::int64_t pages = testkit::ceil_div(r.seqlen_k, spec_.page_size);
+    pages_ += pages;
+    width = std::max(width, pages);
+  }
+  std::vector<std::int32_t> order(static_cast<std::size_t>(pages_));
+  std::iota(order.begin(), order.end(), 0);
+  const testkit::Stream64 random(spec_.seed, kPageStream);
+  for (std::int64_t n = pages_; n > 1; --n) {
+    std::swap(order[static_cast<std::size_t>(n - 1)],
+              order[static_cast<std::size_t>(random.below(static_cast<std::uint64_t>(n), n))]);
+  }
+  page_owners_.resize(order.size());
+  std::vector<std::int32_t> table(static_cast<std::size_t>(width * spec_.requests()), -1);
+  std::size_t next = 0;
+  for (const Request& r : requests_) {
+    for (std::int64_t p = 0; p < testkit::ceil_div(r.seqlen_k, spec_.page_size); ++p) {
+      const std::int32_t page = order[next++];
+      table[static_cast<std::size_t>(r.index * width + p)] = page;
+      page_owners_[static_cast<std::size_t>(page)] = {static_cast<std::int32_t>(r.index),
+                                                      static_cast<std::int32_t>(p)};
+    }
+  }
+  operands_.batch.page_table = make_ints(table, {spec_.requests(), width});
+  host_batch_.page_table = view_of(host_ints_.back().data(), DType::I32, {spec_.requests(), width});
+}
+
+void BenchData::make_inputs() {
+  const auto role = [](Role r) { return static_cast<int>(r); };
+  if (indexes(spec_.op)) {
+    operands_.index_q = make_queries(role(Role::IndexQuery), spec_.index_type(),
+                                     spec_.heads_index(), spec_.dim_index());
+    operands_.index_k =
+        make_keys(role(Role::IndexKey), spec_.index_type(), spec_.index_heads_k, spec_.dim_index());
+  }
+  if (attends(spec_.op)) {
+    operands_.q = make_queries(role(Role::Query), spec_.dtype, spec_.heads_q, spec_.head_dim);
+    operands_.k = make_keys(role(Role::Key), spec_.dtype, spec_.heads_kv, spec_.head_dim);
+    operands_.v = make_keys(role(Role::Value), spec_.dtype, spec_.heads_kv, spec_.dim_v());
+  }
+  if (spec_.op == Op::SelectTopk) operands_.scores_in = make_scores();
+  if (spec_.op == Op::SparseAttention) operands_.block_ids_in = make_lists();
+}
+
+void BenchData::make_outputs() {
+  const std::int64_t rows = spec_.rows();
+  if (attends(spec_.op)) {
+    operands_.out = make(spec_.out_type(), {rows, spec_.heads_q, spec_.dim_v()});
+    if (spec_.lse) operands_.lse = make(DType::F32, {rows, spec_.heads_q});
+  }
+  if (spec_.op == Op::BlockScores) {
+    operands_.scores = make(
+        DType::F32,
+        {rows, spec_.heads_index(), testkit::ceil_div(problem_.max_seqlen_k, spec_.block_size)});
+  }
+  const bool selects = spec_.op == Op::SelectBlocks || spec_.op == Op::SelectTopk;
+  if (selects || spec_.op == Op::MsaAttention)
+    operands_.block_ids = make(DType::I32, {rows, spec_.heads_index(), spec_.topk});
+  if (selects && spec_.chosen_scores)
+    operands_.chosen_scores = make(DType::F32, {rows, spec_.heads_index(), spec_.topk});
+}
+
+void BenchData::fill(const Tensor& tensor, std::int64_t rows, std::int64_t period,
+                     const RowMaker& maker) {
+  const std::size_t bytes = row_bytes(tensor);
+  const auto piece = static_cast<std::int64_t>(kStagingBytes / bytes);
+  const bool repeats = period <= piece;  // the pool stays where it is
+  const std::int64_t step = repeats ? period : piece;
+  for (std::int64_t begin = 0; begin < rows; begin += step) {
+    const std::int64_t count = std::min(step, rows - begin);
+    if (!repeats || begin == 0) {
+#pragma omp parallel for schedule(static)
+      for (std::int64_t n = 0; n < count; ++n) {
+        maker((begin + n) % period, staging_.data() + static_cast<std::size_t>(n) * bytes);
+      }
+    }
+    space_.copy_in(static_cast<std::byte*>(tensor.data) + static_cast<std::size_t>(begin) * bytes,
+                   staging_.data(), static_cast<std::size_t>(count) * bytes);
+  }
+}
+
+const Request& BenchData::owner(std::int64_t row) const {
+  const auto behind =
+      std::upper_bound(requests_.begin(), requests_.end(), row,
+                       [](std::int64_t r, const Request& request) { return r < request.q_begin; });
+  return *std::prev(behind);
+}
+
+Tensor BenchData::make_queries(int role, DType dtype, std::int64_t heads, std::int64_t dim) {
+  const Tensor tensor = make(dtype, {spec_.rows(), heads, dim});
+  const testkit::Values values(spec_, static_cast<Role>(role), dim, heads, problem_.max_seqlen_k);
+  const bool pooled = static_cast<Role>(role) == Role::Query;
+  const std::int64_t period = pooled ? std::min(kPoolRows, spec_.rows()) : spec_.rows();
+  const auto item = static_cast<std::size_t>(item_bits(dtype) / 8);
+  fill(tensor, spec_.rows(), period, [&](std::int64_t row, std::byte* out) {
+    const Request& r = owner(row);
+    std::array<float, kMaxDim> numbers;
+    for (std::int64_t h = 0; h < heads; ++h) {
+      values.row(r.index, r.offset + row - r.q_begin, h, numbers.data());
+      testkit::store(numbers.data(), dim, dtype, out + static_cast<std::size_t>(h * dim) * item);
+    }
+  });
+  return tensor;
+}
+
+Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int64_t dim) {
+  const std::int64_t page = spec_.page_size;
+  const std::int64_t ragged = requests_.back().k_begin + requests_.back().seqlen_k;
+  const Tensor tensor =
+      page > 0 ? make(dtype, {pages_, page, heads, dim}) : make(dtype, {ragged, heads, dim});
+  Tensor rows = tensor;  // keys outermost
+  if (page > 0) rows = view_of(tensor.data, dtype, {pages_ * page, heads, dim});
+  const testkit::Values values(spec_, static_cast<Role>(role), dim, heads, problem_.max_seqlen_k);
+  const auto item = static_cast<std::size_t>(item_bits(dtype) / 8);
+  const auto locate = [&](std::int64_t row) -> std::pair<std::int64_t, std::int64_t> {
+    if (page > 0) {
+      const auto [request, logical] = page_owners_[static_cast<std::size_t>(row / page)];
+      return {request, logical * page + row % page};
+    }
+    const auto behind =
+        std::upper_bound(requests_.begin(), requests_.end(), row,
+                         [](std::int64_t n, const Request& r) { return n < r.k_begin; });
+    return {std::prev(behind)->index, row - std::prev(behind)->k_begin};
+  };
+  fill(rows, rows.shape[0], std::max<std::int64_t>(rows.shape[0], 1),
+       [&](std::int64_t row, std::byte* out) {
+         const auto [request, key] = locate(row);
+         if (key >= requests_[static_cast<std::size_t>(request)].seqlen_k) {
+           std::memset(out, 0xff, row_bytes(rows));
+           return;
+         }
+         std::array<float, kMaxDim> numbers;
+         for (std::int64_t h = 0; h < heads; ++h) {
+           values.row(request, key, h, numbers.data());
+           testkit::store(numbers.data(), dim, dtype,
+                          out + static_cast<std::size_t>(h * dim) * item);
+         }
+       });
+  return tensor;
+}
+
+Tensor BenchData::make_scores() {
+  const std::int64_t columns = testkit::ceil_div(problem_.max_seqlen_k, spec_.block_size);
+  const std::int64_t row_items = spec_.heads_index() * columns;
+  const Tensor tensor = make(DType::F32, {spec_.rows(), spec_.heads_index(), columns});
+  const testkit::Stream64 random(spec_.seed, kScoreStream);
+  fill(tensor, spec_.rows(), spec_.rows(), [&](std::int64_t row, std::byte* out) {
+    for (std::int64_t n = 0; n < row_items; ++n) {
+      const float value = score(spec_, random, static_cast<std::uint64_t>(row * row_items + n));
+      std::memcpy(out + static_cast<std::size_t>(n) * sizeof(float), &value, sizeof(value));
+    }
+  });
+  return tensor;
+}
+
+Tensor BenchData::make_lists() {
+  const Tensor tensor = make(DType::I32, {spec_.rows(), spec_.heads_kv, spec_.topk});
+  fill(tensor, spec_.rows(), spec_.rows(), [&](std::int64_t row, std::byte* out) {
+    const Request& r = owner(row);
+    for (std::int64_t h = 0; h < spec_.heads_kv; ++h) {
+      std::vector<std::int32_t> list = testkit::block_list(spec_, r, row - r.q_begin, h);
+      list.resize(static_cast<std::size_t>(spec_.topk), -1);
+      const std::size_t bytes = list.size() * sizeof(std::int32_t);
+      std::memcpy(out + static_cast<std::size_t>(h) * bytes, list.data(), bytes);
+    }
+  });
+  return tensor;
+}
+
+Operands BenchData::copy(const Operands& operands) {
+  Operands twin = operands;
+  const auto stream = static_cast<cudaStream_t>(space_.stream().handle);
+  testkit::for_each_tensor(twin, [&](Tensor& tensor) {
+    void* data = allocate(bytes_of(tensor));
+    if (cudaMemcpyAsync(data, tensor.data, bytes_of(tensor), cudaMemcpyDeviceToDevice, stream) !=
+        cudaSuccess) {
+      throw Error(ErrorCode::Device, "", "copy on the device failed");
+    }
+    tensor.data = data;
+  });
+  space_.synchronize();
+  return twin;
+}
+
+std::shared_ptr<std::byte[]> BenchData::fetch(const Tensor& tensor, std::int64_t begin,
+                                              std::int64_t count) {
+  const std::size_t bytes = row_bytes(tensor);
+  const std::shared_ptr<std::byte[]> memory(new std::byte[static_cast<std::size_t>(count) * bytes]);
+  space_.copy_out(
+      memory.get(),
+      static_cast<const std::byte*>(tensor.data) + static_cast<std::size_t>(begin) * bytes,
+      static_cast<std::size_t>(count) * bytes);
+  return memory;
+}
+
+/// A request's keys one after the other, whatever pages they lie in.
+Tensor BenchData::fetch_keys(const Tensor& keys, const Request& request,
+                             std::vector<std::shared_ptr<std::byte[]>>& memory) {
+  const std::int64_t count = request.seqlen_k;
+  if (keys.rank == 3) {
+    memory.push_back(fetch(keys, request.k_begin, count));
+    return view_of(memory.back().get(), keys.dtype, {count, keys.shape[1], keys.shape[2]});
+  }
+  const std::size_t page_bytes = row_bytes(keys);
+  const std::int64_t pages = testkit::ceil_div(count, spec_.page_size);
+  memory.emplace_back(new std::byte[static_cast<std::size_t>(pages) * page_bytes]);
+  for (std::int64_t p = 0; p < pages; ++p) {
+    const std::int32_t page = testkit::int_at(host_batch_.page_table, request.index, p);
+    space_.copy_out(
+        memory.back().get() + static_cast<std::size_t>(p) * page_bytes,
+        static_cast<const std::byte*>(keys.data) + static_cast<std::size_t>(page) * page_bytes,
+        page_bytes);
+  }
+  return view_of(memory.back().get(), keys.dtype, {count, keys.shape[2], keys.shape[3]});
+}
+
+HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
+                            const Request& request, std::int64_t i) {
+  HostRow host{.problem = problem, .operands = operands, .memory = {}};
+  Problem& p = host.problem;
+  p.device = {};
+  p.options = {};
+  p.batch = p.total_q = p.max_seqlen_q = 1;
+  p.max_seqlen_k = request.seqlen_k;
+  p.page_size = 0;
+  Operands& o = host.operands;
+  for (Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.out, &o.lse, &o.scores,
+                    &o.block_ids, &o.chosen_scores}) {
+    if (!*t) continue;
+    host.memory.push_back(fetch(*t, request.q_begin + i, 1));
+    t->data = host.memory.back().get();
+    t->shape[0] = 1;
+    t->device = {};
+  }
+  const std::array<std::int32_t, 4> numbers{0, 1, static_cast<std::int32_t>(request.seqlen_k),
+                                            static_cast<std::int32_t>(request.offset + i)};
+  host.memory.emplace_back(new std::byte[sizeof(numbers)]);
+  std::memcpy(host.memory.back().get(), numbers.data(), sizeof(numbers));
+  const auto* at = reinterpret_cast<const std::int32_t*>(host.memory.back().get());
+  o.batch = {};
+  o.batch.cu_seqlens_q = view_of(at, DType::I32, {2});
+  o.batch.seqlens_k = view_of(at + 2, DType::I32, {1});
+  o.batch.q_offsets = view_of(at + 3, DType::I32, {1});
+  return host;
+}
+
+std::vector<HostRow> BenchData::sample(const Problem& problem, const Operands& operands,
+                                       int count) {
+  std::vector<std::int64_t> rows{0, spec_.rows() - 1};
+  const testkit::Stream64 random(spec_.seed, kSampleStream);
+  for (int n = 2; n < count; ++n) {
+    rows.push_back(random.below(static_cast<std::uint64_t>(n), spec_.rows()));
+  }
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  std::vector<HostRow> sampled;
+  const Request* last = nullptr;
+  Operands keys;  // of the last request
+  std::vector<std::shared_ptr<std::byte[]>> memory;
+  for (const std::int64_t row : rows) {
+    const Request& r = owner(row);
+    HostRow host = host_row(problem, operands, r, row - r.q_begin);
+    if (&r != last) {
+      memory.clear();
+      keys = {};
+      if (operands.k) keys.k = fetch_keys(operands.k, r, memory);
+      if (operands.v) keys.v = fetch_keys(operands.v, r, memory);
+      if (operands.index_k) keys.index_k = fetch_keys(operands.index_k, r, memory);
+      last = &r;
+    }
+    host.operands.k = keys.k;
+    host.operands.v = keys.v;
+    host.operands.index_k = keys.index_k;
+    host.memory.insert(host.memory.end(), memory.begin(), memory.end());
+    sampled.push_back(std::move(host));
+  }
+  return sampled;
+}
+
+Operands BenchData::host_view(const Operands& operands) {
+  Operands view = operands;
+  view.batch = host_batch_;
+  Tensor& ids = view.block_ids_in ? view.block_ids_in : view.block_ids;
+  if (!ids) return view;
+  ids_.resize(bytes_of(ids) / sizeof(std::int32_t));
+  space_.copy_out(ids_.data(), ids.data, bytes_of(ids));
+  ids.data = ids_.data();
+  return view;
+}
+
+}  // namespace msa::cli

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// All rows: 64/4 heads of 128, bf16, blocks of 128, 16 kept: the defaults of the case language.
+#include "bench_rows.h"
+
+namespace msa::cli {
+
+std::vector<BenchRow> named_rows(bool host) {
+  std::vector<BenchRow> rows{
+      {.id = "dense.8k",
+       .what = "dense causal prefill, 8K tokens",
+       .line = "op=dense lens=8192:8192"},
+      {.id = "dense.8k.avx2",
+       .what = "dense causal prefill, 8K tokens, AVX2 forced",
+       .line = "op=dense lens=8192:8192",
+       .isa = "avx2"},
+      {.id = "select.32k",
+       .what = "selection for a prefill of 32K tokens",
+       .line = "op=select lens=32768:32768 regime=drift"},
+      {.id = "sparse.32k.drift",
+       .what = "sparse attention, prefill of 32K tokens, lists that drift",
+       .line = "op=sparse lens=32768:32768 regime=drift"},
+      {.id = "sparse.32k.random",
+       .what = "sparse attention, prefill of 32K tokens, independent lists",
+       .line = "op=sparse lens=32768:32768"},
+      {.id = "msa.32k.drift",
+       .what = "selection and attention, prefill of 32K tokens, against own dense attention",
+       .line = "op=msa lens=32768:32768 regime=drift",
+       .peer_line = "op=dense lens=32768:32768"},
+      {.id = "decode.dense.128k",
+       .what = "dense decode of one token over 128K",
+       .line = "op=dense lens=1:131072"},
+      {.id = "decode.msa.1m",
+       .what = "selection and attention, decode of one token over 1M",
+       .line = "op=msa lens=1:1048576 regime=drift"},
+      {.id = "memory.128k",
+       .what = "memory of a whole MSA prefill of 128K tokens beyond inputs and outputs: the larger "
+               "of the "
+               "plan's workspace and the growth of resident memory",
+       .line = "op=msa lens=131072:131072 regime=drift",
+       .measure_memory = true},
+  };
+  for (BenchRow& row : rows) row.id = (host ? "cpu.host." : "cpu.") + row.id;
+  return rows;
+}
+
+namespace {
+
+void add_prefill_rows(std::vector<BenchRow>& rows) {
+  struct Length {
+    const char* name;
+    std::int64_t tokens;
+  };
+  for (const auto& [name, tokens] :
+       {Length{"8k", 8192}, {"32k", 32768}, {"128k", 131072}, {"1m", 1048576}}) {
+    const std::string lens = "lens=" + std::to_string(tokens) + ":" + std::to_string(tokens);
+    const std::string size = name;
+    if (tokens < 1048576) {
+      rows.push_back({.id = "h200.dense." + size,
+                      .what = "dense causal prefill, " + size + " tokens",
+                      .line = "op=dense " + lens});
+    }
+    for (const std::string regime : {"drift", "random"}) {
+      rows.push_back({.id = "h200.msa." + size + "." + regime,
+                      .what = "selection and attention, prefill of " + size +
+                              " tokens, lists that " +
+                              (regime == "drift" ? "drift" : "share nothing"),
+                      .line = "op=msa " + lens + " regime=" + regime,
+                      .stages = true});
+    }
+  }
+}
+
+void add_decode_rows(std::vector<BenchRow>& rows) {
+  struct Decode {
+    const char* name;
+    const char* what;
+    const char* line;
+  };
+  for (const auto& [name, what, line] :
+       {Decode{"1m.b1", "one token over 1M", "lens=1:1048576"},
+        {"128k.b1", "one token over 128K", "lens=1:131072"},
+        {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
+        {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"},
+        {"8h.128k.b32", "32 requests, one token over 128K each, 8/1 heads",
+         "heads=8/1 lens=32x1:131072"}}) {
+    rows.push_back({.id = std::string("h200.decode.") + name,
+                    .what = std::string("selection and attention in a CUDA graph, ") + what,
+                    .line = std::string("op=msa page=128 ") + line,
+                    .graph = true});
+  }
+}
+
+}  // namespace
+
+std::vector<BenchRow> named_gpu_rows() {
+  // First of all: it wants a process in which nothing has run.
+  std::vector<BenchRow> rows{{.id = "h200.first_call",
+                              .what = "planning and the first run of a process, from an existing "
+                                      "CUDA context, prefill of 1K tokens",
+                              .line = "op=msa lens=1024:1024",
+                              .kind = BenchRow::Kind::FirstCall},
+                             {.id = "h200.workspace.max",
+                              .what = "largest workspace of any row's plan, and of dense at 1M",
+                              .line = "op=msa|dense|select page=0|128 "
+                                      "lens=8192:8192|32768:32768|131072:131072|1048576:1048576|"
+                                      "128:1048576|1:1048576|32x1:131072|128x1:32768",
+                              .kind = BenchRow::Kind::Workspace}};
+  add_prefill_rows(rows);
+  rows.push_back({.id = "h200.select.128k",
+                  .what = "selection for a prefill of 128K tokens",
+                  .line = "op=select lens=131072:131072 regime=drift"});
+  rows.push_back({.id = "h200.select.chunk128.1m",
+                  .what = "selection for 128 new tokens over 1M",
+                  .line = "op=select lens=128:1048576 regime=drift"});
+  for (const std::string regime : {"random", "ties", "near"}) {
+    rows.push_back({.id = "h200.topk." + regime,
+                    .what = "select_topk, 131072 rows of 1024 blocks, scores: " + regime,
+                    .line = "op=topk lens=32768:131072 causal=0 regime=" + regime});
+  }
+  add_decode_rows(rows);
+  return rows;
+}
+
+}  // namespace msa::cli

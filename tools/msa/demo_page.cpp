@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: MIT
+// Static parts are raw strings; figures are inline SVG but for the map, which a few lines of script
+// paint on a canvas in the colours of the reader's theme. Every colour is a variable of the style
+// sheet.
+#include "demo_page.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string_view>
+
+namespace msa::cli {
+namespace {
+
+constexpr std::string_view kHead = R"html(<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>MiniMax Sparse Attention on this CPU</title>
+<style>
+:root { color-scheme: light dark;
+  --surface: #fcfcfb; --panel: #ffffff; --ink: #1a1a19; --muted: #5f5e5a; --line: #e3e2dd;
+  --msa: #2a78d6; --dense: #c9541f; --needle: #b3146b; }
+@media (prefers-color-scheme: dark) { :root {
+  --surface: #1a1a19; --panel: #232321; --ink: #f2f1ec; --muted: #aeada6; --line: #3a3a37;
+  --msa: #5a9df0; --dense: #ee7d45; --needle: #f277b6; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--surface); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 48px; }
+h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; } h2 { font-size: 18px; margin: 0 0 2px; }
+p { margin: 0; color: var(--muted); } .sub { font-size: 14px; margin-bottom: 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0; }
+.card, section { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; }
+.card { padding: 12px 16px; } .card b { display: block; font-size: 26px; line-height: 1.25; font-weight: 650; }
+.card span { color: var(--muted); font-size: 13px; }
+section { padding: 20px 22px; margin-bottom: 16px; }
+.two { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; } .two section { margin: 0; }
+@media (max-width: 800px) { .two { grid-template-columns: 1fr; } }
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--muted); font-size: 12px; }
+svg .grid { stroke: var(--line); stroke-width: 1; } svg .label { font-weight: 600; font-size: 13px; }
+.map { display: grid; grid-template-columns: auto 1fr; grid-template-rows: 440px auto; column-gap: 8px; }
+.map .plot { position: relative; border: 1px solid var(--line); }
+.map canvas { width: 100%; height: 100%; display: block; image-rendering: pixelated; }
+.map i { position: absolute; width: 13px; height: 13px; margin: -6.5px 0 0 -6.5px; border-radius: 50%;
+  border: 2px solid var(--needle); }
+.map i.missed { border-style: dashed; }
+.axis { color: var(--muted); font-size: 12px; display: flex; justify-content: space-between; }
+.axis.y { flex-direction: column; text-align: right; } .axis.x { grid-column: 2; padding-top: 4px; }
+.legend { display: flex; flex-wrap: wrap; gap: 6px 22px; align-items: center; font-size: 13px; color: var(--muted);
+  margin: 10px 0 12px; }
+.legend .ramp { display: inline-block; width: 90px; height: 10px; margin: 0 6px; border: 1px solid var(--line);
+  background: linear-gradient(90deg, var(--panel), var(--msa)); }
+.legend .ring { display: inline-block; width: 12px; height: 12px; border-radius: 50%; vertical-align: -1px;
+  border: 2px solid var(--needle); margin-right: 6px; }
+.legend .box { display: inline-block; width: 12px; height: 12px; border-radius: 3px; vertical-align: -1px; margin-right: 6px; }
+table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); }
+th { color: var(--muted); font-weight: 600; } details summary { cursor: pointer; color: var(--muted); font-size: 14px; }
+.scroll { overflow-x: auto; } footer { color: var(--muted); font-size: 13px; margin-top: 20px; }
+</style></head><body><main>
+)html";
+
+constexpr std::string_view kScript = R"html(<script>
+(() => {
+  const canvas = document.getElementById("map"), bytes = atob(canvas.dataset.cells);
+  const rgb = name => {
+    const probe = document.createElement("span");
+    probe.style.color = `var(${name})`;
+    document.body.append(probe);
+    const parts = getComputedStyle(probe).color.match(/\d+/g).map(Number);
+    probe.remove();
+    return parts;
+  };
+  const paint = () => {
+    const from = rgb("--panel"), to = rgb("--msa"), context = canvas.getContext("2d");
+    const image = context.createImageData(canvas.width, canvas.height);
+    for (let i = 0; i < bytes.length; ++i) {
+      const t = bytes.charCodeAt(i) / 255;
+      for (let c = 0; c < 3; ++c) image.data[4 * i + c] = from[c] + (to[c] - from[c]) * t;
+      image.data[4 * i + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+  };
+  paint();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+})();
+</script>
+)html";
+
+std::string base64(const std::vector<std::uint8_t>& bytes) {
+  constexpr std::string_view kDigits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    const std::size_t left = std::min<std::size_t>(3, bytes.size() - i);
+    std::uint32_t word = 0;
+    for (std::size_t j = 0; j < 3; ++j) word = word << 8 | (j < left ? bytes[i + j] : 0u);
+    for (std::size_t j = 0; j < 4; ++j)
+      text += j <= left ? kDigits[word >> (18 - 6 * j) & 63] : '=';
+  }
+  return text;
+}
+
+std::string escaped(std::string_view text) {
+  std::string safe;
+  for (const char c : text) {
+    if (c == '<') {
+      safe += "&lt;";
+    } else if (c == '&') {
+      safe += "&amp;";
+    } else {
+      safe += c;
+    }
+  }
+  return safe;
+}
+
+/// 65536 -> "64K".
+std::string short_count(std::int64_t value) {
+  if (value >= 1 << 20 && value % (1 << 20) == 0) return fmt::format("{}M", value >> 20);
+  if (value >= 1024 && value % 1024 == 0) return fmt::format("{}K", value >> 10);
+  return fmt::format("{}", value);
+}
+
+std::string short_seconds(double seconds) {
+  if (seconds >= 10) return fmt::format("{:.1f} s", seconds);
+  if (seconds >= 1) return fmt::format("{:.2f} s", seconds);
+  return fmt::format("{:.0f} ms", 1e3 * seconds);
+}
+
+std::string card(const std::string& value, const std::string& label) {
+  return fmt::format("<div class=\"card\"><b>{}</b><span>{}</span></div>\n", value, label);
+}
+
+std::string cards(const DemoResults& r) {
+  const LengthTimes& whole = r.whole();
+  return "<div class=\"cards\">\n" +
+         card(fmt::format("{:.1f}&times;", r.speedup()), "faster than dense attention") +
+         card(short_seconds(whole.msa_seconds), "MSA, selection included") +
+         card(short_seconds(whole.dense_seconds), "dense attention") +
+         card(fmt::format("{:.0f} %", 100 * r.saved()), "of the multiply-adds saved") +
+         card(fmt::format("{} of {}", r.needles_found(), r.needles.size()), "needles found") +
+         card(fmt::format("{} rows", r.rows_compared),
+              r.verified ? "verified against the oracle" : "compared: WRONG") +
+         "</div>\n";
+}
+
+std::string axis(const char* kind, std::int64_t tokens) {
+  std::string text = fmt::format("<div class=\"axis {}\">", kind);
+  for (int i = 0; i <= 4; ++i) text += fmt::format("<span>{}</span>", short_count(tokens * i / 4));
+  return text + "</div>";
+}
+
+std::string map_section(const DemoResults& r) {
+  std::string html = fmt::format(
+      "<section><h2>Which blocks each query chose</h2>\n<p class=\"sub\">Each row is a bucket of "
+      "{} neighbouring queries "
+      "(down), each column a part of the context (across). A query attends to {} blocks of {} "
+      "tokens, its own among "
+      "them; 8 neighbours together touch {:.1f} different ones.</p>\n",
+      r.tokens / r.map_rows, r.topk, r.block_size, r.blocks_per_8);
+  html +=
+      "<div class=\"legend\"><span>share of the bucket's queries that chose the block: none<span "
+      "class=\"ramp\"></span>all</span>"
+      "<span><span class=\"ring\"></span>a planted needle, found by the row that asks for it "
+      "(dashed: missed)</span></div>\n";
+  html += "<div class=\"map\">" + axis("y", r.tokens) + "<div class=\"plot\">";
+  html += fmt::format(
+      "<canvas id=\"map\" width=\"{}\" height=\"{}\" role=\"img\" aria-label=\"Heat map of chosen "
+      "blocks\" "
+      "data-cells=\"{}\"></canvas>",
+      r.map_blocks, r.map_rows, base64(r.map));
+  for (const NeedleResult& n : r.needles) {
+    const auto percent = [&](std::int64_t position) {
+      return 100.0 * static_cast<double>(position) / static_cast<double>(r.tokens);
+    };
+    html += fmt::format(
+        "<i{} style=\"left:{:.2f}%;top:{:.2f}%\" title=\"token {}, asked for by token {}\"></i>",
+        n.found ? "" : " class=\"missed\"", percent(n.key), percent(n.asked_by), n.key, n.asked_by);
+  }
+  return html + "</div>" + axis("x", r.tokens) + "</div></section>\n";
+}
+
+// ---- charts
+// --------------------------------------------------------------------------------------------------------
+
+constexpr double kWidth = 500, kHeight = 320, kLeft = 58, kRight = 74, kTop = 14, kBottom = 44;
+
+std::string text_at(double x, double y, const char* anchor, const std::string& text,
+                    const std::string& extra = "") {
+  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y,
+                     anchor, extra, text);
+}
+
+std::string line_at(double x1, double y1, double x2, double y2) {
+  return fmt::format(
+      "<line class=\"grid\" x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n", x1, y1,
+      x2, y2);
+}
+
+/// Time against context length, both axes logarithmic.
+class TimeChart {
+ public:
+  explicit TimeChart(const DemoResults& r) : times_(r.times) {
+    double least = 1e30, most = 0;
+    for (const LengthTimes& t : times_) {
+      least = std::min({least, t.dense_seconds, t.msa_seconds});
+      most = std::max({most, t.dense_seconds, t.msa_seconds});
+    }
+    low_ = std::floor(std::log10(least));
+    high_ = std::ceil(std::log10(most));
+  }
+
+  std::string svg() const {
+    std::string out = fmt::format(
+        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"Time against context length\">\n",
+        kWidth, kHeight);
+    for (int decade = static_cast<int>(low_); decade <= static_cast<int>(high_); ++decade) {
+      const double seconds = std::pow(10.0, decade);
+      out += line_at(kLeft, y(seconds), kWidth - kRight, y(seconds));
+      out += text_at(
+          kLeft - 8, y(seconds) + 4, "end",
+          decade < 0 ? fmt::format("{:.0f} ms", 1e3 * seconds) : fmt::format("{:.0f} s", seconds));
+    }
+    for (const LengthTimes& t : times_) {
+      out += text_at(x(t.tokens), kHeight - kBottom + 18, "middle", short_count(t.tokens));
+    }
+    out += text_at((kLeft + kWidth - kRight) / 2, kHeight - 6, "middle", "tokens in the context");
+    return out + series("--dense", "dense", &LengthTimes::dense_seconds) +
+           series("--msa", "MSA", &LengthTimes::msa_seconds) + "</svg>\n";
+  }
+
+ private:
+  double x(std::int64_t tokens) const {
+    const double first = std::log2(static_cast<double>(times_.front().tokens));
+    const double span = std::max(1.0, std::log2(static_cast<double>(times_.back().tokens)) - first);
+    const double part = (std::log2(static_cast<double>(tokens)) - first) / span;
+    return kLeft + 14 + part * (kWidth - kRight - kLeft - 28);
+  }
+  double y(double seconds) const {
+    return kHeight - kBottom -
+           (std::log10(seconds) - low_) / (high_ - low_) * (kHeight - kBottom - kTop);
+  }
+
+  std::string series(const char* colour, const char* name, double LengthTimes::*seconds) const {
+    std::string points, dots;
+    for (const LengthTimes& t : times_) {
+      points += fmt::format("{:.1f},{:.1f} ", x(t.tokens), y(t.*seconds));
+      dots += fmt::format(
+          "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"var({})\"><title>{}, {} tokens: "
+          "{}</title></circle>\n",
+          x(t.tokens), y(t.*seconds), colour, name, short_count(t.tokens),
+          short_seconds(t.*seconds));
+    }
+    const LengthTimes& last = times_.back();
+    const std::string style = fmt::format(" class=\"label\" style=\"fill:var({})\"", colour);
+    return fmt::format(
+               "<polyline points=\"{}\" fill=\"none\" stroke=\"var({})\" stroke-width=\"2\"/>\n",
+               points, colour) +
+           dots + text_at(x(last.tokens) + 10, y(last.*seconds) - 2, "start", name, style) +
+           text_at(x(last.tokens) + 10, y(last.*seconds) + 12, "start",
+                   short_seconds(last.*seconds));
+  }
+
+  const std::vector<LengthTimes>& times_;
+  double low_ = 0, high_ = 0;
+};
+
+// Bins of |error|: exactly 0, then half decades.
+constexpr int kBins = 13;
+constexpr double kFirstExponent = -7;
+
+std::array<double, kBins> histogram(const std::vector<double>& errors) {
+  std::array<double, kBins> share{};
+  for (const double error : errors) {
+    int bin = 0;
+    if (error > 0) {
+      bin = std::clamp(1 + static_cast<int>(std::floor(2 * (std::log10(error) - kFirstExponent))),
+                       1, kBins - 1);
+    }
+    share[static_cast<std::size_t>(bin)] += 1.0 / static_cast<double>(errors.size());
+  }
+  return share;
+}
+
+std::string error_svg(const DemoResults& r) {
+  const auto dense = histogram(r.dense_errors), sparse = histogram(r.msa_errors);
+  const double most = std::max(*std::max_element(dense.begin(), dense.end()),
+                               *std::max_element(sparse.begin(), sparse.end()));
+  const double top = std::ceil(most * 10) / 10;
+  const double right = kWidth - 12, slot = (right - kLeft) / kBins, bar = slot * 0.38;
+  const auto y = [&](double share) {
+    return kHeight - kBottom - share / top * (kHeight - kBottom - kTop);
+  };
+  std::string out =
+      fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"Histogram of errors\">\n",
+                  kWidth, kHeight);
+  const int steps = top > 0.45 ? 2 : 1;
+  for (int tenth = 0; tenth <= static_cast<int>(std::lround(10 * top)); tenth += steps) {
+    out += line_at(kLeft, y(tenth / 10.0), right, y(tenth / 10.0));
+    out += text_at(kLeft - 8, y(tenth / 10.0) + 4, "end", fmt::format("{} %", 10 * tenth));
+  }
+  const auto bars = [&](const std::array<double, kBins>& shares, const char* colour, double shift) {
+    for (int i = 0; i < kBins; ++i) {
+      const double share = shares[static_cast<std::size_t>(i)];
+      if (share <= 0) continue;
+      const double x = kLeft + i * slot + slot / 2 + shift;
+      out += fmt::format(
+          "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" rx=\"1.5\" "
+          "fill=\"var({})\"/>\n",
+          x, y(share), bar, kHeight - kBottom - y(share), colour);
+    }
+  };
+  bars(dense, "--dense", -bar - 0.5);
+  bars(sparse, "--msa", 0.5);
+  out += text_at(kLeft + slot / 2, kHeight - kBottom + 18, "middle", "0");
+  for (int i = 3; i < kBins; i += 2) {
+    const int exponent = static_cast<int>(kFirstExponent) + (i - 1) / 2;
+    out += text_at(kLeft + i * slot, kHeight - kBottom + 18, "middle",
+                   fmt::format("10<tspan dy=\"-5\" font-size=\"9\">&#8722;{}</tspan>", -exponent));
+  }
+  return out + text_at((kLeft + right) / 2, kHeight - 6, "middle", "|output &#8722; oracle|") +
+         "</svg>\n";
+}
+
+std::string chart_section(const char* title, const char* subtitle, const std::string& svg) {
+  return fmt::format(
+      "<section><h2>{}</h2>\n<p class=\"sub\">{}</p>\n<div class=\"legend\"><span><span "
+      "class=\"box\" "
+      "style=\"background:var(--dense)\"></span>dense</span><span><span class=\"box\" "
+      "style=\"background:var(--msa)\"></span>MSA</span></div>\n{}</section>",
+      title, subtitle, svg);
+}
+
+std::string charts(const DemoResults& r) {
+  return "<div class=\"two\">" +
+         chart_section("Time against context length",
+                       "Prefill of the whole context; both axes are logarithmic.",
+                       TimeChart(r).svg()) +
+         chart_section("Errors against the oracle",
+                       "Share of sampled outputs by distance from double precision.",
+                       error_svg(r)) +
+         "</div>\n";
+}
+
+std::string tables(const DemoResults& r) {
+  std::string html =
+      "<section style=\"margin-top:16px\"><details><summary>The numbers behind the "
+      "pictures</summary><div class=\"scroll\">\n"
+      "<table><tr><th>tokens</th><th>dense</th><th>MSA</th><th>speedup</th></tr>\n";
+  for (const LengthTimes& t : r.times) {
+    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.2f}&times;</td></tr>\n",
+                        t.tokens, short_seconds(t.dense_seconds), short_seconds(t.msa_seconds),
+                        t.dense_seconds / t.msa_seconds);
+  }
+  html +=
+      "</table><br><table><tr><th>needle at</th><th>asked for at</th><th>block chosen</th><th>in a "
+      "window of as many "
+      "keys</th><th>value read, dense (cosine)</th><th>value read, MSA (cosine)</th></tr>\n";
+  for (const NeedleResult& n : r.needles) {
+    html += fmt::format(
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4f}</td><td>{:.4f}</td></tr>\n",
+        n.key, n.asked_by, n.found ? "yes" : "no", n.in_window ? "yes" : "no", n.dense_cosine,
+        n.msa_cosine);
+  }
+  return html + "</table></div></details></section>\n";
+}
+
+}  // namespace
+
+std::int64_t DemoResults::needles_found() const {
+  return std::count_if(needles.begin(), needles.end(),
+                       [](const NeedleResult& n) { return n.found; });
+}
+
+std::int64_t DemoResults::needles_in_window() const {
+  return std::count_if(needles.begin(), needles.end(),
+                       [](const NeedleResult& n) { return n.in_window; });
+}
+
+std::string demo_page(const DemoResults& r) {
+  std::string html(kHead);
+  html += fmt::format(
+      "<h1>{} tokens, {} blocks each</h1>\n<p>MiniMax Sparse Attention on {} with {} threads, {}: "
+      "{} query heads, {} key "
+      "head{}, dim {}, bf16. The context is noise that drifts as text does, with {} needles "
+      "planted far from the rows that "
+      "ask for them; a window of as many keys finds {}.</p>\n",
+      short_count(r.tokens), r.topk, escaped(r.cpu), r.threads, escaped(r.isa), r.heads_q,
+      r.heads_kv, r.heads_kv == 1 ? "" : "s", r.head_dim, r.needles.size(), r.needles_in_window());
+  html += cards(r) + map_section(r) + charts(r) + tables(r);
+  html += fmt::format(
+      "<footer>msa {} ({}). Made by <code>msa demo --tokens {} --heads {}/{}</code>.</footer>\n",
+      r.version, escaped(r.commit), r.tokens, r.heads_q, r.heads_kv);
+  html += kScript;
+  return html + "</main></body></html>\n";
+}
+
+}  // namespace msa::cli

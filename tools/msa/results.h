@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// What the bench found: rows, the machine and its peaks; as TSV, as the JSON of docs/formats.md,
+// against a baseline.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "roofline.h"
+#include "testkit/case.h"
+#include "useful.h"
+
+namespace msa::cli {
+
+/// A figure that does not apply is left out.
+struct Row {
+  std::string id;
+  std::string what;
+  testkit::Case spec;
+  std::string backend;
+  std::string isa;
+  int threads = 0;
+  std::vector<double> seconds{};  // of every run
+  UsefulWork work{};
+  std::optional<double> floor_seconds{};
+  std::string peer{};
+  std::vector<double> peer_seconds{};
+  std::optional<double> bytes{};  // where the figure is bytes
+  std::optional<double> blocks_per_8{};
+  std::optional<bool> verified = false;  // left out where nothing is computed
+
+  double median() const;
+  std::optional<double> share() const;
+  std::optional<double> ratio() const;
+};
+
+struct Results {
+  std::vector<Row> rows;
+  Peaks peaks{};
+  std::string isa;
+  std::string gpu;  // empty: the rows are the processor's
+  int threads = 0;
+  std::string command;
+};
+
+double median_of(std::vector<double> values);
+
+/// Fills in floor_seconds: the larger of useful bytes over the read rate and useful operations over
+/// the peak of the arithmetic in use. Leaves it out where a peak is not known.
+void add_floor(Row& row, const Peaks& peaks);
+
+std::string tsv_header();
+std::string tsv_line(const Row& row);
+std::string to_json(const Results& results);
+
+/// What became slower (or larger) than in the baseline by more than `tolerance`, one line each.
+/// Throws Failure kBadInput where the file is no results file, speaks of another machine, or shares
+/// no row with these results.
+std::vector<std::string> regressions(const Results& results, const std::string& baseline,
+                                     double tolerance);
+
+}  // namespace msa::cli

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+// What this machine can do at most: products per second out of registers and bytes per second out
+// of memory, measured with all threads. A Roofline keeps the best of its rounds; the bench runs
+// rounds between its own timings, so that both meet the same clocks and neighbours.
+#pragma once
+
+#include <cstdint>
+
+#include "tensors.h"
+
+namespace msa::cli {
+
+/// Operations (a multiply and an add are two) and bytes per second; 0: the machine lacks the
+/// instructions.
+struct Peaks {
+  double bf16_flops = 0;       // VDPBF16PS, 512 bits
+  double fp32_flops = 0;       // fused multiply-add, the widest there is
+  double int8_ops = 0;         // VPDPBUSD, 512 bits
+  double avx2_fp32_flops = 0;  // fused multiply-add, 256 bits
+  double read_bytes_per_s = 0;
+};
+
+class Roofline {
+ public:
+  explicit Roofline(int threads);
+  /// Measures everything once, about a third of a second, and keeps what is better than before.
+  void round();
+  const Peaks& peaks() const noexcept { return peaks_; }
+
+ private:
+  void read_round();
+
+  int threads_;
+  Peaks peaks_;
+  Buffer stream_;  // more than four times the last cache
+};
+
+/// Size of the last level cache as the system tells it; 0: it does not.
+std::int64_t last_cache_bytes();
+
+}  // namespace msa::cli

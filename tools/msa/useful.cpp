@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+#include "useful.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "testkit/requests.h"
+
+namespace msa::cli {
+namespace {
+
+using testkit::Operands;
+using testkit::Request;
+
+double item_bytes(DType dtype) { return item_bits(dtype) / 8.0; }
+
+double bytes_of(const Tensor& tensor) {
+  if (!tensor) return 0;
+  double bytes = item_bytes(tensor.dtype);
+  for (int i = 0; i < tensor.rank; ++i) bytes *= static_cast<double>(tensor.shape[i]);
+  return bytes;
+}
+
+/// Bytes of one key of one head, in k and v together.
+double kv_row_bytes(const Problem& p) {
+  return static_cast<double>(p.head_dim + p.value_dim) * item_bytes(p.dtype);
+}
+
+/// Keys that rows of one request see, summed over rows.
+double visible_keys(const Request& r) {
+  double keys = 0;
+  for (std::int64_t i = 0; i < r.seqlen_q; ++i) keys += static_cast<double>(r.visible_keys(i));
+  return keys;
+}
+
+std::int64_t most_visible(const Request& r) {
+  return r.seqlen_q > 0 ? r.visible_keys(r.seqlen_q - 1) : 0;
+}
+
+void add_dense(const Problem& p, const Request& r, UsefulWork& work) {
+  const auto dims = static_cast<double>(p.head_dim + p.value_dim);
+  work.attend_ops += 2 * dims * static_cast<double>(p.heads_q) * visible_keys(r);
+  work.bytes += kv_row_bytes(p) * static_cast<double>(p.heads_kv * most_visible(r));
+}
+
+void add_index(const Problem& p, const Request& r, UsefulWork& work) {
+  work.index_ops += 2 * static_cast<double>(p.index_dim * p.index_heads) * visible_keys(r);
+  work.bytes += static_cast<double>(p.index_dim * p.index_heads_k * most_visible(r)) *
+                item_bytes(p.index_dtype);
+}
+
+/// Keys that the lists of one head name; each key's bytes count once, however many rows list it.
+void add_listed(const Problem& p, const Request& r, const Tensor& ids, std::int64_t head,
+                UsefulWork& work) {
+  std::vector<std::int64_t> ends(
+      static_cast<std::size_t>(testkit::ceil_div(r.seqlen_k, r.block_size)), 0);
+  double keys = 0;
+  for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+    for (std::int64_t slot = 0; slot < ids.shape[2]; ++slot) {
+      const std::int32_t id = testkit::int_at(ids, r.q_begin + i, head, slot);
+      if (id < 0) break;
+      const auto [begin, end] = r.block_keys(i, id);
+      if (begin >= end) continue;
+      keys += static_cast<double>(end - begin);
+      std::int64_t& seen = ends[static_cast<std::size_t>(begin / r.block_size)];
+      seen = std::max(seen, end - begin);
+    }
+  }
+  double distinct = 0;
+  for (const std::int64_t count : ends) distinct += static_cast<double>(count);
+  const auto group = static_cast<double>(p.heads_q / p.heads_kv);
+  work.attend_ops += 2 * static_cast<double>(p.head_dim + p.value_dim) * group * keys;
+  work.bytes += kv_row_bytes(p) * distinct;
+}
+
+}  // namespace
+
+UsefulWork useful_work(const Problem& p, const Operands& o) {
+  UsefulWork work;
+  for (const Tensor* tensor : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.out, &o.lse,
+                               &o.block_max, &o.scores, &o.block_ids, &o.chosen_scores}) {
+    work.bytes += bytes_of(*tensor);
+  }
+  const bool msa = p.op == Op::MsaAttention;
+  const Tensor& ids = msa ? o.block_ids : o.block_ids_in;
+  for (const Request& r : testkit::requests_of(p, o.batch)) {
+    if (p.op == Op::DenseAttention) add_dense(p, r, work);
+    if (msa || p.op == Op::SelectBlocks || p.op == Op::BlockScores) add_index(p, r, work);
+    if (!ids) continue;
+    for (std::int64_t head = 0; head < p.heads_kv; ++head) add_listed(p, r, ids, head, work);
+  }
+  return work;
+}
+
+}  // namespace msa::cli

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+// `msa verify`: cases against the oracle. A case that nobody serves is a rejection, which is fine
+// unless the support table lists it; every failure leaves the line that repeats it.
+#include <fmt/format.h>
+
+#include <memory>
+#include <optional>
+
+#include "cli.h"
+#include "progress.h"
+#include "testkit/case.h"
+#include "testkit/cuda_memory.h"
+#include "testkit/support.h"
+#include "testkit/verify.h"
+
+namespace msa::cli {
+namespace {
+
+struct VerifyCommand {
+  std::vector<std::string> files;
+  std::vector<std::string> lines;
+  std::string support;
+  bool keys = false;
+  int repeats = 2;
+  int device = 0;
+  Options under_test;
+};
+
+std::vector<testkit::Case> read_all(const VerifyCommand& command) {
+  std::vector<testkit::Case> cases;
+  const auto add = [&](std::vector<testkit::Case> more) {
+    cases.insert(cases.end(), std::make_move_iterator(more.begin()),
+                 std::make_move_iterator(more.end()));
+  };
+  try {
+    for (const std::string& line : command.lines) add(testkit::expand_cases(line));
+  } catch (const testkit::CaseError& error) {
+    throw Failure(kUsage, std::string("--case: ") + error.what());
+  }
+  try {
+    for (const std::string& file : command.files) add(testkit::read_cases(file));
+  } catch (const std::exception& error) {
+    throw Failure(kBadInput, error.what());
+  }
+  if (cases.empty()) throw Failure(kUsage, "expected case files or --case, got no case");
+  return cases;
+}
+
+std::optional<testkit::SupportTable> read_support(const std::string& path) {
+  if (path.empty()) return std::nullopt;
+  try {
+    return testkit::SupportTable::read(path);
+  } catch (const testkit::CaseError& error) {
+    throw Failure(kBadInput, error.what());
+  }
+}
+
+int verify(const VerifyCommand& command) {
+  if (command.keys) {
+    fmt::print("{}", testkit::case_keys());
+    return kGood;
+  }
+  require_backend(command.under_test);
+  const std::vector<testkit::Case> cases = read_all(command);
+  const std::optional<testkit::SupportTable> support = read_support(command.support);
+  std::unique_ptr<testkit::MemorySpace> gpu;
+  if (command.under_test.backend == "cuda") gpu = testkit::cuda_memory(command.device);
+  const testkit::VerifyOptions options{
+      .under_test = command.under_test, .space = gpu.get(), .repeats = command.repeats};
+  Progress progress;
+  testkit::Totals totals;
+  std::size_t run = 0;
+  for (const testkit::Case& spec : cases) {
+    progress.bar(static_cast<double>(run) / static_cast<double>(cases.size()),
+                 testkit::to_line(spec));
+    ++run;
+    testkit::Outcome outcome = testkit::verify(spec, options);
+    testkit::count(outcome, spec, support ? &*support : nullptr, totals);
+    if (outcome.result != testkit::Result::Failed) continue;
+    progress.clear();
+    fmt::print(stderr, "FAILED: {}\n  {}\n", outcome.reason, outcome.repro);
+  }
+  progress.clear();
+  fmt::print("run\t{}\npassed\t{}\nfailed\t{}\nrejected\t{}\n", run, totals.passed, totals.failed,
+             totals.rejected);
+  return totals.failed == 0 ? kGood : kCheckFailed;
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("verify", "Compare a backend with the oracle on cases");
+  auto options = std::make_shared<VerifyCommand>();
+  command->add_option("files", options->files, "Files of cases, one a line");
+  command->add_option("--case", options->lines, "A case in the case language; may be repeated");
+  command->add_option("--support", options->support,
+                      "Support table of the backend: a rejection inside it fails");
+  command
+      ->add_option("--repeats", options->repeats, "Runs of each case: all must give the same bits")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000000));
+  command->add_option("--device", options->device, "GPU of the cuda backend")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1023));
+  command->add_flag("--keys", options->keys,
+                    "Show the keys of the case language and verify nothing");
+  add_backend_options(*command, options->under_test);
+  command->callback([&action, options] { action = [options] { return verify(*options); }; });
+}
+
+}  // namespace msa::cli
