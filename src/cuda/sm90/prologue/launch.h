@@ -25,6 +25,8 @@ struct Params {
   TileRecord* tiles =
       nullptr;  // [max_tiles], request after request, rows ascending; nullptr: none wanted
   int* num_tiles = nullptr;
+  int* first_tiles = nullptr;            // [B]: the first tile of each request; or none
+  std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before; or none
   int max_tiles = 0;
   int tokens_per_tile = 1;
   int* counters = nullptr;  // set to 0

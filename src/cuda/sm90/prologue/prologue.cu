@@ -3,33 +3,12 @@
 #include "cuda/launch.h"
 #include "cuda/sm90/prologue/launch.h"
 #include "cuda/sm90/ptx/barrier.cuh"
+#include "cuda/sm90/tile/scan.cuh"
 
 namespace msa::cuda::sm90::prologue {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kWarps = kThreads / 32;
-
-/// Sum of `value` over the threads before this one; `total` is that of all.
-__device__ std::int64_t exclusive_scan(std::int64_t value, std::int64_t& total) {
-  __shared__ std::int64_t warp_sums[kWarps];
-  const int lane = threadIdx.x & 31;
-  std::int64_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const std::int64_t below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += below;
-  }
-  if (lane == 31) warp_sums[threadIdx.x / 32] = sum;
-  __syncthreads();
-  std::int64_t before = 0;
-  total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < static_cast<int>(threadIdx.x / 32)) before += warp_sums[w];
-    total += warp_sums[w];
-  }
-  __syncthreads();
-  return before + sum - value;
-}
 
 __device__ RequestRecord read_checked(const BatchParams& batch, int b, std::int64_t k_begin) {
   bool length_fault = false;
@@ -88,28 +67,43 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
   for (int i = threadIdx.x; i < params.num_counters; i += kThreads) params.counters[i] = 0;
   __syncthreads();
   std::int64_t rows_before = 0;
+  std::int64_t blocks_before = 0;
   std::int64_t tiles_before = 0;
   for (int first = 0; first < params.batch.batch; first += kThreads) {
     const int b = first + static_cast<int>(threadIdx.x);
     const bool exists = b < params.batch.batch;
     std::int64_t total = 0;
     const std::int64_t k_begin =
-        rows_before + exclusive_scan(exists ? rows_of(params.batch, b) : 0, total);
+        rows_before + tile::exclusive_sum<kThreads>(exists ? rows_of(params.batch, b) : 0, total);
     rows_before += total;
     int seqlen_q = 0;
+    std::int64_t blocks = 0;
     if (exists) {
       const RequestRecord r = read_checked(params.batch, b, k_begin);
       params.requests[b] = r;
       seqlen_q = r.seqlen_q;
+      blocks = ceil_div(r.seqlen_k, params.batch.block_size);
+    }
+    if (params.first_blocks != nullptr) {
+      const std::int64_t before = tile::exclusive_sum<kThreads>(blocks, total);
+      if (exists) params.first_blocks[b] = blocks_before + before;
+      blocks_before += total;
     }
     if (params.tiles == nullptr) continue;
-    const std::int64_t before = exclusive_scan(ceil_div(seqlen_q, params.tokens_per_tile), total);
+    const std::int64_t before =
+        tile::exclusive_sum<kThreads>(ceil_div(seqlen_q, params.tokens_per_tile), total);
     starts[threadIdx.x] = tiles_before + before;
+    if (exists && params.first_tiles != nullptr) {
+      params.first_tiles[b] =
+          static_cast<int>(min(tiles_before + before, static_cast<std::int64_t>(params.max_tiles)));
+    }
     __syncthreads();
     write_tiles(params, tiles_before, tiles_before + total, starts, first);
     __syncthreads();
     tiles_before += total;
   }
+  if (params.first_blocks != nullptr && threadIdx.x == 0)
+    params.first_blocks[params.batch.batch] = blocks_before;
   if (params.tiles == nullptr) return;
   const std::int64_t tiles = write_padding(params, tiles_before);
   if (threadIdx.x == 0) *params.num_tiles = static_cast<int>(tiles);
