@@ -12,6 +12,7 @@
 #include "cuda/decode_stage.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
+#include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
 #include "msa/error.h"
 
@@ -66,9 +67,13 @@ std::string op_rejects(const Problem& problem) {
       const std::string why = SelectStage::rejects(problem);
       return why.empty() ? AttendStage::rejects(problem, true) : why;
     }
+    case Op::MergeStates:
+    case Op::MergeSelections:
+      return MergeStage::rejects(problem);
     default:
-      return std::string("there is no kernel for ") + to_string(problem.op);
+      break;
   }
+  return std::string("there is no kernel for ") + to_string(problem.op);
 }
 
 std::optional<Fault> decode(StatusWord word) {
@@ -97,6 +102,7 @@ bool selects(Op op) {
   return op == Op::BlockScores || op == Op::SelectTopk || op == Op::SelectBlocks ||
          op == Op::MsaAttention;
 }
+bool merges(Op op) { return op == Op::MergeStates || op == Op::MergeSelections; }
 bool attends(const Problem& problem) {
   return problem.op == Op::SparseAttention || problem.op == Op::MsaAttention ||
          (problem.op == Op::DenseAttention && problem.output);
@@ -116,6 +122,7 @@ class CudaPlanned final : public core::Planned {
     if (selects(given.op)) select_.emplace(given, gpu, layout);
     if (given.block_max) select_.emplace(maxima_problem(given), gpu, layout);
     if (attends(given)) attend_.emplace(given, gpu, given.op != Op::DenseAttention, layout);
+    if (merges(given.op)) merge_.emplace();
     if (given.op == Op::MsaAttention)
       ids_ = layout.take<int>(given.total_q * given.heads_kv * given.topk);
     workspace_bytes = layout.bytes();
@@ -141,6 +148,9 @@ class CudaPlanned final : public core::Planned {
                                       native);
       case Op::MsaAttention:
         return run_msa(call, memory, native);
+      case Op::MergeStates:
+      case Op::MergeSelections:
+        return merge_->run(problem, call, memory, native);
       default:
         if (problem.block_max) {
           select_->run_scores(maxima_problem(problem), maxima_call(call), memory, native);
@@ -178,6 +188,7 @@ class CudaPlanned final : public core::Planned {
   std::optional<DecodeStage> decode_{};  // requests of a few tokens: alone, or not at all
   std::optional<SelectStage> select_{};
   std::optional<AttendStage> attend_{};
+  std::optional<MergeStage> merge_{};
   Piece<int> ids_{};  // msa_attention: where the caller does not want them
 };
 

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/merge_stage.h"
+
+#include <limits>
+
+#include "cuda/layout.h"
+#include "cuda/sm90/merge_selections/launch.h"
+#include "cuda/sm90/merge_states/launch.h"
+
+namespace msa::cuda {
+namespace {
+
+static_assert(kMaxParts == sm90::merge_states::kMaxParts &&
+                  kMaxParts == sm90::merge_selections::kMaxParts,
+              "the parts of any legal call fit the kernels' parameters");
+
+sm90::merge_states::Item item_of(DType dtype) {
+  using sm90::merge_states::Item;
+  if (dtype == DType::F32) return Item::F32;
+  return dtype == DType::F16 ? Item::F16 : Item::Bf16;
+}
+
+void run_states(const Problem& problem, const core::Call& call, cudaStream_t stream) {
+  sm90::merge_states::Params params{
+      .num_parts = static_cast<int>(call.part_outs.size()),
+      .rows = call.out.shape[0] * problem.heads_q,
+      .heads = static_cast<int>(problem.heads_q),
+      .dim = problem.value_dim,
+      .item = item_of(problem.dtype),
+      .out_item = item_of(problem.out_dtype),
+      .out = call.out.data,
+      .stride_out_t = call.out.stride[0],
+      .stride_out_h = call.out.stride[1],
+  };
+  for (std::size_t n = 0; n < call.part_outs.size(); ++n) {
+    const Tensor& out = call.part_outs[n];
+    const Tensor& lse = call.part_lses[n];
+    params.parts[n] = {.out = out.data,
+                       .stride_out_t = out.stride[0],
+                       .stride_out_h = out.stride[1],
+                       .lse = static_cast<const float*>(lse.data),
+                       .stride_lse_t = lse.stride[0],
+                       .stride_lse_h = lse.stride[1]};
+  }
+  if (call.lse) {
+    params.lse = static_cast<float*>(call.lse.data);
+    params.stride_lse_t = call.lse.stride[0];
+    params.stride_lse_h = call.lse.stride[1];
+  }
+  sm90::merge_states::launch(params, stream);
+}
+
+void run_selections(const Problem& problem, const core::Call& call, StatusWord* status,
+                    cudaStream_t stream) {
+  const Tensor& ids = call.block_ids;
+  sm90::merge_selections::Params params{
+      .num_parts = static_cast<int>(call.part_ids.size()),
+      .rows = ids.shape[0] * problem.heads_kv,
+      .heads = static_cast<int>(problem.heads_kv),
+      .k = static_cast<int>(problem.topk),
+      .ids = static_cast<int*>(ids.data),
+      .stride_ids_t = ids.stride[0],
+      .stride_ids_h = ids.stride[1],
+      .stride_ids_slot = ids.stride[2],
+  };
+  for (std::size_t n = 0; n < call.part_ids.size(); ++n) {
+    const Tensor& list = call.part_ids[n];
+    const Tensor& scores = call.part_scores[n];
+    params.parts[n] = {.ids = static_cast<const int*>(list.data),
+                       .stride_ids_t = list.stride[0],
+                       .stride_ids_h = list.stride[1],
+                       .stride_ids_slot = list.stride[2],
+                       .scores = static_cast<const float*>(scores.data),
+                       .stride_scores_t = scores.stride[0],
+                       .stride_scores_h = scores.stride[1],
+                       .stride_scores_slot = scores.stride[2],
+                       .width = static_cast<int>(list.shape[2])};
+  }
+  if (call.chosen_scores) {
+    params.chosen = static_cast<float*>(call.chosen_scores.data);
+    params.stride_chosen_t = call.chosen_scores.stride[0];
+    params.stride_chosen_h = call.chosen_scores.stride[1];
+    params.stride_chosen_slot = call.chosen_scores.stride[2];
+  }
+  params.status = status;
+  sm90::merge_selections::launch(params, stream);
+}
+
+}  // namespace
+
+std::string MergeStage::rejects(const Problem& p) {
+  const bool states = p.op == Op::MergeStates;
+  const std::int64_t heads = states ? p.heads_q : p.heads_kv;
+  if (p.total_q * heads > std::numeric_limits<int>::max())
+    return "at most 2^31 - 1 pairs of a query row and a head";
+  return "";
+}
+
+void MergeStage::run(const Problem& problem, const core::Call& call, void* workspace,
+                     cudaStream_t stream) const {
+  if (problem.op == Op::MergeStates) return run_states(problem, call, stream);
+  run_selections(problem, call, kStatus.in(workspace), stream);
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// Joins the candidates that several shards chose: the k best by score, then by lower global id.
+// Forced blocks carry +inf, which makes them the best.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/params.h"
+
+namespace msa::cuda::sm90::merge_selections {
+
+inline constexpr int kMaxParts = 64;
+
+/// Candidates of one shard: ids up to the first -1 of a row, and their scores.
+struct Part {
+  const int* ids = nullptr;  // [T, Hkv, width]
+  std::int64_t stride_ids_t = 0;
+  std::int64_t stride_ids_h = 0;
+  std::int64_t stride_ids_slot = 1;
+  const float* scores = nullptr;  // the same shape
+  std::int64_t stride_scores_t = 0;
+  std::int64_t stride_scores_h = 0;
+  std::int64_t stride_scores_slot = 1;
+  int width = 1;
+};
+
+struct Params {
+  Part parts[kMaxParts]{};
+  int num_parts = 1;
+  std::int64_t rows = 0;  // T * Hkv, below 2^31
+  int heads = 1;          // Hkv
+  int k = 16;
+  int* ids = nullptr;  // [T, Hkv, k]
+  std::int64_t stride_ids_t = 0;
+  std::int64_t stride_ids_h = 0;
+  std::int64_t stride_ids_slot = 1;
+  float* chosen = nullptr;  // the same shape, or none
+  std::int64_t stride_chosen_t = 0;
+  std::int64_t stride_chosen_h = 0;
+  std::int64_t stride_chosen_slot = 1;
+  StatusWord* status = nullptr;
+};
+
+void launch(const Params& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::merge_selections

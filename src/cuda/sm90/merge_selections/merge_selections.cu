@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+// One warp a (query row, KV head): gathers the candidates as keys whose order is that of
+// preference, keeps the k best by a search over the bits of the k-th key, writes them by ascending
+// id. See docs/kernels/merge.md.
+#include <algorithm>
+
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/merge_selections/launch.h"
+#include "cuda/sm90/topk/row_topk.cuh"
+
+namespace msa::cuda::sm90::merge_selections {
+namespace {
+
+using topk::kAllLanes;
+
+constexpr int kMaxWarps = 8;
+constexpr int kKeyBytes = 48 << 10;  // of a CTA, unless one row needs more (16,384 keys: 128 KiB)
+
+// Score and id of a candidate in one number: the larger key is the better candidate. No key is 0,
+// and keys of different ids differ.
+using Key = std::uint64_t;
+
+__device__ __forceinline__ Key make_key(float score, int id) {
+  return static_cast<Key>(topk::ordered(score)) << 32 | ~static_cast<std::uint32_t>(id);
+}
+__device__ __forceinline__ int id_of(Key key) {
+  return static_cast<int>(~static_cast<std::uint32_t>(key));
+}
+__device__ __forceinline__ float score_of(Key key) {
+  return topk::unordered(static_cast<std::uint32_t>(key >> 32));
+}
+
+__device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
+
+/// All candidates of one row; returns how many. Ids below -1 count as not visible.
+__device__ __forceinline__ int gather(const Params& p, std::int64_t token, std::int64_t head,
+                                      int lane, Key* keys) {
+  int count = 0;
+  for (int n = 0; n < p.num_parts; ++n) {
+    const Part& part = p.parts[n];
+    const int* ids = part.ids + token * part.stride_ids_t + head * part.stride_ids_h;
+    const float* scores = part.scores + token * part.stride_scores_t + head * part.stride_scores_h;
+    for (int first = 0; first < part.width; first += 32) {
+      const int slot = first + lane;
+      const int id = slot < part.width ? ids[slot * part.stride_ids_slot] : -1;
+      const unsigned stops = __ballot_sync(kAllLanes, id == -1);
+      const bool listed = id != -1 && (stops & lanes_below(lane)) == 0;
+      const bool legal = listed && id >= 0;
+      if (listed && !legal) report(p.status, 0, token, FaultKind::BlockId);
+      const unsigned lanes = __ballot_sync(kAllLanes, legal);
+      if (legal) {
+        keys[count + __popc(lanes & lanes_below(lane))] =
+            make_key(scores[slot * part.stride_scores_slot], id);
+      }
+      count += __popc(lanes);
+      if (stops != 0) break;
+    }
+  }
+  __syncwarp();
+  return count;
+}
+
+/// The largest key that at least k of `count` > k keys reach.
+__device__ __forceinline__ Key kth_key(const Key* keys, int count, int k, int lane) {
+  Key kth = 0;
+  for (int bit = 63; bit >= 0; --bit) {
+    const Key trial = kth | Key{1} << bit;
+    int reach = 0;
+    for (int i = lane; i < count; i += 32) reach += keys[i] >= trial ? 1 : 0;
+    reach = __reduce_add_sync(kAllLanes, reach);
+    if (reach < k) continue;
+    kth = trial;
+    if (reach == k) break;
+  }
+  return kth;
+}
+
+/// Moves the k best keys to the front. A key never moves up, so a round writes only where it or one
+/// before it has read.
+__device__ __forceinline__ void keep_best(Key* keys, int count, int k, int lane) {
+  const Key kth = kth_key(keys, count, k, lane);
+  int kept = 0;
+  for (int first = 0; first < count; first += 32) {
+    const Key key = first + lane < count ? keys[first + lane] : 0;
+    const unsigned lanes = __ballot_sync(kAllLanes, key >= kth);
+    const int slot = kept + __popc(lanes & lanes_below(lane));
+    __syncwarp();
+    if (key >= kth && slot < k) keys[slot] = key;  // equal keys are the caller's fault
+    kept += __popc(lanes);
+  }
+  __syncwarp();
+}
+
+/// Each key goes to the slot that its id's rank is; equal ids, the caller's fault, rank by place.
+__device__ __forceinline__ void write_row(const Params& p, std::int64_t token, std::int64_t head,
+                                          const Key* keys, int count, int lane) {
+  int* ids = p.ids + token * p.stride_ids_t + head * p.stride_ids_h;
+  float* chosen = p.chosen == nullptr
+                      ? nullptr
+                      : p.chosen + token * p.stride_chosen_t + head * p.stride_chosen_h;
+  const auto write = [&](int slot, int id, float score) {
+    ids[slot * p.stride_ids_slot] = id;
+    if (chosen != nullptr) chosen[slot * p.stride_chosen_slot] = score;
+  };
+  for (int i = lane; i < count; i += 32) {
+    const int id = id_of(keys[i]);
+    int rank = 0;
+    for (int j = 0; j < count; ++j) {
+      const int other = id_of(keys[j]);
+      rank += other < id || (other == id && j < i) ? 1 : 0;
+    }
+    write(rank, id, score_of(keys[i]));
+  }
+  for (int slot = count + lane; slot < p.k; slot += 32) write(slot, -1, topk::kMinusInf);
+}
+
+__global__ void __launch_bounds__(kMaxWarps * 32)
+    kernel(const __grid_constant__ Params p, int capacity) {
+  extern __shared__ Key keys_of_cta[];  // [warps, capacity]
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const std::int64_t row = std::int64_t{blockIdx.x} * (blockDim.x / 32) + warp;
+  if (row >= p.rows) return;
+  const std::int64_t token = static_cast<int>(row) / p.heads;
+  const std::int64_t head = row - token * p.heads;
+  Key* keys = keys_of_cta + warp * capacity;
+  const int count = gather(p, token, head, lane, keys);
+  if (count > p.k) keep_best(keys, count, p.k, lane);
+  write_row(p, token, head, keys, min(count, p.k), lane);
+}
+
+}  // namespace
+
+void launch(const Params& p, cudaStream_t stream) {
+  int capacity = 0;
+  for (int n = 0; n < p.num_parts; ++n) capacity += p.parts[n].width;
+  const int bytes = capacity * static_cast<int>(sizeof(Key));
+  const int warps = std::clamp(kKeyBytes / bytes, 1, kMaxWarps);
+  launch_kernel(kernel,
+                {.grid = dim3(static_cast<unsigned>((p.rows + warps - 1) / warps)),
+                 .block = dim3(static_cast<unsigned>(warps * 32)),
+                 .shared_bytes = static_cast<std::size_t>(warps) * static_cast<std::size_t>(bytes),
+                 .stream = stream},
+                p, capacity);
+}
+
+}  // namespace msa::cuda::sm90::merge_selections
