@@ -11,6 +11,7 @@
 #include "cuda/attend_stage.h"
 #include "cuda/decode_stage.h"
 #include "cuda/device.h"
+#include "cuda/invert_stage.h"
 #include "cuda/layout.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
@@ -70,8 +71,8 @@ std::string op_rejects(const Problem& problem) {
     case Op::MergeStates:
     case Op::MergeSelections:
       return MergeStage::rejects(problem);
-    default:
-      break;
+    case Op::InvertSelection:
+      return InvertStage::rejects(problem);
   }
   return std::string("there is no kernel for ") + to_string(problem.op);
 }
@@ -123,6 +124,7 @@ class CudaPlanned final : public core::Planned {
     if (given.block_max) select_.emplace(maxima_problem(given), gpu, layout);
     if (attends(given)) attend_.emplace(given, gpu, given.op != Op::DenseAttention, layout);
     if (merges(given.op)) merge_.emplace();
+    if (given.op == Op::InvertSelection) invert_.emplace(given, layout);
     if (given.op == Op::MsaAttention)
       ids_ = layout.take<int>(given.total_q * given.heads_kv * given.topk);
     workspace_bytes = layout.bytes();
@@ -133,6 +135,7 @@ class CudaPlanned final : public core::Planned {
     const auto native = static_cast<cudaStream_t>(stream.handle);
     void* const memory = workspace.data;
     if (decode_) return decode_->run(problem, call, memory, native);
+    if (invert_) return invert_->run(problem, call, memory, native);
     if (attend_) {
       attend_->prepare(problem, call, memory, native);
     } else {
@@ -171,6 +174,7 @@ class CudaPlanned final : public core::Planned {
 
   std::string decisions() const override {
     if (decode_) return decode_->decisions();
+    if (invert_) return invert_->decisions();
     return (select_ ? select_->decisions() : "") + (attend_ ? attend_->decisions() : "");
   }
 
@@ -189,6 +193,7 @@ class CudaPlanned final : public core::Planned {
   std::optional<SelectStage> select_{};
   std::optional<AttendStage> attend_{};
   std::optional<MergeStage> merge_{};
+  std::optional<InvertStage> invert_{};
   Piece<int> ids_{};  // msa_attention: where the caller does not want them
 };
 

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/invert_stage.h"
+
+#include "cuda/batch.h"
+#include "cuda/sm90/invert/launch.h"
+
+namespace msa::cuda {
+namespace {
+
+constexpr std::int64_t kMaxHeads = 65535;                  // the grid's y and z
+constexpr std::int64_t kMaxLists = std::int64_t{1} << 32;  // of all requests and heads: 16 GiB
+
+std::int64_t blocks_of(const Problem& p) {
+  return (p.max_seqlen_k + p.block_size - 1) / p.block_size;
+}
+
+sm90::invert::HeadRows head_rows(const Tensor& tensor) {
+  return {static_cast<int*>(tensor.data), tensor.stride[0], tensor.stride[1]};
+}
+
+}  // namespace
+
+std::string InvertStage::rejects(const Problem& p) {
+  if (p.heads_kv > kMaxHeads) return "at most 65535 KV heads, not " + std::to_string(p.heads_kv);
+  if (p.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
+  if (p.batch >= 1 << 23) return "fewer than 2^23 requests";
+  if ((p.batch + 1) * blocks_of(p) > kMaxLists / p.heads_kv)
+    return "at most 2^32 lists: one more than the requests, times their blocks, times the KV heads";
+  return "";
+}
+
+InvertStage::InvertStage(const Problem& p, Layout& layout)
+    : tokens_per_tile_(sm90::invert::tokens_per_tile(p.total_q, p.heads_kv, blocks_of(p))),
+      max_blocks_(static_cast<int>(blocks_of(p))) {
+  const std::int64_t tiles = sm90::prologue::max_tiles(p.total_q, p.batch, tokens_per_tile_);
+  requests_ = layout.take<RequestRecord>(p.batch);
+  tiles_ = layout.take<sm90::prologue::TileRecord>(tiles);
+  num_tiles_ = layout.take<int>(1);
+  first_tiles_ = layout.take<int>(p.batch);
+  first_blocks_ = layout.take<std::int64_t>(p.batch + 1);
+  counts_ = layout.take<int>(tiles * p.heads_kv * max_blocks_);
+}
+
+void InvertStage::run(const Problem& problem, const core::Call& call, void* workspace,
+                      cudaStream_t stream) const {
+  const BatchParams batch = make_batch(problem, call, {}, kStatus.in(workspace));
+  // Of this call: the counters of tiles that it cannot have need no clearing.
+  const auto tiles =
+      static_cast<int>(sm90::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
+  sm90::prologue::launch({.batch = batch,
+                          .requests = requests_.in(workspace),
+                          .tiles = tiles_.in(workspace),
+                          .num_tiles = num_tiles_.in(workspace),
+                          .first_tiles = first_tiles_.in(workspace),
+                          .first_blocks = first_blocks_.in(workspace),
+                          .max_tiles = tiles,
+                          .tokens_per_tile = tokens_per_tile_},
+                         stream);
+  const Tensor& ids = call.block_ids_in;
+  sm90::invert::launch({.batch = batch,
+                        .requests = requests_.in(workspace),
+                        .tiles = tiles_.in(workspace),
+                        .num_tiles = num_tiles_.in(workspace),
+                        .first_tiles = first_tiles_.in(workspace),
+                        .first_blocks = first_blocks_.in(workspace),
+                        .max_tiles = tiles,
+                        .tokens_per_tile = tokens_per_tile_,
+                        .heads = static_cast<int>(problem.heads_kv),
+                        .topk = static_cast<int>(problem.topk),
+                        .max_blocks = max_blocks_,
+                        .block_ids = make_int_vector(ids, 2),
+                        .stride_ids_t = ids.stride[0],
+                        .stride_ids_h = ids.stride[1],
+                        .counts = counts_.in(workspace),
+                        .row_ptr = head_rows(call.row_ptr),
+                        .num_entries = call.row_ptr.shape[1],
+                        .q_indices = head_rows(call.q_indices),
+                        .q_slots = head_rows(call.q_slots),
+                        .length = call.q_indices.shape[1]},
+                       stream);
+}
+
+std::string InvertStage::decisions() const {
+  return "invert_tile " + std::to_string(tokens_per_tile_) + " tokens\n";
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: MIT
+// A stable counting sort. Every tile of queries counts its blocks; sums over the tiles of a request
+// say where each tile's queries begin inside a block's list, sums over the blocks where each list
+// begins; then every tile places its queries in order. Integer sums alone: the same bits every
+// time. See docs/kernels/invert.md.
+#include <algorithm>
+
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/invert/launch.h"
+#include "cuda/sm90/tile/scan.cuh"
+
+namespace msa::cuda::sm90::invert {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarps = 4;
+constexpr int kThreads = 256;
+constexpr int kScanThreads = 1024;
+constexpr unsigned kMaxGridY = 65535;
+constexpr std::int64_t kMaxTailCtas = 256;  // of a head: the tail is mostly short
+constexpr int kTilesAtOnce = 16;
+constexpr int kMinTokens = 32;
+constexpr int kMaxTokens = 1 << 30;
+constexpr std::int64_t kCounters = std::int64_t{1} << 26;  // 256 MiB: tiles of 512 at a million
+
+__device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
+
+__device__ __forceinline__ int& entry(const HeadRows& rows, int head, std::int64_t i) {
+  return rows.data[head * rows.stride_h + i * rows.stride_i];
+}
+
+__device__ __forceinline__ int* counts_of(const Params& p, int tile, int head) {
+  return p.counts + (static_cast<std::int64_t>(tile) * p.heads + head) * p.max_blocks;
+}
+
+/// What one lane holds of a list.
+struct Listed {
+  std::int64_t query;  // row of the batch
+  int token;           // of the request
+  int slot;
+  int block;  // of the request; -1: none here
+  bool fault;
+};
+
+/// Lanes that share a list: the smallest power of two that holds it, or a warp.
+__device__ __forceinline__ int lanes_of_list(int topk) {
+  return topk >= 32 ? 32 : 1 << (32 - __clz(topk - 1));
+}
+
+/// A warp's tile. Calls visit(listed) with all lanes, step by step; in a step lanes ascend with the
+/// query, then the slot, and the steps ascend with the query.
+template <class Visit>
+__device__ __forceinline__ void for_each_listed(const Params& p, const RequestRecord& request,
+                                                const prologue::TileRecord& tile, int head,
+                                                const Visit& visit) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int width = lanes_of_list(p.topk);
+  const int first_lane = lane / width * width;
+  const unsigned list_lanes = (width == 32 ? kAllLanes : (1u << width) - 1) << first_lane;
+  const int tokens = min(request.seqlen_q - tile.first, p.tokens_per_tile);
+  const std::int64_t first = first_block(request, p.batch.block_size);
+  const std::int64_t blocks = ceil_div(request.seqlen_k, p.batch.block_size);
+  const std::int64_t legal = legal_blocks(request, p.batch.block_size);
+  for (int step = 0; step < tokens; step += 32 / width) {
+    const int token = tile.first + step + lane / width;
+    const std::int64_t query = request.q_begin + token;
+    const int* ids = p.block_ids.data + query * p.stride_ids_t + head * p.stride_ids_h;
+    bool open = step + lane / width < tokens;
+    for (int begin = 0; begin < p.topk; begin += width) {
+      const int slot = begin + lane % width;
+      const int id = open && slot < p.topk ? __ldg(ids + slot * p.block_ids.stride) : -1;
+      const unsigned stops = __ballot_sync(kAllLanes, id == -1) & list_lanes;
+      const bool listed = id != -1 && (stops & lanes_below(lane)) == 0;
+      const bool fault = listed && (id < 0 || id >= legal);
+      const std::int64_t block = id - first;
+      const bool here = listed && !fault && block >= 0 && block < blocks;
+      visit(Listed{query, token, slot, here ? static_cast<int>(block) : -1, fault});
+      open = open && stops == 0;
+      if (!__any_sync(kAllLanes, open)) break;
+    }
+  }
+}
+
+/// The tile of this warp; false: none, or rows of padding.
+__device__ __forceinline__ bool find_tile(const Params& p, int& index, prologue::TileRecord& tile) {
+  index = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
+  if (index >= *p.num_tiles) return false;
+  tile = p.tiles[index];
+  return tile.request >= 0;
+}
+
+__global__ void __launch_bounds__(kWarps * 32) count_kernel(const __grid_constant__ Params p) {
+  int index;
+  prologue::TileRecord tile;
+  if (!find_tile(p, index, tile)) return;
+  const int head = static_cast<int>(blockIdx.y);
+  int* counts = counts_of(p, index, head);
+  for_each_listed(p, p.requests[tile.request], tile, head, [&](const Listed& listed) {
+    if (listed.fault) report(p.batch.status, tile.request, listed.token, FaultKind::BlockId);
+    if (listed.block >= 0) atomicAdd(counts + listed.block, 1);
+  });
+}
+
+/// Counts of one block in tiles [first, end) become sums over the tiles before; returns that of
+/// all. Read in batches, as every load behind a store waits for the value in front of it.
+__device__ __forceinline__ unsigned sum_tiles(const Params& p, int first, int end, int head,
+                                              int block) {
+  unsigned sum = 0;
+  for (int tile = first; tile < end; tile += kTilesAtOnce) {
+    unsigned counts[kTilesAtOnce];
+#pragma unroll
+    for (int i = 0; i < kTilesAtOnce; ++i) {
+      counts[i] = 0;
+      if (tile + i < end) counts[i] = static_cast<unsigned>(counts_of(p, tile + i, head)[block]);
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesAtOnce; ++i) {
+      if (tile + i < end) counts_of(p, tile + i, head)[block] = static_cast<int>(sum);
+      sum += counts[i];
+    }
+  }
+  return sum;
+}
+
+/// A thread a block. row_ptr holds the size of each list.
+__global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const __grid_constant__ Params p) {
+  const int head = static_cast<int>(blockIdx.z);
+  const int block = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  for (int b = static_cast<int>(blockIdx.y); b < p.batch.batch; b += static_cast<int>(gridDim.y)) {
+    const RequestRecord& request = p.requests[b];
+    if (block >= ceil_div(request.seqlen_k, p.batch.block_size)) continue;
+    const int first = p.first_tiles[b];
+    const auto tiles = static_cast<int>(ceil_div(request.seqlen_q, p.tokens_per_tile));
+    const unsigned sum = sum_tiles(p, first, min(first + tiles, *p.num_tiles), head, block);
+    const std::int64_t row = p.first_blocks[b] + block;
+    if (row < p.num_entries - 1) {
+      entry(p.row_ptr, head, row) = static_cast<int>(sum);
+    } else {
+      report(p.batch.status, b, -1, FaultKind::Length);
+    }
+  }
+}
+
+/// A CTA a head: sizes of the lists become their starts; what lies behind repeats the total.
+__global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constant__ Params p) {
+  const int head = static_cast<int>(blockIdx.x);
+  const std::int64_t rows = min(p.first_blocks[p.batch.batch], p.num_entries - 1);
+  std::int64_t before = 0;
+  for (std::int64_t first = 0; first < p.num_entries; first += kScanThreads) {
+    const std::int64_t row = first + threadIdx.x;
+    const std::int64_t size = row < rows ? entry(p.row_ptr, head, row) : 0;
+    std::int64_t total;
+    const std::int64_t start = before + tile::exclusive_sum<kScanThreads>(size, total);
+    if (row < p.num_entries) entry(p.row_ptr, head, row) = static_cast<int>(start);
+    before += total;
+  }
+}
+
+/// Lanes of a step that hold the same block take their places in the order of the lanes; the next
+/// step begins when the counter has answered.
+__global__ void __launch_bounds__(kWarps * 32) place_kernel(const __grid_constant__ Params p) {
+  int index;
+  prologue::TileRecord tile;
+  if (!find_tile(p, index, tile)) return;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int head = static_cast<int>(blockIdx.y);
+  const std::int64_t first_row = p.first_blocks[tile.request];
+  int* counts = counts_of(p, index, head);
+  for_each_listed(p, p.requests[tile.request], tile, head, [&](const Listed& listed) {
+    const unsigned same = __match_any_sync(kAllLanes, listed.block);
+    const int leader = __ffs(static_cast<int>(same)) - 1;
+    int before = 0;
+    if (listed.block >= 0 && lane == leader)
+      before = atomicAdd(counts + listed.block, __popc(same));
+    before = __shfl_sync(kAllLanes, before, leader);
+    const std::int64_t row = first_row + listed.block;
+    if (listed.block < 0 || row >= p.num_entries - 1) return;
+    const std::int64_t place = static_cast<std::int64_t>(entry(p.row_ptr, head, row)) + before +
+                               __popc(same & lanes_below(lane));
+    if (place < 0 || place >= p.length) return;  // lengths at fault: requests may share queries
+    entry(p.q_indices, head, place) = static_cast<int>(listed.query);
+    entry(p.q_slots, head, place) = listed.slot;
+  });
+}
+
+/// -1 behind the total.
+__global__ void __launch_bounds__(kThreads) tail_kernel(const __grid_constant__ Params p) {
+  const int head = static_cast<int>(blockIdx.y);
+  const std::int64_t total = max(entry(p.row_ptr, head, p.num_entries - 1), 0);
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const std::int64_t me = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (std::int64_t i = total + me; i < p.length; i += step) {
+    entry(p.q_indices, head, i) = -1;
+    entry(p.q_slots, head, i) = -1;
+  }
+}
+
+unsigned ctas_for(std::int64_t items, std::int64_t of_one) {
+  return static_cast<unsigned>(ceil_div(items, of_one));
+}
+
+}  // namespace
+
+int tokens_per_tile(std::int64_t total_q, std::int64_t heads, std::int64_t max_blocks) {
+  std::int64_t tokens = kMinTokens;
+  while (tokens < std::min<std::int64_t>(total_q, kMaxTokens) &&
+         ceil_div(total_q, tokens) * heads * max_blocks > kCounters) {
+    tokens *= 2;
+  }
+  return static_cast<int>(tokens);
+}
+
+void launch(const Params& p, cudaStream_t stream) {
+  const auto heads = static_cast<unsigned>(p.heads);
+  const std::int64_t counters = std::int64_t{p.max_tiles} * p.heads * p.max_blocks;
+  if (counters > 0) {
+    MSA_CUDA_CHECK(
+        cudaMemsetAsync(p.counts, 0, static_cast<std::size_t>(counters) * sizeof(int), stream));
+  }
+  const LaunchConfig tiles{.grid = dim3(ctas_for(p.max_tiles, kWarps), heads),
+                           .block = dim3(kWarps * 32),
+                           .stream = stream};
+  const unsigned requests = std::min(static_cast<unsigned>(p.batch.batch), kMaxGridY);
+  launch_kernel(count_kernel, tiles, p);
+  launch_kernel(sum_tiles_kernel,
+                {.grid = dim3(ctas_for(p.max_blocks, kThreads), requests, heads),
+                 .block = dim3(kThreads),
+                 .stream = stream},
+                p);
+  launch_kernel(scan_kernel, {.grid = dim3(heads), .block = dim3(kScanThreads), .stream = stream},
+                p);
+  launch_kernel(place_kernel, tiles, p);
+  const std::int64_t tail = std::min(ceil_div(p.length, kThreads), kMaxTailCtas);
+  launch_kernel(
+      tail_kernel,
+      {.grid = dim3(static_cast<unsigned>(tail), heads), .block = dim3(kThreads), .stream = stream},
+      p);
+}
+
+}  // namespace msa::cuda::sm90::invert

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+// The inverse of a selection: for each KV head, block -> its queries in ascending order, each with
+// the slot that holds the block. Behind the prologue, which cuts the queries into tiles and says
+// where the blocks of each request begin.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/params.h"
+#include "cuda/sm90/prologue/launch.h"
+
+namespace msa::cuda::sm90::invert {
+
+/// int32 [Hkv, n] with any strides.
+struct HeadRows {
+  int* data = nullptr;
+  std::int64_t stride_h = 0;
+  std::int64_t stride_i = 1;
+};
+
+struct Params {
+  BatchParams batch{};
+  const RequestRecord* requests = nullptr;      // [B]
+  const prologue::TileRecord* tiles = nullptr;  // [max_tiles]
+  const int* num_tiles = nullptr;
+  const int* first_tiles = nullptr;            // [B]
+  const std::int64_t* first_blocks = nullptr;  // [B + 1]
+  int max_tiles = 0;
+  int tokens_per_tile = 1;
+  int heads = 1;          // Hkv
+  int topk = 1;           // ids of a list
+  int max_blocks = 0;     // of one request
+  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
+  std::int64_t stride_ids_t = 0;
+  std::int64_t stride_ids_h = 0;
+  int* counts = nullptr;         // [max_tiles, Hkv, max_blocks]: scratch
+  HeadRows row_ptr{};            // [Hkv, num_entries]
+  std::int64_t num_entries = 1;  // at least one more than the blocks of the batch
+  HeadRows q_indices{};          // [Hkv, length]
+  HeadRows q_slots{};            // [Hkv, length]
+  std::int64_t length = 0;       // at least T * k
+};
+
+/// Tokens of a tile: as few as the counters have room for, since a warp walks a tile's queries one
+/// after the other. From bounds alone.
+int tokens_per_tile(std::int64_t total_q, std::int64_t heads, std::int64_t max_blocks);
+
+void launch(const Params& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::invert
