@@ -7,7 +7,9 @@
 #include "cuda/attend_stage.h"
 #include "cuda/decode_stage.h"
 #include "cuda/device.h"
+#include "cuda/invert_stage.h"
 #include "cuda/layout.h"
+#include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
 #include "msa/msa.h"
 #include "testkit/case.h"
@@ -96,6 +98,56 @@ TEST(CudaPlans, WorkspaceStaysSmall) {
   Layout layout;
   const DecodeStage stage(decode, kHopper, layout);
   EXPECT_LE(layout.bytes(), std::size_t{1} << 30);
+}
+
+std::size_t invert_workspace(const std::string& line) {
+  Layout layout;
+  const InvertStage stage(problem(line), layout);
+  return layout.bytes();
+}
+
+TEST(CudaPlans, MergesTakeAnyDtypeAndWidth) {
+  for (const char* line :
+       {"op=merge_states dtype=f32 parts=64 lens=20:0", "op=merge_states dtype=f16 dim=7 lens=20:0",
+        "op=merge_states out=f32 in_place=0 lens=none", "op=merge_states strides=padded lens=20:0",
+        "op=merge_selections topk=256 parts=64 lens=20:0",
+        "op=merge_selections heads=65/65 topk=1 parts=1 lens=none"}) {
+    EXPECT_EQ(MergeStage::rejects(problem(line)), "") << line;
+  }
+  Problem wide = problem("op=merge_states heads=64/4 lens=20:0");
+  wide.total_q = std::int64_t{1} << 25;
+  EXPECT_NE(MergeStage::rejects(wide).find("2^31"), std::string::npos);
+  wide.total_q -= 1;
+  EXPECT_EQ(MergeStage::rejects(wide), "");
+  Problem lists = problem("op=merge_selections heads=4/4 lens=20:0");
+  lists.total_q = std::int64_t{1} << 29;
+  EXPECT_NE(MergeStage::rejects(lists).find("2^31"), std::string::npos);
+}
+
+TEST(CudaPlans, InversionSaysWhatItDoesNotTake) {
+  for (const char* line : {"op=invert", "op=invert block=16 topk=256", "op=invert lens=none",
+                           "op=invert lens=1048576:1048576", "op=invert lens=4096x1:1048576"}) {
+    EXPECT_EQ(InvertStage::rejects(problem(line)), "") << line;
+  }
+  Problem p = problem("op=invert heads=65536/65536 lens=20:200");
+  EXPECT_NE(InvertStage::rejects(p).find("KV heads, not 65536"), std::string::npos);
+  p = problem("op=invert lens=20:200");
+  p.max_seqlen_k = 1 << 30;
+  EXPECT_NE(InvertStage::rejects(p).find("2^30 keys"), std::string::npos);
+  p = problem("op=invert lens=20:200");
+  p.batch = 1 << 23;
+  EXPECT_NE(InvertStage::rejects(p).find("2^23 requests"), std::string::npos);
+  p = problem("op=invert block=16 heads=64/64 lens=20:1048576");
+  p.batch = 1 << 12;
+  EXPECT_NE(InvertStage::rejects(p).find("2^32 lists"), std::string::npos);
+}
+
+TEST(CudaPlans, InversionKeepsItsCountersSmall) {
+  EXPECT_LE(invert_workspace("op=invert heads=64/4 lens=8192:8192"), std::size_t{1} << 20);
+  EXPECT_LE(invert_workspace("op=invert heads=64/4 lens=1048576:1048576"), std::size_t{260} << 20);
+  EXPECT_LE(invert_workspace("op=invert block=16 heads=64/4 lens=1048576:1048576"),
+            std::size_t{260} << 20);
+  EXPECT_EQ(invert_workspace("op=invert lens=none") % kWorkspaceAlignment, 0U);
 }
 
 TEST(CudaPlans, PlanningIsPure) {

@@ -37,9 +37,11 @@ std::string difference(const Data& data) {
   return testkit::compare(data.problem(), data.operands(), {.exact_scores = true}).what;
 }
 
-/// New lengths within the planned bounds, written over those in host memory.
+/// New lengths within the planned bounds, written over those in host memory. Merges have none, and
+/// given lists would name blocks that shorter requests lack.
 void draw_lengths(const Data& data, std::mt19937& random) {
   const Batch& batch = data.operands().batch;
+  if (!batch.cu_seqlens_q || data.operands().block_ids_in) return;
   auto* starts = static_cast<std::int32_t*>(batch.cu_seqlens_q.data);
   auto* keys = static_cast<std::int32_t*>(batch.seqlens_k.data);
   const auto rows = static_cast<std::int32_t>(data.operands().q.shape[0]);
@@ -106,6 +108,12 @@ TEST(Graph, PrefillReplaysWithOtherLengths) {
 
 TEST(Graph, DenseReplaysWithOtherLengths) {
   replay("op=dense heads=16/2 lens=60:300,40:200,20:300 page=64 regime=integers lse=1");
+}
+
+TEST(Graph, MergesAndInversionReplay) {
+  replay("op=merge_states heads=16/2 lens=60:0 parts=5 lse=1 hostile=nan");
+  replay("op=merge_selections heads=4/4 topk=16 lens=60:0 parts=5 chosen=1 regime=ties");
+  replay("op=invert heads=16/2 block=64 topk=16 lens=60:3000,9:300 partial=1 pad_rows=2 slack=3");
 }
 
 TEST(Streams, OnePlanOnTwo) {
