@@ -64,10 +64,12 @@ class Spoiler {
   void length(std::int64_t value) { set(o_.batch.seqlens_k, value, with_keys().index); }
 
   void lower_key_bound() {
+    need_batch();
     if (problem_.max_seqlen_k < 2 + spec_.slack) nothing_to_spoil(spec_, "a request with 2 keys");
     problem_.max_seqlen_k -= 1 + spec_.slack;
   }
   void lower_query_bound() {
+    need_batch();
     if (problem_.max_seqlen_q < 2 + spec_.slack)
       nothing_to_spoil(spec_, "a request with 2 queries");
     problem_.max_seqlen_q -= 1 + spec_.slack;
@@ -82,7 +84,8 @@ class Spoiler {
 
   void last_key_row() {
     const std::int64_t keys = requests_.empty() ? 0 : requests_.back().seqlen_k;
-    if (spec_.page_size > 0 || keys == 0) nothing_to_spoil(spec_, "ragged keys");
+    if (!(o_.k || o_.index_k) || spec_.page_size > 0 || keys == 0)
+      nothing_to_spoil(spec_, "ragged keys");
     for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k}) {
       if (*tensor) --tensor->shape[0];
     }
@@ -94,6 +97,10 @@ class Spoiler {
   }
 
  private:
+  void need_batch() const {
+    if (!o_.batch.cu_seqlens_q) nothing_to_spoil(spec_, "a batch of requests");
+  }
+
   const Request& with_keys() const {
     for (const Request& r : requests_) {
       if (r.seqlen_k > 0 && r.seqlen_q > 0) return r;

@@ -459,12 +459,11 @@ class Builder {
     }
   }
 
+  /// Room for the planned bound, and with slack for two more.
   std::int64_t score_blocks() const {
-    std::int64_t blocks = 0;
-    for (const Lengths& r : spec_.lengths) {
-      blocks = std::max(blocks, ceil_div(r.seqlen_k, spec_.block_size));
-    }
-    return blocks + (spec_.slack > 0 ? 2 : 0);
+    std::int64_t longest = 0;
+    for (const Lengths& r : spec_.lengths) longest = std::max(longest, r.seqlen_k);
+    return ceil_div(longest + spec_.slack, spec_.block_size) + (spec_.slack > 0 ? 2 : 0);
   }
 
   float score(const Stream64& random, std::uint64_t counter) const {

@@ -22,10 +22,16 @@ std::vector<float> load_row(const std::byte* source, DType dtype, std::int64_t c
   return row;
 }
 
+/// a * b + sum, the product rounded or, as compilers have it where the machine does, not.
+float add_product(float a, float b, float sum, bool fused) {
+  return fused ? std::fma(a, b, sum) : sum + a * b;
+}
+
 /// Sum of products in `lanes` running sums (at most 16), as vector code has them.
-float dot(const float* a, const float* b, std::int64_t count, int lanes) {
+float dot(const float* a, const float* b, std::int64_t count, int lanes, bool fused) {
   std::array<float, 16> sums{};
-  for (std::int64_t d = 0; d < count; ++d) sums[d % lanes] += a[d] * b[d];
+  for (std::int64_t d = 0; d < count; ++d)
+    sums[d % lanes] = add_product(a[d], b[d], sums[d % lanes], fused);
   float sum = 0;
   for (int lane = 0; lane < lanes; ++lane) sum += sums[lane];
   return sum;
@@ -66,13 +72,16 @@ class PlainRow {
  private:
   // One program's error can be small by luck. So there are several, each as plain as the others:
   // they sum in other orders, and round P against other maxima (a running maximum that is not yet
-  // the final one does that). In f32 all error is such luck, so there are more of them.
-  static constexpr int kMaxVariants = 9;
-  static constexpr std::array<int, kMaxVariants> kLanes{8, 1, 16, 4, 2, 1, 16, 8, 4};
-  static constexpr std::array<float, kMaxVariants> kScales{
-      1.0f, 0.7391f, 0.5457f, 0.89123f, 0.6317f, 0.9543f, 0.8117f, 0.5911f, 0.6873f};
+  // the final one does that). In f32 all error is such luck, so there are more of them, a third
+  // with fused products.
+  static constexpr int kMaxVariants = 12;
+  static constexpr std::array<int, kMaxVariants> kLanes{8, 1, 16, 4, 2, 1, 16, 8, 4, 1, 8, 1};
+  static constexpr std::array<float, kMaxVariants> kScales{1.0f,    0.7391f, 0.5457f, 0.89123f,
+                                                           0.6317f, 0.9543f, 0.8117f, 0.5911f,
+                                                           0.6873f, 1.0f,    0.7713f, 0.9137f};
   /// Every third one works in powers of two, with the scale multiplied into q.
   static bool base_2(std::int64_t variant) { return variant % 3 == 2; }
+  static bool fused(std::int64_t variant) { return variant >= 8; }
 
   float& score_at(int variant, std::int64_t g, std::size_t n) {
     return scores_[(static_cast<std::size_t>(variant * group_ + g)) * keys_.size() + n];
@@ -96,8 +105,9 @@ class PlainRow {
       for (std::int64_t g = 0; g < group_; ++g) {
         const float *q = queries[g].data(), *q2 = scaled[g].data();
         for (int v = 0; v < variants_; ++v) {
-          score_at(v, g, n) = base_2(v) ? dot(q2, key.data(), p_.head_dim, kLanes[v])
-                                        : scale * dot(q, key.data(), p_.head_dim, kLanes[v]);
+          const float product =
+              dot(base_2(v) ? q2 : q, key.data(), p_.head_dim, kLanes[v], fused(v));
+          score_at(v, g, n) = base_2(v) ? product : scale * product;
         }
         const double size = dot_of_magnitudes(q, key.data(), p_.head_dim);
         if (std::isfinite(size)) largest_score_ = std::max(largest_score_, std::fabs(scale) * size);
@@ -132,7 +142,8 @@ class PlainRow {
         for (std::int64_t g = 0; g < group_; ++g) {
           const float weight = round_to(score_at(variant, g, n) * kScales[variant], p_.dtype);
           float* out = &result_.out[(variant * group_ + g) * dim];
-          for (std::int64_t d = 0; d < dim; ++d) out[d] += weight * value[d];
+          for (std::int64_t d = 0; d < dim; ++d)
+            out[d] = add_product(weight, value[d], out[d], fused(variant));
         }
       }
     }

@@ -198,7 +198,7 @@ ThreadScratch AttentionStage::take_thread(Scratch& from) const {
   t.kernel.visible = from.take<std::int32_t>(rows);
   t.kernel.limits = from.take<std::int32_t>(rows);
   t.kernel.active = from.take<std::int32_t>(l_.columns);
-  t.kernel.ahead = from.take<const std::byte*>(2 * l_.step);
+  t.kernel.ahead = from.take<const std::byte*>(3 * l_.step + 1);
   for (std::int64_t h = 0; h < l_.heads && l_.splits == 1; ++h) t.states[h] = take_state(from);
   t.pairs = from.take<std::uint64_t>(l_.list);
   t.visits = from.take<Visit>(l_.list);

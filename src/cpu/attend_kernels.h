@@ -99,8 +99,10 @@ struct AttendScratch {
   std::int32_t* visible = nullptr;  // [columns * lanes]: keys that a row sees
   std::int32_t* limits =
       nullptr;  // [columns * lanes]: keys of the block in hand that a row sees and lists
-  std::int32_t* active = nullptr;     // [columns]: columns of the block in hand
-  const std::byte** ahead = nullptr;  // [2 * step]: rows of keys, then of values, of the next block
+  std::int32_t* active = nullptr;  // [columns]: columns of the block in hand
+  // [3 * step + 1]: rows of keys, then of values, of the next block; rows of values of the one in
+  // hand
+  const std::byte** ahead = nullptr;
 };
 
 struct AttendKernels {

@@ -2,7 +2,8 @@
 // Attention over packed tiles, rows in lanes (docs/kernels/cpu-attend.md). A column is one vector
 // of query rows; for each block of keys, S = K Q, an online softmax and O = O alpha + V P run over
 // one or two columns at a time, all vertical. The two products share one register tile of kTile x 2
-// accumulators over words that hold one float or a bf16 pair.
+// accumulators over words that hold one float or a bf16 pair. Tiles of a column or two, decode,
+// read bf16 keys and values where they lie; their O has its value dims in the lanes.
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -57,7 +58,8 @@ struct AttendContext {
   std::int32_t* limits;
   std::int32_t* active;
   const std::byte** ahead;
-  std::int64_t rows;  // live rows of the tile
+  const std::byte** values;  // rows of values of the block in hand
+  std::int64_t rows;         // live rows of the tile
   std::int64_t columns;
   std::int64_t k_words;   // words of a packed key
   std::int64_t q_column;  // words of a packed column of queries
@@ -114,8 +116,8 @@ inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_
               static_cast<std::size_t>((padded - count) * c.k_words) * sizeof *c.k);
 }
 
-/// Values of dims [begin, end) as strips of kLanes dims, each [key words][kLanes]; the missing
-/// partner of the last key is zero.
+/// Values of dims [begin, end) as strips of kLanes dims, each [key words][kLanes]. The last key of
+/// an odd count is its own partner: probabilities behind the last key are zero.
 template <class P, class S>
 inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int64_t count,
                         std::int64_t begin, std::int64_t end) {
@@ -129,8 +131,8 @@ inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int6
                             for (std::int64_t d = 0; d < end - begin; d += kLanes)
                               store(to + d / kLanes * c.strip, S::load_vec(row + d));
                           } else {
-                            P::interleave(row, j + 1 < run ? row + c.call.v.row : nullptr,
-                                          end - begin, to, c.strip);
+                            P::interleave(row, j + 1 < run ? row + c.call.v.row : row, end - begin,
+                                          to, c.strip);
                           }
                         }
                       });
@@ -180,21 +182,25 @@ inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
   return block.keys != nullptr;
 }
 
-/// Rows of the block that will be visited next.
+/// Where the rows of keys or values [start, start + count) lie.
+template <class P, class S>
+inline void list_rows(const AttendContext<P>& c, const KeyTensor& keys, std::int64_t head,
+                      std::int64_t start, std::int64_t count, const std::byte** rows) {
+  for_each_segment<typename S::T>(
+      c.call, c.tile, keys, head, start, count,
+      [&](std::int64_t first, std::int64_t run, const typename S::T* from) {
+        for (std::int64_t j = 0; j < run; ++j)
+          rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
+      });
+}
+
+/// Rows of the head and block that will be visited next.
 template <class P, class S>
 inline Ahead look_ahead(const AttendContext<P>& c, std::int64_t head, std::int64_t start,
                         std::int64_t count) {
-  const auto list = [&](const KeyTensor& keys, const std::byte** rows) {
-    for_each_segment<typename S::T>(
-        c.call, c.tile, keys, head, start, count,
-        [&](std::int64_t first, std::int64_t run, const typename S::T* from) {
-          for (std::int64_t j = 0; j < run; ++j)
-            rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
-        });
-  };
   constexpr auto kItem = static_cast<std::int64_t>(sizeof(typename S::T));
-  list(c.call.k, c.ahead);
-  if (c.call.attend) list(c.call.v, c.ahead + c.call.step);
+  list_rows<P, S>(c, c.call.k, head, start, count, c.ahead);
+  if (c.call.attend) list_rows<P, S>(c, c.call.v, head, start, count, c.ahead + c.call.step);
   return {c.ahead, c.ahead + c.call.step, count, c.call.head_dim * kItem, c.call.value_dim * kItem};
 }
 
@@ -208,6 +214,37 @@ MSA_INLINE void prefetch_rows(const std::byte* const* rows, std::int64_t begin, 
   }
 }
 
+/// Rows to prefetch during one product. With one column memory is as busy as arithmetic, and they
+/// are asked for a few at a time: a burst longer than the core has buffers for misses would hold up
+/// the loads behind it.
+struct Touch {
+  const std::byte* const* rows = nullptr;
+  std::int64_t begin = 0, end = 0;
+  std::int64_t bytes = 0;
+  std::int64_t at_once = 0;
+
+  MSA_INLINE void some() {
+    const std::int64_t until = std::min(begin + at_once, end);
+    prefetch_rows(rows, begin, until, bytes);
+    begin = until;
+  }
+  MSA_INLINE void all() const { prefetch_rows(rows, begin, end, bytes); }
+};
+
+inline constexpr std::int64_t kStride = 8;  // steps of a product between two calls of Touch::some
+
+/// The part [at, at + length) of `whole` of the rows, for a product of `steps` steps.
+MSA_INLINE Touch touch_part(const std::byte* const* rows, std::int64_t count, std::int64_t bytes,
+                            std::int64_t at, std::int64_t length, std::int64_t whole,
+                            std::int64_t steps) {
+  Touch t{.rows = rows,
+          .begin = count * at / whole,
+          .end = std::min(count, count * (at + length) / whole),
+          .bytes = bytes};
+  t.at_once = (t.end - t.begin) * kStride / steps + 1;
+  return t;
+}
+
 // ---- the register tile ----
 
 /// acc[r][c] += sum over steps of a[step * a_step + r * a_row] * b[c][step], lane by lane: every
@@ -216,8 +253,10 @@ MSA_INLINE void prefetch_rows(const std::byte* const* rows, std::int64_t begin, 
 template <class P, int Cols>
 MSA_INLINE void multiply(Vec (&acc)[kTile][Cols], const typename P::Word* a, std::int64_t a_step,
                          std::int64_t a_row, const typename P::Word* const (&b)[Cols],
-                         std::int64_t steps) {
+                         std::int64_t steps, Touch touch) {
+  if constexpr (Cols > 1) touch.all();
   for (std::int64_t step = 0; step < steps; ++step) {
+    if (Cols == 1 && step % kStride == 0) touch.some();
     decltype(P::load_lanes(b[0])) x[Cols];
     for (int col = 0; col < Cols; ++col) x[col] = P::load_lanes(b[col] + step * kLanes);
 #pragma GCC unroll 8
@@ -251,9 +290,9 @@ MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&colu
     for (int r = 0; r < kTile; ++r) {
       for (int col = 0; col < Cols; ++col) acc[r][col] = zero();
     }
-    prefetch_rows(ahead.keys, std::min(key, ahead.count), std::min(key + kTile, ahead.count),
-                  ahead.key_bytes);
-    multiply<P, Cols>(acc, block.keys + key * block.row, 1, block.row, q, c.k_words);
+    multiply<P, Cols>(
+        acc, block.keys + key * block.row, 1, block.row, q, c.k_words,
+        touch_part(ahead.keys, ahead.count, ahead.key_bytes, key, kTile, keys, c.k_words));
     float* s = c.s + key * Cols * kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < kTile; ++r) {
@@ -317,14 +356,86 @@ MSA_INLINE void accumulate(const AttendContext<P>& c, const std::int64_t (&colum
       for (int col = 0; col < Cols; ++col)
         acc[r][col] = mul(load(o[col] + (d + r) * kLanes), alpha[col]);
     }
-    prefetch_rows(ahead.values, ahead.count * d / c.call.value_dim,
-                  ahead.count * (d + kTile) / c.call.value_dim, ahead.value_bytes);
     const typename P::Word* v = c.v + (d - begin) / kLanes * c.strip + d % kLanes;
-    multiply<P, Cols>(acc, v, kLanes, 1, p, steps);
+    multiply<P, Cols>(acc, v, kLanes, 1, p, steps,
+                      touch_part(ahead.values, ahead.count, ahead.value_bytes, d, kTile,
+                                 c.call.value_dim, steps));
 #pragma GCC unroll 8
     for (int r = 0; r < kTile; ++r) {
       for (int col = 0; col < Cols; ++col) store(o[col] + (d + r) * kLanes, acc[r][col]);
     }
+  }
+}
+
+// Up to here a tile's O has its dims in the lanes, and a block has one visit: a packed copy of it
+// would not pay.
+inline constexpr std::int64_t kFewColumns = 2;
+
+template <class P>
+inline bool dims_in_lanes(const AttendContext<P>& c) {
+  return P::kPack == 2 && c.columns <= kFewColumns;
+}
+
+/// O = O alpha + P V for one column of a tile whose O is [rows][Dv]: pairs of values are joined in
+/// registers, and each feeds kTile rows.
+template <class P>
+MSA_INLINE void accumulate_rows(const AttendContext<P>& c, std::int64_t column,
+                                const typename P::Word* p, Vec alpha, std::int64_t keys,
+                                const Ahead& ahead) {
+  float factor[kLanes];
+  store(factor, alpha);
+  const std::int64_t rows = std::min<std::int64_t>(kLanes, c.rows - column * kLanes),
+                     dims = c.call.value_dim;
+  const std::byte* const* values = c.values;
+  for (std::int64_t d = 0; d < dims; d += 2 * kLanes) {
+    const int vectors = d + kLanes < dims ? 2 : 1;
+    for (std::int64_t row = 0; row < rows; row += kTile) {
+      float* o = c.state.o + (column * kLanes + row) * dims + d;
+      Vec acc[kTile][2];
+#pragma GCC unroll 8
+      for (int r = 0; r < kTile; ++r) {
+        const Vec a = set1(factor[row + r]);
+        acc[r][0] = mul(load(o + r * dims), a);
+        acc[r][1] = vectors == 2 ? mul(load(o + r * dims + kLanes), a) : zero();
+      }
+      Touch touch =
+          touch_part(ahead.values, ahead.count, ahead.value_bytes, d * rows + row * 2 * kLanes,
+                     2 * kLanes * kTile, dims * rows, keys / 2 + 1);
+      for (std::int64_t key = 0; key < keys; key += 2) {
+        if (key % (2 * kStride) == 0) touch.some();
+        const std::byte* even = values[key];
+        const std::byte* odd = values[key + 1];
+        IVec words[2];
+        P::pair_rows(reinterpret_cast<const std::uint16_t*>(even) + d,
+                     reinterpret_cast<const std::uint16_t*>(odd) + d, dims - d, words);
+        const typename P::Word* weight = p + key / 2 * kLanes + row;
+#pragma GCC unroll 8
+        for (int r = 0; r < kTile; ++r) {
+          const auto w = P::broadcast(weight + r);
+          acc[r][0] = P::step(acc[r][0], w, words[0]);
+          acc[r][1] = P::step(acc[r][1], w, words[1]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kTile; ++r) {
+        store(o + r * dims, acc[r][0]);
+        if (vectors == 2) store(o + r * dims + kLanes, acc[r][1]);
+      }
+    }
+  }
+}
+
+/// Gives O of a tile whose dims are in the lanes the form that all others have.
+template <class P>
+inline void turn_rows(const AttendContext<P>& c) {
+  const std::int64_t dims = c.call.value_dim;
+  for (std::int64_t column = 0; column < c.columns; ++column) {
+    float* o = c.state.o + column * kLanes * dims;
+    for (std::int64_t d = 0; d < dims; d += kLanes) {
+      transpose_words(reinterpret_cast<const Bits*>(o + d), dims,
+                      reinterpret_cast<Bits*>(c.s + d * kLanes), kLanes);
+    }
+    std::memcpy(o, c.s, static_cast<std::size_t>(kLanes * dims) * sizeof *o);
   }
 }
 
@@ -373,6 +484,15 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
     store(l, fma(load(l), alpha[col], sum));
     store(m, after);
   }
+  if constexpr (P::kPack == 2) {
+    if (dims_in_lanes(c)) {
+      for (int col = 0; col < Cols; ++col) {
+        accumulate_rows(c, column[col], c.p + col * c.p_column, alpha[col], keys,
+                        col == 0 ? ahead : Ahead{});
+      }
+      return;
+    }
+  }
   const std::int64_t steps = (keys + P::kPack - 1) / P::kPack, dims = c.call.value_dim;
   if (block.values_packed) {
     accumulate<P, Cols>(c, column, alpha, steps, 0, dims, ahead);
@@ -408,9 +528,6 @@ inline void visit(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
 }
 
 // ---- a tile ----
-
-// Up to here a block has one visit, and a packed copy of it in memory would not pay.
-inline constexpr std::int64_t kFewColumns = 2;
 
 /// Limits of all rows for a block that every token attends to; returns the number of columns with a
 /// visible key.
@@ -508,6 +625,7 @@ inline AttendContext<P> context_of(const AttendCall& call, const AttendTile& til
           .limits = scratch.limits,
           .active = scratch.active,
           .ahead = scratch.ahead,
+          .values = scratch.ahead + 2 * call.step,
           .rows = rows,
           .columns = columns,
           .k_words = k_words,
@@ -569,7 +687,12 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
         in_hand.keys = c.k;
         in_hand.row = c.k_words;
       }
-      if (call.attend && !few) pack_values<P, S>(c, start, count, 0, call.value_dim);
+      if (call.attend && dims_in_lanes(c)) {
+        list_rows<P, S>(c, call.v, c.head, start, count, c.values);
+        c.values[count] = c.values[count - 1];  // the partner of the last of an odd count
+      } else if (call.attend && !few) {
+        pack_values<P, S>(c, start, count, 0, call.value_dim);
+      }
       Ahead ahead;
       if (h + 1 < tile.heads) {
         ahead = look_ahead<P, S>(c, c.head + 1, start, count);
@@ -579,6 +702,10 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
       }
       visit_active(c, active, in_hand, ahead);
     }
+  }
+  for (std::int64_t h = 0; h < tile.heads && call.attend; ++h) {
+    const AttendContext<P> c = context_of<P>(call, tile, scratch, states[h], h);
+    if (dims_in_lanes(c)) turn_rows(c);
   }
 }
 

@@ -29,28 +29,28 @@ struct Bf16Products {
     return {_mm512_permutexvar_epi16(order, halves)};
   }
 
-  /// Two rows of `dim` bfloats to words (even[i], odd[i]), 16 to a strip; a null `odd` is a row of
-  /// zeros.
-  MSA_INLINE static void interleave(const std::uint16_t* even, const std::uint16_t* odd,
-                                    std::int64_t dim, std::uint32_t* to, std::int64_t strip) {
+  /// The first `dim` (at most 32) bfloats of two rows as words (even[i], odd[i]), in two vectors.
+  MSA_INLINE static void pair_rows(const std::uint16_t* even, const std::uint16_t* odd,
+                                   std::int64_t dim, IVec (&words)[2]) {
     const __m512i first =
         _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
                          37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-    std::int64_t d = 0;
-    for (; d + 32 <= dim; d += 32) {
-      const __m512i a = _mm512_loadu_si512(even + d);
-      const __m512i b = odd != nullptr ? _mm512_loadu_si512(odd + d) : _mm512_setzero_si512();
-      _mm512_storeu_si512(to + d / 16 * strip, _mm512_permutex2var_epi16(a, first, b));
-      _mm512_storeu_si512(to + (d / 16 + 1) * strip, _mm512_permutex2var_epi16(a, second, b));
-    }
-    if (d < dim) {
-      const __m512i a =
-          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + d)));
-      const __m512i b = odd != nullptr ? _mm512_castsi256_si512(_mm256_loadu_si256(
-                                             reinterpret_cast<const __m256i*>(odd + d)))
-                                       : _mm512_setzero_si512();
-      _mm512_storeu_si512(to + d / 16 * strip, _mm512_permutex2var_epi16(a, first, b));
+    const __mmask32 present = dim >= 32 ? ~__mmask32{0} : (__mmask32{1} << dim) - 1;
+    const __m512i a = _mm512_maskz_loadu_epi16(present, even);
+    const __m512i b = _mm512_maskz_loadu_epi16(present, odd);
+    words[0].v = _mm512_permutex2var_epi16(a, first, b);
+    words[1].v = _mm512_permutex2var_epi16(a, second, b);
+  }
+
+  /// Two rows of `dim` bfloats to words (even[i], odd[i]), 16 to a strip.
+  MSA_INLINE static void interleave(const std::uint16_t* even, const std::uint16_t* odd,
+                                    std::int64_t dim, std::uint32_t* to, std::int64_t strip) {
+    for (std::int64_t d = 0; d < dim; d += 32) {
+      IVec words[2];
+      pair_rows(even + d, odd + d, dim - d, words);
+      istore(to + d / 16 * strip, words[0]);
+      if (d + 16 < dim) istore(to + (d / 16 + 1) * strip, words[1]);
     }
   }
 };
