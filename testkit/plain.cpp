@@ -22,9 +22,10 @@ std::vector<float> load_row(const std::byte* source, DType dtype, std::int64_t c
   return row;
 }
 
-/// a * b + sum, the product rounded or, as compilers have it where the machine does, not.
+/// sum + a * b, the product rounded or, as compilers have it where the machine does, not: in fp64
+/// it is exact.
 float add_product(float a, float b, float sum, bool fused) {
-  return fused ? std::fma(a, b, sum) : sum + a * b;
+  return fused ? static_cast<float>(sum + static_cast<double>(a) * b) : sum + a * b;
 }
 
 /// Sum of products in `lanes` running sums (at most 16), as vector code has them.
@@ -142,8 +143,9 @@ class PlainRow {
         for (std::int64_t g = 0; g < group_; ++g) {
           const float weight = round_to(score_at(variant, g, n) * kScales[variant], p_.dtype);
           float* out = &result_.out[(variant * group_ + g) * dim];
+          const bool is_fused = fused(variant);
           for (std::int64_t d = 0; d < dim; ++d)
-            out[d] = add_product(weight, value[d], out[d], fused(variant));
+            out[d] = add_product(weight, value[d], out[d], is_fused);
         }
       }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Plans and workspaces: the same bits whatever the threads, the batch around a request and who else
 // runs; plans that serve other lengths; workspaces that are too small.
+#include <omp.h>
+
 #include <cstring>
 #include <thread>
 
@@ -196,6 +198,27 @@ TEST_P(State, ConcurrentRuns) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, std::vector<int>(kThreads, 0));
+}
+
+// Engines call from their own parallel loops; the bits are those of a lone run.
+TEST_P(State, InsideACallersParallelRegion) {
+  const Case spec = parse_case(kMixed);
+  Data alone(spec);
+  const Plan plan = plan_of(alone, 3);
+  run_plan(plan, alone);
+  const auto expected = bits(alone.operands().out);
+  constexpr int kCallers = 3;
+  std::vector<int> callers(kCallers, 0), wrong(kCallers, 0);
+#pragma omp parallel num_threads(kCallers)
+  {
+    const int caller = omp_get_thread_num();
+    callers[caller] = omp_get_num_threads();
+    Data data(spec);
+    run_plan(plan, data);
+    wrong[caller] = bits(data.operands().out) != expected;
+  }
+  EXPECT_EQ(callers, std::vector<int>(kCallers, kCallers));
+  EXPECT_EQ(wrong, std::vector<int>(kCallers, 0));
 }
 
 MSA_FOR_ALL_TARGETS(State);

@@ -334,7 +334,11 @@ def check_readme_commands():
         if not os.access(script, os.X_OK):
             bad.append(f"{words[0]} is not an executable of the tree")
             continue
-        usage = subprocess.run([str(script), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        try:
+            usage = subprocess.run([str(script), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            bad.append(f"{words[0]} --help does not end within a minute")
+            continue
         if usage.returncode != 0:
             bad.append(f"{words[0]} --help ends with {usage.returncode}")
         for option in (w for w in words[1:] if w.startswith("--")):
