@@ -351,4 +351,3 @@ main() {
 }
 
 main
-exit # a script edited while it runs is not read further
