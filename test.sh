@@ -113,10 +113,10 @@ seconds_since() { # T0 (of $EPOCHREALTIME)
   LC_ALL=C awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.1f s", b - a}'
 }
 
-# What a step's log says it ran: "N passed, N failed" of our own scripts, the totals of msa verify, the last lines of
-# ctest, GoogleTest or Python's unittest; a step that says nothing counts 1.
+# What a step's log says it ran: "N passed, N failed" of our own programs (one step may run several), the totals of msa
+# verify, the last lines of ctest, GoogleTest or Python's unittest; a step that says nothing counts 1.
 counts_of() { # LOG -> "passed failed [rejected]"
-  awk '/^[0-9]+ passed, [0-9]+ failed/ {p = $1; f = $3; seen = 1}
+  awk '/^[0-9]+ passed, [0-9]+ failed/ {p += $1; f += $3; seen = 1}
        /% tests passed.* out of [0-9]+/ {f = /tests? failed/ ? $4 : 0; p = $NF - f; seen = 1}
        /^Ran [0-9]+ tests? in / {p = $2; f = 0; seen = 1}
        /^FAILED \((failures|errors)=/ {n = $0; gsub(/[^0-9]+/, " ", n); split(n, x, " "); f = x[1] + x[2]; p -= f}
@@ -270,15 +270,30 @@ section_asan() {
     --exclude-regex "$slow"
 }
 
-fuzz_isa() {
-  step "fuzzed API cases on $1" "$fuzz/fuzz/fuzz_api" --cases "$fuzz_cases" --isa "$1"
+want_isa() {
+  wanted_isas+=("$1")
+}
+
+# All instruction sets at once, a thread each: cases are small.
+fuzz_isas() { # CASES ISA...
+  local cases=$1 isa pid pids=() status=0
+  shift
+  for isa in "$@"; do
+    OMP_NUM_THREADS=1 timeout --kill-after=10 1200 "$fuzz/fuzz/fuzz_api" --cases "$cases" --isa "$isa" \
+      >"$logs/fuzz-$isa.log" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=1; done
+  for isa in "$@"; do cat "$logs/fuzz-$isa.log"; done
+  return $status
 }
 
 section_fuzz() {
   build_release && build_fuzz || return
-  local fuzz_cases=2400 # one in six asks for a fault that its operation has no place for
+  local fuzz_cases=2400 wanted_isas=() # one in six asks for a fault that its operation has no place for
   [ -z "$long" ] || fuzz_cases=50000
-  each_isa fuzz_isa
+  each_isa want_isa
+  step "fuzzed API cases on ${wanted_isas[*]}" fuzz_isas "$fuzz_cases" "${wanted_isas[@]}"
   step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases $((fuzz_cases / 4))
   libfuzzer fuzz_safetensors
   libfuzzer fuzz_api
