@@ -294,7 +294,7 @@ section_fuzz() {
   [ -z "$long" ] || fuzz_cases=50000
   each_isa want_isa
   step "fuzzed API cases on ${wanted_isas[*]}" fuzz_isas "$fuzz_cases" "${wanted_isas[@]}"
-  step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases $((fuzz_cases / 4))
+  step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases $((fuzz_cases / 8))
   libfuzzer fuzz_safetensors
   libfuzzer fuzz_api
 }
