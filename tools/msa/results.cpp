@@ -11,6 +11,7 @@
 
 #include "cli.h"
 #include "msa/info.h"
+#include "timing.h"
 
 namespace msa::cli {
 namespace {
@@ -87,13 +88,6 @@ void hold_against(const Row& row, const char* unit, double now, const Json& befo
 }
 
 }  // namespace
-
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  if (values.size() % 2 == 1) return values[middle];
-  return (values[middle - 1] + values[middle]) / 2;
-}
 
 double Row::median() const { return median_of(seconds); }
 

@@ -45,8 +45,6 @@ struct Results {
   std::string command;
 };
 
-double median_of(std::vector<double> values);
-
 /// Fills in floor_seconds: the larger of useful bytes over the read rate and useful operations over
 /// the peak of the arithmetic in use. Leaves it out where a peak is not known.
 void add_floor(Row& row, const Peaks& peaks);

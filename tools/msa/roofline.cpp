@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include "timing.h"
+
 namespace msa::cli {
 namespace {
 
@@ -203,14 +205,16 @@ void Roofline::round() {
 }
 
 void Roofline::read_round() {
+  double rate = 0;
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2")) {
-    keep_best(peaks_.read_bytes_per_s, measure_read(threads_, read_avx2<1>, stream_));
-    keep_best(peaks_.read_bytes_per_s, measure_read(threads_, read_avx2<4>, stream_));
-    return;
+    keep_best(rate, measure_read(threads_, read_avx2<1>, stream_));
+    keep_best(rate, measure_read(threads_, read_avx2<4>, stream_));
   }
 #endif
-  keep_best(peaks_.read_bytes_per_s, measure_read(threads_, read_portable, stream_));
+  if (rate == 0) rate = measure_read(threads_, read_portable, stream_);
+  reads_.push_back(rate);
+  peaks_.read_bytes_per_s = median_of(reads_);
 }
 
 }  // namespace msa::cli

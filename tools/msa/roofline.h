@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // What this machine can do at most: products per second out of registers and bytes per second out
-// of memory, measured with all threads. A Roofline keeps the best of its rounds; the bench runs
-// rounds between its own timings, so that both meet the same clocks and neighbours.
+// of memory, measured with all threads. The bench runs rounds between its own timings, so that both
+// meet the same clocks and neighbours. Of arithmetic a Roofline keeps the best round; of reading,
+// where a shared machine now and then gives twice its usual rate for a moment, the median.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "tensors.h"
 
@@ -23,7 +25,7 @@ struct Peaks {
 class Roofline {
  public:
   explicit Roofline(int threads);
-  /// Measures everything once, about a third of a second, and keeps what is better than before.
+  /// Measures everything once, about a third of a second.
   void round();
   const Peaks& peaks() const noexcept { return peaks_; }
 
@@ -32,7 +34,8 @@ class Roofline {
 
   int threads_;
   Peaks peaks_;
-  Buffer stream_;  // more than four times the last cache
+  std::vector<double> reads_;  // bytes per second of each round
+  Buffer stream_;              // more than four times the last cache
 };
 
 /// Size of the last level cache as the system tells it; 0: it does not.

@@ -21,6 +21,13 @@ std::int64_t status_bytes(const std::string& field) {
 
 }  // namespace
 
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t middle = values.size() / 2;
+  if (values.size() % 2 == 1) return values[middle];
+  return (values[middle - 1] + values[middle]) / 2;
+}
+
 double HostTimer::seconds(const std::function<void()>& call) {
   const auto start = std::chrono::steady_clock::now();
   call();

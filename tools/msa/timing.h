@@ -22,6 +22,8 @@ class HostTimer final : public Timer {
   double seconds(const std::function<void()>& call) override;
 };
 
+double median_of(std::vector<double> values);
+
 /// When a row has been measured often enough.
 struct TimingRule {
   int repeat = 5;         // runs at least, unless they take too long
