@@ -2,6 +2,7 @@
 // Planting one fault; see corrupt.h.
 #include "testkit/corrupt.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -33,16 +34,18 @@ class Spoiler {
     if (o_.batch.cu_seqlens_q) requests_ = requests_of(problem, o_.batch);
   }
 
-  void page(std::int64_t id) {
+  PlantedFault page(std::int64_t id) {
     if (!o_.batch.page_table) nothing_to_spoil(spec_, "paged keys");
     const Request& r = with_keys();
-    set(o_.batch.page_table, id, r.index, (r.seqlen_k - 1) / spec_.page_size);
+    const std::int64_t last = (r.seqlen_k - 1) / spec_.page_size;
+    set(o_.batch.page_table, id, r.index, last);
+    return {.request = r.index, .may_pass = !is_read(r, last * spec_.page_size)};
   }
 
   std::int64_t pages() const { return (o_.k ? o_.k : o_.index_k).shape[0]; }
 
   /// Puts `id` (or the row's own first id) at `slot` of a list that is long enough.
-  void block(std::int64_t id, std::int64_t slot, bool copy_first = false) {
+  PlantedFault block(std::int64_t id, std::int64_t slot, bool copy_first = false) {
     if (!o_.block_ids_in) nothing_to_spoil(spec_, "given block ids");
     for (const Request& r : requests_) {
       for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
@@ -53,7 +56,7 @@ class Spoiler {
         if (!filled) continue;
         if (copy_first) id = int_at(o_.block_ids_in, r.q_begin + i, 0, 0);
         set(o_.block_ids_in, id, r.q_begin + i, 0, slot);
-        return;
+        return {.request = r.index, .row = i, .may_pass = copy_first};
       }
     }
     nothing_to_spoil(spec_, "a list of " + std::to_string(slot + 1) + " ids");
@@ -61,44 +64,81 @@ class Spoiler {
 
   std::int64_t first_illegal() const { return legal_blocks(with_keys()); }
 
-  void length(std::int64_t value) { set(o_.batch.seqlens_k, value, with_keys().index); }
+  PlantedFault length(std::int64_t value) {
+    const Request& r = with_keys();
+    set(o_.batch.seqlens_k, value, r.index);
+    return {.request = r.index};
+  }
 
-  void lower_key_bound() {
+  PlantedFault lower_key_bound() {
     need_batch();
     if (problem_.max_seqlen_k < 2 + spec_.slack) nothing_to_spoil(spec_, "a request with 2 keys");
     problem_.max_seqlen_k -= 1 + spec_.slack;
+    return first_request([&](const Request& r) { return r.seqlen_k > problem_.max_seqlen_k; });
   }
-  void lower_query_bound() {
+  PlantedFault lower_query_bound() {
     need_batch();
     if (problem_.max_seqlen_q < 2 + spec_.slack)
       nothing_to_spoil(spec_, "a request with 2 queries");
     problem_.max_seqlen_q -= 1 + spec_.slack;
+    return first_request([&](const Request& r) { return r.seqlen_q > problem_.max_seqlen_q; });
   }
 
-  void start(std::int64_t index, std::int64_t value) {
+  PlantedFault start(std::int64_t index, std::int64_t value) {
     if (!o_.batch.cu_seqlens_q || index >= o_.batch.cu_seqlens_q.shape[0]) {
       nothing_to_spoil(spec_, "more requests");
     }
     set(o_.batch.cu_seqlens_q, value, index);
+    return {.request = std::max<std::int64_t>(index - 1, 0)};  // whose end it is
   }
 
-  void last_key_row() {
+  PlantedFault last_key_row() {
     const std::int64_t keys = requests_.empty() ? 0 : requests_.back().seqlen_k;
     if (!(o_.k || o_.index_k) || spec_.page_size > 0 || keys == 0)
       nothing_to_spoil(spec_, "ragged keys");
     for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k}) {
       if (*tensor) --tensor->shape[0];
     }
+    return {.request = requests_.back().index};
   }
 
-  void key_offset() {
+  PlantedFault key_offset() {
     if (!o_.batch.key_offsets) nothing_to_spoil(spec_, "a shard");
     set(o_.batch.key_offsets, int_at(o_.batch.key_offsets, 0) + 1, 0);
+    return {};
   }
 
  private:
   void need_batch() const {
     if (!o_.batch.cu_seqlens_q) nothing_to_spoil(spec_, "a batch of requests");
+  }
+
+  template <class Wanted>
+  PlantedFault first_request(const Wanted& wanted) const {
+    const auto found = std::find_if(requests_.begin(), requests_.end(), wanted);
+    return {.request = found == requests_.end() ? 0 : found->index};
+  }
+
+  /// Whether some row reads the request's key or one behind it: sees it and, where ids are given,
+  /// lists it.
+  bool is_read(const Request& r, std::int64_t key) const {
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      if (r.visible_keys(i) <= key) continue;
+      if (!o_.block_ids_in || lists(r, i, key)) return true;
+    }
+    return false;
+  }
+
+  bool lists(const Request& r, std::int64_t i, std::int64_t key) const {
+    const Tensor& ids = o_.block_ids_in;
+    for (std::int64_t h = 0; h < ids.shape[1]; ++h) {
+      for (std::int64_t s = 0; s < ids.shape[2]; ++s) {
+        const std::int32_t id = int_at(ids, r.q_begin + i, h, s);
+        if (id == -1) break;
+        if (r.block_keys(i, id).second > key) return true;
+      }
+    }
+    return false;
   }
 
   const Request& with_keys() const {
@@ -116,12 +156,12 @@ class Spoiler {
 
 }  // namespace
 
-void corrupt(const Case& spec, Problem& problem, Operands& operands) {
-  if (spec.corrupt == Corrupt::None) return;
+PlantedFault corrupt(const Case& spec, Problem& problem, Operands& operands) {
+  if (spec.corrupt == Corrupt::None) return {};
   Spoiler spoil(spec, problem, operands);
   switch (spec.corrupt) {
     case Corrupt::None:
-      return;
+      break;
     case Corrupt::PageNegative:
       return spoil.page(-1);
     case Corrupt::PageMin:
@@ -157,6 +197,7 @@ void corrupt(const Case& spec, Problem& problem, Operands& operands) {
     case Corrupt::KeyOffset:
       return spoil.key_offset();
   }
+  return {};
 }
 
 }  // namespace msa::testkit

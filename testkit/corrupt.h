@@ -3,13 +3,23 @@
 // illegal.
 #pragma once
 
+#include <cstdint>
+
 #include "testkit/case.h"
 #include "testkit/operands.h"
 
 namespace msa::testkit {
 
+/// Where a fault lies, as the status word of a GPU names it.
+struct PlantedFault {
+  std::int64_t request = 0;
+  std::int64_t row = -1;  // query row of the request; -1: the fault is the request's
+  // A GPU need not meet it: a page whose keys no row reads, or an id listed twice.
+  bool may_pass = false;
+};
+
 /// Plants the case's fault. Throws CaseError where the case has nothing to spoil, so that no fault
 /// is lost unnoticed.
-void corrupt(const Case& spec, Problem& problem, Operands& operands);
+PlantedFault corrupt(const Case& spec, Problem& problem, Operands& operands);
 
 }  // namespace msa::testkit

@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "testkit/block_lists.h"
-#include "testkit/corrupt.h"
 #include "testkit/number.h"
 #include "testkit/random.h"
 #include "testkit/requests.h"
@@ -86,7 +85,7 @@ class Builder {
     if (spec_.op == Op::MergeStates) make_part_states();
     if (spec_.op == Op::MergeSelections) make_part_selections();
     make_outputs();
-    corrupt(spec_, data_.problem_, o_);
+    data_.planted_ = corrupt(spec_, data_.problem_, o_);
   }
 
  private:

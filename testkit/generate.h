@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "testkit/case.h"
+#include "testkit/corrupt.h"
 #include "testkit/memory.h"
 #include "testkit/operands.h"
 
@@ -27,6 +28,8 @@ class Data {
   /// The tensors in host memory, as a comparison reads them: parts that a merge writes in place
   /// keep their values here.
   const Operands& operands() const { return operands_; }
+  /// Where the fault of a case with `corrupt` lies.
+  const PlantedFault& planted() const { return planted_; }
 
   /// Fills the outputs with sentinels and gives the tensors to run with.
   Operands prepare();
@@ -44,6 +47,7 @@ class Data {
   Case spec_;
   Problem problem_{};
   Operands operands_{};
+  PlantedFault planted_{};
   Operands call_{};  // operands_, but for the parts of an in-place merge
   std::vector<Buffer> buffers_{};
   std::vector<Tensor> views_{};        // of each output buffer; rank 0 for inputs

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <new>
 #include <optional>
 
@@ -14,6 +15,11 @@
 namespace msa::testkit {
 
 namespace {
+
+std::string place_of(std::int64_t request, std::int64_t row) {
+  const std::string text = "request " + std::to_string(request);
+  return row < 0 ? text : text + ", query row " + std::to_string(row);
+}
 
 /// What a run writes, byte for byte.
 using Bits = std::vector<std::vector<std::byte>>;
@@ -124,6 +130,11 @@ class Verification {
         return finish(Result::Failed, "the workspace's red zone was written");
       const std::string damage = data_.damage();
       if (!damage.empty()) return finish(Result::Failed, damage);
+      if (const auto fault = check(plan, workspace.view(), space_.stream())) {
+        return finish(Result::Failed,
+                      "a legal call left a fault: " + place_of(fault->request, fault->row) + ": " +
+                          fault->what);
+      }
       if (options_.repeats == 1) break;
       Bits bits = output_bits(data_);
       if (n > 0 && bits != first) {
@@ -132,11 +143,15 @@ class Verification {
       }
       first = std::move(bits);
     }
+    if (spec_.op == Op::MsaAttention && !spec_.ids) return run_with_ids();
+    return compare_outputs();
+  }
+
+  Outcome compare_outputs() {
     CompareOptions compare_options = options_.compare;
     compare_options.exact_scores = has_exact_scores(spec_);
     Problem host = problem_;
     host.device = {};
-    if (spec_.op == Op::MsaAttention && !spec_.ids) return run_with_ids();
     outcome_.report = compare(host, data_.operands(), compare_options);
     return finish(outcome_.report.ok ? Result::Passed : Result::Failed, outcome_.report.what);
   }
@@ -174,12 +189,41 @@ class Verification {
     placement.fetch();
     const std::string damage = data_.damage();
     if (!damage.empty()) return finish(Result::Failed, damage);
-    const bool reported = check(plan, workspace.view(), space_.stream()).has_value();
-    // On a GPU a duplicate leaves the row's value open, and nobody looks for it.
-    const bool open =
-        spec_.corrupt == Corrupt::BlockTwice && space_.device().type == DeviceType::Cuda;
-    if (reported || open) return finish(Result::Passed, "");
-    return finish(Result::Failed, "accepted corrupt=" + case_value(spec_, "corrupt"));
+    return judge_fault(check(plan, workspace.view(), space_.stream()));
+  }
+
+  /// A GPU accepts the call; its status word names the fault, and what is spoilt counts as not
+  /// visible.
+  Outcome judge_fault(const std::optional<Fault>& fault) {
+    const std::string corrupt = "corrupt=" + case_value(spec_, "corrupt");
+    const PlantedFault& planted = data_.planted();
+    if (!fault) {
+      const bool gpu = space_.device().type == DeviceType::Cuda;
+      if (gpu && planted.may_pass) return finish(Result::Passed, "");
+      return finish(Result::Failed, "accepted " + corrupt);
+    }
+    if (fault->request != planted.request || fault->row != planted.row) {
+      return finish(Result::Failed, corrupt + ": expected a fault of " +
+                                        place_of(planted.request, planted.row) + ", got " +
+                                        place_of(fault->request, fault->row) + ": " + fault->what);
+    }
+    const bool in_list = planted.row >= 0 && spec_.corrupt != Corrupt::BlockTwice;
+    if (!in_list || spec_.op != Op::SparseAttention) return finish(Result::Passed, "");
+    drop_first_id();
+    return compare_outputs();
+  }
+
+  /// Takes the bad id out of its list, so that the oracle sees what a GPU makes of it.
+  void drop_first_id() {
+    const Tensor& ids = data_.operands().block_ids_in;
+    const Batch& batch = data_.operands().batch;
+    const PlantedFault& planted = data_.planted();
+    const std::int64_t row = int_at(batch.cu_seqlens_q, planted.request) + planted.row;
+    const std::int64_t last = ids.shape[2] - 1;
+    for (std::int64_t slot = 0; slot <= last; ++slot) {
+      const std::int32_t id = slot < last ? int_at(ids, row, 0, slot + 1) : -1;
+      std::memcpy(address(ids, row, 0, slot), &id, sizeof(id));
+    }
   }
 
   const Case& spec_;

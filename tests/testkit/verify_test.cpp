@@ -7,6 +7,7 @@
 
 #include <cstdio>
 
+#include "testkit/generate.h"
 #include "testkit/support.h"
 
 namespace msa::testkit {
@@ -47,6 +48,32 @@ TEST(Verify, AFaultThatCannotBePlantedIsAFailure) {
                                  {.under_test = {.backend = "reference"}});
   EXPECT_EQ(outcome.result, Result::Failed);
   EXPECT_NE(outcome.reason.find("needs paged keys"), std::string::npos) << outcome.reason;
+}
+
+TEST(Corrupt, SaysWhereTheFaultLies) {
+  struct Planted {
+    const char* line;
+    std::int64_t request, row;
+    bool may_pass;
+  };
+  const std::string sparse = "op=sparse heads=2/1 dim=32 block=16 topk=4 ";
+  for (const auto& [line, request, row, may_pass] :
+       {Planted{"lens=0:40,20:200 corrupt=block_end", 1, 0, false},
+        Planted{"lens=0:40,20:40:-3 corrupt=block_min", 1, 3, false},
+        Planted{"lens=0:40,20:200 corrupt=block_twice", 1, 0, true},
+        Planted{"lens=20:48 page=16 corrupt=page_end", 0, -1, false},
+        Planted{"lens=5:48:0 page=16 corrupt=page_end", 0, -1, true},
+        Planted{"lens=3:40,20:200 corrupt=length_negative", 0, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=length_above", 1, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=queries_above", 1, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=start_decreasing", 0, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=start_past_end", 1, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=keys_past_end", 1, -1, false}}) {
+    const Data data(parse_case(sparse + line));
+    EXPECT_EQ(data.planted().request, request) << line;
+    EXPECT_EQ(data.planted().row, row) << line;
+    EXPECT_EQ(data.planted().may_pass, may_pass) << line;
+  }
 }
 
 TEST(Verify, IllegalProblemsFailByName) {
