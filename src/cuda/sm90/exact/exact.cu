@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One warp a query head. Scores: a lane takes a key. Weighted sum: a lane takes columns. No key
-// that the row does not list and see is read, so nothing can leak from one.
+// that the row does not list and see is read, so nothing can leak from one. Bad ids are reported
+// here too: where strides rule the copy engine out, no other kernel reads them.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -84,15 +85,21 @@ class Row {
 
   /// Everything that row `row` of q lists and sees.
   __device__ void attend(std::int64_t row) {
-    const int visible = visible_keys(request_, row - request_.q_begin, params_.batch.causal != 0);
+    const std::int64_t token = row - request_.q_begin;
+    const int visible = visible_keys(request_, token, params_.batch.causal != 0);
     if (params_.topk == 0) return add_keys(0, visible);
     const int* ids =
         params_.block_ids.data + row * params_.stride_ids_t + head_ * params_.stride_ids_h;
     const std::int64_t block_size = params_.batch.block_size;
     const std::int64_t first = first_block(request_, params_.batch.block_size);
+    const std::int64_t legal = legal_blocks(request_, params_.batch.block_size);
     for (int slot = 0; slot < params_.topk; ++slot) {
       const std::int64_t id = __ldg(ids + slot * params_.block_ids.stride);
       if (id == -1) return;
+      if (id < 0 || id >= legal) {
+        report(params_.batch.status, request_idx_, token, FaultKind::BlockId);
+        continue;
+      }
       const std::int64_t begin = (id - first) * block_size;
       if (id < first || begin >= visible) continue;
       add_keys(static_cast<int>(begin),
@@ -110,6 +117,9 @@ class Row {
       KeyPlace place;
       if (key < end) place = place_of(params_.batch, request_, request_idx_, key);
       const bool visible = place.token >= 0;
+      if (key < end && !visible) {
+        report(params_.batch.status, request_idx_, -1, FaultKind::PageId);
+      }
       float score = -INFINITY;
       if (visible) {
         score = dot(static_cast<const Item*>(params_.k.data) + offset_of(params_.k, place, head_)) *
