@@ -496,6 +496,22 @@ class Comparison {
     report_.rows = static_cast<std::int64_t>(rows_.size());
   }
 
+  std::vector<std::int64_t> rows_read() const {
+    std::vector<Op> stages{p_.op};
+    if (p_.op == Op::MsaAttention) stages = {Op::SelectBlocks, Op::SparseAttention};
+    const bool all = std::any_of(stages.begin(), stages.end(), [&](Op op) {
+      Problem stage = p_;
+      stage.op = op;
+      return takes_whole(work_of(stage, o_));
+    });
+    std::vector<std::int64_t> rows;
+    for (const Row& row : all || rows_.empty() ? rows_ : sample(rows_, options_))
+      rows.push_back(row.row);
+    std::sort(rows.begin(), rows.end());
+    rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    return rows;
+  }
+
   Report run() {
     if (p_.op == Op::MsaAttention) {
       run_msa();
@@ -536,11 +552,13 @@ class Comparison {
     run_stage(attend, state);
   }
 
+  bool takes_whole(double work) const { return work <= options_.max_work || requests_.empty(); }
+
   void run_stage(const Problem& problem, const Operands& operands) {
     const Stage stage(problem, operands, options_);
     if (rows_.empty() && problem.op != Op::InvertSelection) return;
     const double work = work_of(problem, operands);
-    if (work <= options_.max_work || requests_.empty()) {
+    if (takes_whole(work)) {
       whole(problem, operands, stage);
     } else {
       sampled(problem, operands, stage, work);
@@ -619,6 +637,11 @@ double work_of(const Problem& problem, const Operands& operands) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) work += row_work(problem, r, i);
   }
   return work;
+}
+
+std::vector<std::int64_t> rows_to_compare(const Problem& problem, const Operands& operands,
+                                          const CompareOptions& options) {
+  return Comparison(problem, operands, options).rows_read();
 }
 
 Report compare(const Problem& problem, const Operands& operands, const CompareOptions& options) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "testkit/operands.h"
 
@@ -32,6 +33,11 @@ struct Report {
 /// `problem` is the one that was planned; `operands` hold its inputs and what it wrote.
 Report compare(const Problem& problem, const Operands& operands,
                const CompareOptions& options = {});
+
+/// Rows of the call that compare() reads, ascending: all of them, or its sample. Callers whose
+/// outputs lie elsewhere need only these in host memory.
+std::vector<std::int64_t> rows_to_compare(const Problem& problem, const Operands& operands,
+                                          const CompareOptions& options = {});
 
 /// Multiply-adds that the operation needs on its visible (and listed) keys.
 double work_of(const Problem& problem, const Operands& operands);

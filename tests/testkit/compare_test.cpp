@@ -44,6 +44,9 @@ class Ran {
 void set_float(const Tensor& t, float value, std::int64_t i, std::int64_t h, std::int64_t d = 0) {
   store(&value, 1, t.dtype, address(t, i, h, d));
 }
+void set_row(const Tensor& t, float value, std::int64_t i) {
+  for (std::int64_t h = 0; h < t.shape[1]; ++h) set_float(t, value, i, h);
+}
 void set_int(const Tensor& t, std::int32_t value, std::int64_t i, std::int64_t h, std::int64_t s) {
   std::memcpy(address(t, i, h, s), &value, sizeof(value));
 }
@@ -64,6 +67,28 @@ TEST(Compare, TwoUlpsAreTooMany) {
   EXPECT_NE(report.what.find("out[7, 3, 5] (request 0, query 7, 78 visible keys)"),
             std::string::npos)
       << report.what;
+}
+
+TEST(Compare, ReadsNoOtherRowsThanItSays) {
+  for (const char* line : {"op=dense heads=4/2 dim=32 lens=70:90 lse=1 pad_rows=3",
+                           "op=msa heads=2/1 dim=32 block=16 topk=2 lens=70:90 lse=1"}) {
+    Ran ran(line);
+    const Operands& o = ran.data.operands();
+    const CompareOptions sampled{.max_work = 0};
+    EXPECT_EQ(rows_to_compare(ran.data.problem(), o).size(),
+              static_cast<std::size_t>(o.q.shape[0]));
+    const std::vector<std::int64_t> rows = rows_to_compare(ran.data.problem(), o, sampled);
+    EXPECT_LT(rows.size(), 16U);
+    for (std::int64_t row = 0; row < o.q.shape[0]; ++row) {
+      if (!std::binary_search(rows.begin(), rows.end(), row)) set_row(o.out, kNan, row);
+    }
+    EXPECT_TRUE(ran.report(0).ok) << ran.report(0).what;
+    for (const std::int64_t row : rows) {
+      Ran spoilt(line);
+      set_row(spoilt.data.operands().out, kNan, row);  // of its heads one is compared
+      EXPECT_FALSE(spoilt.report(0).ok) << "row " << row;
+    }
+  }
 }
 
 TEST(Compare, NonFiniteWhereItIsNotDue) {
