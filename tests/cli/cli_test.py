@@ -405,7 +405,7 @@ class Bench(CliTest):
 class Demo(CliTest):
     def test_page(self):
         page = self.path("folder/page.html")
-        result = self.expect(GOOD, msa("demo", "--tokens", 4096, "--heads", "2/1", "--out", page))
+        result = self.expect(GOOD, msa("demo", "--backend", "cpu", "--tokens", 4096, "--heads", "2/1", "--out", page))
         self.assertIn("needles found\t24 of 24", result.stdout)
         with open(page) as f:
             html = f.read()
@@ -415,8 +415,18 @@ class Demo(CliTest):
             self.assertNotIn(outside, html)
 
     def test_usage(self):
-        for options in [("--heads", "3/2"), ("--heads", "two"), ("--tokens", 100)]:
+        for options in [("--heads", "3/2"), ("--heads", "two"), ("--tokens", 100), ("--backend", "abacus")]:
             self.expect(USAGE, msa("demo", *options, "--out", self.path("page.html")))
+
+    def test_backend(self):
+        small = ("--tokens", 4096, "--heads", "1/1", "--out", self.path("page.html"))
+        result = self.expect(GOOD, msa("demo", "--backend", "cpu", *small))
+        self.assertIn("backend\tcpu\n", result.stdout)
+        there = {b["name"] for b in json.loads(msa("info", "--json").stdout)["backends"] if b["available"]}
+        if "cuda" in there:
+            return
+        self.expect(NO_BACKEND, msa("demo", "--backend", "cuda", *small), "cuda")
+        self.assertIn("backend\tcpu\n", self.expect(GOOD, msa("demo", *small, env={"MSA_BACKEND": ""})).stdout)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,9 @@ testkit::Case demo_case(std::int64_t tokens, std::int64_t heads_q, std::int64_t 
 }  // namespace
 
 DemoData::DemoData(std::int64_t tokens, std::int64_t heads_q, std::int64_t heads_kv,
-                   std::uint64_t seed)
-    : data(demo_case(tokens, heads_q, heads_kv, seed)), operands(data.prepare()) {
+                   std::uint64_t seed, bool computed_here)
+    : data(demo_case(tokens, heads_q, heads_kv, seed)),
+      operands(computed_here ? data.prepare() : data.operands()) {
   const Stream64 random(seed, kNeedleStream);
   const testkit::Case& spec = data.spec();
   const std::int64_t reach = spec.topk * spec.block_size;

@@ -17,7 +17,10 @@ struct Needle {
 };
 
 struct DemoData {
-  DemoData(std::int64_t tokens, std::int64_t heads_q, std::int64_t heads_kv, std::uint64_t seed);
+  /// `computed_here`: the outputs' memory is touched, as a call on the CPU is about to fill it. On
+  /// a GPU's host it is not: only a few rows of them will ever be there.
+  DemoData(std::int64_t tokens, std::int64_t heads_q, std::int64_t heads_kv, std::uint64_t seed,
+           bool computed_here);
 
   testkit::Data data;  // of op=msa
   testkit::Operands operands;

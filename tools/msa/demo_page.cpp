@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::string_view kHead = R"html(<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MiniMax Sparse Attention on this CPU</title>
+<title>MiniMax Sparse Attention on this machine</title>
 <style>
 :root { color-scheme: light dark;
   --surface: #fcfcfb; --panel: #ffffff; --ink: #1a1a19; --muted: #5f5e5a; --line: #e3e2dd;
@@ -126,6 +126,7 @@ std::string short_count(std::int64_t value) {
 std::string short_seconds(double seconds) {
   if (seconds >= 10) return fmt::format("{:.1f} s", seconds);
   if (seconds >= 1) return fmt::format("{:.2f} s", seconds);
+  if (seconds < 0.01) return fmt::format("{:.1f} ms", 1e3 * seconds);
   return fmt::format("{:.0f} ms", 1e3 * seconds);
 }
 
@@ -324,7 +325,7 @@ std::string error_svg(const DemoResults& r) {
          "</svg>\n";
 }
 
-std::string chart_section(const char* title, const char* subtitle, const std::string& svg) {
+std::string chart_section(const char* title, const std::string& subtitle, const std::string& svg) {
   return fmt::format(
       "<section><h2>{}</h2>\n<p class=\"sub\">{}</p>\n<div class=\"legend\"><span><span "
       "class=\"box\" "
@@ -333,11 +334,28 @@ std::string chart_section(const char* title, const char* subtitle, const std::st
       title, subtitle, svg);
 }
 
+/// 4.5e15 -> "4.5 P".
+std::string short_operations(double count) {
+  constexpr std::array<const char*, 3> kPrefixes{"G", "T", "P"};
+  double scaled = count / 1e9;
+  std::size_t prefix = 0;
+  for (; scaled >= 1000 && prefix + 1 < kPrefixes.size(); ++prefix) scaled /= 1000;
+  return fmt::format("{:.{}f} {}", scaled, scaled < 10 ? 1 : 0, kPrefixes[prefix]);
+}
+
+/// What dense attention had to do, and how fast it was: a speedup over a slow rival says little.
+std::string cost_of_dense(const DemoResults& r) {
+  return fmt::format("Dense attention of all {} tokens is {}FLOP, here at {}FLOP/s.",
+                     short_count(r.tokens), short_operations(r.dense_ops),
+                     short_operations(r.dense_ops / r.whole().dense_seconds));
+}
+
 std::string charts(const DemoResults& r) {
   return "<div class=\"two\">" +
-         chart_section("Time against context length",
-                       "Prefill of the whole context; both axes are logarithmic.",
-                       TimeChart(r).svg()) +
+         chart_section(
+             "Time against context length",
+             "Prefill of the whole context; both axes are logarithmic. " + cost_of_dense(r),
+             TimeChart(r).svg()) +
          chart_section("Errors against the oracle",
                        "Share of sampled outputs by distance from double precision.",
                        error_svg(r)) +
@@ -379,20 +397,28 @@ std::int64_t DemoResults::needles_in_window() const {
                        [](const NeedleResult& n) { return n.in_window; });
 }
 
+std::string DemoResults::machine() const {
+  if (!gpu.empty()) return fmt::format("{}, {}", gpu, isa);
+  return fmt::format("{} with {} threads, {}", cpu, threads, isa);
+}
+
 std::string demo_page(const DemoResults& r) {
   std::string html(kHead);
   html += fmt::format(
-      "<h1>{} tokens, {} blocks each</h1>\n<p>MiniMax Sparse Attention on {} with {} threads, {}: "
+      "<h1>{} tokens, {} blocks each</h1>\n<p>MiniMax Sparse Attention on {}: "
       "{} query heads, {} key "
       "head{}, dim {}, bf16. The context is noise that drifts as text does, with {} needles "
       "planted far from the rows that "
       "ask for them; a window of as many keys finds {}.</p>\n",
-      short_count(r.tokens), r.topk, escaped(r.cpu), r.threads, escaped(r.isa), r.heads_q,
-      r.heads_kv, r.heads_kv == 1 ? "" : "s", r.head_dim, r.needles.size(), r.needles_in_window());
+      short_count(r.tokens), r.topk, escaped(r.machine()), r.heads_q, r.heads_kv,
+      r.heads_kv == 1 ? "" : "s", r.head_dim, r.needles.size(), r.needles_in_window());
   html += cards(r) + map_section(r) + charts(r) + tables(r);
   html += fmt::format(
-      "<footer>msa {} ({}). Made by <code>msa demo --tokens {} --heads {}/{}</code>.</footer>\n",
-      r.version, escaped(r.commit), r.tokens, r.heads_q, r.heads_kv);
+      "<footer>msa {} ({}). Computed on {}. Made by <code>msa demo --backend {} --tokens {} "
+      "--heads "
+      "{}/{}</code>.</footer>\n",
+      r.version, escaped(r.commit), escaped(r.machine()), escaped(r.backend), r.tokens, r.heads_q,
+      r.heads_kv);
   html += kScript;
   return html + "</main></body></html>\n";
 }

@@ -28,8 +28,9 @@ struct NeedleResult {
 struct DemoResults {
   std::int64_t tokens = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
   std::int64_t block_size = 0, topk = 0;
-  std::string cpu, isa, version, commit;
-  int threads = 1;
+  std::string backend, cpu, isa, version, commit;
+  std::string gpu;                 // that computed; empty: the CPU did
+  int threads = 1;                 // of the CPU
   std::vector<LengthTimes> times;  // shortest first; the last is the whole context
   std::vector<NeedleResult> needles;
   double dense_ops = 0, msa_ops = 0;
@@ -41,6 +42,7 @@ struct DemoResults {
   std::vector<std::uint8_t> map;
   std::vector<double> dense_errors, msa_errors;  // |error| of every element of the sampled rows
 
+  std::string machine() const;  // that computed, and how
   const LengthTimes& whole() const { return times.back(); }
   double speedup() const { return whole().dense_seconds / whole().msa_seconds; }
   double saved() const { return 1 - msa_ops / dense_ops; }
