@@ -146,7 +146,7 @@ class Bench {
     return true;
   }
 
-  /// Floors follow from the peaks of the whole run.
+  /// Floors follow from the arithmetic peaks of the whole run and each row's own read rate.
   const Results& finish() {
     results_.command = options_.command;
     results_.threads = threads_;
@@ -188,13 +188,18 @@ class Bench {
     return false;
   }
 
-  /// Ours, theirs, ours, theirs, with a round of the roofline between them.
+  /// Ours, theirs, ours, theirs, with a round of the roofline after every fifth of a second.
   void time_row(const BenchRow& named, Call& call, Call* peer, Row& row) {
     const TimingRule& rule = options_.rule;
+    const std::size_t first_round = roofline_ ? roofline_->rounds() : 0;
+    double since_round = 0;
     const auto time_once = [&](Call& which, std::vector<double>& seconds) {
       if (rule.enough(seconds)) return;
       seconds.push_back(timer_.seconds([&] { which.run(); }));
-      if (seconds.back() > 0.2) roofline_round();
+      since_round += seconds.back();
+      if (since_round < 0.2) return;
+      roofline_round();
+      since_round = 0;
     };
     while (!rule.enough(row.seconds) || (peer != nullptr && !rule.enough(row.peer_seconds))) {
       if (row.seconds.empty() || row.seconds.back() > 0.05) {
@@ -204,6 +209,7 @@ class Bench {
       if (peer != nullptr) time_once(*peer, row.peer_seconds);
     }
     roofline_round();
+    if (roofline_) row.read_rate = roofline_->read_rate(first_round);
   }
 
   void describe_work(const BenchRow& named, const Call& call, Row& row) {

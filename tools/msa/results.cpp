@@ -104,9 +104,10 @@ std::optional<double> Row::ratio() const {
 void add_floor(Row& row, const Peaks& peaks) {
   const double attend = peak_of(peaks, row.isa, row.spec.dtype);
   const double index = peak_of(peaks, row.isa, row.spec.index_type());
-  if (attend <= 0 || index <= 0 || peaks.read_bytes_per_s <= 0) return;
-  row.floor_seconds = std::max(row.work.attend_ops / attend + row.work.index_ops / index,
-                               row.work.bytes / peaks.read_bytes_per_s);
+  const double read = row.read_rate > 0 ? row.read_rate : peaks.read_bytes_per_s;
+  if (attend <= 0 || index <= 0 || read <= 0) return;
+  row.floor_seconds =
+      std::max(row.work.attend_ops / attend + row.work.index_ops / index, row.work.bytes / read);
 }
 
 std::string tsv_header() {

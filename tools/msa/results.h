@@ -24,6 +24,7 @@ struct Row {
   int threads = 0;
   std::vector<double> seconds{};  // of every run
   UsefulWork work{};
+  double read_rate = 0;  // bytes per second, measured between its runs; 0: that of the whole run
   std::optional<double> floor_seconds{};
   std::string peer{};
   std::vector<double> peer_seconds{};

@@ -214,7 +214,11 @@ void Roofline::read_round() {
 #endif
   if (rate == 0) rate = measure_read(threads_, read_portable, stream_);
   reads_.push_back(rate);
-  peaks_.read_bytes_per_s = median_of(reads_);
+  peaks_.read_bytes_per_s = read_rate(0);
+}
+
+double Roofline::read_rate(std::size_t first) const {
+  return median_of({reads_.begin() + static_cast<std::ptrdiff_t>(first), reads_.end()});
 }
 
 }  // namespace msa::cli

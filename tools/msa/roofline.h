@@ -2,9 +2,10 @@
 // What this machine can do at most: products per second out of registers and bytes per second out
 // of memory, measured with all threads. The bench runs rounds between its own timings, so that both
 // meet the same clocks and neighbours. Of arithmetic a Roofline keeps the best round; of reading,
-// where a shared machine now and then gives twice its usual rate for a moment, the median.
+// where a shared machine gives twice its usual rate for a second and then not, the median.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -28,6 +29,9 @@ class Roofline {
   /// Measures everything once, about a third of a second.
   void round();
   const Peaks& peaks() const noexcept { return peaks_; }
+  std::size_t rounds() const noexcept { return reads_.size(); }
+  /// Median read rate of the rounds from `first` on.
+  double read_rate(std::size_t first) const;
 
  private:
   void read_round();
