@@ -81,7 +81,9 @@ std::vector<std::int32_t> block_list(const Case& spec, const Request& request, s
     for (std::int64_t id = 0; id < visible; ++id) list.push_back(static_cast<std::int32_t>(id));
   } else {
     if (spec.regime == Regime::Drift && request.causal && spec.topk > 1) {
-      add_drifting(random, request, position, head, spec.topk - 1, list);
+      // A query may stand behind the last key.
+      const std::int64_t last_seen = std::min(position, visible * request.block_size - 1);
+      add_drifting(random, request, last_seen, head, spec.topk - 1, list);
     } else {
       add_distinct(random, counter + 1, spec.topk - 1, visible - 1, list);
     }
