@@ -295,18 +295,20 @@ section_fuzz() {
   each_isa want_isa
   step "fuzzed API cases on ${wanted_isas[*]}" fuzz_isas "$fuzz_cases" "${wanted_isas[@]}"
   step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases $((fuzz_cases / 8))
-  libfuzzer fuzz_safetensors 500000
-  libfuzzer fuzz_api 2500
+  libfuzzer fuzz_safetensors -runs=500000
+  libfuzzer fuzz_api -runs=300 -len_control=0 -max_len=128
 }
 
 # The default run repeats: one seed, one thread, so many runs. The long one looks for what nobody has met.
-libfuzzer() { # TARGET RUNS
-  local corpus=$fuzz/corpus/$1 budget=(-seed=1 "-runs=$2")
+libfuzzer() { # TARGET BUDGET...
+  local target=$1 corpus=$fuzz/corpus/$1 budget=(-seed=1)
+  shift
+  budget+=("$@")
   [ -z "$long" ] || budget=(-max_total_time=900)
   [ -n "$long" ] || rm -rf "$corpus"
   mkdir -p "$corpus"
-  step "libFuzzer $1" env OMP_NUM_THREADS=1 "$fuzz/fuzz/$1" "${budget[@]}" -timeout=20 -rss_limit_mb=2048 \
-    -print_final_stats=1 -artifact_prefix="$logs/$1-" "$corpus"
+  step "libFuzzer $target" env OMP_NUM_THREADS=1 "$fuzz/fuzz/$target" "${budget[@]}" -timeout=20 -rss_limit_mb=2048 \
+    -print_final_stats=1 -artifact_prefix="$logs/$target-" "$corpus"
 }
 
 section_tsan() {
