@@ -164,15 +164,15 @@ DECODE = {"1m.b1": (1048576, 1, 64, 4), "128k.b1": (131072, 1, 64, 4), "128k.b32
 def groups():
     yield ["h200.first_call"], None
     yield ["h200.workspace.max"], None
-    for name, n in PREFILL.items():
+    for name, (keys, batch, heads, heads_kv) in DECODE.items():
+        yield [f"h200.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
+    yield ["h200.topk.random", "h200.topk.ties", "h200.topk.near"], topk
+    yield ["h200.select.128k", "h200.select.chunk128.1m"], None
+    for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run
         rows = [f"h200.msa.{name}.drift", f"h200.msa.{name}.random"]
         if n < 1 << 20:
             rows.append(f"h200.dense.{name}")
         yield rows, lambda n=n: attention(n, n, 1, 64, 4)
-    yield ["h200.select.128k", "h200.select.chunk128.1m"], None
-    yield ["h200.topk.random", "h200.topk.ties", "h200.topk.near"], topk
-    for name, (keys, batch, heads, heads_kv) in DECODE.items():
-        yield [f"h200.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
 
 
 def measure_peer(make):

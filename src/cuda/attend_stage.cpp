@@ -109,6 +109,15 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
       pairs, problem.options.batch_invariant ? std::int64_t{std::numeric_limits<int>::max()}
                                              : kRedoPairs));
   redo_pairs_ = layout.take<std::int64_t>(redo_capacity_);
+  const std::int64_t entries = tokens_per_tile_ * problem.topk;  // of one list
+  if (lists) {
+    const std::int64_t tile_bytes =
+        problem.heads_kv * entries * static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
+    chunk_tiles_ =
+        static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
+  }
+  counters_ = layout.take<int>(1 + (lists ? launches(max_tiles_) : 0));
+  run_begin_ = layout.bytes();
   const std::int64_t visible = (problem.max_seqlen_k + config_.block - 1) / config_.block;
   const std::int64_t steps =
       lists ? std::min(visible, 2 * problem.topk) : visible;  // neighbours share half
@@ -118,18 +127,9 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
     part_out_ = layout.take<float>(splits_ * problem.total_q * problem.heads_q * problem.head_dim);
     part_lse_ = layout.take<float>(splits_ * problem.total_q * problem.heads_q);
   }
-  if (!lists) {
-    counters_ = layout.take<int>(1);
-    return;
-  }
-  const std::int64_t entries = tokens_per_tile_ * problem.topk;  // of one list
-  const std::int64_t tile_bytes =
-      problem.heads_kv * entries * static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
-  chunk_tiles_ =
-      static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
+  if (!lists) return;
   headers_ = layout.take<sm90::attend::ListHeader>(problem.heads_kv * chunk_tiles_);
   entries_ = layout.take<sm90::attend::ListEntry>(problem.heads_kv * chunk_tiles_ * entries);
-  counters_ = layout.take<int>(1 + launches(max_tiles_));
   if (splits_ == 1 && KvOuterStage::serves(problem))
     kvouter_.emplace(problem, tokens_per_tile_, chunk_tiles_, layout);
 }

@@ -6,6 +6,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -33,6 +34,9 @@ class AttendStage {
            cudaStream_t stream) const;
   std::string decisions() const;
 
+  /// Workspace from here on is used by run() alone, not by prepare().
+  std::size_t run_begin() const { return run_begin_; }
+
  private:
   sm90::attend::Params attend_params(const Problem& problem, const core::Call& call,
                                      const BatchParams& batch, void* workspace) const;
@@ -52,6 +56,7 @@ class AttendStage {
   int chunk_tiles_ = 0;  // of one launch: bounds the memory of the lists
   int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
   int redo_capacity_ = 0;
+  std::size_t run_begin_ = 0;
   Piece<RequestRecord> requests_{};
   Piece<sm90::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};

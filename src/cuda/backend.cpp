@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -120,14 +121,16 @@ class CudaPlanned final : public core::Planned {
       workspace_bytes = layout.bytes();
       return;
     }
-    if (selects(given.op)) select_.emplace(given, gpu, layout);
-    if (given.block_max) select_.emplace(maxima_problem(given), gpu, layout);
-    if (attends(given)) attend_.emplace(given, gpu, given.op != Op::DenseAttention, layout);
-    if (merges(given.op)) merge_.emplace();
-    if (given.op == Op::InvertSelection) invert_.emplace(given, layout);
     if (given.op == Op::MsaAttention)
       ids_ = layout.take<int>(given.total_q * given.heads_kv * given.topk);
-    workspace_bytes = layout.bytes();
+    if (attends(given)) attend_.emplace(given, gpu, given.op != Op::DenseAttention, layout);
+    // Scores are done with before attention begins.
+    Layout scores(attend_ ? attend_->run_begin() : layout.bytes());
+    if (selects(given.op)) select_.emplace(given, gpu, scores);
+    if (given.block_max) select_.emplace(maxima_problem(given), gpu, scores);
+    if (merges(given.op)) merge_.emplace();
+    if (given.op == Op::InvertSelection) invert_.emplace(given, layout);
+    workspace_bytes = std::max(layout.bytes(), scores.bytes());
   }
 
   void run(const core::Call& call, Workspace workspace, Stream stream) const override {

@@ -92,7 +92,8 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
   const std::int64_t entries =
       p.op == Op::DenseAttention ? max_blocks_ : std::min<std::int64_t>(max_blocks_, p.topk);
   splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
-  const std::int64_t slots = decode::partial_slots(p.total_q, heads_kv, group, splits_);
+  const std::int64_t slots =
+      decode::clusters(splits_) ? 0 : decode::partial_slots(p.total_q, heads_kv, group, splits_);
   arrival_count_ = static_cast<int>(slots / splits_);
   arrivals_ = layout.take<int>(arrival_count_);
   partial_out_ = layout.take<float>(slots * 16 * p.head_dim);
@@ -218,6 +219,7 @@ void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
                               .tiles = decode::head_tiles(group),
                               .dim = static_cast<int>(problem.head_dim),
                               .splits = splits_,
+                              .clustered = decode::clusters(splits_),
                               .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
                               .partial_out = partial_out_.in(workspace),
                               .partial_state = partial_state_.in(workspace),

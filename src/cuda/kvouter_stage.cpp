@@ -12,8 +12,9 @@ namespace {
 
 namespace kvouter = sm90::kvouter;
 
-// 4,032 tokens of 64/4 heads, top-16: a million tokens stay below 2 GiB of workspace in all.
-constexpr std::int64_t kPartialBytes = std::int64_t{1} << 30;
+// 6,048 tokens of 64/4 heads, top-16: every chunk reads the keys again, so few; a million tokens
+// stay below 2 GiB of workspace in all.
+constexpr std::int64_t kPartialBytes = std::int64_t{3} << 29;
 constexpr std::int64_t kMaxRows =
     1 << 16;  // one CTA scans them: 8 requests or heads of a million tokens
 

@@ -14,6 +14,7 @@ struct LaunchConfig {
   std::size_t shared_bytes = 0;  // dynamic
   bool programmatic = false;     // may start before the launch in front of it ends: the kernel must
                                  // griddepcontrol_wait
+  unsigned cluster = 1;          // CTAs of a cluster, along x
   cudaStream_t stream = nullptr;
 };
 
@@ -26,16 +27,25 @@ void launch_kernel(void (*kernel)(Params...), const LaunchConfig& config, const 
     MSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(config.shared_bytes)));
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned num_attributes = 0;
+  if (config.programmatic) {
+    cudaLaunchAttribute& attribute = attributes[num_attributes++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (config.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[num_attributes++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {config.cluster, 1, 1};
+  }
   cudaLaunchConfig_t native{};
   native.gridDim = config.grid;
   native.blockDim = config.block;
   native.dynamicSmemBytes = config.shared_bytes;
   native.stream = config.stream;
-  native.attrs = &attribute;
-  native.numAttrs = config.programmatic ? 1 : 0;
+  native.attrs = attributes;
+  native.numAttrs = num_attributes;
   MSA_CUDA_CHECK(cudaLaunchKernelEx(&native, kernel, Params(args)...));
 }
 

@@ -22,6 +22,10 @@ struct Piece {
 
 class Layout {
  public:
+  Layout() = default;
+  /// Begins at `bytes`: for pieces that are never in use together with another layout's behind it.
+  explicit Layout(std::size_t bytes) : bytes_(bytes) {}
+
   template <class T>
   Piece<T> take(std::int64_t count) {
     const Piece<T> piece{bytes_};

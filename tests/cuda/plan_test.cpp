@@ -2,6 +2,7 @@
 // What the CUDA backend plans and refuses, on made-up GPUs: needs nvcc at build time and no GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "cuda/attend_stage.h"
@@ -34,9 +35,11 @@ Problem problem(const std::string& line) {
 std::size_t prefill_workspace(const std::string& line) {
   const Problem p = problem(line);
   Layout layout;
-  const SelectStage select(p, kHopper, layout);
+  layout.take<int>(p.total_q * p.heads_kv * p.topk);
   const AttendStage attend(p, kHopper, true, layout);
-  return layout.bytes();
+  Layout scores(attend.run_begin());
+  const SelectStage select(p, kHopper, scores);
+  return std::max(layout.bytes(), scores.bytes());
 }
 
 struct Refused {

@@ -53,7 +53,19 @@ class Consumer {
       first_step(q, entry_of<Traits>(params_, job, list, 0));
       int i = 1;
       for (; i < job.masked; ++i) step<true>(q, entry_of<Traits>(params_, job, list, i), i > 1);
-      for (; i < job.blocks; ++i) step<false>(q, entry_of<Traits>(params_, job, list, i), i > 1);
+      const std::uint32_t mine = warpgroup_tokens();
+      for (bool skips = false; i < job.blocks; ++i) {
+        ListEntry entry = entry_of<Traits>(params_, job, list, i);
+        if constexpr (Traits::kUnion) {  // a block that none of this warpgroup's tokens listed
+          skips = i + 1 < job.blocks && __shfl_sync(~0u, entry.tokens & mine, 0) == 0;
+          if (skips) {
+            skip_keys();
+            entry = entry_of<Traits>(params_, job, list, ++i);
+          }
+        }
+        step<false>(q, entry, i > 1 + (skips ? 1 : 0));
+        if (skips) skip_values();
+      }
       issue_pv(job.blocks > 1);
       ptx::wgmma_wait_group<0>();
       release(shared_.v_ring, v_at_);
@@ -68,6 +80,24 @@ class Consumer {
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
     release(shared_.q_ring, q_at_);
+  }
+
+  /// Tokens of the tile that have rows in this warpgroup, as bits of an entry.
+  __device__ __forceinline__ std::uint32_t warpgroup_tokens() const {
+    const int first = warpgroup_ * 64 / params_.group;
+    const int last = (warpgroup_ * 64 + 63) / params_.group;
+    return (last >= 31 ? ~0u : (2u << last) - 1) & ~((1u << first) - 1);
+  }
+
+  /// Gives a block back unread. Its values go after the next step, which multiplies those of the
+  /// block before; with two stages that allows one skipped block at a time.
+  __device__ __forceinline__ void skip_keys() {
+    shared_.k_ring.wait_full(k_at_);
+    release(shared_.k_ring, k_at_);
+  }
+  __device__ __forceinline__ void skip_values() {
+    shared_.v_ring.wait_full(v_at_);
+    release(shared_.v_ring, v_at_);
   }
 
   /// Scores of the first block, which always get element masks; nothing runs beside it.

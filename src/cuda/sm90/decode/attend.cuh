@@ -13,6 +13,7 @@
 #include "cuda/sm90/decode/launch.h"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/select.cuh"
+#include "cuda/sm90/ptx/cluster.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
@@ -214,6 +215,10 @@ __device__ __forceinline__ void load_query(WarpState<Traits>& s, const AttendPar
       }
     }
   }
+}
+
+template <class Traits>
+__device__ __forceinline__ void reset_output(WarpState<Traits>& s) {
 #pragma unroll
   for (int i = 0; i < Traits::kDimTiles; ++i) {
 #pragma unroll
@@ -367,21 +372,23 @@ __device__ __forceinline__ void consume(WarpState<Traits>& s, const AttendParams
   }
 }
 
-/// One row of the CTA's share, spread over 8 threads of kDim / 8 columns each.
-template <class Traits>
+/// Neighbouring columns of one row: output not normalised, maximum and sum of the row.
+template <int kColumns>
 struct RowPart {
-  static constexpr int kItems = Traits::kDim / 8;
+  static constexpr int kItems = kColumns;
   float out[kItems];
   float best;
   float sum;
 };
 
-/// Joins the four warps through shared memory; thread t of the 128 consumers ends with row t / 8,
-/// part t % 8.
+/// A row spread over 8 threads.
 template <class Traits>
-__device__ __forceinline__ void join_warps(RowPart<Traits>& part, WarpState<Traits>& s,
-                                           AttendShared<Traits>& shared, float* scratch,
-                                           float scale_log2, int thread) {
+using RowEighth = RowPart<Traits::kDim / 8>;
+
+/// Leaves the warp's share in shared memory, where the ring was: rows of `scratch` and `state`.
+template <class Traits>
+__device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared<Traits>& shared,
+                                              float* scratch, int thread) {
   const int warp = thread / 32;
   const int lane = thread % 32;
 #pragma unroll
@@ -398,13 +405,20 @@ __device__ __forceinline__ void join_warps(RowPart<Traits>& part, WarpState<Trai
       *reinterpret_cast<float2*>(row + i * 8) = {s.out[i][2 * half], s.out[i][2 * half + 1]};
     }
   }
+}
+
+/// Joins the four warps' shares; thread t of the 128 consumers ends with row t / 8, part t % 8.
+template <class Traits>
+__device__ __forceinline__ void join_warps(RowEighth<Traits>& part,
+                                           const AttendShared<Traits>& shared, const float* scratch,
+                                           float scale_log2, int thread) {
   ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
   const int row = thread / 8;
   part.best = -INFINITY;
   for (int w = 0; w < Traits::kConsumers; ++w) part.best = fmaxf(part.best, shared.state[w][row].x);
   part.sum = 0.f;
 #pragma unroll
-  for (int j = 0; j < RowPart<Traits>::kItems; ++j) part.out[j] = 0.f;
+  for (int j = 0; j < RowEighth<Traits>::kItems; ++j) part.out[j] = 0.f;
   for (int w = 0; w < Traits::kConsumers; ++w) {
     const float2 state = shared.state[w][row];
     const float scale = state.x == -INFINITY ? 0.f : ptx::ex2((state.x - part.best) * scale_log2);
@@ -414,9 +428,9 @@ __device__ __forceinline__ void join_warps(RowPart<Traits>& part, WarpState<Trai
     const float weight = state.x == -INFINITY ? 1.f : scale;
     part.sum += weight * state.y;
     const float* out =
-        scratch + (w * 16 + row) * Traits::kMergePitch + (thread % 8) * RowPart<Traits>::kItems;
+        scratch + (w * 16 + row) * Traits::kMergePitch + (thread % 8) * RowEighth<Traits>::kItems;
 #pragma unroll
-    for (int j = 0; j < RowPart<Traits>::kItems; ++j) part.out[j] += weight * out[j];
+    for (int j = 0; j < RowEighth<Traits>::kItems; ++j) part.out[j] += weight * out[j];
   }
 }
 
@@ -429,9 +443,9 @@ __device__ __forceinline__ std::int64_t merge_index(const AttendParams& p, const
 /// partials' loads do not wait for each other: one after the other, 16 splits took 11 us. A share
 /// that saw nothing weighs 0.
 template <class Traits>
-__device__ __forceinline__ void join_splits(RowPart<Traits>& part, const AttendParams& p,
+__device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const AttendParams& p,
                                             std::int64_t base, float* scratch, int thread) {
-  constexpr int kItems = RowPart<Traits>::kItems;
+  constexpr int kItems = RowEighth<Traits>::kItems;
   constexpr int kThreads = Traits::kConsumers * 32;
   auto* states = reinterpret_cast<float2*>(scratch);  // [splits, 16]
   for (int i = thread; i < p.splits * 16; i += kThreads)
@@ -465,10 +479,10 @@ __device__ __forceinline__ void join_splits(RowPart<Traits>& part, const AttendP
 /// Publishes this split; true in the CTA that came last, whose `part` then holds the merge of all
 /// splits in split order.
 template <class Traits>
-__device__ __forceinline__ bool merge_splits(RowPart<Traits>& part, const AttendParams& p,
+__device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const AttendParams& p,
                                              const Item& item, AttendShared<Traits>& shared,
                                              float* scratch, int thread) {
-  constexpr int kItems = RowPart<Traits>::kItems;
+  constexpr int kItems = RowEighth<Traits>::kItems;
   const int row = thread / 8;
   const std::int64_t index = merge_index(p, item);
   const std::int64_t base = index * p.splits * 16;  // rows of partial_out, entries of partial_state
@@ -492,16 +506,14 @@ __device__ __forceinline__ bool merge_splits(RowPart<Traits>& part, const Attend
   return true;
 }
 
-/// Normalises and writes one row part: `out` of 16-bit items or floats, `lse` by the row's first
-/// thread.
-template <class Traits>
-__device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<Traits>& part,
-                                          std::int64_t row, int head, int part_idx) {
-  constexpr int kItems = RowPart<Traits>::kItems;
+/// Normalises and writes the columns from `column` on of one row; `lse` goes with column 0.
+template <class Traits, int kItems>
+__device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kItems>& part,
+                                          std::int64_t row, int head, int column) {
   constexpr float kLn2 = 0.69314718055994531f;
   const bool empty = part.sum == 0.f;  // nothing visible, or only scores of -inf
   const float inverse = empty ? 0.f : 1.f / part.sum;
-  const std::int64_t at = row * p.stride_out_t + head * p.stride_out_h + part_idx * kItems;
+  const std::int64_t at = row * p.stride_out_t + head * p.stride_out_h + column;
 #pragma unroll
   for (int j = 0; j < kItems; ++j) {
     const float value = empty ? 0.f : part.out[j] * inverse;
@@ -512,9 +524,51 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<T
           static_cast<typename Traits::Item>(value);
     }
   }
-  if (p.lse != nullptr && part_idx == 0) {
+  if (p.lse != nullptr && column == 0) {
     p.lse[row * p.stride_lse_t + head * p.stride_lse_h] =
         empty ? -INFINITY : (part.best * p.scale_log2 + log2f(part.sum)) * kLn2;
+  }
+}
+
+/// The splits of one row form a cluster: every CTA joins and writes a part of the row's columns,
+/// from the shares of all warps of all splits, in that order, where they lie in shared memory.
+template <class Traits>
+__device__ __forceinline__ void merge_cluster(const AttendParams& p, const Item& item,
+                                              const AttendShared<Traits>& shared,
+                                              const float* scratch, int thread) {
+  constexpr int kPairs = Traits::kDim / 2;  // of columns in a row
+  constexpr int kWarps = Traits::kConsumers;
+  for (int at = item.split * kWarps * 32 + thread; at < 16 * kPairs; at += p.splits * kWarps * 32) {
+    const int row = at / kPairs;
+    const int column = at % kPairs * 2;
+    RowPart<2> whole{{0.f, 0.f}, -INFINITY, 0.f};
+    for (int split = 0; split < p.splits; ++split) {
+      const std::uint32_t states = ptx::mapa(&shared.state[0][row], split);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float2 state = ptx::ld_shared_cluster(states + w * 16 * sizeof(float2));
+        whole.best = fmaxf(whole.best, state.x);
+      }
+    }
+    const float reference = whole.best == -INFINITY ? 0.f : whole.best;
+#pragma unroll 2
+    for (int split = 0; split < p.splits; ++split) {
+      const std::uint32_t states = ptx::mapa(&shared.state[0][row], split);
+      const std::uint32_t shares = ptx::mapa(scratch + row * Traits::kMergePitch + column, split);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float2 state = ptx::ld_shared_cluster(states + w * 16 * sizeof(float2));
+        const float2 x =
+            ptx::ld_shared_cluster(shares + w * 16 * Traits::kMergePitch * sizeof(float));
+        const float weight = ptx::ex2((state.x - reference) * p.scale_log2);
+        whole.sum += weight * state.y;
+        whole.out[0] += weight * x.x;
+        whole.out[1] += weight * x.y;
+      }
+    }
+    const int member = item.tile * 16 + row;
+    if (member < p.group)
+      store_row<Traits>(p, whole, item.row, item.head * p.group + member, column);
   }
 }
 
@@ -528,16 +582,42 @@ __device__ __forceinline__ void store_padding(const AttendParams& p, const Reque
       thread >= Traits::kConsumers * 32)
     return;
   const int member = item.tile * 16 + thread / 8;
-  RowPart<Traits> nothing{};
+  RowEighth<Traits> nothing{};
   nothing.best = -INFINITY;
   for (std::int64_t row = r.q_begin + r.seqlen_q + item.token; row < batch.total_q;
        row += p.select.token_slots) {
-    if (member < p.group)
-      store_row<Traits>(p, nothing, row, item.head * p.group + member, thread % 8);
+    if (member < p.group) {
+      store_row<Traits>(p, nothing, row, item.head * p.group + member,
+                        thread % 8 * RowEighth<Traits>::kItems);
+    }
     if (p.blocks == Blocks::Scored && item.tile == 0) {
       const SelectStorage* unused = nullptr;
       store_selection(p.select, *unused, row, item.head, 0, 0, thread);
     }
+  }
+}
+
+/// Warps 0 to 3: an item from its blocks' tiles to its rows of the output.
+template <class Traits>
+__device__ __forceinline__ void attend_item(const AttendParams& p, const Item& item,
+                                            WarpState<Traits>& state, AttendShared<Traits>& shared,
+                                            std::uint8_t* stages, int warp, int lane) {
+  reset_output<Traits>(state);
+  consume<Traits>(state, p, item, shared, stages, warp, lane);
+  float* scratch = reinterpret_cast<float*>(stages);  // the ring is done with
+  publish_share<Traits>(state, shared, scratch, threadIdx.x);
+  if (p.clustered) {
+    ptx::barrier_cluster_sync();
+    merge_cluster<Traits>(p, item, shared, scratch, threadIdx.x);
+    return ptx::barrier_cluster_sync();  // nobody reads this CTA's shared memory any more
+  }
+  RowEighth<Traits> part;
+  join_warps<Traits>(part, shared, scratch, p.scale_log2, threadIdx.x);
+  if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x)) return;
+  const int member = item.tile * 16 + threadIdx.x / 8;
+  if (member < p.group) {
+    store_row<Traits>(p, part, item.row, item.head * p.group + member,
+                      threadIdx.x % 8 * RowEighth<Traits>::kItems);
   }
 }
 
@@ -559,11 +639,13 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
   item.tile = blockIdx.y % p.tiles;
   item.request = blockIdx.z / token_slots;
   item.token = blockIdx.z % token_slots;
+  const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
   if (threadIdx.x == 0) {
     shared.ring.init(Traits::kConsumers);
     ptx::fence_mbarrier_init();
+    ptx::prefetch_tensormap(&p.k_map);
+    ptx::prefetch_tensormap(&p.v_map);
   }
-  const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
   item.row = r.q_begin + item.token;
   WarpState<Traits> state;
   if (warp < Traits::kConsumers && item.token < r.seqlen_q)
@@ -573,18 +655,13 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
   store_padding<Traits>(p, r, item, threadIdx.x);
   if (item.token >= r.seqlen_q) return;
   find_blocks<Traits>(p, r, item, shared, candidates);
-  if (warp == Traits::kConsumers) {
-    produce<Traits>(p, r, item, shared, stages, lane);
-    return;
-  }
-  consume<Traits>(state, p, item, shared, stages, warp, lane);
-  RowPart<Traits> part;
-  float* scratch = reinterpret_cast<float*>(stages);  // the ring is done with
-  join_warps<Traits>(part, state, shared, scratch, p.scale_log2, threadIdx.x);
-  if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x)) return;
-  const int member = item.tile * 16 + threadIdx.x / 8;
-  if (member < p.group)
-    store_row<Traits>(p, part, item.row, item.head * p.group + member, threadIdx.x % 8);
+  if (warp < Traits::kConsumers)
+    return attend_item<Traits>(p, item, state, shared, stages, warp, lane);
+  produce<Traits>(p, r, item, shared, stages, lane);
+  if (!p.clustered) return;
+  __syncwarp();
+  ptx::barrier_cluster_sync();  // a cluster's barriers count the threads that are still there
+  ptx::barrier_cluster_sync();
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -21,6 +21,7 @@ void launch_attend_instance(const AttendParams& params, cudaStream_t stream) {
        .block = dim3(Traits::kThreads),
        .shared_bytes = static_cast<std::size_t>(attend_shared_bytes<Traits>(candidates)),
        .programmatic = true,
+       .cluster = params.clustered ? static_cast<unsigned>(params.splits) : 1,
        .stream = stream},
       params);
 }

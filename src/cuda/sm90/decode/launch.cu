@@ -10,26 +10,33 @@
 namespace msa::cuda::sm90::decode {
 namespace {
 
-constexpr int kScoreCtasPerSm =
-    6;  // two rounds of three resident CTAs: a short tail, few enough slices
+constexpr int kScoreCtasPerSm = 3;    // resident
+constexpr int kMostBlocks = 8;        // of a slice: the last round of longer ones left SMs idle
+constexpr int kLeastBlocks = 4;       // two steps a warp
+constexpr std::int64_t kCluster = 8;  // CTAs of the largest cluster that runs everywhere
 
 }  // namespace
 
 int score_blocks_per_slice(std::int64_t batch, std::int64_t max_blocks, int heads_k,
                            int multiprocessors) {
   const std::int64_t total = std::max<std::int64_t>(1, batch * max_blocks * heads_k);
-  const std::int64_t wanted =
-      ceil_div(total, static_cast<std::int64_t>(multiprocessors) * kScoreCtasPerSm);
-  return static_cast<int>(std::clamp<std::int64_t>(wanted, 4, 32));  // 4 blocks: two steps a warp
+  const std::int64_t resident = std::int64_t{multiprocessors} * kScoreCtasPerSm;
+  const std::int64_t rounds =  // whole ones
+      std::max<std::int64_t>(2, ceil_div(total, resident * kMostBlocks));
+  const std::int64_t wanted = ceil_div(total, resident * rounds);
+  return static_cast<int>(std::clamp<std::int64_t>(wanted, kLeastBlocks, kMostBlocks));
 }
 
 int attend_splits(std::int64_t rows, int heads_kv, int group, std::int64_t max_entries,
                   int multiprocessors) {
   const std::int64_t tiles = std::max<std::int64_t>(1, rows * heads_kv * head_tiles(group));
-  const std::int64_t fitting =
-      2 * multiprocessors / tiles;  // two CTAs an SM: never a second, nearly empty round
-  return static_cast<int>(
-      std::clamp<std::int64_t>(fitting, 1, std::max<std::int64_t>(1, max_entries)));
+  // Two CTAs an SM: never a second, nearly empty round.
+  const std::int64_t most = std::clamp<std::int64_t>(2 * multiprocessors / tiles, 1,
+                                                     std::max<std::int64_t>(1, max_entries));
+  if (max_entries > kMaxTopk && most > kCluster) return static_cast<int>(most);
+  std::int64_t splits = 1;  // a power of two: they merge as a cluster
+  while (2 * splits <= std::min(most, kCluster)) splits *= 2;
+  return static_cast<int>(splits);
 }
 
 void launch_score(Storage storage, const ScoreParams& params, cudaStream_t stream) {

@@ -92,9 +92,11 @@ struct AttendParams {
   int tiles = 1;  // head_tiles(group)
   int dim = 128;  // D = Dv
   Blocks blocks = Blocks::All;
-  int splits = 1;        // CTAs along the blocks of a row
-  float scale_log2 = 0;  // softmax scale times log2(e), positive
-  // Merge scratch, used when splits > 1: one slot a (row, KV head, tile of 16 query heads, split).
+  int splits = 1;          // CTAs along the blocks of a row
+  bool clustered = false;  // they form a cluster and merge in shared memory
+  float scale_log2 = 0;    // softmax scale times log2(e), positive
+  // Merge scratch, used when splits > 1 and not clustered: one slot a (row, KV head, tile of 16
+  // query heads, split).
   float* partial_out = nullptr;     // [slots, 16, D], not normalised
   float2* partial_state = nullptr;  // [slots, 16]: maximum, sum
   unsigned* arrivals = nullptr;     // [rows x heads x tiles], zero before the launch
@@ -115,6 +117,9 @@ int score_blocks_per_slice(std::int64_t batch, std::int64_t max_blocks, int head
 /// CTAs along a row's `max_entries` blocks.
 int attend_splits(std::int64_t rows, int heads_kv, int group, std::int64_t max_entries,
                   int multiprocessors);
+
+/// Whether the splits of a row merge as a cluster.
+constexpr bool clusters(int splits) { return splits == 2 || splits == 4 || splits == 8; }
 
 /// Sets a score tensor [total, heads, blocks] to -inf; launch_score then writes what exists.
 void launch_fill(const ScoreRows& rows, std::int64_t total, int heads, std::int64_t blocks,

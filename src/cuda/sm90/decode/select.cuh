@@ -50,19 +50,16 @@ __device__ __forceinline__ int select_block(unsigned long long key) {
   return static_cast<int>(0xffffffffu - static_cast<std::uint32_t>(key));
 }
 
-/// The keys of one row: what a thread needs to turn scores into keys.
+/// The keys of one row: what a thread needs to turn scores into keys. Blocks are local.
 struct SelectRow {
   const float* scores;
-  std::int64_t first;       // global id of block 0
-  std::int64_t last_block;  // global id of the last block that the row sees anywhere
-  int visible;              // local blocks that the row sees
-  int local;
-  int init;
+  std::int64_t first;  // global id of block 0
+  int visible;         // blocks that the row sees
+  int forced_before;   // blocks below this one are forced,
+  int forced_from;     // and blocks from this one on
 
-  __device__ __forceinline__ unsigned long long key(float score, int block) const {
-    const std::int64_t id = first + block;
-    const bool forced = id <= last_block && (id > last_block - local || id < init);
-    return select_key(forced ? kForced : ordered(score), block);
+  __device__ __forceinline__ std::uint32_t order(float score, int block) const {
+    return block < forced_before || block >= forced_from ? kForced : ordered(score);
   }
 };
 
@@ -70,37 +67,62 @@ __device__ __forceinline__ SelectRow select_row(const SelectParams& p, const Req
                                                 int token, int head) {
   const std::int64_t last = last_position(r, token, p.batch.causal != 0);
   const int keys = visible_keys(r, token, p.batch.causal != 0);
+  const std::int64_t first = first_block(r, p.batch.block_size);
+  const std::int64_t recent =
+      (last < 0 ? 0 : last / p.batch.block_size + 1) - p.batch.local_blocks - first;
   return {
       .scores = p.scores.data + (r.q_begin + token) * p.scores.stride_t + head * p.scores.stride_h,
-      .first = first_block(r, p.batch.block_size),
-      .last_block = last < 0 ? -1 : last / p.batch.block_size,
+      .first = first,
       .visible = static_cast<int>(ceil_div(keys, p.batch.block_size)),
-      .local = p.batch.local_blocks,
-      .init = p.batch.init_blocks};
+      .forced_before = static_cast<int>(clamp64(p.batch.init_blocks - first, 0, INT32_MAX)),
+      .forced_from = static_cast<int>(clamp64(recent, 0, INT32_MAX))};
 }
 
-/// Calls visit(key) for every visible block of this thread's share; scores were written by an
-/// earlier launch. Eight loads at once: one after the other, a million tokens took 16 us a pass.
-template <class Visit>
-__device__ __forceinline__ void for_each_key(const SelectRow& row, int thread, const Visit& visit) {
-  constexpr int kLoads = 8;
-  constexpr int kStep = kSelectThreads * 4;
-  for (int base = thread * 4; base < row.visible; base += kLoads * kStep) {
-    float4 fours[kLoads];
+/// Scores that a thread holds, four neighbours of every kStep: one load after the other, a million
+/// tokens took 16 us.
+struct ScoreBatch {
+  static constexpr int kLoads = 8;
+  static constexpr int kStep = kSelectThreads * 4;
+  static constexpr int kBlocks = kLoads * kStep;  // of all threads together
+  float4 fours[kLoads];
+
+  /// Blocks first + 4 * thread + i * kStep + (0, 1, 2, 3); another launch wrote the scores.
+  __device__ __forceinline__ void load(const SelectRow& row, int first, int thread) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      if (base + i * kStep < row.visible)
-        fours[i] = __ldcg(reinterpret_cast<const float4*>(row.scores + base + i * kStep));
+      const int block = first + thread * 4 + i * kStep;
+      if (block < row.visible)
+        fours[i] = __ldcg(reinterpret_cast<const float4*>(row.scores + block));
     }
+  }
+
+  /// Calls visit(order, block) for every visible block of load(), ids ascending.
+  template <class Visit>
+  __device__ __forceinline__ void visit(const SelectRow& row, int first, int thread,
+                                        const Visit& visit) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
+      if (first + i * kStep >= row.visible) return;  // the same for all threads: cold code is slow
       const float scores[4] = {fours[i].x, fours[i].y, fours[i].z, fours[i].w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int block = base + i * kStep + j;
-        if (block < row.visible) visit(row.key(scores[j], block));
+        const int block = first + thread * 4 + i * kStep + j;
+        if (block < row.visible) visit(row.order(scores[j], block), block);
       }
     }
+  }
+};
+
+/// Calls visit(order, block) for every visible block of this thread's share, ids ascending; `front`
+/// holds the first ones.
+template <class Visit>
+__device__ __forceinline__ void for_each_block(const SelectRow& row, const ScoreBatch& front,
+                                               int thread, const Visit& visit) {
+  front.visit(row, 0, thread, visit);
+  for (int first = ScoreBatch::kBlocks; first < row.visible; first += ScoreBatch::kBlocks) {
+    ScoreBatch batch;
+    batch.load(row, first, thread);
+    batch.visit(row, first, thread, visit);
   }
 }
 
@@ -108,7 +130,7 @@ __device__ __forceinline__ void for_each_key(const SelectRow& row, int thread, c
 __device__ __forceinline__ int count_larger(const unsigned long long* keys, int count,
                                             unsigned long long key) {
   int larger = 0;
-#pragma unroll 8
+#pragma unroll 4
   for (int i = 0; i < count; ++i) larger += keys[i] > key ? 1 : 0;
   return larger;
 }
@@ -118,8 +140,17 @@ __device__ __forceinline__ int count_larger(const unsigned long long* keys, int 
 __device__ __forceinline__ void select_topk(SelectStorage& s, unsigned long long* candidates,
                                             const SelectRow& row, int topk, int thread,
                                             int barrier) {
-  unsigned long long best = 0;
-  for_each_key(row, thread, [&](unsigned long long key) { best = max(best, key); });
+  ScoreBatch front;
+  front.load(row, 0, thread);
+  std::uint32_t best_order = 0;
+  int best_block = -1;
+  for_each_block(row, front, thread, [&](std::uint32_t order, int block) {
+    if (order > best_order || best_block < 0) {
+      best_order = order;
+      best_block = block;
+    }
+  });
+  const unsigned long long best = best_block < 0 ? 0 : select_key(best_order, best_block);
   s.maxima[thread] = best;
   if (thread == 0) {
     s.bound = 1;
@@ -131,7 +162,10 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, unsigned long long
   if (best != 0 && count_larger(s.maxima, kSelectThreads, best) == topk - 1) s.bound = best;
   ptx::bar_sync(barrier, kSelectThreads);
   const unsigned long long bound = s.bound;
-  for_each_key(row, thread, [&](unsigned long long key) {
+  const auto bound_order = static_cast<std::uint32_t>(bound >> 32);
+  for_each_block(row, front, thread, [&](std::uint32_t order, int block) {
+    if (order < bound_order) return;
+    const unsigned long long key = select_key(order, block);
     if (key >= bound) candidates[atomicAdd(&s.num_candidates, 1)] = key;
   });
   ptx::bar_sync(barrier, kSelectThreads);
