@@ -260,6 +260,11 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def command_of(arguments):
+    """What repeats the measurement, without where files lie on this machine."""
+    return shlex.join(["benchmarks/h200.py", *(word for row in arguments.only for word in ("--only", row))])
+
+
 def wanted(arguments, row):
     return not arguments.only or any(fnmatch.fnmatch(row, pattern) for pattern in arguments.only)
 
@@ -319,7 +324,7 @@ def main():
             continue
         if document is None:
             document = {"machine": ours["machine"] | {"driver": driver}, "peaks": peaks, "commit": ours["commit"],
-                        "version": ours["version"], "command": shlex.join(["benchmarks/h200.py", *sys.argv[1:]]),
+                        "version": ours["version"], "command": command_of(arguments),
                         "date": datetime.date.today().isoformat(), "rows": []}
             rows = load_merged(arguments, document)
             if wanted(arguments, "h200.library"):
