@@ -214,36 +214,41 @@ MSA_INLINE void prefetch_rows(const std::byte* const* rows, std::int64_t begin, 
   }
 }
 
-/// Rows to prefetch during one product. With one column memory is as busy as arithmetic, and they
-/// are asked for a few at a time: a burst longer than the core has buffers for misses would hold up
-/// the loads behind it.
-struct Touch {
-  const std::byte* const* rows = nullptr;
-  std::int64_t begin = 0, end = 0;
-  std::int64_t bytes = 0;
-  std::int64_t at_once = 0;
-
-  MSA_INLINE void some() {
-    const std::int64_t until = std::min(begin + at_once, end);
-    prefetch_rows(rows, begin, until, bytes);
-    begin = until;
-  }
-  MSA_INLINE void all() const { prefetch_rows(rows, begin, end, bytes); }
-};
-
 inline constexpr std::int64_t kStride = 8;  // steps of a product between two calls of Touch::some
 
-/// The part [at, at + length) of `whole` of the rows, for a product of `steps` steps.
-MSA_INLINE Touch touch_part(const std::byte* const* rows, std::int64_t count, std::int64_t bytes,
-                            std::int64_t at, std::int64_t length, std::int64_t whole,
-                            std::int64_t steps) {
-  Touch t{.rows = rows,
-          .begin = count * at / whole,
-          .end = std::min(count, count * (at + length) / whole),
-          .bytes = bytes};
-  t.at_once = (t.end - t.begin) * kStride / steps + 1;
-  return t;
-}
+/// Rows to prefetch during the products of one block, an equal part in each. With one column memory
+/// is as busy as arithmetic, and they are asked for a few at a time: a burst longer than the core
+/// has buffers for misses would hold up the loads behind it.
+class Touch {
+ public:
+  /// `count` rows over `products` products of `steps` steps.
+  MSA_INLINE Touch(const std::byte* const* rows, std::int64_t count, std::int64_t bytes,
+                   std::int64_t products, std::int64_t steps)
+      : rows_(rows),
+        end_(count),
+        bytes_(bytes),
+        part_((count + products - 1) / products),
+        at_once_(part_ * kStride / steps + 1) {}
+
+  MSA_INLINE void next_product() { until_ = std::min(until_ + part_, end_); }
+  MSA_INLINE void some() {
+    const std::int64_t stop = std::min(next_ + at_once_, until_);
+    prefetch_rows(rows_, next_, stop, bytes_);
+    next_ = stop;
+  }
+  MSA_INLINE void all() {
+    prefetch_rows(rows_, next_, until_, bytes_);
+    next_ = until_;
+  }
+
+ private:
+  const std::byte* const* rows_;
+  std::int64_t next_ = 0, until_ = 0;  // of the product in hand
+  std::int64_t end_;
+  std::int64_t bytes_;
+  std::int64_t part_;
+  std::int64_t at_once_;
+};
 
 // ---- the register tile ----
 
@@ -253,7 +258,8 @@ MSA_INLINE Touch touch_part(const std::byte* const* rows, std::int64_t count, st
 template <class P, int Cols>
 MSA_INLINE void multiply(Vec (&acc)[kTile][Cols], const typename P::Word* a, std::int64_t a_step,
                          std::int64_t a_row, const typename P::Word* const (&b)[Cols],
-                         std::int64_t steps, Touch touch) {
+                         std::int64_t steps, Touch& touch) {
+  touch.next_product();
   if constexpr (Cols > 1) touch.all();
   for (std::int64_t step = 0; step < steps; ++step) {
     if (Cols == 1 && step % kStride == 0) touch.some();
@@ -284,15 +290,14 @@ MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&colu
     limit[col] = iload(c.limits + column[col] * kLanes);
     best[col] = set1(-kInfinity);
   }
+  Touch touch(ahead.keys, ahead.count, ahead.key_bytes, keys / kTile, c.k_words);
   for (std::int64_t key = 0; key < keys; key += kTile) {
     Vec acc[kTile][Cols];
 #pragma GCC unroll 8
     for (int r = 0; r < kTile; ++r) {
       for (int col = 0; col < Cols; ++col) acc[r][col] = zero();
     }
-    multiply<P, Cols>(
-        acc, block.keys + key * block.row, 1, block.row, q, c.k_words,
-        touch_part(ahead.keys, ahead.count, ahead.key_bytes, key, kTile, keys, c.k_words));
+    multiply<P, Cols>(acc, block.keys + key * block.row, 1, block.row, q, c.k_words, touch);
     float* s = c.s + key * Cols * kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < kTile; ++r) {
@@ -342,7 +347,7 @@ MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec 
 template <class P, int Cols>
 MSA_INLINE void accumulate(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
                            const Vec (&alpha)[Cols], std::int64_t steps, std::int64_t begin,
-                           std::int64_t end, const Ahead& ahead) {
+                           std::int64_t end, Touch& touch) {
   const typename P::Word* p[Cols];
   float* o[Cols];
   for (int col = 0; col < Cols; ++col) {
@@ -357,9 +362,7 @@ MSA_INLINE void accumulate(const AttendContext<P>& c, const std::int64_t (&colum
         acc[r][col] = mul(load(o[col] + (d + r) * kLanes), alpha[col]);
     }
     const typename P::Word* v = c.v + (d - begin) / kLanes * c.strip + d % kLanes;
-    multiply<P, Cols>(acc, v, kLanes, 1, p, steps,
-                      touch_part(ahead.values, ahead.count, ahead.value_bytes, d, kTile,
-                                 c.call.value_dim, steps));
+    multiply<P, Cols>(acc, v, kLanes, 1, p, steps, touch);
 #pragma GCC unroll 8
     for (int r = 0; r < kTile; ++r) {
       for (int col = 0; col < Cols; ++col) store(o[col] + (d + r) * kLanes, acc[r][col]);
@@ -387,6 +390,9 @@ MSA_INLINE void accumulate_rows(const AttendContext<P>& c, std::int64_t column,
   const std::int64_t rows = std::min<std::int64_t>(kLanes, c.rows - column * kLanes),
                      dims = c.call.value_dim;
   const std::byte* const* values = c.values;
+  Touch touch(ahead.values, ahead.count, ahead.value_bytes,
+              round_up(dims, 2 * kLanes) / (2 * kLanes) * (round_up(rows, kTile) / kTile),
+              keys / 2 + 1);
   for (std::int64_t d = 0; d < dims; d += 2 * kLanes) {
     const int vectors = d + kLanes < dims ? 2 : 1;
     for (std::int64_t row = 0; row < rows; row += kTile) {
@@ -398,9 +404,7 @@ MSA_INLINE void accumulate_rows(const AttendContext<P>& c, std::int64_t column,
         acc[r][0] = mul(load(o + r * dims), a);
         acc[r][1] = vectors == 2 ? mul(load(o + r * dims + kLanes), a) : zero();
       }
-      Touch touch =
-          touch_part(ahead.values, ahead.count, ahead.value_bytes, d * rows + row * 2 * kLanes,
-                     2 * kLanes * kTile, dims * rows, keys / 2 + 1);
+      touch.next_product();
       for (std::int64_t key = 0; key < keys; key += 2) {
         if (key % (2 * kStride) == 0) touch.some();
         const std::byte* even = values[key];
@@ -494,15 +498,16 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
     }
   }
   const std::int64_t steps = (keys + P::kPack - 1) / P::kPack, dims = c.call.value_dim;
+  Touch touch(ahead.values, ahead.count, ahead.value_bytes, round_up(dims, kTile) / kTile, steps);
   if (block.values_packed) {
-    accumulate<P, Cols>(c, column, alpha, steps, 0, dims, ahead);
+    accumulate<P, Cols>(c, column, alpha, steps, 0, dims, touch);
     return;
   }
   if constexpr (P::kPack == 2) {
     for (std::int64_t d = 0; d < dims; d += kDimsAtOnce) {
       const std::int64_t end = std::min(d + kDimsAtOnce, dims);
       pack_values<P, StoredBf16>(c, block.start, block.count, d, end);
-      accumulate<P, Cols>(c, column, alpha, steps, d, end, ahead);
+      accumulate<P, Cols>(c, column, alpha, steps, d, end, touch);
     }
   }
 }
