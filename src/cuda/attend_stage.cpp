@@ -116,7 +116,7 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
     chunk_tiles_ =
         static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
   }
-  counters_ = layout.take<int>(1 + (lists ? launches(max_tiles_) : 0));
+  redo_count_ = layout.take<int>(1);
   run_begin_ = layout.bytes();
   const std::int64_t visible = (problem.max_seqlen_k + config_.block - 1) / config_.block;
   const std::int64_t steps =
@@ -148,16 +148,15 @@ std::string AttendStage::decisions() const {
 
 void AttendStage::prepare(const Problem& problem, const core::Call& call, void* workspace,
                           cudaStream_t stream) const {
-  sm90::prologue::launch(
-      {.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
-       .requests = requests_.in(workspace),
-       .tiles = tiles_.in(workspace),
-       .num_tiles = num_tiles_.in(workspace),
-       .max_tiles = max_tiles_,
-       .tokens_per_tile = tokens_per_tile_,
-       .counters = counters_.in(workspace),
-       .num_counters = 1 + (config_.walk == Walk::Union ? launches(max_tiles_) : 0)},
-      stream);
+  sm90::prologue::launch({.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
+                          .requests = requests_.in(workspace),
+                          .tiles = tiles_.in(workspace),
+                          .num_tiles = num_tiles_.in(workspace),
+                          .max_tiles = max_tiles_,
+                          .tokens_per_tile = tokens_per_tile_,
+                          .counters = redo_count_.in(workspace),
+                          .num_counters = 1},
+                         stream);
 }
 
 void AttendStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
@@ -193,10 +192,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
-    if (kvouter_) {
-      params.total_entries = counters_.in(workspace) + 1 + begin / chunk_tiles_;
-      params.shared_entries = kvouter_->shared_entries();
-    }
+    if (kvouter_) params.longest_list = kvouter_->shared_entries();
     if (config_.walk == Walk::Union)
       run_lists(params, block_ids, static_cast<int>(problem.topk), stream);
     sm90::attend::launch(config_, params, maps, ctas_, stream);
@@ -229,7 +225,7 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
     params.stride_lse_h = call.lse.stride[1];
   }
   params.scale_log2 = static_cast<float>(scale_of(problem) * kLog2e);
-  params.redo = {counters_.in(workspace), redo_pairs_.in(workspace), redo_capacity_};
+  params.redo = {redo_count_.in(workspace), redo_pairs_.in(workspace), redo_capacity_};
   return params;
 }
 
@@ -248,8 +244,7 @@ void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& bl
                               .stride_ids_t = block_ids.stride[0],
                               .stride_ids_h = block_ids.stride[1],
                               .headers = const_cast<sm90::attend::ListHeader*>(params.list_headers),
-                              .entries = const_cast<sm90::attend::ListEntry*>(params.list_entries),
-                              .total_entries = const_cast<int*>(params.total_entries)},
+                              .entries = const_cast<sm90::attend::ListEntry*>(params.list_entries)},
                              stream);
 }
 

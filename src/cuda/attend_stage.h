@@ -61,7 +61,7 @@ class AttendStage {
   Piece<sm90::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
   std::optional<KvOuterStage> kvouter_{};
-  Piece<int> counters_{};  // pairs to compute again; then list entries of each launch
+  Piece<int> redo_count_{};  // pairs to compute again
   Piece<std::int64_t> redo_pairs_{};
   Piece<float> part_out_{};  // [splits, T, Hq, D]
   Piece<float> part_lse_{};  // [splits, T, Hq]

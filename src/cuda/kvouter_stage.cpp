@@ -18,9 +18,8 @@ constexpr std::int64_t kPartialBytes = std::int64_t{3} << 29;
 constexpr std::int64_t kMaxRows =
     1 << 16;  // one CTA scans them: 8 requests or heads of a million tokens
 
-// With so few blocks lists hold half of them at most: union measured faster even for random ones
-// (8K tokens: 1.5 ms against 1.6).
-constexpr std::int64_t kSharedLists = 4;
+// With so few blocks no list of neighbours is long enough for the keys-outermost kernel.
+constexpr std::int64_t kSharedLists = 2;
 
 /// Bytes of one (query, block) slot.
 constexpr std::int64_t kSlotBytes = kvouter::kPartialVectors * 16 + kvouter::kGroup * 4;
@@ -32,7 +31,8 @@ std::int64_t blocks_of(const Problem& p) {
 }  // namespace
 
 bool KvOuterStage::serves(const Problem& p) {
-  // The choice looks at the whole batch, which batch invariance forbids.
+  // Whether a tile has the choice depends on the bounds of the whole batch, which batch invariance
+  // forbids.
   return p.op != Op::DenseAttention && !p.options.batch_invariant &&
          p.heads_q / p.heads_kv == kvouter::kGroup && p.head_dim == kvouter::kDim &&
          p.block_size == kvouter::kBlock && p.topk <= kvouter::kMaxTopk &&
@@ -42,8 +42,10 @@ bool KvOuterStage::serves(const Problem& p) {
 KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles, Layout& layout)
     : max_blocks_(static_cast<int>(blocks_of(p))) {
   const std::int64_t tile_slots = tokens_per_tile * p.heads_kv * p.topk;
-  chunk_tiles_ = static_cast<int>(std::clamp<std::int64_t>(
-      kPartialBytes / (tile_slots * kSlotBytes), 1, std::max(max_tiles, 1)));
+  const std::int64_t fitting = std::max<std::int64_t>(1, kPartialBytes / (tile_slots * kSlotBytes));
+  const std::int64_t all = std::max(max_tiles, 1);
+  const std::int64_t fewest = (all + fitting - 1) / fitting;
+  chunk_tiles_ = static_cast<int>((all + fewest - 1) / fewest);  // equally large
   // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists of
   // 33 to 36 blocks break even at k = 16, 8 tokens a tile).
   shared_entries_ = static_cast<int>(p.topk * 21 / 10);
@@ -75,7 +77,7 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .block_ids = make_int_vector(block_ids, 2),
                          .stride_ids_t = block_ids.stride[0],
                          .stride_ids_h = block_ids.stride[1],
-                         .total_entries = attend.total_entries,
+                         .list_headers = attend.list_headers,
                          .shared_entries = shared_entries_,
                          .counts = counts_.in(workspace),
                          .entries = entries_.in(workspace),

@@ -22,10 +22,10 @@ class KvOuterStage {
 
   KvOuterStage(const Problem& problem, int tokens_per_tile, int max_tiles, Layout& layout);
 
-  /// Union lists longer than this, on average over the tiles, go keys-outermost.
+  /// Tiles whose union list is longer than this go keys-outermost.
   int shared_entries() const { return shared_entries_; }
 
-  /// The tiles of one attention launch; `params.total_entries` tells how long their lists are.
+  /// The tiles of one attention launch that `params.list_headers` leaves to these kernels.
   void run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
            const sm90::attend::Params& params, int ctas, void* workspace,
            cudaStream_t stream) const;

@@ -57,9 +57,7 @@ struct Params {
   const ListHeader* list_headers = nullptr;  // [heads_kv, tile_limit]
   const ListEntry* list_entries = nullptr;   // [heads_kv, tile_limit, list_capacity]
   int list_capacity = 0;
-  // Lists longer than this on average are left to the keys-outermost kernel; nullptr: none are.
-  const int* total_entries = nullptr;
-  int shared_entries = 0;
+  int longest_list = INT32_MAX;   // longer ones are left to the keys-outermost kernel
   void* out = nullptr;            // [T, Hq, D]
   std::int64_t stride_out_t = 0;  // items
   std::int64_t stride_out_h = 0;

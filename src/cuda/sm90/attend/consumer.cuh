@@ -30,9 +30,7 @@ class Consumer {
   }
 
   __device__ __forceinline__ void run() {
-    const int items = launch_tiles(params_) * params_.heads_kv * params_.splits;
-    for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-      if (work_item(round) < items) tile();
+    while (tile()) {
     }
   }
 
@@ -40,9 +38,11 @@ class Consumer {
   static constexpr int kScores = Traits::kBlock / 2;
   static constexpr int kOutputs = Traits::kHeadDim / 2;
 
-  __device__ __forceinline__ void tile() {
+  /// False where there is no further tile.
+  __device__ __forceinline__ bool tile() {
     wait(&shared_.described[q_at_.stage], q_at_.parity);
     const Job job = shared_.jobs[q_at_.stage];
+    if (job.head == kNoHead) return false;
     const std::uint8_t* q = shared_.q[q_at_.stage] + warpgroup_ * 64 * kPanelRowBytes;
     visible_[0] = min(max(job.base + token_[0], 0), job.limit);
     visible_[1] = min(max(job.base + token_[1], 0), job.limit);
@@ -80,6 +80,7 @@ class Consumer {
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
     release(shared_.q_ring, q_at_);
+    return true;
   }
 
   /// Tokens of the tile that have rows in this warpgroup, as bits of an entry.

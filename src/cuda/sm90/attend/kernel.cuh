@@ -15,9 +15,7 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     kernel(const __grid_constant__ Params params, const __grid_constant__ Maps maps) {
   extern __shared__ std::uint8_t raw[];
-  const std::uint32_t misaligned = ptx::cvta_to_shared(raw) & 1023;
-  auto& shared =
-      *reinterpret_cast<typename Traits::Shared*>(raw + (misaligned == 0 ? 0 : 1024 - misaligned));
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
     shared.q_ring.init(Traits::kConsumerWarps + 1);  // and the loader
     for (ptx::Mbarrier& bar : shared.described) ptx::mbarrier_init(&bar, 32);

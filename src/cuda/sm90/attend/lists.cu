@@ -216,27 +216,17 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
 __global__ void __launch_bounds__(kWarps * 32)
     kernel(const __grid_constant__ ListParams params, int padded) {
   extern __shared__ unsigned shared[];
-  __shared__ int lengths[kWarps];
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int slot = static_cast<int>(blockIdx.x) * kWarps + warp;
   const int head = static_cast<int>(blockIdx.y);
-  ListHeader header{0, 0};
-  if (slot < tiles) {
-    auto* place = reinterpret_cast<std::byte*>(shared) + warp * warp_bytes(padded);
-    header = build(params, slot, head, place, padded);
-    if ((threadIdx.x & 31) == 0)
-      params.headers[static_cast<std::int64_t>(head) * params.tile_limit + slot] = header;
-  }
-  if (params.total_entries == nullptr) return;
-  if ((threadIdx.x & 31) == 0) lengths[warp] = header.blocks;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  int total = 0;
-  for (int w = 0; w < kWarps; ++w) total += lengths[w];
-  atomicAdd(params.total_entries, total);  // one a CTA: one a warp took 5 ns each, one by one
+  if (slot >= tiles) return;
+  auto* place = reinterpret_cast<std::byte*>(shared) + warp * warp_bytes(padded);
+  const ListHeader header = build(params, slot, head, place, padded);
+  if ((threadIdx.x & 31) == 0)
+    params.headers[static_cast<std::int64_t>(head) * params.tile_limit + slot] = header;
 }
 
 }  // namespace

@@ -24,7 +24,6 @@ struct ListParams {
   std::int64_t stride_ids_h = 0;
   ListHeader* headers = nullptr;  // [heads_kv, tile_limit]
   ListEntry* entries = nullptr;   // [heads_kv, tile_limit, tokens_per_tile * topk]
-  int* total_entries = nullptr;   // added up where given: how much neighbours share
 };
 
 void launch_lists(const ListParams& params, cudaStream_t stream);

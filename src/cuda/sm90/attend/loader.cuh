@@ -21,16 +21,16 @@ class Loader {
         lanes_(key_box_lanes<Traits::kBlock, Traits::kPanels>(params.batch.page_size)) {}
 
   __device__ __forceinline__ void run() {
-    const int items = launch_tiles(params_) * params_.heads_kv * params_.splits;
-    for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-      if (work_item(round) < items) load_tile();
+    while (load_tile()) {
     }
   }
 
  private:
-  __device__ __forceinline__ void load_tile() {
+  /// False where there is no further tile.
+  __device__ __forceinline__ bool load_tile() {
     wait(&shared_.described[at_.stage], at_.parity);
     const Job& job = shared_.jobs[at_.stage];  // stays in shared memory: registers are few
+    if (job.head == kNoHead) return false;
     const auto& list = shared_.lists[at_.stage];
     KeyBox next = locate(job, entry_of<Traits>(params_, job, list, 0).block);
     for (int i = 0; i < job.blocks; ++i) {
@@ -43,6 +43,7 @@ class Loader {
     __syncwarp();
     if (lane_ == 0) shared_.q_ring.release(at_);  // neither the job nor its mark is touched again
     at_.advance();
+    return true;
   }
 
   __device__ __forceinline__ void load_block(Ring<Traits::kKeyStages>& ring,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The scheduler: one warp that walks the CTA's tiles two ahead of everybody else. It describes each
 // tile, copies the front of its list and loads its rows of q, so that the loader never waits for
-// the chain of small reads behind a tile.
+// the chain of small reads behind a tile. It alone knows which tiles there are: the others work on
+// what it announces.
 #pragma once
 
 #include "cuda/geometry.cuh"
@@ -21,20 +22,45 @@ class Scheduler {
   __device__ __forceinline__ void run() {
     const int tiles = launch_tiles(params_);
     const int items = tiles * params_.heads_kv * params_.splits;
-    for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
-      const int item = work_item(round);
-      if (item >= items) continue;
-      // Dense: heads innermost, so that the heaviest tiles of all heads come first. Union: heads
-      // outermost, because the keys of one head that neighbouring tiles list then stay in L2.
-      const int pair = item / params_.splits;
-      const int head = Traits::kUnion ? pair / tiles : pair % params_.heads_kv;
-      const int back = Traits::kUnion ? pair % tiles : pair / params_.heads_kv;
-      announce(tiles - 1 - back, head, item - pair * params_.splits);
+    // 32 rounds at a time, with one look at the lengths of their lists.
+    for (int first = 0; first * static_cast<int>(gridDim.x) < items; first += 32) {
+      const int item = work_item(first + lane_);
+      const Place place = place_of(item, tiles);
+      const bool mine =
+          item < items && (!Traits::kUnion || list_header(params_, place.head, place.slot).blocks <=
+                                                  params_.longest_list);
+      for (unsigned left = __ballot_sync(~0u, mine); left != 0; left &= left - 1) {
+        announce(place_of(__shfl_sync(~0u, item, __ffs(static_cast<int>(left)) - 1), tiles));
+      }
     }
+    announce_end();
   }
 
  private:
-  __device__ __forceinline__ void announce(int slot, int head, int split) {
+  /// What a work item is.
+  struct Place {
+    int slot;  // of the tile, in the launch
+    int head;
+    int split;
+  };
+
+  /// Dense: heads innermost, so that the heaviest tiles of all heads come first. Union: heads
+  /// outermost, because the keys of one head that neighbouring tiles list then stay in L2.
+  __device__ __forceinline__ Place place_of(int item, int tiles) const {
+    const int pair = item / params_.splits;
+    const int head = Traits::kUnion ? pair / tiles : pair % params_.heads_kv;
+    const int back = Traits::kUnion ? pair % tiles : pair / params_.heads_kv;
+    return {tiles - 1 - back, head, item - pair * params_.splits};
+  }
+
+  __device__ __forceinline__ void announce_end() {
+    shared_.q_ring.wait_empty(at_);
+    if (lane_ == 0) shared_.jobs[at_.stage].head = kNoHead;
+    ptx::mbarrier_arrive(&shared_.described[at_.stage]);
+  }
+
+  __device__ __forceinline__ void announce(const Place& place) {
+    const auto& [slot, head, split] = place;
     const Job job = describe(params_.tiles[params_.tile_begin + slot], slot, head, split);
     ListEntry entry{};
     if (Traits::kUnion && lane_ < job.blocks) entry = list_of(params_, job)[lane_];
@@ -83,8 +109,7 @@ class Scheduler {
                                               -(1 << 30), 1 << 30))
                    : 1 << 30;
     if constexpr (Traits::kUnion) {
-      const ListHeader header =
-          params_.list_headers[static_cast<std::int64_t>(head) * params_.tile_limit + slot];
+      const ListHeader header = list_header(params_, head, slot);
       share(job, header.blocks, header.masked);
     } else {
       const int most = min(max(job.base + job.tokens - 1, 0), job.limit);

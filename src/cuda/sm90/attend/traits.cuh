@@ -8,9 +8,12 @@
 #include <type_traits>
 
 #include "cuda/sm90/attend/config.h"
+#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::attend {
+
+inline constexpr int kNoHead = -1;
 
 /// What the scheduler tells the loader and the consumers about a tile, beside its rows of q.
 struct Job {
@@ -18,7 +21,7 @@ struct Job {
   int slot;     // of the tile in this launch
   int tokens;   // of the tile; 0 to tokens_per_tile
   int row;      // first row of q
-  int head;     // KV head
+  int head;     // KV head; kNoHead: there is no further tile, and nothing else counts
   int split;    // of the blocks of the tile
   int first;    // dense: block of the first step; union: entry of the first step
   int blocks;   // steps
@@ -78,14 +81,14 @@ __device__ __forceinline__ int work_item(int round) {
   return round * static_cast<int>(gridDim.x) + cta;
 }
 
-/// Tiles of this launch: known on the device only, because they depend on the lengths. None where
-/// the lists are so long that the keys-outermost kernel takes them.
+/// Tiles of this launch: known on the device only, because they depend on the lengths.
 __device__ __forceinline__ int launch_tiles(const Params& params) {
-  const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
-  const bool shared = params.total_entries == nullptr ||
-                      *params.total_entries <= static_cast<std::int64_t>(tiles) * params.heads_kv *
-                                                   params.shared_entries;
-  return shared ? tiles : 0;
+  return min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
+}
+
+/// The list of a tile of the launch for one KV head.
+__device__ __forceinline__ const ListHeader& list_header(const Params& params, int head, int slot) {
+  return params.list_headers[static_cast<std::int64_t>(head) * params.tile_limit + slot];
 }
 
 /// The tile's share of its list.

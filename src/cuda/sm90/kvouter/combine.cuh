@@ -113,21 +113,15 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   const int chunk_token = pair / p.heads_kv;
   const int slot = chunk * p.chunk_tiles + chunk_token / p.tokens_per_tile;
   const int in_tile = chunk_token % p.tokens_per_tile;
-  if (slot >= launch_tiles(p)) return;
+  if (!takes(p, head, slot)) return;
   const prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
   const std::int64_t token = static_cast<std::int64_t>(tile.first) + in_tile;
-  std::int64_t row = token;  // padding rows see nothing
-  unsigned slots = 0;
-  if (tile.request >= 0) {
-    const RequestRecord request = p.requests[tile.request];
-    if (token >= request.seqlen_q) return;
-    row = request.q_begin + token;
-    slots = __ballot_sync(0xffffffffu, slot_block(p, request, token, head, lane) >= 0);
-  }
-  if (row >= p.batch.total_q) return;
+  const RequestRecord request = p.requests[tile.request];
+  if (token >= request.seqlen_q) return;
+  const unsigned slots = __ballot_sync(0xffffffffu, slot_block(p, request, token, head, lane) >= 0);
   Joined joined;
   join<Item>(joined, p, static_cast<std::int64_t>(pair) * p.topk, slots, lane);
-  store_joined<Item>(joined, p, row, head, lane);
+  store_joined<Item>(joined, p, request.q_begin + token, head, lane);
 }
 
 }  // namespace msa::cuda::sm90::kvouter

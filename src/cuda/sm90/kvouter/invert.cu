@@ -18,9 +18,8 @@ template <class Visit>
 __device__ __forceinline__ void for_each_slot(const Params& p, const Visit& visit) {
   const int slot = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x / 32);
   const int head = static_cast<int>(blockIdx.y);
-  if (slot >= launch_tiles(p)) return;
+  if (!takes(p, head, slot)) return;
   const prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
-  if (tile.request < 0) return;
   const RequestRecord request = p.requests[tile.request];
   const int tokens = min(request.seqlen_q - tile.first, p.tokens_per_tile);
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -72,7 +71,6 @@ __device__ __forceinline__ int2 exclusive_sums(int2 mine) {
 __global__ void __launch_bounds__(kScanThreads)
     scan_kernel(const __grid_constant__ Params p, int rows) {
   const int chunk = static_cast<int>(blockIdx.x);
-  if (chunk * p.chunk_tiles >= launch_tiles(p)) return;
   int* counts = chunk_counts(p, chunk);
   WorkItem* items = chunk_items(p, chunk);
   const int share = (rows + kScanThreads - 1) / kScanThreads;

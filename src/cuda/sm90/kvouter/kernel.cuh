@@ -14,19 +14,16 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     kernel(const __grid_constant__ Params params, const __grid_constant__ Maps maps, int chunk) {
   extern __shared__ std::uint8_t raw[];
-  const std::uint32_t misaligned = ptx::cvta_to_shared(raw) & 1023;
-  auto& shared =
-      *reinterpret_cast<typename Traits::Shared*>(raw + (misaligned == 0 ? 0 : 1024 - misaligned));
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
     shared.kv_ring.init(Traits::kConsumers);
     shared.q_ring.init(Traits::kConsumers);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  const bool idle = chunk * params.chunk_tiles >= launch_tiles(params);
   const std::int64_t rows = chunk_rows(params);
   int* counts = chunk_counts(params, chunk);
-  const int num_items = idle ? 0 : counts[rows];
+  const int num_items = counts[rows];
   const int warpgroup = static_cast<int>(threadIdx.x >> 7);
   if (warpgroup == Traits::kConsumers) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();

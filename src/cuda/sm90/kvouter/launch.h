@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "cuda/params.h"
+#include "cuda/sm90/attend/config.h"
 #include "cuda/sm90/exact/launch.h"
 #include "cuda/sm90/prologue/launch.h"
 
@@ -58,9 +59,9 @@ struct Params {
   IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
   std::int64_t stride_ids_t = 0;
   std::int64_t stride_ids_h = 0;
-  // The union kernel takes the launch unless *total_entries > shared_entries * its tiles *
-  // heads_kv.
-  const int* total_entries = nullptr;
+  // Union lists of the launch, [heads_kv, tile_limit]: the union kernel takes those up to
+  // shared_entries.
+  const attend::ListHeader* list_headers = nullptr;
   int shared_entries = 0;
   // Inverse of the lists, chunk after chunk: rows are (head, request, block).
   // [chunks, rows + kChunkCounters]; behind the rows: number of items, next item to take

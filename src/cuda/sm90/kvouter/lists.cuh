@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What every kernel of the folder asks of a chunk: whether it is its turn, its tiles, and which
-// slots of a token count.
+// What every kernel of the folder asks of a chunk: its tiles, whose turn they are, and which slots
+// of a token count.
 #pragma once
 
 #include "cuda/geometry.cuh"
@@ -12,11 +12,12 @@ __device__ __forceinline__ int tiles_in(const Params& p, int begin, int limit) {
   return min(max(*p.num_tiles - begin, 0), limit);
 }
 
-/// Tiles of the launch; 0 where neighbours share enough blocks for the union kernel.
-__device__ __forceinline__ int launch_tiles(const Params& p) {
-  const int tiles = tiles_in(p, p.tile_begin, p.tile_limit);
-  const std::int64_t shared = static_cast<std::int64_t>(tiles) * p.heads_kv * p.shared_entries;
-  return *p.total_entries <= shared ? 0 : tiles;
+/// Whether tile `slot` of the launch is this kernel's for a KV head: its tokens share too few
+/// blocks for the union kernel.
+__device__ __forceinline__ bool takes(const Params& p, int head, int slot) {
+  return slot < tiles_in(p, p.tile_begin, p.tile_limit) &&
+         p.list_headers[static_cast<std::int64_t>(head) * p.tile_limit + slot].blocks >
+             p.shared_entries;
 }
 
 /// Rows of a chunk's inverse.

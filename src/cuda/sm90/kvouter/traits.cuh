@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/sm90/kvouter/launch.h"
+#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 

@@ -9,6 +9,7 @@
 #include "cuda/sm90/ptx/wgmma.cuh"
 #include "cuda/sm90/select/launch.h"
 #include "cuda/sm90/select/score_traits.h"
+#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
@@ -401,8 +402,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     score_blocks(const __grid_constant__ ScoreParams p,
                  const __grid_constant__ CUtensorMap key_map) {
   extern __shared__ std::uint8_t raw[];
-  auto& shared = *reinterpret_cast<typename Traits::Shared*>(
-      (reinterpret_cast<std::uintptr_t>(raw) + 1023) & ~std::uintptr_t{1023});
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
     shared.ring.init(Traits::kWarpgroups);
     shared.work_ring.init(Traits::kReaders);
