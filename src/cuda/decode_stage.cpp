@@ -26,6 +26,12 @@ bool attends(Op op) {
   return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
 }
 
+bool selects(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
+
+std::int64_t blocks_of(const Problem& p) {
+  return (p.max_seqlen_k + p.block_size - 1) / p.block_size;
+}
+
 std::string number(std::int64_t x) { return std::to_string(x); }
 
 std::string index_rejects(const Problem& p) {
@@ -37,7 +43,7 @@ std::string index_rejects(const Problem& p) {
   if (columns > decode::kMaxColumns)
     return "decode scores at most 32 tokens x heads of an index-key head, not " + number(columns);
   if (p.index_heads_k > kMaxGridZ) return "at most 65535 index-key heads";
-  return "";
+  return page_rejects(p.page_size, decode::kScoreStep);
 }
 
 /// Throws where 16-byte loads cannot take the tensor.
@@ -69,43 +75,44 @@ std::string DecodeStage::rejects(const Problem& p) {
   if (scores_keys(p.op)) {
     if (std::string why = index_rejects(p); !why.empty()) return why;
   }
+  if (selects(p.op) && decode::select_candidates(static_cast<int>(p.topk), blocks_of(p), 1) >
+                           decode::kMostCandidates)
+    return "decode selects from fewer blocks than " + number(blocks_of(p));
   if (!attends(p.op)) return "";
   return AttendStage::rejects(p, p.op != Op::DenseAttention);
 }
 
 DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : token_slots_(static_cast<int>(std::max<std::int64_t>(p.max_seqlen_q, 1))),
-      max_blocks_(static_cast<int>((p.max_seqlen_k + p.block_size - 1) / p.block_size)) {
+      max_blocks_(static_cast<int>(blocks_of(p))) {
   records_ = layout.take<RequestRecord>(p.batch);
   if (scores_keys(p.op)) {
-    blocks_per_slice_ = decode::score_blocks_per_slice(
-        p.batch, max_blocks_, static_cast<int>(p.index_heads_k), gpu.multiprocessors);
-    slices_ = (max_blocks_ + blocks_per_slice_ - 1) / blocks_per_slice_;
+    score_ctas_ = decode::score_ctas(p.batch, p.max_seqlen_k, static_cast<int>(p.index_heads_k),
+                                     gpu.multiprocessors);
+    num_claims_ = static_cast<int>(p.index_heads_k);
     score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
     if (p.op != Op::BlockScores)
       scores_ = layout.take<float>(p.total_q * p.index_heads * score_stride_);
   }
-  if (!attends(p.op)) return;
-  const int heads_kv = static_cast<int>(p.heads_kv);
-  const int group = static_cast<int>(p.heads_q / p.heads_kv);
-  const std::int64_t rows = std::max<std::int64_t>(1, p.batch * p.max_seqlen_q);
-  const std::int64_t entries =
-      p.op == Op::DenseAttention ? max_blocks_ : std::min<std::int64_t>(max_blocks_, p.topk);
-  splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
-  const std::int64_t slots =
-      decode::clusters(splits_) ? 0 : decode::partial_slots(p.total_q, heads_kv, group, splits_);
-  arrival_count_ = static_cast<int>(slots / splits_);
-  arrivals_ = layout.take<int>(arrival_count_);
-  partial_out_ = layout.take<float>(slots * 16 * p.head_dim);
-  partial_state_ = layout.take<float2>(slots * 16);
+  if (attends(p.op)) {
+    const int heads_kv = static_cast<int>(p.heads_kv);
+    const int group = static_cast<int>(p.heads_q / p.heads_kv);
+    const std::int64_t rows = std::max<std::int64_t>(1, p.batch * p.max_seqlen_q);
+    const std::int64_t entries =
+        p.op == Op::DenseAttention ? max_blocks_ : std::min<std::int64_t>(max_blocks_, p.topk);
+    splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
+    rehearsals_ = gpu.multiprocessors;  // one stands beside a scoring CTA
+    const std::int64_t slots = decode::partial_slots(p.total_q, heads_kv, group, splits_);
+    num_arrivals_ = static_cast<int>(slots / splits_);
+    partial_out_ = layout.take<float>(slots * 16 * p.head_dim);
+    partial_state_ = layout.take<float2>(slots * 16);
+  }
+  counters_ = layout.take<int>(num_claims_ + num_arrivals_);
 }
 
 std::string DecodeStage::decisions() const {
   std::string text;
-  if (slices_ > 0) {
-    text +=
-        "decode_score " + number(slices_) + " slices of " + number(blocks_per_slice_) + " blocks\n";
-  }
+  if (score_ctas_ > 0) text += "decode_score " + number(score_ctas_) + " CTAs\n";
   return text + "decode_splits " + number(splits_) + "\n";
 }
 
@@ -124,8 +131,8 @@ void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
                                cudaStream_t stream) const {
   sm90::prologue::launch({.batch = batch,
                           .requests = records_.in(workspace),
-                          .counters = arrivals_.in(workspace),
-                          .num_counters = arrival_count_},
+                          .counters = counters_.in(workspace),
+                          .num_counters = num_claims_ + num_arrivals_},
                          stream);
 }
 
@@ -146,41 +153,43 @@ decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Ca
 void DecodeStage::run_score(const Problem& problem, const core::Call& call,
                             const BatchParams& batch, void* workspace, cudaStream_t stream) const {
   require_aligned(call.index_q, "index_q");
-  require_aligned(call.index_k, "index_k");
-  const bool paged = call.index_k.rank == 4;
+  const int box = box_rows(decode::kScoreStep, problem.page_size);
   const decode::ScoreRows rows = score_rows(problem, call, workspace);
   if (problem.op == Op::BlockScores) {
     decode::launch_fill(rows, call.scores.shape[0], static_cast<int>(call.scores.shape[1]),
                         call.scores.shape[2], stream);
   }
   decode::launch_score(storage_of(problem.index_dtype),
-                       {.batch = batch,
+                       {.k_map = make_row_map(call.index_k, box, "index_k"),
+                        .batch = batch,
                         .records = records_.in(workspace),
                         .index_q = call.index_q.data,
                         .stride_q_t = call.index_q.stride[0],
                         .stride_q_h = call.index_q.stride[1],
-                        .index_k = call.index_k.data,
-                        .stride_k_page = paged ? call.index_k.stride[0] : 0,
-                        .stride_k_token = call.index_k.stride[paged ? 1 : 0],
-                        .stride_k_head = call.index_k.stride[paged ? 2 : 1],
                         .heads = static_cast<int>(problem.index_heads),
                         .heads_k = static_cast<int>(problem.index_heads_k),
                         .dim = static_cast<int>(problem.index_dim),
-                        .blocks_per_slice = blocks_per_slice_,
-                        .slices = slices_,
-                        .scores = rows},
+                        .ctas = score_ctas_,
+                        .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
+                        .scores = rows,
+                        .orders = problem.op != Op::BlockScores},
                        stream);
 }
 
 decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
                                                 const BatchParams& batch, void* workspace) const {
-  decode::SelectParams params{.batch = batch,
-                              .records = records_.in(workspace),
-                              .topk = static_cast<int>(problem.topk),
-                              .token_slots = token_slots_,
-                              .max_blocks = max_blocks_};
+  decode::SelectParams params{
+      .batch = batch,
+      .records = records_.in(workspace),
+      .topk = static_cast<int>(problem.topk),
+      .token_slots = token_slots_,
+      .max_blocks = max_blocks_,
+      .lanes = decode::select_lanes(static_cast<int>(problem.topk), max_blocks_)};
   if (scores_keys(problem.op)) {
-    params.scores = score_rows(problem, call, workspace);
+    const decode::ScoreRows rows = score_rows(problem, call, workspace);
+    params.orders = reinterpret_cast<const std::uint32_t*>(rows.data);
+    params.stride_orders_t = rows.stride_t;
+    params.stride_orders_h = rows.stride_h;
     params.heads = static_cast<int>(problem.index_heads);
   }
   const Tensor& ids = problem.op == Op::SparseAttention ? call.block_ids_in : call.block_ids;
@@ -204,26 +213,28 @@ void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
   require_aligned(call.q, "q");
   const int box = box_rows(static_cast<int>(problem.block_size), problem.page_size);
   const int group = static_cast<int>(problem.heads_q / problem.heads_kv);
-  decode::AttendParams params{.select = select_params(problem, call, batch, workspace),
-                              .k_map = make_key_map(call.k, box, "k"),
-                              .v_map = make_key_map(call.v, box, "v"),
-                              .q = call.q.data,
-                              .stride_q_t = call.q.stride[0],
-                              .stride_q_h = call.q.stride[1],
-                              .out = call.out.data,
-                              .stride_out_t = call.out.stride[0],
-                              .stride_out_h = call.out.stride[1],
-                              .out_f32 = call.out.dtype == DType::F32,
-                              .heads_kv = static_cast<int>(problem.heads_kv),
-                              .group = group,
-                              .tiles = decode::head_tiles(group),
-                              .dim = static_cast<int>(problem.head_dim),
-                              .splits = splits_,
-                              .clustered = decode::clusters(splits_),
-                              .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
-                              .partial_out = partial_out_.in(workspace),
-                              .partial_state = partial_state_.in(workspace),
-                              .arrivals = reinterpret_cast<unsigned*>(arrivals_.in(workspace))};
+  decode::AttendParams params{
+      .select = select_params(problem, call, batch, workspace),
+      .k_map = make_key_map(call.k, box, "k"),
+      .v_map = make_key_map(call.v, box, "v"),
+      .q = call.q.data,
+      .stride_q_t = call.q.stride[0],
+      .stride_q_h = call.q.stride[1],
+      .out = call.out.data,
+      .stride_out_t = call.out.stride[0],
+      .stride_out_h = call.out.stride[1],
+      .out_f32 = call.out.dtype == DType::F32,
+      .out_vectors = *copy_engine_refuses(call.out) == '\0',
+      .heads_kv = static_cast<int>(problem.heads_kv),
+      .group = group,
+      .tiles = decode::head_tiles(group),
+      .dim = static_cast<int>(problem.head_dim),
+      .splits = splits_,
+      .rehearsals = rehearsals_,
+      .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
+      .partial_out = partial_out_.in(workspace),
+      .partial_state = partial_state_.in(workspace),
+      .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_)};
   if (problem.op == Op::SparseAttention) params.blocks = decode::Blocks::Listed;
   if (problem.op == Op::MsaAttention) params.blocks = decode::Blocks::Scored;
   if (call.lse) {

@@ -39,14 +39,15 @@ class DecodeStage {
 
   int token_slots_ = 1;
   int max_blocks_ = 0;
-  int blocks_per_slice_ = 0;
-  int slices_ = 0;
+  int score_ctas_ = 0;
   int splits_ = 1;
+  int rehearsals_ = 0;
   std::int64_t score_stride_ = 0;  // floats of one scratch row
-  int arrival_count_ = 0;
+  int num_claims_ = 0;
+  int num_arrivals_ = 0;
   Piece<RequestRecord> records_{};
   Piece<float> scores_{};  // [T, Hi, score_stride]
-  Piece<int> arrivals_{};
+  Piece<int> counters_{};  // claims of scoring, arrivals of attention; zero at first
   Piece<float> partial_out_{};
   Piece<float2> partial_state_{};
 };

@@ -19,9 +19,14 @@ __device__ __forceinline__ int load(const IntVector& v, std::int64_t i) {
   return __ldg(v.data + i * v.stride);
 }
 
+__device__ __forceinline__ const int* page_address(const BatchParams& batch, int request,
+                                                   std::int64_t page) {
+  return batch.page_table.data + request * batch.page_table_stride_b +
+         page * batch.page_table.stride;
+}
+
 __device__ __forceinline__ int load_page(const BatchParams& batch, int request, std::int64_t page) {
-  return __ldg(batch.page_table.data + request * batch.page_table_stride_b +
-               page * batch.page_table.stride);
+  return __ldg(page_address(batch, request, page));
 }
 
 __device__ __forceinline__ void report(StatusWord* status, int request, std::int64_t row,

@@ -38,7 +38,8 @@ Encode encoder() {
 
 /// `dims` innermost first; `box` items of each.
 CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dims,
-                   const std::array<std::int64_t, kRank>& box, const char* argument) {
+                   const std::array<std::int64_t, kRank>& box, CUtensorMapSwizzle swizzle,
+                   const char* argument) {
   if (const char* why = copy_engine_refuses(tensor); *why != '\0') refuse(tensor, argument, why);
   std::array<cuuint64_t, kRank> extents{};
   std::array<cuuint64_t, kRank - 1> strides{};
@@ -57,13 +58,24 @@ CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dim
                                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const CUresult result =
       encoder()(&map, type, kRank, tensor.data, extents.data(), strides.data(), boxes.data(),
-                steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     refuse(tensor, argument,
            "the copy engine takes no such tensor (driver error " + std::to_string(result) + ")");
   }
   return map;
+}
+
+std::array<Dimension, kRank> key_dimensions(const Tensor& keys) {
+  const bool paged = keys.rank == 4;
+  const int token = paged ? 1 : 0;
+  const int head = token + 1;
+  const int dim = token + 2;
+  return {{{keys.shape[dim], 1},
+           {keys.shape[token], keys.stride[token]},
+           {keys.shape[head], keys.stride[head]},
+           {paged ? keys.shape[0] : 1, paged ? keys.stride[0] : 0}}};
 }
 
 }  // namespace
@@ -82,16 +94,14 @@ const char* copy_engine_refuses(const Tensor& tensor) {
 }
 
 CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argument) {
-  const bool paged = keys.rank == 4;
-  const int token = paged ? 1 : 0;
-  const int head = token + 1;
-  const int dim = token + 2;
-  const std::array<Dimension, kRank> dims{
-      {{keys.shape[dim], 1},
-       {keys.shape[token], keys.stride[token]},
-       {keys.shape[head], keys.stride[head]},
-       {paged ? keys.shape[0] : 1, paged ? keys.stride[0] : 0}}};
-  return encode(keys, dims, {64, box_tokens, 1, 1}, argument);
+  return encode(keys, key_dimensions(keys), {64, box_tokens, 1, 1}, CU_TENSOR_MAP_SWIZZLE_128B,
+                argument);
+}
+
+CUtensorMap make_row_map(const Tensor& keys, int box_tokens, const char* argument) {
+  const std::array<Dimension, kRank> dims = key_dimensions(keys);
+  return encode(keys, dims, {dims[0].extent, box_tokens, 1, 1}, CU_TENSOR_MAP_SWIZZLE_NONE,
+                argument);
 }
 
 CUtensorMap make_query_map(const Tensor& q, std::int64_t heads_kv, int box_heads, int box_tokens,
@@ -101,7 +111,7 @@ CUtensorMap make_query_map(const Tensor& q, std::int64_t heads_kv, int box_heads
                                            {group, q.stride[1]},
                                            {q.shape[0], q.stride[0]},
                                            {heads_kv, group * q.stride[1]}}};
-  return encode(q, dims, {64, box_heads, box_tokens, 1}, argument);
+  return encode(q, dims, {64, box_heads, box_tokens, 1}, CU_TENSOR_MAP_SWIZZLE_128B, argument);
 }
 
 }  // namespace msa::cuda

@@ -18,6 +18,9 @@ namespace msa::cuda {
 /// strides that are no multiples of 16 bytes).
 CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argument);
 
+/// Boxes of `box_tokens` whole rows, without swizzle; else like make_key_map.
+CUtensorMap make_row_map(const Tensor& keys, int box_tokens, const char* argument);
+
 /// Boxes of `box_tokens` x `box_heads` x 64 items of q [T, Hq, D]: coordinates (item, head in its
 /// group, token, group). A box with all heads of a group lies in shared memory as box_tokens *
 /// box_heads rows.

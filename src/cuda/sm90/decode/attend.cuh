@@ -2,8 +2,12 @@
 // Decode attention: one CTA takes a share of the blocks of one (query row, KV head, 16 query
 // heads). Warp 4 streams blocks of K and V through a ring with the copy engine; warps 0 to 3 take a
 // quarter of the keys of each block, with a softmax state of their own (mma.sync, heads on M), and
-// join at the end. With several splits the last CTA to arrive merges fp32 partials in split order,
-// so the bits never depend on who came last.
+// join at the end, up to 8 splits as a cluster. With more the last CTA to arrive merges fp32
+// partials in split order, so the bits never depend on who came last.
+//
+// Instructions that run once are fetched from memory, which takes longer than they do. A CTA that
+// has to wait for scores anyway rehearses: it selects from a few items of its query and joins
+// shares of zeros, and writes nothing.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,6 +20,7 @@
 #include "cuda/sm90/ptx/cluster.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
+#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -39,11 +44,13 @@ struct AttendTraits {
   // Two CTAs an SM, 96 KB of tiles each: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
   static constexpr int kRingBytes = 96 * 1024;
-  static constexpr int kStages = kRingBytes / kTileBytes < 8 ? kRingBytes / kTileBytes : 8;
-  static constexpr int kMergePitch = kDim + 4;  // floats; keeps rows off each other's banks
+  static constexpr int kStages = kRingBytes / kTileBytes;
+  static constexpr int kMergePitch = kDim + 8;  // floats; keeps rows off each other's banks
   static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
-  static_assert(kTileBytes * kStages >= kConsumers * 16 * kMergePitch * 4,
+  static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
                 "the warps' outputs overlay the ring");
+  static_assert(kRingBytes >= kSegmentBlocks * 4 + kMostCandidates * 8,
+                "so does the scratch of a selection");
 };
 
 enum NamedBarrier : int { kBarrierCta = 0, kBarrierConsumers = 1 };
@@ -53,16 +60,20 @@ struct AttendShared {
   Ring<Traits::kStages> ring;            // tiles of K and V in turn
   unsigned bad_boxes[Traits::kStages];   // boxes of a tile of K whose page id was out of range
   float2 state[Traits::kConsumers][16];  // maximum and sum of each warp's share
+  std::int64_t row;                      // of the item
   int last_arrival;
+  // Parts of the rows that this CTA of a cluster finishes, [split][row].
+  ptx::Mbarrier exchange_full;
+  float4 exchange_state[16];  // maximum and sum
+  alignas(16) float exchange[16][Traits::kDim];
   SelectStorage select;
 };
 
-/// Dynamic shared memory: the ring (1024-byte aligned), AttendShared, the candidates of a
-/// selection.
+/// Dynamic shared memory: the ring (1024-byte aligned), AttendShared.
 template <class Traits>
-constexpr int attend_shared_bytes(int candidates) {
+constexpr int attend_shared_bytes() {
   return 1024 + Traits::kStages * Traits::kTileBytes +
-         static_cast<int>(sizeof(AttendShared<Traits>)) + candidates * 8;
+         static_cast<int>(sizeof(AttendShared<Traits>));
 }
 
 /// What this CTA computes.
@@ -77,6 +88,18 @@ struct Item {
   int num_entries;  // blocks of the row, all splits
   int begin, end;   // entries of this split
 };
+
+/// The item of this CTA, as far as the grid tells.
+__device__ __forceinline__ Item make_item(const AttendParams& p) {
+  const int token_slots = p.select.token_slots;
+  Item item{};
+  item.split = blockIdx.x;
+  item.head = blockIdx.y / p.tiles;
+  item.tile = blockIdx.y % p.tiles;
+  item.request = blockIdx.z / token_slots;
+  item.token = blockIdx.z % token_slots;
+  return item;
+}
 
 /// Local block of entry i of the row's list.
 __device__ __forceinline__ int entry_block(const AttendParams& p, const SelectStorage& s, int i) {
@@ -115,34 +138,40 @@ __device__ __forceinline__ void read_list(const AttendParams& p, const RequestRe
   if (lane == 0) s.num_ids = kept;
 }
 
-/// Finds the row's blocks. All threads of the CTA call it; threads below kSelectThreads select.
+/// Finds the row's blocks. All threads of the CTA call it; threads below kSelectThreads select,
+/// with candidates where the ring will be.
 template <class Traits>
 __device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
                                             Item& item, AttendShared<Traits>& shared,
-                                            unsigned long long* candidates) {
+                                            std::uint8_t* stages, bool rehearsal) {
   item.visible = visible_keys(r, item.token, p.select.batch.causal != 0);
   if (p.blocks == Blocks::All) {
-    item.num_entries = static_cast<int>(ceil_div(item.visible, Traits::kBlock));
-  } else {
-    if (p.blocks == Blocks::Scored) {
-      if (threadIdx.x < kSelectThreads) {
-        const SelectRow row = select_row(p.select, r, item.token, item.head);
-        select_topk(shared.select, candidates, row, p.select.topk, threadIdx.x, kBarrierConsumers);
-        if (item.split == 0 && item.tile == 0) {
-          store_selection(p.select, shared.select, item.row, item.head, row.first,
-                          shared.select.num_ids, threadIdx.x);
-        }
-      }
-    } else if (threadIdx.x < 32) {
-      read_list(p, r, item, shared.select, threadIdx.x);
+    item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
+  } else if (p.blocks == Blocks::Scored) {
+    SelectRow row = select_row(p.select, r, item.token, item.head);
+    if (rehearsal) {
+      row.orders = static_cast<const std::uint32_t*>(p.q) + item.row * p.stride_q_t / 2;
+      row.visible = min(row.visible, Traits::kDim / 2);
     }
+    if (threadIdx.x < kSelectThreads) {
+      select_topk(shared.select, stages, row, p.select.topk, p.select.lanes, threadIdx.x,
+                  kBarrierConsumers);
+    }
+    __syncthreads();
+    if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
+      store_selection(p.select, shared.select, item.row, item.head, row.first,
+                      shared.select.num_ids, threadIdx.x);
+    }
+    item.num_entries = shared.select.num_ids;
+  } else {
+    if (threadIdx.x < 32) read_list(p, r, item, shared.select, threadIdx.x);
     __syncthreads();
     item.num_entries = shared.select.num_ids;
   }
-  item.begin =
-      static_cast<int>(static_cast<std::int64_t>(item.num_entries) * item.split / p.splits);
-  item.end =
-      static_cast<int>(static_cast<std::int64_t>(item.num_entries) * (item.split + 1) / p.splits);
+  const int share = item.num_entries / p.splits;
+  const int longer = item.num_entries - share * p.splits;  // splits that take one block more
+  item.begin = share * item.split + min(item.split, longer);
+  item.end = item.begin + share + (item.split < longer ? 1 : 0);
 }
 
 /// Boxes of a block whose page id is out of range, as bits.
@@ -160,7 +189,7 @@ __device__ __forceinline__ unsigned find_bad_boxes(const KeyBox& box, int lanes,
 template <class Traits>
 __device__ __forceinline__ void produce(const AttendParams& p, const RequestRecord& r,
                                         const Item& item, AttendShared<Traits>& shared,
-                                        std::uint8_t* stages, int lane) {
+                                        std::uint8_t* stages, bool rehearsal, int lane) {
   const BatchParams& batch = p.select.batch;
   const int lanes = key_box_lanes<Traits::kBlock, Traits::kPanels>(batch.page_size);
   RingPosition<Traits::kStages> at;
@@ -170,6 +199,7 @@ __device__ __forceinline__ void produce(const AttendParams& p, const RequestReco
     if (lane < lanes)
       box = locate_key_box<Traits::kBlock>(batch, r, item.request, block, lane / Traits::kPanels);
     const unsigned bad = find_bad_boxes<Traits>(box, lanes, lane);
+    if (rehearsal) return;
     if (bad != 0 && lane == 0) report(batch.status, item.request, -1, FaultKind::PageId);
 #pragma unroll
     for (int operand = 0; operand < 2; ++operand, at.advance()) {
@@ -253,7 +283,8 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[Traits::kKeyTiles]
 /// Sets the scores of keys that do not count to -inf.
 template <class Traits>
 __device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeyTiles][4], int visible,
-                                            unsigned bad_boxes, int box_shift, int warp, int lane) {
+                                            unsigned bad_boxes, int page_size, int warp, int lane) {
+  const int box_shift = __ffs(box_tokens(Traits::kBlock, page_size)) - 1;
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
 #pragma unroll
@@ -345,7 +376,6 @@ template <class Traits>
 __device__ __forceinline__ void consume(WarpState<Traits>& s, const AttendParams& p,
                                         const Item& item, AttendShared<Traits>& shared,
                                         std::uint8_t* stages, int warp, int lane) {
-  const int box_shift = __ffs(box_tokens(Traits::kBlock, p.select.batch.page_size)) - 1;
   RingPosition<Traits::kStages> at;
   const auto release = [&] {
     __syncwarp();
@@ -361,7 +391,7 @@ __device__ __forceinline__ void consume(WarpState<Traits>& s, const AttendParams
     const unsigned bad = shared.bad_boxes[at.stage];
     release();
     if (visible < Traits::kBlock || bad != 0) {
-      mask_scores<Traits>(scores, visible, bad, box_shift, warp, lane);
+      mask_scores<Traits>(scores, visible, bad, p.select.batch.page_size, warp, lane);
     }
     softmax_step<Traits>(probabilities, s, scores, p.scale_log2);
     shared.ring.wait_full(at);
@@ -372,18 +402,28 @@ __device__ __forceinline__ void consume(WarpState<Traits>& s, const AttendParams
   }
 }
 
-/// Neighbouring columns of one row: output not normalised, maximum and sum of the row.
-template <int kColumns>
+/// Columns of one row, four neighbours of every 32: output not normalised, maximum and sum of the
+/// row.
+template <int kGroupsOfFour>
 struct RowPart {
-  static constexpr int kItems = kColumns;
-  float out[kItems];
+  static constexpr int kGroups = kGroupsOfFour;
+  float4 out[kGroups];
   float best;
   float sum;
 };
 
-/// A row spread over 8 threads.
+/// A row spread over 8 threads, the first columns of which are part_column(thread).
 template <class Traits>
-using RowEighth = RowPart<Traits::kDim / 8>;
+using RowEighth = RowPart<Traits::kDim / 32>;
+
+__device__ __forceinline__ int part_column(int thread) { return thread % 8 * 4; }
+
+template <int kGroups>
+__device__ __forceinline__ RowPart<kGroups> empty_part() {
+  RowPart<kGroups> part{};
+  part.best = -INFINITY;
+  return part;
+}
 
 /// Leaves the warp's share in shared memory, where the ring was: rows of `scratch` and `state`.
 template <class Traits>
@@ -407,30 +447,45 @@ __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared
   }
 }
 
-/// Joins the four warps' shares; thread t of the 128 consumers ends with row t / 8, part t % 8.
+/// Adds `weight` times a share to the part.
+template <int kGroups>
+__device__ __forceinline__ void add_share(RowPart<kGroups>& part, float weight, float sum,
+                                          const float4 (&out)[kGroups]) {
+  part.sum += weight * sum;
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    part.out[j].x += weight * out[j].x;
+    part.out[j].y += weight * out[j].y;
+    part.out[j].z += weight * out[j].z;
+    part.out[j].w += weight * out[j].w;
+  }
+}
+
+/// What a share counts whose maximum is `best`, where the largest is `whole`: nothing if it saw
+/// nothing, so that only a sum of NaN (a NaN score hides from the maximum) comes through.
+__device__ __forceinline__ float share_weight(float best, float whole, float scale_log2) {
+  return ptx::ex2((best - (whole == -INFINITY ? 0.f : whole)) * scale_log2);
+}
+
+/// Joins the four warps' shares; thread t of the 128 consumers ends with an eighth of row t / 8.
 template <class Traits>
 __device__ __forceinline__ void join_warps(RowEighth<Traits>& part,
                                            const AttendShared<Traits>& shared, const float* scratch,
                                            float scale_log2, int thread) {
   ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
   const int row = thread / 8;
-  part.best = -INFINITY;
-  for (int w = 0; w < Traits::kConsumers; ++w) part.best = fmaxf(part.best, shared.state[w][row].x);
-  part.sum = 0.f;
+  part = empty_part<RowEighth<Traits>::kGroups>();
 #pragma unroll
-  for (int j = 0; j < RowEighth<Traits>::kItems; ++j) part.out[j] = 0.f;
+  for (int w = 0; w < Traits::kConsumers; ++w) part.best = fmaxf(part.best, shared.state[w][row].x);
+#pragma unroll
   for (int w = 0; w < Traits::kConsumers; ++w) {
     const float2 state = shared.state[w][row];
-    const float scale = state.x == -INFINITY ? 0.f : ptx::ex2((state.x - part.best) * scale_log2);
-    // A share that saw nothing is left out; one whose sum is NaN (a NaN score hides from the
-    // maximum) is not.
-    if (state.x == -INFINITY && state.y == 0.f) continue;
-    const float weight = state.x == -INFINITY ? 1.f : scale;
-    part.sum += weight * state.y;
-    const float* out =
-        scratch + (w * 16 + row) * Traits::kMergePitch + (thread % 8) * RowEighth<Traits>::kItems;
+    const float* share = scratch + (w * 16 + row) * Traits::kMergePitch + part_column(thread);
+    float4 out[RowEighth<Traits>::kGroups];
 #pragma unroll
-    for (int j = 0; j < RowEighth<Traits>::kItems; ++j) part.out[j] += weight * out[j];
+    for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+      out[j] = *reinterpret_cast<const float4*>(share + j * 32);
+    add_share(part, share_weight(state.x, part.best, scale_log2), state.y, out);
   }
 }
 
@@ -439,40 +494,28 @@ __device__ __forceinline__ std::int64_t merge_index(const AttendParams& p, const
   return (item.row * p.heads_kv + item.head) * p.tiles + item.tile;
 }
 
-/// The splits of one row, in split order. States first, through shared memory, so that the
-/// partials' loads do not wait for each other: one after the other, 16 splits took 11 us. A share
-/// that saw nothing weighs 0.
+/// The splits of one row, in split order, from memory. States first, through shared memory, so that
+/// the partials' loads do not wait for each other: one after the other, 16 splits took 11 us.
 template <class Traits>
 __device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const AttendParams& p,
                                             std::int64_t base, float* scratch, int thread) {
-  constexpr int kItems = RowEighth<Traits>::kItems;
   constexpr int kThreads = Traits::kConsumers * 32;
   auto* states = reinterpret_cast<float2*>(scratch);  // [splits, 16]
   for (int i = thread; i < p.splits * 16; i += kThreads)
     states[i] = __ldcg(p.partial_state + base + i);
   ptx::bar_sync(kBarrierConsumers, kThreads);
   const int row = thread / 8;
-  part.best = -INFINITY;
+  part = empty_part<RowEighth<Traits>::kGroups>();
   for (int i = 0; i < p.splits; ++i) part.best = fmaxf(part.best, states[i * 16 + row].x);
-  const float reference = part.best == -INFINITY ? 0.f : part.best;
-  part.sum = 0.f;
-#pragma unroll
-  for (int j = 0; j < kItems; ++j) part.out[j] = 0.f;
-  const float* out = p.partial_out + (base + row) * Traits::kDim + thread % 8 * kItems;
+  const float* share = p.partial_out + (base + row) * Traits::kDim + part_column(thread);
 #pragma unroll 4
-  for (int i = 0; i < p.splits; ++i) {
+  for (int i = 0; i < p.splits; ++i, share += 16 * Traits::kDim) {
     const float2 state = states[i * 16 + row];
-    const float weight = ptx::ex2((state.x - reference) * p.scale_log2);
-    part.sum += weight * state.y;
+    float4 out[RowEighth<Traits>::kGroups];
 #pragma unroll
-    for (int j = 0; j < kItems; j += 4) {
-      const float4 x =
-          __ldcg(reinterpret_cast<const float4*>(out + std::int64_t{i} * 16 * Traits::kDim + j));
-      part.out[j] += weight * x.x;
-      part.out[j + 1] += weight * x.y;
-      part.out[j + 2] += weight * x.z;
-      part.out[j + 3] += weight * x.w;
-    }
+    for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+      out[j] = __ldcg(reinterpret_cast<const float4*>(share + j * 32));
+    add_share(part, share_weight(state.x, part.best, p.scale_log2), state.y, out);
   }
 }
 
@@ -482,19 +525,17 @@ template <class Traits>
 __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const AttendParams& p,
                                              const Item& item, AttendShared<Traits>& shared,
                                              float* scratch, int thread) {
-  constexpr int kItems = RowEighth<Traits>::kItems;
   const int row = thread / 8;
   const std::int64_t index = merge_index(p, item);
   const std::int64_t base = index * p.splits * 16;  // rows of partial_out, entries of partial_state
-  const int column = thread % 8 * kItems;
-  float* mine = p.partial_out + (base + item.split * 16 + row) * Traits::kDim + column;
+  const std::int64_t mine = base + item.split * 16 + row;
 #pragma unroll
-  for (int j = 0; j < kItems; j += 4) {
-    __stcg(reinterpret_cast<float4*>(mine + j),
-           {part.out[j], part.out[j + 1], part.out[j + 2], part.out[j + 3]});
+  for (int j = 0; j < RowEighth<Traits>::kGroups; ++j) {
+    __stcg(reinterpret_cast<float4*>(p.partial_out + mine * Traits::kDim + part_column(thread) +
+                                     j * 32),
+           part.out[j]);
   }
-  if (thread % 8 == 0)
-    __stcg(p.partial_state + base + item.split * 16 + row, {part.best, part.sum});
+  if (thread % 8 == 0) __stcg(p.partial_state + mine, {part.best, part.sum});
   __threadfence();
   ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
   if (thread == 0)
@@ -506,22 +547,33 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
   return true;
 }
 
-/// Normalises and writes the columns from `column` on of one row; `lse` goes with column 0.
-template <class Traits, int kItems>
-__device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kItems>& part,
+/// Normalises and writes four columns of every 32 of one row, from `column` on; `lse` goes with
+/// column 0.
+template <class Traits, int kGroups>
+__device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kGroups>& part,
                                           std::int64_t row, int head, int column) {
+  using T = typename Traits::Item;
   constexpr float kLn2 = 0.69314718055994531f;
   const bool empty = part.sum == 0.f;  // nothing visible, or only scores of -inf
   const float inverse = empty ? 0.f : 1.f / part.sum;
   const std::int64_t at = row * p.stride_out_t + head * p.stride_out_h + column;
 #pragma unroll
-  for (int j = 0; j < kItems; ++j) {
-    const float value = empty ? 0.f : part.out[j] * inverse;
-    if (p.out_f32) {
-      static_cast<float*>(p.out)[at + j] = value;
-    } else {
-      static_cast<typename Traits::Item*>(p.out)[at + j] =
-          static_cast<typename Traits::Item>(value);
+  for (int j = 0; j < kGroups; ++j) {
+    const float4& x = part.out[j];
+    float values[4] = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
+    if (empty) values[0] = values[1] = values[2] = values[3] = 0.f;
+    if (p.out_vectors) {
+      *reinterpret_cast<uint2*>(static_cast<T*>(p.out) + at + j * 32) = {
+          ptx::cvt_pack<T>(values[0], values[1]), ptx::cvt_pack<T>(values[2], values[3])};
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (p.out_f32) {
+        static_cast<float*>(p.out)[at + j * 32 + i] = values[i];
+      } else {
+        static_cast<T*>(p.out)[at + j * 32 + i] = static_cast<T>(values[i]);
+      }
     }
   }
   if (p.lse != nullptr && column == 0) {
@@ -530,44 +582,57 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
   }
 }
 
-/// The splits of one row form a cluster: every CTA joins and writes a part of the row's columns,
-/// from the shares of all warps of all splits, in that order, where they lie in shared memory.
+/// Hands this split's part of every row to the CTA of the cluster that finishes the row, and waits
+/// for its own.
 template <class Traits>
-__device__ __forceinline__ void merge_cluster(const AttendParams& p, const Item& item,
-                                              const AttendShared<Traits>& shared,
-                                              const float* scratch, int thread) {
-  constexpr int kPairs = Traits::kDim / 2;  // of columns in a row
-  constexpr int kWarps = Traits::kConsumers;
-  for (int at = item.split * kWarps * 32 + thread; at < 16 * kPairs; at += p.splits * kWarps * 32) {
-    const int row = at / kPairs;
-    const int column = at % kPairs * 2;
-    RowPart<2> whole{{0.f, 0.f}, -INFINITY, 0.f};
-    for (int split = 0; split < p.splits; ++split) {
-      const std::uint32_t states = ptx::mapa(&shared.state[0][row], split);
+__device__ __forceinline__ void exchange_parts(const AttendParams& p, const Item& item,
+                                               const RowEighth<Traits>& part,
+                                               AttendShared<Traits>& shared, int thread) {
+  const int rows = 16 / p.splits;  // that a CTA finishes
+  const int row = thread / 8;
+  const int owner = row / rows;
+  const int slot = item.split * rows + row % rows;
+  ptx::barrier_cluster_wait();  // every CTA's barrier is ready
+  const std::uint32_t out = ptx::mapa(&shared.exchange[slot][part_column(thread)], owner);
+  const std::uint32_t full = ptx::mapa(&shared.exchange_full, owner);
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float2 state = ptx::ld_shared_cluster(states + w * 16 * sizeof(float2));
-        whole.best = fmaxf(whole.best, state.x);
-      }
-    }
-    const float reference = whole.best == -INFINITY ? 0.f : whole.best;
-#pragma unroll 2
-    for (int split = 0; split < p.splits; ++split) {
-      const std::uint32_t states = ptx::mapa(&shared.state[0][row], split);
-      const std::uint32_t shares = ptx::mapa(scratch + row * Traits::kMergePitch + column, split);
+  for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+    ptx::st_async(out + j * 32 * sizeof(float), part.out[j], full);
+  if (thread % 8 == 0) {
+    ptx::st_async(ptx::mapa(&shared.exchange_state[slot], owner), {part.best, part.sum, 0, 0},
+                  full);
+  }
+  wait(&shared.exchange_full, 0);
+}
+
+/// Finishes this CTA's rows of a cluster, from the parts of all splits, in that order.
+template <class Traits>
+__device__ __forceinline__ void finish_rows(const AttendParams& p, const Item& item,
+                                            const AttendShared<Traits>& shared, bool rehearsal,
+                                            int thread) {
+  constexpr int kFours = Traits::kDim / 4;  // of columns in a row
+  constexpr int kMostSplits = 8;
+  const int rows = 16 / p.splits;
+#pragma unroll 1
+  for (int at = thread; at < rows * kFours; at += Traits::kConsumers * 32) {
+    const int row = at / kFours;
+    const int column = at % kFours * 4;
+    RowPart<1> whole = empty_part<1>();
+    float4 states[kMostSplits];
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float2 state = ptx::ld_shared_cluster(states + w * 16 * sizeof(float2));
-        const float2 x =
-            ptx::ld_shared_cluster(shares + w * 16 * Traits::kMergePitch * sizeof(float));
-        const float weight = ptx::ex2((state.x - reference) * p.scale_log2);
-        whole.sum += weight * state.y;
-        whole.out[0] += weight * x.x;
-        whole.out[1] += weight * x.y;
-      }
+    for (int i = 0; i < kMostSplits; ++i) {
+      states[i] = shared.exchange_state[min(i, p.splits - 1) * rows + row];
+      whole.best = fmaxf(whole.best, states[i].x);
     }
-    const int member = item.tile * 16 + row;
-    if (member < p.group)
+#pragma unroll
+    for (int i = 0; i < kMostSplits; ++i) {
+      const float weight = share_weight(states[i].x, whole.best, p.scale_log2);
+      if (i >= p.splits) continue;
+      add_share(whole, weight, states[i].y,
+                {*reinterpret_cast<const float4*>(&shared.exchange[i * rows + row][column])});
+    }
+    const int member = item.tile * 16 + item.split * rows + row;
+    if (member < p.group && !rehearsal)
       store_row<Traits>(p, whole, item.row, item.head * p.group + member, column);
   }
 }
@@ -582,13 +647,11 @@ __device__ __forceinline__ void store_padding(const AttendParams& p, const Reque
       thread >= Traits::kConsumers * 32)
     return;
   const int member = item.tile * 16 + thread / 8;
-  RowEighth<Traits> nothing{};
-  nothing.best = -INFINITY;
+  const auto nothing = empty_part<RowEighth<Traits>::kGroups>();
   for (std::int64_t row = r.q_begin + r.seqlen_q + item.token; row < batch.total_q;
        row += p.select.token_slots) {
     if (member < p.group) {
-      store_row<Traits>(p, nothing, row, item.head * p.group + member,
-                        thread % 8 * RowEighth<Traits>::kItems);
+      store_row<Traits>(p, nothing, row, item.head * p.group + member, part_column(thread));
     }
     if (p.blocks == Blocks::Scored && item.tile == 0) {
       const SelectStorage* unused = nullptr;
@@ -599,69 +662,81 @@ __device__ __forceinline__ void store_padding(const AttendParams& p, const Reque
 
 /// Warps 0 to 3: an item from its blocks' tiles to its rows of the output.
 template <class Traits>
-__device__ __forceinline__ void attend_item(const AttendParams& p, const Item& item,
-                                            WarpState<Traits>& state, AttendShared<Traits>& shared,
-                                            std::uint8_t* stages, int warp, int lane) {
+__device__ __forceinline__ void attend_item(const AttendParams& p, Item item,
+                                            AttendShared<Traits>& shared, std::uint8_t* stages,
+                                            bool rehearsal, int warp, int lane) {
+  WarpState<Traits> state;
   reset_output<Traits>(state);
-  consume<Traits>(state, p, item, shared, stages, warp, lane);
+  if (!rehearsal) {
+    load_query<Traits>(state, p, item, lane);
+    consume<Traits>(state, p, item, shared, stages, warp, lane);
+  }
   float* scratch = reinterpret_cast<float*>(stages);  // the ring is done with
   publish_share<Traits>(state, shared, scratch, threadIdx.x);
-  if (p.clustered) {
-    ptx::barrier_cluster_sync();
-    merge_cluster<Traits>(p, item, shared, scratch, threadIdx.x);
-    return ptx::barrier_cluster_sync();  // nobody reads this CTA's shared memory any more
-  }
   RowEighth<Traits> part;
   join_warps<Traits>(part, shared, scratch, p.scale_log2, threadIdx.x);
+  item = make_item(p);  // read again rather than kept in registers
+  item.row = shared.row;
+  if (clusters(p.splits)) {
+    if (!rehearsal) exchange_parts<Traits>(p, item, part, shared, threadIdx.x);
+    return finish_rows<Traits>(p, item, shared, rehearsal, threadIdx.x);
+  }
+  if (rehearsal) return;
   if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x)) return;
   const int member = item.tile * 16 + threadIdx.x / 8;
   if (member < p.group) {
-    store_row<Traits>(p, part, item.row, item.head * p.group + member,
-                      threadIdx.x % 8 * RowEighth<Traits>::kItems);
+    store_row<Traits>(p, part, item.row, item.head * p.group + member, part_column(threadIdx.x));
   }
+}
+
+/// Whether this CTA, and with it its cluster, is there while scores are still computed.
+__device__ __forceinline__ bool rehearses(const AttendParams& p) {
+  const unsigned behind = (blockIdx.z * gridDim.y + blockIdx.y + 1) * gridDim.x;
+  return p.blocks == Blocks::Scored && behind <= static_cast<unsigned>(p.rehearsals);
 }
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     attend_kernel(const __grid_constant__ AttendParams p) {
   extern __shared__ std::uint8_t raw[];
-  std::uint8_t* stages = reinterpret_cast<std::uint8_t*>(
-      (reinterpret_cast<std::uintptr_t>(raw) + 1023) & ~std::uintptr_t{1023});
+  std::uint8_t* stages = align_shared<1024>(raw);
   auto& shared =
       *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kStages * Traits::kTileBytes);
-  auto* candidates = reinterpret_cast<unsigned long long*>(&shared + 1);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int token_slots = p.select.token_slots;
-  Item item{};
-  item.split = blockIdx.x;
-  item.head = blockIdx.y / p.tiles;
-  item.tile = blockIdx.y % p.tiles;
-  item.request = blockIdx.z / token_slots;
-  item.token = blockIdx.z % token_slots;
-  const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
   if (threadIdx.x == 0) {
     shared.ring.init(Traits::kConsumers);
+    ptx::mbarrier_init(&shared.exchange_full, 1);
     ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&shared.exchange_full,
+                                   sizeof(shared.exchange_state) + sizeof(shared.exchange));
     ptx::prefetch_tensormap(&p.k_map);
     ptx::prefetch_tensormap(&p.v_map);
   }
-  item.row = r.q_begin + item.token;
-  WarpState<Traits> state;
-  if (warp < Traits::kConsumers && item.token < r.seqlen_q)
-    load_query<Traits>(state, p, item, lane);
   __syncthreads();
-  ptx::griddepcontrol_wait();
-  store_padding<Traits>(p, r, item, threadIdx.x);
-  if (item.token >= r.seqlen_q) return;
-  find_blocks<Traits>(p, r, item, shared, candidates);
-  if (warp < Traits::kConsumers)
-    return attend_item<Traits>(p, item, state, shared, stages, warp, lane);
-  produce<Traits>(p, r, item, shared, stages, lane);
-  if (!p.clustered) return;
-  __syncwarp();
-  ptx::barrier_cluster_sync();  // a cluster's barriers count the threads that are still there
-  ptx::barrier_cluster_sync();
+  if (clusters(p.splits)) ptx::barrier_cluster_arrive_relaxed();
+  if (warp == Traits::kConsumers && p.blocks == Blocks::Scored)
+    touch_pages(p.select.batch, make_item(p).request, lane);
+#pragma unroll 1  // the rehearsal runs the very instructions
+  for (int act = rehearses(p) ? 0 : 1; act < 2; ++act) {
+    const bool rehearsal = act == 0;
+    Item item = make_item(p);
+    const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
+    item.row = r.q_begin + item.token;
+    if (threadIdx.x == 0) shared.row = item.row;
+    if (!rehearsal) {
+      ptx::griddepcontrol_wait();
+      store_padding<Traits>(p, r, item, threadIdx.x);
+    }
+    if (item.token >= r.seqlen_q) continue;  // and with it the whole cluster
+    find_blocks<Traits>(p, r, item, shared, stages, rehearsal);
+    if (warp < Traits::kConsumers) {
+      attend_item<Traits>(p, item, shared, stages, rehearsal, warp, lane);
+    } else {
+      produce<Traits>(p, r, item, shared, stages, rehearsal, lane);
+    }
+    if (rehearsal) __syncthreads();
+  }
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -10,18 +10,15 @@ namespace msa::cuda::sm90::decode {
 template <class Traits>
 void launch_attend_instance(const AttendParams& params, cudaStream_t stream) {
   const BatchParams& batch = params.select.batch;
-  const int candidates = params.blocks == Blocks::Scored
-                             ? select_candidates(params.select.topk, params.select.max_blocks)
-                             : 0;
   launch_kernel(
       attend_kernel<Traits>,
       {.grid = dim3(static_cast<unsigned>(params.splits),
                     static_cast<unsigned>(params.heads_kv * params.tiles),
                     static_cast<unsigned>(std::max(batch.batch, 1) * params.select.token_slots)),
        .block = dim3(Traits::kThreads),
-       .shared_bytes = static_cast<std::size_t>(attend_shared_bytes<Traits>(candidates)),
+       .shared_bytes = static_cast<std::size_t>(attend_shared_bytes<Traits>()),
        .programmatic = true,
-       .cluster = params.clustered ? static_cast<unsigned>(params.splits) : 1,
+       .cluster = clusters(params.splits) ? static_cast<unsigned>(params.splits) : 1,
        .stream = stream},
       params);
 }

@@ -10,21 +10,14 @@
 namespace msa::cuda::sm90::decode {
 namespace {
 
-constexpr int kScoreCtasPerSm = 3;    // resident
-constexpr int kMostBlocks = 8;        // of a slice: the last round of longer ones left SMs idle
-constexpr int kLeastBlocks = 4;       // two steps a warp
 constexpr std::int64_t kCluster = 8;  // CTAs of the largest cluster that runs everywhere
 
 }  // namespace
 
-int score_blocks_per_slice(std::int64_t batch, std::int64_t max_blocks, int heads_k,
-                           int multiprocessors) {
-  const std::int64_t total = std::max<std::int64_t>(1, batch * max_blocks * heads_k);
-  const std::int64_t resident = std::int64_t{multiprocessors} * kScoreCtasPerSm;
-  const std::int64_t rounds =  // whole ones
-      std::max<std::int64_t>(2, ceil_div(total, resident * kMostBlocks));
-  const std::int64_t wanted = ceil_div(total, resident * rounds);
-  return static_cast<int>(std::clamp<std::int64_t>(wanted, kLeastBlocks, kMostBlocks));
+int score_ctas(std::int64_t batch, std::int64_t max_seqlen_k, int heads_k, int multiprocessors) {
+  const std::int64_t steps = batch * ceil_div(max_seqlen_k, kScoreStep);
+  const std::int64_t share = multiprocessors / heads_k;
+  return static_cast<int>(std::clamp<std::int64_t>(steps, 1, std::max<std::int64_t>(1, share)));
 }
 
 int attend_splits(std::int64_t rows, int heads_kv, int group, std::int64_t max_entries,
@@ -64,8 +57,8 @@ void launch_select(const SelectParams& params, cudaStream_t stream) {
       {.grid = dim3(static_cast<unsigned>(params.heads),
                     static_cast<unsigned>(std::max(params.batch.batch, 1) * params.token_slots)),
        .block = dim3(kSelectThreads),
-       .shared_bytes =
-           static_cast<std::size_t>(select_candidates(params.topk, params.max_blocks)) * 8,
+       .shared_bytes = static_cast<std::size_t>(
+           select_scratch_bytes(params.topk, params.max_blocks, params.lanes)),
        .programmatic = true,
        .stream = stream},
       params);

@@ -6,6 +6,7 @@
 
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
+#include "cuda/sm90/ptx/copy.cuh"
 
 namespace msa::cuda::sm90::decode {
 
@@ -21,6 +22,18 @@ __device__ __forceinline__ RequestRecord early_request(const BatchParams& batch,
   bool length_fault = false;  // the prologue reports them
   bool offset_fault = false;
   return load_request(batch, request, 0, &length_fault, &offset_fault);
+}
+
+/// One warp brings a request's row of the page table into L1, up to 8,192 pages of it: ids are
+/// looked up one after the other later.
+__device__ __forceinline__ void touch_pages(const BatchParams& batch, int request, int lane) {
+  constexpr int kLine = 32;  // ids
+  constexpr int kMostPages = 8192;
+  const int pages =
+      batch.batch == 0 ? 0 : static_cast<int>(clamp64(batch.page_columns, 0, kMostPages));
+#pragma unroll 1
+  for (int page = lane * kLine; page < pages; page += 32 * kLine)
+    ptx::touch(page_address(batch, request, page));
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Decode scoring: keys stream once from memory straight into mma.sync fragments (keys on M, tokens
-// x heads on N), no shared memory on the way. A dot product does not care in which order the
-// contraction runs, so both operands take it in the order in which 16-byte loads deliver it. CTA =
-// (slice of blocks, request, index-key head); a warp takes 32 keys at a time.
+// Decode scoring: one CTA an SM streams the index keys of the whole batch, whatever the lengths.
+// Warp 4 feeds a ring with steps of 128 keys: first a fixed share, then what it claims from a
+// counter, as SMs do not read equally fast. Warps 0 to 3 take 32 keys of each step (mma.sync, keys
+// on M, tokens x heads on N) and keep the maxima in shared memory until a span of steps is written.
+// A dot product does not care in which order the contraction runs, so both operands take it in the
+// order in which 16-byte loads deliver it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,10 +12,14 @@
 
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/launch.h"
+#include "cuda/sm90/decode/order.cuh"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
+#include "cuda/sm90/tile/align.cuh"
+#include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::decode {
 
@@ -23,14 +29,202 @@ struct ScoreTraits {
   using Item = T;
   static constexpr int kTiles = kTilesOfColumns;
   static constexpr int kDim = kDimension;
-  static constexpr int kThreads = 256;
-  static constexpr int kWarps = kThreads / 32;
-  static constexpr int kUnit = 32;           // keys of one warp step: two m16 tiles
-  static constexpr int kChunks = kDim / 32;  // 16-byte loads of a lane along one key
+  static constexpr int kConsumers = 4;  // warps
+  static constexpr int kThreads = (kConsumers + 1) * 32;
+  static constexpr int kKeys = kScoreStep / kConsumers;  // of a step, for one warp: two m16 tiles
+  static constexpr int kChunks = kDim / 32;              // 16-byte loads of a lane along one key
   static constexpr int kColumns = 8 * kTiles;
-  // 64 registers of keys in flight a thread and 16 a column tile.
-  static constexpr int kCtasPerSm = kTiles == 1 ? 3 : 1;
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kTileBytes = kScoreStep * kRowBytes;
+  // Half of an SM's shared memory: the first CTAs of the attention kernel wait beside this one.
+  static constexpr int kRingBytes = 96 * 1024;
+  static constexpr int kStages = kRingBytes / kTileBytes;
+  static constexpr int kSpan = 16;  // steps whose maxima are written together
 };
+
+/// The request of this CTA's first step where all are equally long.
+__device__ __forceinline__ int likely_request(const ScoreParams& p) {
+  return static_cast<int>(std::int64_t{blockIdx.x} * p.batch.batch / gridDim.x);
+}
+
+/// What a stage of the ring holds; request -1: nothing, and nothing follows.
+struct StageNote {
+  int request;
+  int step;
+  unsigned bad_boxes;  // boxes whose page id was out of range
+};
+
+template <class Traits>
+struct ScoreShared {
+  Ring<Traits::kStages> ring;
+  StageNote notes[Traits::kStages];
+  int steps[Traits::kSpan];  // whose maxima follow
+  float maxima[Traits::kSpan][Traits::kConsumers][Traits::kColumns];
+};
+
+/// Dynamic shared memory: the ring (128-byte aligned), ScoreShared.
+template <class Traits>
+constexpr int score_shared_bytes() {
+  return 128 + Traits::kStages * Traits::kTileBytes + static_cast<int>(sizeof(ScoreShared<Traits>));
+}
+
+/// Finds steps, numbered over all requests, by whole warps. Numbers never fall from one find() to
+/// the next.
+class StepFinder {
+ public:
+  __device__ __forceinline__ StepFinder(const ScoreParams& params, int lane)
+      : params_(params), lane_(lane) {
+    const int batch = params.batch.batch;
+#pragma unroll 1
+    for (int first = 0; first < batch; first += 32) {
+      read(first);
+      total_ += __shfl_sync(kAll, behind_, 31);
+    }
+    if (batch <= 32) return;
+    first_ = -32;  // from the front again
+    behind_ = 0;
+  }
+
+  __device__ __forceinline__ std::int64_t count() const { return total_; }
+
+  /// The request and step of number `n` below count(); its record where the request is another one.
+  __device__ __forceinline__ void find(std::int64_t n, int& request, int& step, RequestRecord& r) {
+#pragma unroll 1
+    while (n - before_ >= __shfl_sync(kAll, behind_, 31)) {
+      before_ += __shfl_sync(kAll, behind_, 31);
+      read(first_ + 32);
+    }
+    const unsigned owners = __ballot_sync(kAll, n - before_ < behind_);
+    const int owner = __ffs(static_cast<int>(owners)) - 1;
+    step = static_cast<int>(n - before_ - __shfl_sync(kAll, behind_ - steps_, owner));
+    if (first_ + owner == request) return;
+    request = first_ + owner;
+    r = early_request(params_.batch, params_.records, request);
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+
+  /// The steps of 32 requests; a request without queries has none.
+  __device__ __forceinline__ void read(int first) {
+    first_ = first;
+    steps_ = 0;
+    if (first + lane_ < params_.batch.batch) {
+      const RequestRecord r = early_request(params_.batch, params_.records, first + lane_);
+      if (r.seqlen_q != 0) steps_ = (r.seqlen_k + kScoreStep - 1) / kScoreStep;
+    }
+    behind_ = steps_;
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const std::int64_t below = __shfl_up_sync(kAll, behind_, lanes);
+      if (lane_ >= lanes) behind_ += below;
+    }
+  }
+
+  const ScoreParams& params_;
+  const int lane_;
+  int first_ = 0;            // request of lane 0
+  int steps_ = 0;            // of this lane's request
+  std::int64_t behind_ = 0;  // steps of the group's requests up to this lane's
+  std::int64_t before_ = 0;  // of the groups before
+  std::int64_t total_ = 0;
+};
+
+/// How the steps are dealt out: CTA c takes numbers c * fixed to (c + 1) * fixed - 1, what lies
+/// behind those of all CTAs is claimed, `claim` at a time.
+struct Deal {
+  std::int64_t fixed;
+  int claim;
+
+  __device__ __forceinline__ Deal(std::int64_t total, int ctas) {
+    constexpr std::int64_t kMostClaims = std::int64_t{1} << 30;  // the counter has 32 bits
+    const bool small = total < kMostClaims;
+    const std::int64_t each =
+        small ? static_cast<unsigned>(total) / static_cast<unsigned>(ctas) : total / ctas;
+    const bool claims = small && each >= 4;
+    fixed = claims ? each * 3 / 4 : ceil_div(total, std::int64_t{ctas});
+    claim = each < 16 ? 1 : each < 64 ? 4 : each < 192 ? 8 : 16;
+  }
+};
+
+/// Fills one stage with a step.
+template <class Traits>
+__device__ __forceinline__ unsigned produce_step(const ScoreParams& p, const RequestRecord& r,
+                                                 int request, int step,
+                                                 RingPosition<Traits::kStages>& at,
+                                                 ScoreShared<Traits>& shared, std::uint8_t* stages,
+                                                 std::uint64_t policy, int lane) {
+  const int box_rows = box_tokens(kScoreStep, p.batch.page_size);
+  const int boxes = kScoreStep / box_rows;
+  KeyBox box;
+  if (lane < boxes) box = locate_key_box<kScoreStep>(p.batch, r, request, step, lane);
+  const unsigned bad = __ballot_sync(0xffffffffu, lane < boxes && box.bad);
+  shared.ring.wait_empty(at);
+  if (lane == 0) {
+    shared.notes[at.stage] = {request, step, bad};  // the arrival below publishes it
+    shared.ring.expect(at, Traits::kTileBytes);
+  }
+  __syncwarp();
+  if (lane < boxes) {
+    ptx::cp_async_bulk_tensor_hint(
+        stages + at.stage * Traits::kTileBytes + lane * box_rows * Traits::kRowBytes, &p.k_map,
+        {0, box.token, static_cast<int>(blockIdx.y), box.page}, &shared.ring.full[at.stage],
+        policy);
+  }
+  at.advance();
+  return bad;
+}
+
+/// Warp 4: streams this CTA's steps.
+template <class Traits>
+__device__ __forceinline__ void produce_steps(const ScoreParams& p, ScoreShared<Traits>& shared,
+                                              std::uint8_t* stages, int lane) {
+  touch_pages(p.batch, likely_request(p), lane);
+  const std::uint64_t policy = ptx::createpolicy_evict_first();  // streamed once
+  StepFinder finder(p, lane);
+  const std::int64_t total = finder.count();
+  const int ctas = static_cast<int>(gridDim.x);
+  const Deal deal(total, ctas);
+  int bad_request = -1;
+  int request = -1;
+  int step = 0;
+  RequestRecord r{};
+  RingPosition<Traits::kStages> at;
+  const std::int64_t fixed_end = min(deal.fixed * (blockIdx.x + 1), total);
+  std::int64_t n = min(deal.fixed * blockIdx.x, total);
+  std::int64_t end = max(n, fixed_end - 1);
+  bool claiming = false;
+  unsigned claimed = 0;
+  while (true) {
+    if (n == end) {
+      // A claim is on its way while the steps before it are loaded, the first one behind the
+      // prologue, which clears the counter.
+      std::int64_t next = n;
+      end = fixed_end;
+      if (claiming) {
+        next = deal.fixed * ctas + std::int64_t{__shfl_sync(0xffffffffu, claimed, 0)} * deal.claim;
+        if (next >= total) break;
+        end = min(next + deal.claim, total);
+      } else {
+        ptx::griddepcontrol_wait();
+      }
+      claiming = true;
+      if (lane == 0) claimed = atomicAdd(p.claims + blockIdx.y, 1u);
+      n = next;
+      continue;
+    }
+    finder.find(n, request, step, r);
+    const unsigned bad =
+        produce_step<Traits>(p, r, request, step, at, shared, stages, policy, lane);
+    if (bad != 0 && bad_request < 0) bad_request = request;
+    ++n;
+  }
+  shared.ring.wait_empty(at);
+  if (lane == 0) {
+    shared.notes[at.stage] = {-1, 0, 0};
+    shared.ring.expect(at, 0);
+  }
+  if (bad_request >= 0 && lane == 0) report(p.batch.status, bad_request, -1, FaultKind::PageId);
+}
 
 /// Fragments of the query columns: lane / 4 is the column in its tile, lane % 4 the 16-byte chunk.
 template <class Traits>
@@ -45,7 +239,6 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
                                              const RequestRecord& r, int head_k, int lane) {
   const int group = p.heads / p.heads_k;
   const int columns = r.seqlen_q * group;
-  q.min_limit = r.seqlen_k;
 #pragma unroll
   for (int tile = 0; tile < Traits::kTiles; ++tile) {
     const int column = tile * 8 + lane / 4;
@@ -56,7 +249,8 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
                         head * p.stride_q_h;
 #pragma unroll
     for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-      const uint4 x = *reinterpret_cast<const uint4*>(items + chunk * 32 + (lane & 3) * 8);
+      uint4 x{0, 0, 0, 0};
+      if (used) x = *reinterpret_cast<const uint4*>(items + chunk * 32 + (lane & 3) * 8);
       q.fragments[tile][chunk][0] = x.x;
       q.fragments[tile][chunk][1] = x.y;
       q.fragments[tile][chunk][2] = x.z;
@@ -71,80 +265,38 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
   q.min_limit = visible_keys(r, 0, p.batch.causal != 0);  // the first token sees least
 }
 
-/// Address of a key row, clamped to keys that exist; `bad` where its page does not.
+/// A warp's keys of one step.
 template <class Traits>
-struct KeyRows {
-  const typename Traits::Item* row[2];  // of the two m16 tiles of a unit, at this lane's chunk
-  bool bad[2];
-};
-
-template <class Traits>
-__device__ __forceinline__ KeyRows<Traits> locate_unit(const ScoreParams& p, const RequestRecord& r,
-                                                       int request, int head_k, int unit,
-                                                       int lane) {
-  KeyRows<Traits> at;
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    // Pages hold multiples of 16 tokens: a tile of 16 keys never straddles two.
-    const int key = min(unit * Traits::kUnit + tile * 16, ((r.seqlen_k - 1) / 16) * 16);
-    std::int64_t offset;
-    at.bad[tile] = false;
-    if (p.batch.page_size == 0) {
-      offset = (r.k_begin + key) * p.stride_k_token;
-    } else {
-      const int page = key / p.batch.page_size;
-      const int id = load_page(p.batch, request, page);
-      at.bad[tile] = id < 0 || id >= p.batch.num_pages;
-      offset = (at.bad[tile] ? 0 : id) * p.stride_k_page +
-               (key - page * p.batch.page_size) * p.stride_k_token;
-    }
-    at.row[tile] = static_cast<const typename Traits::Item*>(p.index_k) + offset +
-                   head_k * p.stride_k_head + (lane & 3) * 8;
-  }
-  return at;
-}
-
-/// Streamed once: past L1, first to leave L2's way.
-__device__ __forceinline__ uint4 load_stream(const void* address) {
-  uint4 x;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(address));
-  return x;
-}
-
-template <class Traits>
-struct UnitKeys {
+struct StepKeys {
   uint4 items[2][2][Traits::kChunks];  // [m16 tile][row half][chunk]
 };
 
 template <class Traits>
-__device__ __forceinline__ void load_unit(UnitKeys<Traits>& keys, const ScoreParams& p,
-                                          const RequestRecord& r, const KeyRows<Traits>& at,
-                                          int unit, int lane) {
+__device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uint8_t* stage,
+                                          int warp, int lane) {
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = lane / 4 + half * 8;
-      const int first = min(unit * Traits::kUnit + tile * 16, ((r.seqlen_k - 1) / 16) * 16);
-      const int existing = min(row, r.seqlen_k - 1 - first);  // rows behind the last key repeat it
+      const std::uint8_t* row =
+          stage + (warp * Traits::kKeys + tile * 16 + half * 8 + lane / 4) * Traits::kRowBytes;
 #pragma unroll
       for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
         keys.items[tile][half][chunk] =
-            load_stream(at.row[tile] + existing * p.stride_k_token + chunk * 32);
+            *reinterpret_cast<const uint4*>(row + chunk * 64 + (lane & 3) * 16);
       }
     }
   }
 }
 
-/// Maxima of one unit for this lane's two columns of every tile, over all 32 keys, in lanes 0 to 3.
+/// Maxima of a warp's keys, the first of which is `first`, for this lane's two columns of every
+/// tile; equal in all lanes of a column. `bad`: m16 tiles without a page, as bits.
 template <class Traits>
-__device__ __forceinline__ void reduce_unit(float (&best)[Traits::kTiles][2],
-                                            const UnitKeys<Traits>& keys, const Queries<Traits>& q,
-                                            const KeyRows<Traits>& at, int unit, int lane) {
+__device__ __forceinline__ void reduce_keys(float (&best)[Traits::kTiles][2],
+                                            const StepKeys<Traits>& keys, const Queries<Traits>& q,
+                                            int first, unsigned bad, int lane) {
   constexpr float kNegInf = -INFINITY;
-  const bool masked = (unit + 1) * Traits::kUnit > q.min_limit || at.bad[0] || at.bad[1];
+  const bool masked = first + Traits::kKeys > q.min_limit || bad != 0;
 #pragma unroll
   for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
     float x[2] = {kNegInf, kNegInf};
@@ -162,10 +314,11 @@ __device__ __forceinline__ void reduce_unit(float (&best)[Traits::kTiles][2],
                                                  b[3]);
       }
       if (masked) {
-        const int key = unit * Traits::kUnit + tile * 16 + lane / 4;
+        const int key = first + tile * 16 + lane / 4;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const bool seen = key + (i / 2) * 8 < q.limit[column_tile][i & 1] && !at.bad[tile];
+          const bool seen =
+              key + (i / 2) * 8 < q.limit[column_tile][i & 1] && ((bad >> tile) & 1) == 0;
           d[i] = seen ? d[i] : kNegInf;
         }
       }
@@ -182,79 +335,110 @@ __device__ __forceinline__ void reduce_unit(float (&best)[Traits::kTiles][2],
   }
 }
 
-/// Writes the maxima of blocks first_block .. end_block from the units' maxima.
+/// Writes the block scores of `held` steps, whose maxima lie in shared memory.
 template <class Traits>
-__device__ __forceinline__ void store_blocks(const ScoreParams& p, const RequestRecord& r,
-                                             const float* units, int head_k, int first_block,
-                                             int end_block) {
-  const int units_per_block = p.batch.block_size / Traits::kUnit;
+__device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRecord& r,
+                                           const ScoreShared<Traits>& shared, int head_k, int held,
+                                           int thread) {
+  const int shift = __ffs(p.batch.block_size) - 1;
+  const int per_step = kScoreStep >> shift;              // blocks
+  const int warps = p.batch.block_size / Traits::kKeys;  // that share a block
+  const int num_blocks = (r.seqlen_k + p.batch.block_size - 1) >> shift;
   const int group = p.heads / p.heads_k;
   const int columns = r.seqlen_q * group;
-  const int blocks = end_block - first_block;
-  for (int i = threadIdx.x; i < blocks * columns; i += Traits::kThreads) {
-    const int column = i / blocks;
-    const int block = i - column * blocks;
+  const float* maxima = &shared.maxima[0][0][0];  // warp after warp, keys of a step ascending
+  for (int i = thread; i < held * per_step * columns; i += Traits::kConsumers * 32) {
+    const int at = i / columns;
+    const int column = i - at * columns;
+    const int block = shared.steps[at / per_step] * per_step + at % per_step;
+    if (block >= num_blocks) continue;
     float best = -INFINITY;
-    for (int unit = 0; unit < units_per_block; ++unit) {
-      best = fmaxf(best, units[(block * units_per_block + unit) * Traits::kColumns + column]);
-    }
+    for (int warp = 0; warp < warps; ++warp)
+      best = fmaxf(best, maxima[(at * warps + warp) * Traits::kColumns + column]);
+    if (p.orders) best = __uint_as_float(row_blocks(p.batch, r, column / group).order(best, block));
     const std::int64_t row = r.q_begin + column / group;
     const int head = head_k * group + column % group;
-    p.scores.data[row * p.scores.stride_t + head * p.scores.stride_h +
-                  (first_block + block) * p.scores.stride_block] = best;
+    p.scores
+        .data[row * p.scores.stride_t + head * p.scores.stride_h + block * p.scores.stride_block] =
+        best;
   }
 }
 
-/// The slice of one CTA: units' maxima in shared memory, then block scores.
+/// Warps 0 to 3: scores what the ring brings.
 template <class Traits>
-__device__ __forceinline__ bool score_slice(const ScoreParams& p, const RequestRecord& r,
-                                            float* units) {
-  const int request = blockIdx.y;
-  const int head_k = blockIdx.z;
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int num_blocks = static_cast<int>(ceil_div(r.seqlen_k, p.batch.block_size));
-  const int first_block = blockIdx.x * p.blocks_per_slice;
-  const int end_block = min(first_block + p.blocks_per_slice, num_blocks);
-  if (first_block >= end_block || r.seqlen_q == 0) return false;
+__device__ __forceinline__ void score_steps(const ScoreParams& p, ScoreShared<Traits>& shared,
+                                            const std::uint8_t* stages, int warp, int lane) {
+  constexpr int kConsumerThreads = Traits::kConsumers * 32;
+  constexpr int kBarrierConsumers = 1;
+  const int head_k = static_cast<int>(blockIdx.y);
+  const int box_shift = __ffs(box_tokens(kScoreStep, p.batch.page_size)) - 1;
+  int wanted = likely_request(p);  // its queries arrive while the first step is loaded
+  int request = -1;
+  RequestRecord r{};
   Queries<Traits> q;
-  load_queries<Traits>(q, p, r, head_k, lane);
-  const int units_per_block = p.batch.block_size / Traits::kUnit;
-  const int first_unit = first_block * units_per_block;
-  const int end_unit = end_block * units_per_block;
-  bool bad_page = false;
-  for (int unit = first_unit + warp; unit < end_unit; unit += Traits::kWarps) {
-    const KeyRows<Traits> at = locate_unit<Traits>(p, r, request, head_k, unit, lane);
-    UnitKeys<Traits> keys;
-    load_unit<Traits>(keys, p, r, at, unit, lane);
+  int held = 0;
+  RingPosition<Traits::kStages> at;
+  while (true) {
+    if (request != wanted) {
+      request = wanted;
+      r = early_request(p.batch, p.records, request);
+      load_queries<Traits>(q, p, r, head_k, lane);
+    }
+    shared.ring.wait_full(at);
+    const StageNote note = shared.notes[at.stage];
+    if (held == Traits::kSpan || note.request != request) {
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      ptx::griddepcontrol_wait();  // of block_scores: -inf is written before
+      store_span<Traits>(p, r, shared, head_k, held, threadIdx.x);
+      if (note.request < 0) return;
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      held = 0;
+      wanted = note.request;
+      continue;
+    }
+    StepKeys<Traits> keys;
+    read_keys<Traits>(keys, stages + at.stage * Traits::kTileBytes, warp, lane);
+    __syncwarp();
+    if (lane == 0) shared.ring.release(at);
+    at.advance();
+    unsigned bad = note.bad_boxes;
+    if (bad != 0) {
+      const int key = warp * Traits::kKeys;
+      bad = ((bad >> (key >> box_shift)) & 1) | ((bad >> ((key + 16) >> box_shift)) & 1) << 1;
+    }
     float best[Traits::kTiles][2];
-    reduce_unit<Traits>(best, keys, q, at, unit, lane);
+    reduce_keys<Traits>(best, keys, q, note.step * kScoreStep + warp * Traits::kKeys, bad, lane);
+    if (threadIdx.x == 0) shared.steps[held] = note.step;
     if (lane < 4) {
 #pragma unroll
       for (int tile = 0; tile < Traits::kTiles; ++tile) {
-        float* columns = units + (unit - first_unit) * Traits::kColumns + tile * 8 + lane * 2;
+        float* columns = shared.maxima[held][warp] + tile * 8 + lane * 2;
         columns[0] = best[tile][0];
         columns[1] = best[tile][1];
       }
     }
-    bad_page = bad_page || at.bad[0] || at.bad[1];
+    ++held;
   }
-  __syncthreads();
-  store_blocks<Traits>(p, r, units, head_k, first_block, end_block);
-  return bad_page;
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
+__global__ void __launch_bounds__(Traits::kThreads, 1)
     score_kernel(const __grid_constant__ ScoreParams p) {
-  extern __shared__ float units[];  // [units of the slice][columns]
+  extern __shared__ std::uint8_t raw[];
+  std::uint8_t* stages = align_shared<128>(raw);
+  auto& shared =
+      *reinterpret_cast<ScoreShared<Traits>*>(stages + Traits::kStages * Traits::kTileBytes);
   ptx::griddepcontrol_launch_dependents();
-  const int request = blockIdx.y;
-  const RequestRecord r = early_request(p.batch, p.records, request);
-  const bool bad_page = score_slice<Traits>(p, r, units);
-  // Every CTA waits: the attention kernel takes this grid's end for the prologue's, too.
-  ptx::griddepcontrol_wait();
-  if (bad_page && threadIdx.x % 32 == 0) report(p.batch.status, request, -1, FaultKind::PageId);
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensormap(&p.k_map);
+    shared.ring.init(Traits::kConsumers);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (warp < Traits::kConsumers) return score_steps<Traits>(p, shared, stages, warp, lane);
+  produce_steps<Traits>(p, shared, stages, lane);
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -7,13 +7,11 @@ namespace msa::cuda::sm90::decode {
 
 template <class Traits>
 void launch_score_instance(const ScoreParams& params, cudaStream_t stream) {
-  const int units = params.blocks_per_slice * (params.batch.block_size / Traits::kUnit);
   launch_kernel(
       score_kernel<Traits>,
-      {.grid = dim3(static_cast<unsigned>(params.slices), static_cast<unsigned>(params.batch.batch),
-                    static_cast<unsigned>(params.heads_k)),
+      {.grid = dim3(static_cast<unsigned>(params.ctas), static_cast<unsigned>(params.heads_k)),
        .block = dim3(Traits::kThreads),
-       .shared_bytes = static_cast<std::size_t>(units) * Traits::kColumns * sizeof(float),
+       .shared_bytes = static_cast<std::size_t>(score_shared_bytes<Traits>()),
        .programmatic = true,
        .stream = stream},
       params);

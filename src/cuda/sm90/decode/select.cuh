@@ -1,191 +1,212 @@
 // SPDX-License-Identifier: MIT
-// Exact top-k of one row of block scores by one CTA. Every block becomes a 64-bit key, (order of
-// the score, lower id first), so that no two are equal. The k-th largest of the threads' own maxima
-// bounds the set from below; what passes the bound, some twenty blocks on random scores, is ranked
-// by counting. Ties cost nothing.
+// Exact top-k of one row of block orders by one CTA. Every block becomes a 64-bit key, (order of
+// the score, lower id first), so that no two are equal. The k-th largest of the maxima of groups of
+// threads bounds the set from below; what passes the bound, some twenty blocks on random scores, is
+// ranked by counting. Ties cost nothing.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/launch.h"
+#include "cuda/sm90/decode/order.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
+#include "cuda/sm90/ptx/copy.cuh"
 
 namespace msa::cuda::sm90::decode {
 
-/// Shared memory of a selection; `candidates` lies behind it, select_candidates() keys long.
+/// Shared memory of a selection, beside its scratch of select_scratch_bytes().
 struct SelectStorage {
-  unsigned long long maxima[kSelectThreads];
-  unsigned long long chosen[kMaxTopk];
-  int ids[kMaxTopk];  // ascending, local to the request
-  unsigned long long bound;
+  alignas(16) unsigned long long maxima[kSelectThreads];
+  unsigned long long chosen[kMaxTopk];  // keys of the ids
+  int ids[kMaxTopk];                    // ascending, local to the request
   int num_candidates;
   int num_ids;
 };
 
-/// At most k threads hold something above the bound, each at most this many blocks.
-__host__ __device__ constexpr int select_candidates(int topk, int max_blocks) {
-  const int chunk = kSelectThreads * 4;
-  return topk * 4 * ((max_blocks + chunk - 1) / chunk);
-}
-
-/// Monotone map of floats to integers; -0 and +0 meet, no finite or infinite score reaches kForced.
-__device__ __forceinline__ std::uint32_t ordered(float score) {
-  const std::uint32_t bits = __float_as_uint(score + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-inline constexpr std::uint32_t kForced = 0xffffffffu;
-
-__device__ __forceinline__ float score_of(std::uint32_t order) {
-  if (order == kForced) return __int_as_float(0x7f800000);
-  return __uint_as_float((order & 0x80000000u) != 0 ? order & 0x7fffffffu : ~order);
-}
-
-__device__ __forceinline__ unsigned long long select_key(std::uint32_t order, int block) {
-  return (static_cast<unsigned long long>(order) << 32) |
-         (0xffffffffu - static_cast<std::uint32_t>(block));
-}
-
-__device__ __forceinline__ int select_block(unsigned long long key) {
-  return static_cast<int>(0xffffffffu - static_cast<std::uint32_t>(key));
-}
-
-/// The keys of one row: what a thread needs to turn scores into keys. Blocks are local.
+/// The orders of one row's blocks.
 struct SelectRow {
-  const float* scores;
+  const std::uint32_t* orders;
   std::int64_t first;  // global id of block 0
   int visible;         // blocks that the row sees
-  int forced_before;   // blocks below this one are forced,
-  int forced_from;     // and blocks from this one on
-
-  __device__ __forceinline__ std::uint32_t order(float score, int block) const {
-    return block < forced_before || block >= forced_from ? kForced : ordered(score);
-  }
 };
 
 __device__ __forceinline__ SelectRow select_row(const SelectParams& p, const RequestRecord& r,
                                                 int token, int head) {
-  const std::int64_t last = last_position(r, token, p.batch.causal != 0);
-  const int keys = visible_keys(r, token, p.batch.causal != 0);
-  const std::int64_t first = first_block(r, p.batch.block_size);
-  const std::int64_t recent =
-      (last < 0 ? 0 : last / p.batch.block_size + 1) - p.batch.local_blocks - first;
-  return {
-      .scores = p.scores.data + (r.q_begin + token) * p.scores.stride_t + head * p.scores.stride_h,
-      .first = first,
-      .visible = static_cast<int>(ceil_div(keys, p.batch.block_size)),
-      .forced_before = static_cast<int>(clamp64(p.batch.init_blocks - first, 0, INT32_MAX)),
-      .forced_from = static_cast<int>(clamp64(recent, 0, INT32_MAX))};
+  const RowBlocks blocks = row_blocks(p.batch, r, token);
+  return {.orders = p.orders + (r.q_begin + token) * p.stride_orders_t + head * p.stride_orders_h,
+          .first = blocks.first,
+          .visible = blocks.visible};
 }
 
-/// Scores that a thread holds, four neighbours of every kStep: one load after the other, a million
-/// tokens took 16 us.
-struct ScoreBatch {
-  static constexpr int kLoads = 8;
+/// A segment of a row in shared memory. A thread has four neighbours of every kStep and touches no
+/// others. Loops stay short: code that runs once is slow to fetch.
+struct Segment {
   static constexpr int kStep = kSelectThreads * 4;
-  static constexpr int kBlocks = kLoads * kStep;  // of all threads together
-  float4 fours[kLoads];
+  uint4* fours;  // [kSegmentBlocks / 4]
 
-  /// Blocks first + 4 * thread + i * kStep + (0, 1, 2, 3); another launch wrote the scores.
-  __device__ __forceinline__ void load(const SelectRow& row, int first, int thread) {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int block = first + thread * 4 + i * kStep;
-      if (block < row.visible)
-        fours[i] = __ldcg(reinterpret_cast<const float4*>(row.scores + block));
-    }
-  }
-
-  /// Calls visit(order, block) for every visible block of load(), ids ascending.
-  template <class Visit>
-  __device__ __forceinline__ void visit(const SelectRow& row, int first, int thread,
-                                        const Visit& visit) const {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      if (first + i * kStep >= row.visible) return;  // the same for all threads: cold code is slow
-      const float scores[4] = {fours[i].x, fours[i].y, fours[i].z, fours[i].w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int block = first + thread * 4 + i * kStep + j;
-        if (block < row.visible) visit(row.order(scores[j], block), block);
+  /// Fetches blocks `first` on, which another launch ordered; the largest key of this thread's
+  /// blocks or of `best`.
+  __device__ __forceinline__ unsigned long long fetch(const SelectRow& row, int first,
+                                                      unsigned long long best, int thread) const {
+    const int end = min(row.visible - first, kSegmentBlocks);
+#pragma unroll 1
+    for (int i = thread * 4; i < end; i += kStep)
+      ptx::cp_async_16(fours + i / 4, row.orders + first + i, 16);
+    ptx::cp_async_commit_group();
+    ptx::cp_async_wait_group<0>();
+    auto best_order = static_cast<std::uint32_t>(best >> 32);
+    int best_block = select_block(best);
+#pragma unroll 1
+    for (int i = thread * 4; i < end; i += kStep) {
+      uint4 four = fours[i / 4];
+      if (i + 4 > end) {  // nobody wrote what lies behind
+        if (i + 1 >= end) four.y = kNoBlock;
+        if (i + 2 >= end) four.z = kNoBlock;
+        four.w = kNoBlock;
+        fours[i / 4] = four;
+      }
+      const std::uint32_t largest = max(max(four.x, four.y), max(four.z, four.w));
+      if (largest > best_order) {
+        const int block = first + i;
+        best_order = largest;
+        best_block = four.x == largest   ? block
+                     : four.y == largest ? block + 1
+                     : four.z == largest ? block + 2
+                                         : block + 3;
       }
     }
+    return best_order == kNoBlock ? 0 : select_key(best_order, best_block);
   }
 };
 
-/// Calls visit(order, block) for every visible block of this thread's share, ids ascending; `front`
-/// holds the first ones.
-template <class Visit>
-__device__ __forceinline__ void for_each_block(const SelectRow& row, const ScoreBatch& front,
-                                               int thread, const Visit& visit) {
-  front.visit(row, 0, thread, visit);
-  for (int first = ScoreBatch::kBlocks; first < row.visible; first += ScoreBatch::kBlocks) {
-    ScoreBatch batch;
-    batch.load(row, first, thread);
-    batch.visit(row, first, thread, visit);
+/// Appends this thread's keys that reach `bound` to `candidates`.
+__device__ __forceinline__ void keep_candidates(SelectStorage& s, unsigned long long* candidates,
+                                                const SelectRow& row, const Segment& segment,
+                                                unsigned long long bound, int thread) {
+  const auto bound_order = max(static_cast<std::uint32_t>(bound >> 32), 1u);
+#pragma unroll 1
+  for (int first = 0; first < row.visible; first += kSegmentBlocks) {
+    if (row.visible > kSegmentBlocks) segment.fetch(row, first, 0, thread);
+    const int end = min(row.visible - first, kSegmentBlocks);
+#pragma unroll 1
+    for (int i = thread * 4; i < end; i += Segment::kStep) {
+      const uint4 four = segment.fours[i / 4];
+      if (max(max(four.x, four.y), max(four.z, four.w)) < bound_order) continue;
+      const std::uint32_t orders[4] = {four.x, four.y, four.z, four.w};
+      unsigned reach = 0;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (orders[j] != kNoBlock && select_key(orders[j], first + i + j) >= bound)
+          reach |= 1u << j;
+      }
+      int at = ptx::atom_add_shared(&s.num_candidates, __popc(reach));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (((reach >> j) & 1) != 0) candidates[at++] = select_key(orders[j], first + i + j);
+      }
+    }
   }
+}
+
+/// Number of keys among 32 in shared memory that are larger than `key`.
+__device__ __forceinline__ int count_larger32(const unsigned long long* keys,
+                                              unsigned long long key) {
+  int larger = 0;
+#pragma unroll
+  for (int i = 0; i < 32; i += 2) {
+    const ulonglong2 two = *reinterpret_cast<const ulonglong2*>(keys + i);
+    larger += (two.x > key ? 1 : 0) + (two.y > key ? 1 : 0);
+  }
+  return larger;
 }
 
 /// Number of keys among `count` in shared memory that are larger than `key`.
 __device__ __forceinline__ int count_larger(const unsigned long long* keys, int count,
                                             unsigned long long key) {
   int larger = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int i = 0; i < count; ++i) larger += keys[i] > key ? 1 : 0;
   return larger;
 }
 
-/// Leaves in `s` the selected blocks, ascending, and their keys in the same order. Called by
-/// threads 0 to kSelectThreads - 1, which meet on named barrier `barrier`.
-__device__ __forceinline__ void select_topk(SelectStorage& s, unsigned long long* candidates,
-                                            const SelectRow& row, int topk, int thread,
-                                            int barrier) {
-  ScoreBatch front;
-  front.load(row, 0, thread);
-  std::uint32_t best_order = 0;
-  int best_block = -1;
-  for_each_block(row, front, thread, [&](std::uint32_t order, int block) {
-    if (order > best_order || best_block < 0) {
-      best_order = order;
-      best_block = block;
-    }
-  });
-  const unsigned long long best = best_block < 0 ? 0 : select_key(best_order, best_block);
-  s.maxima[thread] = best;
+/// The k-th largest of `count` keys, a multiple of 32, of which those that are 0 do not count; 1
+/// where there are fewer. Every warp finds it for itself.
+__device__ __forceinline__ unsigned long long find_bound(const unsigned long long* keys, int count,
+                                                         int topk, int lane) {
+#pragma unroll 1
+  for (int first = 0; first < count; first += 32) {
+    const unsigned long long key = keys[first + lane];
+    int larger = 0;
+#pragma unroll 1
+    for (int other = 0; other < count; other += 32) larger += count_larger32(keys + other, key);
+    const unsigned found = __ballot_sync(0xffffffffu, key != 0 && larger == topk - 1);
+    if (found != 0) return __shfl_sync(0xffffffffu, key, __ffs(static_cast<int>(found)) - 1);
+  }
+  return 1;
+}
+
+/// Ranks up to 32 candidates by one warp.
+__device__ __forceinline__ void rank_few(SelectStorage& s, const unsigned long long* candidates,
+                                         int topk, int lane) {
+  const unsigned long long key = candidates[lane];  // 0 behind the last one
+  const bool chosen = key != 0 && count_larger32(candidates, key) < topk;
+  const unsigned all = __ballot_sync(0xffffffffu, chosen);
+  int below = 0;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const int block = __shfl_sync(0xffffffffu, select_block(key), i);
+    below += ((all >> i) & 1) != 0 && block < select_block(key) ? 1 : 0;
+  }
+  if (!chosen) return;
+  s.ids[below] = select_block(key);
+  s.chosen[below] = key;
+}
+
+/// Ranks any number of candidates.
+__device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long long* candidates,
+                                          int topk, int thread, int barrier) {
+  const int count = s.num_candidates;
+  for (int i = thread; i < count; i += kSelectThreads) {
+    const int rank = count_larger(candidates, count, candidates[i]);
+    if (rank < topk) s.maxima[rank] = candidates[i];  // every warp has its bound
+  }
+  ptx::bar_sync(barrier, kSelectThreads);
+  if (thread >= s.num_ids) return;
+  const unsigned long long key = s.maxima[thread];
+  int below = 0;
+  for (int i = 0; i < s.num_ids; ++i)
+    below += select_block(s.maxima[i]) < select_block(key) ? 1 : 0;
+  s.ids[below] = select_block(key);
+  s.chosen[below] = key;
+}
+
+/// Leaves in `s` the selected blocks, ascending, and their keys in the same order; they are there
+/// behind the caller's next barrier. Called by threads 0 to kSelectThreads - 1, which meet on named
+/// barrier `barrier`; `lanes` as in SelectParams.
+__device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, const SelectRow& row,
+                                            int topk, int lanes, int thread, int barrier) {
+  const Segment segment{static_cast<uint4*>(scratch)};
+  auto* candidates = reinterpret_cast<unsigned long long*>(segment.fours + kSegmentBlocks / 4);
+  unsigned long long best = 0;
+#pragma unroll 1
+  for (int first = 0; first < row.visible; first += kSegmentBlocks)
+    best = segment.fetch(row, first, best, thread);
+  for (int distance = 1; distance < lanes; distance *= 2)
+    best = max(best, __shfl_xor_sync(0xffffffffu, best, distance));
+  if (thread % lanes == 0) s.maxima[thread / lanes] = best;
+  if (thread < 32) candidates[thread] = 0;
   if (thread == 0) {
-    s.bound = 1;
     s.num_candidates = 0;
     s.num_ids = min(topk, row.visible);
   }
   ptx::bar_sync(barrier, kSelectThreads);
-  // Threads without a block hold key 0: with fewer than k owners of blocks, everything passes.
-  if (best != 0 && count_larger(s.maxima, kSelectThreads, best) == topk - 1) s.bound = best;
+  const unsigned long long bound = find_bound(s.maxima, kSelectThreads / lanes, topk, thread % 32);
+  keep_candidates(s, candidates, row, segment, bound, thread);
+  ptx::fence_proxy_async_shared();  // the copy engine may write where the scratch was
   ptx::bar_sync(barrier, kSelectThreads);
-  const unsigned long long bound = s.bound;
-  const auto bound_order = static_cast<std::uint32_t>(bound >> 32);
-  for_each_block(row, front, thread, [&](std::uint32_t order, int block) {
-    if (order < bound_order) return;
-    const unsigned long long key = select_key(order, block);
-    if (key >= bound) candidates[atomicAdd(&s.num_candidates, 1)] = key;
-  });
-  ptx::bar_sync(barrier, kSelectThreads);
-  const int num_candidates = s.num_candidates;
-  unsigned long long mine = 0;
-  for (int i = thread; i < num_candidates; i += kSelectThreads) {
-    const int rank = count_larger(candidates, num_candidates, candidates[i]);
-    if (rank < topk)
-      s.maxima[rank] = candidates[i];  // the maxima are done with: everyone passed two barriers
-  }
-  ptx::bar_sync(barrier, kSelectThreads);
-  if (thread < s.num_ids) {
-    mine = s.maxima[thread];
-    const int block = select_block(mine);
-    int below = 0;
-    for (int i = 0; i < s.num_ids; ++i) below += select_block(s.maxima[i]) < block ? 1 : 0;
-    s.ids[below] = block;
-    s.chosen[below] = mine;
-  }
-  ptx::bar_sync(barrier, kSelectThreads);
+  if (s.num_candidates > 32) return rank_many(s, candidates, topk, thread, barrier);
+  if (thread < 32) rank_few(s, candidates, topk, thread);
 }
 
 /// Writes a row of ids (global) and chosen scores from `s`; a row without request passes num_ids 0.

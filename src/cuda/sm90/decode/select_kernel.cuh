@@ -8,7 +8,7 @@ namespace msa::cuda::sm90::decode {
 
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(const __grid_constant__ SelectParams p) {
-  extern __shared__ unsigned long long candidates[];
+  extern __shared__ uint4 scratch[];
   __shared__ SelectStorage storage;
   ptx::griddepcontrol_wait();
   const int token_slots = p.token_slots;
@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
   if (token >= r.seqlen_q) return;
   const SelectRow row = select_row(p, r, token, head);
-  select_topk(storage, candidates, row, p.topk, threadIdx.x, 0);
+  select_topk(storage, scratch, row, p.topk, p.lanes, threadIdx.x, 0);
+  __syncthreads();
   store_selection(p, storage, r.q_begin + token, head, row.first, storage.num_ids, threadIdx.x);
 }
 

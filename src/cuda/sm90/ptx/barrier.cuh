@@ -55,6 +55,16 @@ __device__ __forceinline__ void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Adds to a counter in shared memory; what it was before.
+__device__ __forceinline__ int atom_add_shared(int* counter, int x) {
+  int before;
+  asm volatile("atom.shared.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(cvta_to_shared(counter)), "r"(x)
+               : "memory");
+  return before;
+}
+
 /// Waits until the launches that this one depends on have finished and their writes are visible.
 __device__ __forceinline__ void griddepcontrol_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

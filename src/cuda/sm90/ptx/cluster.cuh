@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Clusters of CTAs: their barrier and reads from each other's shared memory (PTX ISA 9.7.8.22,
+// Clusters of CTAs: their barrier and stores to each other's shared memory (PTX ISA 9.7.8.22,
 // 9.7.13). One instruction per function, named after it.
 #pragma once
 
@@ -9,11 +9,14 @@
 
 namespace msa::cuda::sm90::ptx {
 
-/// Every thread of the cluster that has not exited: arrive and wait. What a thread wrote to its
-/// shared memory before is visible to all behind it.
-__device__ __forceinline__ void barrier_cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
+/// Every thread of the cluster arrives, and waits later. Relaxed: what it wrote before is not
+/// published, but for mbarriers behind fence_mbarrier_init. Threads that exit count as arrived.
+__device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 /// The address of this CTA's `shared`, in CTA `rank` of the cluster.
@@ -25,13 +28,13 @@ __device__ __forceinline__ std::uint32_t mapa(const void* shared, int rank) {
   return address;
 }
 
-__device__ __forceinline__ float2 ld_shared_cluster(std::uint32_t address) {
-  float2 x;
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-               : "=f"(x.x), "=f"(x.y)
-               : "r"(address)
-               : "memory");
-  return x;
+/// 16 bytes to another CTA's shared memory; its mbarrier `bar` counts them when they are there.
+__device__ __forceinline__ void st_async(std::uint32_t address, float4 x, std::uint32_t bar) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(bar)
+      : "memory");
 }
 
 }  // namespace msa::cuda::sm90::ptx

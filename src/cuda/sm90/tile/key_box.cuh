@@ -39,7 +39,7 @@ __device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
   if (batch.page_size == 0) return {static_cast<int>(request.k_begin + first), 0, false};
   const int token = first + box * box_tokens(kBlock, batch.page_size);
   if (token >= request.seqlen_k) return {0, kNoPage, false};
-  const int page = token / batch.page_size;  // a 64-bit division would take longer than a tile
+  const int page = batch.page_size == kBlock ? block : token / batch.page_size;
   const int id = load_page(batch, request_idx, page);
   const bool bad = id < 0 || id >= batch.num_pages;
   return {token - page * batch.page_size, bad ? kNoPage : id, bad};
