@@ -322,6 +322,24 @@ section_tsan() {
 
 # ---- GPU -------------------------------------------------------------------------------------------------------------
 
+# The oracle takes longer than the GPU: several processes share the cases, line by line.
+verify_cuda() { # MSA FILE...
+  local msa=$1 dir part parts=$((jobs > 8 ? 8 : jobs)) status=0 running=()
+  shift
+  dir=$(mktemp -d) || return 1
+  sed -e '/^#/d' -e '/^$/d' "$@" | split --number="r/$parts" --additional-suffix=.txt - "$dir/cases-" || return 1
+  for part in "$dir"/cases-*.txt; do
+    OMP_NUM_THREADS=2 "$msa" verify --backend cuda --support tests/support/cuda.txt "$part" >"$part.log" 2>&1 &
+    running+=($!)
+  done
+  for part in "${running[@]}"; do wait "$part" || status=1; done
+  cat "$dir"/*.log
+  awk '/^(run|passed|failed|rejected)\t/ {sum[$1] += $2}
+       END {for (what in sum) print what "\t" sum[what]}' "$dir"/*.log
+  rm -rf "$dir"
+  return $status
+}
+
 run_gpu() {
   local dir=${gpu_build:-$PWD/build/cuda} msa tool reason
   if [ -z "$gpu_build" ]; then
@@ -338,7 +356,7 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
     step "a GPU" false
     return
   fi
-  step "verify cuda" "$msa" verify --backend cuda --support tests/support/cuda.txt tests/cases/all.txt tests/cases/cuda.txt
+  step "verify cuda" verify_cuda "$msa" tests/cases/all.txt tests/cases/cuda.txt
   step "graphs, streams, large offsets" "$dir/tests/gpu_test"
   step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt
   for tool in memcheck racecheck synccheck initcheck; do

@@ -88,6 +88,53 @@ TEST(CudaPlans, DecodeTakesUpToEightTokens) {
   EXPECT_NE(DecodeStage::rejects(problem("op=topk lens=1:5000")), "");
 }
 
+TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
+  namespace decode = sm90::decode;
+  constexpr int kSms = 132;
+  EXPECT_EQ(decode::score_ctas(1, 131072, 1, kSms), kSms);
+  EXPECT_EQ(decode::score_ctas(32, 131072, 1, kSms), kSms);
+  EXPECT_EQ(decode::score_ctas(1, 8192, 1, kSms), 64);  // one a step
+  EXPECT_EQ(decode::score_ctas(1, 131072, 4, kSms), 33);
+  EXPECT_EQ(decode::score_ctas(0, 0, 200, kSms), 1);
+  EXPECT_EQ(decode::attend_splits(1, 4, 16, 16, kSms), 8);
+  EXPECT_EQ(decode::attend_splits(32, 4, 16, 16, kSms), 2);
+  EXPECT_EQ(decode::attend_splits(32, 1, 8, 16, kSms), 8);
+  EXPECT_EQ(decode::attend_splits(128, 4, 16, 16, kSms), 1);
+  EXPECT_EQ(decode::attend_splits(1, 4, 16, 1024, kSms), 66);
+  for (const int splits : {1, 2, 4, 8}) EXPECT_FALSE(decode::uses_partials(splits)) << splits;
+  EXPECT_TRUE(decode::uses_partials(66));
+}
+
+TEST(CudaPlans, DecodeSelectsInTheMemoryOfOneCta) {
+  namespace decode = sm90::decode;
+  EXPECT_EQ(decode::select_lanes(16, 8192), 4);
+  EXPECT_EQ(decode::select_lanes(17, 8192), 1);
+  EXPECT_EQ(decode::select_lanes(16, 65536), 1);
+  EXPECT_EQ(decode::select_candidates(1, 1, 1), 32);
+  for (const int topk : {1, 16, 17, 64}) {
+    for (const std::int64_t blocks : {1, 513, 12288}) {
+      const int lanes = decode::select_lanes(topk, blocks);
+      EXPECT_LE(decode::select_candidates(topk, blocks, lanes), decode::kMostCandidates)
+          << topk << ' ' << blocks;
+    }
+  }
+  EXPECT_EQ(DecodeStage::rejects(problem("op=msa topk=64 lens=1:1500000 block=128")), "");
+  const std::string why = DecodeStage::rejects(problem("op=msa topk=64 lens=1:1600000 block=128"));
+  EXPECT_NE(why.find("blocks"), std::string::npos) << why;
+}
+
+TEST(CudaPlans, KeysOutermostChunksAreEquallyLarge) {
+  const Problem p = problem("op=sparse heads=64/4 topk=16 lens=8192:8192");
+  Layout layout;
+  const AttendStage attend(p, kHopper, true, layout);
+  EXPECT_NE(attend.decisions().find("attend_keys_outermost beyond 33 blocks"), std::string::npos)
+      << attend.decisions();
+  EXPECT_LE(layout.bytes(), std::size_t{1200} << 20);  // half of the tokens at a time
+  const AttendStage few(problem("op=sparse heads=64/4 topk=16 lens=4096:4096"), kHopper, true,
+                        layout);
+  EXPECT_NE(few.decisions().find("attend_keys_outermost no"), std::string::npos);
+}
+
 TEST(CudaPlans, WorkspaceStaysSmall) {
   std::size_t last = 0;
   for (const char* lens : {"8192:8192", "131072:131072", "1048576:1048576"}) {
