@@ -34,6 +34,7 @@ __device__ __forceinline__ void touch_pages(const BatchParams& batch, int reques
 #pragma unroll 1
   for (int page = lane * kLine; page < pages; page += 32 * kLine)
     ptx::touch(page_address(batch, request, page));
+  __syncwarp();
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -181,9 +181,9 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
   s.chosen[below] = key;
 }
 
-/// Leaves in `s` the selected blocks, ascending, and their keys in the same order; they are there
-/// behind the caller's next barrier. Called by threads 0 to kSelectThreads - 1, which meet on named
-/// barrier `barrier`; `lanes` as in SelectParams.
+/// Leaves in `s` the selected blocks, ascending, and their keys in the same order. Called by
+/// threads 0 to kSelectThreads - 1, which meet on named barrier `barrier`; `lanes` as in
+/// SelectParams.
 __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, const SelectRow& row,
                                             int topk, int lanes, int thread, int barrier) {
   const Segment segment{static_cast<uint4*>(scratch)};
@@ -205,8 +205,12 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, con
   keep_candidates(s, candidates, row, segment, bound, thread);
   ptx::fence_proxy_async_shared();  // the copy engine may write where the scratch was
   ptx::bar_sync(barrier, kSelectThreads);
-  if (s.num_candidates > 32) return rank_many(s, candidates, topk, thread, barrier);
-  if (thread < 32) rank_few(s, candidates, topk, thread);
+  if (s.num_candidates > 32) {
+    rank_many(s, candidates, topk, thread, barrier);
+  } else if (thread < 32) {
+    rank_few(s, candidates, topk, thread);
+  }
+  ptx::bar_sync(barrier, kSelectThreads);
 }
 
 /// Writes a row of ids (global) and chosen scores from `s`; a row without request passes num_ids 0.
