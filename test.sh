@@ -322,14 +322,14 @@ section_tsan() {
 
 # ---- GPU -------------------------------------------------------------------------------------------------------------
 
-# The oracle takes longer than the GPU: several processes share the cases, line by line.
+# The oracle takes longer than the GPU: several processes share the cases.
 verify_cuda() { # MSA FILE...
   local msa=$1 dir part parts=$((jobs > 8 ? 8 : jobs)) status=0 running=()
   shift
   dir=$(mktemp -d) || return 1
-  sed -e '/^#/d' -e '/^$/d' "$@" | split --number="r/$parts" --additional-suffix=.txt - "$dir/cases-" || return 1
-  for part in "$dir"/cases-*.txt; do
-    OMP_NUM_THREADS=2 "$msa" verify --backend cuda --support tests/support/cuda.txt "$part" >"$part.log" 2>&1 &
+  for part in $(seq "$parts"); do
+    OMP_NUM_THREADS=2 "$msa" verify --backend cuda --support tests/support/cuda.txt --part "$part/$parts" "$@" \
+      >"$dir/$part.log" 2>&1 &
     running+=($!)
   done
   for part in "${running[@]}"; do wait "$part" || status=1; done

@@ -336,6 +336,15 @@ class Verify(CliTest):
             f.write(f"# one case\n\nop=dense {SMALL}\n")
         self.expect(GOOD, msa("verify", self.path("good.txt")))
 
+    def test_parts_share_the_cases(self):
+        runs = []
+        for part in ("1/3", "2/3", "3/3", "5/5"):
+            result = self.expect(GOOD, msa("verify", "--part", part, "--case", f"op=dense|select|sparse|msa {SMALL}"))
+            runs.append(int(dict(line.split("\t") for line in result.stdout.splitlines())["passed"]))
+        self.assertEqual(runs, [2, 1, 1, 0])
+        for part in ("0/3", "4/3", "1", "1/", "/2", "a/b", "1/2x", "-1/2"):
+            self.expect(USAGE, msa("verify", f"--part={part}", "--case", f"op=dense {SMALL}"), "--part", part)
+
     def test_every_isa(self):
         info = json.loads(msa("info", "--json").stdout)
         for backend in info["backends"]:

@@ -3,8 +3,10 @@
 // unless the support table lists it; every failure leaves the line that repeats it.
 #include <fmt/format.h>
 
+#include <charconv>
 #include <memory>
 #include <optional>
+#include <string_view>
 
 #include "cli.h"
 #include "progress.h"
@@ -20,6 +22,7 @@ struct VerifyCommand {
   std::vector<std::string> files;
   std::vector<std::string> lines;
   std::string support;
+  std::string part;
   bool keys = false;
   int repeats = 2;
   int device = 0;
@@ -46,6 +49,27 @@ std::vector<testkit::Case> read_all(const VerifyCommand& command) {
   return cases;
 }
 
+/// Every `of`-th case, from case `index` on.
+struct Part {
+  std::size_t index = 0;
+  std::size_t of = 1;
+};
+
+Part read_part(std::string_view text) {
+  if (text.empty()) return {};
+  const std::size_t slash = text.find('/');
+  const auto number = [](std::string_view digits) -> std::size_t {
+    std::size_t value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    return error == std::errc() && end == digits.data() + digits.size() ? value : 0;
+  };
+  const std::size_t which = number(text.substr(0, slash));
+  const std::size_t of = slash == text.npos ? 0 : number(text.substr(slash + 1));
+  if (which == 0 || which > of)
+    throw Failure(kUsage, fmt::format("--part: expected I/N with I from 1 to N, got '{}'", text));
+  return {which - 1, of};
+}
+
 std::optional<testkit::SupportTable> read_support(const std::string& path) {
   if (path.empty()) return std::nullopt;
   try {
@@ -61,6 +85,7 @@ int verify(const VerifyCommand& command) {
     return kGood;
   }
   require_backend(command.under_test);
+  const Part part = read_part(command.part);
   const std::vector<testkit::Case> cases = read_all(command);
   const std::optional<testkit::SupportTable> support = read_support(command.support);
   std::unique_ptr<testkit::MemorySpace> gpu;
@@ -70,8 +95,9 @@ int verify(const VerifyCommand& command) {
   Progress progress;
   testkit::Totals totals;
   std::size_t run = 0;
-  for (const testkit::Case& spec : cases) {
-    progress.bar(static_cast<double>(run) / static_cast<double>(cases.size()),
+  for (std::size_t at = part.index; at < cases.size(); at += part.of) {
+    const testkit::Case& spec = cases[at];
+    progress.bar(static_cast<double>(at) / static_cast<double>(cases.size()),
                  testkit::to_line(spec));
     ++run;
     testkit::Outcome outcome = testkit::verify(spec, options);
@@ -102,6 +128,8 @@ void add_verify(CLI::App& app, Action& action) {
   command->add_option("--device", options->device, "GPU of the cuda backend")
       ->capture_default_str()
       ->check(CLI::Range(0, 1023));
+  command->add_option("--part", options->part,
+                      "I/N: every N-th case from the I-th on, to share a run among processes");
   command->add_flag("--keys", options->keys,
                     "Show the keys of the case language and verify nothing");
   add_backend_options(*command, options->under_test);
