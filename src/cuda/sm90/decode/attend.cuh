@@ -189,7 +189,7 @@ __device__ __forceinline__ unsigned find_bad_boxes(const KeyBox& box, int lanes,
 template <class Traits>
 __device__ __forceinline__ void produce(const AttendParams& p, const RequestRecord& r,
                                         const Item& item, AttendShared<Traits>& shared,
-                                        std::uint8_t* stages, int lane) {
+                                        std::uint8_t* stages, bool rehearsal, int lane) {
   const BatchParams& batch = p.select.batch;
   const int lanes = key_box_lanes<Traits::kBlock, Traits::kPanels>(batch.page_size);
   RingPosition<Traits::kStages> at;
@@ -199,6 +199,7 @@ __device__ __forceinline__ void produce(const AttendParams& p, const RequestReco
     if (lane < lanes)
       box = locate_key_box<Traits::kBlock>(batch, r, item.request, block, lane / Traits::kPanels);
     const unsigned bad = find_bad_boxes<Traits>(box, lanes, lane);
+    if (rehearsal) return;
     if (bad != 0 && lane == 0) report(batch.status, item.request, -1, FaultKind::PageId);
 #pragma unroll
     for (int operand = 0; operand < 2; ++operand, at.advance()) {
@@ -731,8 +732,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     find_blocks<Traits>(p, r, item, shared, stages, rehearsal);
     if (warp < Traits::kConsumers) {
       attend_item<Traits>(p, item, shared, stages, rehearsal, warp, lane);
-    } else if (!rehearsal) {
-      produce<Traits>(p, r, item, shared, stages, lane);
+    } else {
+      produce<Traits>(p, r, item, shared, stages, rehearsal, lane);
     }
     if (rehearsal) __syncthreads();
   }

@@ -158,9 +158,11 @@ __device__ __forceinline__ void rank_few(SelectStorage& s, const unsigned long l
     const int block = __shfl_sync(0xffffffffu, select_block(key), i);
     below += ((all >> i) & 1) != 0 && block < select_block(key) ? 1 : 0;
   }
-  if (!chosen) return;
-  s.ids[below] = select_block(key);
-  s.chosen[below] = key;
+  if (chosen) {
+    s.ids[below] = select_block(key);
+    s.chosen[below] = key;
+  }
+  __syncwarp();  // the lanes go to the next barrier together
 }
 
 /// Ranks any number of candidates.
@@ -172,18 +174,20 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
     if (rank < topk) s.maxima[rank] = candidates[i];  // every warp has its bound
   }
   ptx::bar_sync(barrier, kSelectThreads);
-  if (thread >= s.num_ids) return;
-  const unsigned long long key = s.maxima[thread];
-  int below = 0;
-  for (int i = 0; i < s.num_ids; ++i)
-    below += select_block(s.maxima[i]) < select_block(key) ? 1 : 0;
-  s.ids[below] = select_block(key);
-  s.chosen[below] = key;
+  if (thread < s.num_ids) {
+    const unsigned long long key = s.maxima[thread];
+    int below = 0;
+    for (int i = 0; i < s.num_ids; ++i)
+      below += select_block(s.maxima[i]) < select_block(key) ? 1 : 0;
+    s.ids[below] = select_block(key);
+    s.chosen[below] = key;
+  }
+  __syncwarp();
 }
 
-/// Leaves in `s` the selected blocks, ascending, and their keys in the same order. Called by
-/// threads 0 to kSelectThreads - 1, which meet on named barrier `barrier`; `lanes` as in
-/// SelectParams.
+/// Leaves in `s` the selected blocks, ascending, and their keys in the same order; they are there
+/// behind the caller's next barrier. Called by threads 0 to kSelectThreads - 1, which meet on named
+/// barrier `barrier`; `lanes` as in SelectParams.
 __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, const SelectRow& row,
                                             int topk, int lanes, int thread, int barrier) {
   const Segment segment{static_cast<uint4*>(scratch)};
@@ -205,12 +209,8 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, con
   keep_candidates(s, candidates, row, segment, bound, thread);
   ptx::fence_proxy_async_shared();  // the copy engine may write where the scratch was
   ptx::bar_sync(barrier, kSelectThreads);
-  if (s.num_candidates > 32) {
-    rank_many(s, candidates, topk, thread, barrier);
-  } else if (thread < 32) {
-    rank_few(s, candidates, topk, thread);
-  }
-  ptx::bar_sync(barrier, kSelectThreads);
+  if (s.num_candidates > 32) return rank_many(s, candidates, topk, thread, barrier);
+  if (thread < 32) rank_few(s, candidates, topk, thread);
 }
 
 /// Writes a row of ids (global) and chosen scores from `s`; a row without request passes num_ids 0.
