@@ -142,8 +142,7 @@ std::string AttendStage::decisions() const {
          number(tokens_per_tile_) + " tokens x group, " + number(config_.block) +
          " keys\nattend_splits " + number(splits_) + "\nattend_launches " +
          number(launches(max_tiles_)) + "\nattend_keys_outermost " +
-         (kvouter_ ? "beyond " + number(kvouter_->shared_entries()) + " blocks a list" : "no") +
-         "\n";
+         (kvouter_ ? "beyond " + number(kvouter_->longest_list()) + " blocks a list" : "no") + "\n";
 }
 
 void AttendStage::prepare(const Problem& problem, const core::Call& call, void* workspace,
@@ -192,7 +191,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
-    if (kvouter_) params.longest_list = kvouter_->shared_entries();
+    if (kvouter_) params.longest_list = kvouter_->longest_list();
     if (config_.walk == Walk::Union)
       run_lists(params, block_ids, static_cast<int>(problem.topk), stream);
     sm90::attend::launch(config_, params, maps, ctas_, stream);

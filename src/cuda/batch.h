@@ -13,4 +13,9 @@ BatchParams make_batch(const Problem& problem, const core::Call& call, const Ten
 
 IntVector make_int_vector(const Tensor& tensor, int dim);
 
+/// Blocks of the longest request that the problem allows.
+inline std::int64_t blocks_of(const Problem& problem) {
+  return (problem.max_seqlen_k + problem.block_size - 1) / problem.block_size;
+}
+
 }  // namespace msa::cuda

@@ -28,10 +28,6 @@ bool attends(Op op) {
 
 bool selects(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
 
-std::int64_t blocks_of(const Problem& p) {
-  return (p.max_seqlen_k + p.block_size - 1) / p.block_size;
-}
-
 std::string number(std::int64_t x) { return std::to_string(x); }
 
 std::string index_rejects(const Problem& p) {

@@ -10,10 +10,6 @@ namespace {
 constexpr std::int64_t kMaxHeads = 65535;                  // the grid's y and z
 constexpr std::int64_t kMaxLists = std::int64_t{1} << 32;  // of all requests and heads: 16 GiB
 
-std::int64_t blocks_of(const Problem& p) {
-  return (p.max_seqlen_k + p.block_size - 1) / p.block_size;
-}
-
 sm90::invert::HeadRows head_rows(const Tensor& tensor) {
   return {static_cast<int*>(tensor.data), tensor.stride[0], tensor.stride[1]};
 }

@@ -24,10 +24,6 @@ constexpr std::int64_t kSharedLists = 2;
 /// Bytes of one (query, block) slot.
 constexpr std::int64_t kSlotBytes = kvouter::kPartialVectors * 16 + kvouter::kGroup * 4;
 
-std::int64_t blocks_of(const Problem& p) {
-  return std::max<std::int64_t>(1, (p.max_seqlen_k + kvouter::kBlock - 1) / kvouter::kBlock);
-}
-
 }  // namespace
 
 bool KvOuterStage::serves(const Problem& p) {
@@ -40,7 +36,7 @@ bool KvOuterStage::serves(const Problem& p) {
 }
 
 KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles, Layout& layout)
-    : max_blocks_(static_cast<int>(blocks_of(p))) {
+    : max_blocks_(static_cast<int>(std::max<std::int64_t>(1, blocks_of(p)))) {
   const std::int64_t tile_slots = tokens_per_tile * p.heads_kv * p.topk;
   const std::int64_t fitting = std::max<std::int64_t>(1, kPartialBytes / (tile_slots * kSlotBytes));
   const std::int64_t all = std::max(max_tiles, 1);
@@ -48,7 +44,7 @@ KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles,
   chunk_tiles_ = static_cast<int>((all + fewest - 1) / fewest);  // equally large
   // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists of
   // 33 to 36 blocks break even at k = 16, 8 tokens a tile).
-  shared_entries_ = static_cast<int>(p.topk * 21 / 10);
+  longest_list_ = static_cast<int>(p.topk * 21 / 10);
   const std::int64_t slots = chunk_tiles_ * tile_slots;
   const std::int64_t rows =
       kvouter::inverse_rows(p.batch, static_cast<int>(p.heads_kv), max_blocks_);
@@ -78,7 +74,7 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .stride_ids_t = block_ids.stride[0],
                          .stride_ids_h = block_ids.stride[1],
                          .list_headers = attend.list_headers,
-                         .shared_entries = shared_entries_,
+                         .longest_list = longest_list_,
                          .counts = counts_.in(workspace),
                          .entries = entries_.in(workspace),
                          .items = items_.in(workspace),

@@ -23,7 +23,7 @@ class KvOuterStage {
   KvOuterStage(const Problem& problem, int tokens_per_tile, int max_tiles, Layout& layout);
 
   /// Tiles whose union list is longer than this go keys-outermost.
-  int shared_entries() const { return shared_entries_; }
+  int longest_list() const { return longest_list_; }
 
   /// The tiles of one attention launch that `params.list_headers` leaves to these kernels.
   void run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
@@ -32,7 +32,7 @@ class KvOuterStage {
 
  private:
   int chunk_tiles_ = 1;  // bounds the memory of the partials
-  int shared_entries_ = 0;
+  int longest_list_ = 0;
   int max_blocks_ = 1;
   Piece<int> counts_{};
   Piece<sm90::kvouter::Entry> entries_{};

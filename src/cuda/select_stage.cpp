@@ -75,7 +75,7 @@ std::string SelectStage::rejects(const Problem& p) {
 
 SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : from_scores_(p.op == Op::SelectTopk) {
-  const std::int64_t blocks = (p.max_seqlen_k + p.block_size - 1) / p.block_size;
+  const std::int64_t blocks = blocks_of(p);
   if (from_scores_) {
     topk_plan_ =
         sm90::topk::plan_select_topk(p.total_q, p.batch, static_cast<int>(p.index_heads), blocks);

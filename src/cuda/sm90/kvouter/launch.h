@@ -59,10 +59,10 @@ struct Params {
   IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
   std::int64_t stride_ids_t = 0;
   std::int64_t stride_ids_h = 0;
-  // Union lists of the launch, [heads_kv, tile_limit]: the union kernel takes those up to
-  // shared_entries.
+  // Union lists of the launch, [heads_kv, tile_limit]; the union kernel takes those up to
+  // longest_list.
   const attend::ListHeader* list_headers = nullptr;
-  int shared_entries = 0;
+  int longest_list = 0;
   // Inverse of the lists, chunk after chunk: rows are (head, request, block).
   // [chunks, rows + kChunkCounters]; behind the rows: number of items, next item to take
   int* counts = nullptr;

@@ -17,7 +17,7 @@ __device__ __forceinline__ int tiles_in(const Params& p, int begin, int limit) {
 __device__ __forceinline__ bool takes(const Params& p, int head, int slot) {
   return slot < tiles_in(p, p.tile_begin, p.tile_limit) &&
          p.list_headers[static_cast<std::int64_t>(head) * p.tile_limit + slot].blocks >
-             p.shared_entries;
+             p.longest_list;
 }
 
 /// Rows of a chunk's inverse.
