@@ -102,8 +102,12 @@ __device__ __forceinline__ RequestRecord load_request(const BatchParams& batch, 
   r.seqlen_k = static_cast<int>(clamp64(seqlen_k, 0, capacity));
   *length_fault = (batch.page_size == 0 && *length_fault) || r.q_begin != begin ||
                   r.seqlen_q != end - begin || r.seqlen_k != seqlen_k;
-  r.key_offset = batch.key_offsets.data != nullptr ? load(batch.key_offsets, b) : 0;
-  *offset_fault = r.key_offset < 0 || r.key_offset % batch.block_size != 0;
+  r.key_offset = 0;
+  *offset_fault = false;
+  if (batch.key_offsets.data != nullptr) {
+    r.key_offset = load(batch.key_offsets, b);
+    *offset_fault = r.key_offset < 0 || r.key_offset % batch.block_size != 0;
+  }
   if (*offset_fault) {
     r.key_offset = 0;
     r.seqlen_k = 0;

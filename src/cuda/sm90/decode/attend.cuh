@@ -53,14 +53,27 @@ struct AttendTraits {
                 "so does the scratch of a selection");
 };
 
-enum NamedBarrier : int { kBarrierCta = 0, kBarrierConsumers = 1 };
+inline constexpr int kBarrierConsumers = 1;  // 0 is __syncthreads
+
+/// What this CTA computes.
+struct Item {
+  std::int64_t row;  // token + first row of the request
+  int request;
+  int token;
+  int head;  // KV head
+  int tile;  // of 16 query heads in the group
+  int split;
+  int visible;      // keys that the row sees
+  int num_entries;  // blocks of the row, all splits
+  int begin, end;   // entries of this split
+};
 
 template <class Traits>
 struct AttendShared {
   Ring<Traits::kStages> ring;            // tiles of K and V in turn
   unsigned bad_boxes[Traits::kStages];   // boxes of a tile of K whose page id was out of range
   float2 state[Traits::kConsumers][16];  // maximum and sum of each warp's share
-  std::int64_t row;                      // of the item
+  Item item;                             // but for its entries
   int last_arrival;
   // Parts of the rows that this CTA of a cluster finishes, [split][row].
   ptx::Mbarrier exchange_full;
@@ -75,19 +88,6 @@ constexpr int attend_shared_bytes() {
   return 1024 + Traits::kStages * Traits::kTileBytes +
          static_cast<int>(sizeof(AttendShared<Traits>));
 }
-
-/// What this CTA computes.
-struct Item {
-  int request;
-  int token;
-  std::int64_t row;  // token + first row of the request
-  int head;          // KV head
-  int tile;          // of 16 query heads in the group
-  int split;
-  int visible;      // keys that the row sees
-  int num_entries;  // blocks of the row, all splits
-  int begin, end;   // entries of this split
-};
 
 /// The item of this CTA, as far as the grid tells.
 __device__ __forceinline__ Item make_item(const AttendParams& p) {
@@ -138,26 +138,25 @@ __device__ __forceinline__ void read_list(const AttendParams& p, const RequestRe
   if (lane == 0) s.num_ids = kept;
 }
 
-/// Finds the row's blocks. All threads of the CTA call it; threads below kSelectThreads select,
-/// with candidates where the ring will be.
+/// a / b, quickly where b is a power of two.
+__device__ __forceinline__ int divide(int a, int b) {
+  return (b & (b - 1)) == 0 ? a >> (__ffs(b) - 1) : a / b;
+}
+
+/// Finds the row's blocks, with a selection's scratch where the ring will be. All threads of the
+/// CTA call it.
 template <class Traits>
 __device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
-                                            Item& item, AttendShared<Traits>& shared,
+                                            Item& item, SelectRow row, AttendShared<Traits>& shared,
                                             std::uint8_t* stages, bool rehearsal) {
-  item.visible = visible_keys(r, item.token, p.select.batch.causal != 0);
   if (p.blocks == Blocks::All) {
     item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
   } else if (p.blocks == Blocks::Scored) {
-    SelectRow row = select_row(p.select, r, item.token, item.head);
     if (rehearsal) {
       row.orders = static_cast<const std::uint32_t*>(p.q) + item.row * p.stride_q_t / 2;
       row.visible = min(row.visible, Traits::kDim / 2);
     }
-    if (threadIdx.x < kSelectThreads) {
-      select_topk(shared.select, stages, row, p.select.topk, p.select.lanes, threadIdx.x,
-                  kBarrierConsumers);
-    }
-    __syncthreads();
+    select_topk(shared.select, stages, row, p.select.topk, p.select.lanes, threadIdx.x);
     if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
       store_selection(p.select, shared.select, item.row, item.head, row.first,
                       shared.select.num_ids, threadIdx.x);
@@ -168,7 +167,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
     __syncthreads();
     item.num_entries = shared.select.num_ids;
   }
-  const int share = item.num_entries / p.splits;
+  const int share = divide(item.num_entries, p.splits);
   const int longer = item.num_entries - share * p.splits;  // splits that take one block more
   item.begin = share * item.split + min(item.split, longer);
   item.end = item.begin + share + (item.split < longer ? 1 : 0);
@@ -284,14 +283,13 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[Traits::kKeyTiles]
 template <class Traits>
 __device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeyTiles][4], int visible,
                                             unsigned bad_boxes, int page_size, int warp, int lane) {
-  const int box_shift = __ffs(box_tokens(Traits::kBlock, page_size)) - 1;
+  const int shift = box_shift(Traits::kBlock, page_size);
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int key = warp * Traits::kKeys + tile * 8 + (lane & 3) * 2 + (j & 1);
-      if (key >= visible || ((bad_boxes >> (key >> box_shift)) & 1) != 0)
-        scores[tile][j] = -INFINITY;
+      if (key >= visible || ((bad_boxes >> (key >> shift)) & 1) != 0) scores[tile][j] = -INFINITY;
     }
   }
 }
@@ -435,10 +433,6 @@ __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared
   for (int half = 0; half < 2; ++half) {
     s.sum[half] = quad::sum(s.sum[half]);
     if ((lane & 3) == 0) shared.state[warp][lane / 4 + half * 8] = {s.best[half], s.sum[half]};
-  }
-  ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);  // every warp has left the ring
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
     float* row = scratch + (warp * 16 + lane / 4 + half * 8) * Traits::kMergePitch + (lane & 3) * 2;
 #pragma unroll
     for (int i = 0; i < Traits::kDimTiles; ++i) {
@@ -472,7 +466,6 @@ template <class Traits>
 __device__ __forceinline__ void join_warps(RowEighth<Traits>& part,
                                            const AttendShared<Traits>& shared, const float* scratch,
                                            float scale_log2, int thread) {
-  ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
   const int row = thread / 8;
   part = empty_part<RowEighth<Traits>::kGroups>();
 #pragma unroll
@@ -582,16 +575,19 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
   }
 }
 
+/// Logarithm of the rows that a CTA of a cluster finishes.
+__device__ __forceinline__ int rows_shift(int splits) { return 5 - __ffs(splits); }
+
 /// Hands this split's part of every row to the CTA of the cluster that finishes the row, and waits
 /// for its own.
 template <class Traits>
 __device__ __forceinline__ void exchange_parts(const AttendParams& p, const Item& item,
                                                const RowEighth<Traits>& part,
                                                AttendShared<Traits>& shared, int thread) {
-  const int rows = 16 / p.splits;  // that a CTA finishes
+  const int shift = rows_shift(p.splits);
   const int row = thread / 8;
-  const int owner = row / rows;
-  const int slot = item.split * rows + row % rows;
+  const int owner = row >> shift;
+  const int slot = (item.split << shift) + row - (owner << shift);
   ptx::barrier_cluster_wait();  // every CTA's barrier is ready
   const std::uint32_t out = ptx::mapa(&shared.exchange[slot][part_column(thread)], owner);
   const std::uint32_t full = ptx::mapa(&shared.exchange_full, owner);
@@ -612,7 +608,7 @@ __device__ __forceinline__ void finish_rows(const AttendParams& p, const Item& i
                                             int thread) {
   constexpr int kFours = Traits::kDim / 4;  // of columns in a row
   constexpr int kMostSplits = 8;
-  const int rows = 16 / p.splits;
+  const int rows = 1 << rows_shift(p.splits);
 #pragma unroll 1
   for (int at = thread; at < rows * kFours; at += Traits::kConsumers * 32) {
     const int row = at / kFours;
@@ -660,23 +656,29 @@ __device__ __forceinline__ void store_padding(const AttendParams& p, const Reque
   }
 }
 
-/// Warps 0 to 3: an item from its blocks' tiles to its rows of the output.
+/// An item from its blocks' tiles to its rows of the output. All threads of the CTA call it.
 template <class Traits>
-__device__ __forceinline__ void attend_item(const AttendParams& p, Item item,
-                                            AttendShared<Traits>& shared, std::uint8_t* stages,
-                                            bool rehearsal, int warp, int lane) {
+__device__ __forceinline__ void attend_item(const AttendParams& p, const RequestRecord& r,
+                                            Item item, AttendShared<Traits>& shared,
+                                            std::uint8_t* stages, bool rehearsal, int warp,
+                                            int lane) {
+  const bool consumes = warp < Traits::kConsumers;
   WarpState<Traits> state;
   reset_output<Traits>(state);
-  if (!rehearsal) {
+  if (!consumes) {
+    produce<Traits>(p, r, item, shared, stages, rehearsal, lane);
+  } else if (!rehearsal) {
     load_query<Traits>(state, p, item, lane);
     consume<Traits>(state, p, item, shared, stages, warp, lane);
   }
-  float* scratch = reinterpret_cast<float*>(stages);  // the ring is done with
-  publish_share<Traits>(state, shared, scratch, threadIdx.x);
+  float* scratch = reinterpret_cast<float*>(stages);
+  __syncthreads();  // every warp has left the ring
+  if (consumes) publish_share<Traits>(state, shared, scratch, threadIdx.x);
+  __syncthreads();
+  if (!consumes) return;
   RowEighth<Traits> part;
   join_warps<Traits>(part, shared, scratch, p.scale_log2, threadIdx.x);
-  item = make_item(p);  // read again rather than kept in registers
-  item.row = shared.row;
+  item = shared.item;  // read again rather than kept in registers
   if (clusters(p.splits)) {
     if (!rehearsal) exchange_parts<Traits>(p, item, part, shared, threadIdx.x);
     return finish_rows<Traits>(p, item, shared, rehearsal, threadIdx.x);
@@ -723,18 +725,17 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     Item item = make_item(p);
     const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
     item.row = r.q_begin + item.token;
-    if (threadIdx.x == 0) shared.row = item.row;
+    item.visible = visible_keys(r, item.token, p.select.batch.causal != 0);
+    SelectRow row{};
+    if (p.blocks == Blocks::Scored) row = select_row(p.select, r, item.token, item.head);
+    if (threadIdx.x == 0) shared.item = item;
     if (!rehearsal) {
       ptx::griddepcontrol_wait();
       store_padding<Traits>(p, r, item, threadIdx.x);
     }
     if (item.token >= r.seqlen_q) continue;  // and with it the whole cluster
-    find_blocks<Traits>(p, r, item, shared, stages, rehearsal);
-    if (warp < Traits::kConsumers) {
-      attend_item<Traits>(p, item, shared, stages, rehearsal, warp, lane);
-    } else {
-      produce<Traits>(p, r, item, shared, stages, rehearsal, lane);
-    }
+    find_blocks<Traits>(p, r, item, row, shared, stages, rehearsal);
+    attend_item<Traits>(p, r, item, shared, stages, rehearsal, warp, lane);
     if (rehearsal) __syncthreads();
   }
 }

@@ -154,7 +154,7 @@ __device__ __forceinline__ unsigned produce_step(const ScoreParams& p, const Req
                                                  ScoreShared<Traits>& shared, std::uint8_t* stages,
                                                  std::uint64_t policy, int lane) {
   const int box_rows = box_tokens(kScoreStep, p.batch.page_size);
-  const int boxes = kScoreStep / box_rows;
+  const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
   KeyBox box;
   if (lane < boxes) box = locate_key_box<kScoreStep>(p.batch, r, request, step, lane);
   const unsigned bad = __ballot_sync(0xffffffffu, lane < boxes && box.bad);
@@ -371,7 +371,7 @@ __device__ __forceinline__ void score_steps(const ScoreParams& p, ScoreShared<Tr
   constexpr int kConsumerThreads = Traits::kConsumers * 32;
   constexpr int kBarrierConsumers = 1;
   const int head_k = static_cast<int>(blockIdx.y);
-  const int box_shift = __ffs(box_tokens(kScoreStep, p.batch.page_size)) - 1;
+  const int shift = box_shift(kScoreStep, p.batch.page_size);  // keys of a box
   int wanted = likely_request(p);  // its queries arrive while the first step is loaded
   int request = -1;
   RequestRecord r{};
@@ -404,7 +404,7 @@ __device__ __forceinline__ void score_steps(const ScoreParams& p, ScoreShared<Tr
     unsigned bad = note.bad_boxes;
     if (bad != 0) {
       const int key = warp * Traits::kKeys;
-      bad = ((bad >> (key >> box_shift)) & 1) | ((bad >> ((key + 16) >> box_shift)) & 1) << 1;
+      bad = ((bad >> (key >> shift)) & 1) | ((bad >> ((key + 16) >> shift)) & 1) << 1;
     }
     float best[Traits::kTiles][2];
     reduce_keys<Traits>(best, keys, q, note.step * kScoreStep + warp * Traits::kKeys, bad, lane);

@@ -162,18 +162,19 @@ __device__ __forceinline__ void rank_few(SelectStorage& s, const unsigned long l
     s.ids[below] = select_block(key);
     s.chosen[below] = key;
   }
-  __syncwarp();  // the lanes go to the next barrier together
 }
 
-/// Ranks any number of candidates.
+/// Ranks any number of candidates. All threads of the CTA call it.
 __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long long* candidates,
-                                          int topk, int thread, int barrier) {
+                                          int topk, int thread) {
   const int count = s.num_candidates;
-  for (int i = thread; i < count; i += kSelectThreads) {
-    const int rank = count_larger(candidates, count, candidates[i]);
-    if (rank < topk) s.maxima[rank] = candidates[i];  // every warp has its bound
+  if (thread < kSelectThreads) {
+    for (int i = thread; i < count; i += kSelectThreads) {
+      const int rank = count_larger(candidates, count, candidates[i]);
+      if (rank < topk) s.maxima[rank] = candidates[i];  // every warp has its bound
+    }
   }
-  ptx::bar_sync(barrier, kSelectThreads);
+  __syncthreads();
   if (thread < s.num_ids) {
     const unsigned long long key = s.maxima[thread];
     int below = 0;
@@ -182,35 +183,43 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
     s.ids[below] = select_block(key);
     s.chosen[below] = key;
   }
-  __syncwarp();
 }
 
-/// Leaves in `s` the selected blocks, ascending, and their keys in the same order; they are there
-/// behind the caller's next barrier. Called by threads 0 to kSelectThreads - 1, which meet on named
-/// barrier `barrier`; `lanes` as in SelectParams.
+/// Leaves in `s` the selected blocks, ascending, and their keys in the same order. All threads of
+/// the CTA call it, those below kSelectThreads select; `lanes` as in SelectParams.
 __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, const SelectRow& row,
-                                            int topk, int lanes, int thread, int barrier) {
+                                            int topk, int lanes, int thread) {
   const Segment segment{static_cast<uint4*>(scratch)};
   auto* candidates = reinterpret_cast<unsigned long long*>(segment.fours + kSegmentBlocks / 4);
-  unsigned long long best = 0;
+  const bool selects = thread < kSelectThreads;
+  if (selects) {
+    unsigned long long best = 0;
 #pragma unroll 1
-  for (int first = 0; first < row.visible; first += kSegmentBlocks)
-    best = segment.fetch(row, first, best, thread);
-  for (int distance = 1; distance < lanes; distance *= 2)
-    best = max(best, __shfl_xor_sync(0xffffffffu, best, distance));
-  if (thread % lanes == 0) s.maxima[thread / lanes] = best;
-  if (thread < 32) candidates[thread] = 0;
-  if (thread == 0) {
-    s.num_candidates = 0;
-    s.num_ids = min(topk, row.visible);
+    for (int first = 0; first < row.visible; first += kSegmentBlocks)
+      best = segment.fetch(row, first, best, thread);
+    for (int distance = 1; distance < lanes; distance *= 2)
+      best = max(best, __shfl_xor_sync(0xffffffffu, best, distance));
+    if (thread % lanes == 0) s.maxima[thread / lanes] = best;
+    if (thread < 32) candidates[thread] = 0;
+    if (thread == 0) {
+      s.num_candidates = 0;
+      s.num_ids = min(topk, row.visible);
+    }
   }
-  ptx::bar_sync(barrier, kSelectThreads);
-  const unsigned long long bound = find_bound(s.maxima, kSelectThreads / lanes, topk, thread % 32);
-  keep_candidates(s, candidates, row, segment, bound, thread);
-  ptx::fence_proxy_async_shared();  // the copy engine may write where the scratch was
-  ptx::bar_sync(barrier, kSelectThreads);
-  if (s.num_candidates > 32) return rank_many(s, candidates, topk, thread, barrier);
-  if (thread < 32) rank_few(s, candidates, topk, thread);
+  __syncthreads();
+  if (selects) {
+    const unsigned long long bound =
+        find_bound(s.maxima, kSelectThreads / lanes, topk, thread % 32);
+    keep_candidates(s, candidates, row, segment, bound, thread);
+    ptx::fence_proxy_async_shared();  // the copy engine may write where the scratch was
+  }
+  __syncthreads();
+  if (s.num_candidates > 32) {
+    rank_many(s, candidates, topk, thread);
+  } else if (thread < 32) {
+    rank_few(s, candidates, topk, thread);
+  }
+  __syncthreads();
 }
 
 /// Writes a row of ids (global) and chosen scores from `s`; a row without request passes num_ids 0.

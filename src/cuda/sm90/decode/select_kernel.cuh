@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
   if (token >= r.seqlen_q) return;
   const SelectRow row = select_row(p, r, token, head);
-  select_topk(storage, scratch, row, p.topk, p.lanes, threadIdx.x, 0);
-  __syncthreads();
+  select_topk(storage, scratch, row, p.topk, p.lanes, threadIdx.x);
   store_selection(p, storage, r.q_begin + token, head, row.first, storage.num_ids, threadIdx.x);
 }
 

@@ -105,7 +105,7 @@ class Consumer {
 
   __device__ __forceinline__ void mask(int limit, unsigned bad) {
     const int column = fragment_column(thread_);
-    const int shift = __ffs(box_tokens(kBlock, params_.batch.page_size)) - 1;
+    const int shift = box_shift(kBlock, params_.batch.page_size);
 #pragma unroll
     for (int x = 0; x < kScores; ++x) {
       const int key = (x >> 2) * 8 + column + (x & 1);

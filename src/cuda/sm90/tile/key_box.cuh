@@ -19,6 +19,12 @@ __host__ __device__ constexpr int box_tokens(int block, int page_size) {
   return page_size == 0 || page_size > block ? block : page_size;
 }
 
+/// Its logarithm: a box is a power of two, as blocks are. Divisions take long where one warp does
+/// one thing after the other.
+__device__ __forceinline__ int box_shift(int block, int page_size) {
+  return __ffs(box_tokens(block, page_size)) - 1;
+}
+
 /// Where one box starts: coordinates of the map that make_key_map made.
 struct KeyBox {
   int token = 0;  // in its page, or the row of ragged keys
@@ -37,9 +43,10 @@ __device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
                                                  int block, int box) {
   const int first = block * kBlock;  // keys of a request are fewer than 2^30
   if (batch.page_size == 0) return {static_cast<int>(request.k_begin + first), 0, false};
-  const int token = first + box * box_tokens(kBlock, batch.page_size);
+  const int shift = box_shift(kBlock, batch.page_size);
+  const int token = first + (box << shift);
   if (token >= request.seqlen_k) return {0, kNoPage, false};
-  const int page = batch.page_size == kBlock ? block : token / batch.page_size;
+  const int page = batch.page_size <= kBlock ? token >> shift : token / batch.page_size;
   const int id = load_page(batch, request_idx, page);
   const bool bad = id < 0 || id >= batch.num_pages;
   return {token - page * batch.page_size, bad ? kNoPage : id, bad};
@@ -48,7 +55,7 @@ __device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
 /// Lanes of a warp that issue something for a block of kPanels panels.
 template <int kBlock, int kPanels>
 __device__ __forceinline__ int key_box_lanes(int page_size) {
-  return kBlock / box_tokens(kBlock, page_size) * kPanels;
+  return (kBlock >> box_shift(kBlock, page_size)) * kPanels;
 }
 
 /// One lane's share of a block: call on every lane below key_box_lanes with box = lane / kPanels
