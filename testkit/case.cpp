@@ -84,6 +84,7 @@ const Names<Corrupt>& names_of(Corrupt) {
                                     {"start_not_zero", Corrupt::StartNotZero},
                                     {"start_past_end", Corrupt::StartPastEnd},
                                     {"keys_past_end", Corrupt::KeysPastEnd},
+                                    {"key_start_past_end", Corrupt::KeyStartPastEnd},
                                     {"key_offset", Corrupt::KeyOffset}};
   return names;
 }

@@ -82,6 +82,7 @@ enum class Corrupt : std::uint8_t {
   StartNotZero,     // cu_seqlens_q begins behind 0
   StartPastEnd,     // cu_seqlens_q ends behind the rows of q
   KeysPastEnd,      // a ragged request's keys end behind the rows of k
+  KeyStartPastEnd,  // cu_seqlens_k ends behind the rows of k, though every request's keys fit
   KeyOffset,        // a shard's offset is no multiple of the block size
 };
 

@@ -102,6 +102,13 @@ class Spoiler {
     return {.request = requests_.back().index};
   }
 
+  PlantedFault key_start_past_end() {
+    if (!o_.batch.cu_seqlens_k || requests_.empty())
+      nothing_to_spoil(spec_, "requests in a pool of ragged keys");
+    set(o_.batch.cu_seqlens_k, spec_.pool + 1, spec_.requests());
+    return {.request = requests_.back().index};
+  }
+
   PlantedFault key_offset() {
     if (!o_.batch.key_offsets) nothing_to_spoil(spec_, "a shard");
     set(o_.batch.key_offsets, int_at(o_.batch.key_offsets, 0) + 1, 0);
@@ -194,6 +201,8 @@ PlantedFault corrupt(const Case& spec, Problem& problem, Operands& operands) {
       return spoil.start(spec.requests(), spec.rows() + spec.slack + 1);
     case Corrupt::KeysPastEnd:
       return spoil.last_key_row();
+    case Corrupt::KeyStartPastEnd:
+      return spoil.key_start_past_end();
     case Corrupt::KeyOffset:
       return spoil.key_offset();
   }

@@ -94,10 +94,13 @@ __device__ __forceinline__ RequestRecord load_request(const BatchParams& batch, 
     const std::int64_t start =
         batch.cu_seqlens_k.data != nullptr ? load(batch.cu_seqlens_k, b) : k_begin;
     r.k_begin = clamp64(start, 0, batch.num_rows_k);
-    if (batch.cu_seqlens_k.data != nullptr)
-      capacity = min(capacity, load(batch.cu_seqlens_k, b + 1) - start);
-    capacity = clamp64(capacity, 0, batch.num_rows_k - r.k_begin);
     *length_fault = r.k_begin != start;
+    if (batch.cu_seqlens_k.data != nullptr) {
+      const std::int64_t end_k = load(batch.cu_seqlens_k, b + 1);
+      capacity = min(capacity, end_k - start);
+      *length_fault |= end_k > batch.num_rows_k;
+    }
+    capacity = clamp64(capacity, 0, batch.num_rows_k - r.k_begin);
   }
   r.seqlen_k = static_cast<int>(clamp64(seqlen_k, 0, capacity));
   *length_fault = (batch.page_size == 0 && *length_fault) || r.q_begin != begin ||
@@ -122,6 +125,33 @@ __device__ __forceinline__ RequestRecord load_request(const BatchParams& batch, 
     r.total_k = total;
   }
   return r;
+}
+
+/// load_request for the first kernel of a run, in which one thread a request `reports` what is
+/// wrong with it.
+__device__ __forceinline__ RequestRecord check_request(const BatchParams& batch, int b,
+                                                       std::int64_t k_begin, bool reports) {
+  bool length_fault = false;
+  bool offset_fault = false;
+  const RequestRecord r = load_request(batch, b, k_begin, &length_fault, &offset_fault);
+  if (b == 0 && r.q_begin != 0) length_fault = true;
+  if (reports && length_fault) report(batch.status, b, -1, FaultKind::Length);
+  if (reports && offset_fault) report(batch.status, b, -1, FaultKind::Offset);
+  return r;
+}
+
+/// The same for a batch without requests: its rows must begin at 0, too. One thread.
+__device__ __forceinline__ void check_empty_batch(const BatchParams& batch) {
+  if (batch.batch == 0 && batch.cu_seqlens_q.data != nullptr && load(batch.cu_seqlens_q, 0) != 0)
+    report(batch.status, 0, -1, FaultKind::Length);
+}
+
+/// Keys of request b where their rows follow each other without cu_seqlens_k; nonsense counts as
+/// none.
+__device__ __forceinline__ std::int64_t rows_of(const BatchParams& batch, int b) {
+  if (batch.page_size != 0 || batch.cu_seqlens_k.data != nullptr || batch.seqlens_k.data == nullptr)
+    return 0;
+  return clamp64(load(batch.seqlens_k, b), 0, batch.max_seqlen_k);
 }
 
 }  // namespace msa::cuda

@@ -107,6 +107,8 @@ TEST_P(Hostile, CorruptedContents) {
       "op=invert" + shape + lengths,
       "op=dense|sparse|msa|scores|select heads=2/2 dim=32 block=16 topk=3 lens=20:150 "
       "corrupt=keys_past_end",
+      "op=dense|sparse|msa|scores|select heads=2/2 dim=32 block=16 topk=3 lens=3:3,20:150 pool=190 "
+      "corrupt=key_start_past_end",
   });
 }
 

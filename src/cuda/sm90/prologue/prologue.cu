@@ -10,24 +10,6 @@ namespace {
 
 constexpr int kThreads = 1024;
 
-__device__ RequestRecord read_checked(const BatchParams& batch, int b, std::int64_t k_begin) {
-  bool length_fault = false;
-  bool offset_fault = false;
-  const RequestRecord r = load_request(batch, b, k_begin, &length_fault, &offset_fault);
-  if (b == 0 && r.q_begin != 0) length_fault = true;
-  if (length_fault) report(batch.status, b, -1, FaultKind::Length);
-  if (offset_fault) report(batch.status, b, -1, FaultKind::Offset);
-  return r;
-}
-
-/// Keys of request b where their rows follow each other without cu_seqlens_k; nonsense counts as
-/// none.
-__device__ std::int64_t rows_of(const BatchParams& batch, int b) {
-  if (batch.page_size != 0 || batch.cu_seqlens_k.data != nullptr || batch.seqlens_k.data == nullptr)
-    return 0;
-  return clamp64(load(batch.seqlens_k, b), 0, batch.max_seqlen_k);
-}
-
 /// Last of `starts[0 .. kThreads)` that is not above `tile`: the request of a tile.
 __device__ int owner_of(const std::int64_t* starts, std::int64_t tile) {
   int low = 0;
@@ -66,6 +48,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
   if (threadIdx.x == 0) *params.batch.status = kNoFault;
   for (int i = threadIdx.x; i < params.num_counters; i += kThreads) params.counters[i] = 0;
   __syncthreads();
+  if (threadIdx.x == 0) check_empty_batch(params.batch);
   std::int64_t rows_before = 0;
   std::int64_t blocks_before = 0;
   std::int64_t tiles_before = 0;
@@ -79,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
     int seqlen_q = 0;
     std::int64_t blocks = 0;
     if (exists) {
-      const RequestRecord r = read_checked(params.batch, b, k_begin);
+      const RequestRecord r = check_request(params.batch, b, k_begin, true);
       params.requests[b] = r;
       seqlen_q = r.seqlen_q;
       blocks = ceil_div(r.seqlen_k, params.batch.block_size);

@@ -3,6 +3,8 @@
 // writes its share of them.
 #include "cuda/sm90/select/query_tile.h"
 
+#include <algorithm>
+
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/ptx/barrier.cuh"
@@ -51,13 +53,6 @@ __device__ RequestRecord padding_rows(const BatchParams& batch) {
   return r;
 }
 
-/// Keys of request b where their rows follow each other without cu_seqlens_k.
-__device__ std::int64_t key_rows(const BatchParams& batch, std::int64_t b) {
-  if (b >= batch.batch || batch.page_size != 0) return 0;
-  if (batch.cu_seqlens_k.data != nullptr || batch.seqlens_k.data == nullptr) return 0;
-  return clamp64(load(batch.seqlens_k, b), 0, batch.max_seqlen_k);
-}
-
 /// Writes tiles [first_tile, first_tile + tiles) of the requests in shared memory, a thread a tile,
 /// CTAs in turn.
 __device__ void write_tiles(const BatchParams& batch, const Shared& shared, std::int64_t request0,
@@ -87,24 +82,18 @@ __global__ void __launch_bounds__(kThreads)
                 std::int64_t num_counters) {
   __shared__ Shared shared;
   ptx::griddepcontrol_launch_dependents();
+  if (blockIdx.x == 0 && threadIdx.x == 0) check_empty_batch(batch);
   std::int64_t first_tile = 0;
   std::int64_t k_begin = 0;
   for (std::int64_t request0 = 0; request0 <= batch.batch; request0 += kThreads) {
     const std::int64_t b = request0 + threadIdx.x;
     std::int64_t total_keys;
     const std::int64_t keys_before =
-        exclusive_sum(key_rows(batch, b), shared.warp_sums[0], &total_keys);
+        exclusive_sum(b < batch.batch ? rows_of(batch, static_cast<int>(b)) : 0,
+                      shared.warp_sums[0], &total_keys);
     RequestRecord record{};
     if (b < batch.batch) {
-      bool length_fault = false;
-      bool offset_fault = false;
-      record = load_request(batch, static_cast<int>(b), k_begin + keys_before, &length_fault,
-                            &offset_fault);
-      if (b == 0 && record.q_begin != 0) length_fault = true;
-      if (blockIdx.x == 0 && length_fault)
-        report(batch.status, static_cast<int>(b), -1, FaultKind::Length);
-      if (blockIdx.x == 0 && offset_fault)
-        report(batch.status, static_cast<int>(b), -1, FaultKind::Offset);
+      record = check_request(batch, static_cast<int>(b), k_begin + keys_before, blockIdx.x == 0);
     } else if (b == batch.batch) {
       record = padding_rows(batch);
     }
@@ -132,8 +121,9 @@ __global__ void __launch_bounds__(kThreads)
 void launch_query_tiles(const BatchParams& batch, int tokens_per_tile, std::int64_t num_tiles,
                         QueryTile* tiles, unsigned* counters, std::int64_t num_counters,
                         cudaStream_t stream) {
+  // One at least: lengths are checked where there is no row, too.
   const auto ctas =
-      static_cast<unsigned>(std::min(kMaxCtas, (num_tiles + kThreads - 1) / kThreads));
+      static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(num_tiles, kThreads), 1, kMaxCtas));
   launch_kernel(query_tiles, {.grid = ctas, .block = kThreads, .stream = stream}, batch,
                 tokens_per_tile, num_tiles, tiles, counters, num_counters);
 }
