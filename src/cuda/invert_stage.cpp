@@ -43,24 +43,17 @@ void InvertStage::run(const Problem& problem, const core::Call& call, void* work
   // Of this call: the counters of tiles that it cannot have need no clearing.
   const auto tiles =
       static_cast<int>(sm90::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
-  sm90::prologue::launch({.batch = batch,
-                          .requests = requests_.in(workspace),
-                          .tiles = tiles_.in(workspace),
-                          .num_tiles = num_tiles_.in(workspace),
-                          .first_tiles = first_tiles_.in(workspace),
-                          .first_blocks = first_blocks_.in(workspace),
-                          .max_tiles = tiles,
-                          .tokens_per_tile = tokens_per_tile_},
-                         stream);
+  const sm90::prologue::Params tables{.batch = batch,
+                                      .requests = requests_.in(workspace),
+                                      .tiles = tiles_.in(workspace),
+                                      .num_tiles = num_tiles_.in(workspace),
+                                      .first_tiles = first_tiles_.in(workspace),
+                                      .first_blocks = first_blocks_.in(workspace),
+                                      .max_tiles = tiles,
+                                      .tokens_per_tile = tokens_per_tile_};
+  sm90::prologue::launch(tables, stream);
   const Tensor& ids = call.block_ids_in;
-  sm90::invert::launch({.batch = batch,
-                        .requests = requests_.in(workspace),
-                        .tiles = tiles_.in(workspace),
-                        .num_tiles = num_tiles_.in(workspace),
-                        .first_tiles = first_tiles_.in(workspace),
-                        .first_blocks = first_blocks_.in(workspace),
-                        .max_tiles = tiles,
-                        .tokens_per_tile = tokens_per_tile_,
+  sm90::invert::launch({.tables = tables,
                         .heads = static_cast<int>(problem.heads_kv),
                         .topk = static_cast<int>(problem.topk),
                         .max_blocks = max_blocks_,

@@ -43,6 +43,11 @@ struct ListHeader {
   int masked;
 };
 
+/// Where a tile's list for one KV head stands among those of a launch of `tile_limit` tiles.
+__host__ __device__ constexpr std::int64_t list_index(int tile_limit, int head, int slot) {
+  return std::int64_t{head} * tile_limit + slot;
+}
+
 struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;      // [B]

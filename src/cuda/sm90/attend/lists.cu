@@ -208,7 +208,7 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
   __syncwarp();
   sort(keys, padded);
   const int least = visible_keys(source.request, source.tile.first, params.batch.causal != 0);
-  const std::int64_t list = static_cast<std::int64_t>(head) * params.tile_limit + slot;
+  const std::int64_t list = list_index(params.tile_limit, head, slot);
   return write_entries(keys, padded, least, params.batch.block_size,
                        params.entries + list * params.tokens_per_tile * params.topk);
 }
@@ -225,8 +225,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (slot >= tiles) return;
   auto* place = reinterpret_cast<std::byte*>(shared) + warp * warp_bytes(padded);
   const ListHeader header = build(params, slot, head, place, padded);
-  if ((threadIdx.x & 31) == 0)
-    params.headers[static_cast<std::int64_t>(head) * params.tile_limit + slot] = header;
+  if ((threadIdx.x & 31) == 0) params.headers[list_index(params.tile_limit, head, slot)] = header;
 }
 
 }  // namespace

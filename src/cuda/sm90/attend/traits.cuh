@@ -88,15 +88,13 @@ __device__ __forceinline__ int launch_tiles(const Params& params) {
 
 /// The list of a tile of the launch for one KV head.
 __device__ __forceinline__ const ListHeader& list_header(const Params& params, int head, int slot) {
-  return params.list_headers[static_cast<std::int64_t>(head) * params.tile_limit + slot];
+  return params.list_headers[list_index(params.tile_limit, head, slot)];
 }
 
 /// The tile's share of its list.
 __device__ __forceinline__ const ListEntry* list_of(const Params& params, const Job& job) {
   return params.list_entries +
-         (static_cast<std::int64_t>(job.head) * params.tile_limit + job.slot) *
-             params.list_capacity +
-         job.first;
+         list_index(params.tile_limit, job.head, job.slot) * params.list_capacity + job.first;
 }
 
 /// Entry `i` of the tile's share of its list.

@@ -21,14 +21,7 @@ struct HeadRows {
 };
 
 struct Params {
-  BatchParams batch{};
-  const RequestRecord* requests = nullptr;      // [B]
-  const prologue::TileRecord* tiles = nullptr;  // [max_tiles]
-  const int* num_tiles = nullptr;
-  const int* first_tiles = nullptr;            // [B]
-  const std::int64_t* first_blocks = nullptr;  // [B + 1]
-  int max_tiles = 0;
-  int tokens_per_tile = 1;
+  prologue::Params tables{};  // the batch, and what the prologue wrote about it
   int heads = 1;          // Hkv
   int topk = 1;           // ids of a list
   int max_blocks = 0;     // of one request

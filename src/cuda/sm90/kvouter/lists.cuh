@@ -16,8 +16,7 @@ __device__ __forceinline__ int tiles_in(const Params& p, int begin, int limit) {
 /// blocks for the union kernel.
 __device__ __forceinline__ bool takes(const Params& p, int head, int slot) {
   return slot < tiles_in(p, p.tile_begin, p.tile_limit) &&
-         p.list_headers[static_cast<std::int64_t>(head) * p.tile_limit + slot].blocks >
-             p.longest_list;
+         p.list_headers[attend::list_index(p.tile_limit, head, slot)].blocks > p.longest_list;
 }
 
 /// Rows of a chunk's inverse.
