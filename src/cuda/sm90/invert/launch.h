@@ -22,10 +22,10 @@ struct HeadRows {
 
 struct Params {
   prologue::Params tables{};  // the batch, and what the prologue wrote about it
-  int heads = 1;          // Hkv
-  int topk = 1;           // ids of a list
-  int max_blocks = 0;     // of one request
-  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
+  int heads = 1;              // Hkv
+  int topk = 1;               // ids of a list
+  int max_blocks = 0;         // of one request
+  IntVector block_ids{};      // [T, Hkv, k]: stride is that of the slots
   std::int64_t stride_ids_t = 0;
   std::int64_t stride_ids_h = 0;
   int* counts = nullptr;         // [max_tiles, Hkv, max_blocks]: scratch
