@@ -130,7 +130,8 @@ class StepFinder {
 };
 
 /// How the steps are dealt out: CTA c takes numbers c * fixed to (c + 1) * fixed - 1, what lies
-/// behind those of all CTAs is claimed, `claim` at a time.
+/// behind those of all CTAs, a quarter at most and what did not divide, is claimed, `claim` at a
+/// time.
 struct Deal {
   std::int64_t fixed;
   int claim;
@@ -141,7 +142,7 @@ struct Deal {
     const std::int64_t each =
         small ? static_cast<unsigned>(total) / static_cast<unsigned>(ctas) : total / ctas;
     const bool claims = small && each >= 4;
-    fixed = claims ? each * 3 / 4 : ceil_div(total, std::int64_t{ctas});
+    fixed = claims ? each - each / 4 : ceil_div(total, std::int64_t{ctas});
     claim = each < 16 ? 1 : each < 64 ? 4 : each < 192 ? 8 : 16;
   }
 };
