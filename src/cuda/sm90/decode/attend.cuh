@@ -53,7 +53,7 @@ struct AttendTraits {
                 "so does the scratch of a selection");
 };
 
-inline constexpr int kBarrierConsumers = 1;  // 0 is __syncthreads
+enum NamedBarrier : int { kBarrierConsumers = 1 };  // 0 is __syncthreads
 
 /// What this CTA computes.
 struct Item {
@@ -143,8 +143,8 @@ __device__ __forceinline__ int divide(int a, int b) {
   return (b & (b - 1)) == 0 ? a >> (__ffs(b) - 1) : a / b;
 }
 
-/// Finds the row's blocks, with a selection's scratch where the ring will be. All threads of the
-/// CTA call it.
+/// Finds the row's blocks; `row` is what a selection chooses from, with its scratch where the ring
+/// will be. All threads of the CTA call it.
 template <class Traits>
 __device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
                                             Item& item, SelectRow row, AttendShared<Traits>& shared,
