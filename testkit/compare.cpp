@@ -119,7 +119,7 @@ class Stage {
     const Operands& e = answer.operands();
     const std::int64_t at = row.row - answer.part().row_begin;
     if (o_.out && p_.op != Op::MergeStates) {
-      const std::int64_t group = p_.heads_q / p_.heads_kv;
+      const std::int64_t group = p_.attention.heads_q / p_.attention.heads_kv;
       for (std::int64_t h = 0; h < e.out.shape[1] / group; ++h) {
         attention_row(row, first + h, narrow(e.out, 0, at, 1),
                       e.lse ? narrow(e.lse, 0, at, 1) : e.lse, first, found);
@@ -195,15 +195,13 @@ class Stage {
     return keys;
   }
 
-  double lse_tolerance(double expected) const {
-    return 1e-5 * std::max(1.0, std::fabs(expected));
-  }
+  double lse_tolerance(double expected) const { return 1e-5 * std::max(1.0, std::fabs(expected)); }
 
   /// Every query head of one KV head. `out` and `lse` are the oracle's, [1, heads, ...], from KV
   /// head `first` on.
   void attention_row(const Row& row, std::int64_t kv_head, const Tensor& out, const Tensor& lse,
                      std::int64_t first, Findings& found) const {
-    const std::int64_t group = p_.heads_q / p_.heads_kv;
+    const std::int64_t group = p_.attention.heads_q / p_.attention.heads_kv;
     const PlainResult plain =
         plain_attention(p_, o_, *row.request, row.row, kv_head, keys_of(row, kv_head));
     for (std::int64_t g = 0; g < group; ++g) {
@@ -211,7 +209,7 @@ class Stage {
       const std::int64_t at = (kv_head - first) * group + g;
       const float* expected = reinterpret_cast<const float*>(address(out, 0, at));
       const auto plain_of = [&](int variant) {
-        return &plain.out[(variant * group + g) * p_.value_dim];
+        return &plain.out[(variant * group + g) * p_.attention.value_dim];
       };
       double plain_error = 0;
       for (int variant = 0; variant < plain.variants; ++variant) {
@@ -238,7 +236,7 @@ class Stage {
   /// Largest distance where both are finite.
   double distance(const float* a, const float* b) const {
     double largest = 0;
-    for (std::int64_t d = 0; d < p_.value_dim; ++d) {
+    for (std::int64_t d = 0; d < p_.attention.value_dim; ++d) {
       if (std::isfinite(a[d]) && std::isfinite(b[d])) {
         largest = std::max(largest, std::fabs(static_cast<double>(a[d]) - b[d]));
       }
@@ -249,7 +247,7 @@ class Stage {
   /// `out` of one row and head against the oracle's: finite or not first, then values.
   void output_row(const Row& row, std::int64_t head, const float* expected, double plain_error,
                   Findings& found) const {
-    const std::int64_t dim = p_.value_dim;
+    const std::int64_t dim = p_.attention.value_dim;
     std::vector<float> given(static_cast<std::size_t>(dim));
     load(address(o_.out, row.row, head), o_.out.dtype, dim, given.data());
     double largest = 0;
@@ -278,7 +276,7 @@ class Stage {
   }
 
   void merge_row(const Row& row, const Operands& e, std::int64_t at, Findings& found) const {
-    for (std::int64_t h = 0; h < p_.heads_q; ++h) {
+    for (std::int64_t h = 0; h < p_.attention.heads_q; ++h) {
       const float* expected = reinterpret_cast<const float*>(address(e.out, at, h));
       const PlainMerge plain = plain_merge(o_, row.row, h);
       const double error = std::max(distance(expected, plain.out.data()), plain.error_floor);
@@ -295,8 +293,8 @@ class Stage {
   const Tensor& score_queries() const { return p_.op == Op::DenseAttention ? o_.q : o_.index_q; }
   const Tensor& score_keys() const { return p_.op == Op::DenseAttention ? o_.k : o_.index_k; }
   std::int64_t key_head(std::int64_t head) const {
-    if (p_.op == Op::DenseAttention) return head / (p_.heads_q / p_.heads_kv);
-    return head * p_.index_heads_k / p_.index_heads;
+    if (p_.op == Op::DenseAttention) return head / (p_.attention.heads_q / p_.attention.heads_kv);
+    return head * p_.index.heads_k / p_.index.heads;
   }
   ScoreBound bound(const Row& row, std::int64_t head, std::int64_t id) const {
     return score_of_block(score_queries(), row.row, head, score_keys(), key_head(head), o_.batch,
@@ -318,7 +316,8 @@ class Stage {
 
   void score_row(const Row& row, const char* name, const Tensor& given, const Tensor& expected,
                  std::int64_t at, std::int64_t first, Findings& found) const {
-    const std::int64_t group = p_.op == Op::DenseAttention ? p_.heads_q / p_.heads_kv : 1;
+    const std::int64_t group =
+        p_.op == Op::DenseAttention ? p_.attention.heads_q / p_.attention.heads_kv : 1;
     for (std::int64_t h = 0; h < expected.shape[1]; ++h) {
       const std::int64_t head = first * group + h;
       for (std::int64_t block = 0; block < given.shape[2]; ++block) {
@@ -475,9 +474,11 @@ std::int64_t num_rows(const Operands& o) {
 
 double row_work(const Problem& p, const Request& r, std::int64_t i) {
   const auto visible = static_cast<double>(r.visible_keys(i));
-  const double listed = std::min(visible, static_cast<double>(p.topk * p.block_size));
-  const double index = visible * static_cast<double>(p.index_heads * p.index_dim);
-  const auto attend = static_cast<double>(p.heads_q * (p.head_dim + p.value_dim));
+  const double listed =
+      std::min(visible, static_cast<double>(p.selection.topk * p.selection.block_size));
+  const double index = visible * static_cast<double>(p.index.heads * p.index.dim);
+  const auto attend =
+      static_cast<double>(p.attention.heads_q * (p.attention.head_dim + p.attention.value_dim));
   switch (p.op) {
     case Op::DenseAttention:
       return visible * attend;
@@ -537,7 +538,7 @@ class Comparison {
   void run_msa() {
     Problem select = p_;
     select.op = Op::SelectBlocks;
-    select.lse = false;
+    select.outputs.lse = false;
     Problem attend = p_;
     attend.op = Op::SparseAttention;
     Operands ids = o_, state = o_;
@@ -550,8 +551,10 @@ class Comparison {
       run_stage(select, ids);
       if (!found_.failure.empty()) return;
     } else {
-      own.resize(static_cast<std::size_t>(rows_.size() * p_.heads_kv * p_.topk));
-      ids.block_ids = make_tensor(own.data(), DType::I32, {report_.rows, p_.heads_kv, p_.topk});
+      own.resize(
+          static_cast<std::size_t>(rows_.size() * p_.attention.heads_kv * p_.selection.topk));
+      ids.block_ids = make_tensor(own.data(), DType::I32,
+                                  {report_.rows, p_.attention.heads_kv, p_.selection.topk});
       selected.emplace(select, ids);
       state.block_ids_in = selected->operands().block_ids;
     }
@@ -596,7 +599,7 @@ class Comparison {
   void sampled(const Problem& problem, const Operands& operands, const Stage& stage, double work) {
     const std::vector<Row> rows = sample(rows_, options_);
     const bool attends = static_cast<bool>(operands.q);
-    const std::int64_t heads = attends ? problem.heads_kv : problem.index_heads;
+    const std::int64_t heads = attends ? problem.attention.heads_kv : problem.index.heads;
     const double of_row = work / static_cast<double>(rows_.size());
     const bool split = of_row * static_cast<double>(rows.size()) > options_.max_work && heads > 1;
     std::vector<Findings> found(rows.size());

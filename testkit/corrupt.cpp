@@ -72,16 +72,19 @@ class Spoiler {
 
   PlantedFault lower_key_bound() {
     need_batch();
-    if (problem_.max_seqlen_k < 2 + spec_.slack) nothing_to_spoil(spec_, "a request with 2 keys");
-    problem_.max_seqlen_k -= 1 + spec_.slack;
-    return first_request([&](const Request& r) { return r.seqlen_k > problem_.max_seqlen_k; });
+    if (problem_.bounds.max_seqlen_k < 2 + spec_.slack)
+      nothing_to_spoil(spec_, "a request with 2 keys");
+    problem_.bounds.max_seqlen_k -= 1 + spec_.slack;
+    return first_request(
+        [&](const Request& r) { return r.seqlen_k > problem_.bounds.max_seqlen_k; });
   }
   PlantedFault lower_query_bound() {
     need_batch();
-    if (problem_.max_seqlen_q < 2 + spec_.slack)
+    if (problem_.bounds.max_seqlen_q < 2 + spec_.slack)
       nothing_to_spoil(spec_, "a request with 2 queries");
-    problem_.max_seqlen_q -= 1 + spec_.slack;
-    return first_request([&](const Request& r) { return r.seqlen_q > problem_.max_seqlen_q; });
+    problem_.bounds.max_seqlen_q -= 1 + spec_.slack;
+    return first_request(
+        [&](const Request& r) { return r.seqlen_q > problem_.bounds.max_seqlen_q; });
   }
 
   PlantedFault start(std::int64_t index, std::int64_t value) {

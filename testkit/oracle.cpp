@@ -17,7 +17,7 @@ Tensor narrow(Tensor tensor, int dim, std::int64_t begin, std::int64_t count) {
 
 Answer::Answer(const Problem& problem, const Operands& operands)
     : part_{.kv_heads = problem.op == Op::MsaAttention || problem.op == Op::SparseAttention
-                            ? problem.heads_kv
+                            ? problem.attention.heads_kv
                             : 0},
       problem_(problem),
       operands_(operands) {
@@ -57,10 +57,10 @@ void Answer::take_row(const Request& request, std::int64_t i) {
       *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
     }
   }
-  problem_.batch = 1;
-  problem_.total_q = 1;
-  problem_.max_seqlen_q = 1;
-  problem_.max_seqlen_k = request.seqlen_k;
+  problem_.bounds.batch = 1;
+  problem_.bounds.total_q = 1;
+  problem_.bounds.max_seqlen_q = 1;
+  problem_.bounds.max_seqlen_k = request.seqlen_k;
 }
 
 void Answer::take_heads() {
@@ -69,26 +69,26 @@ void Answer::take_heads() {
   const bool paged = static_cast<bool>(o.batch.page_table);
   const int key_heads = paged ? 2 : 1;
   if (o.q) {
-    const std::int64_t group = problem_.heads_q / problem_.heads_kv;
+    const std::int64_t group = problem_.attention.heads_q / problem_.attention.heads_kv;
     for (Tensor* t : {&o.q, &o.out, &o.lse, &o.block_max}) {
       *t = narrow(*t, 1, first * group, count * group);
     }
     for (Tensor* t : {&o.k, &o.v}) *t = narrow(*t, key_heads, first, count);
-    problem_.heads_q = count * group;
-    problem_.heads_kv = count;
+    problem_.attention.heads_q = count * group;
+    problem_.attention.heads_kv = count;
   }
   for (Tensor* t :
        {&o.block_ids_in, &o.block_ids, &o.chosen_scores, &o.scores, &o.scores_in, &o.index_q}) {
     *t = narrow(*t, 1, first, count);
   }
   if (o.index_q) {
-    const std::int64_t shared = problem_.index_heads / problem_.index_heads_k;
+    const std::int64_t shared = problem_.index.heads / problem_.index.heads_k;
     const std::int64_t first_key = first / shared;
     const std::int64_t last_key = (first + count - 1) / shared;
     o.index_k = narrow(o.index_k, key_heads, first_key, last_key - first_key + 1);
-    problem_.index_heads_k = last_key - first_key + 1;
+    problem_.index.heads_k = last_key - first_key + 1;
   }
-  problem_.index_heads = count;
+  problem_.index.heads = count;
 }
 
 Tensor Answer::own(DType dtype, const Tensor& like) {
@@ -114,13 +114,13 @@ void Answer::make_outputs() {
   }
   if (o.out) {
     o.out = own(DType::F32, o.out);
-    problem_.out_dtype = DType::F32;
+    problem_.outputs.dtype = DType::F32;
   }
   // Chosen scores tell how near a swapped id may be.
   const bool selects = problem_.op == Op::SelectBlocks || problem_.op == Op::SelectTopk;
   if (selects && !o.chosen_scores) {
     o.chosen_scores = own(DType::F32, o.block_ids);
-    problem_.chosen_scores = true;
+    problem_.outputs.chosen_scores = true;
   }
 }
 

@@ -54,19 +54,20 @@ class PlainRow {
         row_(row),
         kv_head_(kv_head),
         keys_(keys),
-        group_(p.heads_q / p.heads_kv),
-        variants_(p.dtype == DType::F32 ? kMaxVariants : 3) {}
+        group_(p.attention.heads_q / p.attention.heads_kv),
+        variants_(p.attention.q.storage == DType::F32 ? kMaxVariants : 3) {}
 
   PlainResult run() {
     result_.variants = variants_;
-    result_.out.assign(static_cast<std::size_t>(variants_ * group_ * p_.value_dim), 0.0f);
+    result_.out.assign(static_cast<std::size_t>(variants_ * group_ * p_.attention.value_dim), 0.0f);
     score();
     weigh();
     accumulate();
     take_floor();
     const auto keys = static_cast<double>(keys_.size());
-    result_.error_bound = 4 * half_ulp(p_.dtype) + 4 * (keys + 8) * kEps +
-                          8 * static_cast<double>(p_.head_dim + 4) * kEps * largest_score_;
+    result_.error_bound =
+        4 * half_ulp(p_.attention.q.storage) + 4 * (keys + 8) * kEps +
+        8 * static_cast<double>(p_.attention.head_dim + 4) * kEps * largest_score_;
     return std::move(result_);
   }
 
@@ -90,27 +91,28 @@ class PlainRow {
 
   void score() {
     constexpr float kLog2E = 1.442695041f;
-    const float scale = p_.softmax_scale.value_or(
-        static_cast<float>(1.0 / std::sqrt(static_cast<double>(p_.head_dim))));
+    const float scale = p_.attention.softmax_scale.value_or(
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(p_.attention.head_dim))));
     std::vector<std::vector<float>> queries, scaled;
     for (std::int64_t g = 0; g < group_; ++g) {
-      queries.push_back(
-          load_row(address(o_.q, row_, kv_head_ * group_ + g), p_.dtype, p_.head_dim));
+      queries.push_back(load_row(address(o_.q, row_, kv_head_ * group_ + g), p_.attention.q.storage,
+                                 p_.attention.head_dim));
       scaled.push_back(queries.back());
       for (float& x : scaled.back()) x *= scale * kLog2E;
     }
     scores_.resize(keys_.size() * static_cast<std::size_t>(variants_ * group_));
-    std::vector<float> key(static_cast<std::size_t>(p_.head_dim));
+    std::vector<float> key(static_cast<std::size_t>(p_.attention.head_dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load(key_row(o_.k, o_.batch, r_, keys_[n], kv_head_), p_.dtype, p_.head_dim, key.data());
+      load(key_row(o_.k, o_.batch, r_, keys_[n], kv_head_), p_.attention.q.storage,
+           p_.attention.head_dim, key.data());
       for (std::int64_t g = 0; g < group_; ++g) {
         const float *q = queries[g].data(), *q2 = scaled[g].data();
         for (int v = 0; v < variants_; ++v) {
           const float product =
-              dot(base_2(v) ? q2 : q, key.data(), p_.head_dim, kLanes[v], fused(v));
+              dot(base_2(v) ? q2 : q, key.data(), p_.attention.head_dim, kLanes[v], fused(v));
           score_at(v, g, n) = base_2(v) ? product : scale * product;
         }
-        const double size = dot_of_magnitudes(q, key.data(), p_.head_dim);
+        const double size = dot_of_magnitudes(q, key.data(), p_.attention.head_dim);
         if (std::isfinite(size)) largest_score_ = std::max(largest_score_, std::fabs(scale) * size);
       }
     }
@@ -132,16 +134,18 @@ class PlainRow {
   }
 
   void accumulate() {
-    const std::int64_t dim = p_.value_dim;
+    const std::int64_t dim = p_.attention.value_dim;
     std::vector<float> value(static_cast<std::size_t>(dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.dtype, dim, value.data());
+      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.attention.q.storage, dim,
+           value.data());
       for (const float v : value) {
         if (std::isfinite(v)) result_.largest_v = std::max<double>(result_.largest_v, std::fabs(v));
       }
       for (int variant = 0; variant < variants_; ++variant) {
         for (std::int64_t g = 0; g < group_; ++g) {
-          const float weight = round_to(score_at(variant, g, n) * kScales[variant], p_.dtype);
+          const float weight =
+              round_to(score_at(variant, g, n) * kScales[variant], p_.attention.q.storage);
           float* out = &result_.out[(variant * group_ + g) * dim];
           const bool is_fused = fused(variant);
           for (std::int64_t d = 0; d < dim; ++d)
@@ -158,13 +162,14 @@ class PlainRow {
 
   /// Where every program's error is luck, the terms' own roundings are what none can be blamed for.
   void take_floor() {
-    const std::int64_t dim = p_.value_dim;
+    const std::int64_t dim = p_.attention.value_dim;
     result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
-    if (p_.dtype != DType::F32) return;
+    if (p_.attention.q.storage != DType::F32) return;
     std::vector<float> value(static_cast<std::size_t>(dim));
     std::vector<double> terms(static_cast<std::size_t>(group_ * dim), 0.0);
     for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.dtype, dim, value.data());
+      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.attention.q.storage, dim,
+           value.data());
       for (std::int64_t g = 0; g < group_; ++g) {
         const double weight = score_at(0, g, n) / sums_[g];
         for (std::int64_t d = 0; d < dim; ++d) {

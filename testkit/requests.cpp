@@ -57,7 +57,7 @@ std::vector<Request> requests_of(const Problem& problem, const Batch& batch) {
     if (batch.total_seqlens_k) r.total_k = int_at(batch.total_seqlens_k, b);
     r.offset =
         batch.q_offsets ? int_at(batch.q_offsets, b) : r.key_offset + r.seqlen_k - r.seqlen_q;
-    r.block_size = problem.block_size;
+    r.block_size = problem.selection.block_size;
     r.causal = problem.causal;
     k_begin += r.seqlen_k;
     requests.push_back(r);

@@ -4,7 +4,9 @@
 // it, plan it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -40,41 +42,88 @@ struct Options {
   friend bool operator==(const Options&, const Options&) = default;
 };
 
-/// Bounds are upper limits: a plan serves every call whose tensors stay within them.
-struct Problem {
-  Op op = Op::MsaAttention;
-  Device device{};
-  DType dtype = DType::BF16;        // q, k, v; the parts of merge_states
-  DType index_dtype = DType::BF16;  // index_q, index_k
-  DType out_dtype = DType::BF16;    // out: dtype or F32
+/// Who shares a scale of a stored tensor.
+enum class Scale : std::uint8_t {
+  None,  // a value is its code
+};
 
+/// "none".
+MSA_API const char* to_string(Scale scale) noexcept;
+
+/// What is stored and how it is scaled.
+struct Format {
+  DType storage = DType::BF16;
+  Scale scale = Scale::None;
+  // elements that share a scale, where the scale counts elements
+  std::int64_t group = 0;
+  friend bool operator==(const Format&, const Format&) = default;
+};
+
+/// "bf16".
+MSA_API std::string to_string(const Format& format);
+
+/// Upper limits: a plan serves every call whose tensors stay within them.
+struct Bounds {
   std::int64_t batch = 1;         // B: requests
   std::int64_t total_q = 0;       // T: rows of q, padding rows included
   std::int64_t max_seqlen_q = 0;  // longest request, query side
   std::int64_t max_seqlen_k = 0;  // longest request, key side
-  std::int64_t page_size = 0;     // S: tokens in a page; 0: keys are ragged rows
+  std::int64_t page_size = 0;     // S: tokens in a page, exactly; 0: keys are ragged rows
+  std::int64_t parts = 0;         // merges: how many parts, exactly, 1 to kMaxParts
+  friend bool operator==(const Bounds&, const Bounds&) = default;
+};
 
-  std::int64_t heads_q = 0;        // Hq
-  std::int64_t heads_kv = 0;       // Hkv; also heads of block ids
-  std::int64_t head_dim = 0;       // D
-  std::int64_t value_dim = 0;      // Dv
-  std::int64_t index_heads = 0;    // Hi: heads of index_q and of block scores
-  std::int64_t index_heads_k = 1;  // Hik: heads of index_k
-  std::int64_t index_dim = 0;      // Di
+/// Queries, keys and values.
+struct Attention {
+  Format q{};                  // also the parts of merge_states
+  std::optional<Format> kv{};  // of k and v; left out: as q. No backend serves another yet
+  std::int64_t heads_q = 0;    // Hq
+  std::int64_t heads_kv = 0;   // Hkv; also heads of block ids
+  std::int64_t head_dim = 0;   // D
+  std::int64_t value_dim = 0;  // Dv
+  std::optional<float> softmax_scale{};  // left out: 1 / sqrt(D)
+  friend bool operator==(const Attention&, const Attention&) = default;
+};
 
+/// Index queries and keys.
+struct Index {
+  Format q{};
+  std::optional<Format> k{};  // left out: as q. No backend serves another yet
+  std::int64_t heads = 0;     // Hi: heads of index_q and of block scores
+  std::int64_t heads_k = 1;   // Hik: heads of index_k
+  std::int64_t dim = 0;       // Di
+  friend bool operator==(const Index&, const Index&) = default;
+};
+
+/// Blocks, and how they are chosen.
+struct Selection {
   std::int64_t block_size = 128;  // Bk
   std::int64_t topk = 16;         // k: width of block ids
   std::int64_t local_blocks = 1;
   std::int64_t init_blocks = 0;
+  friend bool operator==(const Selection&, const Selection&) = default;
+};
+
+/// What is written.
+struct Outputs {
+  DType dtype = DType::BF16;   // of `out`: the storage of q, or F32
+  bool out = true;             // false, dense_attention alone: block maxima without an output
+  bool lse = false;            // attention and merge_states
+  bool block_max = false;      // dense_attention
+  bool chosen_scores = false;  // selections: the scores of the chosen blocks
+  friend bool operator==(const Outputs&, const Outputs&) = default;
+};
+
+/// A group that the operation does not use is ignored.
+struct Problem {
+  Op op = Op::MsaAttention;
+  Device device{};
   bool causal = true;
-  std::optional<float> softmax_scale{};  // left out: 1 / sqrt(D)
-
-  bool output = true;          // dense_attention: write `out` (false: block maxima alone)
-  bool lse = false;            // write `lse`
-  bool block_max = false;      // dense_attention: write `block_max`
-  bool chosen_scores = false;  // selections: write the scores of the chosen blocks
-  std::int64_t parts = 0;      // merges: how many parts, 1 to kMaxParts
-
+  Bounds bounds{};
+  Attention attention{};
+  Index index{};
+  Selection selection{};
+  Outputs outputs{};
   Options options{};
   friend bool operator==(const Problem&, const Problem&) = default;
 };
@@ -101,4 +150,15 @@ struct Support {
 /// Who would serve the problem. Never throws for what the problem holds.
 MSA_API Support supports(const Problem& problem);
 
+/// Equal problems give equal numbers; std::hash below for unordered containers.
+MSA_API std::size_t hash_value(const Problem& problem) noexcept;
+
 }  // namespace msa
+
+/// Problems as keys, of a cache of plans for example.
+template <>
+struct std::hash<msa::Problem> {
+  std::size_t operator()(const msa::Problem& problem) const noexcept {
+    return msa::hash_value(problem);
+  }
+};

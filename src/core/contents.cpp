@@ -43,7 +43,7 @@ void check_queries(const Problem& problem, const Call& call) {
   expect_range(read_i32(starts, 0), 0, 0, kName, "entry", 0);
   for (std::int64_t b = 0; b + 1 < starts.shape[0]; ++b) {
     const std::int64_t begin = read_i32(starts, b);
-    const std::int64_t longest = std::min(begin + problem.max_seqlen_q, rows);
+    const std::int64_t longest = std::min(begin + problem.bounds.max_seqlen_q, rows);
     expect_range(read_i32(starts, b + 1), begin, longest, kName, "entry", b + 1);
   }
 }
@@ -52,9 +52,10 @@ void check_positions(const Problem& problem, const Call& call, const Request& r,
   if (call.batch.key_offsets) {
     expect_range(r.key_offset, 0, std::numeric_limits<std::int32_t>::max(), "batch.key_offsets",
                  "request", b);
-    if (r.key_offset % problem.block_size != 0) {
+    if (r.key_offset % problem.selection.block_size != 0) {
       fail(ErrorCode::InvalidContent, "batch.key_offsets", at("request", b),
-           "a multiple of " + std::to_string(problem.block_size), std::to_string(r.key_offset));
+           "a multiple of " + std::to_string(problem.selection.block_size),
+           std::to_string(r.key_offset));
     }
   }
   if (call.batch.total_seqlens_k) {
@@ -78,7 +79,7 @@ void check_key_rows(const Call& call, const Request& r, std::int64_t b) {
 // Paged keys: enough columns, and a page that exists for every key.
 void check_pages(const Problem& problem, const Call& call, const Request& r, std::int64_t b) {
   const Tensor& table = call.batch.page_table;
-  const std::int64_t used = ceil_div(r.seqlen_k, problem.page_size);
+  const std::int64_t used = ceil_div(r.seqlen_k, problem.bounds.page_size);
   if (used > table.shape[1]) {
     fail(
         ErrorCode::InvalidContent, "batch.page_table", at("request", b),
@@ -256,13 +257,14 @@ std::int64_t num_query_rows(const Call& call) {
 Request read_request(const Problem& problem, const Call& call, std::int64_t b,
                      std::int64_t k_begin) {
   const Batch& batch = call.batch;
-  Request r{.k_begin = k_begin, .block_size = problem.block_size, .causal = problem.causal};
+  Request r{
+      .k_begin = k_begin, .block_size = problem.selection.block_size, .causal = problem.causal};
   r.q_begin = batch.cu_seqlens_q ? read_i32(batch.cu_seqlens_q, b) : 0;
   r.seqlen_q =
       (batch.cu_seqlens_q ? read_i32(batch.cu_seqlens_q, b + 1) : num_query_rows(call)) - r.q_begin;
   r.seqlen_k = batch.seqlens_k ? read_i32(batch.seqlens_k, b) : num_key_rows(call);
   if (batch.cu_seqlens_k) r.k_begin = read_i32(batch.cu_seqlens_k, b);
-  if (problem.page_size != 0) r.k_begin = 0;
+  if (problem.bounds.page_size != 0) r.k_begin = 0;
   if (batch.key_offsets) r.key_offset = read_i32(batch.key_offsets, b);
   r.offset =
       batch.q_offsets ? read_i32(batch.q_offsets, b) : r.key_offset + r.seqlen_k - r.seqlen_q;
@@ -283,10 +285,10 @@ void validate_contents(const Problem& problem, const Call& call) {
   std::int64_t blocks = 0;
   for (std::int64_t b = 0; b < num_requests(call); ++b) {
     const Request r = read_request(problem, call, b, k_begin);
-    expect_range(r.seqlen_k, 0, problem.max_seqlen_k, "batch.seqlens_k", "request", b);
+    expect_range(r.seqlen_k, 0, problem.bounds.max_seqlen_k, "batch.seqlens_k", "request", b);
     check_positions(problem, call, r, b);
-    if (has_keys && problem.page_size == 0) check_key_rows(call, r, b);
-    if (has_keys && problem.page_size != 0) check_pages(problem, call, r, b);
+    if (has_keys && problem.bounds.page_size == 0) check_key_rows(call, r, b);
+    if (has_keys && problem.bounds.page_size != 0) check_pages(problem, call, r, b);
     if (call.block_ids_in) check_block_ids(call, r);
     k_begin += r.seqlen_k;
     blocks += r.blocks().size();

@@ -120,16 +120,16 @@ std::int64_t longest_query(const Call& call, std::int64_t total_q) {
 std::int64_t most_keys(const Call& call, const Problem& problem) {
   const Tensor& keys = keys_of(call);
   if (!keys) return INT32_MAX;
-  if (problem.page_size == 0) return extent(keys, 0);
+  if (problem.bounds.page_size == 0) return extent(keys, 0);
   std::int64_t most = 0;
   const bool wild =
-      __builtin_mul_overflow(extent(call.batch.page_table, 1), problem.page_size, &most);
+      __builtin_mul_overflow(extent(call.batch.page_table, 1), problem.bounds.page_size, &most);
   return wild ? INT32_MAX : most;
 }
 
 std::int64_t longest_keys(const Call& call, const Problem& problem) {
   const Tensor& lengths = call.batch.seqlens_k;
-  if (!lengths) return problem.page_size == 0 ? extent(keys_of(call), 0) : 0;
+  if (!lengths) return problem.bounds.page_size == 0 ? extent(keys_of(call), 0) : 0;
   expect_host(lengths, "settings.max_seqlen_k", "batch.seqlens_k");
   if (!readable(lengths)) return 0;
   std::int64_t longest = 0;
@@ -140,42 +140,42 @@ std::int64_t longest_keys(const Call& call, const Problem& problem) {
 }
 
 void derive_attention(Problem& p, const Call& call) {
-  p.dtype = call.q.dtype;
-  p.out_dtype = call.out ? call.out.dtype : p.dtype;
-  p.heads_q = extent(call.q, 1);
-  p.head_dim = extent(call.q, 2);
-  p.heads_kv = extent(call.k, call.k.rank - 2);
-  p.value_dim = call.v ? extent(call.v, call.v.rank - 1) : extent(call.out, 2);
+  p.attention.q.storage = call.q.dtype;
+  p.outputs.dtype = call.out ? call.out.dtype : p.attention.q.storage;
+  p.attention.heads_q = extent(call.q, 1);
+  p.attention.head_dim = extent(call.q, 2);
+  p.attention.heads_kv = extent(call.k, call.k.rank - 2);
+  p.attention.value_dim = call.v ? extent(call.v, call.v.rank - 1) : extent(call.out, 2);
 }
 
 void derive_index(Problem& p, const Call& call) {
-  p.index_dtype = call.index_q.dtype;
-  p.index_heads = extent(call.index_q, 1);
-  p.index_dim = extent(call.index_q, 2);
-  p.index_heads_k = extent(call.index_k, call.index_k.rank - 2);
+  p.index.q.storage = call.index_q.dtype;
+  p.index.heads = extent(call.index_q, 1);
+  p.index.dim = extent(call.index_q, 2);
+  p.index.heads_k = extent(call.index_k, call.index_k.rank - 2);
 }
 
 void derive_merge(Problem& p, const Call& call) {
   const Tensor& first = first_input(call);
   if (p.op == Op::MergeStates) {
-    p.parts = static_cast<std::int64_t>(call.part_outs.size());
-    p.dtype = first.dtype;
-    p.out_dtype = call.out ? call.out.dtype : p.dtype;
-    p.heads_q = extent(first, 1);
-    p.value_dim = extent(first, 2);
+    p.bounds.parts = static_cast<std::int64_t>(call.part_outs.size());
+    p.attention.q.storage = first.dtype;
+    p.outputs.dtype = call.out ? call.out.dtype : p.attention.q.storage;
+    p.attention.heads_q = extent(first, 1);
+    p.attention.value_dim = extent(first, 2);
   } else {
-    p.parts = static_cast<std::int64_t>(call.part_ids.size());
-    p.heads_kv = extent(first, 1);
+    p.bounds.parts = static_cast<std::int64_t>(call.part_ids.size());
+    p.attention.heads_kv = extent(first, 1);
   }
 }
 
 void derive_selection(Problem& p, const Call& call, const Settings& settings) {
   const Tensor& list = first_given({&call.block_ids, &call.block_ids_in});
-  p.topk = list ? extent(list, 2) : settings.topk;
-  p.local_blocks = settings.local_blocks;
-  p.init_blocks = settings.init_blocks;
-  if (p.op == Op::SelectTopk) p.index_heads = extent(call.scores_in, 1);
-  if (p.op == Op::InvertSelection) p.heads_kv = extent(call.block_ids_in, 1);
+  p.selection.topk = list ? extent(list, 2) : settings.topk;
+  p.selection.local_blocks = settings.local_blocks;
+  p.selection.init_blocks = settings.init_blocks;
+  if (p.op == Op::SelectTopk) p.index.heads = extent(call.scores_in, 1);
+  if (p.op == Op::InvertSelection) p.attention.heads_kv = extent(call.block_ids_in, 1);
 }
 
 }  // namespace
@@ -185,28 +185,29 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
   const OpTraits traits = op_traits(op);
   Problem p{.op = op,
             .device = first_input(call).device,
-            .total_q = extent(first_input(call), 0),
-            .block_size = settings.block_size,
             .causal = settings.causal,
-            .softmax_scale = settings.softmax_scale,
+            .bounds = {.total_q = extent(first_input(call), 0)},
+            .attention = {.softmax_scale = settings.softmax_scale},
+            .selection = {.block_size = settings.block_size},
             .options = settings.options};
   if (traits.attends) derive_attention(p, call);
   if (traits.indexes) derive_index(p, call);
   if (traits.merges) derive_merge(p, call);
   if (traits.selects || traits.lists || op == Op::MergeSelections)
     derive_selection(p, call, settings);
-  p.lse = static_cast<bool>(call.lse);
-  p.block_max = static_cast<bool>(call.block_max);
-  p.chosen_scores = static_cast<bool>(call.chosen_scores);
-  if (op == Op::DenseAttention) p.output = call.out || !call.block_max;
+  p.outputs.lse = static_cast<bool>(call.lse);
+  p.outputs.block_max = static_cast<bool>(call.block_max);
+  p.outputs.chosen_scores = static_cast<bool>(call.chosen_scores);
+  if (op == Op::DenseAttention) p.outputs.out = call.out || !call.block_max;
   if (traits.merges) return p;
 
-  p.batch = count_requests(call.batch);
+  p.bounds.batch = count_requests(call.batch);
   const Tensor& keys = keys_of(call);
-  if (keys.rank == 4) p.page_size = extent(keys, 1);
-  p.max_seqlen_q =
-      settings.max_seqlen_q != -1 ? settings.max_seqlen_q : longest_query(call, p.total_q);
-  p.max_seqlen_k = settings.max_seqlen_k != -1 ? settings.max_seqlen_k : longest_keys(call, p);
+  if (keys.rank == 4) p.bounds.page_size = extent(keys, 1);
+  p.bounds.max_seqlen_q =
+      settings.max_seqlen_q != -1 ? settings.max_seqlen_q : longest_query(call, p.bounds.total_q);
+  p.bounds.max_seqlen_k =
+      settings.max_seqlen_k != -1 ? settings.max_seqlen_k : longest_keys(call, p);
   return p;
 }
 

@@ -3,6 +3,7 @@
 #include "msa/problem.h"
 
 #include <cstdio>
+#include <functional>
 
 #include "core/op_traits.h"
 
@@ -32,6 +33,21 @@ const char* to_string(Op op) noexcept {
   return "unknown";
 }
 
+const char* to_string(Scale scale) noexcept {
+  switch (scale) {
+    case Scale::None:
+      return "none";
+  }
+  return "unknown";
+}
+
+std::string to_string(const Format& format) {
+  std::string text = to_string(format.storage);
+  if (format.scale != Scale::None) text.append("/").append(to_string(format.scale));
+  if (format.group != 0) text.append("/").append(std::to_string(format.group));
+  return text;
+}
+
 namespace {
 
 class Line {
@@ -59,39 +75,40 @@ std::string number(float value) {
 }
 
 void add_batch(Line& line, const Problem& p) {
-  line.add("batch", p.batch);
-  line.add("total_q", p.total_q);
-  line.add("max_seqlen_q", p.max_seqlen_q);
-  line.add("max_seqlen_k", p.max_seqlen_k);
-  if (p.page_size != 0) line.add("page_size", p.page_size);
+  line.add("batch", p.bounds.batch);
+  line.add("total_q", p.bounds.total_q);
+  line.add("max_seqlen_q", p.bounds.max_seqlen_q);
+  line.add("max_seqlen_k", p.bounds.max_seqlen_k);
+  if (p.bounds.page_size != 0) line.add("page_size", p.bounds.page_size);
 }
 
 void add_attention(Line& line, const Problem& p) {
-  line.add("dtype", to_string(p.dtype));
-  if (p.output && p.out_dtype != p.dtype) line.add("out", to_string(p.out_dtype));
-  line.add("heads", heads(p.heads_q, p.heads_kv));
-  line.add("head_dim", p.head_dim);
-  if (p.value_dim != p.head_dim) line.add("value_dim", p.value_dim);
-  if (p.softmax_scale) line.add("softmax_scale", number(*p.softmax_scale));
+  line.add("dtype", to_string(p.attention.q.storage));
+  if (p.outputs.out && p.outputs.dtype != p.attention.q.storage)
+    line.add("out", to_string(p.outputs.dtype));
+  line.add("heads", heads(p.attention.heads_q, p.attention.heads_kv));
+  line.add("head_dim", p.attention.head_dim);
+  if (p.attention.value_dim != p.attention.head_dim) line.add("value_dim", p.attention.value_dim);
+  if (p.attention.softmax_scale) line.add("softmax_scale", number(*p.attention.softmax_scale));
 }
 
 void add_index(Line& line, const Problem& p) {
-  line.add("index_dtype", to_string(p.index_dtype));
-  line.add("index_heads", heads(p.index_heads, p.index_heads_k));
-  line.add("index_dim", p.index_dim);
+  line.add("index_dtype", to_string(p.index.q.storage));
+  line.add("index_heads", heads(p.index.heads, p.index.heads_k));
+  line.add("index_dim", p.index.dim);
 }
 
 void add_merge(Line& line, const Problem& p) {
-  line.add("parts", p.parts);
-  line.add("total_q", p.total_q);
+  line.add("parts", p.bounds.parts);
+  line.add("total_q", p.bounds.total_q);
   if (p.op == Op::MergeStates) {
-    line.add("dtype", to_string(p.dtype));
-    if (p.out_dtype != p.dtype) line.add("out", to_string(p.out_dtype));
-    line.add("heads_q", p.heads_q);
-    line.add("value_dim", p.value_dim);
+    line.add("dtype", to_string(p.attention.q.storage));
+    if (p.outputs.dtype != p.attention.q.storage) line.add("out", to_string(p.outputs.dtype));
+    line.add("heads_q", p.attention.heads_q);
+    line.add("value_dim", p.attention.value_dim);
   } else {
-    line.add("heads_kv", p.heads_kv);
-    line.add("topk", p.topk);
+    line.add("heads_kv", p.attention.heads_kv);
+    line.add("topk", p.selection.topk);
   }
 }
 
@@ -113,22 +130,73 @@ std::string to_string(const Problem& p) {
     add_batch(line, p);
     if (traits.attends) add_attention(line, p);
     if (traits.indexes) add_index(line, p);
-    if (p.op == Op::SelectTopk) line.add("index_heads", p.index_heads);
-    if (p.op == Op::InvertSelection) line.add("heads_kv", p.heads_kv);
-    line.add("block_size", p.block_size);
-    if (traits.selects || traits.lists) line.add("topk", p.topk);
+    if (p.op == Op::SelectTopk) line.add("index_heads", p.index.heads);
+    if (p.op == Op::InvertSelection) line.add("heads_kv", p.attention.heads_kv);
+    line.add("block_size", p.selection.block_size);
+    if (traits.selects || traits.lists) line.add("topk", p.selection.topk);
     if (traits.selects) {
-      line.add("local_blocks", p.local_blocks);
-      line.add("init_blocks", p.init_blocks);
+      line.add("local_blocks", p.selection.local_blocks);
+      line.add("init_blocks", p.selection.init_blocks);
     }
     if (p.op != Op::InvertSelection) line.add_if(!p.causal, "not causal");
   }
-  line.add_if(p.op == Op::DenseAttention && !p.output, "no output");
-  line.add_if(p.lse, "lse");
-  line.add_if(p.block_max, "block_max");
-  line.add_if(p.chosen_scores, "chosen_scores");
+  line.add_if(p.op == Op::DenseAttention && !p.outputs.out, "no output");
+  line.add_if(p.outputs.lse, "lse");
+  line.add_if(p.outputs.block_max, "block_max");
+  line.add_if(p.outputs.chosen_scores, "chosen_scores");
   add_options(line, p.options);
   return line.text();
+}
+
+namespace {
+
+/// Folds values into one number, field after field.
+class Hash {
+ public:
+  template <class T>
+  void add(const T& value) {
+    const std::size_t h = std::hash<T>{}(value);
+    sum_ ^= h + 0x9e3779b97f4a7c15u + (sum_ << 6) + (sum_ >> 2);
+  }
+  void add(const Format& f) {
+    add(f.storage);
+    add(f.scale);
+    add(f.group);
+  }
+  void add(const std::optional<Format>& f) {
+    add(f.has_value());
+    if (f) add(*f);
+  }
+  template <class... T>
+  void add_all(const T&... values) {
+    (add(values), ...);
+  }
+  std::size_t sum() const { return sum_; }
+
+ private:
+  std::size_t sum_ = 0;
+};
+
+}  // namespace
+
+std::size_t hash_value(const Problem& p) noexcept {
+  const auto& [op, device, causal, bounds, attention, index, selection, outputs, options] = p;
+  const auto& [batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts] = bounds;
+  const auto& [q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale] = attention;
+  const auto& [index_q, index_k, index_heads, index_heads_k, index_dim] = index;
+  const auto& [block_size, topk, local_blocks, init_blocks] = selection;
+  const auto& [dtype, out, lse, block_max, chosen_scores] = outputs;
+  const auto& [backend, isa, threads, batch_invariant] = options;
+  // A field that is added to a group breaks its line above until it is named here, too.
+  Hash all;
+  all.add_all(op, device.type, device.index, causal);
+  all.add_all(batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts);
+  all.add_all(q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale);
+  all.add_all(index_q, index_k, index_heads, index_heads_k, index_dim);
+  all.add_all(block_size, topk, local_blocks, init_blocks);
+  all.add_all(dtype, out, lse, block_max, chosen_scores);
+  all.add_all(backend, isa, threads, batch_invariant);
+  return all.sum();
 }
 
 }  // namespace msa

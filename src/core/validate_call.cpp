@@ -24,8 +24,8 @@ void expect_none(const char* name, const Tensor& tensor, const char* why) {
 
 // Ragged or paged keys or values; `first` is the extent of rows or pages.
 Shape key_shape(const Problem& p, Extent first, std::int64_t heads, std::int64_t dim) {
-  if (p.page_size == 0) return shape(first, exactly(heads), exactly(dim));
-  return shape(first, exactly(p.page_size), exactly(heads), exactly(dim));
+  if (p.bounds.page_size == 0) return shape(first, exactly(heads), exactly(dim));
+  return shape(first, exactly(p.bounds.page_size), exactly(heads), exactly(dim));
 }
 
 // As many rows or pages as the tensor before, any number for the first.
@@ -34,24 +34,30 @@ Extent like(const Tensor& before) { return before ? exactly(before.shape[0]) : E
 // ---- inputs ----
 
 void check_attention(Checker& c, const Problem& p, const Call& call) {
-  const Shape query = shape(at_most(p.total_q), exactly(p.heads_q), exactly(p.head_dim));
-  c.input("q", call.q, values(p.dtype, query));
-  c.input("k", call.k, values(p.dtype, key_shape(p, Extent{}, p.heads_kv, p.head_dim)));
-  if (!p.output && !call.v) return;  // block maxima need no values
-  c.input("v", call.v, values(p.dtype, key_shape(p, like(call.k), p.heads_kv, p.value_dim)));
+  const Shape query =
+      shape(at_most(p.bounds.total_q), exactly(p.attention.heads_q), exactly(p.attention.head_dim));
+  c.input("q", call.q, values(p.attention.q.storage, query));
+  c.input("k", call.k,
+          values(p.attention.q.storage,
+                 key_shape(p, Extent{}, p.attention.heads_kv, p.attention.head_dim)));
+  if (!p.outputs.out && !call.v) return;  // block maxima need no values
+  c.input("v", call.v,
+          values(p.attention.q.storage,
+                 key_shape(p, like(call.k), p.attention.heads_kv, p.attention.value_dim)));
 }
 
 void check_index(Checker& c, const Problem& p, const Call& call) {
-  const Extent rows = call.q ? exactly(call.q.shape[0]) : at_most(p.total_q);
-  const Shape query = shape(rows, exactly(p.index_heads), exactly(p.index_dim));
-  const Shape keys = key_shape(p, like(call.k), p.index_heads_k, p.index_dim);
-  c.input("index_q", call.index_q, values(p.index_dtype, query));
-  c.input("index_k", call.index_k, values(p.index_dtype, keys));
+  const Extent rows = call.q ? exactly(call.q.shape[0]) : at_most(p.bounds.total_q);
+  const Shape query = shape(rows, exactly(p.index.heads), exactly(p.index.dim));
+  const Shape keys = key_shape(p, like(call.k), p.index.heads_k, p.index.dim);
+  c.input("index_q", call.index_q, values(p.index.q.storage, query));
+  c.input("index_k", call.index_k, values(p.index.q.storage, keys));
 }
 
 void check_listed(Checker& c, const Problem& p, const Call& call) {
-  const Extent rows = call.q ? exactly(call.q.shape[0]) : at_most(p.total_q);
-  c.input("block_ids", call.block_ids_in, ints(shape(rows, exactly(p.heads_kv), exactly(p.topk))));
+  const Extent rows = call.q ? exactly(call.q.shape[0]) : at_most(p.bounds.total_q);
+  c.input("block_ids", call.block_ids_in,
+          ints(shape(rows, exactly(p.attention.heads_kv), exactly(p.selection.topk))));
 }
 
 // ---- the batch ----
@@ -59,12 +65,12 @@ void check_listed(Checker& c, const Problem& p, const Call& call) {
 // B of this call. One request owns everything where no tensor tells.
 std::int64_t check_request_count(Checker& c, const Problem& p, const Batch& batch) {
   if (batch.cu_seqlens_q) {
-    c.input("batch.cu_seqlens_q", batch.cu_seqlens_q, ints(shape(Extent{1, p.batch + 1})));
+    c.input("batch.cu_seqlens_q", batch.cu_seqlens_q, ints(shape(Extent{1, p.bounds.batch + 1})));
     return batch.cu_seqlens_q.shape[0] - 1;
   }
   const std::int64_t requests =
       batch.seqlens_k && batch.seqlens_k.rank == 1 ? batch.seqlens_k.shape[0] : 1;
-  if (requests != 1 || p.batch < 1) {
+  if (requests != 1 || p.bounds.batch < 1) {
     reject({"batch.cu_seqlens_q"}, "", "a tensor of i32, as there is not one request", "none");
   }
   return requests;
@@ -81,15 +87,15 @@ void expect_within(const char* name, std::int64_t rows, std::int64_t bound) {
 void check_missing_lengths(const Problem& p, const Call& call, std::int64_t requests) {
   const Tensor& keys = call.k ? call.k : call.index_k;
   if (!call.batch.cu_seqlens_q) {
-    expect_within("batch.cu_seqlens_q", num_query_rows(call), p.max_seqlen_q);
+    expect_within("batch.cu_seqlens_q", num_query_rows(call), p.bounds.max_seqlen_q);
   }
   if (call.batch.seqlens_k) return;
-  const bool one = requests == 1 && keys && p.page_size == 0 && !call.batch.cu_seqlens_k;
+  const bool one = requests == 1 && keys && p.bounds.page_size == 0 && !call.batch.cu_seqlens_k;
   if (!one) {
     reject({"batch.seqlens_k"}, "", "a tensor of i32 with an extent of " + std::to_string(requests),
            "none");
   }
-  expect_within("batch.seqlens_k", keys.shape[0], p.max_seqlen_k);
+  expect_within("batch.seqlens_k", keys.shape[0], p.bounds.max_seqlen_k);
 }
 
 void check_batch(Checker& c, const Problem& p, const Call& call) {
@@ -105,7 +111,7 @@ void check_batch(Checker& c, const Problem& p, const Call& call) {
   if (!call.k && !call.index_k) {
     expect_none("batch.cu_seqlens_k", batch.cu_seqlens_k, "as the operation takes no keys");
     expect_none("batch.page_table", batch.page_table, "as the operation takes no keys");
-  } else if (p.page_size != 0) {
+  } else if (p.bounds.page_size != 0) {
     expect_none("batch.cu_seqlens_k", batch.cu_seqlens_k, "as the plan is for paged keys");
     c.input("batch.page_table", batch.page_table, ints(shape(exactly(requests), Extent{})));
   } else {
@@ -124,28 +130,32 @@ void planned_output(Checker& c, bool planned, const char* name, const Tensor& te
   c.output(name, tensor, expected);
 }
 
-Extent blocks_of(const Problem& p) { return at_least(ceil_div(p.max_seqlen_k, p.block_size)); }
+Extent blocks_of(const Problem& p) {
+  return at_least(ceil_div(p.bounds.max_seqlen_k, p.selection.block_size));
+}
 
 void check_attention_outputs(Checker& c, const Problem& p, const Call& call) {
   const Extent rows = exactly(num_query_rows(call));
-  const Extent heads = exactly(p.heads_q);
-  planned_output(c, p.output, "out", call.out,
-                 values(p.out_dtype, shape(rows, heads, exactly(p.value_dim))));
-  planned_output(c, p.lse, "lse", call.lse, floats(shape(rows, heads)));
-  planned_output(c, p.block_max, "block_max", call.block_max,
+  const Extent heads = exactly(p.attention.heads_q);
+  planned_output(c, p.outputs.out, "out", call.out,
+                 values(p.outputs.dtype, shape(rows, heads, exactly(p.attention.value_dim))));
+  planned_output(c, p.outputs.lse, "lse", call.lse, floats(shape(rows, heads)));
+  planned_output(c, p.outputs.block_max, "block_max", call.block_max,
                  floats(shape(rows, heads, blocks_of(p))));
 }
 
 void check_selection_outputs(Checker& c, const Problem& p, const Call& call, std::int64_t heads) {
-  const Shape list = shape(exactly(num_query_rows(call)), exactly(heads), exactly(p.topk));
+  const Shape list =
+      shape(exactly(num_query_rows(call)), exactly(heads), exactly(p.selection.topk));
   // msa_attention writes the ids where somebody wants them.
   if (p.op != Op::MsaAttention || call.block_ids) c.output("block_ids", call.block_ids, ints(list));
-  planned_output(c, p.chosen_scores, "chosen_scores", call.chosen_scores, floats(list));
+  planned_output(c, p.outputs.chosen_scores, "chosen_scores", call.chosen_scores, floats(list));
 }
 
 void check_inversion_outputs(Checker& c, const Problem& p, const Call& call) {
-  const Shape list = shape(exactly(p.heads_kv), at_least(num_query_rows(call) * p.topk));
-  c.output("row_ptr", call.row_ptr, ints(shape(exactly(p.heads_kv), at_least(1))));
+  const Shape list =
+      shape(exactly(p.attention.heads_kv), at_least(num_query_rows(call) * p.selection.topk));
+  c.output("row_ptr", call.row_ptr, ints(shape(exactly(p.attention.heads_kv), at_least(1))));
   c.output("q_indices", call.q_indices, ints(list));
   Shape same = list;
   same.extent[1] = exactly(call.q_indices.shape[1]);
@@ -164,27 +174,28 @@ Argument part(const char* name, std::span<const Tensor> parts, std::size_t i) {
 }
 
 void check_merge_states(Checker& c, const Problem& p, const Call& call) {
-  expect_parts("outs", call.part_outs.size(), p.parts);
-  expect_parts("lses", call.part_lses.size(), p.parts);
-  Extent rows = at_most(p.total_q);
-  const Extent heads = exactly(p.heads_q);
+  expect_parts("outs", call.part_outs.size(), p.bounds.parts);
+  expect_parts("lses", call.part_lses.size(), p.bounds.parts);
+  Extent rows = at_most(p.bounds.total_q);
+  const Extent heads = exactly(p.attention.heads_q);
   for (std::size_t i = 0; i < call.part_outs.size(); ++i) {
     c.input(part("outs", call.part_outs, i),
-            values(p.dtype, shape(rows, heads, exactly(p.value_dim))));
+            values(p.attention.q.storage, shape(rows, heads, exactly(p.attention.value_dim))));
     rows = exactly(call.part_outs[0].shape[0]);
     c.input(part("lses", call.part_lses, i), floats(shape(rows, heads)));
   }
-  c.output("out", call.out, values(p.out_dtype, shape(rows, heads, exactly(p.value_dim))),
+  c.output("out", call.out,
+           values(p.outputs.dtype, shape(rows, heads, exactly(p.attention.value_dim))),
            &call.part_outs[0]);
-  if (!p.lse) return expect_none("lse", call.lse, "as the plan does not write it");
+  if (!p.outputs.lse) return expect_none("lse", call.lse, "as the plan does not write it");
   c.output("lse", call.lse, floats(shape(rows, heads)), &call.part_lses[0]);
 }
 
 void check_merge_selections(Checker& c, const Problem& p, const Call& call) {
-  expect_parts("block_ids_parts", call.part_ids.size(), p.parts);
-  expect_parts("chosen_scores_parts", call.part_scores.size(), p.parts);
-  Extent rows = at_most(p.total_q);
-  const Extent heads = exactly(p.heads_kv);
+  expect_parts("block_ids_parts", call.part_ids.size(), p.bounds.parts);
+  expect_parts("chosen_scores_parts", call.part_scores.size(), p.bounds.parts);
+  Extent rows = at_most(p.bounds.total_q);
+  const Extent heads = exactly(p.attention.heads_kv);
   for (std::size_t i = 0; i < call.part_ids.size(); ++i) {
     c.input(part("block_ids_parts", call.part_ids, i),
             ints(shape(rows, heads, Extent{1, kMaxTopk})));
@@ -192,7 +203,7 @@ void check_merge_selections(Checker& c, const Problem& p, const Call& call) {
     c.input(part("chosen_scores_parts", call.part_scores, i),
             floats(shape(rows, heads, exactly(call.part_ids[i].shape[2]))));
   }
-  check_selection_outputs(c, p, call, p.heads_kv);
+  check_selection_outputs(c, p, call, p.attention.heads_kv);
 }
 
 void check_tensors(Checker& c, const Problem& p, const Call& call) {
@@ -204,14 +215,14 @@ void check_tensors(Checker& c, const Problem& p, const Call& call) {
   if (traits.lists) check_listed(c, p, call);
   if (p.op == Op::SelectTopk) {
     c.input("scores", call.scores_in,
-            floats(shape(at_most(p.total_q), exactly(p.index_heads), blocks_of(p))));
+            floats(shape(at_most(p.bounds.total_q), exactly(p.index.heads), blocks_of(p))));
   }
   check_batch(c, p, call);
   if (traits.attends) check_attention_outputs(c, p, call);
-  if (traits.selects) check_selection_outputs(c, p, call, p.index_heads);
+  if (traits.selects) check_selection_outputs(c, p, call, p.index.heads);
   if (p.op == Op::BlockScores) {
     const Extent rows = exactly(num_query_rows(call));
-    c.output("scores", call.scores, floats(shape(rows, exactly(p.index_heads), blocks_of(p))));
+    c.output("scores", call.scores, floats(shape(rows, exactly(p.index.heads), blocks_of(p))));
   }
   if (p.op == Op::InvertSelection) check_inversion_outputs(c, p, call);
 }

@@ -41,6 +41,17 @@ void expect_float(const char* field, DType dtype) {
   reject(field, "f32, f16 or bf16", to_string(dtype));
 }
 
+// Formats that no operation reads yet.
+void expect_plain(const char* field, const Format& format) {
+  if (format.scale == Scale::None && format.group == 0) return;
+  reject(field, "no scale", to_string(format));
+}
+
+void expect_same(const char* field, const std::optional<Format>& given, const Format& q) {
+  if (!given || *given == q) return;
+  reject(field, to_string(q) + ", as q", to_string(*given));
+}
+
 // Bytes of a tensor with these extents, 4 for each element at most, must be a number.
 void expect_product(const char* field, std::initializer_list<std::int64_t> extents) {
   std::int64_t bytes = 4;
@@ -54,67 +65,75 @@ void expect_product(const char* field, std::initializer_list<std::int64_t> exten
 }
 
 void check_out_dtype(const Problem& p) {
-  if (p.out_dtype == p.dtype || p.out_dtype == DType::F32) return;
-  const std::string own = p.dtype == DType::F32 ? "" : std::string(to_string(p.dtype)) + " or ";
-  reject("out_dtype", own + "f32", to_string(p.out_dtype));
+  if (p.outputs.dtype == p.attention.q.storage || p.outputs.dtype == DType::F32) return;
+  const std::string own = p.attention.q.storage == DType::F32
+                              ? ""
+                              : std::string(to_string(p.attention.q.storage)) + " or ";
+  reject("out_dtype", own + "f32", to_string(p.outputs.dtype));
 }
 
 void check_batch(const Problem& p) {
-  expect_range("batch", p.batch, 0, kMaxCount - 1);
-  expect_range("max_seqlen_q", p.max_seqlen_q, 0, kMaxCount);
-  expect_range("max_seqlen_k", p.max_seqlen_k, 0, kMaxCount);
-  expect_range("page_size", p.page_size, 0, kMaxCount);
-  expect_multiple("page_size", p.page_size, 16);
-  expect_range("block_size", p.block_size, 16, 256);
-  expect_multiple("block_size", p.block_size, 16);
+  expect_range("batch", p.bounds.batch, 0, kMaxCount - 1);
+  expect_range("max_seqlen_q", p.bounds.max_seqlen_q, 0, kMaxCount);
+  expect_range("max_seqlen_k", p.bounds.max_seqlen_k, 0, kMaxCount);
+  expect_range("page_size", p.bounds.page_size, 0, kMaxCount);
+  expect_multiple("page_size", p.bounds.page_size, 16);
+  expect_range("block_size", p.selection.block_size, 16, 256);
+  expect_multiple("block_size", p.selection.block_size, 16);
 }
 
 void check_attention(const Problem& p) {
-  expect_float("dtype", p.dtype);
-  expect_range("heads_q", p.heads_q, 1, kMaxCount);
-  expect_range("heads_kv", p.heads_kv, 1, kMaxCount);
-  expect_divisor("heads_kv", p.heads_kv, "heads_q", p.heads_q);
-  expect_range("head_dim", p.head_dim, 1, kMaxCount);
-  expect_product("total_q", {p.total_q, p.heads_q, p.head_dim});
-  if (p.output) {
+  expect_float("dtype", p.attention.q.storage);
+  expect_plain("attention.q", p.attention.q);
+  expect_same("attention.kv", p.attention.kv, p.attention.q);
+  expect_range("heads_q", p.attention.heads_q, 1, kMaxCount);
+  expect_range("heads_kv", p.attention.heads_kv, 1, kMaxCount);
+  expect_divisor("heads_kv", p.attention.heads_kv, "heads_q", p.attention.heads_q);
+  expect_range("head_dim", p.attention.head_dim, 1, kMaxCount);
+  expect_product("total_q", {p.bounds.total_q, p.attention.heads_q, p.attention.head_dim});
+  if (p.outputs.out) {
     check_out_dtype(p);
-    expect_range("value_dim", p.value_dim, 1, kMaxCount);
-    expect_product("total_q", {p.total_q, p.heads_q, p.value_dim});
+    expect_range("value_dim", p.attention.value_dim, 1, kMaxCount);
+    expect_product("total_q", {p.bounds.total_q, p.attention.heads_q, p.attention.value_dim});
   }
-  if (p.softmax_scale && !std::isfinite(*p.softmax_scale)) {
-    reject("softmax_scale", "a finite number", std::to_string(*p.softmax_scale));
+  if (p.attention.softmax_scale && !std::isfinite(*p.attention.softmax_scale)) {
+    reject("softmax_scale", "a finite number", std::to_string(*p.attention.softmax_scale));
   }
 }
 
 void check_index(const Problem& p) {
-  expect_float("index_dtype", p.index_dtype);
-  expect_range("index_heads_k", p.index_heads_k, 1, kMaxCount);
-  expect_divisor("index_heads_k", p.index_heads_k, "index_heads", p.index_heads);
-  expect_range("index_dim", p.index_dim, 1, kMaxCount);
-  expect_product("total_q", {p.total_q, p.index_heads, p.index_dim});
+  expect_float("index_dtype", p.index.q.storage);
+  expect_plain("index.q", p.index.q);
+  expect_same("index.k", p.index.k, p.index.q);
+  expect_range("index_heads_k", p.index.heads_k, 1, kMaxCount);
+  expect_divisor("index_heads_k", p.index.heads_k, "index_heads", p.index.heads);
+  expect_range("index_dim", p.index.dim, 1, kMaxCount);
+  expect_product("total_q", {p.bounds.total_q, p.index.heads, p.index.dim});
 }
 
 void check_selection(const Problem& p) {
-  expect_range("local_blocks", p.local_blocks, 0, p.topk);
-  expect_range("init_blocks", p.init_blocks, 0, p.topk);
-  if (p.init_blocks + p.local_blocks > p.topk) {
-    reject("init_blocks", "init_blocks + local_blocks of at most topk " + std::to_string(p.topk),
-           std::to_string(p.init_blocks) + " + " + std::to_string(p.local_blocks));
+  expect_range("local_blocks", p.selection.local_blocks, 0, p.selection.topk);
+  expect_range("init_blocks", p.selection.init_blocks, 0, p.selection.topk);
+  if (p.selection.init_blocks + p.selection.local_blocks > p.selection.topk) {
+    reject(
+        "init_blocks",
+        "init_blocks + local_blocks of at most topk " + std::to_string(p.selection.topk),
+        std::to_string(p.selection.init_blocks) + " + " + std::to_string(p.selection.local_blocks));
   }
 }
 
 void check_merge(const Problem& p) {
-  expect_range("parts", p.parts, 1, kMaxParts);
+  expect_range("parts", p.bounds.parts, 1, kMaxParts);
   if (p.op == Op::MergeSelections) {
-    expect_range("heads_kv", p.heads_kv, 1, kMaxCount);
-    expect_range("topk", p.topk, 1, kMaxTopk);
-    return expect_product("total_q", {p.total_q, p.heads_kv, kMaxTopk});
+    expect_range("heads_kv", p.attention.heads_kv, 1, kMaxCount);
+    expect_range("topk", p.selection.topk, 1, kMaxTopk);
+    return expect_product("total_q", {p.bounds.total_q, p.attention.heads_kv, kMaxTopk});
   }
-  expect_float("dtype", p.dtype);
+  expect_float("dtype", p.attention.q.storage);
   check_out_dtype(p);
-  expect_range("heads_q", p.heads_q, 1, kMaxCount);
-  expect_range("value_dim", p.value_dim, 1, kMaxCount);
-  expect_product("total_q", {p.total_q, p.heads_q, p.value_dim});
+  expect_range("heads_q", p.attention.heads_q, 1, kMaxCount);
+  expect_range("value_dim", p.attention.value_dim, 1, kMaxCount);
+  expect_product("total_q", {p.bounds.total_q, p.attention.heads_q, p.attention.value_dim});
 }
 
 // An output that the operation does not have.
@@ -124,36 +143,38 @@ void expect_flag_off(const Problem& p, const char* field, bool flag, bool allowe
 
 void check_flags(const Problem& p, const OpTraits& traits) {
   const bool dense = p.op == Op::DenseAttention;
-  expect_flag_off(p, "lse", p.lse, traits.attends || p.op == Op::MergeStates);
-  expect_flag_off(p, "block_max", p.block_max, dense);
+  expect_flag_off(p, "lse", p.outputs.lse, traits.attends || p.op == Op::MergeStates);
+  expect_flag_off(p, "block_max", p.outputs.block_max, dense);
   expect_flag_off(
-      p, "chosen_scores", p.chosen_scores,
+      p, "chosen_scores", p.outputs.chosen_scores,
       p.op == Op::SelectTopk || p.op == Op::SelectBlocks || p.op == Op::MergeSelections);
-  if (p.output) return;
+  if (p.outputs.out) return;
   if (!dense) reject("output", std::string("true for ") + to_string(p.op), "false");
-  if (p.lse) reject("lse", "false where output is false", "true");
-  if (!p.block_max) reject("output", "true where block_max is false", "false");
+  if (p.outputs.lse) reject("lse", "false where output is false", "true");
+  if (!p.outputs.block_max) reject("output", "true where block_max is false", "false");
 }
 
 void check_scores_size(const Problem& p) {
-  const std::int64_t blocks = ceil_div(p.max_seqlen_k, p.block_size);
+  const std::int64_t blocks = ceil_div(p.bounds.max_seqlen_k, p.selection.block_size);
   if (p.op == Op::SelectTopk || p.op == Op::BlockScores) {
-    expect_product("max_seqlen_k", {p.total_q, p.index_heads, blocks});
+    expect_product("max_seqlen_k", {p.bounds.total_q, p.index.heads, blocks});
   }
-  if (p.block_max) expect_product("max_seqlen_k", {p.total_q, p.heads_q, blocks});
+  if (p.outputs.block_max)
+    expect_product("max_seqlen_k", {p.bounds.total_q, p.attention.heads_q, blocks});
 }
 
 void check_block_lists(const Problem& p, const OpTraits& traits) {
-  expect_range("topk", p.topk, 1, kMaxTopk);
+  expect_range("topk", p.selection.topk, 1, kMaxTopk);
   if (traits.selects) check_selection(p);
-  const std::int64_t heads = traits.selects ? p.index_heads : p.heads_kv;
-  expect_product("total_q", {p.total_q, heads, p.topk});
-  if (p.op == Op::MsaAttention && p.index_heads != p.heads_kv) {
-    reject("index_heads", "heads_kv " + std::to_string(p.heads_kv), std::to_string(p.index_heads));
+  const std::int64_t heads = traits.selects ? p.index.heads : p.attention.heads_kv;
+  expect_product("total_q", {p.bounds.total_q, heads, p.selection.topk});
+  if (p.op == Op::MsaAttention && p.index.heads != p.attention.heads_kv) {
+    reject("index_heads", "heads_kv " + std::to_string(p.attention.heads_kv),
+           std::to_string(p.index.heads));
   }
-  if (p.op == Op::InvertSelection && p.total_q * p.topk > kMaxCount) {
+  if (p.op == Op::InvertSelection && p.bounds.total_q * p.selection.topk > kMaxCount) {
     reject("total_q", "total_q * topk of at most 2147483647, as row_ptr is int32",
-           std::to_string(p.total_q) + " * " + std::to_string(p.topk));
+           std::to_string(p.bounds.total_q) + " * " + std::to_string(p.selection.topk));
   }
 }
 
@@ -177,14 +198,14 @@ void validate_problem(const Problem& p) {
   check_device(p);
   const OpTraits traits = op_traits(p.op);
   expect_range("options.threads", p.options.threads, 0, kMaxCount);
-  expect_range("total_q", p.total_q, 0, kMaxCount);
+  expect_range("total_q", p.bounds.total_q, 0, kMaxCount);
   check_flags(p, traits);
   if (traits.merges) return check_merge(p);
   check_batch(p);
   if (traits.attends) check_attention(p);
-  if (traits.indexes || traits.selects) expect_range("index_heads", p.index_heads, 1, kMaxCount);
+  if (traits.indexes || traits.selects) expect_range("index_heads", p.index.heads, 1, kMaxCount);
   if (traits.indexes) check_index(p);
-  if (p.op == Op::InvertSelection) expect_range("heads_kv", p.heads_kv, 1, kMaxCount);
+  if (p.op == Op::InvertSelection) expect_range("heads_kv", p.attention.heads_kv, 1, kMaxCount);
   if (traits.selects || traits.lists) check_block_lists(p, traits);
   check_scores_size(p);
 }

@@ -51,12 +51,12 @@ struct Layout {
 Layout make_layout(const Problem& p, const AttendKernels& kernels) {
   Layout l;
   l.sparse = p.op != Op::DenseAttention;
-  l.group = p.heads_q / p.heads_kv;
-  l.pack = p.dtype == DType::BF16 ? kernels.words_of_bf16 : 1;
-  l.step = l.sparse || p.block_max ? p.block_size : kDenseStep;
-  const std::int64_t longest = std::max<std::int64_t>(1, p.max_seqlen_q);
+  l.group = p.attention.heads_q / p.attention.heads_kv;
+  l.pack = p.attention.q.storage == DType::BF16 ? kernels.words_of_bf16 : 1;
+  l.step = l.sparse || p.outputs.block_max ? p.selection.block_size : kDenseStep;
+  const std::int64_t longest = std::max<std::int64_t>(1, p.bounds.max_seqlen_q);
   if (l.sparse) {
-    const std::int64_t row_bytes = 4 * (p.head_dim / l.pack + p.value_dim);
+    const std::int64_t row_bytes = 4 * (p.attention.head_dim / l.pack + p.attention.value_dim);
     const std::int64_t fit =
         std::clamp<std::int64_t>(kSparseBytes / row_bytes / l.group, 1, kRowCut);
     l.tile_tokens = static_cast<std::int64_t>(
@@ -65,13 +65,14 @@ Layout make_layout(const Problem& p, const AttendKernels& kernels) {
     l.tile_tokens = std::clamp<std::int64_t>(kDenseRows / l.group, 1, longest);
   }
   l.columns = core::ceil_div(l.tile_tokens * l.group, kernels.lanes);
-  l.tiles = std::min(p.total_q, p.total_q / l.tile_tokens + p.batch);
-  l.list = l.sparse ? l.tile_tokens * p.topk : 0;
-  const std::int64_t blocks = core::ceil_div(p.max_seqlen_k, l.step);
+  l.tiles = std::min(p.bounds.total_q, p.bounds.total_q / l.tile_tokens + p.bounds.batch);
+  l.list = l.sparse ? l.tile_tokens * p.selection.topk : 0;
+  const std::int64_t blocks = core::ceil_div(p.bounds.max_seqlen_k, l.step);
   const std::int64_t visits = l.sparse ? std::min(blocks, l.list) : blocks;
-  if (!l.sparse && l.columns <= kFewColumns) l.heads = std::min(p.heads_kv, kMaxHeads);
+  if (!l.sparse && l.columns <= kFewColumns) l.heads = std::min(p.attention.heads_kv, kMaxHeads);
   const std::int64_t wanted =
-      kTasksWanted / std::max<std::int64_t>(1, core::ceil_div(p.heads_kv, l.heads) * l.tiles);
+      kTasksWanted /
+      std::max<std::int64_t>(1, core::ceil_div(p.attention.heads_kv, l.heads) * l.tiles);
   l.splits =
       std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, visits / kVisitsOfPiece));
   return l;
@@ -177,7 +178,7 @@ std::string AttentionStage::decisions() const {
 AttendState AttentionStage::take_state(Scratch& from) const {
   const std::int64_t rows = l_.columns * kernels_.lanes;
   AttendState s;
-  s.o = from.take<float>(rows * p_.value_dim);
+  s.o = from.take<float>(rows * p_.attention.value_dim);
   s.m = from.take<float>(rows);
   s.l = from.take<float>(rows);
   return s;
@@ -185,14 +186,15 @@ AttendState AttentionStage::take_state(Scratch& from) const {
 
 ThreadScratch AttentionStage::take_thread(Scratch& from) const {
   const std::int64_t lanes = kernels_.lanes, rows = l_.columns * lanes,
-                     d_words = p_.head_dim / l_.pack;
+                     d_words = p_.attention.head_dim / l_.pack;
   const std::int64_t padded_step = round_up(l_.step, kernels_.tile);
-  const std::int64_t row_floats = round_up(std::max(p_.head_dim, p_.value_dim), lanes);
+  const std::int64_t row_floats =
+      round_up(std::max(p_.attention.head_dim, p_.attention.value_dim), lanes);
   ThreadScratch t;
   t.kernel.q = from.take<std::byte>(4 * l_.heads * rows * round_up(d_words, lanes));
   t.kernel.k = from.take<std::byte>(4 * padded_step * d_words);
-  t.kernel.v =
-      from.take<std::byte>(4 * (padded_step / l_.pack + 1) * round_up(p_.value_dim, lanes));
+  t.kernel.v = from.take<std::byte>(4 * (padded_step / l_.pack + 1) *
+                                    round_up(p_.attention.value_dim, lanes));
   t.kernel.s = from.take<float>(lanes * std::max(2 * padded_step, row_floats));
   t.kernel.p = from.take<std::byte>(4 * 2 * padded_step / l_.pack * lanes);
   t.kernel.visible = from.take<std::int32_t>(rows);
@@ -208,9 +210,9 @@ ThreadScratch AttentionStage::take_thread(Scratch& from) const {
 
 Shared AttentionStage::take_shared(Scratch& from) const {
   Shared s;
-  s.jobs = from.take<Job>(p_.batch);
+  s.jobs = from.take<Job>(p_.bounds.batch);
   if (l_.splits > 1) {
-    s.states = from.take<std::byte>(l_.tiles * p_.heads_kv * l_.splits *
+    s.states = from.take<std::byte>(l_.tiles * p_.attention.heads_kv * l_.splits *
                                     static_cast<std::int64_t>(state_bytes_));
   }
   s.threads = from.take<std::byte>(machine_.threads * static_cast<std::int64_t>(thread_bytes_));
@@ -220,7 +222,7 @@ Shared AttentionStage::take_shared(Scratch& from) const {
 /// Where a piece of a split tile keeps one head.
 AttendState AttentionStage::state_of(const Shared& shared, const Place& place,
                                      std::int64_t head) const {
-  const std::int64_t piece = (place.index * p_.heads_kv + head) * l_.splits + place.piece;
+  const std::int64_t piece = (place.index * p_.attention.heads_kv + head) * l_.splits + place.piece;
   Scratch at(shared.states + static_cast<std::size_t>(piece) * state_bytes_);
   return take_state(at);
 }
@@ -235,14 +237,15 @@ KeyTensor key_tensor(const Tensor& t) {
 
 AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
   AttendCall c;
-  c.dtype = p_.dtype;
-  c.out_dtype = p_.out_dtype;
+  c.dtype = p_.attention.q.storage;
+  c.out_dtype = p_.outputs.dtype;
   c.group = l_.group;
-  c.head_dim = p_.head_dim;
-  c.value_dim = p_.value_dim;
+  c.head_dim = p_.attention.head_dim;
+  c.value_dim = p_.attention.value_dim;
   c.step = l_.step;
-  c.scale = p_.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(p_.head_dim)));
-  c.attend = p_.op != Op::DenseAttention || p_.output;
+  c.scale = p_.attention.softmax_scale.value_or(
+      1.0f / std::sqrt(static_cast<float>(p_.attention.head_dim)));
+  c.attend = p_.op != Op::DenseAttention || p_.outputs.out;
   c.negate = c.attend && c.scale < 0;
   c.q = static_cast<const std::byte*>(call.q.data);
   c.q_row = call.q.stride[0];
@@ -253,7 +256,7 @@ AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
     c.page_table = static_cast<const std::int32_t*>(call.batch.page_table.data);
     c.table_row = call.batch.page_table.stride[0];
     c.table_col = call.batch.page_table.stride[1];
-    c.page_size = p_.page_size;
+    c.page_size = p_.bounds.page_size;
   }
   if (l_.sparse) {
     const Tensor& ids = call.block_ids_in;
@@ -312,7 +315,7 @@ std::int64_t AttentionStage::make_jobs(const core::Call& call, Rows rows, Job* j
 /// Task order: job, head, tile (late tokens, which see most, first), piece.
 Place AttentionStage::place_of(std::int64_t task, std::span<const Job> jobs, std::int64_t heads,
                                std::int64_t pieces) const {
-  const std::int64_t per_tile = core::ceil_div(p_.heads_kv, heads) * pieces;
+  const std::int64_t per_tile = core::ceil_div(p_.attention.heads_kv, heads) * pieces;
   const auto after = std::upper_bound(
       jobs.begin(), jobs.end(), task,
       [&](std::int64_t t, const Job& job) { return t < job.tiles_before * per_tile; });
@@ -321,7 +324,7 @@ Place AttentionStage::place_of(std::int64_t task, std::span<const Job> jobs, std
   Place place{.job = &job, .piece = rest % pieces};
   place.tile = job.tiles - 1 - rest / pieces % job.tiles;
   place.head = rest / (pieces * job.tiles) * heads;
-  place.heads = std::min(heads, p_.heads_kv - place.head);
+  place.heads = std::min(heads, p_.attention.heads_kv - place.head);
   place.index = job.tiles_before + place.tile;
   return place;
 }
@@ -401,7 +404,7 @@ void clear_rows(const AttendCall& call, std::int64_t heads, std::int64_t begin, 
 /// for all threads.
 std::int64_t AttentionStage::heads_together(const AttendCall& call, std::int64_t tiles) const {
   const bool side_by_side = call.k.head < call.k.row && call.v.head < call.v.row;
-  const std::int64_t tasks = tiles * core::ceil_div(p_.heads_kv, l_.heads) * l_.splits;
+  const std::int64_t tasks = tiles * core::ceil_div(p_.attention.heads_kv, l_.heads) * l_.splits;
   return side_by_side && tasks >= 4 * machine_.threads ? l_.heads : 1;
 }
 
@@ -410,7 +413,7 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
                            const Shared& shared) const {
   const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
   const std::int64_t heads = heads_together(call, tiles);
-  const std::int64_t tasks = tiles * core::ceil_div(p_.heads_kv, heads) * l_.splits;
+  const std::int64_t tasks = tiles * core::ceil_div(p_.attention.heads_kv, heads) * l_.splits;
   for_each_task(machine_.threads, tasks, [&](std::int64_t task, int thread) {
     ThreadScratch scratch = thread_scratch(shared, thread);
     const Place place = place_of(task, jobs, heads, l_.splits);
@@ -434,18 +437,19 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
 void AttentionStage::join(const AttendCall& call, std::span<const Job> jobs,
                           const Shared& shared) const {
   const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
-  for_each_task(machine_.threads, tiles * p_.heads_kv, [&](std::int64_t task, int thread) {
-    const ThreadScratch scratch = thread_scratch(shared, thread);
-    Place place = place_of(task, jobs, 1, 1);
-    const AttendState first = state_of(shared, place, place.head);
-    for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
-      const AttendTile tile = make_tile(call, place, scratch);
-      if (tile.begin == tile.end) continue;
-      const std::int64_t columns = core::ceil_div(tile.tokens * l_.group, kernels_.lanes);
-      kernels_.merge(first, state_of(shared, place, place.head), columns, call);
-    }
-    kernels_.finish(call, make_tile(call, place, scratch), scratch.kernel, first);
-  });
+  for_each_task(
+      machine_.threads, tiles * p_.attention.heads_kv, [&](std::int64_t task, int thread) {
+        const ThreadScratch scratch = thread_scratch(shared, thread);
+        Place place = place_of(task, jobs, 1, 1);
+        const AttendState first = state_of(shared, place, place.head);
+        for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
+          const AttendTile tile = make_tile(call, place, scratch);
+          if (tile.begin == tile.end) continue;
+          const std::int64_t columns = core::ceil_div(tile.tokens * l_.group, kernels_.lanes);
+          kernels_.merge(first, state_of(shared, place, place.head), columns, call);
+        }
+        kernels_.finish(call, make_tile(call, place, scratch), scratch.kernel, first);
+      });
 }
 
 void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace) const {
@@ -460,7 +464,8 @@ void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace
   for_each_task(machine_.threads, core::ceil_div(rows.end - owned, kPaddingRows),
                 [&](std::int64_t task, int) {
                   const std::int64_t begin = owned + task * kPaddingRows;
-                  clear_rows(c, p_.heads_q, begin, std::min(begin + kPaddingRows, rows.end));
+                  clear_rows(c, p_.attention.heads_q, begin,
+                             std::min(begin + kPaddingRows, rows.end));
                 });
 
   if (jobs.empty()) return;

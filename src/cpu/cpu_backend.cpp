@@ -62,10 +62,10 @@ std::string rejects_shape(const Problem& p) {
   };
   const auto served = [](std::int64_t dim) { return dim % 16 == 0 && dim <= kMaxDim; };
   const core::OpTraits op = core::op_traits(p.op);
-  if (op.indexes && !served(p.index_dim)) return odd("index_dim", p.index_dim);
+  if (op.indexes && !served(p.index.dim)) return odd("index_dim", p.index.dim);
   if (!op.attends) return {};
-  if (!served(p.head_dim)) return odd("head_dim", p.head_dim);
-  if (!served(p.value_dim)) return odd("value_dim", p.value_dim);
+  if (!served(p.attention.head_dim)) return odd("head_dim", p.attention.head_dim);
+  if (!served(p.attention.value_dim)) return odd("value_dim", p.attention.value_dim);
   return {};
 }
 
@@ -106,7 +106,8 @@ class CpuBackend final : public core::Backend {
     }
     if (problem.device.type != DeviceType::Cpu)
       return "tensors on " + msa::to_string(problem.device);
-    for (const DType dtype : {problem.dtype, problem.index_dtype, problem.out_dtype}) {
+    for (const DType dtype :
+         {problem.attention.q.storage, problem.index.q.storage, problem.outputs.dtype}) {
       if (!serves(dtype)) return std::string("dtype ") + msa::to_string(dtype) + " is not served";
     }
     if (planner_of(problem.op) == nullptr)

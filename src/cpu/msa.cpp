@@ -22,8 +22,8 @@ class MsaStage final : public Stage {
       : p_(problem),
         selection_(plan_selection(problem, machine)),
         attention_(plan_attention(problem, machine)) {
-    const std::int64_t row_bytes = 4 * p_.heads_kv * p_.topk;
-    const std::int64_t rows = std::min(p_.total_q, kChunkBytes / row_bytes);
+    const std::int64_t row_bytes = 4 * p_.attention.heads_kv * p_.selection.topk;
+    const std::int64_t rows = std::min(p_.bounds.total_q, kChunkBytes / row_bytes);
     chunk_rows_ = std::max(kRowCut, core::ceil_div(rows, kRowCut) * kRowCut);
   }
 
@@ -46,7 +46,8 @@ class MsaStage final : public Stage {
       core::Call part = call;
       part.block_ids = call.block_ids
                            ? tail(call.block_ids, chunk.begin)
-                           : make_tensor(ids, DType::I32, {chunk_rows_, p_.heads_kv, p_.topk});
+                           : make_tensor(ids, DType::I32,
+                                         {chunk_rows_, p_.attention.heads_kv, p_.selection.topk});
       selection_->run(part, chunk, rest);
       part.block_ids_in = part.block_ids;
       attention_->run(part, chunk, rest);
@@ -56,7 +57,8 @@ class MsaStage final : public Stage {
  private:
   std::int32_t* take_ids(Scratch& scratch) const {
     static_assert(kWorkspaceAlignment % sizeof(std::int32_t) == 0);
-    const std::int64_t count = chunk_rows_ * p_.heads_kv * p_.topk, unit = kWorkspaceAlignment / 4;
+    const std::int64_t count = chunk_rows_ * p_.attention.heads_kv * p_.selection.topk,
+                       unit = kWorkspaceAlignment / 4;
     return scratch.take<std::int32_t>(core::ceil_div(count, unit) * unit);
   }
 

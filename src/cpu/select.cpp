@@ -52,10 +52,11 @@ class SelectionStage final : public Stage {
  public:
   SelectionStage(const Problem& problem, const Machine& machine)
       : problem_(problem), kernels_(machine.kernels->select), threads_(machine.threads) {
-    group_ = problem.index_heads / problem.index_heads_k;
-    const std::int64_t most = std::min(problem.total_q * problem.index_heads * kMaxSlices,
+    group_ = problem.index.heads / problem.index.heads_k;
+    const std::int64_t most = std::min(problem.bounds.total_q * problem.index.heads * kMaxSlices,
                                        2 * kTileRows * kTasksPerThread * std::int64_t{threads_});
-    if (!writes_scores() && threads_ > 1) slots_ = std::min(most, kSliceBytes / (8 * problem.topk));
+    if (!writes_scores() && threads_ > 1)
+      slots_ = std::min(most, kSliceBytes / (8 * problem.selection.topk));
   }
 
   std::size_t workspace_bytes() const override {
@@ -113,17 +114,17 @@ class SelectionStage final : public Stage {
 // ---- memory ----
 
 ThreadMemory SelectionStage::cut_thread(Scratch& scratch) const {
-  const std::int64_t row_bytes = problem_.index_dim * 4;
+  const std::int64_t row_bytes = problem_.index.dim * 4;
   ThreadMemory memory;
   memory.buffers.q = scratch.take<std::byte>(kTileRows * row_bytes);
-  memory.buffers.k = scratch.take<std::byte>(problem_.block_size * row_bytes);
-  memory.buffers.keys = scratch.take<const std::byte*>(problem_.block_size);
+  memory.buffers.k = scratch.take<std::byte>(problem_.selection.block_size * row_bytes);
+  memory.buffers.keys = scratch.take<const std::byte*>(problem_.selection.block_size);
   memory.rows.visible = scratch.take<std::int64_t>(kTileRows);
   memory.rows.end = scratch.take<std::int64_t>(kTileRows);
   memory.rows.threshold = scratch.take<float>(kTileRows);
   memory.rows.room = scratch.take<std::int32_t>(kTileRows);
   memory.rows.count = scratch.take<std::int32_t>(kTileRows);
-  memory.rows.list_stride = writes_scores() ? 0 : candidate_capacity(problem_.topk);
+  memory.rows.list_stride = writes_scores() ? 0 : candidate_capacity(problem_.selection.topk);
   memory.rows.lists = scratch.take<Candidate>(kTileRows * memory.rows.list_stride);
   return memory;
 }
@@ -136,9 +137,9 @@ std::size_t SelectionStage::thread_bytes() const {
 
 SelectionStage::Memory SelectionStage::cut(Scratch& scratch) const {
   Memory memory;
-  memory.requests = scratch.take<core::Request>(problem_.batch);
-  memory.work = scratch.take<Work>(problem_.batch);
-  memory.slots = scratch.take<Candidate>(slots_ * problem_.topk);
+  memory.requests = scratch.take<core::Request>(problem_.bounds.batch);
+  memory.work = scratch.take<Work>(problem_.bounds.batch);
+  memory.slots = scratch.take<Candidate>(slots_ * problem_.selection.topk);
   memory.slot_counts = scratch.take<std::int32_t>(slots_);
   memory.threads = scratch.take<std::byte>(static_cast<std::int64_t>(thread_bytes()) * threads_);
   return memory;
@@ -163,7 +164,7 @@ std::span<Work> SelectionStage::share_work(const core::Call& call, Rows rows,
   std::int64_t task = 0;
   for (Work& w : work) {
     w.first_task = task;
-    task += w.tiles * problem_.index_heads_k * w.slices;
+    task += w.tiles * problem_.index.heads_k * w.slices;
   }
   return work;
 }
@@ -177,12 +178,12 @@ void SelectionStage::choose_slices(std::span<Work> work) const {
     return w.request.visible_keys(w.tokens.end - 1) * core::ceil_div(rows, kMaxLanes);
   };
   std::int64_t total = 0;
-  for (const Work& w : work) total += tile_cost(w) * w.tiles * problem_.index_heads_k;
+  for (const Work& w : work) total += tile_cost(w) * w.tiles * problem_.index.heads_k;
   const std::int64_t target =
       std::max(core::ceil_div(total, kTasksPerThread * threads_), kMinSliceKeys);
   std::int64_t slot = 0;
   for (Work& w : work) {
-    const std::int64_t lists = w.tokens.size() * problem_.index_heads;
+    const std::int64_t lists = w.tokens.size() * problem_.index.heads;
     if (lists == 0) continue;
     w.slices =
         std::clamp<std::int64_t>(core::ceil_div(tile_cost(w), target), 1,
@@ -210,8 +211,8 @@ Tile SelectionStage::tile_of_task(std::span<const Work> work, std::int64_t task)
   Tile tile{.work = &w};
   tile.slice = rest % w.slices;
   rest /= w.slices;
-  tile.key_head = rest % problem_.index_heads_k;
-  const std::int64_t index = w.tiles - 1 - rest / problem_.index_heads_k;
+  tile.key_head = rest % problem_.index.heads_k;
+  const std::int64_t index = w.tiles - 1 - rest / problem_.index.heads_k;
   tile.first_row = w.tokens.begin * group_ + index * kTileRows;
   tile.num_rows = std::min(w.tokens.end * group_ - tile.first_row, kTileRows);
   return tile;
@@ -232,7 +233,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   score.first_row = tile.first_row;
   score.num_rows = tile.num_rows;
   score.few_rows = request.seqlen_q * group_ <= kFewRows;
-  const bool paged = problem_.page_size != 0;
+  const bool paged = problem_.bounds.page_size != 0;
   const int token_axis = paged ? 1 : 0;
   score.keys.data =
       static_cast<const std::byte*>(k.data) +
@@ -241,7 +242,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   if (paged) {
     const Tensor& table = call.batch.page_table;
     score.keys.page_stride = k.stride[0] * item;
-    score.keys.page_size = problem_.page_size;
+    score.keys.page_size = problem_.bounds.page_size;
     score.keys.pages =
         static_cast<const std::int32_t*>(table.data) + tile.work->index * table.stride[0];
     score.keys.pages_stride = table.stride[1];
@@ -278,7 +279,7 @@ core::Range SelectionStage::prepare_rows(const Tile& tile, bool wants_scores,
     rows.end[r] = end;
   }
   if (writes_scores()) return {0, end};
-  return {std::max<std::int64_t>(problem_.init_blocks - first_block, 0), end};
+  return {std::max<std::int64_t>(problem_.selection.init_blocks - first_block, 0), end};
 }
 
 ScoreTarget SelectionStage::score_target(const core::Call& call, const Tile& tile) const {
@@ -335,7 +336,7 @@ void SelectionStage::keep_slice(const Context& context, const Tile& tile,
     const std::int64_t slot = slice_slot(tile, r) + tile.slice;
     Candidate* list = rows.lists + r * rows.list_stride;
     const std::int64_t count = keep_best(list, rows.count[r], rows.room[r]);
-    std::copy_n(list, count, context.memory.slots + slot * problem_.topk);
+    std::copy_n(list, count, context.memory.slots + slot * problem_.selection.topk);
     context.memory.slot_counts[slot] = static_cast<std::int32_t>(count);
   }
 }
@@ -346,11 +347,11 @@ void SelectionStage::merge_slices(const Context& context, const Tile& tile) cons
     const std::int64_t row = tile.first_row + r;
     const std::int64_t slot = slice_slot(tile, r);
     const RowChoice choice = choose_row(request, row / group_, problem_);
-    Candidate* list = context.memory.slots + slot * problem_.topk;
+    Candidate* list = context.memory.slots + slot * problem_.selection.topk;
     std::int64_t count = 0;
     for (std::int64_t s = 0; s < tile.work->slices;
          ++s) {  // a slice never lies before where it is moved to
-      const Candidate* from = list + s * problem_.topk;
+      const Candidate* from = list + s * problem_.selection.topk;
       std::copy_n(from, context.memory.slot_counts[slot + s], list + count);
       count += context.memory.slot_counts[slot + s];
     }
@@ -387,8 +388,8 @@ void SelectionStage::run(const core::Call& call, Rows rows, std::byte* workspace
   const Context context{call, rows, memory, work, SelectionWriter(call, rows)};
   std::int64_t tasks = 0, merged_rows = 0;
   for (const Work& w : work) {
-    tasks += w.tiles * problem_.index_heads_k * w.slices;
-    if (w.slices > 1) merged_rows += w.tokens.size() * problem_.index_heads;
+    tasks += w.tiles * problem_.index.heads_k * w.slices;
+    if (w.slices > 1) merged_rows += w.tokens.size() * problem_.index.heads;
   }
   for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
     Scratch thread_scratch(memory.threads + thread_bytes() * static_cast<std::size_t>(thread));

@@ -69,20 +69,20 @@ class InvertStage final : public Stage {
 
   std::size_t workspace_bytes() const override {
     Scratch counter(nullptr);
-    counter.take<core::Request>(problem_.batch);
+    counter.take<core::Request>(problem_.bounds.batch);
     return counter.used();
   }
 
   void run(const core::Call& call, Rows, std::byte* workspace) const override {
     Scratch scratch(workspace);
     const auto requests =
-        read_requests(problem_, call, scratch.take<core::Request>(problem_.batch));
+        read_requests(problem_, call, scratch.take<core::Request>(problem_.bounds.batch));
     for_each_task(threads_, call.row_ptr.shape[0],
                   [&](std::int64_t head, int) { invert_head(call, requests, head); });
   }
 
   std::string decisions() const override {
-    return "invert_tasks " + std::to_string(problem_.heads_kv) + "\n";
+    return "invert_tasks " + std::to_string(problem_.attention.heads_kv) + "\n";
   }
 
  private:

@@ -36,8 +36,9 @@ class MergeSelectionsStage final : public Stage {
       Candidate* list = lists + thread * list_stride();
       const std::int64_t begin = rows.begin + task * kRowsPerTask;
       for (std::int64_t row = begin; row < std::min(begin + kRowsPerTask, rows.end); ++row) {
-        for (std::int64_t head = 0; head < problem_.heads_kv; ++head) {
-          const std::int64_t count = keep_best(list, gather(call, row, head, list), problem_.topk);
+        for (std::int64_t head = 0; head < problem_.attention.heads_kv; ++head) {
+          const std::int64_t count =
+              keep_best(list, gather(call, row, head, list), problem_.selection.topk);
           sort_by_id(list, count);
           // Forced blocks carry +inf and need no other treatment here.
           writer.write(row, head, RowChoice{.room = count},
@@ -52,7 +53,7 @@ class MergeSelectionsStage final : public Stage {
   }
 
  private:
-  std::int64_t list_stride() const { return problem_.parts * kMaxTopk; }
+  std::int64_t list_stride() const { return problem_.bounds.parts * kMaxTopk; }
   Candidate* cut(Scratch& scratch) const {
     return scratch.take<Candidate>(list_stride() * threads_);
   }

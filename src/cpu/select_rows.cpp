@@ -51,13 +51,13 @@ RowChoice choose_row(const core::Request& request, std::int64_t token, const Pro
   const core::Range seen = request.visible_blocks(token);
   if (seen.empty()) return {};
   const std::int64_t last_block = request.last_position(token) / request.block_size;
-  const std::int64_t initial_end = std::clamp(problem.init_blocks, seen.begin, seen.end);
+  const std::int64_t initial_end = std::clamp(problem.selection.init_blocks, seen.begin, seen.end);
   const std::int64_t local_begin =
-      std::clamp(last_block - problem.local_blocks + 1, initial_end, seen.end);
+      std::clamp(last_block - problem.selection.local_blocks + 1, initial_end, seen.end);
   RowChoice choice{
       {seen.begin, initial_end}, {initial_end, local_begin}, {local_begin, seen.end}, 0};
   const std::int64_t forced = choice.initial.size() + choice.local.size();
-  choice.room = std::min(problem.topk - forced, choice.candidates.size());
+  choice.room = std::min(problem.selection.topk - forced, choice.candidates.size());
   return choice;
 }
 

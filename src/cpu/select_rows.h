@@ -25,8 +25,8 @@ struct RowChoice {
 
 RowChoice choose_row(const core::Request& request, std::int64_t token, const Problem& problem);
 
-/// Reads all requests of a call into `requests`, which has room for problem.batch; returns those
-/// there are.
+/// Reads all requests of a call into `requests`, which has room for problem.bounds.batch; returns
+/// those there are.
 std::span<core::Request> read_requests(const Problem& problem, const core::Call& call,
                                        core::Request* requests);
 

@@ -55,10 +55,10 @@ class TopkStage final : public Stage {
     Candidate* lists = nullptr;         // [threads, list_stride]
   };
 
-  std::int64_t list_stride() const { return candidate_capacity(problem_.topk); }
+  std::int64_t list_stride() const { return candidate_capacity(problem_.selection.topk); }
   Memory cut(Scratch& scratch) const {
     Memory memory;
-    memory.requests = scratch.take<core::Request>(problem_.batch);
+    memory.requests = scratch.take<core::Request>(problem_.bounds.batch);
     memory.lists = scratch.take<Candidate>(list_stride() * threads_);
     return memory;
   }
@@ -67,7 +67,7 @@ class TopkStage final : public Stage {
                   const SelectionWriter& writer, Candidate* list) const {
     const RowChoice choice = choose_row(request, row - request.q_begin, problem_);
     const std::int64_t first = request.blocks().begin;
-    for (std::int64_t head = 0; head < problem_.index_heads; ++head) {
+    for (std::int64_t head = 0; head < problem_.index.heads; ++head) {
       std::int64_t count = 0;
       if (choice.room > 0 && (writer.wants_scores() || !choice.takes_all())) {
         const ScoreRow given{static_cast<const float*>(scores.data) + row * scores.stride[0] +

@@ -28,31 +28,33 @@ constexpr std::int64_t kSplitWaves = 4;  // tiles a CTA from which on they balan
 constexpr double kLog2e = 1.4426950408889634;
 
 Config config_of(const Problem& problem, bool lists) {
-  return {.item = problem.dtype == DType::BF16 ? Item::Bf16 : Item::F16,
-          .head_dim = static_cast<int>(problem.head_dim),
-          .block = lists ? static_cast<int>(problem.block_size) : kDenseBlock,
+  return {.item = problem.attention.q.storage == DType::BF16 ? Item::Bf16 : Item::F16,
+          .head_dim = static_cast<int>(problem.attention.head_dim),
+          .block = lists ? static_cast<int>(problem.selection.block_size) : kDenseBlock,
           .walk = lists ? Walk::Union : Walk::Dense};
 }
 
 std::string number(std::int64_t x) { return std::to_string(x); }
 
 std::string shape_rejects(const Problem& p) {
-  if (p.dtype != DType::BF16 && p.dtype != DType::F16) {
-    return std::string("the kernels take bf16 and f16, not ") + to_string(p.dtype);
+  if (p.attention.q.storage != DType::BF16 && p.attention.q.storage != DType::F16) {
+    return std::string("the kernels take bf16 and f16, not ") + to_string(p.attention.q.storage);
   }
-  if (p.head_dim != 64 && p.head_dim != 128)
-    return "head_dim is 64 or 128 here, not " + number(p.head_dim);
-  if (p.value_dim != p.head_dim)
-    return "value_dim equals head_dim here, not " + number(p.value_dim);
-  if (p.heads_q / p.heads_kv > 64)
-    return "at most 64 query heads share a KV head, not " + number(p.heads_q / p.heads_kv);
+  if (p.attention.head_dim != 64 && p.attention.head_dim != 128)
+    return "head_dim is 64 or 128 here, not " + number(p.attention.head_dim);
+  if (p.attention.value_dim != p.attention.head_dim)
+    return "value_dim equals head_dim here, not " + number(p.attention.value_dim);
+  if (p.attention.heads_q / p.attention.heads_kv > 64)
+    return "at most 64 query heads share a KV head, not " +
+           number(p.attention.heads_q / p.attention.heads_kv);
   if (!(scale_of(p) > 0.0f) || std::isinf(scale_of(p)))
     return "softmax_scale is finite and above 0 here";
-  if (p.total_q > std::numeric_limits<int>::max() - 128) return "at most 2^31 - 129 query rows";
-  if (p.total_q * p.heads_kv >= std::int64_t{1} << 31)
+  if (p.bounds.total_q > std::numeric_limits<int>::max() - 128)
+    return "at most 2^31 - 129 query rows";
+  if (p.bounds.total_q * p.attention.heads_kv >= std::int64_t{1} << 31)
     return "at most 2^31 pairs of a query row and a KV head";
-  if (p.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
-  if (p.batch >= 1 << 23) return "fewer than 2^23 requests";
+  if (p.bounds.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
+  if (p.bounds.batch >= 1 << 23) return "fewer than 2^23 requests";
   return "";
 }
 
@@ -79,57 +81,60 @@ int best_splits(std::int64_t items, std::int64_t steps, int ctas) {
 }  // namespace
 
 float scale_of(const Problem& problem) {
-  return problem.softmax_scale.value_or(
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim))));
+  return problem.attention.softmax_scale.value_or(
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.attention.head_dim))));
 }
 
 std::string AttendStage::rejects(const Problem& problem, bool lists) {
   if (std::string why = shape_rejects(problem); !why.empty()) return why;
-  if (lists && problem.block_size != 64 && problem.block_size != 128) {
-    return "block_size is 64 or 128 here, not " + number(problem.block_size);
+  if (lists && problem.selection.block_size != 64 && problem.selection.block_size != 128) {
+    return "block_size is 64 or 128 here, not " + number(problem.selection.block_size);
   }
-  if (lists && problem.topk > 64) return "topk is at most 64 here, not " + number(problem.topk);
-  return page_rejects(problem.page_size, config_of(problem, lists).block);
+  if (lists && problem.selection.topk > 64)
+    return "topk is at most 64 here, not " + number(problem.selection.topk);
+  return page_rejects(problem.bounds.page_size, config_of(problem, lists).block);
 }
 
 AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout)
     : config_(config_of(problem, lists)), ctas_(gpu.multiprocessors) {
-  const std::int64_t group = problem.heads_q / problem.heads_kv;
+  const std::int64_t group = problem.attention.heads_q / problem.attention.heads_kv;
   const std::int64_t most = lists ? sm90::attend::kMaxUnionTokens : sm90::attend::kTileRows;
   tokens_per_tile_ = static_cast<int>(std::min(most, sm90::attend::kTileRows / group));
-  max_tiles_ =
-      static_cast<int>(sm90::prologue::max_tiles(problem.total_q, problem.batch, tokens_per_tile_));
+  max_tiles_ = static_cast<int>(
+      sm90::prologue::max_tiles(problem.bounds.total_q, problem.bounds.batch, tokens_per_tile_));
   chunk_tiles_ = std::max(max_tiles_, 1);
-  requests_ = layout.take<RequestRecord>(problem.batch);
+  requests_ = layout.take<RequestRecord>(problem.bounds.batch);
   tiles_ = layout.take<sm90::prologue::TileRecord>(max_tiles_);
   num_tiles_ = layout.take<int>(1);
   // A token can be noted by each warp that holds rows of it.
-  const std::int64_t pairs = problem.total_q * problem.heads_kv * (group / 16 + 2);
+  const std::int64_t pairs = problem.bounds.total_q * problem.attention.heads_kv * (group / 16 + 2);
   redo_capacity_ = static_cast<int>(std::min(
       pairs, problem.options.batch_invariant ? std::int64_t{std::numeric_limits<int>::max()}
                                              : kRedoPairs));
   redo_pairs_ = layout.take<std::int64_t>(redo_capacity_);
-  const std::int64_t entries = tokens_per_tile_ * problem.topk;  // of one list
+  const std::int64_t entries = tokens_per_tile_ * problem.selection.topk;  // of one list
   if (lists) {
-    const std::int64_t tile_bytes =
-        problem.heads_kv * entries * static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
+    const std::int64_t tile_bytes = problem.attention.heads_kv * entries *
+                                    static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
     chunk_tiles_ =
         static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
   }
   redo_count_ = layout.take<int>(1);
   run_begin_ = layout.bytes();
-  const std::int64_t visible = (problem.max_seqlen_k + config_.block - 1) / config_.block;
+  const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
   const std::int64_t steps =
-      lists ? std::min(visible, 2 * problem.topk) : visible;  // neighbours share half
-  const std::int64_t items = max_tiles_ * problem.heads_kv;
+      lists ? std::min(visible, 2 * problem.selection.topk) : visible;  // neighbours share half
+  const std::int64_t items = max_tiles_ * problem.attention.heads_kv;
   if (items < kSplitWaves * ctas_) splits_ = best_splits(items, steps, ctas_);
   if (splits_ > 1) {
-    part_out_ = layout.take<float>(splits_ * problem.total_q * problem.heads_q * problem.head_dim);
-    part_lse_ = layout.take<float>(splits_ * problem.total_q * problem.heads_q);
+    part_out_ = layout.take<float>(splits_ * problem.bounds.total_q * problem.attention.heads_q *
+                                   problem.attention.head_dim);
+    part_lse_ = layout.take<float>(splits_ * problem.bounds.total_q * problem.attention.heads_q);
   }
   if (!lists) return;
-  headers_ = layout.take<sm90::attend::ListHeader>(problem.heads_kv * chunk_tiles_);
-  entries_ = layout.take<sm90::attend::ListEntry>(problem.heads_kv * chunk_tiles_ * entries);
+  headers_ = layout.take<sm90::attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
+  entries_ =
+      layout.take<sm90::attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
   if (splits_ == 1 && KvOuterStage::serves(problem))
     kvouter_.emplace(problem, tokens_per_tile_, chunk_tiles_, layout);
 }
@@ -169,21 +174,21 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   }
   sm90::attend::Params params = whole;
   if (splits_ > 1) {
-    const std::int64_t rows = batch.total_q * problem.heads_q;
+    const std::int64_t rows = batch.total_q * problem.attention.heads_q;
     params.splits = splits_;
     params.out = part_out_.in(workspace);
     params.out_f32 = 1;
-    params.stride_out_split = rows * problem.head_dim;
-    params.stride_out_t = problem.heads_q * problem.head_dim;
-    params.stride_out_h = problem.head_dim;
+    params.stride_out_split = rows * problem.attention.head_dim;
+    params.stride_out_t = problem.attention.heads_q * problem.attention.head_dim;
+    params.stride_out_h = problem.attention.head_dim;
     params.lse = part_lse_.in(workspace);
     params.stride_lse_split = rows;
-    params.stride_lse_t = problem.heads_q;
+    params.stride_lse_t = problem.attention.heads_q;
     params.stride_lse_h = 1;
   }
-  const int box = box_rows(config_.block, problem.page_size);
+  const int box = box_rows(config_.block, problem.bounds.page_size);
   const sm90::attend::Maps maps{
-      .q = make_query_map(call.q, problem.heads_kv, params.group, tokens_per_tile_, "q"),
+      .q = make_query_map(call.q, problem.attention.heads_kv, params.group, tokens_per_tile_, "q"),
       .k = make_key_map(call.k, box, "k"),
       .v = make_key_map(call.v, box, "v")};
   const int tiles =
@@ -193,7 +198,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
     if (config_.walk == Walk::Union)
-      run_lists(params, block_ids, static_cast<int>(problem.topk), stream);
+      run_lists(params, block_ids, static_cast<int>(problem.selection.topk), stream);
     sm90::attend::launch(config_, params, maps, ctas_, stream);
     if (kvouter_) kvouter_->run(problem, call, block_ids, params, ctas_, workspace, stream);
   }
@@ -203,16 +208,17 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
 
 sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
                                                 const BatchParams& batch, void* workspace) const {
-  sm90::attend::Params params{.batch = batch,
-                              .requests = requests_.in(workspace),
-                              .tiles = tiles_.in(workspace),
-                              .num_tiles = num_tiles_.in(workspace),
-                              .tokens_per_tile = tokens_per_tile_,
-                              .group = static_cast<int>(problem.heads_q / problem.heads_kv),
-                              .heads_kv = static_cast<int>(problem.heads_kv),
-                              .list_headers = headers_.in(workspace),
-                              .list_entries = entries_.in(workspace),
-                              .list_capacity = tokens_per_tile_ * static_cast<int>(problem.topk)};
+  sm90::attend::Params params{
+      .batch = batch,
+      .requests = requests_.in(workspace),
+      .tiles = tiles_.in(workspace),
+      .num_tiles = num_tiles_.in(workspace),
+      .tokens_per_tile = tokens_per_tile_,
+      .group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv),
+      .heads_kv = static_cast<int>(problem.attention.heads_kv),
+      .list_headers = headers_.in(workspace),
+      .list_entries = entries_.in(workspace),
+      .list_capacity = tokens_per_tile_ * static_cast<int>(problem.selection.topk)};
   params.out = call.out.data;
   params.stride_out_t = call.out.stride[0];
   params.stride_out_h = call.out.stride[1];
@@ -250,9 +256,9 @@ void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& bl
 void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params& parts,
                               const sm90::attend::Params& whole, cudaStream_t stream) const {
   sm90::attend::launch_combine({.splits = splits_,
-                                .rows = whole.batch.total_q * problem.heads_q,
-                                .heads = static_cast<int>(problem.heads_q),
-                                .head_dim = static_cast<int>(problem.head_dim),
+                                .rows = whole.batch.total_q * problem.attention.heads_q,
+                                .heads = static_cast<int>(problem.attention.heads_q),
+                                .head_dim = static_cast<int>(problem.attention.head_dim),
                                 .part_out = static_cast<const float*>(parts.out),
                                 .part_lse = parts.lse,
                                 .item = config_.item,
@@ -280,8 +286,8 @@ void AttendStage::run_exact(const Problem& problem, const core::Call& call, cons
                             .requests = params.requests,
                             .redo = params.redo,
                             .everything = everything ? 1 : 0,
-                            .bf16 = problem.dtype == DType::BF16 ? 1 : 0,
-                            .head_dim = static_cast<int>(problem.head_dim),
+                            .bf16 = problem.attention.q.storage == DType::BF16 ? 1 : 0,
+                            .head_dim = static_cast<int>(problem.attention.head_dim),
                             .heads_kv = params.heads_kv,
                             .group = params.group,
                             .q = call.q.data,
@@ -290,7 +296,7 @@ void AttendStage::run_exact(const Problem& problem, const core::Call& call, cons
                             .k = view(call.k),
                             .v = view(call.v)};
   if (config_.walk == Walk::Union) {
-    exact.topk = static_cast<int>(problem.topk);
+    exact.topk = static_cast<int>(problem.selection.topk);
     exact.block_ids = make_int_vector(block_ids, 2);
     exact.stride_ids_t = block_ids.stride[0];
     exact.stride_ids_h = block_ids.stride[1];

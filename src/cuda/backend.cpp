@@ -56,8 +56,8 @@ std::string op_rejects(const Problem& problem) {
   switch (problem.op) {
     case Op::DenseAttention: {
       const std::string why =
-          problem.block_max ? SelectStage::rejects(maxima_problem(problem)) : "";
-      return why.empty() && problem.output ? AttendStage::rejects(problem, false) : why;
+          problem.outputs.block_max ? SelectStage::rejects(maxima_problem(problem)) : "";
+      return why.empty() && problem.outputs.out ? AttendStage::rejects(problem, false) : why;
     }
     case Op::SparseAttention:
       return AttendStage::rejects(problem, true);
@@ -107,7 +107,7 @@ bool selects(Op op) {
 bool merges(Op op) { return op == Op::MergeStates || op == Op::MergeSelections; }
 bool attends(const Problem& problem) {
   return problem.op == Op::SparseAttention || problem.op == Op::MsaAttention ||
-         (problem.op == Op::DenseAttention && problem.output);
+         (problem.op == Op::DenseAttention && problem.outputs.out);
 }
 
 class CudaPlanned final : public core::Planned {
@@ -122,12 +122,13 @@ class CudaPlanned final : public core::Planned {
       return;
     }
     if (given.op == Op::MsaAttention)
-      ids_ = layout.take<int>(given.total_q * given.heads_kv * given.topk);
+      ids_ =
+          layout.take<int>(given.bounds.total_q * given.attention.heads_kv * given.selection.topk);
     if (attends(given)) attend_.emplace(given, gpu, given.op != Op::DenseAttention, layout);
     // Scores are done with before attention begins.
     Layout scores(attend_ ? attend_->run_begin() : layout.bytes());
     if (selects(given.op)) select_.emplace(given, gpu, scores);
-    if (given.block_max) select_.emplace(maxima_problem(given), gpu, scores);
+    if (given.outputs.block_max) select_.emplace(maxima_problem(given), gpu, scores);
     if (merges(given.op)) merge_.emplace();
     if (given.op == Op::InvertSelection) invert_.emplace(given, layout);
     workspace_bytes = std::max(layout.bytes(), scores.bytes());
@@ -158,7 +159,7 @@ class CudaPlanned final : public core::Planned {
       case Op::MergeSelections:
         return merge_->run(problem, call, memory, native);
       default:
-        if (problem.block_max) {
+        if (problem.outputs.block_max) {
           select_->run_scores(maxima_problem(problem), maxima_call(call), memory, native);
         }
         if (attend_) attend_->run(problem, call, call.block_ids_in, memory, native);
@@ -187,7 +188,8 @@ class CudaPlanned final : public core::Planned {
     const Tensor ids = call.block_ids
                            ? call.block_ids
                            : make_tensor(ids_.in(memory), DType::I32,
-                                         {rows, problem.heads_kv, problem.topk}, problem.device);
+                                         {rows, problem.attention.heads_kv, problem.selection.topk},
+                                         problem.device);
     select_->run_selection(problem, call, ids, {}, memory, stream);
     attend_->run(problem, call, ids, memory, stream);
   }

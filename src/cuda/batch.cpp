@@ -42,18 +42,18 @@ BatchParams make_batch(const Problem& problem, const core::Call& call, const Ten
     params.page_table_stride_b = batch.page_table.stride[0];
     params.page_columns = batch.page_table.shape[1];
   }
-  const bool paged = problem.page_size != 0;
+  const bool paged = problem.bounds.page_size != 0;
   params.num_pages = keys && paged ? keys.shape[0] : 0;
   // An operation without keys has neither pages nor rows that could run out.
   params.num_rows_k = keys && !paged ? keys.shape[0] : kNoLimit;
   params.total_q = core::num_query_rows(call);
-  params.max_seqlen_q = problem.max_seqlen_q;
-  params.max_seqlen_k = problem.max_seqlen_k;
+  params.max_seqlen_q = problem.bounds.max_seqlen_q;
+  params.max_seqlen_k = problem.bounds.max_seqlen_k;
   params.batch = static_cast<int>(core::num_requests(call));
-  params.page_size = keys ? static_cast<int>(problem.page_size) : 0;
-  params.block_size = static_cast<int>(problem.block_size);
-  params.local_blocks = static_cast<int>(problem.local_blocks);
-  params.init_blocks = static_cast<int>(problem.init_blocks);
+  params.page_size = keys ? static_cast<int>(problem.bounds.page_size) : 0;
+  params.block_size = static_cast<int>(problem.selection.block_size);
+  params.local_blocks = static_cast<int>(problem.selection.local_blocks);
+  params.init_blocks = static_cast<int>(problem.selection.init_blocks);
   params.causal = problem.causal ? 1 : 0;
   params.status = status;
   return params;

@@ -15,7 +15,8 @@ IntVector make_int_vector(const Tensor& tensor, int dim);
 
 /// Blocks of the longest request that the problem allows.
 inline std::int64_t blocks_of(const Problem& problem) {
-  return (problem.max_seqlen_k + problem.block_size - 1) / problem.block_size;
+  return (problem.bounds.max_seqlen_k + problem.selection.block_size - 1) /
+         problem.selection.block_size;
 }
 
 }  // namespace msa::cuda

@@ -31,15 +31,16 @@ bool selects(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
 std::string number(std::int64_t x) { return std::to_string(x); }
 
 std::string index_rejects(const Problem& p) {
-  if (p.index_dtype != DType::BF16 && p.index_dtype != DType::F16)
-    return std::string("the kernels take bf16 and f16 indexes, not ") + to_string(p.index_dtype);
-  if (p.index_dim != 64 && p.index_dim != 128)
-    return "index_dim is 64 or 128 here, not " + number(p.index_dim);
-  const std::int64_t columns = p.max_seqlen_q * (p.index_heads / p.index_heads_k);
+  if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
+    return std::string("the kernels take bf16 and f16 indexes, not ") +
+           to_string(p.index.q.storage);
+  if (p.index.dim != 64 && p.index.dim != 128)
+    return "index_dim is 64 or 128 here, not " + number(p.index.dim);
+  const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
   if (columns > decode::kMaxColumns)
     return "decode scores at most 32 tokens x heads of an index-key head, not " + number(columns);
-  if (p.index_heads_k > kMaxGridZ) return "at most 65535 index-key heads";
-  return page_rejects(p.page_size, decode::kScoreStep);
+  if (p.index.heads_k > kMaxGridZ) return "at most 65535 index-key heads";
+  return page_rejects(p.bounds.page_size, decode::kScoreStep);
 }
 
 /// Throws where 16-byte loads cannot take the tensor.
@@ -59,48 +60,49 @@ decode::Storage storage_of(DType dtype) {
 std::string DecodeStage::rejects(const Problem& p) {
   if (!scores_keys(p.op) && !attends(p.op))
     return std::string("decode has no kernel for ") + to_string(p.op);
-  if (p.block_max || !p.output) return "decode writes no block maxima";
-  if (p.max_seqlen_q > decode::kMaxTokens)
-    return "decode takes at most 8 query tokens a request, not " + number(p.max_seqlen_q);
-  if (p.batch * std::max<std::int64_t>(p.max_seqlen_q, 1) > kMaxGridZ)
+  if (p.outputs.block_max || !p.outputs.out) return "decode writes no block maxima";
+  if (p.bounds.max_seqlen_q > decode::kMaxTokens)
+    return "decode takes at most 8 query tokens a request, not " + number(p.bounds.max_seqlen_q);
+  if (p.bounds.batch * std::max<std::int64_t>(p.bounds.max_seqlen_q, 1) > kMaxGridZ)
     return "decode takes at most 65535 requests x tokens";
-  if (p.block_size != 64 && p.block_size != 128)
-    return "block_size is 64 or 128 here, not " + number(p.block_size);
-  if (p.op != Op::DenseAttention && p.op != Op::BlockScores && p.topk > decode::kMaxTopk)
-    return "topk is at most 64 here, not " + number(p.topk);
+  if (p.selection.block_size != 64 && p.selection.block_size != 128)
+    return "block_size is 64 or 128 here, not " + number(p.selection.block_size);
+  if (p.op != Op::DenseAttention && p.op != Op::BlockScores && p.selection.topk > decode::kMaxTopk)
+    return "topk is at most 64 here, not " + number(p.selection.topk);
   if (scores_keys(p.op)) {
     if (std::string why = index_rejects(p); !why.empty()) return why;
   }
-  if (selects(p.op) && decode::select_candidates(static_cast<int>(p.topk), blocks_of(p), 1) >
-                           decode::kMostCandidates)
+  if (selects(p.op) && decode::select_candidates(static_cast<int>(p.selection.topk), blocks_of(p),
+                                                 1) > decode::kMostCandidates)
     return "decode selects from fewer blocks than " + number(blocks_of(p));
   if (!attends(p.op)) return "";
   return AttendStage::rejects(p, p.op != Op::DenseAttention);
 }
 
 DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : token_slots_(static_cast<int>(std::max<std::int64_t>(p.max_seqlen_q, 1))),
+    : token_slots_(static_cast<int>(std::max<std::int64_t>(p.bounds.max_seqlen_q, 1))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
-  records_ = layout.take<RequestRecord>(p.batch);
+  records_ = layout.take<RequestRecord>(p.bounds.batch);
   if (scores_keys(p.op)) {
-    score_ctas_ = decode::score_ctas(p.batch, p.max_seqlen_k, static_cast<int>(p.index_heads_k),
-                                     gpu.multiprocessors);
-    num_claims_ = static_cast<int>(p.index_heads_k);
+    score_ctas_ = decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k,
+                                     static_cast<int>(p.index.heads_k), gpu.multiprocessors);
+    num_claims_ = static_cast<int>(p.index.heads_k);
     score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
     if (p.op != Op::BlockScores)
-      scores_ = layout.take<float>(p.total_q * p.index_heads * score_stride_);
+      scores_ = layout.take<float>(p.bounds.total_q * p.index.heads * score_stride_);
   }
   if (attends(p.op)) {
-    const int heads_kv = static_cast<int>(p.heads_kv);
-    const int group = static_cast<int>(p.heads_q / p.heads_kv);
-    const std::int64_t rows = std::max<std::int64_t>(1, p.batch * p.max_seqlen_q);
-    const std::int64_t entries =
-        p.op == Op::DenseAttention ? max_blocks_ : std::min<std::int64_t>(max_blocks_, p.topk);
+    const int heads_kv = static_cast<int>(p.attention.heads_kv);
+    const int group = static_cast<int>(p.attention.heads_q / p.attention.heads_kv);
+    const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.batch * p.bounds.max_seqlen_q);
+    const std::int64_t entries = p.op == Op::DenseAttention
+                                     ? max_blocks_
+                                     : std::min<std::int64_t>(max_blocks_, p.selection.topk);
     splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
     rehearsals_ = gpu.multiprocessors;  // one stands beside a scoring CTA
-    const std::int64_t slots = decode::partial_slots(p.total_q, heads_kv, group, splits_);
+    const std::int64_t slots = decode::partial_slots(p.bounds.total_q, heads_kv, group, splits_);
     num_arrivals_ = static_cast<int>(slots / splits_);
-    partial_out_ = layout.take<float>(slots * 16 * p.head_dim);
+    partial_out_ = layout.take<float>(slots * 16 * p.attention.head_dim);
     partial_state_ = layout.take<float2>(slots * 16);
   }
   counters_ = layout.take<int>(num_claims_ + num_arrivals_);
@@ -141,7 +143,7 @@ decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Ca
             .stride_block = call.scores.stride[2]};
   }
   return {.data = scores_.in(workspace),
-          .stride_t = problem.index_heads * score_stride_,
+          .stride_t = problem.index.heads * score_stride_,
           .stride_h = score_stride_,
           .stride_block = 1};
 }
@@ -149,22 +151,22 @@ decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Ca
 void DecodeStage::run_score(const Problem& problem, const core::Call& call,
                             const BatchParams& batch, void* workspace, cudaStream_t stream) const {
   require_aligned(call.index_q, "index_q");
-  const int box = box_rows(decode::kScoreStep, problem.page_size);
+  const int box = box_rows(decode::kScoreStep, problem.bounds.page_size);
   const decode::ScoreRows rows = score_rows(problem, call, workspace);
   if (problem.op == Op::BlockScores) {
     decode::launch_fill(rows, call.scores.shape[0], static_cast<int>(call.scores.shape[1]),
                         call.scores.shape[2], stream);
   }
-  decode::launch_score(storage_of(problem.index_dtype),
+  decode::launch_score(storage_of(problem.index.q.storage),
                        {.k_map = make_row_map(call.index_k, box, "index_k"),
                         .batch = batch,
                         .records = records_.in(workspace),
                         .index_q = call.index_q.data,
                         .stride_q_t = call.index_q.stride[0],
                         .stride_q_h = call.index_q.stride[1],
-                        .heads = static_cast<int>(problem.index_heads),
-                        .heads_k = static_cast<int>(problem.index_heads_k),
-                        .dim = static_cast<int>(problem.index_dim),
+                        .heads = static_cast<int>(problem.index.heads),
+                        .heads_k = static_cast<int>(problem.index.heads_k),
+                        .dim = static_cast<int>(problem.index.dim),
                         .ctas = score_ctas_,
                         .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
                         .scores = rows,
@@ -177,16 +179,16 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
   decode::SelectParams params{
       .batch = batch,
       .records = records_.in(workspace),
-      .topk = static_cast<int>(problem.topk),
+      .topk = static_cast<int>(problem.selection.topk),
       .token_slots = token_slots_,
       .max_blocks = max_blocks_,
-      .lanes = decode::select_lanes(static_cast<int>(problem.topk), max_blocks_)};
+      .lanes = decode::select_lanes(static_cast<int>(problem.selection.topk), max_blocks_)};
   if (scores_keys(problem.op)) {
     const decode::ScoreRows rows = score_rows(problem, call, workspace);
     params.orders = reinterpret_cast<const std::uint32_t*>(rows.data);
     params.stride_orders_t = rows.stride_t;
     params.stride_orders_h = rows.stride_h;
-    params.heads = static_cast<int>(problem.index_heads);
+    params.heads = static_cast<int>(problem.index.heads);
   }
   const Tensor& ids = problem.op == Op::SparseAttention ? call.block_ids_in : call.block_ids;
   if (ids) {
@@ -207,8 +209,9 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
 void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
                              const BatchParams& batch, void* workspace, cudaStream_t stream) const {
   require_aligned(call.q, "q");
-  const int box = box_rows(static_cast<int>(problem.block_size), problem.page_size);
-  const int group = static_cast<int>(problem.heads_q / problem.heads_kv);
+  const int box =
+      box_rows(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
+  const int group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv);
   decode::AttendParams params{
       .select = select_params(problem, call, batch, workspace),
       .k_map = make_key_map(call.k, box, "k"),
@@ -221,10 +224,10 @@ void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
       .stride_out_h = call.out.stride[1],
       .out_f32 = call.out.dtype == DType::F32,
       .out_vectors = *copy_engine_refuses(call.out) == '\0',
-      .heads_kv = static_cast<int>(problem.heads_kv),
+      .heads_kv = static_cast<int>(problem.attention.heads_kv),
       .group = group,
       .tiles = decode::head_tiles(group),
-      .dim = static_cast<int>(problem.head_dim),
+      .dim = static_cast<int>(problem.attention.head_dim),
       .splits = splits_,
       .rehearsals = rehearsals_,
       .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
@@ -238,7 +241,7 @@ void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
     params.stride_lse_t = call.lse.stride[0];
     params.stride_lse_h = call.lse.stride[1];
   }
-  decode::launch_attend(storage_of(problem.dtype), params, stream);
+  decode::launch_attend(storage_of(problem.attention.q.storage), params, stream);
 }
 
 }  // namespace msa::cuda

@@ -17,24 +17,27 @@ sm90::invert::HeadRows head_rows(const Tensor& tensor) {
 }  // namespace
 
 std::string InvertStage::rejects(const Problem& p) {
-  if (p.heads_kv > kMaxHeads) return "at most 65535 KV heads, not " + std::to_string(p.heads_kv);
-  if (p.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
-  if (p.batch >= 1 << 23) return "fewer than 2^23 requests";
-  if ((p.batch + 1) * blocks_of(p) > kMaxLists / p.heads_kv)
+  if (p.attention.heads_kv > kMaxHeads)
+    return "at most 65535 KV heads, not " + std::to_string(p.attention.heads_kv);
+  if (p.bounds.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
+  if (p.bounds.batch >= 1 << 23) return "fewer than 2^23 requests";
+  if ((p.bounds.batch + 1) * blocks_of(p) > kMaxLists / p.attention.heads_kv)
     return "at most 2^32 lists: one more than the requests, times their blocks, times the KV heads";
   return "";
 }
 
 InvertStage::InvertStage(const Problem& p, Layout& layout)
-    : tokens_per_tile_(sm90::invert::tokens_per_tile(p.total_q, p.heads_kv, blocks_of(p))),
+    : tokens_per_tile_(
+          sm90::invert::tokens_per_tile(p.bounds.total_q, p.attention.heads_kv, blocks_of(p))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
-  const std::int64_t tiles = sm90::prologue::max_tiles(p.total_q, p.batch, tokens_per_tile_);
-  requests_ = layout.take<RequestRecord>(p.batch);
+  const std::int64_t tiles =
+      sm90::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, tokens_per_tile_);
+  requests_ = layout.take<RequestRecord>(p.bounds.batch);
   tiles_ = layout.take<sm90::prologue::TileRecord>(tiles);
   num_tiles_ = layout.take<int>(1);
-  first_tiles_ = layout.take<int>(p.batch);
-  first_blocks_ = layout.take<std::int64_t>(p.batch + 1);
-  counts_ = layout.take<int>(tiles * p.heads_kv * max_blocks_);
+  first_tiles_ = layout.take<int>(p.bounds.batch);
+  first_blocks_ = layout.take<std::int64_t>(p.bounds.batch + 1);
+  counts_ = layout.take<int>(tiles * p.attention.heads_kv * max_blocks_);
 }
 
 void InvertStage::run(const Problem& problem, const core::Call& call, void* workspace,
@@ -54,8 +57,8 @@ void InvertStage::run(const Problem& problem, const core::Call& call, void* work
   sm90::prologue::launch(tables, stream);
   const Tensor& ids = call.block_ids_in;
   sm90::invert::launch({.tables = tables,
-                        .heads = static_cast<int>(problem.heads_kv),
-                        .topk = static_cast<int>(problem.topk),
+                        .heads = static_cast<int>(problem.attention.heads_kv),
+                        .topk = static_cast<int>(problem.selection.topk),
                         .max_blocks = max_blocks_,
                         .block_ids = make_int_vector(ids, 2),
                         .stride_ids_t = ids.stride[0],

@@ -30,24 +30,26 @@ bool KvOuterStage::serves(const Problem& p) {
   // Whether a tile has the choice depends on the bounds of the whole batch, which batch invariance
   // forbids.
   return p.op != Op::DenseAttention && !p.options.batch_invariant &&
-         p.heads_q / p.heads_kv == kvouter::kGroup && p.head_dim == kvouter::kDim &&
-         p.block_size == kvouter::kBlock && p.topk <= kvouter::kMaxTopk &&
-         p.batch * p.heads_kv * blocks_of(p) <= kMaxRows && blocks_of(p) > kSharedLists * p.topk;
+         p.attention.heads_q / p.attention.heads_kv == kvouter::kGroup &&
+         p.attention.head_dim == kvouter::kDim && p.selection.block_size == kvouter::kBlock &&
+         p.selection.topk <= kvouter::kMaxTopk &&
+         p.bounds.batch * p.attention.heads_kv * blocks_of(p) <= kMaxRows &&
+         blocks_of(p) > kSharedLists * p.selection.topk;
 }
 
 KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles, Layout& layout)
     : max_blocks_(static_cast<int>(std::max<std::int64_t>(1, blocks_of(p)))) {
-  const std::int64_t tile_slots = tokens_per_tile * p.heads_kv * p.topk;
+  const std::int64_t tile_slots = tokens_per_tile * p.attention.heads_kv * p.selection.topk;
   const std::int64_t fitting = std::max<std::int64_t>(1, kPartialBytes / (tile_slots * kSlotBytes));
   const std::int64_t all = std::max(max_tiles, 1);
   const std::int64_t fewest = (all + fitting - 1) / fitting;
   chunk_tiles_ = static_cast<int>((all + fewest - 1) / fewest);  // equally large
   // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists of
   // 33 to 36 blocks break even at k = 16, 8 tokens a tile).
-  longest_list_ = static_cast<int>(p.topk * 21 / 10);
+  longest_list_ = static_cast<int>(p.selection.topk * 21 / 10);
   const std::int64_t slots = chunk_tiles_ * tile_slots;
   const std::int64_t rows =
-      kvouter::inverse_rows(p.batch, static_cast<int>(p.heads_kv), max_blocks_);
+      kvouter::inverse_rows(p.bounds.batch, static_cast<int>(p.attention.heads_kv), max_blocks_);
   const std::int64_t chunks = (max_tiles + chunk_tiles_ - 1) / chunk_tiles_;
   counts_ = layout.take<int>(chunks * (rows + kvouter::kChunkCounters));
   entries_ = layout.take<kvouter::Entry>(chunks * slots);
@@ -68,7 +70,7 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .chunk_tiles = chunk_tiles_,
                          .tokens_per_tile = attend.tokens_per_tile,
                          .heads_kv = attend.heads_kv,
-                         .topk = static_cast<int>(problem.topk),
+                         .topk = static_cast<int>(problem.selection.topk),
                          .max_blocks = max_blocks_,
                          .block_ids = make_int_vector(block_ids, 2),
                          .stride_ids_t = block_ids.stride[0],
@@ -90,12 +92,13 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .stride_lse_h = attend.stride_lse_h,
                          .scale_log2 = attend.scale_log2,
                          .redo = attend.redo};
-  const int box = box_rows(kvouter::kBlock, problem.page_size);
-  const kvouter::Maps maps{.q = make_query_map(call.q, problem.heads_kv, kvouter::kGroup, 1, "q"),
-                           .k = make_key_map(call.k, box, "k"),
-                           .v = make_key_map(call.v, box, "v")};
+  const int box = box_rows(kvouter::kBlock, problem.bounds.page_size);
+  const kvouter::Maps maps{
+      .q = make_query_map(call.q, problem.attention.heads_kv, kvouter::kGroup, 1, "q"),
+      .k = make_key_map(call.k, box, "k"),
+      .v = make_key_map(call.v, box, "v")};
   const auto storage =
-      problem.dtype == DType::BF16 ? kvouter::Storage::Bf16 : kvouter::Storage::F16;
+      problem.attention.q.storage == DType::BF16 ? kvouter::Storage::Bf16 : kvouter::Storage::F16;
   kvouter::launch(storage, params, maps, ctas, stream);
 }
 

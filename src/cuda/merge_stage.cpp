@@ -23,11 +23,11 @@ sm90::merge_states::Item item_of(DType dtype) {
 void run_states(const Problem& problem, const core::Call& call, cudaStream_t stream) {
   sm90::merge_states::Params params{
       .num_parts = static_cast<int>(call.part_outs.size()),
-      .rows = call.out.shape[0] * problem.heads_q,
-      .heads = static_cast<int>(problem.heads_q),
-      .dim = problem.value_dim,
-      .item = item_of(problem.dtype),
-      .out_item = item_of(problem.out_dtype),
+      .rows = call.out.shape[0] * problem.attention.heads_q,
+      .heads = static_cast<int>(problem.attention.heads_q),
+      .dim = problem.attention.value_dim,
+      .item = item_of(problem.attention.q.storage),
+      .out_item = item_of(problem.outputs.dtype),
       .out = call.out.data,
       .stride_out_t = call.out.stride[0],
       .stride_out_h = call.out.stride[1],
@@ -55,9 +55,9 @@ void run_selections(const Problem& problem, const core::Call& call, StatusWord* 
   const Tensor& ids = call.block_ids;
   sm90::merge_selections::Params params{
       .num_parts = static_cast<int>(call.part_ids.size()),
-      .rows = ids.shape[0] * problem.heads_kv,
-      .heads = static_cast<int>(problem.heads_kv),
-      .k = static_cast<int>(problem.topk),
+      .rows = ids.shape[0] * problem.attention.heads_kv,
+      .heads = static_cast<int>(problem.attention.heads_kv),
+      .k = static_cast<int>(problem.selection.topk),
       .ids = static_cast<int*>(ids.data),
       .stride_ids_t = ids.stride[0],
       .stride_ids_h = ids.stride[1],
@@ -90,8 +90,8 @@ void run_selections(const Problem& problem, const core::Call& call, StatusWord* 
 
 std::string MergeStage::rejects(const Problem& p) {
   const bool states = p.op == Op::MergeStates;
-  const std::int64_t heads = states ? p.heads_q : p.heads_kv;
-  if (p.total_q * heads > std::numeric_limits<int>::max())
+  const std::int64_t heads = states ? p.attention.heads_q : p.attention.heads_kv;
+  if (p.bounds.total_q * heads > std::numeric_limits<int>::max())
     return "at most 2^31 - 1 pairs of a query row and a head";
   return "";
 }

@@ -25,7 +25,8 @@ sm90::select::Queries queries_of(const Tensor& index_q) {
 }
 
 CUtensorMap index_map(const Problem& problem, const Tensor& index_k) {
-  return make_key_map(index_k, box_rows(sm90::select::kTileKeys, problem.page_size), "index_k");
+  return make_key_map(index_k, box_rows(sm90::select::kTileKeys, problem.bounds.page_size),
+                      "index_k");
 }
 
 sm90::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
@@ -40,10 +41,10 @@ sm90::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
     params.chosen_stride_head = chosen.stride[1];
     params.chosen_stride_slot = chosen.stride[2];
   }
-  params.k = static_cast<int>(problem.topk);
-  params.block_size = static_cast<int>(problem.block_size);
-  params.local_blocks = static_cast<int>(problem.local_blocks);
-  params.init_blocks = static_cast<int>(problem.init_blocks);
+  params.k = static_cast<int>(problem.selection.topk);
+  params.block_size = static_cast<int>(problem.selection.block_size);
+  params.local_blocks = static_cast<int>(problem.selection.local_blocks);
+  params.init_blocks = static_cast<int>(problem.selection.init_blocks);
   params.causal = problem.causal;
   return params;
 }
@@ -51,44 +52,46 @@ sm90::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
 }  // namespace
 
 std::string SelectStage::rejects(const Problem& p) {
-  if (p.op != Op::BlockScores && p.topk > sm90::topk::kMaxTopk) {
-    return "topk is at most " + number(sm90::topk::kMaxTopk) + " here, not " + number(p.topk);
+  if (p.op != Op::BlockScores && p.selection.topk > sm90::topk::kMaxTopk) {
+    return "topk is at most " + number(sm90::topk::kMaxTopk) + " here, not " +
+           number(p.selection.topk);
   }
-  if (p.total_q > std::numeric_limits<int>::max() - 128) return "at most 2^31 - 129 query rows";
-  if (p.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
-  if (p.batch >= 1 << 23) return "fewer than 2^23 requests";
+  if (p.bounds.total_q > std::numeric_limits<int>::max() - 128)
+    return "at most 2^31 - 129 query rows";
+  if (p.bounds.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
+  if (p.bounds.batch >= 1 << 23) return "fewer than 2^23 requests";
   if (p.op == Op::SelectTopk) return "";
-  if (p.index_dtype != DType::BF16 && p.index_dtype != DType::F16) {
+  if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {
     return std::string("the kernels take index tensors of bf16 and f16, not ") +
-           to_string(p.index_dtype);
+           to_string(p.index.q.storage);
   }
-  if (p.index_dim != 64 && p.index_dim != 128)
-    return "index_dim is 64 or 128 here, not " + number(p.index_dim);
-  if (p.block_size != 64 && p.block_size != 128) {
-    return "block_size is 64 or 128 here, not " + number(p.block_size);
+  if (p.index.dim != 64 && p.index.dim != 128)
+    return "index_dim is 64 or 128 here, not " + number(p.index.dim);
+  if (p.selection.block_size != 64 && p.selection.block_size != 128) {
+    return "block_size is 64 or 128 here, not " + number(p.selection.block_size);
   }
-  const std::int64_t heads = p.index_heads / p.index_heads_k;
+  const std::int64_t heads = p.index.heads / p.index.heads_k;
   if (heads > sm90::select::kTileRows)
     return "at most 192 index heads share a key head, not " + number(heads);
-  return page_rejects(p.page_size, sm90::select::kTileKeys);
+  return page_rejects(p.bounds.page_size, sm90::select::kTileKeys);
 }
 
 SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : from_scores_(p.op == Op::SelectTopk) {
   const std::int64_t blocks = blocks_of(p);
   if (from_scores_) {
-    topk_plan_ =
-        sm90::topk::plan_select_topk(p.total_q, p.batch, static_cast<int>(p.index_heads), blocks);
+    topk_plan_ = sm90::topk::plan_select_topk(p.bounds.total_q, p.bounds.batch,
+                                              static_cast<int>(p.index.heads), blocks);
     scratch_ = layout.take<std::byte>(sm90::topk::workspace_bytes(topk_plan_));
     return;
   }
-  plan_ = sm90::select::plan_select({.total_q = p.total_q,
-                                     .max_seqlen_q = p.max_seqlen_q,
-                                     .max_seqlen_k = p.max_seqlen_k,
-                                     .batch = p.batch,
-                                     .index_heads = static_cast<int>(p.index_heads),
-                                     .index_heads_k = static_cast<int>(p.index_heads_k),
-                                     .block_size = static_cast<int>(p.block_size),
+  plan_ = sm90::select::plan_select({.total_q = p.bounds.total_q,
+                                     .max_seqlen_q = p.bounds.max_seqlen_q,
+                                     .max_seqlen_k = p.bounds.max_seqlen_k,
+                                     .batch = p.bounds.batch,
+                                     .index_heads = static_cast<int>(p.index.heads),
+                                     .index_heads_k = static_cast<int>(p.index.heads_k),
+                                     .block_size = static_cast<int>(p.selection.block_size),
                                      .causal = p.causal,
                                      .scratch = p.op != Op::BlockScores},
                                     gpu.multiprocessors, kScratchBytes);
@@ -118,7 +121,7 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
                                               index_map(problem, call.index_k), params,
                                               scratch_.in(workspace), stream);
   }
-  params.heads = static_cast<int>(problem.index_heads);
+  params.heads = static_cast<int>(problem.index.heads);
   params.scores = static_cast<const float*>(call.scores_in.data);
   params.columns = call.scores_in.shape[2];
   params.stride_token = call.scores_in.stride[0];

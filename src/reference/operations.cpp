@@ -34,7 +34,8 @@ void for_each_request(const Problem& p, const Call& call, const Visit& visit) {
     q_end = request.q_begin + request.seqlen_q;
   }
   const std::int64_t padding = core::num_query_rows(call) - q_end;
-  visit(Request{.q_begin = q_end, .seqlen_q = padding, .block_size = p.block_size}, requests);
+  visit(Request{.q_begin = q_end, .seqlen_q = padding, .block_size = p.selection.block_size},
+        requests);
 }
 
 // Local keys of block `id` that row i sees.
@@ -54,8 +55,8 @@ Keys keys_of(const Call& call, const Tensor& tensor, const Request& r, std::int6
 float score_of(const Problem& p, const Call& call, const Request& r, std::int64_t b, std::int64_t i,
                std::int64_t h, std::int64_t id) {
   const Vector query = row_vector(call.index_q, r.q_begin + i, h);
-  return block_score(query, keys_of(call, call.index_k, r, b), h * p.index_heads_k / p.index_heads,
-                     visible_keys(r, i, id), p.index_dim);
+  return block_score(query, keys_of(call, call.index_k, r, b), h * p.index.heads_k / p.index.heads,
+                     visible_keys(r, i, id), p.index.dim);
 }
 
 // Writes score(id) for the visible blocks of a row and -inf for all others.
@@ -73,7 +74,7 @@ void write_scores(const Tensor& scores, const Request& r, std::int64_t i, std::i
 void block_scores(const Problem& p, const Call& call) {
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-      for (std::int64_t h = 0; h < p.index_heads; ++h) {
+      for (std::int64_t h = 0; h < p.index.heads; ++h) {
         write_scores(call.scores, r, i, h,
                      [&](std::int64_t id) { return score_of(p, call, r, b, i, h, id); });
       }
@@ -98,9 +99,10 @@ std::span<Candidate> select_row(const Problem& p, const Call& call, const Scratc
         .id = id,
         .score =
             call.scores_in ? given_score(call, r, i, h, id) : score_of(p, call, r, b, i, h, id),
-        .forced = r.is_forced(i, id, p.local_blocks, p.init_blocks)};
+        .forced = r.is_forced(i, id, p.selection.local_blocks, p.selection.init_blocks)};
   }
-  return select(scratch.candidates.first(static_cast<std::size_t>(visible.size())), p.topk);
+  return select(scratch.candidates.first(static_cast<std::size_t>(visible.size())),
+                p.selection.topk);
 }
 
 // Step 3: ids ascending, then -1; scores beside them, +inf for forced blocks.
@@ -124,8 +126,9 @@ void write_selection(const Call& call, std::int64_t row, std::int64_t h, std::in
 void select_blocks(const Problem& p, const Call& call, const Scratch& scratch) {
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-      for (std::int64_t h = 0; h < p.index_heads; ++h) {
-        write_selection(call, r.q_begin + i, h, p.topk, select_row(p, call, scratch, r, b, i, h));
+      for (std::int64_t h = 0; h < p.index.heads; ++h) {
+        write_selection(call, r.q_begin + i, h, p.selection.topk,
+                        select_row(p, call, scratch, r, b, i, h));
       }
     }
   });
@@ -176,14 +179,14 @@ KeyList chosen_keys(std::span<const Candidate> chosen, const Request& r, std::in
 }
 
 double scale_of(const Problem& p) {
-  if (p.softmax_scale) return static_cast<double>(*p.softmax_scale);
-  return 1.0 / std::sqrt(static_cast<double>(p.head_dim));
+  if (p.attention.softmax_scale) return static_cast<double>(*p.attention.softmax_scale);
+  return 1.0 / std::sqrt(static_cast<double>(p.attention.head_dim));
 }
 
 // One row and one query head over a list of keys.
 void attend(const Problem& p, const Call& call, const Scratch& scratch, const Request& r,
             std::int64_t b, std::int64_t i, std::int64_t h, const KeyList& list) {
-  const std::int64_t head = h / (p.heads_q / p.heads_kv);
+  const std::int64_t head = h / (p.attention.heads_q / p.attention.heads_kv);
   const std::int64_t row = r.q_begin + i;
   const Vector query = row_vector(call.q, row, h);
   const Keys keys = keys_of(call, call.k, r, b);
@@ -191,11 +194,11 @@ void attend(const Problem& p, const Call& call, const Scratch& scratch, const Re
 
   const std::span<double> weights = scratch.scores.first(static_cast<std::size_t>(list.size()));
   list.for_each([&](std::int64_t key, std::size_t n) {
-    weights[n] = dot(query, keys.at(key, head), p.head_dim) * scale_of(p);
+    weights[n] = dot(query, keys.at(key, head), p.attention.head_dim) * scale_of(p);
   });
   const RowResult result = softmax(weights);
   if (call.lse) store(call.lse, offset(call.lse, row, h), result.lse);
-  for (std::int64_t d = 0; d < p.value_dim; ++d) {
+  for (std::int64_t d = 0; d < p.attention.value_dim; ++d) {
     double sum = 0;
     if (result.nan) sum = kNaN;
     if (!result.nan && !result.zero) {
@@ -210,17 +213,18 @@ void write_block_max(const Problem& p, const Call& call, const Request& r, std::
                      std::int64_t i, std::int64_t h) {
   const Vector query = row_vector(call.q, r.q_begin + i, h);
   write_scores(call.block_max, r, i, h, [&](std::int64_t id) {
-    return block_score(query, keys_of(call, call.k, r, b), h / (p.heads_q / p.heads_kv),
-                       visible_keys(r, i, id), p.head_dim);
+    return block_score(query, keys_of(call, call.k, r, b),
+                       h / (p.attention.heads_q / p.attention.heads_kv), visible_keys(r, i, id),
+                       p.attention.head_dim);
   });
 }
 
 void dense_attention(const Problem& p, const Call& call, const Scratch& scratch) {
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-      for (std::int64_t h = 0; h < p.heads_q; ++h) {
-        if (p.output) attend(p, call, scratch, r, b, i, h, all_keys(r, i));
-        if (p.block_max) write_block_max(p, call, r, b, i, h);
+      for (std::int64_t h = 0; h < p.attention.heads_q; ++h) {
+        if (p.outputs.out) attend(p, call, scratch, r, b, i, h, all_keys(r, i));
+        if (p.outputs.block_max) write_block_max(p, call, r, b, i, h);
       }
     }
   });
@@ -229,7 +233,7 @@ void dense_attention(const Problem& p, const Call& call, const Scratch& scratch)
 // Attends with every query head of KV head h.
 void attend_group(const Problem& p, const Call& call, const Scratch& scratch, const Request& r,
                   std::int64_t b, std::int64_t i, std::int64_t h, const KeyList& list) {
-  const std::int64_t group = p.heads_q / p.heads_kv;
+  const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
   for (std::int64_t g = 0; g < group; ++g) {
     attend(p, call, scratch, r, b, i, h * group + g, list);
   }
@@ -238,7 +242,7 @@ void attend_group(const Problem& p, const Call& call, const Scratch& scratch, co
 void sparse_attention(const Problem& p, const Call& call, const Scratch& scratch) {
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-      for (std::int64_t h = 0; h < p.heads_kv; ++h) {
+      for (std::int64_t h = 0; h < p.attention.heads_kv; ++h) {
         attend_group(p, call, scratch, r, b, i, h, listed_keys(call, r, i, h));
       }
     }
@@ -248,9 +252,9 @@ void sparse_attention(const Problem& p, const Call& call, const Scratch& scratch
 void msa_attention(const Problem& p, const Call& call, const Scratch& scratch) {
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-      for (std::int64_t h = 0; h < p.heads_kv; ++h) {
+      for (std::int64_t h = 0; h < p.attention.heads_kv; ++h) {
         const std::span<const Candidate> chosen = select_row(p, call, scratch, r, b, i, h);
-        write_selection(call, r.q_begin + i, h, p.topk, chosen);
+        write_selection(call, r.q_begin + i, h, p.selection.topk, chosen);
         attend_group(p, call, scratch, r, b, i, h, chosen_keys(chosen, r, i));
       }
     }
@@ -281,7 +285,8 @@ void merge_state(const Call& call, std::int64_t row, std::int64_t h, std::int64_
 
 void merge_states(const Problem& p, const Call& call) {
   for (std::int64_t row = 0; row < call.part_outs[0].shape[0]; ++row) {
-    for (std::int64_t h = 0; h < p.heads_q; ++h) merge_state(call, row, h, p.value_dim);
+    for (std::int64_t h = 0; h < p.attention.heads_q; ++h)
+      merge_state(call, row, h, p.attention.value_dim);
   }
 }
 
@@ -304,10 +309,10 @@ std::span<Candidate> gather_parts(const Call& call, const Scratch& scratch, std:
 
 void merge_selections(const Problem& p, const Call& call, const Scratch& scratch) {
   for (std::int64_t row = 0; row < call.part_ids[0].shape[0]; ++row) {
-    for (std::int64_t h = 0; h < p.heads_kv; ++h) {
+    for (std::int64_t h = 0; h < p.attention.heads_kv; ++h) {
       // Forced blocks carry +inf, which makes them the best.
       const std::span<Candidate> candidates = gather_parts(call, scratch, row, h);
-      write_selection(call, row, h, p.topk, select(candidates, p.topk));
+      write_selection(call, row, h, p.selection.topk, select(candidates, p.selection.topk));
     }
   }
 }
@@ -359,23 +364,24 @@ void invert_head(const Problem& p, const Call& call, std::int64_t h) {
 }
 
 void invert_selection(const Problem& p, const Call& call) {
-  for (std::int64_t h = 0; h < p.heads_kv; ++h) invert_head(p, call, h);
+  for (std::int64_t h = 0; h < p.attention.heads_kv; ++h) invert_head(p, call, h);
 }
 
 // ---- working memory ----
 
 std::size_t num_scores(const Problem& p) {
   const core::OpTraits traits = core::op_traits(p.op);
-  if (!traits.attends || !p.output) return 0;
+  if (!traits.attends || !p.outputs.out) return 0;
   const bool sparse = traits.selects || traits.lists;
-  return static_cast<std::size_t>(sparse ? std::min(p.max_seqlen_k, p.topk * p.block_size)
-                                         : p.max_seqlen_k);
+  return static_cast<std::size_t>(
+      sparse ? std::min(p.bounds.max_seqlen_k, p.selection.topk * p.selection.block_size)
+             : p.bounds.max_seqlen_k);
 }
 
 std::size_t num_candidates(const Problem& p) {
-  if (p.op == Op::MergeSelections) return static_cast<std::size_t>(p.parts * kMaxTopk);
+  if (p.op == Op::MergeSelections) return static_cast<std::size_t>(p.bounds.parts * kMaxTopk);
   if (!core::op_traits(p.op).selects) return 0;
-  return static_cast<std::size_t>(core::ceil_div(p.max_seqlen_k, p.block_size));
+  return static_cast<std::size_t>(core::ceil_div(p.bounds.max_seqlen_k, p.selection.block_size));
 }
 
 }  // namespace

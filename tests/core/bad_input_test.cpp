@@ -318,16 +318,16 @@ TEST_P(EveryScene, OutputThatThePlanLacks) {
             .given = std::string(to_string(given.dtype)) + "["});
   };
   if (scene().problem.op == Op::DenseAttention) {
-    unplanned("out", [](Problem& p) { p.output = p.lse = false; });
-    unplanned("block_max", [](Problem& p) { p.block_max = false; });
+    unplanned("out", [](Problem& p) { p.outputs.out = p.outputs.lse = false; });
+    unplanned("block_max", [](Problem& p) { p.outputs.block_max = false; });
   }
-  unplanned("lse", [](Problem& p) { p.lse = false; });
-  unplanned("chosen_scores", [](Problem& p) { p.chosen_scores = false; });
+  unplanned("lse", [](Problem& p) { p.outputs.lse = false; });
+  unplanned("chosen_scores", [](Problem& p) { p.outputs.chosen_scores = false; });
 }
 
 TEST_P(EveryScene, TensorThatTheOperationDoesNotTake) {
   const Scene legal = scene();
-  if (legal.problem.parts != 0) return;  // merges have no batch
+  if (legal.problem.bounds.parts != 0) return;  // merges have no batch
   const auto extra = [&](const char* name, const char* why) {
     refuse({.what = "unexpected",
             .spoil =
@@ -355,14 +355,14 @@ TEST_P(EveryScene, TensorThatTheOperationDoesNotTake) {
 // Without lengths one request owns all rows, which must then stay within the bounds of one request.
 TEST_P(EveryScene, MissingLengthsOfOneRequest) {
   Scene legal = scene();
-  if (legal.problem.parts != 0) return;
+  if (legal.problem.bounds.parts != 0) return;
   const auto drop_batch = [](Scene& s) {
     for (auto& arg : s.args) {
       if (arg->name.rfind("batch.", 0) == 0 && arg->name != "batch.page_table") arg->tensor = {};
     }
-    s.problem.max_seqlen_q = 6;
-    s.problem.max_seqlen_k = 80;
-    s.problem.topk = 2;
+    s.problem.bounds.max_seqlen_q = 6;
+    s.problem.bounds.max_seqlen_k = 80;
+    s.problem.selection.topk = 2;
   };
   const bool self_told = legal.find("batch.cu_seqlens_k") != nullptr;  // ragged keys say how many
   if (!self_told) {
@@ -370,7 +370,7 @@ TEST_P(EveryScene, MissingLengthsOfOneRequest) {
             .spoil =
                 [&](Scene& s) {
                   drop_batch(s);
-                  s.problem.max_seqlen_k = 40;
+                  s.problem.bounds.max_seqlen_k = 40;
                   if (s.find("batch.page_table") != nullptr)
                     s.tensor("batch.page_table").shape[0] = 1;
                 },
@@ -383,12 +383,12 @@ TEST_P(EveryScene, MissingLengthsOfOneRequest) {
     if (legal.find(name) != nullptr) return;  // as wide as max_seqlen_k; the others show the rule
   }
   refuse({.what = "too many queries",
-          .spoil = [&](Scene& s) { drop_batch(s), s.problem.max_seqlen_q = 5; },
+          .spoil = [&](Scene& s) { drop_batch(s), s.problem.bounds.max_seqlen_q = 5; },
           .argument = "batch.cu_seqlens_q",
           .expected = "at most 5 rows",
           .given = "6 rows"});
   refuse({.what = "too many keys",
-          .spoil = [&](Scene& s) { drop_batch(s), s.problem.max_seqlen_k = 79; },
+          .spoil = [&](Scene& s) { drop_batch(s), s.problem.bounds.max_seqlen_k = 79; },
           .argument = "batch.seqlens_k",
           .expected = "at most 79 rows",
           .given = "80 rows"});
@@ -398,7 +398,7 @@ TEST(Merges, WrongNumberOfParts) {
   for (const auto& [op, argument] :
        {std::pair(Op::MergeStates, "outs"), std::pair(Op::MergeSelections, "block_ids_parts")}) {
     Scene s(op, Keys::Ragged);
-    s.problem.parts = 2;
+    s.problem.bounds.parts = 2;
     const Fault fault{.argument = argument, .expected = "2 parts", .given = "3"};
     expect_refused(s, fault, [&] { s.run("reference"); });
   }

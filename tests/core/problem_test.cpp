@@ -22,21 +22,14 @@ namespace {
 constexpr std::int64_t kTooMany = std::int64_t{1} << 31;
 
 Problem legal(Op op) {
-  Problem p{.op = op,
-            .batch = 2,
-            .total_q = 64,
-            .max_seqlen_q = 32,
-            .max_seqlen_k = 1024,
-            .heads_q = 8,
-            .heads_kv = 2,
-            .head_dim = 64,
-            .value_dim = 32,
-            .index_heads = 2,
-            .index_heads_k = 1,
-            .index_dim = 48,
-            .block_size = 64,
-            .topk = 4};
-  if (op == Op::MergeStates || op == Op::MergeSelections) p.parts = 3;
+  Problem p{
+      .op = op,
+      .bounds = {.batch = 2, .total_q = 64, .max_seqlen_q = 32, .max_seqlen_k = 1024},
+      .attention = {.heads_q = 8, .heads_kv = 2, .head_dim = 64, .value_dim = 32},
+      .index = {.heads = 2, .heads_k = 1, .dim = 48},
+      .selection = {.block_size = 64, .topk = 4},
+  };
+  if (op == Op::MergeStates || op == Op::MergeSelections) p.bounds.parts = 3;
   return p;
 }
 
@@ -70,8 +63,8 @@ TEST(Print, EveryCodeHasANameOfItsOwn) {
 
 TEST(Print, ProblemShowsWhatMatters) {
   Problem p = legal(Op::MsaAttention);
-  p.page_size = 16;
-  p.lse = true;
+  p.bounds.page_size = 16;
+  p.outputs.lse = true;
   EXPECT_EQ(to_string(p),
             "msa_attention on cpu, batch 2, total_q 64, max_seqlen_q 32, max_seqlen_k 1024, "
             "page_size 16, dtype bf16, heads 8/2, head_dim 64, value_dim 32, index_dtype bf16, "
@@ -87,7 +80,7 @@ TEST(Print, ProblemsThatDifferPrintDifferently) {
   p.causal = false;
   EXPECT_NE(to_string(p), before);
   p = legal(Op::DenseAttention);
-  p.softmax_scale = 0.5f;
+  p.attention.softmax_scale = 0.5f;
   EXPECT_NE(to_string(p).find("softmax_scale 0.5"), std::string::npos);
 }
 
@@ -132,7 +125,7 @@ TEST(Problem, LegalOnesPass) {
 TEST(Problem, EmptyBatchesAreLegal) {
   for (const Op op : kOps) {
     Problem p = legal(op);
-    p.batch = p.total_q = p.max_seqlen_q = p.max_seqlen_k = 0;
+    p.bounds.batch = p.bounds.total_q = p.bounds.max_seqlen_q = p.bounds.max_seqlen_k = 0;
     EXPECT_NO_THROW(core::validate_problem(p)) << to_string(op);
   }
 }
@@ -158,76 +151,84 @@ const std::vector<Illegal>& illegal_problems() {
          p.device = {DeviceType::Cuda, -1};
        }},
       {"options.threads", "0 to", "-2", kMsa, [](P& p) { p.options.threads = -2; }},
-      {"batch", "0 to", "-1", kMsa, [](P& p) { p.batch = -1; }},
-      {"batch", "0 to", "2147483648", kMsa, [](P& p) { p.batch = kTooMany; }},
-      {"total_q", "0 to 2147483647", "-1", kMsa, [](P& p) { p.total_q = -1; }},
-      {"total_q", "0 to 2147483647", "2147483648", kMsa, [](P& p) { p.total_q = kTooMany; }},
-      {"max_seqlen_q", "0 to", "-5", kMsa, [](P& p) { p.max_seqlen_q = -5; }},
-      {"max_seqlen_q", "0 to", "2147483648", kMsa, [](P& p) { p.max_seqlen_q = kTooMany; }},
-      {"max_seqlen_k", "0 to", "-5", kMsa, [](P& p) { p.max_seqlen_k = -5; }},
-      {"max_seqlen_k", "0 to", "2147483648", kMsa, [](P& p) { p.max_seqlen_k = kTooMany; }},
-      {"page_size", "0 to", "-16", kMsa, [](P& p) { p.page_size = -16; }},
-      {"page_size", "a multiple of 16", "24", kMsa, [](P& p) { p.page_size = 24; }},
-      {"block_size", "16 to 256", "0", kMsa, [](P& p) { p.block_size = 0; }},
-      {"block_size", "16 to 256", "-128", kMsa, [](P& p) { p.block_size = -128; }},
-      {"block_size", "16 to 256", "512", kMsa, [](P& p) { p.block_size = 512; }},
-      {"block_size", "a multiple of 16", "100", kMsa, [](P& p) { p.block_size = 100; }},
-      {"dtype", "f32, f16 or bf16", "i32", kDense, [](P& p) { p.dtype = DType::I32; }},
-      {"dtype", "f32, f16 or bf16", "e4m3", kDense, [](P& p) { p.dtype = DType::E4M3; }},
+      {"batch", "0 to", "-1", kMsa, [](P& p) { p.bounds.batch = -1; }},
+      {"batch", "0 to", "2147483648", kMsa, [](P& p) { p.bounds.batch = kTooMany; }},
+      {"total_q", "0 to 2147483647", "-1", kMsa, [](P& p) { p.bounds.total_q = -1; }},
+      {"total_q", "0 to 2147483647", "2147483648", kMsa, [](P& p) { p.bounds.total_q = kTooMany; }},
+      {"max_seqlen_q", "0 to", "-5", kMsa, [](P& p) { p.bounds.max_seqlen_q = -5; }},
+      {"max_seqlen_q", "0 to", "2147483648", kMsa, [](P& p) { p.bounds.max_seqlen_q = kTooMany; }},
+      {"max_seqlen_k", "0 to", "-5", kMsa, [](P& p) { p.bounds.max_seqlen_k = -5; }},
+      {"max_seqlen_k", "0 to", "2147483648", kMsa, [](P& p) { p.bounds.max_seqlen_k = kTooMany; }},
+      {"page_size", "0 to", "-16", kMsa, [](P& p) { p.bounds.page_size = -16; }},
+      {"page_size", "a multiple of 16", "24", kMsa, [](P& p) { p.bounds.page_size = 24; }},
+      {"block_size", "16 to 256", "0", kMsa, [](P& p) { p.selection.block_size = 0; }},
+      {"block_size", "16 to 256", "-128", kMsa, [](P& p) { p.selection.block_size = -128; }},
+      {"block_size", "16 to 256", "512", kMsa, [](P& p) { p.selection.block_size = 512; }},
+      {"block_size", "a multiple of 16", "100", kMsa, [](P& p) { p.selection.block_size = 100; }},
+      {"dtype", "f32, f16 or bf16", "i32", kDense,
+       [](P& p) { p.attention.q.storage = DType::I32; }},
+      {"dtype", "f32, f16 or bf16", "e4m3", kDense,
+       [](P& p) { p.attention.q.storage = DType::E4M3; }},
       {"index_dtype", "f32, f16 or bf16", "nvfp4", kMsa,
-       [](P& p) { p.index_dtype = DType::NVFP4; }},
-      {"out_dtype", "bf16 or f32", "f16", kDense, [](P& p) { p.out_dtype = DType::F16; }},
-      {"heads_q", "1 to", "0", kDense, [](P& p) { p.heads_q = 0; }},
-      {"heads_kv", "1 to", "0", kDense, [](P& p) { p.heads_kv = 0; }},
-      {"heads_kv", "a divisor of heads_q 8", "3", kDense, [](P& p) { p.heads_kv = 3; }},
-      {"heads_kv", "a divisor of heads_q 8", "16", kDense, [](P& p) { p.heads_kv = 16; }},
-      {"head_dim", "1 to", "0", kDense, [](P& p) { p.head_dim = 0; }},
-      {"head_dim", "1 to", "-16", kDense, [](P& p) { p.head_dim = -16; }},
-      {"value_dim", "1 to", "0", kDense, [](P& p) { p.value_dim = 0; }},
-      {"index_heads", "1 to", "0", kMsa, [](P& p) { p.index_heads = 0; }},
-      {"index_heads", "heads_kv 2", "4", kMsa, [](P& p) { p.index_heads = 4; }},
-      {"index_heads", "1 to", "0", Op::SelectTopk, [](P& p) { p.index_heads = 0; }},
-      {"index_heads_k", "1 to", "0", kMsa, [](P& p) { p.index_heads_k = 0; }},
-      {"index_heads_k", "a divisor of index_heads 2", "3", kMsa, [](P& p) { p.index_heads_k = 3; }},
-      {"index_dim", "1 to", "0", Op::BlockScores, [](P& p) { p.index_dim = 0; }},
-      {"topk", "1 to 256", "0", kMsa, [](P& p) { p.topk = 0; }},
-      {"topk", "1 to 256", "257", kMsa, [](P& p) { p.topk = 257; }},
-      {"topk", "1 to 256", "0", Op::InvertSelection, [](P& p) { p.topk = 0; }},
-      {"topk", "1 to 256", "300", Op::MergeSelections, [](P& p) { p.topk = 300; }},
-      {"local_blocks", "0 to 4", "-1", kMsa, [](P& p) { p.local_blocks = -1; }},
-      {"local_blocks", "0 to 4", "5", kMsa, [](P& p) { p.local_blocks = 5; }},
-      {"init_blocks", "0 to 4", "-1", kMsa, [](P& p) { p.init_blocks = -1; }},
-      {"init_blocks", "at most topk 4", "4 + 1", kMsa, [](P& p) { p.init_blocks = 4; }},
-      {"softmax_scale", "finite", "nan", kMsa, [](P& p) { p.softmax_scale = std::nanf(""); }},
-      {"softmax_scale", "finite", "inf", kMsa, [=](P& p) { p.softmax_scale = kInf; }},
-      {"output", "true for msa_attention", "false", kMsa, [](P& p) { p.output = false; }},
-      {"output", "true where block_max is false", "false", kDense, [](P& p) { p.output = false; }},
+       [](P& p) { p.index.q.storage = DType::NVFP4; }},
+      {"out_dtype", "bf16 or f32", "f16", kDense, [](P& p) { p.outputs.dtype = DType::F16; }},
+      {"heads_q", "1 to", "0", kDense, [](P& p) { p.attention.heads_q = 0; }},
+      {"heads_kv", "1 to", "0", kDense, [](P& p) { p.attention.heads_kv = 0; }},
+      {"heads_kv", "a divisor of heads_q 8", "3", kDense, [](P& p) { p.attention.heads_kv = 3; }},
+      {"heads_kv", "a divisor of heads_q 8", "16", kDense, [](P& p) { p.attention.heads_kv = 16; }},
+      {"head_dim", "1 to", "0", kDense, [](P& p) { p.attention.head_dim = 0; }},
+      {"head_dim", "1 to", "-16", kDense, [](P& p) { p.attention.head_dim = -16; }},
+      {"value_dim", "1 to", "0", kDense, [](P& p) { p.attention.value_dim = 0; }},
+      {"index_heads", "1 to", "0", kMsa, [](P& p) { p.index.heads = 0; }},
+      {"index_heads", "heads_kv 2", "4", kMsa, [](P& p) { p.index.heads = 4; }},
+      {"index_heads", "1 to", "0", Op::SelectTopk, [](P& p) { p.index.heads = 0; }},
+      {"index_heads_k", "1 to", "0", kMsa, [](P& p) { p.index.heads_k = 0; }},
+      {"index_heads_k", "a divisor of index_heads 2", "3", kMsa, [](P& p) { p.index.heads_k = 3; }},
+      {"index_dim", "1 to", "0", Op::BlockScores, [](P& p) { p.index.dim = 0; }},
+      {"topk", "1 to 256", "0", kMsa, [](P& p) { p.selection.topk = 0; }},
+      {"topk", "1 to 256", "257", kMsa, [](P& p) { p.selection.topk = 257; }},
+      {"topk", "1 to 256", "0", Op::InvertSelection, [](P& p) { p.selection.topk = 0; }},
+      {"topk", "1 to 256", "300", Op::MergeSelections, [](P& p) { p.selection.topk = 300; }},
+      {"local_blocks", "0 to 4", "-1", kMsa, [](P& p) { p.selection.local_blocks = -1; }},
+      {"local_blocks", "0 to 4", "5", kMsa, [](P& p) { p.selection.local_blocks = 5; }},
+      {"init_blocks", "0 to 4", "-1", kMsa, [](P& p) { p.selection.init_blocks = -1; }},
+      {"init_blocks", "at most topk 4", "4 + 1", kMsa, [](P& p) { p.selection.init_blocks = 4; }},
+      {"softmax_scale", "finite", "nan", kMsa,
+       [](P& p) { p.attention.softmax_scale = std::nanf(""); }},
+      {"softmax_scale", "finite", "inf", kMsa, [=](P& p) { p.attention.softmax_scale = kInf; }},
+      {"output", "true for msa_attention", "false", kMsa, [](P& p) { p.outputs.out = false; }},
+      {"output", "true where block_max is false", "false", kDense,
+       [](P& p) { p.outputs.out = false; }},
       {"lse", "false where output is false", "true", kDense,
-       [](P& p) { p.output = false, p.lse = p.block_max = true; }},
-      {"lse", "false for select_blocks", "true", Op::SelectBlocks, [](P& p) { p.lse = true; }},
-      {"block_max", "false for msa_attention", "true", kMsa, [](P& p) { p.block_max = true; }},
+       [](P& p) { p.outputs.out = false, p.outputs.lse = p.outputs.block_max = true; }},
+      {"lse", "false for select_blocks", "true", Op::SelectBlocks,
+       [](P& p) { p.outputs.lse = true; }},
+      {"block_max", "false for msa_attention", "true", kMsa,
+       [](P& p) { p.outputs.block_max = true; }},
       {"chosen_scores", "false for msa_attention", "true", kMsa,
-       [](P& p) { p.chosen_scores = true; }},
-      {"parts", "1 to 64", "0", Op::MergeStates, [](P& p) { p.parts = 0; }},
-      {"parts", "1 to 64", "65", Op::MergeSelections, [](P& p) { p.parts = 65; }},
-      {"dtype", "f32, f16 or bf16", "i8", Op::MergeStates, [](P& p) { p.dtype = DType::I8; }},
-      {"out_dtype", "bf16 or f32", "f16", Op::MergeStates, [](P& p) { p.out_dtype = DType::F16; }},
-      {"heads_q", "1 to", "0", Op::MergeStates, [](P& p) { p.heads_q = 0; }},
-      {"value_dim", "1 to", "-1", Op::MergeStates, [](P& p) { p.value_dim = -1; }},
-      {"heads_kv", "1 to", "0", Op::MergeSelections, [](P& p) { p.heads_kv = 0; }},
-      {"heads_kv", "1 to", "0", Op::InvertSelection, [](P& p) { p.heads_kv = 0; }},
+       [](P& p) { p.outputs.chosen_scores = true; }},
+      {"parts", "1 to 64", "0", Op::MergeStates, [](P& p) { p.bounds.parts = 0; }},
+      {"parts", "1 to 64", "65", Op::MergeSelections, [](P& p) { p.bounds.parts = 65; }},
+      {"dtype", "f32, f16 or bf16", "i8", Op::MergeStates,
+       [](P& p) { p.attention.q.storage = DType::I8; }},
+      {"out_dtype", "bf16 or f32", "f16", Op::MergeStates,
+       [](P& p) { p.outputs.dtype = DType::F16; }},
+      {"heads_q", "1 to", "0", Op::MergeStates, [](P& p) { p.attention.heads_q = 0; }},
+      {"value_dim", "1 to", "-1", Op::MergeStates, [](P& p) { p.attention.value_dim = -1; }},
+      {"heads_kv", "1 to", "0", Op::MergeSelections, [](P& p) { p.attention.heads_kv = 0; }},
+      {"heads_kv", "1 to", "0", Op::InvertSelection, [](P& p) { p.attention.heads_kv = 0; }},
       {"total_q", "fewer than 2^61 elements", "2147483647 * 1073741824 * 64", kDense,
-       [](P& p) { p.total_q = kTooMany - 1, p.heads_q = std::int64_t{1} << 30; }},
+       [](P& p) { p.bounds.total_q = kTooMany - 1, p.attention.heads_q = std::int64_t{1} << 30; }},
       {"max_seqlen_k", "fewer than 2^61 elements", "2147483647 * 1048576 * 134217728",
        Op::SelectTopk,
        [](P& p) {
-         p.total_q = p.max_seqlen_k = kTooMany - 1;
-         p.index_heads = std::int64_t{1} << 20;
-         p.block_size = 16;
-         p.topk = 1;
+         p.bounds.total_q = p.bounds.max_seqlen_k = kTooMany - 1;
+         p.index.heads = std::int64_t{1} << 20;
+         p.selection.block_size = 16;
+         p.selection.topk = 1;
        }},
       {"total_q", "int32", "2147483647 * 4", Op::InvertSelection,
-       [](P& p) { p.total_q = kTooMany - 1; }},
+       [](P& p) { p.bounds.total_q = kTooMany - 1; }},
   };
   return table;
 }
@@ -326,20 +327,13 @@ TEST(Derive, ReadsBoundsOffTensorsAndLengths) {
                                 .out = make_tensor(starts, DType::F32, {9, 8, 32}),
                                 .lse = make_tensor(starts, DType::F32, {9, 8})};
   const Problem p = problem_of(args, {.causal = false});
-  const Problem expected{.op = Op::DenseAttention,
-                         .dtype = DType::F16,
-                         .out_dtype = DType::F32,
-                         .batch = 2,
-                         .total_q = 9,
-                         .max_seqlen_q = 5,
-                         .max_seqlen_k = 40,
-                         .page_size = 16,
-                         .heads_q = 8,
-                         .heads_kv = 2,
-                         .head_dim = 64,
-                         .value_dim = 32,
-                         .causal = false,
-                         .lse = true};
+  const Problem expected{
+      .op = Op::DenseAttention,
+      .causal = false,
+      .bounds = {.batch = 2, .total_q = 9, .max_seqlen_q = 5, .max_seqlen_k = 40, .page_size = 16},
+      .attention =
+          {.q = {DType::F16}, .heads_q = 8, .heads_kv = 2, .head_dim = 64, .value_dim = 32},
+      .outputs = {.dtype = DType::F32, .lse = true}};
   EXPECT_EQ(p, expected) << to_string(p);
 }
 
@@ -352,9 +346,9 @@ TEST(Derive, WildLengthsDoNotMakeWildBounds) {
                                         .seqlens_k = make_tensor(lengths, DType::I32, {1})},
                               .block_ids = make_tensor(starts, DType::I32, {4, 1, 5})};
   const Problem p = problem_of(args);
-  EXPECT_EQ(p.max_seqlen_q, 4);
-  EXPECT_EQ(p.max_seqlen_k, 32);
-  EXPECT_EQ(p.topk, 5);
+  EXPECT_EQ(p.bounds.max_seqlen_q, 4);
+  EXPECT_EQ(p.bounds.max_seqlen_k, 32);
+  EXPECT_EQ(p.selection.topk, 5);
 }
 
 TEST(Derive, LengthsOnADeviceNeedBounds) {

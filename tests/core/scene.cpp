@@ -46,28 +46,25 @@ std::vector<std::string> serving_backends(const Problem& problem) {
 
 Scene::Scene(Op op, Keys keys) : keys_(keys) {
   problem = {.op = op,
-             .batch = kRequests,
-             .total_q = kRows,
-             .max_seqlen_q = 3,
-             .max_seqlen_k = 40,
-             .page_size = keys == Keys::Paged ? kPageSize : 0,
-             .heads_q = kHeadsQ,
-             .heads_kv = kHeadsKv,
-             .head_dim = kHeadDim,
-             .value_dim = kValueDim,
-             .index_heads = kIndexHeads,
-             .index_heads_k = kIndexHeadsK,
-             .index_dim = kIndexDim,
-             .block_size = 16,
-             .topk = kTopk};
+             .bounds = {.batch = kRequests,
+                        .total_q = kRows,
+                        .max_seqlen_q = 3,
+                        .max_seqlen_k = 40,
+                        .page_size = keys == Keys::Paged ? kPageSize : 0},
+             .attention = {.heads_q = kHeadsQ,
+                           .heads_kv = kHeadsKv,
+                           .head_dim = kHeadDim,
+                           .value_dim = kValueDim},
+             .index = {.heads = kIndexHeads, .heads_k = kIndexHeadsK, .dim = kIndexDim},
+             .selection = {.block_size = 16, .topk = kTopk}};
   const bool merge = op == Op::MergeStates || op == Op::MergeSelections;
   const bool attends =
       op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
-  problem.lse = attends || op == Op::MergeStates;
-  problem.block_max = op == Op::DenseAttention;
-  problem.chosen_scores =
+  problem.outputs.lse = attends || op == Op::MergeStates;
+  problem.outputs.block_max = op == Op::DenseAttention;
+  problem.outputs.chosen_scores =
       op == Op::SelectTopk || op == Op::SelectBlocks || op == Op::MergeSelections;
-  if (merge) problem.parts = kParts;
+  if (merge) problem.bounds.parts = kParts;
 
   if (attends) add_attention();
   if (op == Op::BlockScores || op == Op::SelectBlocks) add_index(Dim::Bound);
@@ -201,14 +198,15 @@ void Scene::add_outputs() {
     add({"lse", DType::F32, {kRows, kHeadsQ}, {Dim::Exact, Dim::Exact}}, true);
   }
   const std::vector<Dim> scores{Dim::Exact, Dim::Exact, Dim::AtLeast};
-  if (problem.block_max) add({"block_max", DType::F32, {kRows, kHeadsQ, kBlocks}, scores}, true);
+  if (problem.outputs.block_max)
+    add({"block_max", DType::F32, {kRows, kHeadsQ, kBlocks}, scores}, true);
   if (op == Op::BlockScores)
     add({"scores", DType::F32, {kRows, kIndexHeads, kBlocks}, scores}, true);
-  if (problem.chosen_scores || op == Op::MsaAttention) {
+  if (problem.outputs.chosen_scores || op == Op::MsaAttention) {
     const bool optional = op == Op::MsaAttention;
     add({"block_ids", DType::I32, {kRows, kIndexHeads, kTopk}, exact3, false, optional}, true);
   }
-  if (problem.chosen_scores) {
+  if (problem.outputs.chosen_scores) {
     add({"chosen_scores", DType::F32, {kRows, kIndexHeads, kTopk}, exact3}, true);
   }
   if (op == Op::InvertSelection) {

@@ -35,7 +35,7 @@ Problem problem(const std::string& line) {
 std::size_t prefill_workspace(const std::string& line) {
   const Problem p = problem(line);
   Layout layout;
-  layout.take<int>(p.total_q * p.heads_kv * p.topk);
+  layout.take<int>(p.bounds.total_q * p.attention.heads_kv * p.selection.topk);
   const AttendStage attend(p, kHopper, true, layout);
   Layout scores(attend.run_begin());
   const SelectStage select(p, kHopper, scores);
@@ -165,12 +165,12 @@ TEST(CudaPlans, MergesTakeAnyDtypeAndWidth) {
     EXPECT_EQ(MergeStage::rejects(problem(line)), "") << line;
   }
   Problem wide = problem("op=merge_states heads=64/4 lens=20:0");
-  wide.total_q = std::int64_t{1} << 25;
+  wide.bounds.total_q = std::int64_t{1} << 25;
   EXPECT_NE(MergeStage::rejects(wide).find("2^31"), std::string::npos);
-  wide.total_q -= 1;
+  wide.bounds.total_q -= 1;
   EXPECT_EQ(MergeStage::rejects(wide), "");
   Problem lists = problem("op=merge_selections heads=4/4 lens=20:0");
-  lists.total_q = std::int64_t{1} << 29;
+  lists.bounds.total_q = std::int64_t{1} << 29;
   EXPECT_NE(MergeStage::rejects(lists).find("2^31"), std::string::npos);
 }
 
@@ -182,13 +182,13 @@ TEST(CudaPlans, InversionSaysWhatItDoesNotTake) {
   Problem p = problem("op=invert heads=65536/65536 lens=20:200");
   EXPECT_NE(InvertStage::rejects(p).find("KV heads, not 65536"), std::string::npos);
   p = problem("op=invert lens=20:200");
-  p.max_seqlen_k = 1 << 30;
+  p.bounds.max_seqlen_k = 1 << 30;
   EXPECT_NE(InvertStage::rejects(p).find("2^30 keys"), std::string::npos);
   p = problem("op=invert lens=20:200");
-  p.batch = 1 << 23;
+  p.bounds.batch = 1 << 23;
   EXPECT_NE(InvertStage::rejects(p).find("2^23 requests"), std::string::npos);
   p = problem("op=invert block=16 heads=64/64 lens=20:1048576");
-  p.batch = 1 << 12;
+  p.bounds.batch = 1 << 12;
   EXPECT_NE(InvertStage::rejects(p).find("2^32 lists"), std::string::npos);
 }
 

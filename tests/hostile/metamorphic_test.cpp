@@ -122,10 +122,10 @@ TEST_P(Metamorphic, HeadShardsConcatenate) {
   for (std::int64_t h = 0; h < 4; ++h) {
     Operands part = data.operands();
     Problem problem = data.problem();
-    problem.heads_q = 2;
-    problem.heads_kv = 1;
-    problem.out_dtype = DType::F32;
-    problem.lse = false;
+    problem.attention.heads_q = 2;
+    problem.attention.heads_kv = 1;
+    problem.outputs.dtype = DType::F32;
+    problem.outputs.lse = false;
     part.lse = {};
     part.q = narrow(part.q, 1, 2 * h, 2);
     part.k = narrow(part.k, 1, h, 1);
@@ -181,8 +181,8 @@ TEST_P(Metamorphic, KeyShardsMergeToTheWhole) {
     o.chosen_scores = make_tensor(scores[n].data(), DType::F32, {kRows, kHeads, kTopk});
     Problem problem = whole.problem();
     problem.op = Op::SelectBlocks;
-    problem.lse = false;
-    problem.chosen_scores = true;
+    problem.outputs.lse = false;
+    problem.outputs.chosen_scores = true;
     run_operands(problem, o);
     join.part_ids.push_back(o.block_ids);
     join.part_scores.push_back(o.chosen_scores);
@@ -190,8 +190,8 @@ TEST_P(Metamorphic, KeyShardsMergeToTheWhole) {
   join.block_ids = make_tensor(joined.data(), DType::I32, {kRows, kHeads, kTopk});
   Problem merge = whole.problem();
   merge.op = Op::MergeSelections;
-  merge.lse = false;
-  merge.parts = kShards;
+  merge.outputs.lse = false;
+  merge.bounds.parts = kShards;
   run_operands(merge, join);
   for (std::int64_t i = 0; i < kRows; ++i) {
     for (std::int64_t h = 0; h < kHeads; ++h) {

@@ -173,7 +173,7 @@ class GpuRow {
     for (const Stage& stage : kStages) {
       Problem problem = data.problem();
       problem.op = stage.op;
-      if (stage.op == Op::SelectBlocks) problem.lse = false;
+      if (stage.op == Op::SelectBlocks) problem.outputs.lse = false;
       const Operands operands = operands_of_stage(stage.op, data.operands());
       if (!measure_op(data, problem, operands, std::string(".") + stage.name, rows)) return false;
     }
@@ -275,7 +275,7 @@ class GpuRow {
                                     [](const testkit::Lengths& r) { return r.seqlen_q >= 8; });
     const Tensor& ids = host.block_ids ? host.block_ids : host.block_ids_in;
     if (spec.regime == testkit::Regime::Drift && ids && groups)
-      row.blocks_per_8 = testkit::blocks_per_8(ids, host.batch);
+      row.blocks_per_8 = testkit::blocks_per_8(ids, host.bounds.batch);
   }
 
   /// As many sets that what they touch together passes the cache several times.

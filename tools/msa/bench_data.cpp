@@ -186,9 +186,9 @@ void BenchData::make_outputs() {
     if (spec_.lse) operands_.lse = make(DType::F32, {rows, spec_.heads_q});
   }
   if (spec_.op == Op::BlockScores) {
-    operands_.scores = make(
-        DType::F32,
-        {rows, spec_.heads_index(), testkit::ceil_div(problem_.max_seqlen_k, spec_.block_size)});
+    operands_.scores =
+        make(DType::F32, {rows, spec_.heads_index(),
+                          testkit::ceil_div(problem_.bounds.max_seqlen_k, spec_.block_size)});
   }
   const bool selects = spec_.op == Op::SelectBlocks || spec_.op == Op::SelectTopk;
   if (selects || spec_.op == Op::MsaAttention)
@@ -225,7 +225,8 @@ const Request& BenchData::owner(std::int64_t row) const {
 
 Tensor BenchData::make_queries(int role, DType dtype, std::int64_t heads, std::int64_t dim) {
   const Tensor tensor = make(dtype, {spec_.rows(), heads, dim});
-  const testkit::Values values(spec_, static_cast<Role>(role), dim, heads, problem_.max_seqlen_k);
+  const testkit::Values values(spec_, static_cast<Role>(role), dim, heads,
+                               problem_.bounds.max_seqlen_k);
   const bool pooled = static_cast<Role>(role) == Role::Query;
   const std::int64_t period = pooled ? std::min(kPoolRows, spec_.rows()) : spec_.rows();
   const auto item = static_cast<std::size_t>(item_bits(dtype) / 8);
@@ -247,7 +248,8 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
       page > 0 ? make(dtype, {pages_, page, heads, dim}) : make(dtype, {ragged, heads, dim});
   Tensor rows = tensor;  // keys outermost
   if (page > 0) rows = view_of(tensor.data, dtype, {pages_ * page, heads, dim});
-  const testkit::Values values(spec_, static_cast<Role>(role), dim, heads, problem_.max_seqlen_k);
+  const testkit::Values values(spec_, static_cast<Role>(role), dim, heads,
+                               problem_.bounds.max_seqlen_k);
   const auto item = static_cast<std::size_t>(item_bits(dtype) / 8);
   const auto locate = [&](std::int64_t row) -> std::pair<std::int64_t, std::int64_t> {
     if (page > 0) {
@@ -277,7 +279,7 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
 }
 
 Tensor BenchData::make_scores() {
-  const std::int64_t columns = testkit::ceil_div(problem_.max_seqlen_k, spec_.block_size);
+  const std::int64_t columns = testkit::ceil_div(problem_.bounds.max_seqlen_k, spec_.block_size);
   const std::int64_t row_items = spec_.heads_index() * columns;
   const Tensor tensor = make(DType::F32, {spec_.rows(), spec_.heads_index(), columns});
   const testkit::Stream64 random(spec_.seed, kScoreStream);
@@ -357,9 +359,9 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
   Problem& p = host.problem;
   p.device = {};
   p.options = {};
-  p.batch = p.total_q = p.max_seqlen_q = 1;
-  p.max_seqlen_k = request.seqlen_k;
-  p.page_size = 0;
+  p.bounds.batch = p.bounds.total_q = p.bounds.max_seqlen_q = 1;
+  p.bounds.max_seqlen_k = request.seqlen_k;
+  p.bounds.page_size = 0;
   Operands& o = host.operands;
   for (Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.out, &o.lse, &o.scores,
                     &o.block_ids, &o.chosen_scores}) {

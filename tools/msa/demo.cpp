@@ -360,14 +360,15 @@ class Demo {
   /// |error| of every element of some rows; each of their KV heads is a task of its own.
   std::vector<double> errors(const Problem& problem, const testkit::Operands& operands) const {
     const testkit::Request request = testkit::requests_of(problem, operands.batch).front();
-    const std::int64_t tasks = kErrorRows * problem.heads_kv;
+    const std::int64_t tasks = kErrorRows * problem.attention.heads_kv;
     std::vector<std::vector<double>> found(static_cast<std::size_t>(tasks));
     std::exception_ptr failure;
 #pragma omp parallel for schedule(dynamic, 1)
     for (std::int64_t n = 0; n < tasks; ++n) {
       try {
-        found[static_cast<std::size_t>(n)] = errors_of_head(
-            problem, operands, request, error_row(n / problem.heads_kv), n % problem.heads_kv);
+        found[static_cast<std::size_t>(n)] =
+            errors_of_head(problem, operands, request, error_row(n / problem.attention.heads_kv),
+                           n % problem.attention.heads_kv);
       } catch (...) {
 #pragma omp critical
         failure = std::current_exception();
@@ -385,7 +386,8 @@ class Demo {
                                             std::int64_t kv_head) {
     const testkit::Answer answer(problem, operands, request, row,
                                  {.kv_head_begin = kv_head, .kv_heads = 1});
-    const std::int64_t group = problem.heads_q / problem.heads_kv, dim = operands.out.shape[2];
+    const std::int64_t group = problem.attention.heads_q / problem.attention.heads_kv,
+                       dim = operands.out.shape[2];
     std::vector<float> got(static_cast<std::size_t>(dim));
     std::vector<double> all;
     for (std::int64_t g = 0; g < group; ++g) {

@@ -23,7 +23,8 @@ double bytes_of(const Tensor& tensor) {
 
 /// Bytes of one key of one head, in k and v together.
 double kv_row_bytes(const Problem& p) {
-  return static_cast<double>(p.head_dim + p.value_dim) * item_bytes(p.dtype);
+  return static_cast<double>(p.attention.head_dim + p.attention.value_dim) *
+         item_bytes(p.attention.q.storage);
 }
 
 /// Keys that rows of one request see, summed over rows.
@@ -38,15 +39,15 @@ std::int64_t most_visible(const Request& r) {
 }
 
 void add_dense(const Problem& p, const Request& r, UsefulWork& work) {
-  const auto dims = static_cast<double>(p.head_dim + p.value_dim);
-  work.attend_ops += 2 * dims * static_cast<double>(p.heads_q) * visible_keys(r);
-  work.bytes += kv_row_bytes(p) * static_cast<double>(p.heads_kv * most_visible(r));
+  const auto dims = static_cast<double>(p.attention.head_dim + p.attention.value_dim);
+  work.attend_ops += 2 * dims * static_cast<double>(p.attention.heads_q) * visible_keys(r);
+  work.bytes += kv_row_bytes(p) * static_cast<double>(p.attention.heads_kv * most_visible(r));
 }
 
 void add_index(const Problem& p, const Request& r, UsefulWork& work) {
-  work.index_ops += 2 * static_cast<double>(p.index_dim * p.index_heads) * visible_keys(r);
-  work.bytes += static_cast<double>(p.index_dim * p.index_heads_k * most_visible(r)) *
-                item_bytes(p.index_dtype);
+  work.index_ops += 2 * static_cast<double>(p.index.dim * p.index.heads) * visible_keys(r);
+  work.bytes += static_cast<double>(p.index.dim * p.index.heads_k * most_visible(r)) *
+                item_bytes(p.index.q.storage);
 }
 
 /// Keys that the lists of one head name; each key's bytes count once, however many rows list it.
@@ -68,8 +69,9 @@ void add_listed(const Problem& p, const Request& r, const Tensor& ids, std::int6
   }
   double distinct = 0;
   for (const std::int64_t count : ends) distinct += static_cast<double>(count);
-  const auto group = static_cast<double>(p.heads_q / p.heads_kv);
-  work.attend_ops += 2 * static_cast<double>(p.head_dim + p.value_dim) * group * keys;
+  const auto group = static_cast<double>(p.attention.heads_q / p.attention.heads_kv);
+  work.attend_ops +=
+      2 * static_cast<double>(p.attention.head_dim + p.attention.value_dim) * group * keys;
   work.bytes += kv_row_bytes(p) * distinct;
 }
 
@@ -87,7 +89,8 @@ UsefulWork useful_work(const Problem& p, const Operands& o) {
     if (p.op == Op::DenseAttention) add_dense(p, r, work);
     if (msa || p.op == Op::SelectBlocks || p.op == Op::BlockScores) add_index(p, r, work);
     if (!ids) continue;
-    for (std::int64_t head = 0; head < p.heads_kv; ++head) add_listed(p, r, ids, head, work);
+    for (std::int64_t head = 0; head < p.attention.heads_kv; ++head)
+      add_listed(p, r, ids, head, work);
   }
   return work;
 }

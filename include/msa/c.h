@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT
+// The C interface: what every other language stands on. C99, no globals, no allocation that a
+// caller must know of but plans.
+//
+// Ownership. A plan is counted: msa_plan_make and msa_plan_share hand out one count each,
+// msa_plan_free gives one back, and threads may share a plan. Tensors, argument structs and text
+// buffers are the caller's and are never kept after a call returns. A pointer into a plan lives as
+// long as the plan. Everything else that is handed out is static.
+//
+// Structs grow at their end. `struct_size` comes first and is MSA_STRUCT_SIZE of the last field that
+// the caller knows; the MSA_..._INIT macros set it and every default. A field that the caller does
+// not know is read as 0, which means "as before". A larger struct than the library knows is accepted
+// where the unknown tail is 0 and refused otherwise.
+//
+// Errors. Functions that can fail return a msa_status; the text goes into the caller's msa_error,
+// which may be NULL. Outputs are untouched where a call failed.
+//
+// Words, shapes and rules are those of docs/contract.md; docs/api.md lists the fields of each
+// operation.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "msa/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// Bytes of a struct up to and with its last field, so that padding never counts.
+#define MSA_STRUCT_SIZE(type, last_field) (offsetof(type, last_field) + sizeof(((type*)0)->last_field))
+
+// Enumerations travel as int32_t.
+
+typedef int32_t msa_status;
+enum {
+  MSA_OK = 0,
+  MSA_INVALID_ARGUMENT = 1,
+  MSA_INVALID_CONTENT = 2,
+  MSA_UNSUPPORTED = 3,
+  MSA_WORKSPACE = 4,
+  MSA_OUT_OF_MEMORY = 5,
+  MSA_DEVICE = 6,
+  MSA_INTERNAL = 7
+};
+
+typedef int32_t msa_op;
+enum {
+  MSA_OP_DENSE_ATTENTION = 0,
+  MSA_OP_BLOCK_SCORES = 1,
+  MSA_OP_SELECT_TOPK = 2,
+  MSA_OP_SELECT_BLOCKS = 3,
+  MSA_OP_SPARSE_ATTENTION = 4,
+  MSA_OP_MSA_ATTENTION = 5,
+  MSA_OP_MERGE_STATES = 6,
+  MSA_OP_MERGE_SELECTIONS = 7,
+  MSA_OP_INVERT_SELECTION = 8
+};
+
+typedef int32_t msa_dtype;
+enum {
+  MSA_F32 = 0,
+  MSA_F16 = 1,
+  MSA_BF16 = 2,
+  MSA_I32 = 3,
+  MSA_I64 = 4,
+  MSA_E4M3 = 5,
+  MSA_I8 = 6,
+  MSA_NVFP4 = 7
+};
+
+typedef int32_t msa_device_type;
+enum { MSA_CPU = 0, MSA_CUDA = 1 };
+
+typedef int32_t msa_scale;
+enum { MSA_SCALE_NONE = 0 };
+
+/// Room for one failure, filled by the call that failed and by no other.
+typedef struct msa_error {
+  msa_status status;
+  /// The argument at fault ("k", "batch.page_table"), or empty.
+  char argument[64];
+  /// Cut with "..." where it is longer.
+  char message[1948];
+} msa_error;
+
+/// A view of memory. Strides count elements. rank 0: not given. The layout never changes.
+typedef struct msa_tensor {
+  void* data;
+  int64_t shape[4];
+  int64_t stride[4];
+  msa_dtype dtype;
+  int32_t rank;
+  msa_device_type device_type;
+  int32_t device_index;
+} msa_tensor;
+
+/// Parts of a merge: `count` tensors, or one tensor whose first dimension counts the parts.
+typedef struct msa_parts {
+  const msa_tensor* tensors;
+  int64_t count;
+} msa_parts;
+
+/// The tensors of any operation. An operation takes those that msa_fields lists for it; one that it
+/// does not take must not be given.
+typedef struct msa_args {
+  size_t struct_size;
+  msa_tensor q;
+  msa_tensor k;
+  msa_tensor v;
+  msa_tensor index_q;
+  msa_tensor index_k;
+  msa_tensor scores;
+  msa_tensor block_ids;
+  msa_tensor cu_seqlens_q;
+  msa_tensor seqlens_k;
+  msa_tensor cu_seqlens_k;
+  msa_tensor page_table;
+  msa_tensor q_offsets;
+  msa_tensor key_offsets;
+  msa_tensor total_seqlens_k;
+  msa_parts outs;
+  msa_parts lses;
+  msa_parts block_ids_parts;
+  msa_parts chosen_scores_parts;
+  msa_tensor out;
+  msa_tensor lse;
+  msa_tensor block_max;
+  msa_tensor chosen_scores;
+  msa_tensor row_ptr;
+  msa_tensor q_indices;
+  msa_tensor q_slots;
+} msa_args;
+#define MSA_ARGS_INIT {MSA_STRUCT_SIZE(msa_args, q_slots)}
+
+typedef struct msa_format {
+  msa_dtype storage;
+  msa_scale scale;
+  int64_t group;
+} msa_format;
+
+/// How to compute, not what. NULL and 0 leave the choice to the library.
+typedef struct msa_options {
+  const char* backend;
+  const char* isa;
+  int32_t threads;
+  int32_t batch_invariant;
+} msa_options;
+
+/// msa::Problem: what a call computes, within which bounds.
+typedef struct msa_problem {
+  size_t struct_size;
+  msa_op op;
+  msa_device_type device_type;
+  int32_t device_index;
+  int32_t causal;
+  int64_t batch;
+  int64_t total_q;
+  int64_t max_seqlen_q;
+  int64_t max_seqlen_k;
+  int64_t page_size;
+  int64_t parts;
+  msa_format q;
+  msa_format kv;
+  int64_t heads_q;
+  int64_t heads_kv;
+  int64_t head_dim;
+  int64_t value_dim;
+  float softmax_scale;
+  /// 0: 1 / sqrt(D), and softmax_scale is not read.
+  int32_t softmax_scale_given;
+  msa_format index_q;
+  msa_format index_k;
+  int64_t index_heads;
+  int64_t index_heads_k;
+  int64_t index_dim;
+  int64_t block_size;
+  int64_t topk;
+  int64_t local_blocks;
+  int64_t init_blocks;
+  msa_dtype out_dtype;
+  int32_t output;
+  int32_t lse;
+  int32_t block_max;
+  int32_t chosen_scores;
+  /// 0: keys and values are stored as queries are, and kv and index_k are not read.
+  int32_t kv_given;
+  int32_t index_k_given;
+  msa_options options;
+} msa_problem;
+
+/// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory then.
+typedef struct msa_settings {
+  size_t struct_size;
+  int64_t block_size;
+  int64_t topk;
+  int64_t local_blocks;
+  int64_t init_blocks;
+  int64_t max_seqlen_q;
+  int64_t max_seqlen_k;
+  int32_t causal;
+  int32_t softmax_scale_given;
+  float softmax_scale;
+  msa_options options;
+} msa_settings;
+#define MSA_SETTINGS_INIT \
+  {MSA_STRUCT_SIZE(msa_settings, options), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, {NULL, NULL, 0, 0}}
+
+/// Every default of msa::Problem.
+#define MSA_PROBLEM_INIT                                                                         \
+  {MSA_STRUCT_SIZE(msa_problem, options), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0, 0, 0, 0, 0, \
+   {MSA_BF16, MSA_SCALE_NONE, 0}, {MSA_BF16, MSA_SCALE_NONE, 0}, 0, 0, 0, 0, 0.0f, 0,            \
+   {MSA_BF16, MSA_SCALE_NONE, 0}, {MSA_BF16, MSA_SCALE_NONE, 0}, 0, 1, 0, 128, 16, 1, 0,         \
+   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}}
+
+typedef struct msa_plan msa_plan;
+
+/// The first fault that a run on a GPU met in its index tensors.
+typedef struct msa_fault {
+  /// 0: none.
+  int32_t found;
+  int64_t request;
+  /// Query row inside the request, or -1 where the fault is the request's.
+  int64_t row;
+  char what[104];
+} msa_fault;
+
+typedef int32_t msa_role;
+enum { MSA_INPUT = 0, MSA_OPTIONAL_INPUT = 1, MSA_OUTPUT = 2, MSA_OPTIONAL_OUTPUT = 3 };
+
+/// One row of the table of fields: a tensor that an operation takes.
+typedef struct msa_field {
+  /// As in msa_args.
+  const char* name;
+  /// Where it lies in msa_args.
+  size_t offset;
+  msa_role role;
+  /// 1: a msa_parts, else a msa_tensor.
+  int32_t parts;
+  /// "q", "kv", "index_q", "index_k", "out", "f32" or "i32": a format of the problem, or a type.
+  const char* element;
+  /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts.
+  const char* shape;
+} msa_field;
+
+/// "0.2.0": of the library in use.
+MSA_API const char* msa_version(void);
+/// "msa_attention", or NULL.
+MSA_API const char* msa_op_name(msa_op op);
+/// "bf16", or NULL.
+MSA_API const char* msa_dtype_name(msa_dtype dtype);
+/// 16, or 0 for no dtype.
+MSA_API int32_t msa_dtype_bits(msa_dtype dtype);
+
+/// The fields of an operation, inputs first, in the order of its argument struct. Returns their
+/// number, 0 for no operation; `fields` points to a static array.
+MSA_API size_t msa_fields(msa_op op, const msa_field** fields);
+
+/// The problem that these tensors pose. Outputs that are not given are not planned; set their flags
+/// in the result to plan them.
+MSA_API msa_status msa_problem_of(msa_op op, const msa_args* args, const msa_settings* settings,
+                                  msa_problem* problem, msa_error* error);
+
+/// Dtype, rank, extents, dense strides and device of an output as the problem and the inputs of a
+/// call say; data is NULL. What a caller allocates.
+MSA_API msa_status msa_output_of(const msa_problem* problem, const msa_args* args, const char* name,
+                                 msa_tensor* tensor, msa_error* error);
+
+/// Who would serve the problem. `supported` is 1 or 0; `text` gets a line "backend: reason" for each
+/// backend ("backend: yes" where it accepts) or the error of an illegal problem. Returns the length
+/// of the whole text; what does not fit is cut. `text` may be NULL where capacity is 0.
+MSA_API size_t msa_supports(const msa_problem* problem, int32_t* supported, char* text,
+                            size_t capacity);
+
+/// The problem in one line. Returns the length of the whole text, like msa_supports.
+MSA_API size_t msa_problem_text(const msa_problem* problem, char* text, size_t capacity);
+
+/// Equal problems give equal numbers.
+MSA_API uint64_t msa_problem_hash(const msa_problem* problem);
+
+MSA_API msa_status msa_plan_make(const msa_problem* problem, msa_plan** plan, msa_error* error);
+/// The same plan, with one count more.
+MSA_API msa_plan* msa_plan_share(msa_plan* plan);
+/// NULL is legal.
+MSA_API void msa_plan_free(msa_plan* plan);
+/// The planned problem; its strings lie in the plan.
+MSA_API msa_status msa_plan_problem(const msa_plan* plan, msa_problem* problem, msa_error* error);
+/// "cpu".
+MSA_API const char* msa_plan_backend(const msa_plan* plan);
+/// "avx512_bf16".
+MSA_API const char* msa_plan_isa(const msa_plan* plan);
+MSA_API size_t msa_plan_workspace_bytes(const msa_plan* plan);
+/// The problem, the backend and what it decided. Returns the length of the whole text.
+MSA_API size_t msa_plan_text(const msa_plan* plan, char* text, size_t capacity);
+
+/// Runs the plan's operation. `workspace` lies on the device of the tensors, aligned to 256 bytes,
+/// and may be NULL where the plan needs none; `stream` is a cudaStream_t, not read on the CPU.
+/// Allocates nothing, never synchronises.
+MSA_API msa_status msa_run(const msa_plan* plan, const msa_args* args, void* workspace,
+                           size_t workspace_bytes, void* stream, msa_error* error);
+
+/// One call on the CPU: problem, plan, a workspace of its own, run.
+MSA_API msa_status msa_run_once(msa_op op, const msa_args* args, const msa_settings* settings,
+                                msa_error* error);
+
+/// Waits for the stream and reads the status word that the last run left in the workspace. CPU plans
+/// never leave one.
+MSA_API msa_status msa_check(const msa_plan* plan, void* workspace, size_t workspace_bytes,
+                             void* stream, msa_fault* fault, msa_error* error);
+
+/// What this build holds and what this machine offers, as JSON. Returns the length of the whole
+/// text.
+MSA_API size_t msa_info(char* text, size_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
