@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Every entry point: gather the tensors of a call, validate, plan, run. What an operation needs is
-// written in core/validate.cpp; how it is computed, in the backends.
-#include <cstdlib>
+// written in core/fields.h; how it is computed, in the backends.
 #include <memory>
 #include <new>
 
 #include "core/backend.h"
 #include "core/derive.h"
 #include "core/environment.h"
+#include "core/fields.h"
+#include "core/guard.h"
 #include "core/validate.h"
 #include "msa/msa.h"
 
@@ -17,98 +18,29 @@ struct PlanAccess {
   static Plan make(std::shared_ptr<const core::Planned> planned) {
     return Plan(std::move(planned));
   }
-  static const core::Planned& planned(const Plan& plan) { return *plan.planned_; }
+  static const core::Planned& planned(const Plan& plan) {
+    if (plan.planned_) return *plan.planned_;
+    throw Error(ErrorCode::InvalidArgument, "plan", "plan: expected a plan, got an empty one");
+  }
 };
 
 namespace {
 
-core::Call gather(const DenseAttentionArgs& a) {
-  return {.q = a.q,
-          .k = a.k,
-          .v = a.v,
-          .batch = a.batch,
-          .out = a.out,
-          .lse = a.lse,
-          .block_max = a.block_max};
-}
-core::Call gather(const BlockScoresArgs& a) {
-  return {.index_q = a.index_q, .index_k = a.index_k, .batch = a.batch, .scores = a.scores};
-}
-core::Call gather(const SelectTopkArgs& a) {
-  return {.scores_in = a.scores,
-          .batch = a.batch,
-          .block_ids = a.block_ids,
-          .chosen_scores = a.chosen_scores};
-}
-core::Call gather(const SelectBlocksArgs& a) {
-  return {.index_q = a.index_q,
-          .index_k = a.index_k,
-          .batch = a.batch,
-          .block_ids = a.block_ids,
-          .chosen_scores = a.chosen_scores};
-}
-core::Call gather(const SparseAttentionArgs& a) {
-  return {.q = a.q,
-          .k = a.k,
-          .v = a.v,
-          .block_ids_in = a.block_ids,
-          .batch = a.batch,
-          .out = a.out,
-          .lse = a.lse};
-}
-core::Call gather(const MsaAttentionArgs& a) {
-  return {.q = a.q,
-          .k = a.k,
-          .v = a.v,
-          .index_q = a.index_q,
-          .index_k = a.index_k,
-          .batch = a.batch,
-          .out = a.out,
-          .lse = a.lse,
-          .block_ids = a.block_ids};
-}
-core::Call gather(const MergeStatesArgs& a) {
-  return {.part_outs = a.outs, .part_lses = a.lses, .out = a.out, .lse = a.lse};
-}
-core::Call gather(const MergeSelectionsArgs& a) {
-  return {.part_ids = a.block_ids_parts,
-          .part_scores = a.chosen_scores_parts,
-          .block_ids = a.block_ids,
-          .chosen_scores = a.chosen_scores};
-}
-core::Call gather(const InvertSelectionArgs& a) {
-  return {.block_ids_in = a.block_ids,
-          .batch = a.batch,
-          .row_ptr = a.row_ptr,
-          .q_indices = a.q_indices,
-          .q_slots = a.q_slots};
-}
-
-// clang-format off
-template <class Args>
-constexpr Op op_of();
-template <> constexpr Op op_of<DenseAttentionArgs>() { return Op::DenseAttention; }
-template <> constexpr Op op_of<BlockScoresArgs>() { return Op::BlockScores; }
-template <> constexpr Op op_of<SelectTopkArgs>() { return Op::SelectTopk; }
-template <> constexpr Op op_of<SelectBlocksArgs>() { return Op::SelectBlocks; }
-template <> constexpr Op op_of<SparseAttentionArgs>() { return Op::SparseAttention; }
-template <> constexpr Op op_of<MsaAttentionArgs>() { return Op::MsaAttention; }
-template <> constexpr Op op_of<MergeStatesArgs>() { return Op::MergeStates; }
-template <> constexpr Op op_of<MergeSelectionsArgs>() { return Op::MergeSelections; }
-template <> constexpr Op op_of<InvertSelectionArgs>() { return Op::InvertSelection; }
-// clang-format on
-
-template <class Args>
-void run_call(const Plan& plan, const Args& args, Workspace workspace, Stream stream) {
+void run_call(const Plan& plan, Op op, const core::Call& call, Workspace workspace, Stream stream) {
   const core::Planned& planned = PlanAccess::planned(plan);
-  if (planned.problem.op != op_of<Args>()) {
+  if (planned.problem.op != op) {
     throw Error(ErrorCode::InvalidArgument, "plan",
-                std::string("plan: expected a plan of ") + to_string(op_of<Args>()) +
-                    ", got one of " + to_string(planned.problem.op));
+                std::string("plan: expected a plan of ") + to_string(op) + ", got one of " +
+                    to_string(planned.problem.op));
   }
-  const core::Call call = gather(args);
   core::validate_call(planned.problem, call, workspace, planned.workspace_bytes);
   planned.run(call, workspace, stream);
+}
+
+template <class Args>
+void run_args(const Plan& plan, const Args& args, Workspace workspace, Stream stream) {
+  core::guarded(
+      [&] { run_call(plan, core::FieldsOf<Args>::kOp, core::gather(args), workspace, stream); });
 }
 
 /// The workspace of a one-call form.
@@ -134,12 +66,13 @@ class OwnedWorkspace {
 
 template <class Args>
 Problem derive(const Args& args, const Settings& settings) {
-  return core::derive_problem(op_of<Args>(), gather(args), settings);
+  return core::guarded([&] {
+    return core::derive_problem(core::FieldsOf<Args>::kOp, core::gather(args), settings);
+  });
 }
 
-template <class Args>
-void plan_and_run(const Args& args, const Settings& settings) {
-  const Problem problem = derive(args, settings);
+void call_once(Op op, const core::Call& call, const Settings& settings) {
+  const Problem problem = core::derive_problem(op, call, settings);
   if (problem.device.type != DeviceType::Cpu) {
     throw Error(ErrorCode::InvalidArgument, "device",
                 "device: one-call forms take tensors on cpu, got " + to_string(problem.device) +
@@ -147,33 +80,21 @@ void plan_and_run(const Args& args, const Settings& settings) {
   }
   const Plan plan = make_plan(problem);
   const OwnedWorkspace workspace(plan.workspace_bytes());
-  run_call(plan, args, workspace.view(), {});
+  run_call(plan, op, call, workspace.view(), {});
 }
 
-/// Planning allocates too; whatever allocation fails, the caller gets an Error.
 template <class Args>
-void call_once(const Args& args, const Settings& settings) {
-  try {
-    plan_and_run(args, settings);
-  } catch (const std::bad_alloc&) {
-    throw Error(ErrorCode::OutOfMemory, "", "out of memory while planning");
-  }
+void args_once(const Args& args, const Settings& settings) {
+  core::guarded([&] { call_once(core::FieldsOf<Args>::kOp, core::gather(args), settings); });
 }
 
-}  // namespace
-
-Plan::Plan(std::shared_ptr<const core::Planned> planned) noexcept : planned_(std::move(planned)) {}
-const Problem& Plan::problem() const noexcept { return planned_->problem; }
-const std::string& Plan::backend() const noexcept { return planned_->backend; }
-const std::string& Plan::isa() const noexcept { return planned_->isa; }
-std::size_t Plan::workspace_bytes() const noexcept { return planned_->workspace_bytes; }
-std::string Plan::to_string() const {
-  return msa::to_string(planned_->problem) + "\nbackend " + planned_->backend + "\nisa " +
-         planned_->isa + "\nworkspace " + std::to_string(planned_->workspace_bytes) + "\n" +
-         planned_->decisions();
+void expect_op(Op op) {
+  if (!fields_of(op).empty()) return;
+  throw Error(ErrorCode::InvalidArgument, "op",
+              "op: expected an operation, got " + std::to_string(static_cast<int>(op)));
 }
 
-Support supports(const Problem& given) {
+Support ask_backends(const Problem& given) {
   Support support;
   Problem problem = given;
   problem.options = core::with_environment(problem.options);
@@ -191,7 +112,7 @@ Support supports(const Problem& given) {
   return support;
 }
 
-Plan make_plan(const Problem& given) {
+Plan plan_problem(const Problem& given) {
   Problem problem = given;
   problem.options = core::with_environment(problem.options);
   core::validate_problem(problem);
@@ -205,20 +126,68 @@ Plan make_plan(const Problem& given) {
               "no backend serves " + to_string(problem) + reasons);
 }
 
+}  // namespace
+
+Plan::Plan(std::shared_ptr<const core::Planned> planned) noexcept : planned_(std::move(planned)) {}
+const Problem& Plan::problem() const { return PlanAccess::planned(*this).problem; }
+const std::string& Plan::backend() const { return PlanAccess::planned(*this).backend; }
+const std::string& Plan::isa() const { return PlanAccess::planned(*this).isa; }
+std::size_t Plan::workspace_bytes() const { return PlanAccess::planned(*this).workspace_bytes; }
+std::string Plan::to_string() const {
+  const core::Planned& planned = PlanAccess::planned(*this);
+  return core::guarded([&] {
+    return msa::to_string(planned.problem) + "\nbackend " + planned.backend + "\nisa " +
+           planned.isa + "\nworkspace " + std::to_string(planned.workspace_bytes) + "\n" +
+           planned.decisions();
+  });
+}
+
+Support supports(const Problem& problem) {
+  return core::guarded([&] { return ask_backends(problem); });
+}
+
+Plan make_plan(const Problem& problem) {
+  return core::guarded([&] { return plan_problem(problem); });
+}
+
 std::optional<Fault> check(const Plan& plan, Workspace workspace, Stream stream) {
-  return PlanAccess::planned(plan).check(workspace, stream);
+  return core::guarded([&] { return PlanAccess::planned(plan).check(workspace, stream); });
+}
+
+void run(const Plan& plan, const Operands& operands, Workspace workspace, Stream stream) {
+  core::guarded([&] {
+    const Op op = PlanAccess::planned(plan).problem.op;
+    core::expect_no_strays(op, operands);
+    run_call(plan, op, operands, workspace, stream);
+  });
+}
+
+Problem problem_of(Op op, const Operands& operands, const Settings& settings) {
+  return core::guarded([&] {
+    expect_op(op);
+    core::expect_no_strays(op, operands);
+    return core::derive_problem(op, operands, settings);
+  });
+}
+
+void run_once(Op op, const Operands& operands, const Settings& settings) {
+  core::guarded([&] {
+    expect_op(op);
+    core::expect_no_strays(op, operands);
+    call_once(op, operands, settings);
+  });
 }
 
 // clang-format off
-void run(const Plan& p, const DenseAttentionArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const BlockScoresArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const SelectTopkArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const SelectBlocksArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const SparseAttentionArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const MsaAttentionArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const MergeStatesArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const MergeSelectionsArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
-void run(const Plan& p, const InvertSelectionArgs& a, Workspace w, Stream s) { run_call(p, a, w, s); }
+void run(const Plan& p, const DenseAttentionArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const BlockScoresArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const SelectTopkArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const SelectBlocksArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const SparseAttentionArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const MsaAttentionArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const MergeStatesArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const MergeSelectionsArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const InvertSelectionArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 
 Problem problem_of(const DenseAttentionArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const BlockScoresArgs& a, const Settings& s) { return derive(a, s); }
@@ -230,15 +199,15 @@ Problem problem_of(const MergeStatesArgs& a, const Settings& s) { return derive(
 Problem problem_of(const MergeSelectionsArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const InvertSelectionArgs& a, const Settings& s) { return derive(a, s); }
 
-void dense_attention(const DenseAttentionArgs& a, const Settings& s) { call_once(a, s); }
-void block_scores(const BlockScoresArgs& a, const Settings& s) { call_once(a, s); }
-void select_topk(const SelectTopkArgs& a, const Settings& s) { call_once(a, s); }
-void select_blocks(const SelectBlocksArgs& a, const Settings& s) { call_once(a, s); }
-void sparse_attention(const SparseAttentionArgs& a, const Settings& s) { call_once(a, s); }
-void msa_attention(const MsaAttentionArgs& a, const Settings& s) { call_once(a, s); }
-void merge_states(const MergeStatesArgs& a, const Settings& s) { call_once(a, s); }
-void merge_selections(const MergeSelectionsArgs& a, const Settings& s) { call_once(a, s); }
-void invert_selection(const InvertSelectionArgs& a, const Settings& s) { call_once(a, s); }
+void dense_attention(const DenseAttentionArgs& a, const Settings& s) { args_once(a, s); }
+void block_scores(const BlockScoresArgs& a, const Settings& s) { args_once(a, s); }
+void select_topk(const SelectTopkArgs& a, const Settings& s) { args_once(a, s); }
+void select_blocks(const SelectBlocksArgs& a, const Settings& s) { args_once(a, s); }
+void sparse_attention(const SparseAttentionArgs& a, const Settings& s) { args_once(a, s); }
+void msa_attention(const MsaAttentionArgs& a, const Settings& s) { args_once(a, s); }
+void merge_states(const MergeStatesArgs& a, const Settings& s) { args_once(a, s); }
+void merge_selections(const MergeSelectionsArgs& a, const Settings& s) { args_once(a, s); }
+void invert_selection(const InvertSelectionArgs& a, const Settings& s) { args_once(a, s); }
 // clang-format on
 
 }  // namespace msa

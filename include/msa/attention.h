@@ -9,6 +9,7 @@
 // keys, P pages of S tokens, k blocks kept.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -96,18 +97,40 @@ struct MsaAttentionArgs {
   Tensor block_ids{};  // int32 [T, Hkv, k], out, optional: what was selected
 };
 
+/// Parts of a merge: a list of tensors, or one tensor whose first dimension counts the parts (what
+/// an all-gather returns). A view, like Tensor.
+class MSA_API Parts {
+ public:
+  Parts() = default;
+  Parts(const Tensor& stacked) noexcept : stacked_(stacked) {}
+  template <class List>
+  requires std::constructible_from < std::span<const Tensor>,
+  const List& > Parts(const List& list) noexcept : list_(list) {}
+
+  std::size_t size() const noexcept;
+  bool empty() const noexcept { return size() == 0; }
+  /// The one tensor; not given where this is a list.
+  const Tensor& stacked() const noexcept { return stacked_; }
+  /// Part i, without the dimension that counts parts.
+  Tensor operator[](std::size_t i) const noexcept;
+
+ private:
+  std::span<const Tensor> list_{};
+  Tensor stacked_{};
+};
+
 struct MergeStatesArgs {
-  std::span<const Tensor> outs{};  // parts of [T, Hq, Dv]
-  std::span<const Tensor> lses{};  // parts of f32 [T, Hq]
-  Tensor out{};                    // [T, Hq, Dv]; may be outs[0] itself
-  Tensor lse{};                    // f32 [T, Hq], optional; may be lses[0] itself
+  Parts outs{};  // parts of [T, Hq, Dv]
+  Parts lses{};  // parts of f32 [T, Hq]
+  Tensor out{};  // [T, Hq, Dv]; may be outs[0] itself
+  Tensor lse{};  // f32 [T, Hq], optional; may be lses[0] itself
 };
 
 struct MergeSelectionsArgs {
   // parts of int32 [T, Hkv, k_part], global ids, k_part <= 256
-  std::span<const Tensor> block_ids_parts{};
+  Parts block_ids_parts{};
   // parts of f32 [T, Hkv, k_part], +inf for forced blocks
-  std::span<const Tensor> chosen_scores_parts{};
+  Parts chosen_scores_parts{};
   Tensor block_ids{};      // int32 [T, Hkv, k]
   Tensor chosen_scores{};  // f32 [T, Hkv, k], optional
 };
@@ -137,19 +160,26 @@ namespace core {
 class Planned;
 }
 
-/// Immutable, cheap to copy, safe to share between threads (each call has its own workspace).
+/// Immutable, cheap to copy, safe to share between threads (each call has its own workspace). A
+/// plan that was default-constructed or moved from is empty: it converts to false, and every other
+/// use of it throws Error InvalidArgument.
 class MSA_API Plan {
  public:
-  const Problem& problem() const noexcept;
-  const std::string& backend() const noexcept;  // "cpu"
-  const std::string& isa() const noexcept;  // "avx512_bf16", "sm90"; the instruction set in force
-  std::size_t workspace_bytes() const noexcept;
-  std::string to_string() const;  // the problem, the backend and what it decided
+  Plan() noexcept = default;
+  explicit operator bool() const noexcept { return planned_ != nullptr; }
+  const Problem& problem() const;
+  /// "cpu".
+  const std::string& backend() const;
+  /// "avx512_bf16", "sm90": the instruction set in force.
+  const std::string& isa() const;
+  std::size_t workspace_bytes() const;
+  /// The problem, the backend and what it decided.
+  std::string to_string() const;
 
  private:
   friend struct PlanAccess;
   explicit Plan(std::shared_ptr<const core::Planned> planned) noexcept;
-  std::shared_ptr<const core::Planned> planned_;
+  std::shared_ptr<const core::Planned> planned_{};
 };
 
 /// Throws Error: InvalidArgument for an illegal problem, Unsupported with every backend's reason.
@@ -182,8 +212,8 @@ struct Settings {
   std::int64_t init_blocks = 0;
   bool causal = true;
   std::optional<float> softmax_scale{};
-  std::int64_t max_seqlen_q =
-      -1;  // bounds; -1: read off the lengths, which must then lie in host memory
+  // bounds; -1: read off the lengths, which must then lie in host memory
+  std::int64_t max_seqlen_q = -1;
   std::int64_t max_seqlen_k = -1;
   Options options{};
 };

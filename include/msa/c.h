@@ -7,10 +7,10 @@
 // buffers are the caller's and are never kept after a call returns. A pointer into a plan lives as
 // long as the plan. Everything else that is handed out is static.
 //
-// Structs grow at their end. `struct_size` comes first and is MSA_STRUCT_SIZE of the last field that
-// the caller knows; the MSA_..._INIT macros set it and every default. A field that the caller does
-// not know is read as 0, which means "as before". A larger struct than the library knows is accepted
-// where the unknown tail is 0 and refused otherwise.
+// Structs grow at their end. `struct_size` comes first and is MSA_STRUCT_SIZE of the last field
+// that the caller knows; the MSA_..._INIT macros set it and every default. A field that the caller
+// does not know is read as 0, which means "as before". A larger struct than the library knows is
+// accepted where the unknown tail is 0 and refused otherwise.
 //
 // Errors. Functions that can fail return a msa_status; the text goes into the caller's msa_error,
 // which may be NULL. Outputs are untouched where a call failed.
@@ -29,7 +29,8 @@ extern "C" {
 #endif
 
 /// Bytes of a struct up to and with its last field, so that padding never counts.
-#define MSA_STRUCT_SIZE(type, last_field) (offsetof(type, last_field) + sizeof(((type*)0)->last_field))
+#define MSA_STRUCT_SIZE(type, last_field) \
+  (offsetof(type, last_field) + sizeof(((type*)0)->last_field))
 
 // Enumerations travel as int32_t.
 
@@ -132,15 +133,28 @@ typedef struct msa_args {
   msa_tensor q_indices;
   msa_tensor q_slots;
 } msa_args;
-#define MSA_ARGS_INIT {MSA_STRUCT_SIZE(msa_args, q_slots)}
+// clang-format off
+#define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
+#define MSA_PARTS_NONE {NULL, 0}
+#define MSA_ARGS_INIT                                                       \
+  {MSA_STRUCT_SIZE(msa_args, q_slots),                                      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE,                                        \
+   MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,       \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE}
+// clang-format on
 
+/// What is stored and how it is scaled. The layout never changes.
 typedef struct msa_format {
   msa_dtype storage;
   msa_scale scale;
   int64_t group;
 } msa_format;
 
-/// How to compute, not what. NULL and 0 leave the choice to the library.
+/// How to compute, not what. NULL and 0 leave the choice to the library. The layout never changes.
 typedef struct msa_options {
   const char* backend;
   const char* isa;
@@ -190,7 +204,8 @@ typedef struct msa_problem {
   msa_options options;
 } msa_problem;
 
-/// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory then.
+/// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory
+/// then.
 typedef struct msa_settings {
   size_t struct_size;
   int64_t block_size;
@@ -204,6 +219,7 @@ typedef struct msa_settings {
   float softmax_scale;
   msa_options options;
 } msa_settings;
+// clang-format off
 #define MSA_SETTINGS_INIT \
   {MSA_STRUCT_SIZE(msa_settings, options), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, {NULL, NULL, 0, 0}}
 
@@ -213,6 +229,7 @@ typedef struct msa_settings {
    {MSA_BF16, MSA_SCALE_NONE, 0}, {MSA_BF16, MSA_SCALE_NONE, 0}, 0, 0, 0, 0, 0.0f, 0,            \
    {MSA_BF16, MSA_SCALE_NONE, 0}, {MSA_BF16, MSA_SCALE_NONE, 0}, 0, 1, 0, 128, 16, 1, 0,         \
    MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}}
+// clang-format on
 
 typedef struct msa_plan msa_plan;
 
@@ -267,9 +284,9 @@ MSA_API msa_status msa_problem_of(msa_op op, const msa_args* args, const msa_set
 MSA_API msa_status msa_output_of(const msa_problem* problem, const msa_args* args, const char* name,
                                  msa_tensor* tensor, msa_error* error);
 
-/// Who would serve the problem. `supported` is 1 or 0; `text` gets a line "backend: reason" for each
-/// backend ("backend: yes" where it accepts) or the error of an illegal problem. Returns the length
-/// of the whole text; what does not fit is cut. `text` may be NULL where capacity is 0.
+/// Who would serve the problem. `supported` is 1 or 0; `text` gets a line "backend: reason" for
+/// each backend ("backend: yes" where it accepts) or the error of an illegal problem. Returns the
+/// length of the whole text; what does not fit is cut. `text` may be NULL where capacity is 0.
 MSA_API size_t msa_supports(const msa_problem* problem, int32_t* supported, char* text,
                             size_t capacity);
 
@@ -304,8 +321,8 @@ MSA_API msa_status msa_run(const msa_plan* plan, const msa_args* args, void* wor
 MSA_API msa_status msa_run_once(msa_op op, const msa_args* args, const msa_settings* settings,
                                 msa_error* error);
 
-/// Waits for the stream and reads the status word that the last run left in the workspace. CPU plans
-/// never leave one.
+/// Waits for the stream and reads the status word that the last run left in the workspace. CPU
+/// plans never leave one.
 MSA_API msa_status msa_check(const msa_plan* plan, void* workspace, size_t workspace_bytes,
                              void* stream, msa_fault* fault, msa_error* error);
 

@@ -5,6 +5,7 @@
 #include "msa/attention.h"
 #include "msa/error.h"
 #include "msa/info.h"
+#include "msa/operands.h"
 #include "msa/problem.h"
 #include "msa/tensor.h"
 #include "msa/version.h"

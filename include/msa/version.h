@@ -5,9 +5,9 @@
 #include "msa/export.h"
 
 #define MSA_VERSION_MAJOR 0
-#define MSA_VERSION_MINOR 1
+#define MSA_VERSION_MINOR 2
 #define MSA_VERSION_PATCH 0
-#define MSA_VERSION_STRING "0.1.0"
+#define MSA_VERSION_STRING "0.2.0"
 
 namespace msa {
 

@@ -62,6 +62,10 @@ class Checker {
   void input(const char* name, const Tensor& tensor, const Expected& expected) {
     input({name, -1, &tensor}, expected);
   }
+  /// Checks a tensor of which only slices are kept.
+  void whole(const Argument& argument, const Expected& expected) const {
+    check(argument, expected);
+  }
   /// All inputs come before the first output. `twin`, where given, is an input that the output may
   /// be exactly.
   void output(const char* name, const Tensor& tensor, const Expected& expected,

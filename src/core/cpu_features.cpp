@@ -69,6 +69,11 @@ CpuFeatures detect_cpu_features() {
 CpuFeatures detect_cpu_features() { return {}; }
 #endif
 
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect_cpu_features();
+  return features;
+}
+
 std::vector<std::string> feature_names(const CpuFeatures& f) {
   std::vector<std::string> names;
   const auto add = [&](bool there, const char* name) {

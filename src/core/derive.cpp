@@ -26,11 +26,18 @@ std::int64_t read_unchecked(const Tensor& tensor, std::int64_t i) {
   return value;
 }
 
+// An extent that no batch can have is not walked: validation reports it.
 bool readable(const Tensor& t) {
   std::int64_t bytes = 0;
   return t.rank == 1 && t.dtype == DType::I32 && t.device.type == DeviceType::Cpu &&
-         t.data != nullptr && t.stride[0] >= 0 && t.stride[0] < (std::int64_t{1} << 60) &&
+         t.data != nullptr && t.shape[0] <= INT32_MAX && t.stride[0] >= 0 &&
+         t.stride[0] < (std::int64_t{1} << 60) &&
          !__builtin_mul_overflow(t.shape[0], t.stride[0] * 4, &bytes);
+}
+
+// Entries that differ: with a stride of 0 all are one, however many the shape claims.
+std::int64_t entries(const Tensor& t) {
+  return t.stride[0] == 0 ? std::min<std::int64_t>(t.shape[0], 1) : t.shape[0];
 }
 
 struct Ranks {
@@ -84,7 +91,7 @@ const Tensor& first_given(std::initializer_list<const Tensor*> tensors) {
   return **tensors.begin();
 }
 
-const Tensor& first_input(const Call& call) {
+Tensor first_input(const Call& call) {
   if (!call.part_outs.empty()) return call.part_outs[0];
   if (!call.part_ids.empty()) return call.part_ids[0];
   return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in});
@@ -111,7 +118,7 @@ std::int64_t longest_query(const Call& call, std::int64_t total_q) {
   expect_host(starts, "settings.max_seqlen_q", "batch.cu_seqlens_q");
   if (!readable(starts)) return 0;
   std::int64_t longest = 0;
-  for (std::int64_t b = 0; b + 1 < starts.shape[0]; ++b) {
+  for (std::int64_t b = 0; b + 1 < entries(starts); ++b) {
     longest = std::max(longest, read_unchecked(starts, b + 1) - read_unchecked(starts, b));
   }
   return std::min(longest, std::max<std::int64_t>(total_q, 0));
@@ -133,7 +140,7 @@ std::int64_t longest_keys(const Call& call, const Problem& problem) {
   expect_host(lengths, "settings.max_seqlen_k", "batch.seqlens_k");
   if (!readable(lengths)) return 0;
   std::int64_t longest = 0;
-  for (std::int64_t b = 0; b < lengths.shape[0]; ++b) {
+  for (std::int64_t b = 0; b < entries(lengths); ++b) {
     longest = std::max(longest, read_unchecked(lengths, b));
   }
   return std::clamp<std::int64_t>(most_keys(call, problem), 0, longest);
@@ -156,7 +163,7 @@ void derive_index(Problem& p, const Call& call) {
 }
 
 void derive_merge(Problem& p, const Call& call) {
-  const Tensor& first = first_input(call);
+  const Tensor first = first_input(call);
   if (p.op == Op::MergeStates) {
     p.bounds.parts = static_cast<std::int64_t>(call.part_outs.size());
     p.attention.q.storage = first.dtype;
@@ -182,11 +189,12 @@ void derive_selection(Problem& p, const Call& call, const Settings& settings) {
 
 Problem derive_problem(Op op, const Call& call, const Settings& settings) {
   expect_sources(op, call);
+  const Tensor first = first_input(call);
   const OpTraits traits = op_traits(op);
   Problem p{.op = op,
-            .device = first_input(call).device,
+            .device = first.device,
             .causal = settings.causal,
-            .bounds = {.total_q = extent(first_input(call), 0)},
+            .bounds = {.total_q = extent(first, 0)},
             .attention = {.softmax_scale = settings.softmax_scale},
             .selection = {.block_size = settings.block_size},
             .options = settings.options};

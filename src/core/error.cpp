@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/fail.h"
+#include "core/guard.h"
 
 namespace msa {
 
@@ -32,6 +33,12 @@ Error::Error(ErrorCode code, std::string argument, const std::string& message)
     : std::runtime_error(message), code_(code), argument_(std::move(argument)) {}
 
 namespace core {
+
+namespace {
+const Error kOutOfMemory(ErrorCode::OutOfMemory, "", "out of memory");
+}
+
+const Error& out_of_memory() { return kOutOfMemory; }
 
 void fail(ErrorCode code, const std::string& argument, const std::string& where,
           const std::string& expected, const std::string& given) {

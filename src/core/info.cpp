@@ -8,6 +8,7 @@
 
 #include "core/backend.h"
 #include "core/cpu_features.h"
+#include "core/guard.h"
 #include "msa/version.h"
 
 // The build defines both; a build that does not still compiles.
@@ -43,18 +44,20 @@ std::string cpu_model() {
   return "unknown";
 }
 
-}  // namespace
-
-BuildInfo build_info() {
+BuildInfo collect() {
   BuildInfo info{.version = version(),
                  .compiler = compiler(),
                  .build_type = MSA_BUILD_TYPE,
                  .commit = MSA_COMMIT,
                  .cpu = cpu_model(),
-                 .cpu_features = core::feature_names(core::detect_cpu_features()),
+                 .cpu_features = core::feature_names(core::cpu_features()),
                  .threads = omp_get_max_threads()};
   for (const core::Backend* backend : core::backends()) info.backends.push_back(backend->info());
   return info;
 }
+
+}  // namespace
+
+BuildInfo build_info() { return core::guarded(collect); }
 
 }  // namespace msa

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/fail.h"
+#include "msa/attention.h"
 
 namespace msa {
 
@@ -123,6 +124,27 @@ Tensor make_tensor(const void* data, DType dtype, std::initializer_list<std::int
   }
   std::copy(stride.begin(), stride.end(), tensor.stride.begin());
   return tensor;
+}
+
+std::size_t Parts::size() const noexcept {
+  if (!stacked_) return list_.size();
+  return static_cast<std::size_t>(std::max<std::int64_t>(stacked_.shape[0], 0));
+}
+
+Tensor Parts::operator[](std::size_t i) const noexcept {
+  if (!stacked_) return list_[i];
+  Tensor part{.dtype = stacked_.dtype,
+              .device = stacked_.device,
+              .rank = std::clamp(stacked_.rank, 1, kMaxRank) - 1};
+  // The address is a number until somebody has checked that it lies inside the address space.
+  const auto offset = static_cast<std::uint64_t>(stacked_.stride[0]) * i *
+                      static_cast<std::uint64_t>(item_bits(stacked_.dtype)) / 8;
+  part.data = reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(stacked_.data) + offset);
+  for (std::size_t d = 0; d < static_cast<std::size_t>(part.rank); ++d) {
+    part.shape[d] = stacked_.shape[d + 1];
+    part.stride[d] = stacked_.stride[d + 1];
+  }
+  return part;
 }
 
 std::string to_string(const Tensor& tensor) {

@@ -18,4 +18,7 @@ void validate_problem(const Problem& problem);
 void validate_call(const Problem& problem, const Call& call, Workspace workspace,
                    std::size_t workspace_bytes);
 
+/// Of the generic form: rejects a tensor that the operation does not take.
+void expect_no_strays(Op op, const Operands& operands);
+
 }  // namespace msa::core

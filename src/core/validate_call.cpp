@@ -1,239 +1,311 @@
 // SPDX-License-Identifier: MIT
-// What each operation expects of its tensors, argument by argument, within the bounds of the
-// planned problem.
+// The tensors of a call against the table of fields, within the bounds of the planned problem.
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <string>
 
 #include "core/checker.h"
-#include "core/contents.h"
-#include "core/op_traits.h"
+#include "core/fields.h"
 #include "core/validate.h"
 
 namespace msa::core {
 namespace {
 
-constexpr Expected ints(const Shape& shape) { return {DType::I32, shape, Innermost::Strided}; }
-constexpr Expected floats(const Shape& shape) { return {DType::F32, shape, Innermost::Strided}; }
-constexpr Expected values(DType dtype, const Shape& shape) {
-  return {dtype, shape, Innermost::Dense};
+// Names in the table end with a null.
+Argument argument(const Field& field, const Tensor& tensor) {
+  return {field.name.data(), -1, &tensor};
 }
 
-void expect_none(const char* name, const Tensor& tensor, const char* why) {
-  if (tensor) reject({name, -1, &tensor}, "", std::string("none, ") + why, to_string(tensor));
+void expect_none(const Field& field, const Tensor& tensor, const char* why) {
+  if (!tensor) return;
+  reject(argument(field, tensor), "", std::string("none, ") + why, to_string(tensor));
 }
 
-// Ragged or paged keys or values; `first` is the extent of rows or pages.
-Shape key_shape(const Problem& p, Extent first, std::int64_t heads, std::int64_t dim) {
-  if (p.bounds.page_size == 0) return shape(first, exactly(heads), exactly(dim));
-  return shape(first, exactly(p.bounds.page_size), exactly(heads), exactly(dim));
-}
+/// Turns the letters of a shape into extents. Some are open until a first tensor has told them:
+/// rows, keys, the width of a part, the slots of an inverse.
+class Extents {
+ public:
+  explicit Extents(const Problem& problem) : p_(problem) {}
 
-// As many rows or pages as the tensor before, any number for the first.
-Extent like(const Tensor& before) { return before ? exactly(before.shape[0]) : Extent{}; }
-
-// ---- inputs ----
-
-void check_attention(Checker& c, const Problem& p, const Call& call) {
-  const Shape query =
-      shape(at_most(p.bounds.total_q), exactly(p.attention.heads_q), exactly(p.attention.head_dim));
-  c.input("q", call.q, values(p.attention.q.storage, query));
-  c.input("k", call.k,
-          values(p.attention.q.storage,
-                 key_shape(p, Extent{}, p.attention.heads_kv, p.attention.head_dim)));
-  if (!p.outputs.out && !call.v) return;  // block maxima need no values
-  c.input("v", call.v,
-          values(p.attention.q.storage,
-                 key_shape(p, like(call.k), p.attention.heads_kv, p.attention.value_dim)));
-}
-
-void check_index(Checker& c, const Problem& p, const Call& call) {
-  const Extent rows = call.q ? exactly(call.q.shape[0]) : at_most(p.bounds.total_q);
-  const Shape query = shape(rows, exactly(p.index.heads), exactly(p.index.dim));
-  const Shape keys = key_shape(p, like(call.k), p.index.heads_k, p.index.dim);
-  c.input("index_q", call.index_q, values(p.index.q.storage, query));
-  c.input("index_k", call.index_k, values(p.index.q.storage, keys));
-}
-
-void check_listed(Checker& c, const Problem& p, const Call& call) {
-  const Extent rows = call.q ? exactly(call.q.shape[0]) : at_most(p.bounds.total_q);
-  c.input("block_ids", call.block_ids_in,
-          ints(shape(rows, exactly(p.attention.heads_kv), exactly(p.selection.topk))));
-}
-
-// ---- the batch ----
-
-// B of this call. One request owns everything where no tensor tells.
-std::int64_t check_request_count(Checker& c, const Problem& p, const Batch& batch) {
-  if (batch.cu_seqlens_q) {
-    c.input("batch.cu_seqlens_q", batch.cu_seqlens_q, ints(shape(Extent{1, p.bounds.batch + 1})));
-    return batch.cu_seqlens_q.shape[0] - 1;
+  Expected expected(const Field& field, const Axes& axes) const {
+    const bool numbers = field.element == Element::F32 || field.element == Element::I32;
+    Expected expected{.dtype = dtype_of(p_, field.element),
+                      .innermost = numbers ? Innermost::Strided : Innermost::Dense};
+    for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
+      add(expected.shape, of(axes.axis[i]));
+      if (axes.axis[i] == Axis::Keys && p_.bounds.page_size != 0) {
+        add(expected.shape, exactly(p_.bounds.page_size));
+      }
+    }
+    return expected;
   }
-  const std::int64_t requests =
-      batch.seqlens_k && batch.seqlens_k.rank == 1 ? batch.seqlens_k.shape[0] : 1;
-  if (requests != 1 || p.bounds.batch < 1) {
-    reject({"batch.cu_seqlens_q"}, "", "a tensor of i32, as there is not one request", "none");
+
+  /// What a tensor that was as expected has told.
+  void learn(const Axes& axes, const Tensor& tensor) {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
+      if (axes.axis[i] == Axis::Rows) rows_ = exactly(tensor.shape[i]);
+      if (axes.axis[i] == Axis::Keys) keys_ = exactly(tensor.shape[0]);
+      if (axes.axis[i] == Axis::PartTopk) part_topk_ = exactly(tensor.shape[i]);
+      if (axes.axis[i] == Axis::InverseSlots) slots_ = exactly(tensor.shape[i]);
+    }
   }
-  return requests;
-}
+  void learn_requests(std::int64_t requests) { requests_ = requests; }
+  void next_part() { part_topk_ = kAnyPart; }
+  std::int64_t requests() const { return requests_; }
+  std::int64_t rows() const { return rows_.low; }
 
-void expect_within(const char* name, std::int64_t rows, std::int64_t bound) {
-  if (rows <= bound) return;
-  reject({name}, "",
-         "a tensor of i32, or at most " + std::to_string(bound) + " rows in one request",
-         "none and " + std::to_string(rows) + " rows");
-}
+ private:
+  static constexpr Extent kAnyPart{1, kMaxTopk};
 
-// Lengths may be left out where one request owns all rows.
-void check_missing_lengths(const Problem& p, const Call& call, std::int64_t requests) {
-  const Tensor& keys = call.k ? call.k : call.index_k;
-  if (!call.batch.cu_seqlens_q) {
-    expect_within("batch.cu_seqlens_q", num_query_rows(call), p.bounds.max_seqlen_q);
+  static void add(Shape& shape, Extent extent) {
+    shape.extent[static_cast<std::size_t>(shape.rank++)] = extent;
   }
-  if (call.batch.seqlens_k) return;
-  const bool one = requests == 1 && keys && p.bounds.page_size == 0 && !call.batch.cu_seqlens_k;
-  if (!one) {
-    reject({"batch.seqlens_k"}, "", "a tensor of i32 with an extent of " + std::to_string(requests),
-           "none");
+  static bool open(const Extent& extent) { return extent.low != extent.high; }
+
+  Extent of(Axis axis) const {
+    switch (axis) {
+      case Axis::Rows:
+        return open(rows_) ? at_most(p_.bounds.total_q) : rows_;
+      case Axis::HeadsQ:
+        return exactly(p_.attention.heads_q);
+      case Axis::HeadsKv:
+        return exactly(p_.attention.heads_kv);
+      case Axis::HeadDim:
+        return exactly(p_.attention.head_dim);
+      case Axis::ValueDim:
+        return exactly(p_.attention.value_dim);
+      case Axis::IndexHeads:
+        return exactly(p_.index.heads);
+      case Axis::IndexHeadsK:
+        return exactly(p_.index.heads_k);
+      case Axis::IndexDim:
+        return exactly(p_.index.dim);
+      case Axis::Keys:
+        return keys_;
+      case Axis::Blocks:
+        return at_least(ceil_div(p_.bounds.max_seqlen_k, p_.selection.block_size));
+      case Axis::Topk:
+        return exactly(p_.selection.topk);
+      case Axis::PartTopk:
+        return part_topk_;
+      case Axis::Requests:
+        return exactly(requests_);
+      case Axis::Starts:
+        return exactly(requests_ + 1);
+      case Axis::Pages:
+        return {};
+      case Axis::InverseRows:
+        return at_least(1);
+      case Axis::InverseSlots:
+        return open(slots_) ? at_least(rows_.low * p_.selection.topk) : slots_;
+    }
+    return {};
   }
-  expect_within("batch.seqlens_k", keys.shape[0], p.bounds.max_seqlen_k);
-}
 
-void check_batch(Checker& c, const Problem& p, const Call& call) {
-  const Batch& batch = call.batch;
-  const std::int64_t requests = check_request_count(c, p, batch);
-  const auto optional = [&](const char* name, const Tensor& tensor, std::int64_t extent) {
-    if (tensor) c.input(name, tensor, ints(shape(exactly(extent))));
-  };
-  optional("batch.seqlens_k", batch.seqlens_k, requests);
-  optional("batch.q_offsets", batch.q_offsets, requests);
-  optional("batch.key_offsets", batch.key_offsets, requests);
-  optional("batch.total_seqlens_k", batch.total_seqlens_k, requests);
-  if (!call.k && !call.index_k) {
-    expect_none("batch.cu_seqlens_k", batch.cu_seqlens_k, "as the operation takes no keys");
-    expect_none("batch.page_table", batch.page_table, "as the operation takes no keys");
-  } else if (p.bounds.page_size != 0) {
-    expect_none("batch.cu_seqlens_k", batch.cu_seqlens_k, "as the plan is for paged keys");
-    c.input("batch.page_table", batch.page_table, ints(shape(exactly(requests), Extent{})));
-  } else {
-    expect_none("batch.page_table", batch.page_table, "as the plan is for ragged keys");
-    optional("batch.cu_seqlens_k", batch.cu_seqlens_k, requests + 1);
+  const Problem& p_;
+  Extent rows_{};
+  Extent keys_{};
+  Extent part_topk_ = kAnyPart;
+  Extent slots_{};
+  std::int64_t requests_ = 0;
+};
+
+/// One call under check: what the table says of it, field after field.
+class CallCheck {
+ public:
+  /// `parts` is room for the lists of a merge: outs[0], lses[0], outs[1], ...
+  CallCheck(const Problem& problem, const Call& call, std::span<Tensor> parts)
+      : p_(problem), call_(call), parts_(parts), extents_(problem), checker_(problem.device) {}
+
+  void run(Workspace workspace, std::size_t workspace_bytes) {
+    const std::span<const Field> fields = fields_of(p_.op);
+    const std::span<const Axes> axes = axes_of(p_.op);
+    std::size_t i = check_parts(fields, axes);
+    for (; i < fields.size() && fields[i].tensor != nullptr && fields[i].is_input(); ++i) {
+      check_input(fields[i], axes[i]);
+    }
+    if (i < fields.size() && fields[i].length != nullptr) {
+      extents_.learn_requests(count_requests(fields[i], axes[i]));
+      for (++i; i < fields.size() && fields[i].length != nullptr; ++i) {
+        check_length(fields[i], axes[i]);
+      }
+      if (!call_.k && !call_.index_k) expect_no_keys();
+      check_missing_lengths();
+    }
+    for (; i < fields.size(); ++i) check_output(fields[i], axes[i]);
+    checker_.workspace(workspace, workspace_bytes);
   }
-  check_missing_lengths(p, call, requests);
-}
 
-// ---- outputs ----
+ private:
+  // ---- inputs ----
 
-// Checks an output that the plan may lack.
-void planned_output(Checker& c, bool planned, const char* name, const Tensor& tensor,
-                    const Expected& expected) {
-  if (!planned) return expect_none(name, tensor, "as the plan does not write it");
-  c.output(name, tensor, expected);
-}
-
-Extent blocks_of(const Problem& p) {
-  return at_least(ceil_div(p.bounds.max_seqlen_k, p.selection.block_size));
-}
-
-void check_attention_outputs(Checker& c, const Problem& p, const Call& call) {
-  const Extent rows = exactly(num_query_rows(call));
-  const Extent heads = exactly(p.attention.heads_q);
-  planned_output(c, p.outputs.out, "out", call.out,
-                 values(p.outputs.dtype, shape(rows, heads, exactly(p.attention.value_dim))));
-  planned_output(c, p.outputs.lse, "lse", call.lse, floats(shape(rows, heads)));
-  planned_output(c, p.outputs.block_max, "block_max", call.block_max,
-                 floats(shape(rows, heads, blocks_of(p))));
-}
-
-void check_selection_outputs(Checker& c, const Problem& p, const Call& call, std::int64_t heads) {
-  const Shape list =
-      shape(exactly(num_query_rows(call)), exactly(heads), exactly(p.selection.topk));
-  // msa_attention writes the ids where somebody wants them.
-  if (p.op != Op::MsaAttention || call.block_ids) c.output("block_ids", call.block_ids, ints(list));
-  planned_output(c, p.outputs.chosen_scores, "chosen_scores", call.chosen_scores, floats(list));
-}
-
-void check_inversion_outputs(Checker& c, const Problem& p, const Call& call) {
-  const Shape list =
-      shape(exactly(p.attention.heads_kv), at_least(num_query_rows(call) * p.selection.topk));
-  c.output("row_ptr", call.row_ptr, ints(shape(exactly(p.attention.heads_kv), at_least(1))));
-  c.output("q_indices", call.q_indices, ints(list));
-  Shape same = list;
-  same.extent[1] = exactly(call.q_indices.shape[1]);
-  c.output("q_slots", call.q_slots, ints(same));
-}
-
-// ---- merges ----
-
-void expect_parts(const char* name, std::size_t given, std::int64_t planned) {
-  if (static_cast<std::int64_t>(given) == planned) return;
-  reject({name}, "", std::to_string(planned) + " parts", std::to_string(given));
-}
-
-Argument part(const char* name, std::span<const Tensor> parts, std::size_t i) {
-  return {name, static_cast<int>(i), &parts[i]};
-}
-
-void check_merge_states(Checker& c, const Problem& p, const Call& call) {
-  expect_parts("outs", call.part_outs.size(), p.bounds.parts);
-  expect_parts("lses", call.part_lses.size(), p.bounds.parts);
-  Extent rows = at_most(p.bounds.total_q);
-  const Extent heads = exactly(p.attention.heads_q);
-  for (std::size_t i = 0; i < call.part_outs.size(); ++i) {
-    c.input(part("outs", call.part_outs, i),
-            values(p.attention.q.storage, shape(rows, heads, exactly(p.attention.value_dim))));
-    rows = exactly(call.part_outs[0].shape[0]);
-    c.input(part("lses", call.part_lses, i), floats(shape(rows, heads)));
+  void check_input(const Field& field, const Axes& axes) {
+    const Tensor& tensor = field.in(call_);
+    // Block maxima need no values.
+    const bool needed = field.tensor != &Operands::v || p_.outputs.out;
+    if (!tensor && !needed) return;
+    checker_.input(argument(field, tensor), extents_.expected(field, axes));
+    extents_.learn(axes, tensor);
   }
-  c.output("out", call.out,
-           values(p.outputs.dtype, shape(rows, heads, exactly(p.attention.value_dim))),
-           &call.part_outs[0]);
-  if (!p.outputs.lse) return expect_none("lse", call.lse, "as the plan does not write it");
-  c.output("lse", call.lse, floats(shape(rows, heads)), &call.part_lses[0]);
-}
 
-void check_merge_selections(Checker& c, const Problem& p, const Call& call) {
-  expect_parts("block_ids_parts", call.part_ids.size(), p.bounds.parts);
-  expect_parts("chosen_scores_parts", call.part_scores.size(), p.bounds.parts);
-  Extent rows = at_most(p.bounds.total_q);
-  const Extent heads = exactly(p.attention.heads_kv);
-  for (std::size_t i = 0; i < call.part_ids.size(); ++i) {
-    c.input(part("block_ids_parts", call.part_ids, i),
-            ints(shape(rows, heads, Extent{1, kMaxTopk})));
-    rows = exactly(call.part_ids[0].shape[0]);
-    c.input(part("chosen_scores_parts", call.part_scores, i),
-            floats(shape(rows, heads, exactly(call.part_ids[i].shape[2]))));
+  /// The lists of a merge, part after part. Returns the number of fields they take in the table.
+  std::size_t check_parts(std::span<const Field> fields, std::span<const Axes> axes) {
+    std::size_t lists = 0;
+    while (lists < fields.size() && fields[lists].parts != nullptr) {
+      const Field& field = fields[lists++];
+      const std::size_t given = (call_.*field.parts).size();
+      if (static_cast<std::int64_t>(given) == p_.bounds.parts) continue;
+      reject({field.name.data()}, "", std::to_string(p_.bounds.parts) + " parts",
+             std::to_string(given));
+    }
+    if (lists == 0) return 0;
+    for (std::size_t f = 0; f < lists; ++f) check_stacked(fields[f], axes[f]);
+    const std::size_t count = static_cast<std::size_t>(p_.bounds.parts);
+    for (std::size_t part = 0; part < count; ++part) {
+      extents_.next_part();
+      for (std::size_t f = 0; f < lists; ++f) {
+        Tensor& tensor = parts_[part * lists + f];
+        tensor = (call_.*fields[f].parts)[part];
+        checker_.input({fields[f].name.data(), static_cast<int>(part), &tensor},
+                       extents_.expected(fields[f], axes[f]));
+        extents_.learn(axes[f], tensor);
+      }
+    }
+    return lists;
   }
-  check_selection_outputs(c, p, call, p.attention.heads_kv);
-}
 
-void check_tensors(Checker& c, const Problem& p, const Call& call) {
-  if (p.op == Op::MergeStates) return check_merge_states(c, p, call);
-  if (p.op == Op::MergeSelections) return check_merge_selections(c, p, call);
-  const OpTraits traits = op_traits(p.op);
-  if (traits.attends) check_attention(c, p, call);
-  if (traits.indexes) check_index(c, p, call);
-  if (traits.lists) check_listed(c, p, call);
-  if (p.op == Op::SelectTopk) {
-    c.input("scores", call.scores_in,
-            floats(shape(at_most(p.bounds.total_q), exactly(p.index.heads), blocks_of(p))));
+  // Parts in one tensor: it must be sound as a whole before it is cut.
+  void check_stacked(const Field& field, const Axes& axes) const {
+    const Tensor& stacked = (call_.*field.parts).stacked();
+    if (!stacked) return;
+    const Expected part = extents_.expected(field, axes);
+    Expected whole{.dtype = part.dtype, .innermost = part.innermost};
+    whole.shape.rank = part.shape.rank + 1;
+    whole.shape.extent[0] = exactly(p_.bounds.parts);
+    std::copy_n(part.shape.extent.begin(), part.shape.rank, whole.shape.extent.begin() + 1);
+    checker_.whole(argument(field, stacked), whole);
   }
-  check_batch(c, p, call);
-  if (traits.attends) check_attention_outputs(c, p, call);
-  if (traits.selects) check_selection_outputs(c, p, call, p.index.heads);
-  if (p.op == Op::BlockScores) {
-    const Extent rows = exactly(num_query_rows(call));
-    c.output("scores", call.scores, floats(shape(rows, exactly(p.index.heads), blocks_of(p))));
+
+  // ---- the batch ----
+
+  // B of this call. One request owns everything where no tensor tells.
+  std::int64_t count_requests(const Field& field, const Axes& axes) {
+    const Batch& batch = call_.batch;
+    if (batch.cu_seqlens_q) {
+      Expected expected = extents_.expected(field, axes);
+      expected.shape.extent[0] = {1, p_.bounds.batch + 1};
+      checker_.input(argument(field, batch.cu_seqlens_q), expected);
+      return batch.cu_seqlens_q.shape[0] - 1;
+    }
+    const std::int64_t requests =
+        batch.seqlens_k && batch.seqlens_k.rank == 1 ? batch.seqlens_k.shape[0] : 1;
+    if (requests != 1 || p_.bounds.batch < 1) {
+      reject({field.name.data()}, "", "a tensor of i32, as there is not one request", "none");
+    }
+    return requests;
   }
-  if (p.op == Op::InvertSelection) check_inversion_outputs(c, p, call);
-}
+
+  void check_length(const Field& field, const Axes& axes) {
+    const Tensor& tensor = field.in(call_);
+    const bool paged = p_.bounds.page_size != 0;
+    const bool table = field.length == &Batch::page_table;
+    if (table && !paged) return expect_none(field, tensor, "as the plan is for ragged keys");
+    if (field.length == &Batch::cu_seqlens_k && paged) {
+      return expect_none(field, tensor, "as the plan is for paged keys");
+    }
+    if (tensor || table) {
+      checker_.input(argument(field, tensor), extents_.expected(field, axes));
+    }
+  }
+
+  void expect_no_keys() const {
+    for (const Field& field : std::span(table::kBatch).last(table::kKeyFields)) {
+      expect_none(field, field.in(call_), "as the operation takes no keys");
+    }
+  }
+
+  static void expect_within(const char* name, std::int64_t rows, std::int64_t bound) {
+    if (rows <= bound) return;
+    reject({name}, "",
+           "a tensor of i32, or at most " + std::to_string(bound) + " rows in one request",
+           "none and " + std::to_string(rows) + " rows");
+  }
+
+  // Lengths may be left out where one request owns all rows.
+  void check_missing_lengths() const {
+    const Batch& batch = call_.batch;
+    const Tensor& keys = call_.k ? call_.k : call_.index_k;
+    if (!batch.cu_seqlens_q) {
+      expect_within("batch.cu_seqlens_q", extents_.rows(), p_.bounds.max_seqlen_q);
+    }
+    if (batch.seqlens_k) return;
+    const std::int64_t requests = extents_.requests();
+    const bool one = requests == 1 && keys && p_.bounds.page_size == 0 && !batch.cu_seqlens_k;
+    if (!one) {
+      reject({"batch.seqlens_k"}, "",
+             "a tensor of i32 with an extent of " + std::to_string(requests), "none");
+    }
+    expect_within("batch.seqlens_k", keys.shape[0], p_.bounds.max_seqlen_k);
+  }
+
+  // ---- outputs ----
+
+  void check_output(const Field& field, const Axes& axes) {
+    const Tensor& tensor = field.in(call_);
+    if (!is_planned(p_, field)) {
+      return expect_none(field, tensor, "as the plan does not write it");
+    }
+    // No flag plans it: it is written where somebody wants it.
+    if (field.role == Role::OptionalOutput && field.planned == nullptr && !tensor) return;
+    checker_.output(field.name.data(), tensor, extents_.expected(field, axes), twin_of(field));
+    extents_.learn(axes, tensor);
+  }
+
+  /// merge_states may write over its first part.
+  const Tensor* twin_of(const Field& field) const {
+    if (p_.op != Op::MergeStates) return nullptr;
+    return &parts_[field.tensor == &Operands::out ? 0 : 1];
+  }
+
+  const Problem& p_;
+  const Call& call_;
+  std::span<Tensor> parts_;
+  Extents extents_;
+  Checker checker_;
+};
 
 }  // namespace
 
 void validate_call(const Problem& problem, const Call& call, Workspace workspace,
                    std::size_t workspace_bytes) {
-  Checker checker(problem.device);
-  check_tensors(checker, problem, call);
-  checker.workspace(workspace, workspace_bytes);
+  if (fields_of(problem.op)[0].parts == nullptr) {
+    return CallCheck(problem, call, {}).run(workspace, workspace_bytes);
+  }
+  std::array<Tensor, std::size_t{2} * kMaxParts> parts;
+  CallCheck(problem, call, parts).run(workspace, workspace_bytes);
+}
+
+void expect_no_strays(Op op, const Operands& operands) {
+  const std::span<const Field> own = fields_of(op);
+  const auto takes = [own](const Field& stray) {
+    for (const Field& field : own) {
+      if (field.tensor == stray.tensor && field.length == stray.length &&
+          field.parts == stray.parts) {
+        return true;
+      }
+    }
+    return false;
+  };
+  for (int other = 0; other <= static_cast<int>(Op::InvertSelection); ++other) {
+    for (const Field& field : fields_of(static_cast<Op>(other))) {
+      const bool given = field.parts != nullptr ? !(operands.*field.parts).empty()
+                                                : static_cast<bool>(field.in(operands));
+      if (!given || takes(field)) continue;
+      reject({field.name.data()}, "",
+             std::string("none, as ") + msa::to_string(op) + " takes no such tensor", "one");
+    }
+  }
 }
 
 }  // namespace msa::core

@@ -16,6 +16,8 @@ namespace {
 
 constexpr std::int64_t kMaxCount = INT32_MAX;  // lengths, rows and ids are int32 in the tensors
 
+constexpr std::int64_t kMaxThreads = 1024;  // more are a slip of the caller, and libgomp exits
+
 [[noreturn]] void reject(const char* field, const std::string& expected, const std::string& given) {
   fail(ErrorCode::InvalidArgument, field, "", expected, given);
 }
@@ -197,7 +199,7 @@ void validate_problem(const Problem& p) {
   check_op(p);
   check_device(p);
   const OpTraits traits = op_traits(p.op);
-  expect_range("options.threads", p.options.threads, 0, kMaxCount);
+  expect_range("options.threads", p.options.threads, 0, kMaxThreads);
   expect_range("total_q", p.bounds.total_q, 0, kMaxCount);
   check_flags(p, traits);
   if (traits.merges) return check_merge(p);

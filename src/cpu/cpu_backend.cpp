@@ -3,6 +3,8 @@
 // runs it.
 #include <omp.h>
 
+#include <algorithm>
+
 #include "core/backend.h"
 #include "core/contents.h"
 #include "core/op_traits.h"
@@ -41,7 +43,7 @@ Planner planner_of(Op op) {
 
 /// The level that the options ask for, or the best that this machine has. Says why not in `reason`.
 Isa choose_isa(const std::string& name, std::string& reason) {
-  const core::CpuFeatures cpu = core::detect_cpu_features();
+  const core::CpuFeatures& cpu = core::cpu_features();
   for (const Isa isa : kIsas) {
     const std::string lacks = missing(isa, cpu);
     if (name.empty() && lacks.empty()) return isa;
@@ -123,7 +125,9 @@ class CpuBackend final : public core::Backend {
     Machine machine;
     machine.isa = choose_isa(problem.options.isa, reason);
     machine.kernels = find_kernels(machine.isa);
-    machine.threads = problem.options.threads > 0 ? problem.options.threads : omp_get_max_threads();
+    const int wanted =
+        problem.options.threads > 0 ? problem.options.threads : omp_get_max_threads();
+    machine.threads = std::min(wanted, omp_get_thread_limit());
     return std::make_shared<CpuPlanned>(problem, machine, planner_of(problem.op)(problem, machine));
   }
 
@@ -131,7 +135,7 @@ class CpuBackend final : public core::Backend {
     BackendInfo info;
     info.name = "cpu";
     info.available = true;
-    const core::CpuFeatures cpu = core::detect_cpu_features();
+    const core::CpuFeatures& cpu = core::cpu_features();
     for (const Isa isa : kIsas) {
       const std::string lacks = missing(isa, cpu);
       info.isas.push_back(

@@ -27,6 +27,7 @@ ROOMS = {
     "include/msa": [],
     "src/core": ["include/msa"],
     "src/api.cpp": ["include/msa", "src/core"],
+    "src/c_api.cpp": ["include/msa", "src/core"],
     "src/reference": ["include/msa", "src/core"],
     "src/cpu": ["include/msa", "src/core"],
     "src/cuda": ["include/msa", "src/core"],

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+// The generic form of the operations, for bindings and tools: the tensors of any operation under
+// one set of names, and for each operation the table of its fields. The argument structs of
+// attention.h are views of the same table.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "msa/attention.h"
+
+namespace msa {
+
+/// What an operation does not take is a tensor that was not given.
+struct Operands {
+  // inputs
+  Tensor q{}, k{}, v{};
+  Tensor index_q{}, index_k{};
+  Tensor scores_in{};     // select_topk
+  Tensor block_ids_in{};  // sparse_attention, invert_selection
+  Batch batch{};
+  Parts part_outs{}, part_lses{};   // merge_states
+  Parts part_ids{}, part_scores{};  // merge_selections
+  // outputs
+  Tensor out{}, lse{}, block_max{};
+  Tensor scores{};                           // block_scores
+  Tensor block_ids{}, chosen_scores{};       // selections
+  Tensor row_ptr{}, q_indices{}, q_slots{};  // invert_selection
+};
+
+enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };
+
+/// What a field's elements are: a format of the problem, or a type.
+enum class Element : std::uint8_t { Q, Kv, IndexQ, IndexK, Out, F32, I32 };
+
+/// "q", "kv", "index_q", "index_k", "out", "f32", "i32".
+MSA_API const char* to_string(Element element) noexcept;
+
+/// One row of an operation's table. Exactly one of the three member pointers is set.
+struct Field {
+  std::string_view name;   // as in the argument struct: "q", "batch.seqlens_k", "outs"
+  std::string_view shape;  // "[T, Hq, D]", in the letters of docs/contract.md; of one part
+  Element element = Element::Q;
+  Role role = Role::Input;
+  Tensor Operands::*tensor = nullptr;
+  Tensor Batch::*length = nullptr;
+  Parts Operands::*parts = nullptr;
+  bool Outputs::*planned = nullptr;  // the problem's flag of an optional output
+
+  constexpr bool is_input() const { return role == Role::Input || role == Role::OptionalInput; }
+  /// The field's tensor; only where it is no list of parts.
+  Tensor& in(Operands& o) const { return length != nullptr ? o.batch.*length : o.*tensor; }
+  const Tensor& in(const Operands& o) const {
+    return length != nullptr ? o.batch.*length : o.*tensor;
+  }
+};
+
+/// The fields of an operation, inputs first; empty where `op` is none.
+MSA_API std::span<const Field> fields_of(Op op) noexcept;
+
+MSA_API void run(const Plan& plan, const Operands& operands, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API Problem problem_of(Op op, const Operands& operands, const Settings& settings = {});
+/// One call on the CPU.
+MSA_API void run_once(Op op, const Operands& operands, const Settings& settings = {});
+
+/// An output as the problem and the inputs say, without memory: what a caller allocates. Row-major.
+MSA_API Tensor output_of(const Problem& problem, const Operands& operands, const Field& field);
+
+}  // namespace msa

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+// The table of fields: for each operation its tensors, where they lie in its argument struct, their
+// role and the rule of their shape. Gathering, validation, the C interface, the Python stubs and
+// docs/api.md derive from it; a new operation is one more table here.
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+#include "msa/operands.h"
+
+namespace msa::core {
+
+/// A field of an argument struct: its place there and what it is.
+template <class Args>
+struct ArgsField {
+  Field field{};
+  Tensor Args::*tensor = nullptr;
+  Parts Args::*parts = nullptr;
+};
+
+/// Which tensors of Batch an operation takes.
+enum class BatchKind : std::uint8_t {
+  None,     // merges
+  Lengths,  // lengths and positions, no keys
+  Keys,     // and where the keys lie
+};
+
+namespace table {
+
+// What each tensor is, whatever operation takes it.
+inline constexpr Field kQ{"q", "[T, Hq, D]", Element::Q, Role::Input, &Operands::q};
+inline constexpr Field kK{"k", "[N, Hkv, D]", Element::Kv, Role::Input, &Operands::k};
+inline constexpr Field kV{"v", "[N, Hkv, Dv]", Element::Kv, Role::Input, &Operands::v};
+inline constexpr Field kIndexQ{"index_q", "[T, Hi, Di]", Element::IndexQ, Role::Input,
+                               &Operands::index_q};
+inline constexpr Field kIndexK{"index_k", "[N, Hik, Di]", Element::IndexK, Role::Input,
+                               &Operands::index_k};
+inline constexpr Field kScoresIn{"scores", "[T, Hi, blocks]", Element::F32, Role::Input,
+                                 &Operands::scores_in};
+inline constexpr Field kListed{"block_ids", "[T, Hkv, k]", Element::I32, Role::Input,
+                               &Operands::block_ids_in};
+inline constexpr Field kOut{"out", "[T, Hq, Dv]", Element::Out, Role::Output, &Operands::out};
+inline constexpr Field kScores{"scores", "[T, Hi, blocks]", Element::F32, Role::Output,
+                               &Operands::scores};
+inline constexpr Field kChosen{"block_ids", "[T, Hi, k]", Element::I32, Role::Output,
+                               &Operands::block_ids};
+inline constexpr Field kMerged{"block_ids", "[T, Hkv, k]", Element::I32, Role::Output,
+                               &Operands::block_ids};
+inline constexpr Field kRowPtr{"row_ptr", "[Hkv, rows + 1]", Element::I32, Role::Output,
+                               &Operands::row_ptr};
+inline constexpr Field kQIndices{"q_indices", "[Hkv, T * k]", Element::I32, Role::Output,
+                                 &Operands::q_indices};
+inline constexpr Field kQSlots{"q_slots", "[Hkv, T * k]", Element::I32, Role::Output,
+                               &Operands::q_slots};
+
+/// An output that the problem may leave out.
+constexpr Field optional_output(Field field, bool Outputs::*planned) {
+  field.role = Role::OptionalOutput;
+  field.planned = planned;
+  return field;
+}
+
+inline constexpr Field kLse =
+    optional_output({"lse", "[T, Hq]", Element::F32, Role::Output, &Operands::lse}, &Outputs::lse);
+inline constexpr Field kBlockMax = optional_output(
+    {"block_max", "[T, Hq, blocks]", Element::F32, Role::Output, &Operands::block_max},
+    &Outputs::block_max);
+inline constexpr Field kChosenScores = optional_output(
+    {"chosen_scores", "[T, Hi, k]", Element::F32, Role::Output, &Operands::chosen_scores},
+    &Outputs::chosen_scores);
+inline constexpr Field kMergedScores = optional_output(
+    {"chosen_scores", "[T, Hkv, k]", Element::F32, Role::Output, &Operands::chosen_scores},
+    &Outputs::chosen_scores);
+
+/// Parts of a merge.
+constexpr Field list_of(const char* name, const char* shape, Element element,
+                        Parts Operands::*parts) {
+  return {name, shape, element, Role::Input, nullptr, nullptr, parts};
+}
+
+inline constexpr Field kOuts = list_of("outs", "[T, Hq, Dv]", Element::Q, &Operands::part_outs);
+inline constexpr Field kLses = list_of("lses", "[T, Hq]", Element::F32, &Operands::part_lses);
+inline constexpr Field kIdsParts =
+    list_of("block_ids_parts", "[T, Hkv, part k]", Element::I32, &Operands::part_ids);
+inline constexpr Field kScoresParts =
+    list_of("chosen_scores_parts", "[T, Hkv, part k]", Element::F32, &Operands::part_scores);
+
+/// A tensor of the batch; validation says when it must be there.
+constexpr Field length(const char* name, const char* shape, Tensor Batch::*tensor) {
+  return {name, shape, Element::I32, Role::OptionalInput, nullptr, tensor};
+}
+
+/// In the order in which they are checked; the last kKeyFields say where keys lie.
+inline constexpr auto kBatch = std::to_array<Field>({
+    length("batch.cu_seqlens_q", "[B + 1]", &Batch::cu_seqlens_q),
+    length("batch.seqlens_k", "[B]", &Batch::seqlens_k),
+    length("batch.q_offsets", "[B]", &Batch::q_offsets),
+    length("batch.key_offsets", "[B]", &Batch::key_offsets),
+    length("batch.total_seqlens_k", "[B]", &Batch::total_seqlens_k),
+    length("batch.cu_seqlens_k", "[B + 1]", &Batch::cu_seqlens_k),
+    length("batch.page_table", "[B, pages]", &Batch::page_table),
+});
+
+inline constexpr std::size_t kKeyFields = 2;
+
+constexpr std::size_t batch_fields(BatchKind kind) {
+  switch (kind) {
+    case BatchKind::None:
+      return 0;
+    case BatchKind::Lengths:
+      return kBatch.size() - kKeyFields;
+    case BatchKind::Keys:
+      return kBatch.size();
+  }
+  return 0;
+}
+
+}  // namespace table
+
+/// The table of an argument struct: kOp, kBatch and kFields, inputs first.
+template <class Args>
+struct FieldsOf;
+
+template <>
+struct FieldsOf<DenseAttentionArgs> {
+  using A = DenseAttentionArgs;
+  static constexpr Op kOp = Op::DenseAttention;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kQ, &A::q},
+      {table::kK, &A::k},
+      {table::kV, &A::v},
+      {table::optional_output(table::kOut, &Outputs::out), &A::out},
+      {table::kLse, &A::lse},
+      {table::kBlockMax, &A::block_max},
+  });
+};
+
+template <>
+struct FieldsOf<BlockScoresArgs> {
+  using A = BlockScoresArgs;
+  static constexpr Op kOp = Op::BlockScores;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kIndexQ, &A::index_q},
+      {table::kIndexK, &A::index_k},
+      {table::kScores, &A::scores},
+  });
+};
+
+template <>
+struct FieldsOf<SelectTopkArgs> {
+  using A = SelectTopkArgs;
+  static constexpr Op kOp = Op::SelectTopk;
+  static constexpr BatchKind kBatch = BatchKind::Lengths;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kScoresIn, &A::scores},
+      {table::kChosen, &A::block_ids},
+      {table::kChosenScores, &A::chosen_scores},
+  });
+};
+
+template <>
+struct FieldsOf<SelectBlocksArgs> {
+  using A = SelectBlocksArgs;
+  static constexpr Op kOp = Op::SelectBlocks;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kIndexQ, &A::index_q},
+      {table::kIndexK, &A::index_k},
+      {table::kChosen, &A::block_ids},
+      {table::kChosenScores, &A::chosen_scores},
+  });
+};
+
+template <>
+struct FieldsOf<SparseAttentionArgs> {
+  using A = SparseAttentionArgs;
+  static constexpr Op kOp = Op::SparseAttention;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kQ, &A::q},
+      {table::kK, &A::k},
+      {table::kV, &A::v},
+      {table::kListed, &A::block_ids},
+      {table::kOut, &A::out},
+      {table::kLse, &A::lse},
+  });
+};
+
+template <>
+struct FieldsOf<MsaAttentionArgs> {
+  using A = MsaAttentionArgs;
+  static constexpr Op kOp = Op::MsaAttention;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kQ, &A::q},
+      {table::kK, &A::k},
+      {table::kV, &A::v},
+      {table::kIndexQ, &A::index_q},
+      {table::kIndexK, &A::index_k},
+      {table::kOut, &A::out},
+      {table::kLse, &A::lse},
+      // Written where somebody wants them; no flag of the problem.
+      {table::optional_output(table::kChosen, nullptr), &A::block_ids},
+  });
+};
+
+template <>
+struct FieldsOf<MergeStatesArgs> {
+  using A = MergeStatesArgs;
+  static constexpr Op kOp = Op::MergeStates;
+  static constexpr BatchKind kBatch = BatchKind::None;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kOuts, nullptr, &A::outs},
+      {table::kLses, nullptr, &A::lses},
+      {table::kOut, &A::out},
+      {table::kLse, &A::lse},
+  });
+};
+
+template <>
+struct FieldsOf<MergeSelectionsArgs> {
+  using A = MergeSelectionsArgs;
+  static constexpr Op kOp = Op::MergeSelections;
+  static constexpr BatchKind kBatch = BatchKind::None;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kIdsParts, nullptr, &A::block_ids_parts},
+      {table::kScoresParts, nullptr, &A::chosen_scores_parts},
+      {table::kMerged, &A::block_ids},
+      {table::kMergedScores, &A::chosen_scores},
+  });
+};
+
+template <>
+struct FieldsOf<InvertSelectionArgs> {
+  using A = InvertSelectionArgs;
+  static constexpr Op kOp = Op::InvertSelection;
+  static constexpr BatchKind kBatch = BatchKind::Lengths;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kListed, &A::block_ids},
+      {table::kRowPtr, &A::row_ptr},
+      {table::kQIndices, &A::q_indices},
+      {table::kQSlots, &A::q_slots},
+  });
+};
+
+/// The tensors of an argument struct under the names that all operations share.
+template <class Args>
+Operands gather(const Args& args) {
+  Operands operands;
+  for (const ArgsField<Args>& row : FieldsOf<Args>::kFields) {
+    if (row.parts != nullptr) {
+      operands.*row.field.parts = args.*row.parts;
+    } else {
+      operands.*row.field.tensor = args.*row.tensor;
+    }
+  }
+  if constexpr (FieldsOf<Args>::kBatch != BatchKind::None) operands.batch = args.batch;
+  return operands;
+}
+
+/// What one letter of a shape stands for.
+enum class Axis : std::uint8_t {
+  Rows,          // T
+  HeadsQ,        // Hq
+  HeadsKv,       // Hkv
+  HeadDim,       // D
+  ValueDim,      // Dv
+  IndexHeads,    // Hi
+  IndexHeadsK,   // Hik
+  IndexDim,      // Di
+  Keys,          // N: rows, or pages and their tokens
+  Blocks,        // blocks
+  Topk,          // k
+  PartTopk,      // part k
+  Requests,      // B
+  Starts,        // B + 1
+  Pages,         // pages
+  InverseRows,   // rows + 1
+  InverseSlots,  // T * k
+};
+
+struct Axes {
+  std::array<Axis, kMaxRank> axis{};
+  int rank = 0;
+};
+
+/// The letters of the shapes of fields_of(op), one entry a field.
+std::span<const Axes> axes_of(Op op);
+
+/// Whether the call is to write this output.
+bool is_planned(const Problem& problem, const Field& field);
+
+/// Query rows of the call: the first extent of its first input.
+std::int64_t rows_of(Op op, const Operands& operands);
+
+/// The dtype that the problem says a field has.
+DType dtype_of(const Problem& problem, Element element);
+
+}  // namespace msa::core

@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT
+// The C interface: it gives the bits of the C++ one, refuses what it must, grows as it says, and
+// its layout does not move.
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "msa/c.h"
+#include "msa/msa.h"
+#include "tests/core/scene.h"
+
+namespace msa::test {
+namespace {
+
+// ---- layout: a change here breaks callers that were compiled before it ----
+
+static_assert(sizeof(msa_error) == 2016);
+static_assert(sizeof(msa_tensor) == 88);
+static_assert(offsetof(msa_tensor, shape) == 8 && offsetof(msa_tensor, stride) == 40);
+static_assert(offsetof(msa_tensor, dtype) == 72 && offsetof(msa_tensor, rank) == 76);
+static_assert(offsetof(msa_tensor, device_type) == 80 && offsetof(msa_tensor, device_index) == 84);
+static_assert(sizeof(msa_parts) == 16);
+static_assert(sizeof(msa_format) == 16);
+static_assert(sizeof(msa_options) == 24);
+static_assert(sizeof(msa_fault) == 128);
+static_assert(sizeof(msa_field) == 40);
+static_assert(offsetof(msa_args, q) == 8 && offsetof(msa_args, outs) == 1240);
+static_assert(MSA_STRUCT_SIZE(msa_args, q_slots) == 1920);
+static_assert(MSA_STRUCT_SIZE(msa_settings, options) == 96);
+static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 288);
+
+TEST(CInterface, StructsStartAsTheCppOnesDo) {
+  const msa_problem problem = MSA_PROBLEM_INIT;
+  const Problem expected{};
+  msa_error error;
+  char text[512];
+  msa_problem_text(&problem, text, sizeof text);
+  EXPECT_EQ(text, to_string(expected));
+  EXPECT_EQ(msa_problem_hash(&problem), hash_value(expected));
+  const msa_settings settings = MSA_SETTINGS_INIT;
+  const Settings defaults{};
+  EXPECT_EQ(settings.block_size, defaults.block_size);
+  EXPECT_EQ(settings.topk, defaults.topk);
+  EXPECT_EQ(settings.local_blocks, defaults.local_blocks);
+  EXPECT_EQ(settings.init_blocks, defaults.init_blocks);
+  EXPECT_EQ(settings.max_seqlen_q, defaults.max_seqlen_q);
+  EXPECT_EQ(settings.max_seqlen_k, defaults.max_seqlen_k);
+  EXPECT_EQ(settings.causal != 0, defaults.causal);
+  (void)error;
+}
+
+TEST(CInterface, Names) {
+  EXPECT_STREQ(msa_version(), version());
+  EXPECT_STREQ(msa_op_name(MSA_OP_MSA_ATTENTION), "msa_attention");
+  EXPECT_EQ(msa_op_name(99), nullptr);
+  EXPECT_EQ(msa_op_name(-1), nullptr);
+  EXPECT_STREQ(msa_dtype_name(MSA_BF16), "bf16");
+  EXPECT_EQ(msa_dtype_name(99), nullptr);
+  EXPECT_EQ(msa_dtype_bits(MSA_NVFP4), 4);
+  EXPECT_EQ(msa_dtype_bits(-1), 0);
+}
+
+// ---- calls ----
+
+msa_tensor c_tensor(const Tensor& t) {
+  msa_tensor c{};
+  c.data = t.data;
+  std::copy(t.shape.begin(), t.shape.end(), c.shape);
+  std::copy(t.stride.begin(), t.stride.end(), c.stride);
+  c.dtype = static_cast<msa_dtype>(t.dtype);
+  c.rank = t.rank;
+  c.device_type = static_cast<msa_device_type>(t.device.type);
+  c.device_index = t.device.index;
+  return c;
+}
+
+std::string bare(const std::string& name) {
+  return name.starts_with("batch.") ? name.substr(6) : name;
+}
+
+/// A scene's tensors as msa_args.
+struct CArgs {
+  msa_args args = MSA_ARGS_INIT;
+  std::vector<std::vector<msa_tensor>> lists;
+
+  explicit CArgs(const Scene& scene) {
+    lists.reserve(4);
+    const msa_field* fields = nullptr;
+    const std::size_t count = msa_fields(static_cast<msa_op>(scene.problem.op), &fields);
+    for (std::size_t i = 0; i < count; ++i) {
+      char* place = reinterpret_cast<char*>(&args) + fields[i].offset;
+      if (fields[i].parts != 0) {
+        std::vector<msa_tensor>& list = lists.emplace_back();
+        for (const auto& arg : scene.args) {
+          if (arg->name.starts_with(std::string(fields[i].name) + "[")) {
+            list.push_back(c_tensor(arg->tensor));
+          }
+        }
+        const msa_parts parts{list.data(), static_cast<std::int64_t>(list.size())};
+        std::memcpy(place, &parts, sizeof parts);
+        continue;
+      }
+      for (const auto& arg : scene.args) {
+        if (bare(arg->name) != fields[i].name) continue;
+        const msa_tensor tensor = c_tensor(arg->tensor);
+        std::memcpy(place, &tensor, sizeof tensor);
+      }
+    }
+  }
+};
+
+msa_problem c_problem(const Scene& scene, const CArgs& args) {
+  msa_settings settings = MSA_SETTINGS_INIT;
+  settings.block_size = scene.problem.selection.block_size;
+  settings.topk = scene.problem.selection.topk;
+  settings.max_seqlen_q = scene.problem.bounds.max_seqlen_q;
+  settings.max_seqlen_k = scene.problem.bounds.max_seqlen_k;
+  settings.options.backend = "reference";
+  msa_problem problem = MSA_PROBLEM_INIT;
+  msa_error error;
+  EXPECT_EQ(msa_problem_of(static_cast<msa_op>(scene.problem.op), &args.args, &settings, &problem,
+                           &error),
+            MSA_OK)
+      << error.message;
+  return problem;
+}
+
+TEST(CInterface, GivesTheBitsOfTheCppOne) {
+  for (const auto& [op, keys] : all_scenes()) {
+    Scene cpp(op, keys), c(op, keys);
+    cpp.run("reference");
+    const CArgs args(c);
+    const msa_problem problem = c_problem(c, args);
+    msa_plan* plan = nullptr;
+    msa_error error;
+    ASSERT_EQ(msa_plan_make(&problem, &plan, &error), MSA_OK) << error.message;
+    EXPECT_STREQ(msa_plan_backend(plan), "reference");
+    EXPECT_STREQ(msa_plan_isa(plan), "scalar");
+    const std::size_t bytes = msa_plan_workspace_bytes(plan);
+    std::vector<std::byte> memory(bytes + kWorkspaceAlignment);
+    void* start = memory.data();
+    std::size_t room = memory.size();
+    std::align(kWorkspaceAlignment, bytes, start, room);
+    EXPECT_EQ(msa_run(plan, &args.args, start, bytes, nullptr, &error), MSA_OK) << error.message;
+    EXPECT_EQ(cpp.snapshot(), c.snapshot()) << to_string(op);
+
+    msa_problem planned = MSA_PROBLEM_INIT;
+    ASSERT_EQ(msa_plan_problem(plan, &planned, &error), MSA_OK);
+    EXPECT_EQ(msa_problem_hash(&planned), msa_problem_hash(&problem));
+    msa_fault fault{};
+    fault.found = 7;
+    EXPECT_EQ(msa_check(plan, start, bytes, nullptr, &fault, &error), MSA_OK);
+    EXPECT_EQ(fault.found, 0);
+    EXPECT_EQ(msa_plan_share(plan), plan);
+    msa_plan_free(plan);
+    char text[4096];
+    EXPECT_GT(msa_plan_text(plan, text, sizeof text), 20u);
+    EXPECT_NE(std::string(text).find("backend reference"), std::string::npos) << text;
+    msa_plan_free(plan);
+  }
+  msa_plan_free(nullptr);
+}
+
+TEST(CInterface, OneCallForm) {
+  for (const auto& [op, keys] : all_scenes()) {
+    if (op == Op::SelectTopk || op == Op::InvertSelection) continue;  // lengths alone: same path
+    Scene cpp(op, keys), c(op, keys);
+    cpp.run("reference");
+    const CArgs args(c);
+    msa_settings settings = MSA_SETTINGS_INIT;
+    settings.block_size = 16;
+    settings.topk = c.problem.selection.topk;
+    settings.options.backend = "reference";
+    msa_error error;
+    EXPECT_EQ(msa_run_once(static_cast<msa_op>(op), &args.args, &settings, &error), MSA_OK)
+        << error.message;
+    EXPECT_EQ(cpp.snapshot(), c.snapshot()) << to_string(op);
+  }
+}
+
+TEST(CInterface, StackedPartsAreOneTensorOfOneRankMore) {
+  std::vector<float> outs(3 * 2 * 1 * 16, 1.0f), lses(3 * 2, 0.0f), out(2 * 16, -1.0f);
+  outs[5] = 4.0f;
+  const msa_tensor stacked = c_tensor(make_tensor(outs.data(), DType::F32, {3, 2, 1, 16}));
+  const msa_tensor stacked_lse = c_tensor(make_tensor(lses.data(), DType::F32, {3, 2, 1}));
+  msa_args args = MSA_ARGS_INIT;
+  args.outs = {&stacked, 1};
+  args.lses = {&stacked_lse, 1};
+  args.out = c_tensor(make_tensor(out.data(), DType::F32, {2, 1, 16}));
+  msa_error error;
+  ASSERT_EQ(msa_run_once(MSA_OP_MERGE_STATES, &args, nullptr, &error), MSA_OK) << error.message;
+  EXPECT_FLOAT_EQ(out[0], 1.0f);
+  EXPECT_FLOAT_EQ(out[5], 2.0f);
+}
+
+TEST(CInterface, OutputsOf) {
+  for (const auto& [op, keys] : all_scenes()) {
+    const Scene scene(op, keys);
+    const CArgs args(scene);
+    const msa_problem problem = c_problem(scene, args);
+    const msa_field* fields = nullptr;
+    const std::size_t count = msa_fields(static_cast<msa_op>(op), &fields);
+    msa_error error;
+    for (std::size_t i = 0; i < count; ++i) {
+      msa_tensor made{};
+      const msa_status status = msa_output_of(&problem, &args.args, fields[i].name, &made, &error);
+      const bool output = fields[i].role == MSA_OUTPUT || fields[i].role == MSA_OPTIONAL_OUTPUT;
+      EXPECT_EQ(status == MSA_OK, output) << fields[i].name;
+      if (!output) continue;
+      msa_tensor given;
+      std::memcpy(&given, reinterpret_cast<const char*>(&args.args) + fields[i].offset,
+                  sizeof given);
+      EXPECT_EQ(made.rank, given.rank) << fields[i].name;
+      EXPECT_EQ(made.dtype, given.dtype) << fields[i].name;
+    }
+  }
+}
+
+// ---- refusals ----
+
+struct Refusal {
+  const char* what;
+  std::function<msa_status(msa_error*)> call;
+  msa_status status;
+  std::string argument;
+};
+
+TEST(CInterface, Refusals) {
+  const Scene scene(Op::DenseAttention, Keys::Ragged);
+  const CArgs good(scene);
+  const msa_problem problem = c_problem(scene, good);
+  msa_plan* plan = nullptr;
+  ASSERT_EQ(msa_plan_make(&problem, &plan, nullptr), MSA_OK);
+  msa_tensor tensor{};
+  msa_fault fault{};
+  const auto before = scene.snapshot();
+  const auto run_with = [&](const std::function<void(msa_args&)>& spoil) {
+    return [&, spoil](msa_error* error) {
+      msa_args args = good.args;
+      spoil(args);
+      return msa_run(plan, &args, nullptr, 0, nullptr, error);
+    };
+  };
+  const auto make_with = [&](const std::function<void(msa_problem&)>& spoil) {
+    return [&, spoil](msa_error* error) {
+      msa_problem p = problem;
+      spoil(p);
+      msa_plan* made = nullptr;
+      const msa_status status = msa_plan_make(&p, &made, error);
+      EXPECT_EQ(made, nullptr);
+      return status;
+    };
+  };
+  const std::vector<Refusal> refusals{
+      {"no plan",
+       [&](msa_error* e) { return msa_run(nullptr, &good.args, nullptr, 0, nullptr, e); },
+       MSA_INVALID_ARGUMENT, "plan"},
+      {"no args", [&](msa_error* e) { return msa_run(plan, nullptr, nullptr, 0, nullptr, e); },
+       MSA_INVALID_ARGUMENT, "args"},
+      {"zeroed args", run_with([](msa_args& a) { a.struct_size = 0; }), MSA_INVALID_ARGUMENT,
+       "args"},
+      {"wild args", run_with([](msa_args& a) { a.struct_size = std::size_t{1} << 40; }),
+       MSA_INVALID_ARGUMENT, "args"},
+      {"dtype", run_with([](msa_args& a) { a.q.dtype = 99; }), MSA_INVALID_ARGUMENT, "q"},
+      {"negative dtype", run_with([](msa_args& a) { a.q.dtype = -1; }), MSA_INVALID_ARGUMENT, "q"},
+      {"device", run_with([](msa_args& a) { a.k.device_type = 5; }), MSA_INVALID_ARGUMENT, "k"},
+      {"rank", run_with([](msa_args& a) { a.q.rank = 2; }), MSA_INVALID_ARGUMENT, "q"},
+      {"wild rank", run_with([](msa_args& a) { a.q.rank = 1 << 30; }), MSA_INVALID_ARGUMENT, "q"},
+      {"negative rank", run_with([](msa_args& a) { a.q.rank = -3; }), MSA_INVALID_ARGUMENT, "q"},
+      {"stray", run_with([](msa_args& a) { a.row_ptr = a.lse; }), MSA_INVALID_ARGUMENT, "row_ptr"},
+      {"stray parts", run_with([](msa_args& a) {
+         a.outs = {&a.q, 1};
+       }),
+       MSA_INVALID_ARGUMENT, "outs"},
+      {"overlap", run_with([](msa_args& a) { a.out.data = a.q.data; }), MSA_INVALID_ARGUMENT,
+       "out"},
+      {"op", make_with([](msa_problem& p) { p.op = 77; }), MSA_INVALID_ARGUMENT, "op"},
+      {"format", make_with([](msa_problem& p) { p.q.storage = 77; }), MSA_INVALID_ARGUMENT, "q"},
+      {"scale", make_with([](msa_problem& p) { p.q.scale = 77; }), MSA_INVALID_ARGUMENT, "q"},
+      {"heads", make_with([](msa_problem& p) { p.heads_kv = 3; }), MSA_INVALID_ARGUMENT,
+       "heads_kv"},
+      {"backend", make_with([](msa_problem& p) { p.options.backend = "abacus"; }), MSA_UNSUPPORTED,
+       "problem"},
+      {"no problem", [](msa_error* e) { return msa_plan_make(nullptr, nullptr, e); },
+       MSA_INVALID_ARGUMENT, "plan"},
+      {"no output",
+       [&](msa_error* e) { return msa_output_of(&problem, &good.args, "q", &tensor, e); },
+       MSA_INVALID_ARGUMENT, "name"},
+      {"no name",
+       [&](msa_error* e) { return msa_output_of(&problem, &good.args, nullptr, &tensor, e); },
+       MSA_INVALID_ARGUMENT, "name"},
+      {"no fault", [&](msa_error* e) { return msa_check(plan, nullptr, 0, nullptr, nullptr, e); },
+       MSA_INVALID_ARGUMENT, "fault"},
+      {"op of once", [&](msa_error* e) { return msa_run_once(-1, &good.args, nullptr, e); },
+       MSA_INVALID_ARGUMENT, "op"},
+      {"check", [&](msa_error* e) { return msa_check(nullptr, nullptr, 0, nullptr, &fault, e); },
+       MSA_INVALID_ARGUMENT, "plan"},
+  };
+  for (const Refusal& refusal : refusals) {
+    msa_error error{};
+    EXPECT_EQ(refusal.call(&error), refusal.status) << refusal.what << ": " << error.message;
+    EXPECT_EQ(error.status, refusal.status) << refusal.what;
+    EXPECT_EQ(error.argument, refusal.argument) << refusal.what << ": " << error.message;
+    EXPECT_NE(std::string(error.message), "") << refusal.what;
+    EXPECT_EQ(refusal.call(nullptr), refusal.status) << refusal.what << " without room for a text";
+  }
+  EXPECT_EQ(before, scene.snapshot());
+  msa_plan_free(plan);
+}
+
+TEST(CInterface, StructsGrowAtTheirEnd) {
+  struct Larger {
+    msa_problem known = MSA_PROBLEM_INIT;
+    std::int64_t future[2] = {0, 0};
+  } larger;
+  larger.known.struct_size = sizeof larger;
+  larger.known.total_q = 1;
+  larger.known.op = MSA_OP_MERGE_STATES;
+  larger.known.parts = 2;
+  larger.known.heads_q = 1;
+  larger.known.value_dim = 16;
+  msa_plan* plan = nullptr;
+  msa_error error;
+  EXPECT_EQ(msa_plan_make(&larger.known, &plan, &error), MSA_OK) << error.message;
+  msa_plan_free(plan);
+  larger.future[1] = 1;
+  EXPECT_EQ(msa_plan_make(&larger.known, &plan, &error), MSA_INVALID_ARGUMENT);
+  EXPECT_STREQ(error.argument, "problem");
+  EXPECT_NE(std::string(error.message).find(version()), std::string::npos) << error.message;
+}
+
+TEST(CInterface, TextsAreCutAndTellTheirLength) {
+  const msa_problem problem = MSA_PROBLEM_INIT;
+  const std::size_t whole = msa_problem_text(&problem, nullptr, 0);
+  std::vector<char> text(whole + 1);
+  EXPECT_EQ(msa_problem_text(&problem, text.data(), text.size()), whole);
+  EXPECT_EQ(std::strlen(text.data()), whole);
+  char small[16];
+  EXPECT_EQ(msa_problem_text(&problem, small, sizeof small), whole);
+  EXPECT_EQ(std::string(small).substr(12), "...");
+  std::int32_t supported = 7;
+  char why[2048];
+  msa_supports(&problem, &supported, why, sizeof why);  // no heads: illegal
+  EXPECT_EQ(supported, 0);
+  EXPECT_NE(std::string(why).find("heads_q"), std::string::npos) << why;
+  char info[8192];
+  const std::size_t length = msa_info(info, sizeof info);
+  EXPECT_LT(length, sizeof info);
+  EXPECT_NE(std::string(info).find("\"version\": \"" + std::string(version()) + "\""),
+            std::string::npos)
+      << info;
+}
+
+}  // namespace
+}  // namespace msa::test
