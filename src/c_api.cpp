@@ -248,8 +248,8 @@ struct FieldTable {
 
 /// Made at the first use, constant from then on.
 const FieldTable& field_table() {
-  static const FieldTable table;
-  return table;
+  static const FieldTable kTable;
+  return kTable;
 }
 
 // ---- arguments ----

@@ -70,8 +70,8 @@ CpuFeatures detect_cpu_features() { return {}; }
 #endif
 
 const CpuFeatures& cpu_features() {
-  static const CpuFeatures features = detect_cpu_features();
-  return features;
+  static const CpuFeatures kFeatures = detect_cpu_features();
+  return kFeatures;
 }
 
 std::vector<std::string> feature_names(const CpuFeatures& f) {

@@ -587,7 +587,8 @@ TEST(EmptyTensors, MayBeNull) {
         EXPECT_NO_THROW(dense_attention({q, keys, keys, batch, q}, settings)) << backend;
       } else {
         const Tensor lse = make_tensor(nullptr, DType::F32, {0, 4});
-        EXPECT_NO_THROW(merge_states({std::span(&q, 1), std::span(&lse, 1), q, lse}, settings)) << backend;
+        EXPECT_NO_THROW(merge_states({std::span(&q, 1), std::span(&lse, 1), q, lse}, settings))
+            << backend;
       }
     }
   }

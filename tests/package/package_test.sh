@@ -67,7 +67,7 @@ only_msa_symbols() { # PREFIX
   local lib others
   lib=$(find "$1" -name 'libmsa.so.*.*.*' -type f)
   [ -n "$lib" ] || return 1
-  others=$(nm -D --defined-only "$lib" | awk '$3 !~ /^_ZN(K?)3msa|^_ZT[ISV]N3msa|^MSA_/ {print $3}')
+  others=$(nm -D --defined-only "$lib" | awk '$3 !~ /^_ZN(K?)3msa|^_ZT[ISV]N3msa|^MSA_|^msa_/ {print $3}')
   [ -z "$others" ] || { echo "exported besides msa::" "$others"; return 1; }
   nm -DC --defined-only "$lib" | grep -F 'msa::core::' | grep -v 'msa::Plan::Plan' && return 1
   return 0
@@ -82,6 +82,12 @@ hardened() { # PREFIX
   lib=$(find "$1" -name 'libmsa.so.*.*.*' -type f)
   readelf -lW "$lib" | grep -q GNU_RELRO && readelf -dW "$lib" | grep -qE 'BIND_NOW|NOW' &&
     readelf -lW "$lib" | grep -E 'GNU_STACK.* RW ' && nm -D "$lib" | grep -q __stack_chk_fail
+}
+
+# A name that is missing or new here breaks programs, or must be written down.
+c_exports() { # PREFIX
+  nm -D --defined-only "$(find "$1" -name 'libmsa.so.*.*.*' -type f)" | sed -n 's/.* \(msa_[a-z_]*\)@.*/\1/p' | sort |
+    diff "$root/tests/package/c_exports.txt" -
 }
 
 few_libraries() { # PREFIX: libc, libstdc++, OpenMP and what they bring
@@ -122,6 +128,7 @@ done
 check "installed tool" installed_tool "$work/shared-tree"
 check "README command" readme_command "$work/shared-tree"
 check "exports msa:: alone" only_msa_symbols "$work/shared-tree"
+check "exports the C interface as it is written down" c_exports "$work/shared-tree"
 check "SONAME" soname "$work/shared-tree"
 check "hardening" hardened "$work/shared-tree"
 check "run-time libraries" few_libraries "$work/shared-tree"
