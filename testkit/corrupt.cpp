@@ -16,6 +16,10 @@ namespace {
 constexpr std::int32_t kMin = std::numeric_limits<std::int32_t>::min();
 constexpr std::int32_t kMax = std::numeric_limits<std::int32_t>::max();
 
+constexpr const char* kLengths = "batch.seqlens_k";
+constexpr const char* kStarts = "batch.cu_seqlens_q";
+constexpr const char* kKeyStarts = "batch.cu_seqlens_k";
+
 void set(const Tensor& tensor, std::int64_t value, std::int64_t i0, std::int64_t i1 = 0,
          std::int64_t i2 = 0) {
   const auto number = static_cast<std::int32_t>(value);
@@ -39,35 +43,35 @@ class Spoiler {
     const Request& r = with_keys();
     const std::int64_t last = (r.seqlen_k - 1) / spec_.page_size;
     set(o_.batch.page_table, id, r.index, last);
-    return {.request = r.index, .may_pass = !is_read(r, last * spec_.page_size)};
+    return {.argument = "batch.page_table",
+            .request = r.index,
+            .may_pass = !is_read(r, last * spec_.page_size)};
   }
 
   std::int64_t pages() const { return (o_.k ? o_.k : o_.index_k).shape[0]; }
 
-  /// Puts `id` (or the row's own first id) at `slot` of a list that is long enough.
-  PlantedFault block(std::int64_t id, std::int64_t slot, bool copy_first = false) {
-    if (!o_.block_ids_in) nothing_to_spoil(spec_, "given block ids");
-    for (const Request& r : requests_) {
-      for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-        bool filled = true;
-        for (std::int64_t s = 0; s <= slot; ++s) {
-          filled = filled && int_at(o_.block_ids_in, r.q_begin + i, 0, s) != -1;
-        }
-        if (!filled) continue;
-        if (copy_first) id = int_at(o_.block_ids_in, r.q_begin + i, 0, 0);
-        set(o_.block_ids_in, id, r.q_begin + i, 0, slot);
-        return {.request = r.index, .row = i, .may_pass = copy_first};
-      }
-    }
-    nothing_to_spoil(spec_, "a list of " + std::to_string(slot + 1) + " ids");
+  PlantedFault block(std::int64_t id) {
+    const List list = first_list(1);
+    return put(list, id, 0);
   }
 
-  std::int64_t first_illegal() const { return legal_blocks(with_keys()); }
+  /// One past the last id that is legal for the very row it goes to.
+  PlantedFault block_end() {
+    const List list = first_list(1);
+    return put(list, legal_blocks(*list.request), 0);
+  }
+
+  PlantedFault block_twice() {
+    const List list = first_list(2);
+    PlantedFault fault = put(list, int_at(o_.block_ids_in, list.row(), 0, 0), 1);
+    fault.may_pass = true;
+    return fault;
+  }
 
   PlantedFault length(std::int64_t value) {
     const Request& r = with_keys();
     set(o_.batch.seqlens_k, value, r.index);
-    return {.request = r.index};
+    return {.argument = kLengths, .request = r.index};
   }
 
   PlantedFault lower_key_bound() {
@@ -76,7 +80,7 @@ class Spoiler {
       nothing_to_spoil(spec_, "a request with 2 keys");
     problem_.bounds.max_seqlen_k -= 1 + spec_.slack;
     return first_request(
-        [&](const Request& r) { return r.seqlen_k > problem_.bounds.max_seqlen_k; });
+        kLengths, [&](const Request& r) { return r.seqlen_k > problem_.bounds.max_seqlen_k; });
   }
   PlantedFault lower_query_bound() {
     need_batch();
@@ -84,7 +88,7 @@ class Spoiler {
       nothing_to_spoil(spec_, "a request with 2 queries");
     problem_.bounds.max_seqlen_q -= 1 + spec_.slack;
     return first_request(
-        [&](const Request& r) { return r.seqlen_q > problem_.bounds.max_seqlen_q; });
+        kStarts, [&](const Request& r) { return r.seqlen_q > problem_.bounds.max_seqlen_q; });
   }
 
   PlantedFault start(std::int64_t index, std::int64_t value) {
@@ -92,7 +96,8 @@ class Spoiler {
       nothing_to_spoil(spec_, "more requests");
     }
     set(o_.batch.cu_seqlens_q, value, index);
-    return {.request = std::max<std::int64_t>(index - 1, 0)};  // whose end it is
+    // The request whose end it is.
+    return {.argument = kStarts, .request = std::max<std::int64_t>(index - 1, 0)};
   }
 
   PlantedFault last_key_row() {
@@ -102,20 +107,21 @@ class Spoiler {
     for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k}) {
       if (*tensor) --tensor->shape[0];
     }
-    return {.request = requests_.back().index};
+    return {.argument = o_.batch.cu_seqlens_k ? kKeyStarts : kLengths,
+            .request = requests_.back().index};
   }
 
   PlantedFault key_start_past_end() {
     if (!o_.batch.cu_seqlens_k || requests_.empty())
       nothing_to_spoil(spec_, "requests in a pool of ragged keys");
     set(o_.batch.cu_seqlens_k, spec_.pool + 1, spec_.requests());
-    return {.request = requests_.back().index};
+    return {.argument = kKeyStarts, .request = requests_.back().index};
   }
 
   PlantedFault key_offset() {
     if (!o_.batch.key_offsets) nothing_to_spoil(spec_, "a shard");
     set(o_.batch.key_offsets, int_at(o_.batch.key_offsets, 0) + 1, 0);
-    return {};
+    return {.argument = "batch.key_offsets"};
   }
 
  private:
@@ -124,9 +130,39 @@ class Spoiler {
   }
 
   template <class Wanted>
-  PlantedFault first_request(const Wanted& wanted) const {
+  PlantedFault first_request(const char* argument, const Wanted& wanted) const {
     const auto found = std::find_if(requests_.begin(), requests_.end(), wanted);
-    return {.request = found == requests_.end() ? 0 : found->index};
+    return {.argument = argument, .request = found == requests_.end() ? 0 : found->index};
+  }
+
+  /// Head 0's list of one query row.
+  struct List {
+    const Request* request;
+    std::int64_t i;
+    std::int64_t row() const { return request->q_begin + i; }
+  };
+
+  List first_list(std::int64_t length) const {
+    if (!o_.block_ids_in) nothing_to_spoil(spec_, "given block ids");
+    for (const Request& r : requests_) {
+      for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+        if (length_of_list(r.q_begin + i) >= length) return {&r, i};
+      }
+    }
+    nothing_to_spoil(spec_, "a list of " + std::to_string(length) + " ids");
+  }
+
+  std::int64_t length_of_list(std::int64_t row) const {
+    std::int64_t length = 0;
+    while (length < o_.block_ids_in.shape[2] && int_at(o_.block_ids_in, row, 0, length) != -1) {
+      ++length;
+    }
+    return length;
+  }
+
+  PlantedFault put(const List& list, std::int64_t id, std::int64_t slot) {
+    set(o_.block_ids_in, id, list.row(), 0, slot);
+    return {.argument = "block_ids", .request = list.request->index, .row = list.i};
   }
 
   /// Whether some row reads the request's key or one behind it: sees it and, where ids are given,
@@ -181,15 +217,15 @@ PlantedFault corrupt(const Case& spec, Problem& problem, Operands& operands) {
     case Corrupt::PageEnd:
       return spoil.page(spoil.pages());
     case Corrupt::BlockNegative:
-      return spoil.block(-2, 0);
+      return spoil.block(-2);
     case Corrupt::BlockMin:
-      return spoil.block(kMin, 0);
+      return spoil.block(kMin);
     case Corrupt::BlockMax:
-      return spoil.block(kMax, 0);
+      return spoil.block(kMax);
     case Corrupt::BlockEnd:
-      return spoil.block(spoil.first_illegal(), 0);
+      return spoil.block_end();
     case Corrupt::BlockTwice:
-      return spoil.block(0, 1, true);
+      return spoil.block_twice();
     case Corrupt::LengthNegative:
       return spoil.length(-1);
     case Corrupt::LengthAbove:

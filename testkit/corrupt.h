@@ -10,8 +10,10 @@
 
 namespace msa::testkit {
 
-/// Where a fault lies, as the status word of a GPU names it.
+/// Where a fault lies, as the status word of a GPU names it, and the argument that an error must
+/// name.
 struct PlantedFault {
+  const char* argument = "";
   std::int64_t request = 0;
   std::int64_t row = -1;  // query row of the request; -1: the fault is the request's
   // A GPU need not meet it: a page whose keys no row reads, or an id listed twice.

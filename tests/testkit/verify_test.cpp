@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "testkit/generate.h"
+#include "testkit/requests.h"
 #include "testkit/support.h"
 
 namespace msa::testkit {
@@ -53,26 +54,59 @@ TEST(Verify, AFaultThatCannotBePlantedIsAFailure) {
 TEST(Corrupt, SaysWhereTheFaultLies) {
   struct Planted {
     const char* line;
+    const char* argument;
     std::int64_t request, row;
     bool may_pass;
   };
   const std::string sparse = "op=sparse heads=2/1 dim=32 block=16 topk=4 ";
-  for (const auto& [line, request, row, may_pass] :
-       {Planted{"lens=0:40,20:200 corrupt=block_end", 1, 0, false},
-        Planted{"lens=0:40,20:40:-3 corrupt=block_min", 1, 3, false},
-        Planted{"lens=0:40,20:200 corrupt=block_twice", 1, 0, true},
-        Planted{"lens=20:48 page=16 corrupt=page_end", 0, -1, false},
-        Planted{"lens=5:48:0 page=16 corrupt=page_end", 0, -1, true},
-        Planted{"lens=3:40,20:200 corrupt=length_negative", 0, -1, false},
-        Planted{"lens=3:40,20:200 corrupt=length_above", 1, -1, false},
-        Planted{"lens=3:40,20:200 corrupt=queries_above", 1, -1, false},
-        Planted{"lens=3:40,20:200 corrupt=start_decreasing", 0, -1, false},
-        Planted{"lens=3:40,20:200 corrupt=start_past_end", 1, -1, false},
-        Planted{"lens=3:40,20:200 corrupt=keys_past_end", 1, -1, false}}) {
+  for (const auto& [line, argument, request, row, may_pass] :
+       {Planted{"lens=0:40,20:200 corrupt=block_end", "block_ids", 1, 0, false},
+        Planted{"lens=0:40,20:40:-3 corrupt=block_min", "block_ids", 1, 3, false},
+        Planted{"lens=0:40,20:200 corrupt=block_twice", "block_ids", 1, 0, true},
+        // Rows of the first request see nothing: an id that is too large for it is legal here.
+        Planted{"lens=2:40:-9,20:200 corrupt=block_end", "block_ids", 1, 0, false},
+        Planted{"lens=20:48 page=16 corrupt=page_end", "batch.page_table", 0, -1, false},
+        Planted{"lens=5:48:0 page=16 corrupt=page_end", "batch.page_table", 0, -1, true},
+        Planted{"lens=3:40,20:200 corrupt=length_negative", "batch.seqlens_k", 0, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=length_above", "batch.seqlens_k", 1, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=queries_above", "batch.cu_seqlens_q", 1, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=start_decreasing", "batch.cu_seqlens_q", 0, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=start_past_end", "batch.cu_seqlens_q", 1, -1, false},
+        Planted{"lens=3:40,20:200 corrupt=keys_past_end", "batch.seqlens_k", 1, -1, false}}) {
     const Data data(parse_case(sparse + line));
+    EXPECT_STREQ(data.planted().argument, argument) << line;
     EXPECT_EQ(data.planted().request, request) << line;
     EXPECT_EQ(data.planted().row, row) << line;
     EXPECT_EQ(data.planted().may_pass, may_pass) << line;
+  }
+}
+
+// Lists of one id have no room for a second: the next row's first slot is not theirs.
+TEST(Corrupt, StaysInsideTheList) {
+  EXPECT_THROW(Data(parse_case("op=sparse heads=3/1 dim=16 block=32 topk=1 lens=6:42 "
+                               "corrupt=block_twice")),
+               CaseError);
+  const Data whole(parse_case("op=sparse heads=3/1 dim=16 block=32 topk=2 lens=6:42"));
+  const Data spoilt(
+      parse_case("op=sparse heads=3/1 dim=16 block=32 topk=2 lens=6:42 corrupt=block_twice"));
+  int changed = 0;
+  for (std::int64_t i = 0; i < 6; ++i) {
+    for (std::int64_t slot = 0; slot < 2; ++slot) {
+      const std::int32_t id = int_at(spoilt.operands().block_ids_in, i, 0, slot);
+      if (id == int_at(whole.operands().block_ids_in, i, 0, slot)) continue;
+      ++changed;
+      EXPECT_EQ(i, spoilt.planted().row);
+      EXPECT_EQ(slot, 1);
+    }
+  }
+  EXPECT_EQ(changed, 1);
+}
+
+TEST(Corrupt, EveryFaultIsNamed) {
+  for (const Case& spec : read_cases(std::string(MSA_TESTS_DIR) + "/cases/all.txt")) {
+    if (spec.corrupt == Corrupt::None) continue;
+    const Data data(spec);
+    EXPECT_STRNE(data.planted().argument, "") << to_line(spec);
   }
 }
 
