@@ -100,4 +100,34 @@ std::vector<std::int32_t> block_list(const Case& spec, const Request& request, s
   return list;
 }
 
+double blocks_per_8(const Tensor& block_ids, const Batch& batch) {
+  constexpr std::int64_t kNeighbours = 8;
+  const std::int64_t requests = batch.cu_seqlens_q.shape[0] - 1;
+  const std::int64_t heads = block_ids.shape[1], topk = block_ids.shape[2];
+  std::int64_t groups = 0, distinct = 0;
+  for (std::int64_t b = 0; b < requests; ++b) {
+    const std::int64_t begin = int_at(batch.cu_seqlens_q, b),
+                       end = int_at(batch.cu_seqlens_q, b + 1);
+    const std::int64_t whole = (end - begin) / kNeighbours;
+    groups += whole * heads;
+#pragma omp parallel for schedule(static) reduction(+ : distinct) if (whole > 64)
+    for (std::int64_t g = 0; g < whole; ++g) {
+      std::vector<std::int32_t> ids;
+      for (std::int64_t h = 0; h < heads; ++h) {
+        ids.clear();
+        for (std::int64_t i = 0; i < kNeighbours; ++i) {
+          for (std::int64_t s = 0; s < topk; ++s) {
+            const std::int32_t id = int_at(block_ids, begin + g * kNeighbours + i, h, s);
+            if (id == -1) break;
+            ids.push_back(id);
+          }
+        }
+        std::sort(ids.begin(), ids.end());
+        distinct += std::unique(ids.begin(), ids.end()) - ids.begin();
+      }
+    }
+  }
+  return groups == 0 ? 0.0 : static_cast<double>(distinct) / static_cast<double>(groups);
+}
+
 }  // namespace msa::testkit

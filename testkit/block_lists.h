@@ -17,4 +17,8 @@ std::int64_t legal_blocks(const Request& request);
 std::vector<std::int32_t> block_list(const Case& spec, const Request& request, std::int64_t i,
                                      std::int64_t head);
 
+/// Mean number of distinct blocks that 8 neighbouring queries of one request and head list (over
+/// whole groups of 8).
+double blocks_per_8(const Tensor& block_ids, const Batch& batch);
+
 }  // namespace msa::testkit

@@ -14,6 +14,12 @@
 
 namespace msa::testkit {
 
+/// The problem of a case: shapes and bounds.
+Problem problem_of(const Case& spec);
+
+/// What a case says beside shapes, as the one-call forms take it.
+Settings settings_of(const Case& spec);
+
 class Data {
  public:
   /// Throws CaseError where the case cannot be made (a fault to plant where there is nothing to
@@ -24,7 +30,7 @@ class Data {
   const Case& spec() const { return spec_; }
   /// Bounds read off the lengths, with the case's slack; no backend or instruction set named.
   const Problem& problem() const { return problem_; }
-  Settings settings() const;
+  Settings settings() const { return settings_of(spec_); }
   /// The tensors in host memory, as a comparison reads them: parts that a merge writes in place
   /// keep their values here.
   const Operands& operands() const { return operands_; }
@@ -43,7 +49,6 @@ class Data {
   std::size_t input_bytes() const;
 
  private:
-  friend class Builder;
   Case spec_;
   Problem problem_{};
   Operands operands_{};
@@ -53,13 +58,6 @@ class Data {
   std::vector<Tensor> views_{};        // of each output buffer; rank 0 for inputs
   std::vector<std::uint64_t> sums_{};  // of each input buffer; 0 where it was not taken
 };
-
-/// The problem of a case: shapes and bounds.
-Problem problem_of(const Case& spec);
-
-/// Mean number of distinct blocks that 8 neighbouring queries of one request and head list (over
-/// whole groups of 8).
-double blocks_per_8(const Tensor& block_ids, const Batch& batch);
 
 /// Data in a device's memory: tensors that point there and the way back for outputs and red zones.
 /// In host memory nothing is copied.

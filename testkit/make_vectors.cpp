@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+// Queries, keys and values; values.cpp says what they hold. With hostile data only those keys are
+// written that some query both lists and sees.
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <string>
+
+#include "testkit/generate.h"
+#include "testkit/making.h"
+#include "testkit/number.h"
+#include "testkit/values.h"
+
+namespace msa::testkit {
+
+namespace {
+
+constexpr std::uint64_t kPoisonStream = 303;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+/// Marks of keys, [requests][heads * keys]; empty: all.
+using Used = std::vector<std::vector<std::uint8_t>>;
+
+Tensor make_keys(const Making& m, const std::string& name, DType dtype, std::int64_t heads,
+                 std::int64_t dim) {
+  Shape shape{m.key_extent, heads, dim};
+  if (m.spec.page_size > 0) shape.insert(shape.begin() + 1, m.spec.page_size);
+  return m.tensors.keys(name, dtype, shape);
+}
+
+void fill_queries(const Making& m, const Tensor& q, Role role) {
+  const std::int64_t heads = q.shape[1], dim = q.shape[2];
+  const Values values(m.spec, role, dim, heads, m.longest);
+  const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
+  const bool spoil = role == Role::Query ? m.spec.hostile == Hostile::NanQ : false;
+  for (const Request& r : m.requests) {
+    const std::int64_t first = std::max<std::int64_t>(r.offset, 0);
+    for_rows(r.seqlen_q, heads * dim, [&](std::int64_t i) {
+      std::vector<float> row(static_cast<std::size_t>(dim));
+      for (std::int64_t h = 0; h < heads; ++h) {
+        values.row(r.index, first + i, h, row.data());
+        const std::uint64_t counter = (r.q_begin + i) * heads + h;
+        if (spoil && poison.below(counter, 4) == 0) spoil_row(poison, counter, row);
+        store(row.data(), dim, q.dtype, address(q, r.q_begin + i, h));
+      }
+    });
+  }
+}
+
+bool is_used(const Used& used, const Request& r, std::int64_t key, std::int64_t head,
+             std::int64_t heads, bool one_head) {
+  const std::vector<std::uint8_t>& marks = used[r.index];
+  if (!one_head) return marks[head * r.seqlen_k + key] != 0;
+  for (std::int64_t h = 0; h < heads; ++h) {
+    if (marks[h * r.seqlen_k + key] != 0) return true;
+  }
+  return false;
+}
+
+void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used, bool spoil) {
+  const bool paged = m.spec.page_size > 0;
+  const std::int64_t heads = keys.shape[paged ? 2 : 1], dim = keys.shape[paged ? 3 : 2];
+  const bool one_head = m.spec.strides == Strides::Broadcast;
+  const Values values(m.spec, role, dim, one_head ? 1 : heads, m.longest);
+  const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
+  const std::int64_t rarely = std::max<std::int64_t>(2, 3 * m.spec.block_size / 2);
+  for (const Request& r : m.requests) {
+    for_rows(r.seqlen_k, heads * dim, [&](std::int64_t key) {
+      std::vector<float> row(static_cast<std::size_t>(dim));
+      for (std::int64_t h = 0; h < (one_head ? 1 : heads); ++h) {
+        if (!used.empty() && !is_used(used, r, key, h, heads, one_head)) continue;
+        values.row(r.index, r.key_offset + key, h, row.data());
+        const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
+                                      static_cast<std::uint64_t>(key * heads + h);
+        if (spoil && poison.below(counter, rarely) == 0) spoil_row(poison, counter, row);
+        store(row.data(), dim, keys.dtype, key_row(keys, m.operands.batch, r, key, h));
+      }
+    });
+  }
+}
+
+/// Keys that some query sees, of every head.
+Used seen_keys(const Making& m, std::int64_t heads) {
+  Used used;
+  for (const Request& r : m.requests) {
+    auto& marks = used.emplace_back(static_cast<std::size_t>(heads * r.seqlen_k), 0);
+    const std::int64_t seen = r.seqlen_q > 0 ? r.visible_keys(r.seqlen_q - 1) : 0;
+    for (std::int64_t h = 0; h < heads; ++h) {
+      std::fill_n(marks.begin() + h * r.seqlen_k, seen, std::uint8_t{1});
+    }
+  }
+  return used;
+}
+
+/// Keys that some query both lists and sees.
+Used listed_keys(const Making& m, const Tensor& ids) {
+  Used used;
+  const std::int64_t heads = ids.shape[1];
+  for (const Request& r : m.requests) {
+    auto& marks = used.emplace_back(static_cast<std::size_t>(heads * r.seqlen_k), 0);
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        for (std::int64_t s = 0; s < ids.shape[2]; ++s) {
+          const std::int32_t id = int_at(ids, r.q_begin + i, h, s);
+          if (id == -1) break;
+          const auto [begin, end] = r.block_keys(i, id);
+          std::fill(marks.begin() + h * r.seqlen_k + begin, marks.begin() + h * r.seqlen_k + end,
+                    std::uint8_t{1});
+        }
+      }
+    }
+  }
+  return used;
+}
+
+/// What the oracle selects, marked.
+Used selected_keys(const Making& m) {
+  Operands select;
+  select.index_q = m.operands.index_q;
+  select.index_k = m.operands.index_k;
+  select.batch = m.operands.batch;
+  const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_index();
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * heads * m.spec.topk), -1);
+  select.block_ids = make_tensor(ids.data(), DType::I32, {rows, heads, m.spec.topk});
+  Settings settings = settings_of(m.spec);
+  settings.options.backend = "reference";
+  run_once(Op::SelectBlocks, select, settings);
+  return listed_keys(m, select.block_ids);
+}
+
+}  // namespace
+
+void spoil_row(const Stream64& random, std::uint64_t counter, std::vector<float>& row) {
+  const std::uint64_t bits = mix(random.bits(counter));
+  const float value = std::array<float, 3>{kNan, kInf, -kInf}[bits % 3];
+  if ((bits >> 8) % 4 == 0) {
+    std::fill(row.begin(), row.end(), value);
+  } else {
+    row[(bits >> 16) % row.size()] = value;
+  }
+}
+
+void make_index(Making& m) {
+  const DType dtype = m.spec.index_type();
+  m.operands.index_q =
+      m.tensors.input("index_q", dtype, {m.spec.rows(), m.spec.heads_index(), m.spec.dim_index()},
+                      m.tensors.row_order());
+  m.operands.index_k = make_keys(m, "index_k", dtype, m.spec.index_heads_k, m.spec.dim_index());
+  fill_queries(m, m.operands.index_q, Role::IndexQuery);
+  const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
+  fill_keys(m, m.operands.index_k, Role::IndexKey, used, m.spec.hostile == Hostile::NanIndex);
+}
+
+void make_attention(Making& m) {
+  const std::int64_t heads = m.spec.heads_kv, dim = m.spec.head_dim, dim_v = m.spec.dim_v();
+  m.operands.q = m.tensors.input("q", m.spec.dtype, {m.spec.rows(), m.spec.heads_q, dim},
+                                 m.tensors.row_order());
+  fill_queries(m, m.operands.q, Role::Query);
+  if (m.spec.layout == Layout::Packed) {
+    m.operands.k = make_keys(m, "k and v", m.spec.dtype, heads, dim + dim_v);
+    m.operands.k.shape[m.operands.k.rank - 1] = dim;
+    m.operands.v = m.operands.k;
+    m.operands.v.shape[m.operands.v.rank - 1] = dim_v;
+    m.operands.v.data =
+        static_cast<std::byte*>(m.operands.v.data) + dim * item_bits(m.spec.dtype) / 8;
+  } else {
+    m.operands.k = make_keys(m, "k", m.spec.dtype, heads, dim);
+    m.operands.v = make_keys(m, "v", m.spec.dtype, heads, dim_v);
+  }
+  Used used;
+  if (is_hostile(m.spec)) {
+    if (m.spec.op == Op::SparseAttention) {
+      used = listed_keys(m, m.operands.block_ids_in);
+    } else {
+      used = m.spec.op == Op::MsaAttention ? selected_keys(m) : seen_keys(m, heads);
+    }
+  }
+  fill_keys(m, m.operands.k, Role::Key, used, m.spec.hostile == Hostile::NanK);
+  fill_keys(m, m.operands.v, Role::Value, used, m.spec.hostile == Hostile::NanV);
+}
+
+}  // namespace msa::testkit
