@@ -13,11 +13,13 @@
 namespace msa::testkit {
 
 struct CompareOptions {
-  bool exact_scores =
-      false;              // index vectors whose dot products are exact: selections must be equal
-  double max_work = 4e8;  // multiply-adds of the oracle; above, rows are sampled
+  /// Index vectors whose dot products are exact: selections must be equal.
+  bool exact_scores = false;
+  /// Multiply-adds of the oracle; above, rows are sampled.
+  double max_work = 4e8;
   std::int64_t sample_rows = 12;
-  std::uint64_t seed = 1;  // of the sample
+  /// Of the sample.
+  std::uint64_t seed = 1;
 };
 
 struct Report {
@@ -38,8 +40,4 @@ Report compare(const Problem& problem, const Operands& operands,
 /// outputs lie elsewhere need only these in host memory.
 std::vector<std::int64_t> rows_to_compare(const Problem& problem, const Operands& operands,
                                           const CompareOptions& options = {});
-
-/// Multiply-adds that the operation needs on its visible (and listed) keys.
-double work_of(const Problem& problem, const Operands& operands);
-
 }  // namespace msa::testkit

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 
+#include "testkit/block_lists.h"
 #include "testkit/generate.h"
 #include "testkit/oracle.h"
 

@@ -21,6 +21,7 @@
 #include "progress.h"
 #include "results.h"
 #include "tensors.h"
+#include "testkit/block_lists.h"
 #include "testkit/compare.h"
 #include "testkit/generate.h"
 #include "testkit/verify.h"

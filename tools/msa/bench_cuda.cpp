@@ -12,6 +12,7 @@
 
 #include "bench_data.h"
 #include "cli.h"
+#include "testkit/block_lists.h"
 #include "testkit/compare.h"
 #include "testkit/cuda_memory.h"
 #include "testkit/generate.h"

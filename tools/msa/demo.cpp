@@ -24,6 +24,7 @@
 #include "pending_file.h"
 #include "progress.h"
 #include "tensors.h"
+#include "testkit/block_lists.h"
 #include "testkit/compare.h"
 #include "testkit/cuda_memory.h"
 #include "testkit/number.h"
