@@ -19,8 +19,8 @@ struct PlainResult {
   std::vector<float> out{};  // [variants, group, value_dim], in fp32
   int variants = 1;  // roundings of P: 16-bit storage has three, each against another maximum
   std::vector<double> error_floor{};  // [group]: f32 alone, three roundings of every |p * v|
-  double error_bound =
-      0;  // no honest fp32 computation is further from the truth (relative to the largest |v|)
+  // No honest fp32 computation is further from the truth (relative to the largest |v|).
+  double error_bound = 0;
   double largest_v = 0;
 };
 

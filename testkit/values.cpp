@@ -19,8 +19,8 @@ namespace {
 constexpr std::int64_t kKnot = 1024;   // tokens between two points of a slow path
 constexpr float kQueryNoise = 0.088f;  // of one token against the path, up to 64K tokens
 constexpr float kQuieter = 0.004f;     // less of it with every doubling from there
-constexpr float kCommonInQuery =
-    0.4f;  // share of the path that queries and keys have in common: favours recent blocks
+// Share of the path that queries and keys have in common: favours recent blocks.
+constexpr float kCommonInQuery = 0.4f;
 constexpr float kCommonInKey = 0.15f;
 constexpr float kSinkInQuery = 0.5f;
 constexpr float kSinkInKey = 1.5f;         // first key of the sequence

@@ -83,7 +83,7 @@ int parse_and_run(int argc, char** argv) {
 }  // namespace msa::cli
 
 int main(int argc, char** argv) {
-  std::signal(SIGXFSZ,
-              SIG_IGN);  // a file over the size limit is then a failed write, with its exit code
+  // A file over the size limit is then a failed write, with its exit code.
+  std::signal(SIGXFSZ, SIG_IGN);
   return msa::cli::parse_and_run(argc, argv);
 }

@@ -8,8 +8,8 @@
 namespace msa::cli {
 
 Buffer::Buffer(std::uint64_t bytes) : bytes_(bytes) {
-  const std::uint64_t mapped =
-      std::max<std::uint64_t>(bytes, 1);  // empty tensors get an address too
+  // Empty tensors get an address too.
+  const std::uint64_t mapped = std::max<std::uint64_t>(bytes, 1);
   void* data = ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) throw std::bad_alloc();
   ::madvise(data, mapped,
