@@ -3,11 +3,16 @@
 #include "testkit/compare.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <optional>
+#include <sstream>
 #include <tuple>
+#include <utility>
 
 #include "testkit/compare_attention.h"
 #include "testkit/compare_selections.h"
+#include "testkit/number.h"
 #include "testkit/oracle.h"
 #include "testkit/requests.h"
 #include "testkit/sampling.h"
@@ -109,15 +114,30 @@ class Comparison {
     } else {
       run_stage(p_, o_);
     }
+    if (options_.independent_errors) check_lean();
     report_.ok = found_.failure.empty();
     report_.what = found_.failure;
     report_.worst_error = found_.worst_error;
     report_.worst_share = found_.worst_share;
     report_.worst_place = found_.worst_place;
+    report_.upward = found_.upward.standard_errors();
+    report_.outward = found_.outward.standard_errors();
     return report_;
   }
 
  private:
+  void check_lean() {
+    for (const auto& [where, lean] : {std::pair{"towards plus infinity", &found_.upward},
+                                      std::pair{"away from zero", &found_.outward}}) {
+      if (!lean->leans()) continue;
+      std::ostringstream text;
+      text << "out: errors lean " << where << ": their mean over " << lean->samples()
+           << " rows and heads is " << lean->mean() << " of the tolerance, "
+           << lean->standard_errors() << " of its standard errors";
+      found_.fail(text.str());
+    }
+  }
+
   /// The selection first, then attention over the very blocks that were selected.
   void run_msa() {
     Problem select = p_;
@@ -222,6 +242,26 @@ class Comparison {
 };
 
 }  // namespace
+
+std::string other_rounding(const Tensor& out, const Tensor& wide) {
+  for (std::int64_t i = 0; i < out.shape[0]; ++i) {
+    for (std::int64_t h = 0; h < out.shape[1]; ++h) {
+      for (std::int64_t d = 0; d < out.shape[2]; ++d) {
+        const float given = float_at(out, i, h, d), whole = float_at(wide, i, h, d);
+        const float expected = round_to(whole, out.dtype);
+        const bool same =
+            std::bit_cast<std::uint32_t>(expected) == std::bit_cast<std::uint32_t>(given);
+        if (same || (std::isnan(expected) && std::isnan(given))) continue;
+        std::ostringstream text;
+        text.precision(9);
+        text << "out[" << i << ", " << h << ", " << d << "]: with out=f32 it is " << whole
+             << ", which rounds to " << expected << ", got " << given;
+        return text.str();
+      }
+    }
+  }
+  return "";
+}
 
 std::vector<std::int64_t> rows_to_compare(const Problem& problem, const Operands& operands,
                                           const CompareOptions& options) {

@@ -15,6 +15,8 @@ namespace msa::testkit {
 struct CompareOptions {
   /// Index vectors whose dot products are exact: selections must be equal.
   bool exact_scores = false;
+  /// Rows and heads that err independently of each other: their errors may not lean to one side.
+  bool independent_errors = false;
   /// Multiply-adds of the oracle; above, rows are sampled.
   double max_work = 4e8;
   std::int64_t sample_rows = 12;
@@ -30,11 +32,17 @@ struct Report {
   double worst_error = 0;  // largest |error| of `out`
   double worst_share = 0;  // largest error / tolerance, of everything compared
   std::string worst_place{};
+  /// Mean errors of `out` towards plus infinity and away from zero, in standard errors (lean.h).
+  double upward = 0, outward = 0;
 };
 
 /// `problem` is the one that was planned; `operands` hold its inputs and what it wrote.
 Report compare(const Problem& problem, const Operands& operands,
                const CompareOptions& options = {});
+
+/// The twin rule: the first element of a 16-bit output that is not the f32 output of the same call
+/// rounded to nearest even, or "". No oracle is needed for it.
+std::string other_rounding(const Tensor& out, const Tensor& wide);
 
 /// Rows of the call that compare() reads, ascending: all of them, or its sample. Callers whose
 /// outputs lie elsewhere need only these in host memory.

@@ -110,6 +110,7 @@ void AttentionComparison::output_row(const CallRow& row, std::int64_t head, cons
     if (finite) largest = std::max(largest, std::fabs(static_cast<double>(expected[d])));
   }
   const double tolerance = 2 * plain_error + rounding(largest);
+  add_lean(expected, given.data(), tolerance, found);
   for (std::int64_t d = 0; d < dim; ++d) {
     if (!std::isfinite(given[d])) continue;
     const double error = std::fabs(static_cast<double>(given[d]) - expected[d]);
@@ -122,6 +123,22 @@ void AttentionComparison::output_row(const CallRow& row, std::int64_t head, cons
       return;
     }
   }
+}
+
+/// One sample: elements of a row and head share the roundings of P and may err together.
+void AttentionComparison::add_lean(const float* expected, const float* given, double tolerance,
+                                   Findings& found) const {
+  const std::int64_t dim = p_.attention.value_dim;
+  double upward = 0, outward = 0;
+  for (std::int64_t d = 0; d < dim; ++d) {
+    const double error = static_cast<double>(given[d]) - expected[d];
+    upward += error;
+    outward += std::copysign(1.0, expected[d]) * error;
+  }
+  if (!std::isfinite(outward) || dim == 0 || tolerance <= 0) return;
+  const double share = 1 / (tolerance * static_cast<double>(dim));
+  found.upward.add(upward * share);
+  found.outward.add(outward * share);
 }
 
 void AttentionComparison::merge_row(const CallRow& row, const Operands& e, std::int64_t at,

@@ -27,6 +27,7 @@ class AttentionComparison {
                  Findings& found) const;
   void output_row(const CallRow& row, std::int64_t head, const float* expected, double plain_error,
                   Findings& found) const;
+  void add_lean(const float* expected, const float* given, double tolerance, Findings& found) const;
   double rounding(double largest) const;
   double distance(const float* a, const float* b) const;
 

@@ -14,6 +14,8 @@ void Findings::add(const Findings& other) {
     worst_share = other.worst_share;
     worst_place = other.worst_place;
   }
+  upward.add(other.upward);
+  outward.add(other.outward);
 }
 
 std::string Place::operator()() const {
@@ -37,8 +39,9 @@ std::string both(double expected, double given, double tolerance) {
 }
 
 Kind kind_of(double x) {
+  if (std::isnan(x)) return Kind::Nan;
   if (std::isfinite(x)) return Kind::Finite;
-  return x == -kInfinity ? Kind::MinusInf : Kind::Other;
+  return x < 0 ? Kind::MinusInf : Kind::PlusInf;
 }
 
 }  // namespace msa::testkit

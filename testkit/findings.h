@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "testkit/lean.h"
 #include "testkit/requests.h"
 
 namespace msa::testkit {
@@ -19,6 +20,8 @@ struct Findings {
   double worst_error = 0;
   double worst_share = 0;
   std::string worst_place{};
+  /// Errors of `out` towards plus infinity, and away from zero.
+  Lean upward{}, outward{};
 
   void fail(const std::string& text) {
     if (failure.empty()) failure = text;
@@ -54,10 +57,10 @@ struct Place {
 /// ": expected ..., got ..., error ..., tolerance ...".
 std::string both(double expected, double given, double tolerance);
 
-enum class Kind { Finite, MinusInf, Other };
+enum class Kind { Finite, MinusInf, PlusInf, Nan };
 Kind kind_of(double x);
 
-/// Equal, both without a value, or within the tolerance.
+/// Equal, of one kind where not finite, or within the tolerance.
 template <class Where>
 void check_number(Findings& found, double expected, double given, double tolerance,
                   const Where& where) {

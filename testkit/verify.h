@@ -39,6 +39,10 @@ Outcome verify(const Case& spec, const VerifyOptions& options);
 /// The command that repeats a case: `msa verify --backend cpu --isa avx2 --case '...'`.
 std::string repro_command(const Case& spec, const Options& under_test);
 
+/// Whether errors of the case's rows and heads are independent of each other, and roundings to 16
+/// bits large enough to hide every other error: random vectors and softmax weights that differ.
+bool has_independent_errors(const Case& spec);
+
 /// Whether the regime's index vectors have exact dot products.
 bool has_exact_scores(const Case& spec);
 

@@ -10,7 +10,9 @@
 #include <limits>
 
 #include "testkit/generate.h"
+#include "testkit/lean.h"
 #include "testkit/number.h"
+#include "testkit/random.h"
 #include "testkit/requests.h"
 #include "testkit/verify.h"
 
@@ -34,6 +36,7 @@ class Ran {
   Report report(double max_work = 4e8) const {
     CompareOptions options;
     options.exact_scores = has_exact_scores(data.spec());
+    options.independent_errors = has_independent_errors(data.spec());
     options.max_work = max_work;
     return compare(data.problem(), data.operands(), options);
   }
@@ -119,6 +122,93 @@ TEST(Compare, LogSumExp) {
   set_float(lse, old, 3, 2);
   set_float(lse, kNan, 21, 0);  // a row that sees nothing has -inf
   EXPECT_FALSE(ran.report().ok);
+}
+
+TEST(Compare, LogSumExpOfARowWithoutValueIsNan) {
+  Ran ran("op=dense heads=4/2 dim=32 lens=20:90 lse=1 hostile=nan_q");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  const Tensor& lse = ran.data.operands().lse;
+  int spoilt = 0;
+  for (std::int64_t i = 0; i < 20; ++i) {
+    if (!std::isnan(float_at(lse, i, 1))) continue;
+    ++spoilt;
+    set_float(lse, kInf, i, 1);
+  }
+  ASSERT_GT(spoilt, 0);
+  EXPECT_FALSE(ran.report().ok) << "+inf where NaN is due";
+}
+
+// Within the tolerance of every element, but all to one side.
+TEST(Compare, ErrorsThatLean) {
+  Ran ran("op=dense out=f32 heads=4/2 dim=32 lens=40:300");
+  const Report honest = ran.report();
+  EXPECT_TRUE(honest.ok) << honest.what;
+  const Tensor& out = ran.data.operands().out;
+  const auto each = [&](const auto& change) {
+    for (std::int64_t i = 0; i < out.shape[0]; ++i) {
+      for (std::int64_t h = 0; h < out.shape[1]; ++h) {
+        for (std::int64_t d = 0; d < out.shape[2]; ++d) {
+          set_float(out, change(float_at(out, i, h, d)), i, h, d);
+        }
+      }
+    }
+  };
+  each([](float x) { return x * (1 - 0x1p-11f); });
+  Report report = ran.report();
+  EXPECT_LE(report.worst_share, 1);
+  EXPECT_FALSE(report.ok);
+  EXPECT_NE(report.what.find("errors lean away from zero"), std::string::npos) << report.what;
+  EXPECT_LT(report.outward, -6);
+  each([](float x) { return x / (1 - 0x1p-11f) + 4e-5f; });
+  report = ran.report();
+  EXPECT_LE(report.worst_share, 1);
+  EXPECT_NE(report.what.find("errors lean towards plus infinity"), std::string::npos)
+      << report.what;
+}
+
+// The bound of lean.h, on samples of all sizes: honest ones never come near it.
+TEST(Lean, HonestSamplesStayBelowAndLeaningOnesDoNot) {
+  double largest = 0;
+  for (std::uint64_t trial = 0; trial < 20000; ++trial) {
+    const Stream64 random(trial, 1);
+    Lean lean, heavy, leaning;
+    for (std::uint64_t n = 0; n < 100; ++n) {
+      const double x = random.normal(n);
+      lean.add(x);
+      heavy.add(x * x * x * x * x);
+      leaning.add(0.05 * x + 0.1);
+    }
+    largest =
+        std::max({largest, std::fabs(lean.standard_errors()), std::fabs(heavy.standard_errors())});
+    EXPECT_FALSE(lean.leans() || heavy.leans()) << trial;
+    EXPECT_TRUE(leaning.leans()) << trial;
+  }
+  EXPECT_GT(largest, 3) << "three standard errors are met by honest samples";
+  EXPECT_LT(largest, 5.5);
+}
+
+TEST(Lean, WhatIsSmallAgainstTheToleranceMayLean) {
+  Lean lean;
+  for (int n = 0; n < 1000; ++n) lean.add(0.004 + (n % 2 == 0 ? 1e-4 : -1e-4));
+  EXPECT_GT(lean.standard_errors(), Lean::kStandardErrors);
+  EXPECT_FALSE(lean.leans());
+}
+
+TEST(Compare, TwinsRoundToTheSameBits) {
+  const std::string rest = " heads=4/2 dim=32 lens=20:90 hostile=nan_q";
+  for (const char* dtype : {"bf16", "f16"}) {
+    Ran narrow(std::string("op=dense dtype=") + dtype + rest);
+    Ran wide(std::string("op=dense out=f32 dtype=") + dtype + rest);
+    const Tensor& out = narrow.data.operands().out;
+    EXPECT_EQ(other_rounding(out, wide.data.operands().out), "");
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, address(out, 7, 0, 5), sizeof(bits));
+    ASSERT_FALSE(std::isnan(float_at(out, 7, 0, 5)));
+    ++bits;
+    std::memcpy(address(out, 7, 0, 5), &bits, sizeof(bits));
+    EXPECT_NE(other_rounding(out, wide.data.operands().out).find("out[7, 0, 5]"),
+              std::string::npos);
+  }
 }
 
 TEST(Compare, PaddingRowsAreZero) {
