@@ -39,10 +39,11 @@ std::string machine_rejects(const Machine& machine, int index) {
 Problem maxima_problem(const Problem& dense) {
   Problem scores = dense;
   scores.op = Op::BlockScores;
-  scores.index_dtype = dense.dtype;
-  scores.index_heads = dense.heads_q;
-  scores.index_heads_k = dense.heads_kv;
-  scores.index_dim = dense.head_dim;
+  scores.index = {.q = dense.attention.q,
+                  .k = dense.attention.kv,
+                  .heads = dense.attention.heads_q,
+                  .heads_k = dense.attention.heads_kv,
+                  .dim = dense.attention.head_dim};
   return scores;
 }
 core::Call maxima_call(const core::Call& dense) {

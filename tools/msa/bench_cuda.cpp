@@ -276,7 +276,7 @@ class GpuRow {
                                     [](const testkit::Lengths& r) { return r.seqlen_q >= 8; });
     const Tensor& ids = host.block_ids ? host.block_ids : host.block_ids_in;
     if (spec.regime == testkit::Regime::Drift && ids && groups)
-      row.blocks_per_8 = testkit::blocks_per_8(ids, host.bounds.batch);
+      row.blocks_per_8 = testkit::blocks_per_8(ids, host.batch);
   }
 
   /// As many sets that what they touch together passes the cache several times.
