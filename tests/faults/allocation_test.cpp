@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <string>
 #include <vector>
@@ -104,6 +105,50 @@ TEST(Allocation, RunAllocatesNothing) {
       run(plan, operands, workspace.view());
       EXPECT_EQ(g_allocations.load() - before, 0)
           << options.backend << " " << options.isa << " " << line;
+    }
+  }
+}
+
+/// Everything that plans or tells, for one problem.
+const std::vector<std::function<void(const Problem&, const Data&, const Settings&)>> kCalls{
+    [](const Problem& p, const Data&, const Settings&) { make_plan(p); },
+    [](const Problem& p, const Data&, const Settings&) { supports(p); },
+    [](const Problem& p, const Data&, const Settings&) { make_plan(p).to_string(); },
+    [](const Problem&, const Data& data, const Settings& settings) {
+      problem_of(data.spec().op, data.operands(), settings);
+    },
+    [](const Problem&, const Data&, const Settings&) { build_info(); },
+};
+
+TEST(Allocation, PlanningFailsAsAnErrorToo) {
+  constexpr long kMost = 1000;
+  for (const std::string& line : kCases) {
+    Data data(parse_case(line));
+    Problem problem = data.problem();
+    problem.options.backend = "cpu";
+    Settings settings = data.settings();
+    settings.options = problem.options;
+    for (std::size_t call = 0; call < kCalls.size(); ++call) {
+      SCOPED_TRACE("call " + std::to_string(call) + " of " + line);
+      kCalls[call](problem, data, settings);  // fills caches of the system
+      bool failed = true;
+      for (long n = 0; n < kMost && failed; ++n) {
+        const long live = g_live.load();
+        failed = false;
+        g_fail_at.store(g_allocations.load() + n);
+        try {
+          kCalls[call](problem, data, settings);
+        } catch (const Error& error) {
+          failed = true;
+          EXPECT_EQ(error.code(), ErrorCode::OutOfMemory) << "allocation " << n;
+        } catch (const std::bad_alloc&) {
+          failed = true;
+          ADD_FAILURE() << "allocation " << n << " ended in std::bad_alloc";
+        }
+        g_fail_at.store(-1);
+        EXPECT_EQ(g_live.load(), live) << "allocation " << n << " leaked";
+      }
+      EXPECT_FALSE(failed) << "more than " << kMost << " allocations";
     }
   }
 }
