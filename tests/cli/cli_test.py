@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Tests of the command-line tool: exit codes, files, hostile files. usage: cli_test.py MSA [unittest arguments]"""
+import base64
 import json
 import math
 import os
@@ -351,6 +352,139 @@ class Verify(CliTest):
             for isa in backend.get("isas", []):
                 result = msa("verify", "--backend", "cpu", "--isa", isa["name"], "--case", f"op=dense {SMALL}")
                 self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+
+
+class Files(CliTest):
+    """make, run, verify OP, show: one after the other on files."""
+
+    def make(self, case, name="in"):
+        return self.expect(GOOD, msa("make", case, self.path(name))).stdout.split()
+
+    def run_made(self, command):
+        self.assertEqual(command[0], "msa")
+        return self.expect(GOOD, msa(*[self.path("out") if w == "result.safetensors" else w for w in command[1:]]))
+
+    def settings(self, command):
+        return command[command.index("result.safetensors") + 1:]
+
+    def test_made_problems_run_and_verify(self):
+        for case in ("op=dense heads=4/2 dim=32 lens=9:40,3:33 causal=0 scale=0.25 strides=padded",
+                     "op=scores heads=2/2 dim=32 block=16 lens=9:40 page=16 layout=head_major",
+                     "op=select heads=2/2 dim=32 block=16 topk=2 init=1 lens=9:90,0:7 pool=200 strides=transposed",
+                     "op=sparse heads=4/2 dim=32 block=16 topk=6 lens=9:96:380@288/384,9:96:380@192/384",
+                     "op=msa dtype=f16 heads=4/2 dim=32 block=16 topk=2 lens=9:90:70 page=16 layout=packed hostile=nan"):
+            with self.subTest(case=case):
+                command = self.make(case)
+                tensors, metadata = st.read(self.path("in"))
+                self.assertEqual(metadata["msa.case"].split()[0], case.split()[0])
+                self.assertIn("seqlens_k", tensors)
+                self.run_made(command)
+                result = self.expect(GOOD, msa("verify", command[2], self.path("in"), self.path("out"),
+                                               *self.settings(command)))
+                found = dict(line.split("\t") for line in result.stdout.splitlines())
+                self.assertEqual(found["rows"], found["compared"])
+                self.assertLessEqual(float(found["share_of_tolerance"]), 1)
+
+    def test_made_tensors_are_those_of_the_case(self):
+        self.make("op=dense heads=2/1 dim=16 lens=3:20 regime=integers dtype=f32", "plain")
+        self.make("op=dense heads=2/1 dim=16 lens=3:20 regime=integers dtype=f32 strides=padded layout=packed", "other")
+        plain, other = st.read(self.path("plain"))[0], st.read(self.path("other"))[0]
+        self.assertEqual(plain, other)
+        self.assertEqual(plain["q"][:2], ("F32", [3, 2, 16]))
+        self.assertTrue(all(x == int(x) and abs(x) <= 2 for x in plain["q"][2]))
+
+    def test_make_refuses(self):
+        for case, text in [("op=dance", "dance"), ("op=topk", "expected dense"), ("op=dense|sparse", "one case"),
+                           ("op=dense corrupt=page_end page=16", "corrupt"), ("op=dense pool=3", "pool")]:
+            self.expect(USAGE, msa("make", case, self.path("in")), text)
+        self.expect(FAILED, msa("make", "op=dense heads=1/1 dim=16 lens=1:1", self.path("no/folder")))
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def spoil(self, name, change):
+        tensors, metadata = st.read(self.path("out"))
+        dtype, shape, values = tensors[name]
+        tensors[name] = (dtype, shape, change(values))
+        st.write(self.path("spoilt"), tensors, metadata)
+
+    def test_verify_sees_what_is_wrong(self):
+        command = self.make("op=msa heads=4/2 dim=32 block=16 topk=2 lens=9:90")
+        self.run_made(command)
+        settings = self.settings(command)
+        verify = lambda: msa("verify", "msa", self.path("in"), self.path("spoilt"), *settings)
+        self.spoil("out", lambda v: v)
+        self.expect(GOOD, verify())
+        self.spoil("out", lambda v: v[:77] + [v[77] + 0.1] + v[78:])
+        self.expect(FAILED, verify(), "FAILED: out[0, 2, 13]")
+        self.spoil("lse", lambda v: v[:5] + [v[5] + 1e-3] + v[6:])
+        self.expect(FAILED, verify(), "FAILED: lse[1, 1]")
+        self.spoil("block_ids", lambda v: v[:4] + v[5:6] + v[4:5] + v[6:])
+        self.expect(FAILED, verify(), "block_ids[1, 0")
+        self.spoil("block_ids", lambda v: [2**31 - 1] + v[1:])
+        self.expect(FAILED, verify(), "block_ids[0, 0")
+
+    def test_verify_refuses(self):
+        st.write(self.path("in"), problem())
+        inputs = self.path("in")
+        self.expect(USAGE, msa("verify", "dense"), "expected files")
+        self.expect(BAD_INPUT, msa("verify", "dense", inputs), "dense needs the tensor 'out'")
+        self.expect(BAD_INPUT, msa("verify", "select", inputs), "select needs the tensor 'block_ids'")
+        self.expect(GOOD, msa("run", "dense", inputs, self.path("out")))
+        out = self.path("out")
+        self.expect(GOOD, msa("verify", "dense", inputs, out))
+        self.expect(BAD_INPUT, msa("verify", "dense", inputs, out, out), "stands in")
+        self.expect(USAGE, msa("verify", "dense", inputs, out, "--repeats", 3), "--repeats")
+        self.expect(USAGE, msa("verify", "--case", "op=dense", "--topk", 3), "--topk")
+        self.expect(USAGE, msa("verify", "dense", inputs, out, "--block-size", 17), "block_size")
+        tensors, _ = st.read(out)
+        st.write(self.path("bad"), {**tensors, "out": ("F32", [5, 1, 16], [0.0] * 80)})
+        self.expect(BAD_INPUT, msa("verify", "dense", inputs, self.path("bad")), "out")
+        st.write(self.path("bad"), {**tensors, "outs": ("F32", [1], [0.0])})
+        self.expect(BAD_INPUT, msa("verify", "dense", inputs, self.path("bad")), "'outs' is not known", "block_scores")
+        lengths = {"cu_seqlens_q": ("I32", [2], [0, 6]), "seqlens_k": ("I32", [1], [70])}
+        st.write(self.path("in"), {**problem(), **lengths})
+        self.expect(BAD_INPUT, msa("verify", "dense", inputs, out), "cu_seqlens_q")
+
+    def test_show(self):
+        ids = [0, 1, -1] * 2 + [0, 2, 3] + [0, 1, 2]  # [T=2, H=2, k=3]
+        st.write(self.path("in"), {"block_ids": ("I32", [2, 2, 3], ids)})
+        page = self.path("page.html")
+        result = self.expect(GOOD, msa("show", self.path("in"), page, "--block-size", 16))
+        found = dict(line.split("\t") for line in result.stdout.splitlines())
+        self.assertEqual(found, {"queries": "2", "heads": "2", "slots": "3", "blocks": "4", "listed": "2.50",
+                                 "listed_before_too": "0.500", "blocks_per_8": "0.00", "holds_block_0": "1.000",
+                                 "page": page})
+        with open(page) as f:
+            html = f.read()
+        for word in ("<canvas id=\"map\" width=\"4\" height=\"2\"", "prefers-color-scheme", "All 2 heads"):
+            self.assertIn(word, html)
+        for outside in ("http://", "https://", "src=", "<link", "@import"):
+            self.assertNotIn(outside, html)
+        one = self.expect(GOOD, msa("show", self.path("in"), page, "--head", 1)).stdout
+        self.assertIn("listed_before_too\t0.667\n", one)
+
+    def test_show_cells(self):
+        """Two queries, two blocks: each cell of the picture is its query's choice."""
+        st.write(self.path("in"), {"block_ids": ("I32", [2, 1, 2], [0, -1, 1, -1])})
+        self.expect(GOOD, msa("show", self.path("in"), self.path("page.html")))
+        with open(self.path("page.html")) as f:
+            cells = f.read().split('data-cells="')[1].split('"')[0]
+        self.assertEqual(base64.b64decode(cells), bytes([255, 0, 0, 255]))
+
+    def test_show_refuses(self):
+        def refuse(tensors, text, *options, code=BAD_INPUT):
+            st.write(self.path("in"), tensors)
+            self.expect(code, msa("show", self.path("in"), self.path("page.html"), *options), text)
+            self.assertFalse(os.path.exists(self.path("page.html")))
+        good = ("I32", [2, 1, 2], [0, -1, 1, -1])
+        refuse({}, "block_ids")
+        refuse({"block_ids": ("I64", [2, 1, 2], [0, -1, 1, -1])}, "i32")
+        refuse({"block_ids": ("I32", [4], [0, -1, 1, -1])}, "rank of 3")
+        refuse({"block_ids": ("I32", [1, 1, 2], [-1, 0])}, "no list holds an id")
+        refuse({"block_ids": ("I32", [1, 1, 2], [0, -5])}, "-5")
+        refuse({"block_ids": good}, "--head", "--head", 1, code=USAGE)
+        refuse({"block_ids": good}, "--request", "--request", 1, code=USAGE)
+        refuse({"block_ids": good, "cu_seqlens_q": ("I32", [2], [0, 3])}, "cu_seqlens_q")
+        refuse({"block_ids": good, "cu_seqlens_q": ("I32", [2], [2, 0])}, "cu_seqlens_q")
 
 
 class Bench(CliTest):

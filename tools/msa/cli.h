@@ -37,7 +37,9 @@ using Action = std::function<int()>;
 void add_bench(CLI::App& app, Action& action, const std::string& command_line);
 void add_demo(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
+void add_make(CLI::App& app, Action& action);
 void add_run(CLI::App& app, Action& action);
+void add_show(CLI::App& app, Action& action);
 void add_verify(CLI::App& app, Action& action);
 
 /// --backend, --isa, --threads.

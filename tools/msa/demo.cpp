@@ -431,30 +431,9 @@ class Demo {
 
   /// Head 0: how often the queries of a bucket of rows chose the blocks of a bucket.
   void draw_map() {
-    constexpr std::int64_t kMost = 256;
     const Tensor& ids = data_->operands.block_ids;
-    const std::int64_t rows = ids.shape[0];
-    const std::int64_t blocks = testkit::ceil_div(rows, results_.block_size);
-    results_.map_rows = std::min(kMost, rows);
-    results_.map_blocks = std::min(kMost, blocks);
-    std::vector<double> counts(static_cast<std::size_t>(results_.map_rows * results_.map_blocks),
-                               0);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t slot = 0; slot < results_.topk; ++slot) {
-        const std::int32_t id = testkit::int_at(ids, row, 0, slot);
-        if (id < 0) break;
-        const std::int64_t y = row * results_.map_rows / rows;
-        counts[static_cast<std::size_t>(y * results_.map_blocks +
-                                        id * results_.map_blocks / blocks)] += 1;
-      }
-    }
-    const double full = static_cast<double>(rows * blocks) /
-                        static_cast<double>(results_.map_rows * results_.map_blocks);
-    for (const double count : counts) {
-      // The square root keeps what few queries chose visible.
-      results_.map.push_back(
-          static_cast<std::uint8_t>(std::lround(255 * std::sqrt(std::min(1.0, count / full)))));
-    }
+    const std::int64_t blocks = testkit::ceil_div(ids.shape[0], results_.block_size);
+    results_.map = selection_map(ids, 0, ids.shape[0], 0, 1, blocks);
   }
 
   void write_page() const {

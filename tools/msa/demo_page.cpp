@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Static parts are raw strings; figures are inline SVG but for the map, which a few lines of script
-// paint on a canvas in the colours of the reader's theme. Every colour is a variable of the style
-// sheet.
+// The demo's sections; charts are inline SVG.
 #include "demo_page.h"
 
 #include <fmt/format.h>
@@ -11,127 +9,16 @@
 #include <cmath>
 #include <string_view>
 
+#include "page_parts.h"
+
 namespace msa::cli {
 namespace {
-
-constexpr std::string_view kHead = R"html(<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MiniMax Sparse Attention on this machine</title>
-<style>
-:root { color-scheme: light dark;
-  --surface: #fcfcfb; --panel: #ffffff; --ink: #1a1a19; --muted: #5f5e5a; --line: #e3e2dd;
-  --msa: #2a78d6; --dense: #c9541f; --needle: #b3146b; }
-@media (prefers-color-scheme: dark) { :root {
-  --surface: #1a1a19; --panel: #232321; --ink: #f2f1ec; --muted: #aeada6; --line: #3a3a37;
-  --msa: #5a9df0; --dense: #ee7d45; --needle: #f277b6; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--surface); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 48px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; } h2 { font-size: 18px; margin: 0 0 2px; }
-p { margin: 0; color: var(--muted); } .sub { font-size: 14px; margin-bottom: 14px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0; }
-.card, section { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; }
-.card { padding: 12px 16px; } .card b { display: block; font-size: 26px; line-height: 1.25; font-weight: 650; }
-.card span { color: var(--muted); font-size: 13px; }
-section { padding: 20px 22px; margin-bottom: 16px; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; } .two section { margin: 0; }
-@media (max-width: 800px) { .two { grid-template-columns: 1fr; } }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--muted); font-size: 12px; }
-svg .grid { stroke: var(--line); stroke-width: 1; } svg .label { font-weight: 600; font-size: 13px; }
-.map { display: grid; grid-template-columns: auto 1fr; grid-template-rows: 440px auto; column-gap: 8px; }
-.map .plot { position: relative; border: 1px solid var(--line); }
-.map canvas { width: 100%; height: 100%; display: block; image-rendering: pixelated; }
-.map i { position: absolute; width: 13px; height: 13px; margin: -6.5px 0 0 -6.5px; border-radius: 50%;
-  border: 2px solid var(--needle); }
-.map i.missed { border-style: dashed; }
-.axis { color: var(--muted); font-size: 12px; display: flex; justify-content: space-between; }
-.axis.y { flex-direction: column; text-align: right; } .axis.x { grid-column: 2; padding-top: 4px; }
-.legend { display: flex; flex-wrap: wrap; gap: 6px 22px; align-items: center; font-size: 13px; color: var(--muted);
-  margin: 10px 0 12px; }
-.legend .ramp { display: inline-block; width: 90px; height: 10px; margin: 0 6px; border: 1px solid var(--line);
-  background: linear-gradient(90deg, var(--panel), var(--msa)); }
-.legend .ring { display: inline-block; width: 12px; height: 12px; border-radius: 50%; vertical-align: -1px;
-  border: 2px solid var(--needle); margin-right: 6px; }
-.legend .box { display: inline-block; width: 12px; height: 12px; border-radius: 3px; vertical-align: -1px; margin-right: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); }
-th { color: var(--muted); font-weight: 600; } details summary { cursor: pointer; color: var(--muted); font-size: 14px; }
-.scroll { overflow-x: auto; } footer { color: var(--muted); font-size: 13px; margin-top: 20px; }
-</style></head><body><main>
-)html";
-
-constexpr std::string_view kScript = R"html(<script>
-(() => {
-  const canvas = document.getElementById("map"), bytes = atob(canvas.dataset.cells);
-  const rgb = name => {
-    const probe = document.createElement("span");
-    probe.style.color = `var(${name})`;
-    document.body.append(probe);
-    const parts = getComputedStyle(probe).color.match(/\d+/g).map(Number);
-    probe.remove();
-    return parts;
-  };
-  const paint = () => {
-    const from = rgb("--panel"), to = rgb("--msa"), context = canvas.getContext("2d");
-    const image = context.createImageData(canvas.width, canvas.height);
-    for (let i = 0; i < bytes.length; ++i) {
-      const t = bytes.charCodeAt(i) / 255;
-      for (let c = 0; c < 3; ++c) image.data[4 * i + c] = from[c] + (to[c] - from[c]) * t;
-      image.data[4 * i + 3] = 255;
-    }
-    context.putImageData(image, 0, 0);
-  };
-  paint();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-})();
-</script>
-)html";
-
-std::string base64(const std::vector<std::uint8_t>& bytes) {
-  constexpr std::string_view kDigits =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string text;
-  for (std::size_t i = 0; i < bytes.size(); i += 3) {
-    const std::size_t left = std::min<std::size_t>(3, bytes.size() - i);
-    std::uint32_t word = 0;
-    for (std::size_t j = 0; j < 3; ++j) word = word << 8 | (j < left ? bytes[i + j] : 0u);
-    for (std::size_t j = 0; j < 4; ++j)
-      text += j <= left ? kDigits[word >> (18 - 6 * j) & 63] : '=';
-  }
-  return text;
-}
-
-std::string escaped(std::string_view text) {
-  std::string safe;
-  for (const char c : text) {
-    if (c == '<') {
-      safe += "&lt;";
-    } else if (c == '&') {
-      safe += "&amp;";
-    } else {
-      safe += c;
-    }
-  }
-  return safe;
-}
-
-/// 65536 -> "64K".
-std::string short_count(std::int64_t value) {
-  if (value >= 1 << 20 && value % (1 << 20) == 0) return fmt::format("{}M", value >> 20);
-  if (value >= 1024 && value % 1024 == 0) return fmt::format("{}K", value >> 10);
-  return fmt::format("{}", value);
-}
 
 std::string short_seconds(double seconds) {
   if (seconds >= 10) return fmt::format("{:.1f} s", seconds);
   if (seconds >= 1) return fmt::format("{:.2f} s", seconds);
   if (seconds < 0.01) return fmt::format("{:.1f} ms", 1e3 * seconds);
   return fmt::format("{:.0f} ms", 1e3 * seconds);
-}
-
-std::string card(const std::string& value, const std::string& label) {
-  return fmt::format("<div class=\"card\"><b>{}</b><span>{}</span></div>\n", value, label);
 }
 
 std::string cards(const DemoResults& r) {
@@ -147,12 +34,6 @@ std::string cards(const DemoResults& r) {
          "</div>\n";
 }
 
-std::string axis(const char* kind, std::int64_t tokens) {
-  std::string text = fmt::format("<div class=\"axis {}\">", kind);
-  for (int i = 0; i <= 4; ++i) text += fmt::format("<span>{}</span>", short_count(tokens * i / 4));
-  return text + "</div>";
-}
-
 std::string map_section(const DemoResults& r) {
   std::string html = fmt::format(
       "<section><h2>Which blocks each query chose</h2>\n<p class=\"sub\">Each row is a bucket of "
@@ -160,31 +41,25 @@ std::string map_section(const DemoResults& r) {
       "(down), each column a part of the context (across). A query attends to {} blocks of {} "
       "tokens, its own among "
       "them; 8 neighbours together touch {:.1f} different ones.</p>\n",
-      r.tokens / r.map_rows, r.topk, r.block_size, r.blocks_per_8);
+      r.tokens / r.map.rows, r.topk, r.block_size, r.blocks_per_8);
   html +=
       "<div class=\"legend\"><span>share of the bucket's queries that chose the block: none<span "
       "class=\"ramp\"></span>all</span>"
       "<span><span class=\"ring\"></span>a planted needle, found by the row that asks for it "
       "(dashed: missed)</span></div>\n";
-  html += "<div class=\"map\">" + axis("y", r.tokens) + "<div class=\"plot\">";
-  html += fmt::format(
-      "<canvas id=\"map\" width=\"{}\" height=\"{}\" role=\"img\" aria-label=\"Heat map of chosen "
-      "blocks\" "
-      "data-cells=\"{}\"></canvas>",
-      r.map_blocks, r.map_rows, base64(r.map));
+  std::string marks;
   for (const NeedleResult& n : r.needles) {
     const auto percent = [&](std::int64_t position) {
       return 100.0 * static_cast<double>(position) / static_cast<double>(r.tokens);
     };
-    html += fmt::format(
+    marks += fmt::format(
         "<i{} style=\"left:{:.2f}%;top:{:.2f}%\" title=\"token {}, asked for by token {}\"></i>",
         n.found ? "" : " class=\"missed\"", percent(n.key), percent(n.asked_by), n.key, n.asked_by);
   }
-  return html + "</div>" + axis("x", r.tokens) + "</div></section>\n";
+  return html + map_figure(r.map, r.tokens, r.tokens, marks) + "</section>\n";
 }
 
-// ---- charts
-// --------------------------------------------------------------------------------------------------------
+// ---- charts ----
 
 constexpr double kWidth = 500, kHeight = 320, kLeft = 58, kRight = 74, kTop = 14, kBottom = 44;
 
@@ -403,7 +278,7 @@ std::string DemoResults::machine() const {
 }
 
 std::string demo_page(const DemoResults& r) {
-  std::string html(kHead);
+  std::string html = page_head("MiniMax Sparse Attention on this machine");
   html += fmt::format(
       "<h1>{} tokens, {} blocks each</h1>\n<p>MiniMax Sparse Attention on {}: "
       "{} query heads, {} key "
@@ -419,8 +294,7 @@ std::string demo_page(const DemoResults& r) {
       "{}/{}</code>.</footer>\n",
       r.version, escaped(r.commit), escaped(r.machine()), escaped(r.backend), r.tokens, r.heads_q,
       r.heads_kv);
-  html += kScript;
-  return html + "</main></body></html>\n";
+  return html + page_end();
 }
 
 }  // namespace msa::cli

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "page_parts.h"
+
 namespace msa::cli {
 
 /// Times of one context length.
@@ -37,9 +39,7 @@ struct DemoResults {
   double blocks_per_8 = 0;
   bool verified = false;
   std::int64_t rows_compared = 0;
-  // Share of the queries of each row bucket that chose each block bucket, 0 to 255, row by row.
-  std::int64_t map_rows = 0, map_blocks = 0;
-  std::vector<std::uint8_t> map;
+  SelectionMap map;
   std::vector<double> dense_errors, msa_errors;  // |error| of every element of the sampled rows
 
   std::string machine() const;  // that computed, and how

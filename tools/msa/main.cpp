@@ -56,7 +56,8 @@ int run_action(const Action& action) {
 }
 
 int parse_and_run(int argc, char** argv) {
-  CLI::App app{"MiniMax Sparse Attention: inspect, run, verify, measure, demonstrate"};
+  CLI::App app{
+      "MiniMax Sparse Attention: inspect, run, make problems, verify, show, measure, demonstrate"};
   app.name("msa");
   app.set_version_flag("--version", std::string("msa ") + version());
   app.require_subcommand(1);
@@ -66,7 +67,9 @@ int parse_and_run(int argc, char** argv) {
   Action action;
   add_info(app, action);
   add_run(app, action);
+  add_make(app, action);
   add_verify(app, action);
+  add_show(app, action);
   std::string command_line = "msa";
   for (int i = 1; i < argc; ++i) command_line += std::string(" ") + argv[i];
   add_bench(app, action, command_line);

@@ -9,11 +9,13 @@
 #include <string_view>
 
 #include "cli.h"
+#include "problem_file.h"
 #include "progress.h"
 #include "testkit/case.h"
 #include "testkit/cuda_memory.h"
 #include "testkit/support.h"
 #include "testkit/verify.h"
+#include "verify_file.h"
 
 namespace msa::cli {
 namespace {
@@ -27,6 +29,10 @@ struct VerifyCommand {
   int repeats = 2;
   int device = 0;
   Options under_test;
+  /// Of `msa verify OP FILE...`.
+  FileOptions of_files;
+  /// Options of either form that were given.
+  std::vector<std::string> case_options, file_options;
 };
 
 std::vector<testkit::Case> read_all(const VerifyCommand& command) {
@@ -79,10 +85,29 @@ std::optional<testkit::SupportTable> read_support(const std::string& path) {
   }
 }
 
+/// The first word is an operation: the others are files of tensors.
+int verify_tensors(const VerifyCommand& command) {
+  if (!command.case_options.empty()) {
+    throw Failure(kUsage,
+                  fmt::format("{}: not with the tensors of files", command.case_options.front()));
+  }
+  FileOptions options = command.of_files;
+  options.op = command.files.front();
+  if (command.files.size() < 2) {
+    throw Failure(kUsage, fmt::format("expected files behind '{}', got none", options.op));
+  }
+  return verify_files(options, {command.files.begin() + 1, command.files.end()});
+}
+
 int verify(const VerifyCommand& command) {
   if (command.keys) {
     fmt::print("{}", testkit::case_keys());
     return kGood;
+  }
+  if (!command.files.empty() && is_file_op(command.files.front())) return verify_tensors(command);
+  if (!command.file_options.empty()) {
+    throw Failure(kUsage, fmt::format("{}: only with an operation and the tensors of files",
+                                      command.file_options.front()));
   }
   require_backend(command.under_test);
   const Part part = read_part(command.part);
@@ -115,9 +140,13 @@ int verify(const VerifyCommand& command) {
 }  // namespace
 
 void add_verify(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("verify", "Compare a backend with the oracle on cases");
+  CLI::App* command = app.add_subcommand(
+      "verify", "Compare a backend on cases, or outputs in files, with the oracle");
   auto options = std::make_shared<VerifyCommand>();
-  command->add_option("files", options->files, "Files of cases, one a line");
+  command->add_option("files", options->files,
+                      "Files of cases, one a line; or dense, scores, select, sparse or msa and the "
+                      "safetensors files that hold its inputs and outputs");
+  const std::size_t of_both = command->get_options().size();
   command->add_option("--case", options->lines, "A case in the case language; may be repeated");
   command->add_option("--support", options->support,
                       "Support table of the backend: a rejection inside it fails");
@@ -133,7 +162,17 @@ void add_verify(CLI::App& app, Action& action) {
   command->add_flag("--keys", options->keys,
                     "Show the keys of the case language and verify nothing");
   add_backend_options(*command, options->under_test);
-  command->callback([&action, options] { action = [options] { return verify(*options); }; });
+  const std::size_t of_cases = command->get_options().size();
+  const FileOptionSetters setters(*command, options->of_files);
+  command->callback([&action, command, options, setters, of_both, of_cases] {
+    setters.finish(options->of_files);
+    const std::vector<CLI::Option*> all = command->get_options();
+    for (std::size_t i = of_both; i < all.size(); ++i) {
+      if (all[i]->count() == 0) continue;
+      (i < of_cases ? options->case_options : options->file_options).push_back(all[i]->get_name());
+    }
+    action = [options] { return verify(*options); };
+  });
 }
 
 }  // namespace msa::cli
