@@ -150,7 +150,7 @@ TEST_P(Hostile, TopkIsExact) {
   });
 }
 
-MSA_FOR_ALL_TARGETS(Hostile);
+MSA_FOR_TARGETS_UNDER_TEST(Hostile);
 
 }  // namespace
 }  // namespace msa::testkit

@@ -3,7 +3,7 @@
 // runs; plans that serve other lengths; workspaces that are too small.
 #include <omp.h>
 
-#include <cstring>
+#include <cstdlib>
 #include <thread>
 
 #include "targets.h"
@@ -46,31 +46,63 @@ class State : public OnTarget {
     return bytes;
   }
   static std::vector<std::byte> bits(const Tensor& t) { return bits(t, 0, t.shape[0]); }
+
+  /// Every output, the lists of an inversion up to their lengths included.
+  static std::vector<std::byte> output_bits(const Data& data) {
+    std::vector<std::byte> all;
+    Operands o = data.operands();
+    const std::size_t first = first_output(o);
+    std::size_t index = 0;
+    for_each_tensor(o, [&](const Tensor& t) {
+      if (index++ < first) return;
+      const std::vector<std::byte> some = bits(t);
+      all.insert(all.end(), some.begin(), some.end());
+    });
+    return all;
+  }
 };
 
 const char* const kMixed =
     "op=msa heads=8/2 dim=64 block=32 topk=4 lens=70:300,1:500,0:9,8:90,33:33 page=32 lse=1";
 
 TEST_P(State, SameBitsWithAnyNumberOfThreads) {
-  for (const std::string op : {"dense", "sparse", "msa"}) {
-    const Case spec = parse_case(std::string("op=") + op + (kMixed + std::strlen("op=msa")));
-    Data data(spec);
+  const std::string rest =
+      " heads=8/8 dim=64 block=32 topk=4 lens=70:300,1:500,0:9,8:90,33:33 page=32";
+  for (const std::string op : {"dense lse=1 block_max=1", "sparse lse=1", "msa lse=1", "scores",
+                               "select chosen=1", "topk chosen=1", "merge_states lse=1 parts=5",
+                               "merge_selections chosen=1 parts=5", "invert"}) {
+    Data data(parse_case("op=" + op + rest));
     run_plan(plan_of(data, 1), data);
-    const auto out = bits(data.operands().out), lse = bits(data.operands().lse);
+    const auto expected = output_bits(data);
+    EXPECT_FALSE(expected.empty());
     for (const int threads : {2, 3, 5}) {
       run_plan(plan_of(data, threads), data);
-      EXPECT_EQ(bits(data.operands().out), out) << op << ", " << threads << " threads";
-      EXPECT_EQ(bits(data.operands().lse), lse) << op << ", " << threads << " threads";
+      EXPECT_EQ(output_bits(data), expected) << op << ", " << threads << " threads";
     }
+  }
+}
+
+// Planning reads the problem alone: twice the same plan, whatever ran in between.
+TEST_P(State, PlanningIsPure) {
+  for (const std::string op : {"dense", "scores", "topk", "select", "sparse", "msa", "merge_states",
+                               "merge_selections", "invert"}) {
+    Data data(parse_case("op=" + op + " heads=8/8 dim=64 block=32 topk=4 lens=70:300,1:500,8:90"));
+    const Plan first = plan_of(data, 2);
+    run_plan(first, data);
+    const Plan second = plan_of(data, 2);
+    EXPECT_EQ(first.to_string(), second.to_string());
+    EXPECT_EQ(first.workspace_bytes(), second.workspace_bytes());
+    EXPECT_EQ(first.problem(), second.problem());
   }
 }
 
 TEST_P(State, BatchInvariant) {
   // A request's own row numbers differ in the two batches, so its vectors are copied by views of
   // the larger one.
-  for (const std::string op : {"dense", "sparse", "msa"}) {
-    Case spec = parse_case(std::string("op=") + op +
-                           " heads=8/2 dim=64 block=32 topk=4 lens=70:300,1:500,8:90,40:40 lse=1");
+  for (const std::string op :
+       {"dense lse=1", "sparse lse=1", "msa lse=1", "scores", "select chosen=1", "topk chosen=1"}) {
+    Case spec =
+        parse_case("op=" + op + " heads=8/2 dim=64 block=32 topk=4 lens=70:300,1:500,8:90,40:40");
     spec.batch_invariant = true;
     Data data(spec);
     const Plan plan = plan_of(data, 0, true);
@@ -85,10 +117,16 @@ TEST_P(State, BatchInvariant) {
         return part;
       };
       Operands alone = data.operands();
-      const auto expected = bits(alone.out, r.q_begin, r.seqlen_q);
-      for (Tensor* t : {&alone.q, &alone.index_q, &alone.block_ids_in, &alone.out, &alone.lse,
-                        &alone.block_ids}) {
+      const std::vector<Tensor*> outputs{&alone.out, &alone.lse, &alone.block_ids,
+                                         &alone.chosen_scores, &alone.scores};
+      for (Tensor* t : {&alone.q, &alone.index_q, &alone.block_ids_in, &alone.scores_in}) {
         *t = rows(*t, r.q_begin, r.seqlen_q);
+      }
+      std::vector<std::vector<std::byte>> expected;
+      for (Tensor* t : outputs) {
+        if (!*t) continue;
+        *t = rows(*t, r.q_begin, r.seqlen_q);
+        expected.push_back(bits(*t));
       }
       for (Tensor* t : {&alone.k, &alone.v, &alone.index_k}) *t = rows(*t, r.k_begin, r.seqlen_k);
       std::vector<std::int32_t> numbers{0, static_cast<std::int32_t>(r.seqlen_q),
@@ -98,7 +136,13 @@ TEST_P(State, BatchInvariant) {
       alone.batch.seqlens_k = make_tensor(&numbers[2], DType::I32, {1});
       GuardedWorkspace workspace(plan.workspace_bytes(), host_memory());
       run(plan, alone, workspace.view());
-      EXPECT_EQ(bits(alone.out), expected) << op << ", request " << r.index;
+      std::size_t n = 0;
+      for (const Tensor* t : outputs) {
+        if (*t) {
+          EXPECT_EQ(bits(*t), expected[n++]) << op << ", request " << r.index;
+        }
+      }
+      EXPECT_GT(n, 0u);
     }
   }
 }
@@ -219,6 +263,23 @@ TEST_P(State, InsideACallersParallelRegion) {
   }
   EXPECT_EQ(callers, std::vector<int>(kCallers, kCallers));
   EXPECT_EQ(wrong, std::vector<int>(kCallers, 0));
+}
+
+// The environment fills what the options leave open, for any number of callers at once.
+TEST(Environment, IsReadByManyThreads) {
+  setenv("MSA_BACKEND", "reference", 1);
+  constexpr int kThreads = 6, kRounds = 100;
+  const Problem problem = problem_of(parse_case("op=dense heads=4/2 dim=32 lens=3:40"));
+  std::vector<int> wrong(kThreads, 0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int n = 0; n < kRounds; ++n) wrong[t] += make_plan(problem).backend() != "reference";
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  unsetenv("MSA_BACKEND");
+  EXPECT_EQ(wrong, std::vector<int>(kThreads, 0));
 }
 
 MSA_FOR_ALL_TARGETS(State);

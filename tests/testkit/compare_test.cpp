@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -307,13 +308,110 @@ TEST(Data, TouchedTellsOfAnyOutput) {
   EXPECT_NE(data.touched().find("lse: byte"), std::string::npos);
 }
 
-TEST(Data, IsTheSameEverywhere) {
-  // Pinned, so that a case of today is the case of tomorrow and of another machine.
-  Data data(parse_case("op=msa heads=2/1 dim=32 lens=4:40 regime=drift"));
-  const Operands& o = data.operands();
-  EXPECT_EQ(float_at(o.q, 0, 0, 0), float_at(Data(data.spec()).operands().q, 0, 0, 0));
+/// Of every input's elements, whatever their layout.
+std::uint64_t checksum_of_inputs(const Data& data) {
+  std::uint64_t sum = 0xcbf29ce484222325u;
+  Operands o = data.operands();
+  const std::size_t inputs = first_output(o);
+  std::size_t index = 0;
+  for_each_tensor(o, [&](const Tensor& t) {
+    if (index++ >= inputs) return;
+    std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
+    std::copy_n(t.shape.begin(), t.rank, shape.begin());
+    for (std::int64_t a = 0; a < shape[0]; ++a) {
+      for (std::int64_t b = 0; b < shape[1]; ++b) {
+        for (std::int64_t c = 0; c < shape[2]; ++c) {
+          for (std::int64_t d = 0; d < shape[3]; ++d) {
+            const std::byte* element = address(t, a, b, c, d);
+            for (int byte = 0; byte < item_bits(t.dtype) / 8; ++byte) {
+              sum = (sum ^ std::to_integer<std::uint64_t>(element[byte])) * 0x100000001b3u;
+            }
+          }
+        }
+      }
+    }
+  });
+  return sum;
+}
+
+// Golden numbers: a case of today is the case of tomorrow and of another machine. Whoever changes
+// a generator changes what every failure's line means.
+TEST(Data, VectorsArePinned) {
+  struct Pinned {
+    const char* regime;
+    std::array<float, 4> index_k, v;
+  };
+  for (const auto& [regime, index_k, v] : {
+           Pinned{"random",
+                  {-0x1.fa3c12p-2f, -0x1.4f6f8ap-2f, 0x1.0308e4p+1f, 0x1.1925ap-5f},
+                  {0x1.a1013ep-2f, 0x1.4517d8p-3f, -0x1.46d4b6p-2f, 0x1.4d951p-1f}},
+           Pinned{"drift",
+                  {-0x1.18eed4p-1f, -0x1.0dc44cp-2f, 0x1.c9f3f6p+0f, 0x1.75c33cp-5f},
+                  {0x1.a1013ep-2f, 0x1.4517d8p-3f, -0x1.46d4b6p-2f, 0x1.4d951p-1f}},
+           Pinned{"integers", {0, 0, 1, 0}, {-8, 8, -7, -8}},
+           Pinned{"ties", {1, 1, 1, 1}, {-8, 8, -7, -8}},
+           Pinned{"near",
+                  {1, 0x1.ap-7f, 0, 0},
+                  {0x1.a1013ep-2f, 0x1.4517d8p-3f, -0x1.46d4b6p-2f, 0x1.4d951p-1f}},
+           Pinned{"onehot", {1, 1, 1, 1}, {1, 0, 0, 0}},
+           Pinned{"low",
+                  {-71, -73, -73, -73},
+                  {0x1.a1013ep-2f, 0x1.4517d8p-3f, -0x1.46d4b6p-2f, 0x1.4d951p-1f}},
+       }) {
+    const Data data(parse_case(std::string("op=msa dtype=f32 heads=2/1 dim=32 block=16 topk=4 "
+                                           "lens=9:90,3:33 regime=") +
+                               regime));
+    for (int d = 0; d < 4; ++d) {
+      EXPECT_EQ(float_at(data.operands().index_k, 7, 0, d), index_k[d]) << regime << " " << d;
+      EXPECT_EQ(float_at(data.operands().v, 7, 0, d), v[d]) << regime << " " << d;
+    }
+  }
+}
+
+TEST(Data, InputsArePinned) {
+  struct Pinned {
+    const char* line;
+    std::uint64_t sum;
+  };
+  for (const auto& [line, sum] : {
+           Pinned{"op=msa dtype=bf16 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=random",
+                  0xe68ca67d490cd80cu},
+           Pinned{"op=msa dtype=bf16 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=drift",
+                  0xf16872375fece886u},
+           Pinned{
+               "op=msa dtype=f16 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=integers",
+               0xb64511330cfd7bdbu},
+           Pinned{"op=msa dtype=bf16 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=ties",
+                  0xaed5fd37a0b96e36u},
+           Pinned{"op=msa dtype=f32 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=near",
+                  0x5811e8d8acb628b5u},
+           Pinned{"op=msa dtype=f16 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=onehot",
+                  0x3eeac392d870098fu},
+           Pinned{"op=msa dtype=f16 heads=2/1 dim=32 block=16 topk=4 lens=9:90,3:33 regime=low",
+                  0xc9b8ef4f6204edcfu},
+           Pinned{"op=msa heads=2/1 dim=32 block=16 topk=2 lens=9:90,3:33 page=16 regime=integers "
+                  "hostile=nan_k",
+                  0x46efb51fa5002453u},
+           Pinned{"op=sparse heads=4/2 dim=32 block=16 topk=4 lens=40:300,9:96:380@288/384 "
+                  "partial=1 order=shuffled",
+                  0xde4997e59637ba06u},
+           Pinned{"op=invert heads=4/2 block=16 topk=4 lens=40:300 regime=drift",
+                  0xc5a670165b3d96c4u},
+           Pinned{"op=topk heads=2/2 block=16 topk=4 lens=20:400 hostile=nan_index",
+                  0xd7ff35225d8c6c49u},
+           Pinned{"op=merge_states dtype=f16 heads=2/2 dim=32 lens=9:0 parts=3 hostile=nan_v",
+                  0x42c0c8c6eaffe59au},
+           Pinned{"op=merge_selections heads=2/2 topk=4 lens=9:0 parts=3 init=1",
+                  0x438b66cb13113027u},
+       }) {
+    EXPECT_EQ(checksum_of_inputs(Data(parse_case(line))), sum)
+        << line << " 0x" << std::hex << checksum_of_inputs(Data(parse_case(line)));
+  }
+}
+
+TEST(Data, RandomVectorsAreNormal) {
   double sum = 0, squares = 0;
-  Data large(parse_case("op=dense dtype=f32 heads=1/1 dim=128 lens=1000:1000"));
+  const Data large(parse_case("op=dense dtype=f32 heads=1/1 dim=128 lens=1000:1000"));
   for (std::int64_t i = 0; i < 1000; ++i) {
     for (std::int64_t d = 0; d < 128; ++d) {
       const double x = float_at(large.operands().k, i, 0, d);
