@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CODE = {".h", ".cpp", ".inl", ".cu", ".cuh"}
+CODE = {".h", ".c", ".cpp", ".inl", ".cu", ".cuh"}
 SCRIPTS = {".py", ".sh", ".cmake"}
 
 # Which rooms a room may include (besides itself). tests look inside on purpose.
@@ -33,6 +33,7 @@ ROOMS = {
     "src/cuda": ["include/msa", "src/core"],
     "python": ["include/msa"],
     "testkit": ["include/msa"],
+    "examples": ["include/msa"],
     "tools": ["include/msa", "testkit"],
     "benchmarks": ["include/msa", "testkit"],
     "fuzz": ["include/msa", "testkit", "tools"],
@@ -46,7 +47,7 @@ FOREIGN = [
     (r"benchmark/", {"benchmarks"}),
     (r"(dlpack|tvm)/", {"python"}),
     (r"(torch|ATen|c10)/", set()),
-    (r"(cuda|cub/|cooperative_groups|thrust/|nv/)", {"src/cuda", "testkit", "tools", "benchmarks", "tests"}),
+    (r"(cuda|cub/|cooperative_groups|thrust/|nv/)", {"src/cuda", "testkit", "tools", "benchmarks", "tests", "examples"}),
     (r"(immintrin|x86intrin|cpuid)\.h", {"src/cpu", "src/core", "tools", "tests"}),
 ]
 
