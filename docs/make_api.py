@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Writes docs/api.md, the reference of the operations, from the table of fields that the library holds.
+
+usage: make_api.py LIBMSA_SO [--check]     --check: change nothing, exit 1 when docs/api.md is out of date
+
+Tensors, roles, dtypes and shapes come out of the C interface, what a backend serves out of tests/support/*.txt;
+the words below are written by hand. An operation or a tensor without words is an error.
+"""
+import ctypes
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/api.md"
+BACKENDS = ["cpu", "cuda", "reference"]  # support tables
+INPUT, OPTIONAL_INPUT, OUTPUT, OPTIONAL_OUTPUT = range(4)
+
+INTRO = """\
+# The operations
+
+Written by `docs/make_api.py` from the library's own table of fields; do not edit. Letters and rules are those of [contract.md](contract.md).
+The same names hold in C++ (`{Op}Args` in [attention.h](../include/msa/attention.h), `Operands` in [operands.h](../include/msa/operands.h), with the tensors of the batch inside `batch`),
+in C (`msa_args` in [c.h](../include/msa/c.h)) and as keywords in Python.
+
+- **role**: *in* and *out* must be given; *out, if `x`* must be given where the problem's flag `x` is set, and must not elsewhere. `problem_of` and the one-call forms set a flag where its tensor is given.
+- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, today always that of q; `index_q` and `index_k` likewise; `out` is `outputs.dtype`, the type of q or f32.
+- **strides**: *innermost 1* needs a dense last dimension; *any* takes every non-negative stride, zero (broadcast) included in inputs. Elements of an output never overlap each other, another output or an input.
+- **shape**: batches are flattened, `[T, H, D]` with `cu_seqlens_q`, never `[B, T, H, D]`. Where a paged shape stands beside it, keys may lie in pages of `bounds.page_size` tokens, found by `page_table`.
+- **serves**: what a backend promises, a line a pattern, in the words of the [case language](case-language.md) (`group` is query heads over KV heads); from `tests/support/`, which the tests hold it to. The reference backend serves all legal problems, where `options.backend` names it. Attention and scoring on CUDA take starts and strides that are multiples of 16 bytes.
+"""
+
+BATCH = """\
+## The batch
+
+All int32, on the device of the other tensors, any strides. Operations without keys take no `cu_seqlens_k` and no `page_table`; merges take none of these.
+
+| tensor | shape | left out |
+|---|---|---|
+"""
+
+# What happens without it.
+LEFT_OUT = {
+    "cu_seqlens_q": "one request owns all rows",
+    "seqlens_k": "ragged keys of one request: all rows of the keys",
+    "q_offsets": "`key_offset + seqlen_k - seqlen_q`: the last query stands on the last key",
+    "key_offsets": "0: the keys are the whole sequence. Else a shard's first key, a multiple of the block size",
+    "total_seqlens_k": "shards: long enough for every query when causal, `key_offset + seqlen_k` otherwise",
+    "cu_seqlens_k": "ragged keys lie one request after the other: the prefix sums of `seqlens_k`",
+    "page_table": "never with paged keys; never given with ragged ones",
+}
+
+WORDS = {
+    "dense_attention": """\
+Softmax attention over all visible keys. `block_max` writes the unscaled maximum score of each query head and block, beside the output or instead of it: with `outputs.out` off, `v` may be left out and `lse` is not written.
+Settings that count: `causal`, `softmax_scale`; `block_size` for `block_max` alone.""",
+    "block_scores": """\
+The best index score among the visible keys of each block, unscaled, `-inf` where nothing is visible or the score is NaN. The whole matrix is written: for long contexts use `select_blocks`, which never holds it.
+Settings that count: `causal`, `block_size`.""",
+    "select_topk": """\
+The k best visible blocks by given scores, ties to the lower id, forced blocks first. Visibility comes from the lengths, never from a score.
+Settings that count: `causal`, `block_size`, `topk`, `local_blocks`, `init_blocks`.""",
+    "select_blocks": """\
+`block_scores`, then `select_topk`, in one pass that never holds the scores; the same ids, bit for bit. `chosen_scores` are what `merge_selections` needs: `+inf` for forced blocks, `-inf` behind the last id.
+Settings that count: `causal`, `block_size`, `topk`, `local_blocks`, `init_blocks`.""",
+    "sparse_attention": """\
+Softmax attention over the visible keys of the listed blocks; one list for all query heads of a KV head. Lists may have any order and end at the first `-1`; a block that is not visible, or that another shard holds, adds nothing.
+Settings that count: `causal`, `softmax_scale`, `block_size`.""",
+    "msa_attention": """\
+`select_blocks`, then `sparse_attention` over what it chose. Index heads are KV heads. No flag plans `block_ids`: it is written where it is given.
+Settings that count: all of them.""",
+    "merge_states": """\
+Joins outputs and lse of disjoint key sets, in the order given. A part whose lse is `-inf` adds nothing, whatever its output holds. Parts are a list of tensors, or one tensor with the parts as its first dimension; `out` and `lse` may be the first part itself.
+The number of parts is planned exactly (`bounds.parts`, 1 to 64).""",
+    "merge_selections": """\
+Joins the candidates of shards into the selection of the whole: by score, ties to the lower global id. Parts are a list of tensors of any width up to 256, or one tensor with the parts as its first dimension.
+Settings that count: `topk`, unless `block_ids` tells it.""",
+    "invert_selection": """\
+For each KV head, which query rows hold each block, ascending, and in which slot of their list: the CSR form that walks keys outermost. Rows of the result are the blocks of request 0, then those of request 1, and so on; entries of `row_ptr` behind the last block repeat the total, and `q_indices` and `q_slots` hold `-1` behind it.
+Settings that count: `block_size`.""",
+}
+
+
+class MsaField(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("offset", ctypes.c_size_t), ("role", ctypes.c_int32),
+                ("parts", ctypes.c_int32), ("element", ctypes.c_char_p), ("shape", ctypes.c_char_p)]
+
+
+def read_tables(path):
+    """[(name of the operation, its fields)]"""
+    lib = ctypes.CDLL(str(pathlib.Path(path).resolve()))
+    lib.msa_op_name.restype = ctypes.c_char_p
+    lib.msa_fields.restype = ctypes.c_size_t
+    lib.msa_fields.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.POINTER(MsaField))]
+    tables = []
+    while (name := lib.msa_op_name(len(tables))) is not None:
+        fields = ctypes.POINTER(MsaField)()
+        count = lib.msa_fields(len(tables), ctypes.byref(fields))
+        tables.append((name.decode(), fields[:count]))
+    return tables
+
+
+def is_batch(field):
+    return field.role == OPTIONAL_INPUT
+
+
+def role(op, field):
+    name = field.name.decode()
+    if field.role == INPUT:
+        return "in, needed where `out` is" if (op, name) == ("dense_attention", "v") else "in"
+    if field.role == OUTPUT:
+        return "out"
+    if (op, name) == ("msa_attention", "block_ids"):
+        return "out, optional"
+    return f"out, if `outputs.{name}`"
+
+
+def shapes(field):
+    ragged = field.shape.decode()
+    parts = "parts of " if field.parts else ""
+    paged = ragged.replace("[N, ", "[P, S, ")
+    return f"{parts}`{ragged}`" + (f" or `{paged}`" if paged != ragged else "")
+
+
+def field_line(op, field):
+    element = field.element.decode()
+    strides = "any" if element in ("f32", "i32") else "innermost 1"
+    dtype = element if element in ("f32", "i32") else f"`{element}`"
+    return f"| `{field.name.decode()}` | {role(op, field)} | {dtype} | {shapes(field)} | {strides} |"
+
+
+def case_name(op):
+    """An operation's name in the case language."""
+    return {"dense_attention": "dense", "block_scores": "scores", "select_topk": "topk", "select_blocks": "select",
+            "sparse_attention": "sparse", "msa_attention": "msa", "invert_selection": "invert"}.get(op, op)
+
+
+def promises(backend, op):
+    """The patterns of a support table that speak of an operation, without the operation."""
+    found = []
+    for line in (ROOT / f"tests/support/{backend}.txt").read_text().splitlines():
+        words = line.split("#")[0].split()
+        if words and case_name(op) in words[0].removeprefix("op=").split("|"):
+            found.append(" ".join(words[1:]))
+    return found
+
+
+def serves(op):
+    lines = []
+    for backend in BACKENDS:
+        patterns = promises(backend, op)
+        if patterns == [""]:
+            lines.append(f"- {backend}: everything legal")
+        else:
+            lines += [f"- {backend}: `{p}`" for p in patterns] or [f"- {backend}: nothing"]
+    return "\n".join(lines)
+
+
+def section(op, fields):
+    own = [f for f in fields if not is_batch(f)]
+    batch = [f"`{f.name.decode()}`" for f in fields if is_batch(f)]
+    text = f"## {op}\n\n{WORDS[op]}\n\n| tensor | role | dtype | shape | strides |\n|---|---|---|---|---|\n"
+    text += "\n".join(field_line(op, f) for f in own) + "\n\n"
+    text += f"Batch: {', '.join(batch) if batch else 'none'}.\n\nServes:\n\n{serves(op)}\n"
+    return text
+
+
+def batch_section(tables):
+    fields = {f.name.decode(): f for _, fields in tables for f in fields if is_batch(f)}
+    lines = [f"| `{name}` | `{f.shape.decode()}` | {LEFT_OUT[name]} |" for name, f in fields.items()]
+    return BATCH + "\n".join(lines) + "\n"
+
+
+def page(tables):
+    contents = "Operations: " + ", ".join(f"[{op}](#{op})" for op, _ in tables) + ".\n"
+    names = {op for op, _ in tables}
+    if names != set(WORDS):
+        sys.exit(f"make_api.py: words and operations differ: {sorted(names ^ set(WORDS))}")
+    return "\n".join([INTRO, contents, batch_section(tables), *[section(op, fields) for op, fields in tables]])
+
+
+def main():
+    words = [w for w in sys.argv[1:] if w != "--check"]
+    if len(words) != 1 or re.match("-", words[0]):
+        sys.exit(__doc__)
+    text = page(read_tables(words[0]))
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(text)
+    elif not PAGE.is_file() or PAGE.read_text() != text:
+        sys.exit("docs/api.md is out of date: run docs/make_api.py LIBMSA_SO")
+
+
+if __name__ == "__main__":
+    main()
