@@ -3,11 +3,14 @@
 # Installs a build of msa, shared and static, and uses it as strangers would: find_package, pkg-config with a plain
 # compiler, the README's example, add_subdirectory. The installed tree is moved first: it must not remember its place.
 #
+# The same from C, with a plain C compiler.
+#
 # usage: package_test.sh BUILD_DIR      a configured build of this tree; objects are reused, only libraries are relinked
 set -u
 build=$(cd "${1:?usage: package_test.sh BUILD_DIR}" && pwd)
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cxx=${CXX:-g++}
+cc=${CC:-gcc}
 work=$(mktemp -d)
 # The build leaves with shared libraries, as it came.
 trap 'cmake -S "$root" -B "$build" -DBUILD_SHARED_LIBS=ON >/dev/null 2>&1; rm -rf "$work"' EXIT
@@ -48,6 +51,24 @@ with_pkg_config() { # PREFIX NAME
   "$cxx" -std=c++20 -O1 "$root/tests/package/consumer/consumer.cpp" -o "$work/pc-$2" \
     $(PKG_CONFIG_PATH=$(dirname "$pc") pkg-config "${flags[@]}" msa) &&
     LD_LIBRARY_PATH=$(dirname "$(dirname "$pc")") "$work/pc-$2" | grep -x 'consumer ok'
+}
+
+c_with_cmake() { # PREFIX NAME
+  local languages=C
+  [ "$2" = shared ] || languages="C;CXX"
+  cmake -S "$root/tests/package/c_consumer" -B "$work/c-$2" -DCMAKE_PREFIX_PATH="$1" -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_C_COMPILER="$cc" -DCONSUMER_LANGUAGES="$languages" -DEXAMPLE="$root/examples/attention.c" &&
+    cmake --build "$work/c-$2" && "$work/c-$2/attention" | grep -x 'ok'
+}
+
+c_with_pkg_config() { # PREFIX NAME
+  local pc flags
+  pc=$(find "$1" -name msa.pc) && flags=(--cflags --libs)
+  [ "$2" = shared ] || flags+=(--static)
+  # shellcheck disable=SC2046 # the words of pkg-config are meant to be split
+  "$cc" -std=c99 -pedantic -Wall -Wextra -Werror -O1 "$root/examples/attention.c" -o "$work/pc-c-$2" \
+    $(PKG_CONFIG_PATH=$(dirname "$pc") pkg-config "${flags[@]}" msa) &&
+    LD_LIBRARY_PATH=$(dirname "$(dirname "$pc")") "$work/pc-c-$2" | grep -x 'ok'
 }
 
 # The compiler command that README.md shows, word for word, in a home where the library is installed.
@@ -124,6 +145,8 @@ for variant in shared static; do
   check "find_package $variant" with_cmake "$prefix" "cmake-$variant"
   check "README example $variant" "$work/cmake-$variant/readme_example"
   check "pkg-config $variant" with_pkg_config "$prefix" $variant
+  check "C, find_package $variant" c_with_cmake "$prefix" $variant
+  check "C, pkg-config $variant" c_with_pkg_config "$prefix" $variant
 done
 check "installed tool" installed_tool "$work/shared-tree"
 check "README command" readme_command "$work/shared-tree"
