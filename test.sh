@@ -358,6 +358,7 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   fi
   step "verify cuda" verify_cuda "$msa" tests/cases/all.txt tests/cases/cuda.txt
   step "graphs, streams, large offsets" "$dir/tests/gpu_test"
+  step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
   step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt
   for tool in memcheck racecheck synccheck initcheck; do
     step "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Rewrites the table of measured figures in README.md from benchmarks/results/*.json.
+"""Rewrites the measured figures from benchmarks/results/*.json: every row in docs/performance.md, a few in README.md.
 
-usage: readme_table.py [--check]     --check: change nothing, exit 1 when the table is out of date
+usage: readme_table.py [--check]     --check: change nothing, exit 1 when a table is out of date
 """
 import json
 import pathlib
@@ -10,6 +10,9 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# The rows of README.md; one that no file holds is left out there, never made up.
+CHOSEN = ["cpu.msa.32k.drift", "cpu.torch.msa.32k", "cpu.decode.msa.1m", "h200.decode.1m.b1", "h200.decode.128k.b32",
+          "h200.msa.128k.drift", "h200.msa.1m.drift", "h200.dense.128k"]
 BLOCK = re.compile(r"(<!-- figures: begin -->\n).*?(<!-- figures: end -->)", re.S)
 
 
@@ -34,31 +37,60 @@ def row_line(row):
     return f"| `{row['id']}` | {row.get('what', '')} | {time} | {share} | {against} | {verified} |"
 
 
-def table(path):
-    doc = json.loads(path.read_text())
+def machine_of(doc):
+    """The machine's name, and the facts that go with it."""
     machine = doc["machine"]
-    name = machine.get("gpu") or machine.get("cpu", "unknown")
     facts = [machine.get("isa", ""), f"{machine['threads']} threads" if "threads" in machine else "",
              f"driver {machine['driver']}" if "driver" in machine else ""]
-    head = f"{name} ({', '.join(f for f in facts if f)}), {doc.get('date', '')}, commit `{doc['commit'][:12]}`: " \
-           f"[{path.name}](benchmarks/results/{path.name}), written by `{doc['command']}`"
+    return machine.get("gpu") or machine.get("cpu", "unknown"), ", ".join(f for f in facts if f)
+
+
+def table(path):
+    doc = json.loads(path.read_text())
+    name, facts = machine_of(doc)
+    head = f"{name} ({facts}), {doc.get('date', '')}, commit `{doc['commit'][:12]}`: " \
+           f"[{path.name}](../benchmarks/results/{path.name}), written by `{doc['command']}`"
     return "\n".join([head, "", "| id | what | time or size | share of floor | against | verified |",
                       "|---|---|---|---|---|---|", *[row_line(r) for r in doc["rows"]], ""])
 
 
-def main():
-    files = sorted((ROOT / "benchmarks/results").glob("*.json"))
-    text = "\n".join(table(f) for f in files) if files else "not measured yet\n"
-    readme = ROOT / "README.md"
-    old = readme.read_text()
+def chosen(files):
+    """A few rows of all machines, and when and of what they were measured."""
+    lines, sources = [], []
+    for path in files:
+        doc = json.loads(path.read_text())
+        name, facts = machine_of(doc)
+        rows = {r["id"]: r for r in doc["rows"]}
+        picked = [rows[i] for i in CHOSEN if i in rows]
+        if not picked:
+            continue
+        sources.append(f"{name} ({facts}): {doc.get('date', '')}, commit `{doc['commit'][:12]}`")
+        for row in picked:
+            against = f"{row['ratio']:.2f}x {row.get('peer', '')}".strip() if "ratio" in row else ""
+            share = f"{row['share']:.2f}" if "share" in row else ""
+            lines.append(f"| {name} | {row.get('what', '')} | {duration(row['seconds'])} | {share} | {against} |")
+    return "\n".join(["| machine | what | time | share of floor | against |", "|---|---|---|---|---|", *lines, "",
+                      "; ".join(sources) + ".", ""])
+
+
+def rewrite(name, text, check):
+    path = ROOT / name
+    old = path.read_text()
     new, count = BLOCK.subn(lambda m: m.group(1) + text + m.group(2), old)
     if count != 1:
-        sys.exit("README.md has no block between '<!-- figures: begin -->' and '<!-- figures: end -->'")
-    if "--check" in sys.argv[1:]:
-        if new != old:
-            sys.exit("the figures of README.md are out of date: run benchmarks/readme_table.py")
-        return
-    readme.write_text(new)
+        sys.exit(f"{name} has no block between '<!-- figures: begin -->' and '<!-- figures: end -->'")
+    if check and new != old:
+        sys.exit(f"the figures of {name} are out of date: run benchmarks/readme_table.py")
+    if not check:
+        path.write_text(new)
+
+
+def main():
+    check = "--check" in sys.argv[1:]
+    files = sorted((ROOT / "benchmarks/results").glob("*.json"))
+    nothing = "not measured yet\n"
+    rewrite("docs/performance.md", "\n".join(table(f) for f in files) if files else nothing, check)
+    rewrite("README.md", chosen(files) if files else nothing, check)
 
 
 if __name__ == "__main__":

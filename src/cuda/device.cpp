@@ -30,7 +30,10 @@ Machine find_gpus() {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
     cudaGetLastError();  // the error is answered here: later checks must not meet it
-    found.reason = std::string("no usable GPU: ") + cudaGetErrorString(error);
+    // The runtime's own words for this one ("driver version is insufficient") name no driver.
+    found.reason = error == cudaErrorInsufficientDriver
+                       ? "no NVIDIA driver, or one older than CUDA 13.0 needs"
+                       : std::string("no usable GPU: ") + cudaGetErrorString(error);
     return found;
   }
   if (count == 0) found.reason = "no GPU";

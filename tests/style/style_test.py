@@ -352,6 +352,13 @@ def check_readme_commands():
     return bad
 
 
+def check_figures():
+    """The tables of measured figures are what the committed results say."""
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/readme_table.py"), "--check"], capture_output=True,
+                          text=True)
+    return [done.stderr.strip()] if done.returncode else []
+
+
 CHECKS = {name[len("check_"):]: fn for name, fn in list(globals().items()) if name.startswith("check_")}
 
 
