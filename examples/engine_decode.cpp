@@ -27,6 +27,7 @@ using enum msa::DType;
 constexpr std::int64_t kHeadsQ = 16, kHeadsKv = 2, kDim = 64, kBlock = 64, kTopk = 4;
 constexpr std::int64_t kBatch = 4, kPage = 64, kMaxLength = 1024, kPages = kMaxLength / kPage;
 constexpr std::int64_t kPool = kBatch * kPages, kLayers = 3, kSteps = 6;
+constexpr std::int64_t kOut = kBatch * kHeadsQ * kDim;
 
 // Zeroed host memory of all tensors; a GPU holds a copy with everything at the same place.
 struct Arena {
@@ -117,14 +118,13 @@ Room room_of(std::size_t bytes) {
 }
 
 double distance_from_oracle(const Layer& layer, Plans& oracles) {
-  constexpr std::int64_t kCount = kBatch * kHeadsQ * kDim;
   const auto* const out = static_cast<const float*>(layer.host.out.data);
-  const std::vector<float> got(out, out + kCount);
+  const std::vector<float> got(out, out + kOut);
   const msa::Plan& plan = oracles.of(layer, layer.host);
   const Room room = room_of(plan.workspace_bytes());
   msa::run(plan, layer.host, {room.get(), plan.workspace_bytes()});
   double worst = 0;
-  for (std::int64_t i = 0; i < kCount; ++i) {
+  for (std::int64_t i = 0; i < kOut; ++i) {
     const double off = std::abs(static_cast<double>(got[i]) - out[i]);
     worst = std::isnan(off) ? HUGE_VAL : std::max(worst, off);
   }
@@ -178,6 +178,7 @@ int main(int argc, char** argv) {
   const msa::Batch batch{.cu_seqlens_q = arena.take(I32, {kBatch + 1}),
                          .seqlens_k = arena.take(I32, {kBatch}),
                          .page_table = arena.take(I32, {kBatch, kPages})};
+  [[maybe_unused]] const std::size_t lengths = arena.used;  // what changes from step to step
   auto* const pages = static_cast<std::int32_t*>(batch.page_table.data);
   std::iota(pages, pages + kPool, 0);
   std::shuffle(pages, pages + kPool, std::mt19937(2));
@@ -206,6 +207,7 @@ int main(int argc, char** argv) {
   cudaGraphExec_t graph = nullptr;
   if (on_gpu) {
     check(cudaStreamCreate(&stream));
+    check(cudaMemcpy(gpu, arena.host.data(), arena.used, cudaMemcpyDefault));
     const msa::Workspace workspace{gpu_memory(bytes), bytes};
     graph = capture(stream, [&](msa::Stream s) { run_layers(workspace, s); });
   }
@@ -217,10 +219,13 @@ int main(int argc, char** argv) {
     if (!on_gpu) run_layers({room.get(), bytes}, {});
 #if defined(EXAMPLE_WITH_CUDA)
     if (on_gpu) {
-      check(cudaMemcpy(gpu, arena.host.data(), arena.used, cudaMemcpyDefault));
+      check(cudaMemcpy(gpu, arena.host.data(), lengths, cudaMemcpyDefault));
       check(cudaGraphLaunch(graph, stream));
       check(cudaStreamSynchronize(stream));
-      check(cudaMemcpy(arena.host.data(), gpu, arena.used, cudaMemcpyDefault));
+      for (const Layer& layer : layers) {
+        check(cudaMemcpy(layer.host.out.data, layer.here.out.data, kOut * sizeof(float),
+                         cudaMemcpyDefault));
+      }
     }
 #endif
     for (const Layer& layer : layers) worst = std::max(worst, distance_from_oracle(layer, oracles));
