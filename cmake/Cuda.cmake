@@ -24,8 +24,7 @@ endif()
 # Adds the CUDA backend's sources to an object library. Spills and serialised wgmma cost a large part of the speed and
 # ptxas only warns of them, so spill warnings stay on in every build.
 function(msa_cuda_backend target)
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cpp ${PROJECT_SOURCE_DIR}/src/cuda/sm90/*/*.cpp
-       ${PROJECT_SOURCE_DIR}/src/cuda/sm90/*/*.cu ${PROJECT_SOURCE_DIR}/src/cuda/sm90/*/instances/*.cu)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cpp ${PROJECT_SOURCE_DIR}/src/cuda/*.cu)
   target_sources(${target} PRIVATE ${sources})
   target_compile_definitions(${target} PRIVATE MSA_WITH_CUDA=1)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})

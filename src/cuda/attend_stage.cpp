@@ -5,30 +5,31 @@
 #include <cmath>
 #include <limits>
 
+#include "core/contents.h"
 #include "cuda/batch.h"
 #include "cuda/page_rule.h"
 #include "cuda/sm90/attend/combine.h"
 #include "cuda/sm90/attend/launch.h"
 #include "cuda/sm90/attend/lists.h"
+#include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/exact/launch.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda {
 namespace {
 
 using sm90::attend::Config;
-using sm90::attend::Item;
 using sm90::attend::Walk;
 
 constexpr int kDenseBlock = 128;  // keys of one step; dense attention has no blocks of its own
 constexpr std::int64_t kListBytes = std::int64_t{64}
                                     << 20;  // of one launch: 128K tokens of 64/4 heads, top-16
-constexpr std::int64_t kRedoPairs =
-    65536;                               // noted one by one; beyond, everything is computed again
-constexpr std::int64_t kSplitWaves = 4;  // tiles a CTA from which on they balance by themselves
+constexpr std::int64_t kSplitWaves = 4;     // tiles a CTA from which on they balance by themselves
+constexpr std::int64_t kMaxGrid = 65535;    // CTAs along y and z
 constexpr double kLog2e = 1.4426950408889634;
 
 Config config_of(const Problem& problem, bool lists) {
-  return {.item = problem.attention.q.storage == DType::BF16 ? Item::Bf16 : Item::F16,
+  return {.storage = storage_of(problem.attention.q.storage),
           .head_dim = static_cast<int>(problem.attention.head_dim),
           .block = lists ? static_cast<int>(problem.selection.block_size) : kDenseBlock,
           .walk = lists ? Walk::Union : Walk::Dense};
@@ -49,6 +50,8 @@ std::string shape_rejects(const Problem& p) {
            number(p.attention.heads_q / p.attention.heads_kv);
   if (!(scale_of(p) > 0.0f) || std::isinf(scale_of(p)))
     return "softmax_scale is finite and above 0 here";
+  if (p.attention.heads_kv > kMaxGrid)
+    return "at most 65535 KV heads, not " + number(p.attention.heads_kv);
   if (p.bounds.total_q > std::numeric_limits<int>::max() - 128)
     return "at most 2^31 - 129 query rows";
   if (p.bounds.total_q * p.attention.heads_kv >= std::int64_t{1} << 31)
@@ -106,12 +109,6 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   requests_ = layout.take<RequestRecord>(problem.bounds.batch);
   tiles_ = layout.take<sm90::prologue::TileRecord>(max_tiles_);
   num_tiles_ = layout.take<int>(1);
-  // A token can be noted by each warp that holds rows of it.
-  const std::int64_t pairs = problem.bounds.total_q * problem.attention.heads_kv * (group / 16 + 2);
-  redo_capacity_ = static_cast<int>(std::min(
-      pairs, problem.options.batch_invariant ? std::int64_t{std::numeric_limits<int>::max()}
-                                             : kRedoPairs));
-  redo_pairs_ = layout.take<std::int64_t>(redo_capacity_);
   const std::int64_t entries = tokens_per_tile_ * problem.selection.topk;  // of one list
   if (lists) {
     const std::int64_t tile_bytes = problem.attention.heads_kv * entries *
@@ -119,7 +116,9 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
     chunk_tiles_ =
         static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
   }
-  redo_count_ = layout.take<int>(1);
+  suspects_ =
+      layout.take<int>(1 + suspect_words(problem.bounds.total_q * problem.attention.heads_kv));
+  if (lists) first_blocks_ = layout.take<std::int64_t>(problem.bounds.batch + 1);
   run_begin_ = layout.bytes();
   const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
   const std::int64_t steps =
@@ -135,7 +134,7 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   headers_ = layout.take<sm90::attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
   entries_ =
       layout.take<sm90::attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
-  if (splits_ == 1 && KvOuterStage::serves(problem))
+  if (splits_ == 1 && KvOuterStage::serves(problem, tokens_per_tile_, chunk_tiles_))
     kvouter_.emplace(problem, tokens_per_tile_, chunk_tiles_, layout);
 }
 
@@ -152,15 +151,18 @@ std::string AttendStage::decisions() const {
 
 void AttendStage::prepare(const Problem& problem, const core::Call& call, void* workspace,
                           cudaStream_t stream) const {
-  sm90::prologue::launch({.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
-                          .requests = requests_.in(workspace),
-                          .tiles = tiles_.in(workspace),
-                          .num_tiles = num_tiles_.in(workspace),
-                          .max_tiles = max_tiles_,
-                          .tokens_per_tile = tokens_per_tile_,
-                          .counters = redo_count_.in(workspace),
-                          .num_counters = 1},
-                         stream);
+  sm90::prologue::launch(
+      {.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
+       .requests = requests_.in(workspace),
+       .tiles = tiles_.in(workspace),
+       .num_tiles = num_tiles_.in(workspace),
+       .first_blocks = kvouter_ ? first_blocks_.in(workspace) : nullptr,
+       .max_tiles = max_tiles_,
+       .tokens_per_tile = tokens_per_tile_,
+       .counters = suspects_.in(workspace),
+       .num_counters = 1 + static_cast<int>(suspect_words(core::num_query_rows(call) *
+                                                          problem.attention.heads_kv))},
+      stream);
 }
 
 void AttendStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
@@ -169,7 +171,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   const sm90::attend::Params whole = attend_params(problem, call, batch, workspace);
   for (const Tensor* tensor : {&call.q, &call.k, &call.v}) {
     if (*copy_engine_refuses(*tensor) != '\0') {
-      return run_exact(problem, call, block_ids, whole, true, stream);
+      return run_exact(problem, call, block_ids, whole, stream);
     }
   }
   sm90::attend::Params params = whole;
@@ -200,10 +202,12 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     if (config_.walk == Walk::Union)
       run_lists(params, block_ids, static_cast<int>(problem.selection.topk), stream);
     sm90::attend::launch(config_, params, maps, ctas_, stream);
-    if (kvouter_) kvouter_->run(problem, call, block_ids, params, ctas_, workspace, stream);
+    if (kvouter_)
+      kvouter_->run(problem, call, block_ids, params, first_blocks_.in(workspace), ctas_, workspace,
+                    stream);
   }
   if (splits_ > 1) run_combine(problem, params, whole, stream);
-  run_exact(problem, call, block_ids, whole, false, stream);
+  run_mend(problem, call, block_ids, whole, maps, stream);
 }
 
 sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
@@ -230,7 +234,8 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
     params.stride_lse_h = call.lse.stride[1];
   }
   params.scale_log2 = static_cast<float>(scale_of(problem) * kLog2e);
-  params.redo = {redo_count_.in(workspace), redo_pairs_.in(workspace), redo_capacity_};
+  int* const suspects = suspects_.in(workspace);
+  params.suspects = {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
   return params;
 }
 
@@ -261,8 +266,7 @@ void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params
                                 .head_dim = static_cast<int>(problem.attention.head_dim),
                                 .part_out = static_cast<const float*>(parts.out),
                                 .part_lse = parts.lse,
-                                .item = config_.item,
-                                .out_f32 = whole.out_f32,
+                                .storage = whole.out_f32 != 0 ? Storage::F32 : config_.storage,
                                 .out = whole.out,
                                 .stride_out_t = whole.stride_out_t,
                                 .stride_out_h = whole.stride_out_h,
@@ -272,9 +276,43 @@ void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params
                                stream);
 }
 
+void AttendStage::run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                           const sm90::attend::Params& params, const sm90::attend::Maps& maps,
+                           cudaStream_t stream) const {
+  namespace decode = sm90::decode;
+  decode::AttendParams row{.select = {.batch = params.batch,
+                                      .records = params.requests,
+                                      .topk = static_cast<int>(problem.selection.topk)},
+                           .k_map = maps.k,
+                           .v_map = maps.v,
+                           .q = call.q.data,
+                           .stride_q_t = call.q.stride[0],
+                           .stride_q_h = call.q.stride[1],
+                           .out = params.out,
+                           .stride_out_t = params.stride_out_t,
+                           .stride_out_h = params.stride_out_h,
+                           .out_f32 = params.out_f32 != 0,
+                           .out_vectors = params.out_vectors != 0,
+                           .lse = params.lse,
+                           .stride_lse_t = params.stride_lse_t,
+                           .stride_lse_h = params.stride_lse_h,
+                           .heads_kv = params.heads_kv,
+                           .group = params.group,
+                           .tiles = decode::head_tiles(params.group),
+                           .scale_log2 = params.scale_log2};
+  if (config_.walk == Walk::Union) {
+    row.blocks = decode::Blocks::Listed;
+    row.select.ids = static_cast<int*>(block_ids.data);
+    row.select.stride_ids_t = block_ids.stride[0];
+    row.select.stride_ids_h = block_ids.stride[1];
+    row.select.stride_ids_slot = block_ids.stride[2];
+  }
+  decode::launch_mend({.storage = config_.storage, .block = config_.block, .dim = config_.head_dim},
+                      {.attend = row, .suspects = params.suspects}, ctas_, stream);
+}
+
 void AttendStage::run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                            const sm90::attend::Params& params, bool everything,
-                            cudaStream_t stream) const {
+                            const sm90::attend::Params& params, cudaStream_t stream) const {
   const auto view = [&](const Tensor& keys) {
     const bool paged = keys.rank == 4;
     return sm90::exact::KeyView{.data = keys.data,
@@ -284,9 +322,7 @@ void AttendStage::run_exact(const Problem& problem, const core::Call& call, cons
   };
   sm90::exact::Params exact{.batch = params.batch,
                             .requests = params.requests,
-                            .redo = params.redo,
-                            .everything = everything ? 1 : 0,
-                            .bf16 = problem.attention.q.storage == DType::BF16 ? 1 : 0,
+                            .storage = config_.storage,
                             .head_dim = static_cast<int>(problem.attention.head_dim),
                             .heads_kv = params.heads_kv,
                             .group = params.group,

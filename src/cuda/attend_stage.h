@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Attention as a stage: dense, or over given block lists. Planning is pure; a run is the prologue,
-// for lists the list builder, the attention kernel, and the exact kernel that mends tiles which
-// ended non-finite.
+// for lists the list builder, the attention kernel, and a kernel that mends what ended non-finite.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -45,9 +44,13 @@ class AttendStage {
   int launches(int tiles) const;
   void run_combine(const Problem& problem, const sm90::attend::Params& parts,
                    const sm90::attend::Params& whole, cudaStream_t stream) const;
-  /// `everything`: tensors that the copy engine cannot take; slow.
+  /// The rows whose tile ended non-finite, each by itself.
+  void run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                const sm90::attend::Params& params, const sm90::attend::Maps& maps,
+                cudaStream_t stream) const;
+  /// All rows, of tensors that the copy engine cannot take; slow.
   void run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                 const sm90::attend::Params& params, bool everything, cudaStream_t stream) const;
+                 const sm90::attend::Params& params, cudaStream_t stream) const;
 
   sm90::attend::Config config_{};
   int ctas_ = 0;
@@ -55,14 +58,13 @@ class AttendStage {
   int max_tiles_ = 0;
   int chunk_tiles_ = 0;  // of one launch: bounds the memory of the lists
   int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
-  int redo_capacity_ = 0;
   std::size_t run_begin_ = 0;
   Piece<RequestRecord> requests_{};
   Piece<sm90::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
+  Piece<std::int64_t> first_blocks_{};  // of each request; lists
   std::optional<KvOuterStage> kvouter_{};
-  Piece<int> redo_count_{};  // pairs to compute again
-  Piece<std::int64_t> redo_pairs_{};
+  Piece<int> suspects_{};    // whether there are any, then a bit a (row, KV head)
   Piece<float> part_out_{};  // [splits, T, Hq, D]
   Piece<float> part_lse_{};  // [splits, T, Hq]
   Piece<sm90::attend::ListHeader> headers_{};

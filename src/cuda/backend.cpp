@@ -28,6 +28,7 @@ std::string machine_rejects(const Machine& machine, int index) {
     return "there is no GPU " + std::to_string(index);
   }
   const GpuInfo& gpu = machine.gpus[static_cast<std::size_t>(index)];
+  if (!gpu.fault.empty()) return gpu.fault;
   if (gpu.major != 9 || gpu.minor != 0) {
     return "the kernels need compute capability 9.0, " + gpu.name + " has " +
            std::to_string(gpu.major) + "." + std::to_string(gpu.minor);
@@ -84,6 +85,7 @@ std::optional<Fault> decode(StatusWord word) {
   Fault fault{.request = static_cast<std::int64_t>(word >> 40),
               .row = static_cast<std::int64_t>((word >> 8) & 0xffffffffu) - 1,
               .what = {}};
+  fault.what = "no fault that a run writes: has the plan run in this workspace?";
   switch (static_cast<FaultKind>(word & 0xff)) {
     case FaultKind::Length:
       fault.what = "length outside the planned bounds or the tensors";

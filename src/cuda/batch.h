@@ -2,14 +2,31 @@
 // From the tensors of a call to the plain structs that kernels take.
 #pragma once
 
+#include <string>
+
 #include "core/call.h"
 #include "cuda/params.h"
+#include "msa/error.h"
 
 namespace msa::cuda {
 
 /// `keys`: k or index_k, or a tensor that was not given where the operation takes no keys.
 BatchParams make_batch(const Problem& problem, const core::Call& call, const Tensor& keys,
                        StatusWord* status);
+
+/// What kernels call a dtype of attention and index tensors.
+inline Storage storage_of(DType dtype) {
+  switch (dtype) {
+    case DType::F32:
+      return Storage::F32;
+    case DType::BF16:
+      return Storage::Bf16;
+    case DType::F16:
+      return Storage::F16;
+    default:
+      throw Error(ErrorCode::Internal, "", std::string("no kernel stores ") + to_string(dtype));
+  }
+}
 
 IntVector make_int_vector(const Tensor& tensor, int dim);
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
@@ -17,6 +18,7 @@ namespace {
 namespace decode = sm90::decode;
 
 constexpr double kLog2e = 1.4426950408889634;
+constexpr std::int64_t kMaxGridY = 65535;
 constexpr std::int64_t kMaxGridZ = 65535;
 
 bool scores_keys(Op op) {
@@ -51,10 +53,6 @@ void require_aligned(const Tensor& tensor, const char* argument) {
   }
 }
 
-decode::Storage storage_of(DType dtype) {
-  return dtype == DType::BF16 ? decode::Storage::Bf16 : decode::Storage::F16;
-}
-
 }  // namespace
 
 std::string DecodeStage::rejects(const Problem& p) {
@@ -76,6 +74,9 @@ std::string DecodeStage::rejects(const Problem& p) {
                                                  1) > decode::kMostCandidates)
     return "decode selects from fewer blocks than " + number(blocks_of(p));
   if (!attends(p.op)) return "";
+  const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
+  if (p.attention.heads_kv * decode::head_tiles(static_cast<int>(group)) > kMaxGridY)
+    return "decode takes at most 65535 KV heads x tiles of 16 query heads";
   return AttendStage::rejects(p, p.op != Op::DenseAttention);
 }
 
@@ -118,11 +119,27 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
                       cudaStream_t stream) const {
   const Tensor& keys = attends(problem.op) ? call.k : call.index_k;
   const BatchParams batch = make_batch(problem, call, keys, kStatus.in(workspace));
+  // All parameters first: a tensor that the copy engine refuses must leave the outputs as they are.
+  std::optional<decode::ScoreParams> score;
+  std::optional<decode::AttendParams> attend;
+  if (scores_keys(problem.op)) score = score_params(problem, call, batch, workspace);
+  if (attends(problem.op)) attend = attend_params(problem, call, batch, workspace);
   run_prologue(batch, workspace, stream);
-  if (scores_keys(problem.op)) run_score(problem, call, batch, workspace, stream);
+  if (score) {
+    if (problem.op == Op::BlockScores) {
+      decode::launch_fill(score->scores, call.scores.shape[0],
+                          static_cast<int>(call.scores.shape[1]), call.scores.shape[2], stream);
+    }
+    decode::launch_score(storage_of(problem.index.q.storage), *score, stream);
+  }
   if (problem.op == Op::SelectBlocks)
     decode::launch_select(select_params(problem, call, batch, workspace), stream);
-  if (attends(problem.op)) run_attend(problem, call, batch, workspace, stream);
+  if (attend) {
+    decode::launch_attend({.storage = storage_of(problem.attention.q.storage),
+                           .block = static_cast<int>(problem.selection.block_size),
+                           .dim = static_cast<int>(problem.attention.head_dim)},
+                          *attend, stream);
+  }
 }
 
 void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
@@ -148,30 +165,23 @@ decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Ca
           .stride_block = 1};
 }
 
-void DecodeStage::run_score(const Problem& problem, const core::Call& call,
-                            const BatchParams& batch, void* workspace, cudaStream_t stream) const {
+decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
+                                              const BatchParams& batch, void* workspace) const {
   require_aligned(call.index_q, "index_q");
   const int box = box_rows(decode::kScoreStep, problem.bounds.page_size);
-  const decode::ScoreRows rows = score_rows(problem, call, workspace);
-  if (problem.op == Op::BlockScores) {
-    decode::launch_fill(rows, call.scores.shape[0], static_cast<int>(call.scores.shape[1]),
-                        call.scores.shape[2], stream);
-  }
-  decode::launch_score(storage_of(problem.index.q.storage),
-                       {.k_map = make_row_map(call.index_k, box, "index_k"),
-                        .batch = batch,
-                        .records = records_.in(workspace),
-                        .index_q = call.index_q.data,
-                        .stride_q_t = call.index_q.stride[0],
-                        .stride_q_h = call.index_q.stride[1],
-                        .heads = static_cast<int>(problem.index.heads),
-                        .heads_k = static_cast<int>(problem.index.heads_k),
-                        .dim = static_cast<int>(problem.index.dim),
-                        .ctas = score_ctas_,
-                        .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
-                        .scores = rows,
-                        .orders = problem.op != Op::BlockScores},
-                       stream);
+  return {.k_map = make_row_map(call.index_k, box, "index_k"),
+          .batch = batch,
+          .records = records_.in(workspace),
+          .index_q = call.index_q.data,
+          .stride_q_t = call.index_q.stride[0],
+          .stride_q_h = call.index_q.stride[1],
+          .heads = static_cast<int>(problem.index.heads),
+          .heads_k = static_cast<int>(problem.index.heads_k),
+          .dim = static_cast<int>(problem.index.dim),
+          .ctas = score_ctas_,
+          .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
+          .scores = score_rows(problem, call, workspace),
+          .orders = problem.op != Op::BlockScores};
 }
 
 decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
@@ -206,8 +216,8 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
   return params;
 }
 
-void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
-                             const BatchParams& batch, void* workspace, cudaStream_t stream) const {
+decode::AttendParams DecodeStage::attend_params(const Problem& problem, const core::Call& call,
+                                                const BatchParams& batch, void* workspace) const {
   require_aligned(call.q, "q");
   const int box =
       box_rows(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
@@ -227,7 +237,6 @@ void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
       .heads_kv = static_cast<int>(problem.attention.heads_kv),
       .group = group,
       .tiles = decode::head_tiles(group),
-      .dim = static_cast<int>(problem.attention.head_dim),
       .splits = splits_,
       .rehearsals = rehearsals_,
       .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
@@ -241,7 +250,7 @@ void DecodeStage::run_attend(const Problem& problem, const core::Call& call,
     params.stride_lse_t = call.lse.stride[0];
     params.stride_lse_h = call.lse.stride[1];
   }
-  decode::launch_attend(storage_of(problem.attention.q.storage), params, stream);
+  return params;
 }
 
 }  // namespace msa::cuda

@@ -11,7 +11,7 @@
 #include "core/call.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
-#include "cuda/sm90/decode/launch.h"
+#include "cuda/sm90/decode/attend/launch.h"
 
 namespace msa::cuda {
 
@@ -28,10 +28,11 @@ class DecodeStage {
 
  private:
   void run_prologue(const BatchParams& batch, void* workspace, cudaStream_t stream) const;
-  void run_score(const Problem& problem, const core::Call& call, const BatchParams& batch,
-                 void* workspace, cudaStream_t stream) const;
-  void run_attend(const Problem& problem, const core::Call& call, const BatchParams& batch,
-                  void* workspace, cudaStream_t stream) const;
+  /// These two throw where 16-byte loads or the copy engine cannot take a tensor.
+  sm90::decode::ScoreParams score_params(const Problem& problem, const core::Call& call,
+                                         const BatchParams& batch, void* workspace) const;
+  sm90::decode::AttendParams attend_params(const Problem& problem, const core::Call& call,
+                                           const BatchParams& batch, void* workspace) const;
   sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
                                            const BatchParams& batch, void* workspace) const;
   sm90::decode::ScoreRows score_rows(const Problem& problem, const core::Call& call,

@@ -36,12 +36,23 @@ Machine find_gpus() {
                        : std::string("no usable GPU: ") + cudaGetErrorString(error);
     return found;
   }
-  if (count == 0) found.reason = "no GPU";
-  for (int device = 0; device < count; ++device) found.gpus.push_back(read_gpu(device));
-  return found;
+  return machine_of(count, read_gpu);
 }
 
 }  // namespace
+
+Machine machine_of(int count, const std::function<GpuInfo(int device)>& read) {
+  Machine found;
+  if (count == 0) found.reason = "no GPU";
+  for (int device = 0; device < count; ++device) {
+    try {
+      found.gpus.push_back(read(device));
+    } catch (const Error& error) {
+      found.gpus.push_back({.name = "GPU " + std::to_string(device), .fault = error.what()});
+    }
+  }
+  return found;
+}
 
 const Machine& machine() {
   static const Machine found = find_gpus();

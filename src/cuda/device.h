@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace msa::cuda {
 /// What planning knows of a GPU. Tests make one up.
 struct GpuInfo {
   std::string name{};
+  std::string fault{};  // why it cannot be used, where its properties could not be read
   int major = 0;
   int minor = 0;
   int multiprocessors = 0;
@@ -27,7 +29,10 @@ struct Machine {
   std::string reason{};  // empty when gpus is not
 };
 
-/// Looked up once, on the first call.
+/// GPUs 0 to count - 1 by `read`; one that throws stays in its place with a reason.
+Machine machine_of(int count, const std::function<GpuInfo(int device)>& read);
+
+/// Looked up once, on the first call. Does not throw for a GPU that does not answer.
 const Machine& machine();
 
 /// Throws Error(ErrorCode::Device) with the call, the place and the driver's words.

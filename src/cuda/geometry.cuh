@@ -35,6 +35,31 @@ __device__ __forceinline__ void report(StatusWord* status, int request, std::int
                         (static_cast<StatusWord>(row + 1) << 8) | static_cast<StatusWord>(kind));
 }
 
+__device__ __forceinline__ void note(const Suspects& suspects, std::int64_t pair) {
+  atomicOr(suspects.pairs + (pair >> 5), 1u << (pair & 31));
+  *suspects.any = 1;
+}
+
+/// The request that owns a row of q, or -1: rows of padding.
+__device__ __forceinline__ int owner_of(const BatchParams& batch, const RequestRecord* requests,
+                                        std::int64_t row) {
+  int low = 0;
+  int high = batch.batch;
+  while (low < high) {  // first request that begins behind the row
+    const int middle = (low + high) / 2;
+    if (requests[middle].q_begin <= row) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  for (int b = low - 1; b >= 0; --b) {
+    if (row < requests[b].q_begin + requests[b].seqlen_q) return b;
+    if (requests[b].seqlen_q != 0) return -1;
+  }
+  return -1;
+}
+
 /// Global position of the last key anywhere that query row i of the request may see; negative:
 /// none.
 __device__ __forceinline__ std::int64_t last_position(const RequestRecord& r, std::int64_t i,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/geometry.h"
 #include "cuda/batch.h"
 #include "cuda/page_rule.h"
 #include "cuda/tensor_map.h"
@@ -15,8 +16,9 @@ namespace kvouter = sm90::kvouter;
 // 6,048 tokens of 64/4 heads, top-16: every chunk reads the keys again, so few; a million tokens
 // stay below 2 GiB of workspace in all.
 constexpr std::int64_t kPartialBytes = std::int64_t{3} << 29;
-constexpr std::int64_t kMaxRows =
-    1 << 16;  // one CTA scans them: 8 requests or heads of a million tokens
+// Counts and cursors of the rows that the bounds allow; what a call does not have costs no time.
+// 64 requests of a million tokens, 4 KV heads, take 128 MiB in 8 chunks.
+constexpr std::int64_t kInverseBytes = std::int64_t{256} << 20;
 
 // With so few blocks no list of neighbours is long enough for the keys-outermost kernel.
 constexpr std::int64_t kSharedLists = 2;
@@ -26,32 +28,40 @@ constexpr std::int64_t kSlotBytes = kvouter::kPartialVectors * 16 + kvouter::kGr
 
 }  // namespace
 
-bool KvOuterStage::serves(const Problem& p) {
+KvOuterStage::Chunks KvOuterStage::chunks_of(const Problem& p, int tokens_per_tile, int max_tiles) {
+  const std::int64_t tile_slots = tokens_per_tile * p.attention.heads_kv * p.selection.topk;
+  const std::int64_t fitting = std::max<std::int64_t>(1, kPartialBytes / (tile_slots * kSlotBytes));
+  const std::int64_t all = std::max(max_tiles, 1);
+  const std::int64_t fewest = core::ceil_div(all, fitting);
+  const std::int64_t tiles = core::ceil_div(all, fewest);  // equally large
+  return {.tiles = static_cast<int>(tiles),
+          .chunks = core::ceil_div(max_tiles, tiles),
+          .slots = tiles * tile_slots,
+          .rows = kvouter::inverse_rows(p.bounds.batch, p.attention.heads_kv,
+                                        std::max<std::int64_t>(1, blocks_of(p)))};
+}
+
+bool KvOuterStage::serves(const Problem& p, int tokens_per_tile, int max_tiles) {
+  const Chunks cut = chunks_of(p, tokens_per_tile, max_tiles);
   // Whether a tile has the choice depends on the bounds of the whole batch, which batch invariance
   // forbids.
   return p.op != Op::DenseAttention && !p.options.batch_invariant &&
          p.attention.heads_q / p.attention.heads_kv == kvouter::kGroup &&
          p.attention.head_dim == kvouter::kDim && p.selection.block_size == kvouter::kBlock &&
          p.selection.topk <= kvouter::kMaxTopk &&
-         p.bounds.batch * p.attention.heads_kv * blocks_of(p) <= kMaxRows &&
+         cut.rows <= kInverseBytes / (2 * static_cast<std::int64_t>(sizeof(int))) /
+                         std::max<std::int64_t>(1, cut.chunks) &&
          blocks_of(p) > kSharedLists * p.selection.topk;
 }
 
 KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles, Layout& layout)
-    : max_blocks_(static_cast<int>(std::max<std::int64_t>(1, blocks_of(p)))) {
-  const std::int64_t tile_slots = tokens_per_tile * p.attention.heads_kv * p.selection.topk;
-  const std::int64_t fitting = std::max<std::int64_t>(1, kPartialBytes / (tile_slots * kSlotBytes));
-  const std::int64_t all = std::max(max_tiles, 1);
-  const std::int64_t fewest = (all + fitting - 1) / fitting;
-  chunk_tiles_ = static_cast<int>((all + fewest - 1) / fewest);  // equally large
-  // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists of
-  // 33 to 36 blocks break even at k = 16, 8 tokens a tile).
-  longest_list_ = static_cast<int>(p.selection.topk * 21 / 10);
-  const std::int64_t slots = chunk_tiles_ * tile_slots;
-  const std::int64_t rows =
-      kvouter::inverse_rows(p.bounds.batch, static_cast<int>(p.attention.heads_kv), max_blocks_);
-  const std::int64_t chunks = (max_tiles + chunk_tiles_ - 1) / chunk_tiles_;
+    : chunks_(chunks_of(p, tokens_per_tile, max_tiles)),
+      // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists
+      // of 33 to 36 blocks break even at k = 16, 8 tokens a tile).
+      longest_list_(static_cast<int>(p.selection.topk * 21 / 10)) {
+  const auto& [tiles, chunks, slots, rows] = chunks_;
   counts_ = layout.take<int>(chunks * (rows + kvouter::kChunkCounters));
+  cursors_ = layout.take<int>(chunks * rows);
   entries_ = layout.take<kvouter::Entry>(chunks * slots);
   items_ = layout.take<kvouter::WorkItem>(chunks * kvouter::max_items(slots, rows));
   partials_ = layout.take<uint4>(slots * kvouter::kPartialVectors);
@@ -59,25 +69,27 @@ KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles,
 }
 
 void KvOuterStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                       const sm90::attend::Params& attend, int ctas, void* workspace,
-                       cudaStream_t stream) const {
+                       const sm90::attend::Params& attend, const std::int64_t* first_blocks,
+                       int ctas, void* workspace, cudaStream_t stream) const {
   kvouter::Params params{.batch = attend.batch,
                          .requests = attend.requests,
                          .tiles = attend.tiles,
                          .num_tiles = attend.num_tiles,
                          .tile_begin = attend.tile_begin,
                          .tile_limit = attend.tile_limit,
-                         .chunk_tiles = chunk_tiles_,
+                         .chunk_tiles = chunks_.tiles,
                          .tokens_per_tile = attend.tokens_per_tile,
                          .heads_kv = attend.heads_kv,
                          .topk = static_cast<int>(problem.selection.topk),
-                         .max_blocks = max_blocks_,
                          .block_ids = make_int_vector(block_ids, 2),
                          .stride_ids_t = block_ids.stride[0],
                          .stride_ids_h = block_ids.stride[1],
                          .list_headers = attend.list_headers,
                          .longest_list = longest_list_,
+                         .first_blocks = first_blocks,
+                         .max_rows = chunks_.rows,
                          .counts = counts_.in(workspace),
+                         .cursors = cursors_.in(workspace),
                          .entries = entries_.in(workspace),
                          .items = items_.in(workspace),
                          .partials = partials_.in(workspace),
@@ -91,15 +103,13 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .stride_lse_t = attend.stride_lse_t,
                          .stride_lse_h = attend.stride_lse_h,
                          .scale_log2 = attend.scale_log2,
-                         .redo = attend.redo};
+                         .suspects = attend.suspects};
   const int box = box_rows(kvouter::kBlock, problem.bounds.page_size);
   const kvouter::Maps maps{
       .q = make_query_map(call.q, problem.attention.heads_kv, kvouter::kGroup, 1, "q"),
       .k = make_key_map(call.k, box, "k"),
       .v = make_key_map(call.v, box, "v")};
-  const auto storage =
-      problem.attention.q.storage == DType::BF16 ? kvouter::Storage::Bf16 : kvouter::Storage::F16;
-  kvouter::launch(storage, params, maps, ctas, stream);
+  kvouter::launch(storage_of(problem.attention.q.storage), params, maps, ctas, stream);
 }
 
 }  // namespace msa::cuda

@@ -18,23 +18,33 @@ namespace msa::cuda {
 class KvOuterStage {
  public:
   /// Whether the kernels fit the problem; where they do not, the union kernel serves any selection.
-  static bool serves(const Problem& problem);
+  static bool serves(const Problem& problem, int tokens_per_tile, int max_tiles);
 
   KvOuterStage(const Problem& problem, int tokens_per_tile, int max_tiles, Layout& layout);
 
   /// Tiles whose union list is longer than this go keys-outermost.
   int longest_list() const { return longest_list_; }
 
-  /// The tiles of one attention launch that `params.list_headers` leaves to these kernels.
+  /// `first_blocks` [B + 1]: blocks of the requests before. The tiles of one attention launch that
+  /// `params.list_headers` leaves to these kernels.
   void run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-           const sm90::attend::Params& params, int ctas, void* workspace,
-           cudaStream_t stream) const;
+           const sm90::attend::Params& params, const std::int64_t* first_blocks, int ctas,
+           void* workspace, cudaStream_t stream) const;
 
  private:
-  int chunk_tiles_ = 1;  // bounds the memory of the partials
+  /// How the tiles of a launch are cut, which bounds the memory of the partials.
+  struct Chunks {
+    int tiles;            // of a chunk
+    std::int64_t chunks;  // of a launch
+    std::int64_t slots;   // partials of a chunk
+    std::int64_t rows;    // of a chunk's inverse
+  };
+  static Chunks chunks_of(const Problem& problem, int tokens_per_tile, int max_tiles);
+
+  Chunks chunks_;
   int longest_list_ = 0;
-  int max_blocks_ = 1;
   Piece<int> counts_{};
+  Piece<int> cursors_{};
   Piece<sm90::kvouter::Entry> entries_{};
   Piece<sm90::kvouter::WorkItem> items_{};
   Piece<uint4> partials_{};

@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "cuda/device.h"
 
 namespace msa::cuda {
@@ -12,9 +14,12 @@ struct LaunchConfig {
   dim3 grid{1};
   dim3 block{1};
   std::size_t shared_bytes = 0;  // dynamic
-  bool programmatic = false;     // may start before the launch in front of it ends: the kernel must
-                                 // griddepcontrol_wait
-  unsigned cluster = 1;          // CTAs of a cluster, along x
+  // The most that any launch of this kernel asks for; 0: all ask for shared_bytes. The driver keeps
+  // one limit a kernel: were it each launch's own, one thread would lower another's.
+  std::size_t most_shared_bytes = 0;
+  bool programmatic = false;  // may start before the launch in front of it ends: the kernel must
+                              // griddepcontrol_wait
+  unsigned cluster = 1;       // CTAs of a cluster, along x
   cudaStream_t stream = nullptr;
 };
 
@@ -23,9 +28,10 @@ template <class... Params, class... Args>
 void launch_kernel(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return;
   constexpr std::size_t kDefaultLimit = 48 * 1024;
-  if (config.shared_bytes > kDefaultLimit) {
+  const std::size_t most = std::max(config.most_shared_bytes, config.shared_bytes);
+  if (most > kDefaultLimit) {
     MSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(config.shared_bytes)));
+                                        static_cast<int>(most)));
   }
   cudaLaunchAttribute attributes[2]{};
   unsigned num_attributes = 0;

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "cuda/batch.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/merge_selections/launch.h"
 #include "cuda/sm90/merge_states/launch.h"
@@ -11,14 +12,9 @@ namespace msa::cuda {
 namespace {
 
 static_assert(kMaxParts == sm90::merge_states::kMaxParts &&
-                  kMaxParts == sm90::merge_selections::kMaxParts,
+                  kMaxParts == sm90::merge_selections::kMaxParts &&
+                  kMaxTopk == sm90::merge_selections::kMaxWidth,
               "the parts of any legal call fit the kernels' parameters");
-
-sm90::merge_states::Item item_of(DType dtype) {
-  using sm90::merge_states::Item;
-  if (dtype == DType::F32) return Item::F32;
-  return dtype == DType::F16 ? Item::F16 : Item::Bf16;
-}
 
 void run_states(const Problem& problem, const core::Call& call, cudaStream_t stream) {
   sm90::merge_states::Params params{
@@ -26,8 +22,8 @@ void run_states(const Problem& problem, const core::Call& call, cudaStream_t str
       .rows = call.out.shape[0] * problem.attention.heads_q,
       .heads = static_cast<int>(problem.attention.heads_q),
       .dim = problem.attention.value_dim,
-      .item = item_of(problem.attention.q.storage),
-      .out_item = item_of(problem.outputs.dtype),
+      .storage = storage_of(problem.attention.q.storage),
+      .out_storage = storage_of(problem.outputs.dtype),
       .out = call.out.data,
       .stride_out_t = call.out.stride[0],
       .stride_out_h = call.out.stride[1],

@@ -8,6 +8,12 @@
 
 namespace msa::cuda {
 
+/// Element types as kernels are compiled for.
+enum class Storage : std::uint32_t { F32, Bf16, F16 };
+
+/// Bits of one element.
+constexpr int bits_of(Storage storage) { return storage == Storage::F32 ? 32 : 16; }
+
 /// What a kernel found wrong in the contents of an index tensor. Order and values are part of the
 /// status word.
 enum class FaultKind : std::uint32_t {
@@ -66,5 +72,15 @@ struct RequestRecord {
 };
 
 inline constexpr std::int64_t kNoLimit = INT64_MAX;
+
+/// Pairs of a query row and a KV head whose tile ended non-finite: computed again, each with
+/// nothing but its own keys. Bit row * heads_kv + head.
+struct Suspects {
+  int* any = nullptr;  // not 0: some bit is set
+  unsigned* pairs = nullptr;
+};
+
+/// Words of bits for so many pairs.
+constexpr std::int64_t suspect_words(std::int64_t pairs) { return (pairs + 31) / 32; }
 
 }  // namespace msa::cuda

@@ -13,6 +13,7 @@ namespace {
 // Scores of 7,200 queries over a million tokens of 4 heads; smaller chunks lose time to their
 // tails.
 constexpr std::int64_t kScratchBytes = std::int64_t{900} << 20;
+constexpr std::int64_t kMaxGrid = 65535;  // CTAs along y and z
 
 std::string number(std::int64_t x) { return std::to_string(x); }
 
@@ -60,7 +61,12 @@ std::string SelectStage::rejects(const Problem& p) {
     return "at most 2^31 - 129 query rows";
   if (p.bounds.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
   if (p.bounds.batch >= 1 << 23) return "fewer than 2^23 requests";
-  if (p.op == Op::SelectTopk) return "";
+  if (p.op == Op::SelectTopk) {
+    return p.index.heads <= kMaxGrid ? ""
+                                     : "at most 65535 index heads, not " + number(p.index.heads);
+  }
+  if (p.index.heads_k > kMaxGrid)
+    return "at most 65535 index-key heads, not " + number(p.index.heads_k);
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {
     return std::string("the kernels take index tensors of bf16 and f16, not ") +
            to_string(p.index.q.storage);

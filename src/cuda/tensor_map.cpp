@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <string>
 
 #include "cuda/device.h"
@@ -36,6 +37,11 @@ Encode encoder() {
               std::string(argument) + ": " + why + ", got " + to_string(tensor));
 }
 
+bool holds_nothing(const Tensor& tensor) {
+  return std::any_of(tensor.shape.begin(), tensor.shape.begin() + tensor.rank,
+                     [](std::int64_t extent) { return extent == 0; });
+}
+
 /// `dims` innermost first; `box` items of each.
 CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dims,
                    const std::array<std::int64_t, kRank>& box, CUtensorMapSwizzle swizzle,
@@ -53,11 +59,14 @@ CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dim
     if (i > 0)
       strides[i - 1] = dims[i].extent > 1 ? static_cast<cuuint64_t>(dims[i].stride) * 2 : 16;
   }
+  // A tensor without elements may have no address, which the driver refuses; nothing reads it.
+  alignas(16) static const std::byte nothing{};
+  void* const address = holds_nothing(tensor) ? const_cast<std::byte*>(&nothing) : tensor.data;
   CUtensorMap map{};
   const CUtensorMapDataType type = tensor.dtype == DType::BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const CUresult result =
-      encoder()(&map, type, kRank, tensor.data, extents.data(), strides.data(), boxes.data(),
+      encoder()(&map, type, kRank, address, extents.data(), strides.data(), boxes.data(),
                 steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
@@ -82,6 +91,7 @@ std::array<Dimension, kRank> key_dimensions(const Tensor& keys) {
 
 const char* copy_engine_refuses(const Tensor& tensor) {
   if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16) return "expected bf16 or f16";
+  if (holds_nothing(tensor)) return "";
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
     return "expected an address that is a multiple of 16";
   for (int i = 0; i + 1 < tensor.rank; ++i) {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
 // One warp a (query row, head). A part with lse -inf saw nothing and counts for nothing.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/combine.h"
+#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::attend {
 namespace {
@@ -60,9 +58,14 @@ void launch_combine(const CombineParams& params, cudaStream_t stream) {
       .grid = dim3(static_cast<unsigned>((params.rows + kWarps - 1) / kWarps)),
       .block = dim3(kWarps * 32),
       .stream = stream};
-  if (params.out_f32) return launch_kernel(kernel<float>, config, params);
-  if (params.item == Item::Bf16) return launch_kernel(kernel<__nv_bfloat16>, config, params);
-  launch_kernel(kernel<__half>, config, params);
+  switch (params.storage) {
+    case Storage::F32:
+      return launch_kernel(kernel<ItemOf<Storage::F32>>, config, params);
+    case Storage::Bf16:
+      return launch_kernel(kernel<ItemOf<Storage::Bf16>>, config, params);
+    case Storage::F16:
+      return launch_kernel(kernel<ItemOf<Storage::F16>>, config, params);
+  }
 }
 
 }  // namespace msa::cuda::sm90::attend

@@ -16,9 +16,8 @@ struct CombineParams {
   int head_dim = 128;
   const float* part_out = nullptr;  // [splits, T, Hq, D]
   const float* part_lse = nullptr;  // [splits, T, Hq]
-  Item item = Item::Bf16;           // of out, unless f32
-  int out_f32 = 0;
-  void* out = nullptr;  // [T, Hq, D]
+  Storage storage = Storage::Bf16;  // of out
+  void* out = nullptr;              // [T, Hq, D]
   std::int64_t stride_out_t = 0;
   std::int64_t stride_out_h = 0;
   float* lse = nullptr;  // [T, Hq] or none

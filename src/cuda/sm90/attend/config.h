@@ -8,18 +8,16 @@
 #include <cstdint>
 
 #include "cuda/params.h"
-#include "cuda/sm90/exact/launch.h"
 #include "cuda/sm90/prologue/launch.h"
 
 namespace msa::cuda::sm90::attend {
 
-enum class Item : int { Bf16, F16 };
 /// Dense: every visible block in turn. Union: the blocks that any token of the tile listed, with a
 /// bit for each token.
 enum class Walk : int { Dense, Union };
 
 struct Config {
-  Item item = Item::Bf16;
+  Storage storage = Storage::Bf16;
   int head_dim = 128;  // of keys and values
   int block = 128;     // keys of one step; Union: the block size of the lists
   Walk walk = Walk::Dense;
@@ -28,6 +26,7 @@ struct Config {
 
 inline constexpr int kTileRows = 128;       // rows of q in a tile: tokens x heads of one group
 inline constexpr int kMaxUnionTokens = 32;  // tokens of a union tile: the bits of an entry
+inline constexpr int kMaxTopk = 64;         // ids of one token
 
 /// One block of a tile's list: its number inside the request, and which tokens of the tile listed
 /// it.
@@ -74,7 +73,7 @@ struct Params {
   std::int64_t stride_lse_h = 0;
   std::int64_t stride_lse_split = 0;
   float scale_log2 = 0;  // softmax scale * log2(e), above 0
-  exact::Redo redo{};
+  Suspects suspects{};
 };
 
 struct Maps {

@@ -86,8 +86,12 @@ class Consumer {
   /// Tokens of the tile that have rows in this warpgroup, as bits of an entry.
   __device__ __forceinline__ std::uint32_t warpgroup_tokens() const {
     const int first = warpgroup_ * 64 / params_.group;
-    const int last = (warpgroup_ * 64 + 63) / params_.group;
-    return (last >= 31 ? ~0u : (2u << last) - 1) & ~((1u << first) - 1);
+    const int end = (warpgroup_ * 64 + 63) / params_.group + 1;
+    return bits_below(end) & ~bits_below(first);
+  }
+  /// Small groups have more than 32 tokens' worth of rows: no shift by 32 or more.
+  __device__ __forceinline__ static std::uint32_t bits_below(int n) {
+    return n >= 32 ? ~0u : (1u << n) - 1;
   }
 
   /// Gives a block back unread. Its values go after the next step, which multiplies those of the

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The end of a tile: output and lse of one warpgroup's 64 rows. 16-bit output goes through the
 // tile's q stage (no longer needed), so that every row leaves as whole 16-byte vectors. Rows that
-// ended non-finite are noted for the exact kernel.
+// ended non-finite are noted, to be computed again one by one.
 #pragma once
 
+#include "cuda/geometry.cuh"
 #include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
@@ -76,11 +77,8 @@ struct Epilogue {
     const int lane = thread & 31;
     const int row = warpgroup * 64 + (thread >> 5) * 16 + lane;
     if (lane >= 16 || !valid(row) || (lane != 0 && row % params.group != 0)) return;
-    const int at = atomicAdd(params.redo.count, 1);
-    if (at < params.redo.capacity) {
-      params.redo.pairs[at] =
-          (static_cast<std::int64_t>(job.row) + row / params.group) * params.heads_kv + job.head;
-    }
+    note(params.suspects,
+         (static_cast<std::int64_t>(job.row) + row / params.group) * params.heads_kv + job.head);
   }
 
   __device__ __forceinline__ void store_f32(const float (&o)[kOutputs]) const {

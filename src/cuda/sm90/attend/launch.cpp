@@ -12,18 +12,18 @@ namespace msa::cuda::sm90::attend {
 namespace {
 
 constexpr std::array kInstances = {
-    Config{.item = Item::Bf16, .head_dim = 128, .block = 128, .walk = Walk::Dense},
-    Config{.item = Item::F16, .head_dim = 128, .block = 128, .walk = Walk::Dense},
-    Config{.item = Item::Bf16, .head_dim = 64, .block = 128, .walk = Walk::Dense},
-    Config{.item = Item::F16, .head_dim = 64, .block = 128, .walk = Walk::Dense},
-    Config{.item = Item::Bf16, .head_dim = 128, .block = 128, .walk = Walk::Union},
-    Config{.item = Item::F16, .head_dim = 128, .block = 128, .walk = Walk::Union},
-    Config{.item = Item::Bf16, .head_dim = 64, .block = 128, .walk = Walk::Union},
-    Config{.item = Item::F16, .head_dim = 64, .block = 128, .walk = Walk::Union},
-    Config{.item = Item::Bf16, .head_dim = 128, .block = 64, .walk = Walk::Union},
-    Config{.item = Item::F16, .head_dim = 128, .block = 64, .walk = Walk::Union},
-    Config{.item = Item::Bf16, .head_dim = 64, .block = 64, .walk = Walk::Union},
-    Config{.item = Item::F16, .head_dim = 64, .block = 64, .walk = Walk::Union},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .block = 128, .walk = Walk::Dense},
+    Config{.storage = Storage::F16, .head_dim = 128, .block = 128, .walk = Walk::Dense},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .block = 128, .walk = Walk::Dense},
+    Config{.storage = Storage::F16, .head_dim = 64, .block = 128, .walk = Walk::Dense},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .block = 128, .walk = Walk::Union},
+    Config{.storage = Storage::F16, .head_dim = 128, .block = 128, .walk = Walk::Union},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .block = 128, .walk = Walk::Union},
+    Config{.storage = Storage::F16, .head_dim = 64, .block = 128, .walk = Walk::Union},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .block = 64, .walk = Walk::Union},
+    Config{.storage = Storage::F16, .head_dim = 128, .block = 64, .walk = Walk::Union},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .block = 64, .walk = Walk::Union},
+    Config{.storage = Storage::F16, .head_dim = 64, .block = 64, .walk = Walk::Union},
 };
 
 using Launch = void (*)(const Params&, const Maps&, int, cudaStream_t);
@@ -44,8 +44,6 @@ int find(const Config& config) {
 }
 
 }  // namespace
-
-bool has_instance(const Config& config) { return find(config) >= 0; }
 
 void launch(const Config& config, const Params& params, const Maps& maps, int ctas,
             cudaStream_t stream) {

@@ -12,9 +12,6 @@ namespace msa::cuda::sm90::attend {
 template <Config cfg>
 void launch_instance(const Params& params, const Maps& maps, int ctas, cudaStream_t stream);
 
-/// Whether launch() has an instance for this.
-bool has_instance(const Config& config);
-
 /// `ctas`: one a multiprocessor.
 void launch(const Config& config, const Params& params, const Maps& maps, int ctas,
             cudaStream_t stream);

@@ -68,7 +68,8 @@ __device__ __forceinline__ void read_lists(const ListParams& params, const Sourc
   for (int at = lane; at < source.tokens * params.topk; at += 32) {
     const int token = token_of(at, inverse);
     const int slot = at - token * params.topk;
-    const int id = __ldg(ids + token * params.stride_ids_t + slot * params.block_ids.stride);
+    // A plain load: a launch of this run may have written the lists while this one was resident.
+    const int id = ids[token * params.stride_ids_t + slot * params.block_ids.stride];
     keys[at] = static_cast<unsigned>(id);
     if (id == -1) atomicMin(&tokens.length[token], slot);
   }
@@ -231,6 +232,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 }  // namespace
 
 void launch_lists(const ListParams& params, cudaStream_t stream) {
+  constexpr int kMostPadded = kMaxUnionTokens * kMaxTopk;
   int padded = 32;
   while (padded < params.tokens_per_tile * params.topk) padded *= 2;
   launch_kernel(kernel,
@@ -238,6 +240,7 @@ void launch_lists(const ListParams& params, cudaStream_t stream) {
                               static_cast<unsigned>(params.heads_kv)),
                  .block = dim3(kWarps * 32),
                  .shared_bytes = static_cast<std::size_t>(kWarps * warp_bytes(padded)),
+                 .most_shared_bytes = static_cast<std::size_t>(kWarps * warp_bytes(kMostPadded)),
                  .programmatic = true,
                  .stream = stream},
                 params, padded);

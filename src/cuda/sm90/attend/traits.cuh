@@ -2,14 +2,10 @@
 // Tile sizes, shared memory and roles of the attention kernel, derived from one Config.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <type_traits>
-
 #include "cuda/sm90/attend/config.h"
 #include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::attend {
 
@@ -33,7 +29,7 @@ struct Job {
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
-  using Item = std::conditional_t<cfg.item == attend::Item::Bf16, __nv_bfloat16, __half>;
+  using Item = ItemOf<cfg.storage>;
   static constexpr int kHeadDim = cfg.head_dim;
   static constexpr int kBlock = cfg.block;
   static constexpr bool kUnion = cfg.walk == Walk::Union;
@@ -104,7 +100,7 @@ __device__ __forceinline__ ListEntry entry_of(const Params& params, const Job& j
                                               int i) {
   if constexpr (Traits::kUnion) {
     if (i < Traits::kListedAhead) return front[i];
-    const int2 raw = __ldg(reinterpret_cast<const int2*>(list_of(params, job) + i));
+    const int2 raw = *reinterpret_cast<const int2*>(list_of(params, job) + i);
     return {raw.x, static_cast<std::uint32_t>(raw.y)};
   } else {
     return {job.first - i, 0};

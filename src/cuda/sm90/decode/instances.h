@@ -8,7 +8,5 @@ namespace msa::cuda::sm90::decode {
 
 void launch_score_bf16(const ScoreParams& params, cudaStream_t stream);
 void launch_score_f16(const ScoreParams& params, cudaStream_t stream);
-void launch_attend_bf16(const AttendParams& params, cudaStream_t stream);
-void launch_attend_f16(const AttendParams& params, cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::decode

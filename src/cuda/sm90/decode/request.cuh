@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A request's record before the prologue is done, where its lengths alone make it: paged keys, or
-// ragged ones with cu_seqlens_k. Kernels then start their work beside the prologue, whose checks
-// say the same.
+// A request's record before the prologue is done, where lengths alone make it: paged keys, ragged
+// ones with cu_seqlens_k, or so few requests that adding up their lengths takes no time. Kernels
+// then start their work beside the prologue, whose checks say the same.
 #pragma once
 
 #include "cuda/geometry.cuh"
@@ -10,18 +10,37 @@
 
 namespace msa::cuda::sm90::decode {
 
+/// Whether records need no prologue. The same for all requests of a batch: a warp may read several.
+__device__ __forceinline__ bool records_are_early(const BatchParams& batch) {
+  constexpr int kSummedRequests = 16;
+  return batch.page_size != 0 || batch.cu_seqlens_k.data != nullptr ||
+         batch.batch <= kSummedRequests;
+}
+
 /// The record of `request`; an empty one in an empty batch. Waits for the prologue only where it
 /// must; either way the caller waits before it depends on earlier launches for anything else.
 __device__ __forceinline__ RequestRecord early_request(const BatchParams& batch,
                                                        const RequestRecord* records, int request) {
   if (batch.batch == 0) return RequestRecord{};
-  if (batch.page_size == 0 && batch.cu_seqlens_k.data == nullptr) {
+  if (!records_are_early(batch)) {
     ptx::griddepcontrol_wait();
     return records[request];
   }
+  std::int64_t k_begin = 0;
+  if (batch.page_size == 0 && batch.cu_seqlens_k.data == nullptr) {
+#pragma unroll 1
+    for (int b = 0; b < request; ++b) k_begin += rows_of(batch, b);
+  }
   bool length_fault = false;  // the prologue reports them
   bool offset_fault = false;
-  return load_request(batch, request, 0, &length_fault, &offset_fault);
+  return load_request(batch, request, k_begin, &length_fault, &offset_fault);
+}
+
+/// The first row of q behind the last request: padding of CUDA graphs. As the prologue has it.
+__device__ __forceinline__ std::int64_t padding_begin(const BatchParams& batch) {
+  const IntVector& starts = batch.cu_seqlens_q;
+  if (starts.data == nullptr) return batch.total_q;
+  return clamp64(load(starts, batch.batch), 0, batch.total_q);
 }
 
 /// One warp brings a request's row of the page table into L1, up to 8,192 pages of it: ids are

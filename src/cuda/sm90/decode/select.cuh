@@ -222,22 +222,33 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, con
   __syncthreads();
 }
 
-/// Writes a row of ids (global) and chosen scores from `s`; a row without request passes num_ids 0.
+/// Writes one slot of a row's outputs, those that are wanted.
+__device__ __forceinline__ void store_slot(const SelectParams& p, std::int64_t row, int head,
+                                           int slot, int id, float score) {
+  if (p.ids != nullptr)
+    p.ids[row * p.stride_ids_t + head * p.stride_ids_h + slot * p.stride_ids_slot] = id;
+  if (p.chosen != nullptr) {
+    p.chosen[row * p.stride_chosen_t + head * p.stride_chosen_h + slot * p.stride_chosen_slot] =
+        score;
+  }
+}
+
+/// Writes a row of ids (global, `first` is the request's first block) and chosen scores from `s`.
 __device__ __forceinline__ void store_selection(const SelectParams& p, const SelectStorage& s,
                                                 std::int64_t row, int head, std::int64_t first,
-                                                int num_ids, int thread) {
+                                                int thread) {
   for (int slot = thread; slot < p.topk; slot += kSelectThreads) {
-    const bool valid = slot < num_ids;
-    if (p.ids != nullptr) {
-      p.ids[row * p.stride_ids_t + head * p.stride_ids_h + slot * p.stride_ids_slot] =
-          valid ? static_cast<int>(first + s.ids[slot]) : -1;
-    }
-    if (p.chosen != nullptr) {
-      p.chosen[row * p.stride_chosen_t + head * p.stride_chosen_h + slot * p.stride_chosen_slot] =
-          valid ? score_of(static_cast<std::uint32_t>(s.chosen[slot] >> 32))
-                : -__int_as_float(0x7f800000);
-    }
+    const bool valid = slot < s.num_ids;
+    store_slot(p, row, head, slot, valid ? static_cast<int>(first + s.ids[slot]) : -1,
+               valid ? score_of(static_cast<std::uint32_t>(s.chosen[slot] >> 32)) : -INFINITY);
   }
+}
+
+/// The same for a row that sees nothing.
+__device__ __forceinline__ void store_empty_selection(const SelectParams& p, std::int64_t row,
+                                                      int head, int thread) {
+  for (int slot = thread; slot < p.topk; slot += kSelectThreads)
+    store_slot(p, row, head, slot, -1, -INFINITY);
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -2,6 +2,7 @@
 // Selection alone: one CTA a (query row, head).
 #pragma once
 
+#include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/select.cuh"
 
 namespace msa::cuda::sm90::decode {
@@ -16,16 +17,14 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int request = blockIdx.y / token_slots;
   const int token = blockIdx.y % token_slots;
   const RequestRecord r = p.batch.batch > 0 ? p.records[request] : RequestRecord{};
-  if (request == max(p.batch.batch, 1) - 1) {
-    for (std::int64_t row = r.q_begin + r.seqlen_q + token; row < p.batch.total_q;
-         row += token_slots) {
-      store_selection(p, storage, row, head, 0, 0, threadIdx.x);
-    }
+  for (std::int64_t row = padding_begin(p.batch) + blockIdx.y; row < p.batch.total_q;
+       row += gridDim.y) {
+    store_empty_selection(p, row, head, threadIdx.x);
   }
   if (token >= r.seqlen_q) return;
   const SelectRow row = select_row(p, r, token, head);
   select_topk(storage, scratch, row, p.topk, p.lanes, threadIdx.x);
-  store_selection(p, storage, r.q_begin + token, head, row.first, storage.num_ids, threadIdx.x);
+  store_selection(p, storage, r.q_begin + token, head, row.first, threadIdx.x);
 }
 
 /// -inf everywhere: what the scoring kernel does not reach is not visible.

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: MIT
 // One warp a query head. Scores: a lane takes a key. Weighted sum: a lane takes columns. No key
 // that the row does not list and see is read, so nothing can leak from one. Bad ids are reported
-// here too: where strides rule the copy engine out, no other kernel reads them.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+// here too: no other kernel reads them.
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/exact/launch.h"
 #include "cuda/sm90/ptx/barrier.cuh"
+#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::exact {
 namespace {
@@ -31,26 +29,6 @@ __device__ __forceinline__ float warp_max(float x) {
 __device__ __forceinline__ float warp_sum(float x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
   return x;
-}
-
-/// The request that owns a row of q, or -1.
-__device__ int owner_of(const Params& params, std::int64_t row) {
-  int low = 0;
-  int high = params.batch.batch;
-  while (low < high) {  // first request that begins behind the row
-    const int middle = (low + high) / 2;
-    if (params.requests[middle].q_begin <= row) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  for (int b = low - 1; b >= 0; --b) {
-    const RequestRecord& r = params.requests[b];
-    if (row < r.q_begin + r.seqlen_q) return b;
-    if (r.seqlen_q != 0) return -1;
-  }
-  return -1;
 }
 
 /// Where a local key lies; token -1: its page does not exist.
@@ -184,7 +162,7 @@ __device__ void store_row(const Params& params, std::int64_t row, int query_head
 template <class Item, int kColumns>
 __device__ void attend_row(const Params& params, std::int64_t row, int head, int query_head) {
   float o[kColumns] = {};
-  const int request_idx = owner_of(params, row);
+  const int request_idx = owner_of(params.batch, params.requests, row);
   if (request_idx < 0) return store_row<Item>(params, row, query_head, o, -INFINITY);  // padding
   const Item* q =
       static_cast<const Item*>(params.q) + row * params.stride_q_t + query_head * params.stride_q_h;
@@ -197,11 +175,8 @@ __device__ void attend_row(const Params& params, std::int64_t row, int head, int
 template <class Item, int kColumns>
 __global__ void __launch_bounds__(kWarps * 32) kernel(const __grid_constant__ Params params) {
   ptx::griddepcontrol_wait();
-  const int noted = *params.redo.count;
-  const bool all = params.everything != 0 || noted > params.redo.capacity;
-  const std::int64_t pairs = all ? params.batch.total_q * params.heads_kv : noted;
-  for (std::int64_t i = blockIdx.x; i < pairs; i += gridDim.x) {
-    const std::int64_t pair = all ? i : params.redo.pairs[i];
+  const std::int64_t pairs = params.batch.total_q * params.heads_kv;
+  for (std::int64_t pair = blockIdx.x; pair < pairs; pair += gridDim.x) {
     const int head = static_cast<int>(pair % params.heads_kv);
     for (int g = static_cast<int>(threadIdx.x / 32); g < params.group; g += kWarps) {
       attend_row<Item, kColumns>(params, pair / params.heads_kv, head, head * params.group + g);
@@ -225,10 +200,10 @@ void launch(const Params& params, int ctas, cudaStream_t stream) {
                             .block = dim3(kWarps * 32),
                             .programmatic = true,
                             .stream = stream};
-  if (params.bf16) {
-    launch_items<__nv_bfloat16>(params, config);
+  if (params.storage == Storage::Bf16) {
+    launch_items<ItemOf<Storage::Bf16>>(params, config);
   } else {
-    launch_items<__half>(params, config);
+    launch_items<ItemOf<Storage::F16>>(params, config);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Attention that shares nothing between rows: for the few (row of q, KV head) pairs whose tile
-// ended non-finite in a fast kernel. Every query head reads exactly its own visible, listed keys;
-// slow, and idle where nothing was noted.
+// Attention for tensors that the copy engine cannot take (addresses or strides that are no
+// multiples of 16 bytes). Every query head reads exactly its own visible, listed keys, item by
+// item; slow.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,14 +12,6 @@
 #include "cuda/params.h"
 
 namespace msa::cuda::sm90::exact {
-
-/// Pairs to compute again, appended by fast kernels as row * heads_kv + head; a pair may stand
-/// there twice.
-struct Redo {
-  int* count = nullptr;           // may pass `capacity`: then every pair is computed again
-  std::int64_t* pairs = nullptr;  // [capacity]
-  int capacity = 0;
-};
 
 /// Keys or values as the caller gave them; strides count items.
 struct KeyView {
@@ -32,9 +24,7 @@ struct KeyView {
 struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;  // [B]
-  Redo redo{};
-  int everything = 0;  // compute every pair, whatever was noted
-  int bf16 = 1;        // items: bf16, else f16
+  Storage storage = Storage::Bf16;
   int head_dim = 128;
   int heads_kv = 1;
   int group = 1;

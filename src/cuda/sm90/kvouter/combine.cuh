@@ -97,10 +97,8 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
           empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * kLn2;
     }
   }
-  if (__any_sync(0xffffffffu, probe != 0.0f) && lane == 0) {
-    const int at = atomicAdd(p.redo.count, 1);
-    if (at < p.redo.capacity) p.redo.pairs[at] = row * p.heads_kv + head;
-  }
+  if (__any_sync(0xffffffffu, probe != 0.0f) && lane == 0)
+    note(p.suspects, row * p.heads_kv + head);
 }
 
 template <class Item>

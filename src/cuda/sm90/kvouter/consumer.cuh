@@ -68,7 +68,7 @@ class Consumer {
 
   __device__ __forceinline__ static Entry load_entry(const Entry* entries, int at, int count) {
     if (at >= count) return {0, kUnused};
-    const int2 raw = __ldg(reinterpret_cast<const int2*>(entries + at));
+    const int2 raw = *reinterpret_cast<const int2*>(entries + at);
     return {raw.x, static_cast<std::uint32_t>(raw.y)};
   }
 

@@ -2,15 +2,19 @@
 // The inverse of the block lists, all chunks of a launch at once: count, scan, scatter. The order
 // of queries inside a block's list is left open: rows of a tile do not touch each other, and every
 // partial has a slot of its own, so the result has the same bits in any order.
+#include <algorithm>
+
 #include "cuda/launch.h"
 #include "cuda/sm90/kvouter/invert.h"
 #include "cuda/sm90/kvouter/lists.cuh"
+#include "cuda/sm90/tile/scan.cuh"
 
 namespace msa::cuda::sm90::kvouter {
 namespace {
 
 constexpr int kWarps = 4;
 constexpr int kScanThreads = 1024;
+constexpr int kScanCtas = 16;  // of a chunk
 
 /// Calls visit(chunk, row of its inverse, entry) for each slot that counts; a lane is a place in
 /// the list.
@@ -44,78 +48,107 @@ __global__ void __launch_bounds__(kWarps * 32) count_kernel(const __grid_constan
 
 __global__ void __launch_bounds__(kWarps * 32) scatter_kernel(const __grid_constant__ Params p) {
   for_each_slot(p, [&](int chunk, std::int64_t row, const Entry& entry) {
-    chunk_entries(p, chunk)[atomicAdd(chunk_counts(p, chunk) + row, 1)] = entry;
+    chunk_entries(p, chunk)[atomicAdd(chunk_cursors(p, chunk) + row, 1)] = entry;
   });
 }
 
-/// Exclusive sums over the CTA of two values a thread.
-__device__ __forceinline__ int2 exclusive_sums(int2 mine) {
-  __shared__ int2 warps[kScanThreads / 32];
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  int2 sum = mine;
-  for (int step = 1; step < 32; step *= 2) {
-    const int x = __shfl_up_sync(0xffffffffu, sum.x, step);
-    const int y = __shfl_up_sync(0xffffffffu, sum.y, step);
-    if (lane >= step) sum = {sum.x + x, sum.y + y};
-  }
-  if (lane == 31) warps[threadIdx.x / 32] = sum;
-  __syncthreads();
-  int2 before{0, 0};
-  for (unsigned w = 0; w < threadIdx.x / 32; ++w)
-    before = {before.x + warps[w].x, before.y + warps[w].y};
-  return {before.x + sum.x - mine.x, before.y + sum.y - mine.y};
+/// Rows that exist in this call: its bounds may allow a hundred times as many.
+__device__ __forceinline__ std::int64_t num_rows(const Params& p) {
+  return p.heads_kv * total_blocks(p);
 }
 
-/// A CTA a chunk: counts become cursors; every row's queries become work items of at most
-/// kItemTokens.
-__global__ void __launch_bounds__(kScanThreads)
-    scan_kernel(const __grid_constant__ Params p, int rows) {
-  const int chunk = static_cast<int>(blockIdx.x);
-  int* counts = chunk_counts(p, chunk);
-  WorkItem* items = chunk_items(p, chunk);
-  const int share = (rows + kScanThreads - 1) / kScanThreads;
-  const int begin = min(static_cast<int>(threadIdx.x) * share, rows);
-  const int end = min(begin + share, rows);
-  int2 mine{0, 0};
-  for (int row = begin; row < end; ++row) {
-    const int count = counts[row];
-    mine = {mine.x + count, mine.y + (count + kItemTokens - 1) / kItemTokens};
+__global__ void __launch_bounds__(kScanThreads) clear_kernel(const __grid_constant__ Params p) {
+  int* counters = chunk_counts(p, static_cast<int>(blockIdx.y)) - kChunkCounters;
+  const std::int64_t count = kChunkCounters + num_rows(p);
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kScanThreads + threadIdx.x; i < count;
+       i += std::int64_t{gridDim.x} * kScanThreads) {
+    counters[i] = 0;
   }
-  int2 at = exclusive_sums(mine);
-  for (int row = begin; row < end; ++row) {
-    const int count = counts[row];
-    const int block = row % p.max_blocks;
-    const int rest = row / p.max_blocks;
-    for (int first = 0; first < count; first += kItemTokens) {
-      items[at.y++] = {.head = rest / p.batch.batch,
-                       .request = rest % p.batch.batch,
-                       .block = block,
-                       .begin = at.x + first,
-                       .count = min(kItemTokens, count - first)};
+}
+
+/// The request that owns block `block` of all requests' blocks.
+__device__ __forceinline__ int request_of(const Params& p, std::int64_t block) {
+  int low = 0;
+  int high = p.batch.batch - 1;
+  while (low < high) {  // last request that begins at the block or before
+    const int middle = (low + high + 1) / 2;
+    if (p.first_blocks[middle] <= block) {
+      low = middle;
+    } else {
+      high = middle - 1;
     }
-    counts[row] = at.x;
-    at.x += count;
   }
-  if (threadIdx.x == kScanThreads - 1) counts[rows] = at.y;
+  return low;
+}
+
+/// A row's queries in the low half, its work items in the high half, so that one sum is both.
+__device__ __forceinline__ std::int64_t pack_row(int count) {
+  return count + (static_cast<std::int64_t>((count + kItemTokens - 1) / kItemTokens) << 32);
+}
+__device__ __forceinline__ int queries_of(std::int64_t packed) { return static_cast<int>(packed); }
+__device__ __forceinline__ int items_of(std::int64_t packed) {
+  return static_cast<int>(packed >> 32);
+}
+
+/// A few CTAs a chunk: counts become cursors, every row's queries work items of at most
+/// kItemTokens. A CTA adds up the rows before its own again, rather than wait for another one.
+__global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constant__ Params p) {
+  const int chunk = static_cast<int>(blockIdx.y);
+  const int* counts = chunk_counts(p, chunk);
+  int* cursors = chunk_cursors(p, chunk);
+  WorkItem* items = chunk_items(p, chunk);
+  const std::int64_t rows = num_rows(p);
+  const std::int64_t share = ceil_div(ceil_div(rows, gridDim.x), kScanThreads) * kScanThreads;
+  const std::int64_t begin = min(share * blockIdx.x, rows);
+  const std::int64_t end = min(begin + share, rows);
+  if (begin == end) return;
+  std::int64_t mine = 0;
+  for (std::int64_t row = threadIdx.x; row < begin; row += kScanThreads)
+    mine += pack_row(counts[row]);
+  std::int64_t before = 0;
+  tile::exclusive_sum<kScanThreads>(mine, before);
+  const std::int64_t blocks = total_blocks(p);
+  for (std::int64_t first = begin; first < end; first += kScanThreads) {
+    const std::int64_t row = first + threadIdx.x;
+    const int count = row < end ? counts[row] : 0;
+    std::int64_t total = 0;
+    const std::int64_t at = before + tile::exclusive_sum<kScanThreads>(pack_row(count), total);
+    before += total;
+    if (row >= end) continue;
+    cursors[row] = queries_of(at);
+    if (count == 0) continue;
+    const int head = static_cast<int>(row / blocks);
+    const std::int64_t block = row - head * blocks;
+    const int request = request_of(p, block);
+    for (int done = 0, item = items_of(at); done < count; done += kItemTokens, ++item) {
+      items[item] = {.head = head,
+                     .request = request,
+                     .block = static_cast<int>(block - p.first_blocks[request]),
+                     .begin = queries_of(at) + done,
+                     .count = min(kItemTokens, count - done)};
+    }
+  }
+  if (end == rows && threadIdx.x == 0) chunk_num_items(p, chunk) = items_of(before);
 }
 
 }  // namespace
 
 void launch_invert(const Params& params, cudaStream_t stream) {
-  const std::int64_t rows = inverse_rows(params.batch.batch, params.heads_kv, params.max_blocks);
-  const std::int64_t chunks = ceil_div(params.tile_limit, params.chunk_tiles);
-  MSA_CUDA_CHECK(cudaMemsetAsync(
-      params.counts, 0, static_cast<std::size_t>(chunks * (rows + kChunkCounters)) * sizeof(int),
-      stream));
+  constexpr int kClearCtas = 32;  // of a chunk
+  const auto chunks = static_cast<unsigned>(ceil_div(params.tile_limit, params.chunk_tiles));
   const LaunchConfig slots{.grid = dim3(static_cast<unsigned>(ceil_div(params.tile_limit, kWarps)),
                                         static_cast<unsigned>(params.heads_kv)),
                            .block = dim3(kWarps * 32),
                            .stream = stream};
+  const auto rows_grid = [&](int ctas) {
+    const auto most = static_cast<unsigned>(ceil_div(params.max_rows, kScanThreads));
+    return LaunchConfig{.grid = dim3(std::clamp(most, 1u, static_cast<unsigned>(ctas)), chunks),
+                        .block = dim3(kScanThreads),
+                        .stream = stream};
+  };
+  launch_kernel(clear_kernel, rows_grid(kClearCtas), params);
   launch_kernel(count_kernel, slots, params);
-  launch_kernel(
-      scan_kernel,
-      {.grid = dim3(static_cast<unsigned>(chunks)), .block = dim3(kScanThreads), .stream = stream},
-      params, static_cast<int>(rows));
+  launch_kernel(scan_kernel, rows_grid(kScanCtas), params);
   launch_kernel(scatter_kernel, slots, params);
 }
 

@@ -21,14 +21,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  const std::int64_t rows = chunk_rows(params);
-  int* counts = chunk_counts(params, chunk);
-  const int num_items = counts[rows];
+  const int num_items = chunk_num_items(params, chunk);
   const int warpgroup = static_cast<int>(threadIdx.x >> 7);
   if (warpgroup == Traits::kConsumers) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if ((threadIdx.x & 127) < 32)
-      Producer<Traits>(params, maps, shared, chunk).run(num_items, counts + rows + 1);
+      Producer<Traits>(params, maps, shared, chunk).run(num_items, &chunk_next_item(params, chunk));
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     Consumer<Traits>(params, shared, warpgroup, chunk).run();

@@ -12,7 +12,6 @@
 
 #include "cuda/params.h"
 #include "cuda/sm90/attend/config.h"
-#include "cuda/sm90/exact/launch.h"
 #include "cuda/sm90/prologue/launch.h"
 
 namespace msa::cuda::sm90::kvouter {
@@ -24,8 +23,6 @@ inline constexpr int kMaxTopk = 32;      // one lane a slot
 inline constexpr int kItemTokens = 384;  // queries of one work item: 32 tiles of 12
 inline constexpr int kChunkCounters = 2;
 inline constexpr int kPartialVectors = kGroup * kDim / 8;  // 16-byte vectors of one partial
-
-enum class Storage : int { Bf16, F16 };
 
 /// One query of a block's list.
 struct Entry {
@@ -55,7 +52,6 @@ struct Params {
   int tokens_per_tile = 8;
   int heads_kv = 1;
   int topk = 16;
-  int max_blocks = 1;     // planned blocks of a request
   IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
   std::int64_t stride_ids_t = 0;
   std::int64_t stride_ids_h = 0;
@@ -63,12 +59,15 @@ struct Params {
   // longest_list.
   const attend::ListHeader* list_headers = nullptr;
   int longest_list = 0;
-  // Inverse of the lists, chunk after chunk: rows are (head, request, block).
-  // [chunks, rows + kChunkCounters]; behind the rows: number of items, next item to take
-  int* counts = nullptr;
-  Entry* entries = nullptr;      // [chunks, chunk_slots]
-  WorkItem* items = nullptr;     // [chunks, max_items(chunk_slots, rows)]
-  uint4* partials = nullptr;     // [slots, kPartialVectors], in fragment order
+  // Inverse of the lists, chunk after chunk: rows are (head, request, block) of the blocks that
+  // exist.
+  const std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before
+  std::int64_t max_rows = 0;                   // planned
+  int* counts = nullptr;      // [chunks, kChunkCounters + max_rows]: items, next item to take, rows
+  int* cursors = nullptr;     // [chunks, max_rows]
+  Entry* entries = nullptr;   // [chunks, chunk_slots]
+  WorkItem* items = nullptr;  // [chunks, max_items(chunk_slots, max_rows)]
+  uint4* partials = nullptr;  // [slots, kPartialVectors], in fragment order
   float* partial_lse = nullptr;  // [slots, kGroup], base 2
   void* out = nullptr;           // [T, Hq, D]
   std::int64_t stride_out_t = 0;
@@ -79,7 +78,7 @@ struct Params {
   std::int64_t stride_lse_t = 0;
   std::int64_t stride_lse_h = 0;
   float scale_log2 = 0;
-  exact::Redo redo{};
+  Suspects suspects{};
 };
 
 struct Maps {
@@ -88,8 +87,9 @@ struct Maps {
   CUtensorMap v;
 };
 
-/// Rows of the inverse index of one chunk.
-constexpr std::int64_t inverse_rows(std::int64_t batch, int heads_kv, std::int64_t max_blocks) {
+/// Rows that the inverse index of one chunk can have.
+constexpr std::int64_t inverse_rows(std::int64_t batch, std::int64_t heads_kv,
+                                    std::int64_t max_blocks) {
   return batch * heads_kv * max_blocks;
 }
 /// Work items that `slots` entries in `rows` rows can need.

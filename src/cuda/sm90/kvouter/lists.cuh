@@ -19,9 +19,9 @@ __device__ __forceinline__ bool takes(const Params& p, int head, int slot) {
          p.list_headers[attend::list_index(p.tile_limit, head, slot)].blocks > p.longest_list;
 }
 
-/// Rows of a chunk's inverse.
-__device__ __forceinline__ std::int64_t chunk_rows(const Params& p) {
-  return static_cast<std::int64_t>(p.heads_kv) * p.batch.batch * p.max_blocks;
+/// Blocks of all requests.
+__device__ __forceinline__ std::int64_t total_blocks(const Params& p) {
+  return p.first_blocks[p.batch.batch];
 }
 
 /// Partials, and with them entries, of a chunk.
@@ -30,12 +30,23 @@ __device__ __forceinline__ std::int64_t chunk_slots(const Params& p) {
 }
 
 __device__ __forceinline__ int* chunk_counts(const Params& p, int chunk) {
-  return p.counts + chunk * (chunk_rows(p) + kChunkCounters);
+  return p.counts + chunk * (p.max_rows + kChunkCounters) + kChunkCounters;
+}
+/// Work items of a chunk, and the next one to take: in front of the counts of its rows.
+__device__ __forceinline__ int& chunk_num_items(const Params& p, int chunk) {
+  return chunk_counts(p, chunk)[-2];
+}
+__device__ __forceinline__ int& chunk_next_item(const Params& p, int chunk) {
+  return chunk_counts(p, chunk)[-1];
+}
+
+__device__ __forceinline__ int* chunk_cursors(const Params& p, int chunk) {
+  return p.cursors + chunk * p.max_rows;
 }
 
 __device__ __forceinline__ WorkItem* chunk_items(const Params& p, int chunk) {
   const std::int64_t slots = chunk_slots(p);
-  return p.items + chunk * (slots / kItemTokens + min(chunk_rows(p), slots));
+  return p.items + chunk * (slots / kItemTokens + min(p.max_rows, slots));
 }
 
 __device__ __forceinline__ Entry* chunk_entries(const Params& p, int chunk) {
@@ -44,7 +55,7 @@ __device__ __forceinline__ Entry* chunk_entries(const Params& p, int chunk) {
 
 __device__ __forceinline__ std::int64_t inverse_row(const Params& p, int head, int request,
                                                     int block) {
-  return (static_cast<std::int64_t>(head) * p.batch.batch + request) * p.max_blocks + block;
+  return head * total_blocks(p) + p.first_blocks[request] + block;
 }
 
 /// Local block that lane `lane`'s slot of the token lists and sees, or -1. All lanes of a warp call
@@ -53,7 +64,7 @@ __device__ __forceinline__ int slot_block(const Params& p, const RequestRecord& 
                                           std::int64_t token, int head, int lane) {
   const int* ids =
       p.block_ids.data + (request.q_begin + token) * p.stride_ids_t + head * p.stride_ids_h;
-  const int id = lane < p.topk ? __ldg(ids + lane * p.block_ids.stride) : -1;
+  const int id = lane < p.topk ? ids[lane * p.block_ids.stride] : -1;
   const unsigned stops = __ballot_sync(0xffffffffu, id == -1);
   const bool listed = (stops & ((2u << lane) - 1)) == 0;
   const std::int64_t block = id - first_block(request, kBlock);

@@ -81,7 +81,7 @@ class Producer {
     const int panel = lane_ % Traits::kPanels;
     int row = static_cast<int>(params_.batch.total_q);
     if (first + token < item.count && token < Traits::kTileTokens)
-      row = __ldg(&entries_[item.begin + first + token].row);
+      row = entries_[item.begin + first + token].row;
     shared_.q_ring.wait_empty(q_at_);
     if (lane_ == 0) shared_.q_ring.expect(q_at_, Traits::kQueryBytes);
     __syncwarp();

@@ -12,6 +12,7 @@
 namespace msa::cuda::sm90::merge_selections {
 
 inline constexpr int kMaxParts = 64;
+inline constexpr int kMaxWidth = 256;  // ids of a part
 
 /// Candidates of one shard: ids up to the first -1 of a row, and their scores.
 struct Part {

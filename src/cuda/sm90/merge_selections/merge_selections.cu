@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
 }  // namespace
 
 void launch(const Params& p, cudaStream_t stream) {
+  constexpr std::size_t kMostKeys = std::size_t{kMaxParts} * kMaxWidth;
   int capacity = 0;
   for (int n = 0; n < p.num_parts; ++n) capacity += p.parts[n].width;
   const int bytes = capacity * static_cast<int>(sizeof(Key));
@@ -141,6 +142,7 @@ void launch(const Params& p, cudaStream_t stream) {
                 {.grid = dim3(static_cast<unsigned>((p.rows + warps - 1) / warps)),
                  .block = dim3(static_cast<unsigned>(warps * 32)),
                  .shared_bytes = static_cast<std::size_t>(warps) * static_cast<std::size_t>(bytes),
+                 .most_shared_bytes = std::max<std::size_t>(kKeyBytes, kMostKeys * sizeof(Key)),
                  .stream = stream},
                 p, capacity);
 }

@@ -8,11 +8,11 @@
 
 #include <cstdint>
 
+#include "cuda/params.h"
+
 namespace msa::cuda::sm90::merge_states {
 
 inline constexpr int kMaxParts = 64;
-
-enum class Item { F32, F16, Bf16 };
 
 struct Part {
   const void* out = nullptr;  // [T, Hq, Dv], the last stride is 1
@@ -29,9 +29,9 @@ struct Params {
   std::int64_t rows = 0;  // T * Hq, below 2^31
   int heads = 1;          // Hq
   std::int64_t dim = 0;   // Dv
-  Item item = Item::Bf16;
-  Item out_item = Item::Bf16;  // item or F32
-  void* out = nullptr;         // [T, Hq, Dv], the last stride is 1
+  Storage storage = Storage::Bf16;
+  Storage out_storage = Storage::Bf16;  // storage or F32
+  void* out = nullptr;                  // [T, Hq, Dv], the last stride is 1
   std::int64_t stride_out_t = 0;
   std::int64_t stride_out_h = 0;
   float* lse = nullptr;  // [T, Hq] or none

@@ -173,14 +173,14 @@ void launch_items(const Params& p, cudaStream_t stream) {
 }  // namespace
 
 void launch(const Params& p, cudaStream_t stream) {
-  const bool wide = p.out_item == Item::F32;
-  switch (p.item) {
-    case Item::F32:
+  const bool wide = p.out_storage == Storage::F32;
+  switch (p.storage) {
+    case Storage::F32:
       return launch_items<float, float>(p, stream);
-    case Item::F16:
+    case Storage::F16:
       return wide ? launch_items<__half, float>(p, stream)
                   : launch_items<__half, __half>(p, stream);
-    case Item::Bf16:
+    case Storage::Bf16:
       return wide ? launch_items<__nv_bfloat16, float>(p, stream)
                   : launch_items<__nv_bfloat16, __nv_bfloat16>(p, stream);
   }

@@ -40,6 +40,13 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(Mbarrier* bar, std::uin
   return ::cuda::ptx::mbarrier_try_wait_parity(bar, parity);
 }
 
+/// The same, behind which what other CTAs of the cluster sent is visible, too.
+__device__ __forceinline__ bool mbarrier_try_wait_parity_cluster(Mbarrier* bar,
+                                                                 std::uint32_t parity) {
+  return ::cuda::ptx::mbarrier_try_wait_parity(::cuda::ptx::sem_acquire, ::cuda::ptx::scope_cluster,
+                                               bar, parity);
+}
+
 /// Orders this thread's ordinary shared-memory writes before reads by wgmma and the copy engine.
 __device__ __forceinline__ void fence_proxy_async_shared() {
   ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
@@ -48,11 +55,6 @@ __device__ __forceinline__ void fence_proxy_async_shared() {
 /// Named barrier `id` (0 is __syncthreads) of `threads` threads, a multiple of 32: arrive and wait.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// Named barrier: arrive without waiting.
-__device__ __forceinline__ void bar_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /// Adds to a counter in shared memory; what it was before.

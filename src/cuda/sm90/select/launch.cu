@@ -22,15 +22,12 @@ constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
   return ceil_div(x, unit) * unit;
 }
 
-std::int64_t num_chunks(const SelectPlan& plan) {
-  return ceil_div(plan.num_tiles, std::max<std::int64_t>(1, plan.chunk_tiles));
-}
-
 /// Tile table and counters, where the scratch begins.
 std::int64_t table_bytes(const SelectPlan& plan) {
   const std::int64_t tiles = plan.num_tiles * static_cast<std::int64_t>(sizeof(QueryTile));
-  return round_up(tiles + num_chunks(plan) * static_cast<std::int64_t>(sizeof(unsigned)),
-                  kTableAlignment);
+  return round_up(
+      tiles + num_chunks(plan, plan.num_tiles) * static_cast<std::int64_t>(sizeof(unsigned)),
+      kTableAlignment);
 }
 
 /// Key tiles of one item that finish `tiles` query tiles soonest. `uneven`: how many keys they see
@@ -99,6 +96,14 @@ SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64
   return plan;
 }
 
+std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles) {
+  return ceil_div(tiles, std::max<std::int64_t>(1, plan.chunk_tiles));
+}
+
+std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::int64_t batch) {
+  return std::min(plan.num_tiles, max_query_tiles(total_q, batch, plan.tokens_per_tile));
+}
+
 std::int64_t workspace_bytes(const SelectPlan& plan) {
   return table_bytes(plan) + plan.chunk_tiles * plan.groups * kTileRows * plan.scratch_stride * 4;
 }
@@ -139,11 +144,12 @@ void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const
                          cudaStream_t stream) {
   auto* tiles = static_cast<QueryTile*>(workspace);
   auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
-  launch_query_tiles(batch, plan.tokens_per_tile, plan.num_tiles, tiles, counters, num_chunks(plan),
-                     stream);
+  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
+  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
+                     num_chunks(plan, num_tiles), stream);
   ScoreParams params = score_params(plan, batch, queries);
   params.tiles = tiles;
-  params.num_tiles = plan.num_tiles;
+  params.num_tiles = num_tiles;
   params.next_item = counters;
   params.scores = out.data;
   params.columns = out.columns;
@@ -160,8 +166,9 @@ void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, cons
   auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
   auto* scratch =
       reinterpret_cast<float*>(static_cast<std::uint8_t*>(workspace) + table_bytes(plan));
-  launch_query_tiles(batch, plan.tokens_per_tile, plan.num_tiles, tiles, counters, num_chunks(plan),
-                     stream);
+  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
+  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
+                     num_chunks(plan, num_tiles), stream);
   ScoreParams params = score_params(plan, batch, queries);
   params.scores = scratch;
   params.columns = plan.columns;
@@ -176,7 +183,7 @@ void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, cons
   rows.by_token = false;
   rows.stride_head = plan.scratch_stride;
   // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
-  for (std::int64_t end = plan.num_tiles; end > 0; end -= plan.chunk_tiles) {
+  for (std::int64_t end = num_tiles; end > 0; end -= plan.chunk_tiles) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
     params.tiles = rows.tiles = tiles + begin;
     params.num_tiles = rows.num_tiles = end - begin;

@@ -71,6 +71,13 @@ struct SelectShape {
 /// At most `scratch_limit` bytes of scratch, at least one tile.
 SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64_t scratch_limit);
 
+/// Slots of the tile table that a call of `total_q` rows and `batch` requests can fill: of the
+/// call, not of the plan, which may be made for far longer prompts.
+std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::int64_t batch);
+
+/// Rounds of scoring and top-k over `tiles`.
+std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles);
+
 /// Bytes: the tile table, a counter for each chunk, then the scratch.
 std::int64_t workspace_bytes(const SelectPlan& plan);
 

@@ -282,11 +282,12 @@ std::int64_t workspace_bytes(const TopkPlan& plan) {
 void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const TopkParams& params,
                         void* workspace, cudaStream_t stream) {
   auto* tiles = static_cast<select::QueryTile*>(workspace);
-  select::launch_query_tiles(batch, plan.tokens_per_tile, plan.num_tiles, tiles, nullptr, 0,
-                             stream);
+  const std::int64_t num_tiles = std::min(
+      plan.num_tiles, select::max_query_tiles(batch.total_q, batch.batch, plan.tokens_per_tile));
+  select::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, nullptr, 0, stream);
   TopkParams rows = params;
   rows.tiles = tiles;
-  rows.num_tiles = plan.num_tiles;
+  rows.num_tiles = num_tiles;
   rows.groups = 1;
   rows.rows_per_group = plan.tokens_per_tile * params.heads;
   rows.by_token = true;

@@ -3,8 +3,9 @@
 
 namespace msa::cuda::sm90::attend {
 
-template void
-launch_instance<Config{.item = Item::Bf16, .head_dim = 128, .block = 128, .walk = Walk::Dense}>(
-    const Params&, const Maps&, int, cudaStream_t);
+template void launch_instance<Config{
+    .storage = Storage::Bf16, .head_dim = 128, .block = 128, .walk = Walk::Dense}>(const Params&,
+                                                                                   const Maps&, int,
+                                                                                   cudaStream_t);
 
 }  // namespace msa::cuda::sm90::attend

@@ -4,7 +4,7 @@
 namespace msa::cuda::sm90::attend {
 
 template void
-launch_instance<Config{.item = Item::F16, .head_dim = 64, .block = 128, .walk = Walk::Dense}>(
+launch_instance<Config{.storage = Storage::F16, .head_dim = 64, .block = 128, .walk = Walk::Dense}>(
     const Params&, const Maps&, int, cudaStream_t);
 
 }  // namespace msa::cuda::sm90::attend

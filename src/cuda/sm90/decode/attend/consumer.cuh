@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+// A consumer warp: a quarter of the keys of every block of an item (mma.sync, query heads on M),
+// with a softmax state of its own.
+#pragma once
+
+#include "cuda/sm90/decode/attend/item.cuh"
+#include "cuda/sm90/ptx/math.cuh"
+#include "cuda/sm90/ptx/matrix.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
+#include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/swizzle.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// Softmax state and output of the 16 heads over one warp's keys: lanes hold rows lane / 4 and lane
+/// / 4 + 8.
+template <class Traits>
+struct WarpState {
+  std::uint32_t q[Traits::kDim / 16][4];  // A fragments
+  float out[Traits::kDimTiles][4];
+  float best[2];
+  float sum[2];
+};
+
+template <class Traits>
+__device__ __forceinline__ void load_query(WarpState<Traits>& s, const AttendParams& p,
+                                           const Item& item, int lane) {
+  const auto* q = static_cast<const typename Traits::Item*>(p.q) + item.row * p.stride_q_t;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int member = item.tile * 16 + lane / 4 + half * 8;
+    const auto* head = q + (item.head * p.group + member) * p.stride_q_h + (lane & 3) * 2;
+#pragma unroll
+    for (int step = 0; step < Traits::kDim / 16; ++step) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        s.q[step][part * 2 + half] =
+            member < p.group ? *reinterpret_cast<const std::uint32_t*>(head + step * 16 + part * 8)
+                             : 0u;
+      }
+    }
+  }
+}
+
+template <class Traits>
+__device__ __forceinline__ void reset_output(WarpState<Traits>& s) {
+#pragma unroll
+  for (int i = 0; i < Traits::kDimTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) s.out[i][j] = 0.f;
+  }
+  s.best[0] = s.best[1] = -INFINITY;
+  s.sum[0] = s.sum[1] = 0.f;
+}
+
+/// S[heads][keys] of this warp's keys.
+template <class Traits>
+__device__ __forceinline__ void multiply_keys(float (&scores)[Traits::kKeyTiles][4],
+                                              const WarpState<Traits>& s, const std::uint8_t* keys,
+                                              int warp, int lane) {
+#pragma unroll
+  for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) scores[tile][j] = 0.f;
+    const int row = warp * Traits::kKeys + tile * 8 + (lane & 7);
+#pragma unroll
+    for (int pair = 0; pair < Traits::kDim / 32; ++pair) {  // two k16 steps a load
+      const int chunk = pair * 4 + (lane >> 3);
+      std::uint32_t b[4];
+      ptx::ldmatrix_x4(b, keys + (chunk >> 3) * Traits::kBlock * kPanelRowBytes +
+                              swizzled_chunk(row, chunk & 7));
+      ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * pair], b[0], b[1]);
+      ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * pair + 1], b[2], b[3]);
+    }
+  }
+}
+
+/// Sets the scores of keys that do not count to -inf.
+template <class Traits>
+__device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeyTiles][4], int visible,
+                                            unsigned bad_boxes, int page_size, int warp, int lane) {
+  const int shift = box_shift(Traits::kBlock, page_size);
+#pragma unroll
+  for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int key = warp * Traits::kKeys + tile * 8 + (lane & 3) * 2 + (j & 1);
+      if (key >= visible || ((bad_boxes >> (key >> shift)) & 1) != 0) scores[tile][j] = -INFINITY;
+    }
+  }
+}
+
+/// Zeroes this warp's values that are not visible: 0 * NaN must not reach the output.
+template <class Traits>
+__device__ __forceinline__ void clear_values(std::uint8_t* values, int visible, int warp,
+                                             int lane) {
+  const int first = warp * Traits::kKeys;
+  for (int key = max(first, visible); key < first + Traits::kKeys; ++key) {
+    for (int chunk = lane; chunk < Traits::kDim / 8; chunk += 32) {
+      std::uint8_t* at =
+          values + (chunk >> 3) * Traits::kBlock * kPanelRowBytes + swizzled_chunk(key, chunk & 7);
+      *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};
+    }
+  }
+  ptx::fence_proxy_async_shared();  // the copy engine writes here next
+  __syncwarp();
+}
+
+/// Online softmax over this warp's keys: scores become P (A fragments), the state moves on.
+template <class Traits>
+__device__ __forceinline__ void softmax_step(std::uint32_t (&probabilities)[Traits::kSteps][4],
+                                             WarpState<Traits>& s,
+                                             const float (&scores)[Traits::kKeyTiles][4],
+                                             float scale_log2) {
+  float shift[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float best = s.best[half];
+#pragma unroll
+    for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+      best = fmaxf(best, fmaxf(scores[tile][2 * half], scores[tile][2 * half + 1]));
+    }
+    best = quad::max(best);
+    shift[half] = best == -INFINITY ? 0.f : best;  // nothing but -inf so far: keep exp2(-inf) = 0
+    const float scale =
+        s.best[half] == -INFINITY ? 0.f : ptx::ex2((s.best[half] - shift[half]) * scale_log2);
+    s.best[half] = best;
+    s.sum[half] *= scale;
+#pragma unroll
+    for (int i = 0; i < Traits::kDimTiles; ++i) {
+      s.out[i][2 * half] *= scale;
+      s.out[i][2 * half + 1] *= scale;
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+    float x[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x[j] = ptx::ex2((scores[tile][j] - shift[j / 2]) * scale_log2);
+      s.sum[j / 2] += x[j];
+    }
+    probabilities[tile / 2][(tile & 1) * 2] = ptx::cvt_pack<typename Traits::Item>(x[0], x[1]);
+    probabilities[tile / 2][(tile & 1) * 2 + 1] = ptx::cvt_pack<typename Traits::Item>(x[2], x[3]);
+  }
+}
+
+template <class Traits>
+__device__ __forceinline__ void multiply_values(
+    WarpState<Traits>& s, const std::uint32_t (&probabilities)[Traits::kSteps][4],
+    const std::uint8_t* values, int warp, int lane) {
+#pragma unroll
+  for (int step = 0; step < Traits::kSteps; ++step) {
+    const int row = warp * Traits::kKeys + step * 16 + (lane & 15);
+#pragma unroll
+    for (int pair = 0; pair < Traits::kDimTiles / 2; ++pair) {
+      const int chunk = pair * 2 + (lane >> 4);
+      std::uint32_t b[4];
+      ptx::ldmatrix_x4_trans(b, values + (chunk >> 3) * Traits::kBlock * kPanelRowBytes +
+                                    swizzled_chunk(row, chunk & 7));
+      ptx::mma_m16n8k16<typename Traits::Item>(s.out[2 * pair], probabilities[step], b[0], b[1]);
+      ptx::mma_m16n8k16<typename Traits::Item>(s.out[2 * pair + 1], probabilities[step], b[2],
+                                               b[3]);
+    }
+  }
+}
+
+template <class Traits>
+class Consumer {
+ public:
+  __device__ __forceinline__ Consumer(const AttendParams& params, AttendShared<Traits>& shared,
+                                      std::uint8_t* stages, RingPosition<Traits::kStages>& at,
+                                      int warp, int lane)
+      : params_(params), shared_(shared), stages_(stages), at_(at), warp_(warp), lane_(lane) {
+    reset_output<Traits>(state_);
+  }
+
+  /// All blocks of the item.
+  __device__ __forceinline__ void run(const Item& item) {
+    load_query<Traits>(state_, params_, item, lane_);
+    for (int i = item.begin; i < item.end; ++i) {
+      const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
+      float scores[Traits::kKeyTiles][4];
+      std::uint32_t probabilities[Traits::kSteps][4];
+      shared_.ring.wait_full(at_);
+      multiply_keys<Traits>(scores, state_, stages_ + at_.stage * Traits::kTileBytes, warp_, lane_);
+      const unsigned bad = shared_.bad_boxes[at_.stage];
+      release();
+      if (visible < Traits::kBlock || bad != 0) {
+        mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
+      }
+      softmax_step<Traits>(probabilities, state_, scores, params_.scale_log2);
+      shared_.ring.wait_full(at_);
+      std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
+      if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
+      multiply_values<Traits>(state_, probabilities, values, warp_, lane_);
+      release();
+    }
+  }
+
+  __device__ __forceinline__ WarpState<Traits>& state() { return state_; }
+
+ private:
+  __device__ __forceinline__ void release() {
+    __syncwarp();
+    if (lane_ == 0) shared_.ring.release(at_);
+    at_.advance();
+  }
+
+  const AttendParams& params_;
+  AttendShared<Traits>& shared_;
+  std::uint8_t* stages_;
+  RingPosition<Traits::kStages>& at_;
+  const int warp_;
+  const int lane_;
+  WarpState<Traits> state_;
+};
+
+}  // namespace msa::cuda::sm90::decode

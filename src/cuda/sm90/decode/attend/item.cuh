@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+// What a CTA works on: its place in the grid, and the blocks of its row: all, a given list, or its
+// own selection.
+#pragma once
+
+#include "cuda/geometry.cuh"
+#include "cuda/sm90/decode/attend/traits.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// The item of this CTA, as far as the grid tells.
+__device__ __forceinline__ Item make_item(const AttendParams& p) {
+  const int token_slots = p.select.token_slots;
+  Item item{};
+  item.split = blockIdx.x;
+  item.head = blockIdx.y / p.tiles;
+  item.tile = blockIdx.y % p.tiles;
+  item.request = blockIdx.z / token_slots;
+  item.token = blockIdx.z % token_slots;
+  return item;
+}
+
+/// Local block of entry i of the row's list.
+__device__ __forceinline__ int entry_block(const AttendParams& p, const SelectStorage& s, int i) {
+  return p.blocks == Blocks::All ? i : s.ids[i];
+}
+
+/// Reads a given list: what is visible of it, in the order given, lies in s.ids afterwards (local
+/// ids). One warp.
+__device__ __forceinline__ void read_list(const AttendParams& p, const RequestRecord& r,
+                                          const Item& item, SelectStorage& s, int lane) {
+  const SelectParams& list = p.select;
+  const std::int64_t first = first_block(r, list.batch.block_size);
+  const std::int64_t legal = legal_blocks(r, list.batch.block_size);
+  const int visible = static_cast<int>(ceil_div(item.visible, list.batch.block_size));
+  int kept = 0;
+  bool ended = false;
+  for (int base = 0; base < list.topk && !ended; base += 32) {
+    const int slot = base + lane;
+    const int id = slot < list.topk
+                       ? __ldg(list.ids + item.row * list.stride_ids_t +
+                               item.head * list.stride_ids_h + slot * list.stride_ids_slot)
+                       : -1;
+    const unsigned stops = __ballot_sync(0xffffffffu, id == -1);
+    const unsigned before_end =
+        stops == 0 ? 0xffffffffu : (1u << (__ffs(static_cast<int>(stops)) - 1)) - 1;
+    const bool listed = (before_end >> lane) & 1;
+    const bool bad = listed && (id < 0 || id >= legal);
+    if (bad) report(list.batch.status, item.request, item.token, FaultKind::BlockId);
+    const std::int64_t block = id - first;
+    const bool used = listed && !bad && block >= 0 && block < visible;
+    const unsigned mask = __ballot_sync(0xffffffffu, used);
+    if (used) s.ids[kept + __popc(mask & ((1u << lane) - 1))] = static_cast<int>(block);
+    kept += __popc(mask);
+    ended = stops != 0;
+  }
+  if (lane == 0) s.num_ids = kept;
+}
+
+/// a / b, quickly where b is a power of two.
+__device__ __forceinline__ int divide(int a, int b) {
+  return (b & (b - 1)) == 0 ? a >> (__ffs(b) - 1) : a / b;
+}
+
+/// Finds the row's blocks; `row` is what a selection chooses from, with its scratch where the ring
+/// will be. All threads of the CTA call it.
+template <class Traits>
+__device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
+                                            Item& item, SelectRow row, AttendShared<Traits>& shared,
+                                            std::uint8_t* stages, bool rehearsal) {
+  if (p.blocks == Blocks::All) {
+    item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
+  } else if (p.blocks == Blocks::Scored) {
+    if (rehearsal) {
+      row.orders = static_cast<const std::uint32_t*>(p.q) + item.row * p.stride_q_t / 2;
+      row.visible = min(row.visible, Traits::kDim / 2);
+    }
+    select_topk(shared.select, stages, row, p.select.topk, p.select.lanes, threadIdx.x);
+    if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
+      store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);
+    }
+    item.num_entries = shared.select.num_ids;
+  } else {
+    if (threadIdx.x < 32) read_list(p, r, item, shared.select, threadIdx.x);
+    __syncthreads();
+    item.num_entries = shared.select.num_ids;
+  }
+  const int share = divide(item.num_entries, p.splits);
+  const int longer = item.num_entries - share * p.splits;  // splits that take one block more
+  item.begin = share * item.split + min(item.split, longer);
+  item.end = item.begin + share + (item.split < longer ? 1 : 0);
+}
+
+}  // namespace msa::cuda::sm90::decode

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+// Joining the shares of a row, the warps of a CTA, the CTAs of a cluster, or partials in memory,
+// always in the same order; and what is written of it.
+#pragma once
+
+#include "cuda/sm90/decode/attend/consumer.cuh"
+#include "cuda/sm90/ptx/cluster.cuh"
+#include "cuda/sm90/ptx/math.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// Columns of one row, four neighbours of every 32: output not normalised, maximum and sum of the
+/// row.
+template <int kGroupsOfFour>
+struct RowPart {
+  static constexpr int kGroups = kGroupsOfFour;
+  float4 out[kGroups];
+  float best;
+  float sum;
+};
+
+/// A row spread over 8 threads, the first columns of which are part_column(thread).
+template <class Traits>
+using RowEighth = RowPart<Traits::kDim / 32>;
+
+__device__ __forceinline__ int part_column(int thread) { return thread % 8 * 4; }
+
+template <int kGroups>
+__device__ __forceinline__ RowPart<kGroups> empty_part() {
+  RowPart<kGroups> part{};
+  part.best = -INFINITY;
+  return part;
+}
+
+/// Leaves the warp's share in shared memory, where the ring was: rows of `scratch` and `state`.
+template <class Traits>
+__device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared<Traits>& shared,
+                                              float* scratch, int thread) {
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    s.sum[half] = quad::sum(s.sum[half]);
+    if ((lane & 3) == 0) shared.state[warp][lane / 4 + half * 8] = {s.best[half], s.sum[half]};
+    float* row = scratch + (warp * 16 + lane / 4 + half * 8) * Traits::kMergePitch + (lane & 3) * 2;
+#pragma unroll
+    for (int i = 0; i < Traits::kDimTiles; ++i) {
+      *reinterpret_cast<float2*>(row + i * 8) = {s.out[i][2 * half], s.out[i][2 * half + 1]};
+    }
+  }
+}
+
+/// Adds `weight` times a share to the part.
+template <int kGroups>
+__device__ __forceinline__ void add_share(RowPart<kGroups>& part, float weight, float sum,
+                                          const float4 (&out)[kGroups]) {
+  part.sum += weight * sum;
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    part.out[j].x += weight * out[j].x;
+    part.out[j].y += weight * out[j].y;
+    part.out[j].z += weight * out[j].z;
+    part.out[j].w += weight * out[j].w;
+  }
+}
+
+/// What a share counts whose maximum is `best`, where the largest is `whole`: nothing if it saw
+/// nothing, so that only a sum of NaN (a NaN score hides from the maximum) comes through.
+__device__ __forceinline__ float share_weight(float best, float whole, float scale_log2) {
+  return ptx::ex2((best - (whole == -INFINITY ? 0.f : whole)) * scale_log2);
+}
+
+/// Joins the four warps' shares; thread t of the 128 consumers ends with an eighth of row t / 8.
+template <class Traits>
+__device__ __forceinline__ void join_warps(RowEighth<Traits>& part,
+                                           const AttendShared<Traits>& shared, const float* scratch,
+                                           float scale_log2, int thread) {
+  const int row = thread / 8;
+  part = empty_part<RowEighth<Traits>::kGroups>();
+#pragma unroll
+  for (int w = 0; w < Traits::kConsumers; ++w) part.best = fmaxf(part.best, shared.state[w][row].x);
+#pragma unroll
+  for (int w = 0; w < Traits::kConsumers; ++w) {
+    const float2 state = shared.state[w][row];
+    const float* share = scratch + (w * 16 + row) * Traits::kMergePitch + part_column(thread);
+    float4 out[RowEighth<Traits>::kGroups];
+#pragma unroll
+    for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+      out[j] = *reinterpret_cast<const float4*>(share + j * 32);
+    add_share(part, share_weight(state.x, part.best, scale_log2), state.y, out);
+  }
+}
+
+/// Index of a (row, head, tile) among all: arrivals and partial slots.
+__device__ __forceinline__ std::int64_t merge_index(const AttendParams& p, const Item& item) {
+  return (item.row * p.heads_kv + item.head) * p.tiles + item.tile;
+}
+
+/// The splits of one row, in split order, from memory. States first, through shared memory, so that
+/// the partials' loads do not wait for each other: one after the other, 16 splits took 11 us.
+template <class Traits>
+__device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const AttendParams& p,
+                                            std::int64_t base, float* scratch, int thread) {
+  constexpr int kThreads = Traits::kConsumers * 32;
+  auto* states = reinterpret_cast<float2*>(scratch);  // [splits, 16]
+  for (int i = thread; i < p.splits * 16; i += kThreads)
+    states[i] = __ldcg(p.partial_state + base + i);
+  ptx::bar_sync(kBarrierConsumers, kThreads);
+  const int row = thread / 8;
+  part = empty_part<RowEighth<Traits>::kGroups>();
+  for (int i = 0; i < p.splits; ++i) part.best = fmaxf(part.best, states[i * 16 + row].x);
+  const float* share = p.partial_out + (base + row) * Traits::kDim + part_column(thread);
+#pragma unroll 4
+  for (int i = 0; i < p.splits; ++i, share += 16 * Traits::kDim) {
+    const float2 state = states[i * 16 + row];
+    float4 out[RowEighth<Traits>::kGroups];
+#pragma unroll
+    for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+      out[j] = __ldcg(reinterpret_cast<const float4*>(share + j * 32));
+    add_share(part, share_weight(state.x, part.best, p.scale_log2), state.y, out);
+  }
+}
+
+/// Publishes this split; true in the CTA that came last, whose `part` then holds the merge of all
+/// splits in split order.
+template <class Traits>
+__device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const AttendParams& p,
+                                             const Item& item, AttendShared<Traits>& shared,
+                                             float* scratch, int thread) {
+  const int row = thread / 8;
+  const std::int64_t index = merge_index(p, item);
+  const std::int64_t base = index * p.splits * 16;  // rows of partial_out, entries of partial_state
+  const std::int64_t mine = base + item.split * 16 + row;
+#pragma unroll
+  for (int j = 0; j < RowEighth<Traits>::kGroups; ++j) {
+    __stcg(reinterpret_cast<float4*>(p.partial_out + mine * Traits::kDim + part_column(thread) +
+                                     j * 32),
+           part.out[j]);
+  }
+  if (thread % 8 == 0) __stcg(p.partial_state + mine, {part.best, part.sum});
+  __threadfence();
+  ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
+  if (thread == 0)
+    shared.last_arrival = atomicAdd(p.arrivals + index, 1u) == static_cast<unsigned>(p.splits - 1);
+  ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
+  if (shared.last_arrival == 0) return false;
+  __threadfence();
+  join_splits<Traits>(part, p, base, scratch, thread);
+  return true;
+}
+
+/// Normalises and writes four columns of every 32 of one row, from `column` on; `lse` goes with
+/// column 0.
+template <class Traits, int kGroups>
+__device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kGroups>& part,
+                                          std::int64_t row, int head, int column) {
+  using T = typename Traits::Item;
+  constexpr float kLn2 = 0.69314718055994531f;
+  const bool empty = part.sum == 0.f;  // nothing visible, or only scores of -inf
+  const float inverse = empty ? 0.f : 1.f / part.sum;
+  const std::int64_t at = row * p.stride_out_t + head * p.stride_out_h + column;
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    const float4& x = part.out[j];
+    float values[4] = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
+    if (empty) values[0] = values[1] = values[2] = values[3] = 0.f;
+    if (p.out_vectors) {
+      *reinterpret_cast<uint2*>(static_cast<T*>(p.out) + at + j * 32) = {
+          ptx::cvt_pack<T>(values[0], values[1]), ptx::cvt_pack<T>(values[2], values[3])};
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (p.out_f32) {
+        static_cast<float*>(p.out)[at + j * 32 + i] = values[i];
+      } else {
+        static_cast<T*>(p.out)[at + j * 32 + i] = static_cast<T>(values[i]);
+      }
+    }
+  }
+  if (p.lse != nullptr && column == 0) {
+    p.lse[row * p.stride_lse_t + head * p.stride_lse_h] =
+        empty ? -INFINITY : (part.best * p.scale_log2 + log2f(part.sum)) * kLn2;
+  }
+}
+
+/// Logarithm of the rows that a CTA of a cluster finishes.
+__device__ __forceinline__ int rows_shift(int splits) { return 5 - __ffs(splits); }
+
+/// Hands this split's part of every row to the CTA of the cluster that finishes the row, and waits
+/// for its own.
+template <class Traits>
+__device__ __forceinline__ void exchange_parts(const AttendParams& p, const Item& item,
+                                               const RowEighth<Traits>& part,
+                                               AttendShared<Traits>& shared, int thread) {
+  const int shift = rows_shift(p.splits);
+  const int row = thread / 8;
+  const int owner = row >> shift;
+  const int slot = (item.split << shift) + row - (owner << shift);
+  ptx::barrier_cluster_wait();  // every CTA's barrier is ready
+  const std::uint32_t out = ptx::mapa(&shared.exchange[slot][part_column(thread)], owner);
+  const std::uint32_t full = ptx::mapa(&shared.exchange_full, owner);
+#pragma unroll
+  for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+    ptx::st_async(out + j * 32 * sizeof(float), part.out[j], full);
+  if (thread % 8 == 0) {
+    ptx::st_async(ptx::mapa(&shared.exchange_state[slot], owner), {part.best, part.sum, 0, 0},
+                  full);
+  }
+  while (!ptx::mbarrier_try_wait_parity_cluster(&shared.exchange_full, 0)) {
+  }
+}
+
+/// Finishes this CTA's rows of a cluster, from the parts of all splits, in that order.
+template <class Traits>
+__device__ __forceinline__ void finish_rows(const AttendParams& p, const Item& item,
+                                            const AttendShared<Traits>& shared, bool rehearsal,
+                                            int thread) {
+  constexpr int kFours = Traits::kDim / 4;  // of columns in a row
+  constexpr int kMostSplits = 8;
+  const int rows = 1 << rows_shift(p.splits);
+#pragma unroll 1
+  for (int at = thread; at < rows * kFours; at += Traits::kConsumers * 32) {
+    const int row = at / kFours;
+    const int column = at % kFours * 4;
+    RowPart<1> whole = empty_part<1>();
+    float4 states[kMostSplits];
+#pragma unroll
+    for (int i = 0; i < kMostSplits; ++i) {
+      states[i] = shared.exchange_state[min(i, p.splits - 1) * rows + row];
+      whole.best = fmaxf(whole.best, states[i].x);
+    }
+#pragma unroll
+    for (int i = 0; i < kMostSplits; ++i) {
+      const float weight = share_weight(states[i].x, whole.best, p.scale_log2);
+      if (i >= p.splits) continue;
+      add_share(whole, weight, states[i].y,
+                {*reinterpret_cast<const float4*>(&shared.exchange[i * rows + row][column])});
+    }
+    const int member = item.tile * 16 + item.split * rows + row;
+    if (member < p.group && !rehearsal)
+      store_row<Traits>(p, whole, item.row, item.head * p.group + member, column);
+  }
+}
+
+}  // namespace msa::cuda::sm90::decode

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// Attention of single (row, KV head) pairs, for those whose tile ended non-finite in a kernel that
+// shares tiles between rows: there 0 * NaN leaks from one query's keys to its neighbours. Here a
+// tile is one row's, so nothing can. Every CTA reads the bits of all pairs and takes each
+// gridDim.x-th of those that are set; neighbours, which list much the same blocks, run at the same
+// time.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/decode/attend/row.cuh"
+#include "cuda/sm90/tile/align.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// The set bits of a CTA, found by every warp for itself.
+class SuspectFinder {
+ public:
+  __device__ __forceinline__ SuspectFinder(const Suspects& suspects, std::int64_t pairs, int lane)
+      : suspects_(suspects), words_(ceil_div(pairs, 32)), lane_(lane), mine_(blockIdx.x) {}
+
+  /// The next pair, or -1.
+  __device__ __forceinline__ std::int64_t next() {
+    while (mine_ >= before_ + __shfl_sync(kAll, behind_, 31)) {
+      before_ += __shfl_sync(kAll, behind_, 31);
+      first_ += 32;
+      if (first_ >= words_) return -1;
+      read();
+    }
+    const unsigned owners = __ballot_sync(kAll, mine_ - before_ < behind_);
+    const int owner = __ffs(static_cast<int>(owners)) - 1;
+    const unsigned bits = __shfl_sync(kAll, bits_, owner);
+    const int rank = mine_ - before_ - __shfl_sync(kAll, behind_ - __popc(bits_), owner);
+    mine_ += static_cast<int>(gridDim.x);
+    return (first_ + owner) * 32 + static_cast<int>(__fns(bits, 0, rank + 1));
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+
+  /// A word a lane, and the set bits up to its end.
+  __device__ __forceinline__ void read() {
+    bits_ = first_ + lane_ < words_ ? suspects_.pairs[first_ + lane_] : 0;
+    behind_ = __popc(bits_);
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int below = __shfl_up_sync(kAll, behind_, lanes);
+      if (lane_ >= lanes) behind_ += below;
+    }
+  }
+
+  const Suspects& suspects_;
+  const std::int64_t words_;
+  const int lane_;
+  std::int64_t first_ = -32;  // word of lane 0
+  unsigned bits_ = 0;
+  int behind_ = 0;  // set bits of the 32 words up to this lane's
+  int before_ = 0;  // set bits of the words before; pairs are fewer than 2^31
+  int mine_;        // number among all set bits of what this CTA takes next
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
+    mend_kernel(const __grid_constant__ MendParams mend) {
+  const AttendParams& p = mend.attend;
+  extern __shared__ std::uint8_t raw[];
+  std::uint8_t* stages = align_shared<1024>(raw);
+  auto& shared =
+      *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kStages * Traits::kTileBytes);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  ptx::griddepcontrol_wait();
+  if (*mend.suspects.any == 0) return;
+  if (threadIdx.x == 0) {
+    shared.ring.init(Traits::kConsumers);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const BatchParams& batch = p.select.batch;
+  SuspectFinder finder(mend.suspects, batch.total_q * p.heads_kv, lane);
+  RingPosition<Traits::kStages> at;
+  for (std::int64_t pair = finder.next(); pair >= 0; pair = finder.next()) {
+    Item item{};
+    item.row = pair / p.heads_kv;
+    item.head = static_cast<int>(pair - item.row * p.heads_kv);
+    item.request = owner_of(batch, p.select.records, item.row);
+    if (item.request < 0) continue;
+    const RequestRecord& r = p.select.records[item.request];
+    item.token = static_cast<int>(item.row - r.q_begin);
+    item.visible = visible_keys(r, item.token, batch.causal != 0);
+#pragma unroll 1
+    for (item.tile = 0; item.tile < p.tiles; ++item.tile) {
+      if (threadIdx.x == 0) shared.item = item;
+      find_blocks<Traits>(p, r, item, SelectRow{}, shared, stages, false);
+      attend_item<Traits>(p, r, item, shared, stages, at, false, warp, lane);
+      ptx::fence_proxy_async_shared();  // the copy engine writes where the shares were joined
+      __syncthreads();
+    }
+  }
+}
+
+template <AttendConfig cfg>
+void launch_mend_instance(const MendParams& params, int multiprocessors, cudaStream_t stream) {
+  using Chosen = AttendTraits<cfg>;
+  launch_kernel(mend_kernel<Chosen>,
+                {.grid = dim3(static_cast<unsigned>(Chosen::kCtasPerSm * multiprocessors)),
+                 .block = dim3(Chosen::kThreads),
+                 .shared_bytes = static_cast<std::size_t>(attend_shared_bytes<Chosen>()),
+                 .programmatic = true,
+                 .stream = stream},
+                params);
+}
+
+}  // namespace msa::cuda::sm90::decode

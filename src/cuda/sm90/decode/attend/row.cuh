@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+// An item from its blocks to its rows of the output: what decode attention and the mending of
+// single rows share.
+#pragma once
+
+#include "cuda/sm90/decode/attend/join.cuh"
+#include "cuda/sm90/decode/attend/producer.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// An item from its blocks' tiles to its rows of the output. All threads of the CTA call it.
+template <class Traits>
+__device__ __forceinline__ void attend_item(const AttendParams& p, const RequestRecord& r,
+                                            Item item, AttendShared<Traits>& shared,
+                                            std::uint8_t* stages, RingPosition<Traits::kStages>& at,
+                                            bool rehearsal, int warp, int lane) {
+  const bool consumes = warp < Traits::kConsumers;
+  Consumer<Traits> consumer(p, shared, stages, at, warp, lane);
+  if (!consumes) {
+    Producer<Traits>(p, shared, stages, at, lane).run(r, item, rehearsal);
+  } else if (!rehearsal) {
+    consumer.run(item);
+  }
+  float* scratch = reinterpret_cast<float*>(stages);
+  __syncthreads();  // every warp has left the ring
+  if (consumes) publish_share<Traits>(consumer.state(), shared, scratch, threadIdx.x);
+  __syncthreads();
+  if (!consumes) return;
+  RowEighth<Traits> part;
+  join_warps<Traits>(part, shared, scratch, p.scale_log2, threadIdx.x);
+  item = shared.item;  // read again rather than kept in registers
+  if (clusters(p.splits)) {
+    if (!rehearsal) exchange_parts<Traits>(p, item, part, shared, threadIdx.x);
+    return finish_rows<Traits>(p, item, shared, rehearsal, threadIdx.x);
+  }
+  if (rehearsal) return;
+  if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x)) return;
+  const int member = item.tile * 16 + threadIdx.x / 8;
+  if (member < p.group) {
+    store_row<Traits>(p, part, item.row, item.head * p.group + member, part_column(threadIdx.x));
+  }
+}
+
+}  // namespace msa::cuda::sm90::decode

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+// Tiles, shared memory and roles of decode attention.
+#pragma once
+
+#include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/decode/select.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/storage.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+template <AttendConfig cfg>
+struct AttendTraits {
+  using Item = ItemOf<cfg.storage>;
+  static constexpr int kBlock = cfg.block;
+  static constexpr int kDim = cfg.dim;
+  static constexpr int kPanels = kDim / kPanelItems;
+  static constexpr int kConsumers = 4;               // warps
+  static constexpr int kKeys = kBlock / kConsumers;  // of a block, for one warp
+  static constexpr int kKeyTiles = kKeys / 8;        // n8 tiles of scores
+  static constexpr int kSteps = kKeys / 16;          // k16 steps of P * V
+  static constexpr int kDimTiles = kDim / 8;         // n8 tiles of the output
+  static constexpr int kThreads = (kConsumers + 1) * 32;
+  static constexpr int kTileBytes = kBlock * kDim * 2;  // of K or V
+  // Two CTAs an SM, 96 KB of tiles each: one selects while the other's loads are in flight.
+  static constexpr int kCtasPerSm = 2;
+  static constexpr int kRingBytes = 96 * 1024;
+  static constexpr int kStages = kRingBytes / kTileBytes;
+  static constexpr int kMergePitch = kDim + 8;  // floats; keeps rows off each other's banks
+  static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
+  static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
+                "the warps' outputs overlay the ring");
+  static_assert(kRingBytes >= kMostSelectScratch, "so does the scratch of a selection");
+  static_assert(kBlock == 64 || kBlock == 128, "what the copy engine's boxes are made for");
+  static_assert(kDim == 64 || kDim == 128, "one or two panels of 64 columns");
+};
+
+enum NamedBarrier : int { kBarrierConsumers = 1 };  // 0 is __syncthreads
+
+/// What this CTA computes.
+struct Item {
+  std::int64_t row;  // token + first row of the request
+  int request;
+  int token;
+  int head;  // KV head
+  int tile;  // of 16 query heads in the group
+  int split;
+  int visible;      // keys that the row sees
+  int num_entries;  // blocks of the row, all splits
+  int begin, end;   // entries of this split
+};
+
+template <class Traits>
+struct AttendShared {
+  Ring<Traits::kStages> ring;            // tiles of K and V in turn
+  unsigned bad_boxes[Traits::kStages];   // boxes of a tile of K whose page id was out of range
+  float2 state[Traits::kConsumers][16];  // maximum and sum of each warp's share
+  Item item;                             // but for its entries
+  int last_arrival;
+  // Parts of the rows that this CTA of a cluster finishes, [split][row].
+  ptx::Mbarrier exchange_full;
+  float4 exchange_state[16];  // maximum and sum
+  alignas(16) float exchange[16][Traits::kDim];
+  SelectStorage select;
+};
+
+/// Dynamic shared memory: the ring (1024-byte aligned), AttendShared.
+template <class Traits>
+constexpr int attend_shared_bytes() {
+  constexpr int kBytes =
+      1024 + Traits::kStages * Traits::kTileBytes + static_cast<int>(sizeof(AttendShared<Traits>));
+  static_assert(Traits::kCtasPerSm * (kBytes + 1024) <= 228 * 1024, "an SM has 228 KB");
+  return kBytes;
+}
+
+}  // namespace msa::cuda::sm90::decode
