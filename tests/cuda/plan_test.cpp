@@ -12,6 +12,7 @@
 #include "cuda/layout.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
+#include "msa/error.h"
 #include "msa/msa.h"
 #include "testkit/case.h"
 #include "testkit/generate.h"
@@ -65,6 +66,54 @@ TEST(CudaPlans, AttentionSaysWhatItDoesNotTake) {
                            "op=sparse page=16", "op=sparse page=256", "op=sparse heads=7/7"}) {
     EXPECT_EQ(AttendStage::rejects(problem(line), true), "") << line;
   }
+}
+
+TEST(CudaPlans, GridsHoldEveryHead) {
+  for (const auto& [line, reason] :
+       {Refused{"op=sparse heads=70000/70000 dim=64 lens=20:200", "KV heads"},
+        {"op=dense heads=70000/70000 dim=64 lens=20:200", "KV heads"},
+        {"op=topk heads=70000/70000 lens=20:200", "index heads"},
+        {"op=scores heads=70000/70000 index_heads_k=70000 dim=64 lens=20:200",
+         "index-key heads"}}) {
+    const Problem p = problem(line);
+    const bool attends = p.op == Op::SparseAttention || p.op == Op::DenseAttention;
+    const std::string why =
+        attends ? AttendStage::rejects(p, p.op == Op::SparseAttention) : SelectStage::rejects(p);
+    EXPECT_NE(why.find(reason), std::string::npos) << line << ": '" << why << "'";
+  }
+  const std::string why =
+      DecodeStage::rejects(problem("op=dense heads=2112000/33000 dim=64 lens=1:200"));
+  EXPECT_NE(why.find("65535 KV heads x tiles"), std::string::npos) << why;
+}
+
+TEST(CudaPlans, SelectionCutsTheCallNotThePlan) {
+  const sm90::select::SelectPlan plan = sm90::select::plan_select({.total_q = 1 << 20,
+                                                                   .max_seqlen_q = 1 << 20,
+                                                                   .max_seqlen_k = 1 << 20,
+                                                                   .batch = 8,
+                                                                   .index_heads = 4},
+                                                                  132, std::int64_t{900} << 20);
+  EXPECT_GT(sm90::select::num_chunks(plan, plan.num_tiles), 100);
+  const std::int64_t tiles = sm90::select::tiles_of_call(plan, 4096, 2);
+  EXPECT_LE(tiles, 4096 / plan.tokens_per_tile + 3);
+  EXPECT_EQ(sm90::select::num_chunks(plan, tiles), 1);
+  EXPECT_LE(sm90::select::tiles_of_call(plan, 1 << 20, 8), plan.num_tiles);
+  EXPECT_EQ(sm90::select::tiles_of_call(plan, 0, 8), 0);
+}
+
+TEST(CudaMachine, AGpuThatDoesNotAnswerHidesNoOther) {
+  const Machine found = machine_of(3, [](int device) -> GpuInfo {
+    if (device == 1) throw Error(ErrorCode::Device, "", "in another process's hands");
+    GpuInfo gpu = kHopper;
+    gpu.name += std::to_string(device);
+    return gpu;
+  });
+  ASSERT_EQ(found.gpus.size(), 3U);
+  EXPECT_EQ(found.gpus[0].name, "made up0");
+  EXPECT_EQ(found.gpus[0].fault, "");
+  EXPECT_NE(found.gpus[1].fault.find("another process"), std::string::npos);
+  EXPECT_EQ(found.gpus[2].name, "made up2");
+  EXPECT_EQ(machine_of(0, nullptr).reason, "no GPU");
 }
 
 TEST(CudaPlans, SelectionSaysWhatItDoesNotTake) {
@@ -133,6 +182,17 @@ TEST(CudaPlans, KeysOutermostChunksAreEquallyLarge) {
   const AttendStage few(problem("op=sparse heads=64/4 topk=16 lens=4096:4096"), kHopper, true,
                         layout);
   EXPECT_NE(few.decisions().find("attend_keys_outermost no"), std::string::npos);
+}
+
+TEST(CudaPlans, KeysOutermostServesLargeBatches) {
+  for (const char* lens : {"lens=17x512:131072", "lens=64x512:131072", "lens=160x512:131072"}) {
+    const Problem p = problem(std::string("op=sparse ") + lens);
+    Layout layout;
+    const AttendStage attend(p, kHopper, true, layout);
+    EXPECT_NE(attend.decisions().find("attend_keys_outermost beyond 33 blocks"), std::string::npos)
+        << attend.decisions();
+    EXPECT_LE(layout.bytes(), std::size_t{2500} << 20) << lens;
+  }
 }
 
 TEST(CudaPlans, WorkspaceStaysSmall) {

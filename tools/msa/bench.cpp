@@ -102,6 +102,7 @@ class Bench {
                             {.under_test = options_.under_test,
                              .rule = options_.rule,
                              .device = options_.device,
+                             .peers = !options_.no_peer,
                              .say = [&](const std::string& text) { progress_.say(text); }},
                             results_.rows);
     }

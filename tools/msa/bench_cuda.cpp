@@ -169,7 +169,10 @@ class GpuRow {
     say("making data");
     const testkit::Case spec = testkit::parse_case(named_.line);
     BenchData data(spec, *space_);
+    if (named_.poison) data.poison();
     if (!measure_op(data, data.problem(), data.operands(), "", rows)) return false;
+    if (!named_.peer_line.empty() && options_.peers && !measure_peer(data, rows.back()))
+      return false;
     if (!named_.stages) return true;
     for (const Stage& stage : kStages) {
       Problem problem = data.problem();
@@ -235,10 +238,33 @@ class GpuRow {
     const Operands host = data.host_view(call.operands());
     row.work = useful_work(problem, host);
     describe_overlap(data.spec(), host, row);
+    describe_executed(problem, row);
     say("timing" + suffix);
     add_sets(data, call, row.work.bytes);
     row.seconds = named_.graph ? time_graph(call) : time_runs(call, first);
     rows.push_back(std::move(row));
+    return true;
+  }
+
+  /// Times the row's own other way, and the row once more behind it.
+  bool measure_peer(BenchData& data, Row& row) {
+    say("making the peer's data");
+    const testkit::Case spec = testkit::parse_case(named_.peer_line);
+    BenchData peer_data(spec, *space_);
+    GpuCall peer(planned(peer_data.problem()), peer_data.operands(), *space_);
+    const double first = timer_.seconds([&] { peer.run_next(); });
+    if (!verify(peer_data, peer, row.id + " (peer)")) return false;
+    add_sets(peer_data, peer,
+             useful_work(peer_data.problem(), peer_data.host_view(peer.operands())).bytes);
+    say("timing the peer");
+    row.peer = named_.peer;
+    row.peer_seconds = named_.graph ? time_graph(peer) : time_runs(peer, first);
+    for (double& seconds : row.peer_seconds) seconds *= named_.peer_runs;
+    GpuCall again(planned(data.problem()), data.operands(), *space_);
+    add_sets(data, again, row.work.bytes);
+    const double once = timer_.seconds([&] { again.run_next(); });
+    const std::vector<double> more = named_.graph ? time_graph(again) : time_runs(again, once);
+    row.seconds.insert(row.seconds.end(), more.begin(), more.end());
     return true;
   }
 
@@ -277,6 +303,21 @@ class GpuRow {
     const Tensor& ids = host.block_ids ? host.block_ids : host.block_ids_in;
     if (spec.regime == testkit::Regime::Drift && ids && groups)
       row.blocks_per_8 = testkit::blocks_per_8(ids, host.batch);
+  }
+
+  /// What the union kernel multiplies: every block that any token of a tile listed, for all rows of
+  /// the tile, masked or not; dense attention whole blocks on the diagonal. Not known without the
+  /// mean length of the lists.
+  static void describe_executed(const Problem& problem, Row& row) {
+    const Attention& a = problem.attention;
+    const double group = static_cast<double>(a.heads_q) / static_cast<double>(a.heads_kv);
+    const double tile_tokens = std::min(32.0, std::floor(128 / group));
+    if (!row.blocks_per_8 || tile_tokens != 8) return;
+    const double tiles = std::ceil(static_cast<double>(problem.bounds.total_q) / 8) *
+                         static_cast<double>(a.heads_kv);
+    const double products = 2 * static_cast<double>(a.head_dim + a.value_dim) * 128 *
+                            static_cast<double>(problem.selection.block_size);
+    row.executed_ops = tiles * *row.blocks_per_8 * products + row.work.index_ops;
   }
 
   /// As many sets that what they touch together passes the cache several times.

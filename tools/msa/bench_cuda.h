@@ -17,6 +17,7 @@ struct CudaBenchOptions {
   Options under_test;
   TimingRule rule;
   int device = 0;
+  bool peers = true;  // time the other side of rows that are ratios of our own
   std::function<void(const std::string&)> say;  // progress
 };
 

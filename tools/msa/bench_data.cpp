@@ -59,8 +59,7 @@ void require_plain(const Case& spec) {
                       spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
   const bool contents =
       spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
-  const bool bounds = spec.pad_rows == 0 && spec.slack == 0;
-  if (op && lengths && memory && contents && bounds && !spec.block_max && spec.output &&
+  if (op && lengths && memory && contents && !spec.block_max && spec.output &&
       !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
     return;
   }
@@ -306,6 +305,18 @@ Tensor BenchData::make_lists() {
   return tensor;
 }
 
+void BenchData::poison() {
+  const Tensor& v = operands_.v;
+  const auto item = static_cast<std::size_t>(item_bits(v.dtype) / 8);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::array<std::byte, sizeof(float)> stored{};
+  testkit::store(&nan, 1, v.dtype, stored.data());
+  for (std::int64_t h = 0; h < spec_.heads_kv; ++h) {
+    const auto at = static_cast<std::size_t>(h * spec_.dim_v()) * item;
+    space_.copy_in(static_cast<std::byte*>(v.data) + at, stored.data(), item);
+  }
+}
+
 Operands BenchData::copy(const Operands& operands) {
   Operands twin = operands;
   const auto stream = static_cast<cudaStream_t>(space_.stream().handle);
@@ -385,10 +396,11 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
 
 std::vector<HostRow> BenchData::sample(const Problem& problem, const Operands& operands,
                                        int count) {
-  std::vector<std::int64_t> rows{0, spec_.rows() - 1};
+  const std::int64_t used = spec_.rows() - spec_.pad_rows;
+  std::vector<std::int64_t> rows{0, used - 1};
   const testkit::Stream64 random(spec_.seed, kSampleStream);
   for (int n = 2; n < count; ++n) {
-    rows.push_back(random.below(static_cast<std::uint64_t>(n), spec_.rows()));
+    rows.push_back(random.below(static_cast<std::uint64_t>(n), used));
   }
   std::sort(rows.begin(), rows.end());
   rows.erase(std::unique(rows.begin(), rows.end()), rows.end());

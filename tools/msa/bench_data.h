@@ -26,7 +26,7 @@ struct HostRow {
 
 class BenchData {
  public:
-  /// Throws Failure(kUsage) for a case with offsets, padding, strides or faults of its own.
+  /// Throws Failure(kUsage) for a case with offsets, strides or faults of its own.
   BenchData(const testkit::Case& spec, testkit::MemorySpace& space);
   BenchData(const BenchData&) = delete;
   BenchData& operator=(const BenchData&) = delete;
@@ -39,7 +39,10 @@ class BenchData {
   /// The same contents in memory of their own.
   testkit::Operands copy(const testkit::Operands& operands);
 
-  /// First row, last row, and others at random.
+  /// A NaN in the first value of every KV head.
+  void poison();
+
+  /// First row, last row, and others at random, none of padding.
   std::vector<HostRow> sample(const Problem& problem, const testkit::Operands& operands, int rows);
 
   /// Shapes, lengths and block ids as useful_work and blocks_per_8 read them.

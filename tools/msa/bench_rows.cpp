@@ -55,12 +55,12 @@ void add_prefill_rows(std::vector<BenchRow>& rows) {
     const std::string lens = "lens=" + std::to_string(tokens) + ":" + std::to_string(tokens);
     const std::string size = name;
     if (tokens < 1048576) {
-      rows.push_back({.id = "h200.dense." + size,
+      rows.push_back({.id = "hopper.dense." + size,
                       .what = "dense causal prefill, " + size + " tokens",
                       .line = "op=dense " + lens});
     }
     for (const std::string regime : {"drift", "random"}) {
-      rows.push_back({.id = "h200.msa." + size + "." + regime,
+      rows.push_back({.id = "hopper.msa." + size + "." + regime,
                       .what = "selection and attention, prefill of " + size +
                               " tokens, lists that " +
                               (regime == "drift" ? "drift" : "share nothing"),
@@ -68,6 +68,56 @@ void add_prefill_rows(std::vector<BenchRow>& rows) {
                       .stages = true});
     }
   }
+  struct Heads {
+    const char* name;
+    const char* line;
+  };
+  for (const auto& [name, line] : {Heads{"32h", "32/2"}, {"16h", "16/1"}, {"8h", "8/1"}}) {
+    rows.push_back({.id = std::string("hopper.msa.") + name + ".32k.drift",
+                    .what = std::string("selection and attention, prefill of 32k tokens, ") + line +
+                            " heads, lists that drift",
+                    .line = std::string("op=msa lens=32768:32768 regime=drift heads=") + line,
+                    .stages = true});
+  }
+}
+
+/// Rows whose other side is our own: what an unusual batch costs beside a usual one.
+void add_robust_rows(std::vector<BenchRow>& rows) {
+  rows.push_back({.id = "hopper.decode.ragged.128k.b1",
+                  .what = "selection and attention in a CUDA graph, one token over 128K of ragged "
+                          "keys without cu_seqlens_k",
+                  .line = "op=msa lens=1:131072",
+                  .peer_line = "op=msa lens=1:131072 page=128",
+                  .peer = "own, keys in pages",
+                  .graph = true});
+  rows.push_back({.id = "hopper.decode.padding",
+                  .what = "selection and attention in a CUDA graph, 12 requests of one token over "
+                          "128K each, 500 rows of padding",
+                  .line = "op=msa page=128 lens=12x1:131072 pad_rows=500",
+                  .peer_line = "op=msa page=128 lens=12x1:131072",
+                  .peer = "own, without padding",
+                  .graph = true});
+  rows.push_back({.id = "hopper.sparse.64x512.random",
+                  .what = "sparse attention, 64 requests of 512 new tokens over 64K, independent "
+                          "lists",
+                  .line = "op=sparse lens=64x512:65536",
+                  .peer_line = "op=sparse lens=16x512:65536",
+                  .peer = "own, four batches of 16 such requests",
+                  .peer_runs = 4});
+  rows.push_back({.id = "hopper.sparse.160x512.random",
+                  .what = "sparse attention, 160 requests of 512 new tokens over 32K, independent "
+                          "lists",
+                  .line = "op=sparse lens=160x512:32768",
+                  .peer_line = "op=sparse lens=16x512:32768",
+                  .peer = "own, ten batches of 16 such requests",
+                  .peer_runs = 10});
+  rows.push_back({.id = "hopper.nan.32k",
+                  .what = "sparse attention, prefill of 32K tokens, lists that drift, a NaN in a "
+                          "value that every row lists",
+                  .line = "op=sparse lens=32768:32768 regime=drift",
+                  .peer_line = "op=sparse lens=32768:32768 regime=drift",
+                  .peer = "own, finite values",
+                  .poison = true});
 }
 
 void add_decode_rows(std::vector<BenchRow>& rows) {
@@ -82,8 +132,12 @@ void add_decode_rows(std::vector<BenchRow>& rows) {
         {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
         {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"},
         {"8h.128k.b32", "32 requests, one token over 128K each, 8/1 heads",
-         "heads=8/1 lens=32x1:131072"}}) {
-    rows.push_back({.id = std::string("h200.decode.") + name,
+         "heads=8/1 lens=32x1:131072"},
+        {"16h.128k.b32", "32 requests, one token over 128K each, 16/1 heads",
+         "heads=16/1 lens=32x1:131072"},
+        {"32h.128k.b32", "32 requests, one token over 128K each, 32/2 heads",
+         "heads=32/2 lens=32x1:131072"}}) {
+    rows.push_back({.id = std::string("hopper.decode.") + name,
                     .what = std::string("selection and attention in a CUDA graph, ") + what,
                     .line = std::string("op=msa page=128 ") + line,
                     .graph = true});
@@ -94,30 +148,31 @@ void add_decode_rows(std::vector<BenchRow>& rows) {
 
 std::vector<BenchRow> named_gpu_rows() {
   // First of all: it wants a process in which nothing has run.
-  std::vector<BenchRow> rows{{.id = "h200.first_call",
+  std::vector<BenchRow> rows{{.id = "hopper.first_call",
                               .what = "planning and the first run of a process, from an existing "
                                       "CUDA context, prefill of 1K tokens",
                               .line = "op=msa lens=1024:1024",
                               .kind = BenchRow::Kind::FirstCall},
-                             {.id = "h200.workspace.max",
+                             {.id = "hopper.workspace.max",
                               .what = "largest workspace of any row's plan, and of dense at 1M",
                               .line = "op=msa|dense|select page=0|128 "
                                       "lens=8192:8192|32768:32768|131072:131072|1048576:1048576|"
                                       "128:1048576|1:1048576|32x1:131072|128x1:32768",
                               .kind = BenchRow::Kind::Workspace}};
   add_prefill_rows(rows);
-  rows.push_back({.id = "h200.select.128k",
+  rows.push_back({.id = "hopper.select.128k",
                   .what = "selection for a prefill of 128K tokens",
                   .line = "op=select lens=131072:131072 regime=drift"});
-  rows.push_back({.id = "h200.select.chunk128.1m",
+  rows.push_back({.id = "hopper.select.chunk128.1m",
                   .what = "selection for 128 new tokens over 1M",
                   .line = "op=select lens=128:1048576 regime=drift"});
   for (const std::string regime : {"random", "ties", "near"}) {
-    rows.push_back({.id = "h200.topk." + regime,
+    rows.push_back({.id = "hopper.topk." + regime,
                     .what = "select_topk, 131072 rows of 1024 blocks, scores: " + regime,
                     .line = "op=topk lens=32768:131072 causal=0 regime=" + regime});
   }
   add_decode_rows(rows);
+  add_robust_rows(rows);
   return rows;
 }
 

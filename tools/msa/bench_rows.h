@@ -14,6 +14,9 @@ struct BenchRow {
   std::string line;             // case language
   std::string isa{};            // forced; empty: the best there is
   std::string peer_line{};      // our own other way to the same end, timed in the same run
+  std::string peer{};           // GPU: what the other way is
+  double peer_runs = 1;         // GPU: runs of the peer that do the row's work
+  bool poison = false;          // GPU: a NaN in the first value of every KV head; the peer has none
   bool measure_memory = false;  // the figure is bytes beyond inputs and outputs
   bool stages = false;          // GPU: selection and attention on their own too, as further rows
   bool graph = false;           // GPU: inside a CUDA graph
@@ -25,7 +28,7 @@ struct BenchRow {
 /// speak of.
 std::vector<BenchRow> named_rows(bool host);
 
-/// h200.*: 64/4 heads of 128, bf16, blocks of 128, 16 kept, unless the row says otherwise.
+/// hopper.*: 64/4 heads of 128, bf16, blocks of 128, 16 kept, unless the row says otherwise.
 std::vector<BenchRow> named_gpu_rows();
 
 }  // namespace msa::cli

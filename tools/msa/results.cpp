@@ -41,6 +41,10 @@ Json to_json(const Row& row) {
     json["peer_seconds"] = median_of(row.peer_seconds);
     json["ratio"] = *row.ratio();
   }
+  if (!row.seconds.empty() && row.work.attend_ops > 0) {
+    json["useful_tflops"] = (row.work.attend_ops + row.work.index_ops) / row.median() / 1e12;
+    if (row.executed_ops) json["executed_tflops"] = *row.executed_ops / row.median() / 1e12;
+  }
   if (row.bytes) json["bytes"] = *row.bytes;
   if (row.blocks_per_8) json["blocks_per_8"] = *row.blocks_per_8;
   if (row.verified) json["verified"] = *row.verified;
