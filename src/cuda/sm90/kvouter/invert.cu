@@ -13,6 +13,7 @@ namespace msa::cuda::sm90::kvouter {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kTileTokens = attend::kTileRows / kGroup;  // of a union tile
 constexpr int kScanThreads = 1024;
 constexpr int kScanCtas = 16;  // of a chunk
 
@@ -29,11 +30,20 @@ __device__ __forceinline__ void for_each_slot(const Params& p, const Visit& visi
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int chunk = slot / p.chunk_tiles;
   const int first_token = slot % p.chunk_tiles * p.tokens_per_tile;
-  for (int token = 0; token < tokens; ++token) {
-    const int block =
-        slot_block(p, request, static_cast<std::int64_t>(tile.first) + token, head, lane);
-    if (block < 0) continue;
-    visit(chunk, inverse_row(p, head, tile.request, block),
+  // All lists before the first visit: behind an atomic every read waits for the one before.
+  int blocks[kTileTokens];
+#pragma unroll
+  for (int token = 0; token < kTileTokens; ++token) {
+    blocks[token] =
+        token < tokens
+            ? slot_block(p, request, static_cast<std::int64_t>(tile.first) + token, head, lane)
+            : -1;
+  }
+  const std::int64_t first_row = inverse_row(p, head, tile.request, 0);
+#pragma unroll
+  for (int token = 0; token < kTileTokens; ++token) {
+    if (blocks[token] < 0) continue;
+    visit(chunk, first_row + blocks[token],
           Entry{static_cast<int>(request.q_begin) + tile.first + token,
                 static_cast<std::uint32_t>(((first_token + token) * p.heads_kv + head) * p.topk +
                                            lane)});

@@ -13,48 +13,43 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// The set bits of a CTA, found by every warp for itself.
+/// The set bits of a CTA, found by every warp for itself. Keeps three numbers alone: registers are
+/// few.
 class SuspectFinder {
  public:
-  __device__ __forceinline__ SuspectFinder(const Suspects& suspects, std::int64_t pairs, int lane)
-      : suspects_(suspects), words_(ceil_div(pairs, 32)), lane_(lane), mine_(blockIdx.x) {}
+  __device__ __forceinline__ SuspectFinder() : mine_(static_cast<int>(blockIdx.x)) {}
 
-  /// The next pair, or -1.
-  __device__ __forceinline__ std::int64_t next() {
-    while (mine_ >= before_ + __shfl_sync(kAll, behind_, 31)) {
-      before_ += __shfl_sync(kAll, behind_, 31);
-      first_ += 32;
-      if (first_ >= words_) return -1;
-      read();
+  /// The next pair below `pairs`, or -1.
+  __device__ __forceinline__ std::int64_t next(const Suspects& suspects, std::int64_t pairs,
+                                               int lane) {
+    const auto words = static_cast<int>(ceil_div(pairs, 32));
+#pragma unroll 1
+    for (; first_ < words; first_ += 32) {
+      const unsigned bits = first_ + lane < words ? suspects.pairs[first_ + lane] : 0;
+      int behind = __popc(bits);  // set bits up to the end of this lane's word
+#pragma unroll
+      for (int lanes = 1; lanes < 32; lanes *= 2) {
+        const int below = __shfl_up_sync(kAll, behind, lanes);
+        if (lane >= lanes) behind += below;
+      }
+      const unsigned owners = __ballot_sync(kAll, mine_ < before_ + behind);
+      if (owners != 0) {
+        const int owner = __ffs(static_cast<int>(owners)) - 1;
+        const int rank = mine_ - before_ - __shfl_sync(kAll, behind - __popc(bits), owner);
+        mine_ += static_cast<int>(gridDim.x);
+        return (std::int64_t{first_} + owner) * 32 +
+               __fns(__shfl_sync(kAll, bits, owner), 0, rank + 1);
+      }
+      before_ += __shfl_sync(kAll, behind, 31);
     }
-    const unsigned owners = __ballot_sync(kAll, mine_ - before_ < behind_);
-    const int owner = __ffs(static_cast<int>(owners)) - 1;
-    const unsigned bits = __shfl_sync(kAll, bits_, owner);
-    const int rank = mine_ - before_ - __shfl_sync(kAll, behind_ - __popc(bits_), owner);
-    mine_ += static_cast<int>(gridDim.x);
-    return (first_ + owner) * 32 + static_cast<int>(__fns(bits, 0, rank + 1));
+    return -1;
   }
 
  private:
   static constexpr unsigned kAll = 0xffffffffu;
 
-  /// A word a lane, and the set bits up to its end.
-  __device__ __forceinline__ void read() {
-    bits_ = first_ + lane_ < words_ ? suspects_.pairs[first_ + lane_] : 0;
-    behind_ = __popc(bits_);
-    for (int lanes = 1; lanes < 32; lanes *= 2) {
-      const int below = __shfl_up_sync(kAll, behind_, lanes);
-      if (lane_ >= lanes) behind_ += below;
-    }
-  }
-
-  const Suspects& suspects_;
-  const std::int64_t words_;
-  const int lane_;
-  std::int64_t first_ = -32;  // word of lane 0
-  unsigned bits_ = 0;
-  int behind_ = 0;  // set bits of the 32 words up to this lane's
-  int before_ = 0;  // set bits of the words before; pairs are fewer than 2^31
+  int first_ = 0;   // word that a search begins with, a multiple of 32
+  int before_ = 0;  // set bits of the words before it; pairs are fewer than 2^31
   int mine_;        // number among all set bits of what this CTA takes next
 };
 
@@ -76,9 +71,11 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
   }
   __syncthreads();
   const BatchParams& batch = p.select.batch;
-  SuspectFinder finder(mend.suspects, batch.total_q * p.heads_kv, lane);
+  SuspectFinder finder;
   RingPosition<Traits::kStages> at;
-  for (std::int64_t pair = finder.next(); pair >= 0; pair = finder.next()) {
+  while (true) {
+    const std::int64_t pair = finder.next(mend.suspects, batch.total_q * p.heads_kv, lane);
+    if (pair < 0) return;
     Item item{};
     item.row = pair / p.heads_kv;
     item.head = static_cast<int>(pair - item.row * p.heads_kv);
