@@ -359,7 +359,7 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "machine code" tests/cuda/machine_code_test.py "$dir/src/libmsa.so"
   step "plans" "$dir/tests/cuda_test"
   step "verify cuda" verify_cuda "$msa" tests/cases/all.txt tests/cases/cuda.txt
-  [ -z "$long" ] || step "verify cuda, real sizes" verify_cuda "$msa" tests/cases/long.txt
+  step "verify cuda, real sizes" verify_cuda "$msa" tests/cases/long.txt
   step "graphs, streams, large offsets" "$dir/tests/gpu_test"
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
   step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt

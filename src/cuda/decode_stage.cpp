@@ -130,7 +130,12 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
       decode::launch_fill(score->scores, call.scores.shape[0],
                           static_cast<int>(call.scores.shape[1]), call.scores.shape[2], stream);
     }
-    decode::launch_score(storage_of(problem.index.q.storage), *score, stream);
+    const std::int64_t columns =
+        problem.bounds.max_seqlen_q * (problem.index.heads / problem.index.heads_k);
+    decode::launch_score({.storage = storage_of(problem.index.q.storage),
+                          .tiles = decode::score_tiles(columns),
+                          .dim = static_cast<int>(problem.index.dim)},
+                         *score, stream);
   }
   if (problem.op == Op::SelectBlocks)
     decode::launch_select(select_params(problem, call, batch, workspace), stream);
@@ -177,7 +182,6 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .stride_q_h = call.index_q.stride[1],
           .heads = static_cast<int>(problem.index.heads),
           .heads_k = static_cast<int>(problem.index.heads_k),
-          .dim = static_cast<int>(problem.index.dim),
           .ctas = score_ctas_,
           .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
           .scores = score_rows(problem, call, workspace),

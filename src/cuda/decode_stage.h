@@ -12,6 +12,7 @@
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/decode/score/launch.h"
 
 namespace msa::cuda {
 

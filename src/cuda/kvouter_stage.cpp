@@ -109,7 +109,7 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
       .q = make_query_map(call.q, problem.attention.heads_kv, kvouter::kGroup, 1, "q"),
       .k = make_key_map(call.k, box, "k"),
       .v = make_key_map(call.v, box, "v")};
-  kvouter::launch(storage_of(problem.attention.q.storage), params, maps, ctas, stream);
+  kvouter::launch({.storage = storage_of(problem.attention.q.storage)}, params, maps, ctas, stream);
 }
 
 }  // namespace msa::cuda

@@ -21,7 +21,7 @@ sm90::select::Queries queries_of(const Tensor& index_q) {
   return {.data = index_q.data,
           .stride_token = index_q.stride[0],
           .stride_head = index_q.stride[1],
-          .bf16 = index_q.dtype == DType::BF16,
+          .storage = storage_of(index_q.dtype),
           .dim = static_cast<int>(index_q.shape[2])};
 }
 

@@ -40,11 +40,15 @@ struct Traits {
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kListedAhead = 32;  // one entry a lane; most lists are shorter
   static constexpr int kThreads = (kConsumers + 1) * 128;
-  // 2 x 224 + 56 = 504 = 384 threads at 168; loader and scheduler spill with 40.
+  // Loader and scheduler spill with 40.
   static constexpr int kProducerRegisters = 56;
   static constexpr int kConsumerRegisters = 224;
   static constexpr int kQueryBytes = kTileRows * kHeadDim * 2;
   static constexpr int kBlockBytes = kBlock * kHeadDim * 2;
+  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= 3 * 168,
+                "registers of a CTA's three warpgroups");
+  static_assert(kKeyStages >= 2,
+                "a skipped block holds a stage while the one before is multiplied");
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kBlock == 64 || kBlock == 128, "n64 or n128 products");
 

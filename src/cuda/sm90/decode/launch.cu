@@ -4,19 +4,9 @@
 #include <algorithm>
 
 #include "cuda/launch.h"
-#include "cuda/sm90/decode/instances.h"
 #include "cuda/sm90/decode/select_kernel.cuh"
 
 namespace msa::cuda::sm90::decode {
-int score_ctas(std::int64_t batch, std::int64_t max_seqlen_k, int heads_k, int multiprocessors) {
-  const std::int64_t steps = batch * ceil_div(max_seqlen_k, kScoreStep);
-  const std::int64_t share = multiprocessors / heads_k;
-  return static_cast<int>(std::clamp<std::int64_t>(steps, 1, std::max<std::int64_t>(1, share)));
-}
-
-void launch_score(Storage storage, const ScoreParams& params, cudaStream_t stream) {
-  storage == Storage::Bf16 ? launch_score_bf16(params, stream) : launch_score_f16(params, stream);
-}
 
 void launch_fill(const ScoreRows& rows, std::int64_t total, int heads, std::int64_t blocks,
                  cudaStream_t stream) {

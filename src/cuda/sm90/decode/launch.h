@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Decode on SM90: requests of one to eight query tokens. Three kernels: `score` writes block scores
-// of the index branch, `select` keeps the best of them, `attend` walks a row's blocks (its own
-// selection, a given list, or all of them). Whole MSA is score and attend: attend selects for
-// itself. Host-visible parameters and launches.
+// Decode on SM90: requests of one to eight query tokens. Three kernels: `score` (score/) writes
+// block scores of the index branch, `select` (here) keeps the best of them, `attend` (attend/)
+// walks a row's blocks: its own selection, a given list, or all of them. Whole MSA is score and
+// attend: attend selects for itself.
 #pragma once
 
-#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -26,22 +25,6 @@ struct ScoreRows {
   std::int64_t stride_t = 0;
   std::int64_t stride_h = 0;
   std::int64_t stride_block = 1;
-};
-
-struct ScoreParams {
-  CUtensorMap k_map{};  // rows of index keys, boxes of box_tokens(kScoreStep, page)
-  BatchParams batch{};
-  const RequestRecord* records = nullptr;  // [B]
-  const void* index_q = nullptr;           // [T, Hi, Di]
-  std::int64_t stride_q_t = 0;
-  std::int64_t stride_q_h = 0;
-  int heads = 0;               // Hi
-  int heads_k = 1;             // Hik
-  int dim = 128;               // Di
-  int ctas = 1;                // that share the keys of one index-key head
-  unsigned* claims = nullptr;  // [Hik], zero before the launch
-  ScoreRows scores{};
-  bool orders = false;  // for a selection: rows of orders (decode/order.cuh)
 };
 
 /// How rows of orders (decode/order.cuh) are selected from; neighbours lie side by side, rows are
@@ -90,13 +73,9 @@ constexpr std::int64_t select_scratch_bytes(int topk, std::int64_t max_blocks, i
 /// Of any selection.
 inline constexpr std::int64_t kMostSelectScratch = kSegmentBlocks * 4 + kMostCandidates * 8;
 
-/// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.
-int score_ctas(std::int64_t batch, std::int64_t max_seqlen_k, int heads_k, int multiprocessors);
-
 /// Sets a score tensor [total, heads, blocks] to -inf; launch_score then writes what exists.
 void launch_fill(const ScoreRows& rows, std::int64_t total, int heads, std::int64_t blocks,
                  cudaStream_t stream);
-void launch_score(Storage storage, const ScoreParams& params, cudaStream_t stream);
 void launch_select(const SelectParams& params, cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::decode

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "cuda/launch.h"
-#include "cuda/sm90/kvouter/invert.h"
+#include "cuda/sm90/kvouter/launch.h"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/tile/scan.cuh"
 

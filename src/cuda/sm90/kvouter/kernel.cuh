@@ -6,6 +6,7 @@
 #include "cuda/launch.h"
 #include "cuda/sm90/kvouter/combine.cuh"
 #include "cuda/sm90/kvouter/consumer.cuh"
+#include "cuda/sm90/kvouter/launch.h"
 #include "cuda/sm90/kvouter/producer.cuh"
 
 namespace msa::cuda::sm90::kvouter {
@@ -33,10 +34,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
 }
 
-template <class Item>
+template <Config cfg>
 void launch_instance(const Params& params, const Maps& maps, int chunk, int ctas,
                      cudaStream_t stream) {
-  using Chosen = Traits<Item>;
+  using Chosen = Traits<cfg>;
   launch_kernel(kernel<Chosen>,
                 {.grid = dim3(static_cast<unsigned>(ctas)),
                  .block = dim3(Chosen::kThreads),
@@ -46,7 +47,7 @@ void launch_instance(const Params& params, const Maps& maps, int chunk, int ctas
   const int tiles = min(params.chunk_tiles, params.tile_limit - chunk * params.chunk_tiles);
   const std::int64_t pairs =
       static_cast<std::int64_t>(tiles) * params.tokens_per_tile * params.heads_kv;
-  launch_kernel(combine_kernel<Item>,
+  launch_kernel(combine_kernel<typename Chosen::Item>,
                 {.grid = dim3(static_cast<unsigned>(ceil_div(pairs, kCombineWarps))),
                  .block = dim3(kCombineWarps * 32),
                  .stream = stream},

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/geometry.cuh"
-#include "cuda/sm90/kvouter/launch.h"
+#include "cuda/sm90/kvouter/config.h"
 
 namespace msa::cuda::sm90::kvouter {
 

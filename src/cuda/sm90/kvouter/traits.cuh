@@ -2,23 +2,27 @@
 // Tiles, shared memory and roles of the keys-outermost kernel.
 #pragma once
 
-#include "cuda/sm90/kvouter/launch.h"
+#include "cuda/sm90/kvouter/config.h"
 #include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::kvouter {
 
-template <class T>
+template <Config cfg>
 struct Traits {
-  using Item = T;
+  using Item = ItemOf<cfg.storage>;
   static constexpr int kConsumers =
       3;  // warpgroups; two leave the tensor cores idle in every softmax
   static constexpr int kWarpgroupTokens = 4;  // 64 rows: one token a warp
   static constexpr int kTileTokens = kConsumers * kWarpgroupTokens;
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kProducerRegisters = 48;
-  static constexpr int kConsumerRegisters = 152;  // 3 x 152 + 48 <= 512
+  static constexpr int kConsumerRegisters = 152;
+  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= 4 * 128,
+                "registers of a CTA's four warpgroups");
+  static_assert(kTileTokens * (kDim / kPanelItems) <= 32, "a lane gathers a panel of one query");
   static constexpr int kKeyStages = 2;
   static constexpr int kQueryStages = 2;
   static constexpr int kPanels = kDim / kPanelItems;

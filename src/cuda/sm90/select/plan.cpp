@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Planning and launches of block_scores and select_blocks.
-#include "cuda/sm90/select/launch.h"
+#include "cuda/sm90/select/plan.h"
 
+#include <algorithm>
 #include <limits>
 
-#include "cuda/geometry.cuh"
+#include "core/geometry.h"
+#include "cuda/sm90/topk/launch.h"
 
 namespace msa::cuda::sm90::select {
+
 namespace {
+
+using core::ceil_div;
 
 constexpr std::int64_t kSpanUnit = 4;  // key tiles: float4s of the scratch belong to one CTA
 // Key tiles' worth of time that an item costs besides its own: queries, first rows, drain (5 us).
@@ -20,14 +24,6 @@ constexpr std::int64_t kTableAlignment = 256;
 
 constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
   return ceil_div(x, unit) * unit;
-}
-
-/// Tile table and counters, where the scratch begins.
-std::int64_t table_bytes(const SelectPlan& plan) {
-  const std::int64_t tiles = plan.num_tiles * static_cast<std::int64_t>(sizeof(QueryTile));
-  return round_up(
-      tiles + num_chunks(plan, plan.num_tiles) * static_cast<std::int64_t>(sizeof(unsigned)),
-      kTableAlignment);
 }
 
 /// Key tiles of one item that finish `tiles` query tiles soonest. `uneven`: how many keys they see
@@ -108,89 +104,11 @@ std::int64_t workspace_bytes(const SelectPlan& plan) {
   return table_bytes(plan) + plan.chunk_tiles * plan.groups * kTileRows * plan.scratch_stride * 4;
 }
 
-namespace {
-
-ScoreParams score_params(const SelectPlan& plan, const BatchParams& batch, const Queries& queries) {
-  const bool paired = reinterpret_cast<std::uintptr_t>(queries.data) % 4 == 0 &&
-                      queries.stride_token % 2 == 0 && queries.stride_head % 2 == 0;
-  return {.batch = batch,
-          .span = plan.span,
-          .spans = plan.spans,
-          .groups = plan.groups,
-          .tile_major = plan.tile_major,
-          .heads = plan.heads,
-          .queries = queries.data,
-          .query_stride_token = queries.stride_token,
-          .query_stride_head = queries.stride_head,
-          .queries_paired = paired};
-}
-
-void launch_instance(const ScoreParams& params, const Queries& queries, const CUtensorMap& key_map,
-                     bool scratch, const SelectPlan& plan, cudaStream_t stream) {
-  const auto launch_it = [&](auto* function) {
-    function(params, key_map, scratch, plan.ctas, stream);
-  };
-  if (queries.bf16) {
-    launch_it(queries.dim == 128 ? launch_scores<true, 128> : launch_scores<true, 64>);
-  } else {
-    launch_it(queries.dim == 128 ? launch_scores<false, 128> : launch_scores<false, 64>);
-  }
-}
-
-}  // namespace
-
-void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
-                         const CUtensorMap& key_map, const ScoresOut& out, void* workspace,
-                         cudaStream_t stream) {
-  auto* tiles = static_cast<QueryTile*>(workspace);
-  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
-  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
-  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
-                     num_chunks(plan, num_tiles), stream);
-  ScoreParams params = score_params(plan, batch, queries);
-  params.tiles = tiles;
-  params.num_tiles = num_tiles;
-  params.next_item = counters;
-  params.scores = out.data;
-  params.columns = out.columns;
-  params.stride_token = out.stride_token;
-  params.stride_head = out.stride_head;
-  params.stride_block = out.stride_block;
-  launch_instance(params, queries, key_map, false, plan, stream);
-}
-
-void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
-                          const CUtensorMap& key_map, const topk::TopkParams& out, void* workspace,
-                          cudaStream_t stream) {
-  auto* tiles = static_cast<QueryTile*>(workspace);
-  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
-  auto* scratch =
-      reinterpret_cast<float*>(static_cast<std::uint8_t*>(workspace) + table_bytes(plan));
-  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
-  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
-                     num_chunks(plan, num_tiles), stream);
-  ScoreParams params = score_params(plan, batch, queries);
-  params.scores = scratch;
-  params.columns = plan.columns;
-  params.stride_head = plan.scratch_stride;
-  topk::TopkParams rows = out;
-  rows.groups = plan.groups;
-  rows.heads = plan.heads;
-  rows.rows_per_group = kTileRows;
-  rows.scores = scratch;
-  rows.columns = plan.columns;
-  rows.stride_block = 1;
-  rows.by_token = false;
-  rows.stride_head = plan.scratch_stride;
-  // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
-  for (std::int64_t end = num_tiles; end > 0; end -= plan.chunk_tiles) {
-    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
-    params.tiles = rows.tiles = tiles + begin;
-    params.num_tiles = rows.num_tiles = end - begin;
-    params.next_item = counters++;
-    launch_instance(params, queries, key_map, true, plan, stream);
-    topk::launch_topk(rows, plan.split_rows, stream);
-  }
+std::int64_t table_bytes(const SelectPlan& plan) {
+  const std::int64_t tiles = plan.num_tiles * static_cast<std::int64_t>(sizeof(QueryTile));
+  return round_up(
+      tiles + num_chunks(plan, plan.num_tiles) * static_cast<std::int64_t>(sizeof(unsigned)),
+      kTableAlignment);
 }
 
 }  // namespace msa::cuda::sm90::select

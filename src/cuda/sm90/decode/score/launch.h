@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// Decode scoring from the host: what an instance is compiled for, what a launch tells it.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/sm90/decode/launch.h"
+
+namespace msa::cuda::sm90::decode {
+
+struct ScoreConfig {
+  Storage storage = Storage::Bf16;  // of index vectors
+  int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
+  int dim = 128;                    // 128 or 64
+  friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
+};
+
+/// The instance for `columns` of them, at most kMaxColumns.
+constexpr int score_tiles(std::int64_t columns) { return columns <= 8 ? 1 : columns <= 16 ? 2 : 4; }
+
+struct ScoreParams {
+  CUtensorMap k_map{};  // rows of index keys, boxes of box_tokens(kScoreStep, page)
+  BatchParams batch{};
+  const RequestRecord* records = nullptr;  // [B]
+  const void* index_q = nullptr;           // [T, Hi, Di]
+  std::int64_t stride_q_t = 0;
+  std::int64_t stride_q_h = 0;
+  int heads = 0;               // Hi
+  int heads_k = 1;             // Hik
+  int ctas = 1;                // that share the keys of one index-key head
+  unsigned* claims = nullptr;  // [Hik], zero before the launch
+  ScoreRows scores{};
+  bool orders = false;  // for a selection: rows of orders (decode/order.cuh)
+};
+
+/// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.
+int score_ctas(std::int64_t batch, std::int64_t max_seqlen_k, int heads_k, int multiprocessors);
+
+/// Defined in instances/*.cu, one each.
+template <ScoreConfig cfg>
+void launch_score_instance(const ScoreParams& params, cudaStream_t stream);
+
+void launch_score(const ScoreConfig& config, const ScoreParams& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::decode

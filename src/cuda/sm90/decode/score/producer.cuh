@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+// The producer warp: streams the CTA's steps.
+#pragma once
+
+#include "cuda/sm90/decode/score/steps.cuh"
+#include "cuda/sm90/ptx/copy.cuh"
+#include "cuda/sm90/tile/key_box.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// Warp 4: streams this CTA's steps.
+template <class Traits>
+class ScoreProducer {
+ public:
+  __device__ __forceinline__ ScoreProducer(const ScoreParams& params, ScoreShared<Traits>& shared,
+                                           std::uint8_t* stages, int lane)
+      : params_(params), shared_(shared), stages_(stages), lane_(lane) {}
+
+  __device__ __forceinline__ void run() {
+    const ScoreParams& p = params_;
+    touch_pages(p.batch, likely_request(p), lane_);
+    policy_ = ptx::createpolicy_evict_first();
+    StepFinder finder(p, lane_);
+    const std::int64_t total = finder.count();
+    const int ctas = static_cast<int>(gridDim.x);
+    const Deal deal(total, ctas);
+    int bad_request = -1;
+    int request = -1;
+    int step = 0;
+    RequestRecord r{};
+    const std::int64_t fixed_end = min(deal.fixed * (blockIdx.x + 1), total);
+    std::int64_t n = min(deal.fixed * blockIdx.x, total);
+    std::int64_t end = max(n, fixed_end - 1);
+    bool claiming = false;
+    unsigned claimed = 0;
+    while (true) {
+      if (n == end) {
+        // A claim is on its way while the steps before it are loaded, the first one behind the
+        // prologue, which clears the counter.
+        std::int64_t next = n;
+        end = fixed_end;
+        if (claiming) {
+          next =
+              deal.fixed * ctas + std::int64_t{__shfl_sync(0xffffffffu, claimed, 0)} * deal.claim;
+          if (next >= total) break;
+          end = min(next + deal.claim, total);
+        } else {
+          ptx::griddepcontrol_wait();
+        }
+        claiming = true;
+        if (lane_ == 0) claimed = atomicAdd(p.claims + blockIdx.y, 1u);
+        n = next;
+        continue;
+      }
+      finder.find(n, request, step, r);
+      const unsigned bad = load_step(r, request, step);
+      if (bad != 0 && bad_request < 0) bad_request = request;
+      ++n;
+    }
+    shared_.ring.wait_empty(at_);
+    if (lane_ == 0) {
+      shared_.notes[at_.stage] = {-1, 0, 0};
+      shared_.ring.expect(at_, 0);
+    }
+    if (bad_request >= 0 && lane_ == 0) report(p.batch.status, bad_request, -1, FaultKind::PageId);
+  }
+
+ private:
+  /// Fills one stage with a step.
+  __device__ __forceinline__ unsigned load_step(const RequestRecord& r, int request, int step) {
+    const ScoreParams& p = params_;
+    const int box_rows = box_tokens(kScoreStep, p.batch.page_size);
+    const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
+    KeyBox box;
+    if (lane_ < boxes) box = locate_key_box<kScoreStep>(p.batch, r, request, step, lane_);
+    const unsigned bad = __ballot_sync(0xffffffffu, lane_ < boxes && box.bad);
+    shared_.ring.wait_empty(at_);
+    if (lane_ == 0) {
+      shared_.notes[at_.stage] = {request, step, bad};  // the arrival below publishes it
+      shared_.ring.expect(at_, Traits::kTileBytes);
+    }
+    __syncwarp();
+    if (lane_ < boxes) {
+      ptx::cp_async_bulk_tensor_hint(
+          stages_ + at_.stage * Traits::kTileBytes + lane_ * box_rows * Traits::kRowBytes, &p.k_map,
+          {0, box.token, static_cast<int>(blockIdx.y), box.page}, &shared_.ring.full[at_.stage],
+          policy_);
+    }
+    at_.advance();
+    return bad;
+  }
+
+  const ScoreParams& params_;
+  ScoreShared<Traits>& shared_;
+  std::uint8_t* stages_;
+  const int lane_;
+  std::uint64_t policy_ = 0;  // keys are streamed once
+  RingPosition<Traits::kStages> at_{};
+};
+
+}  // namespace msa::cuda::sm90::decode

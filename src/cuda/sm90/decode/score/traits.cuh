@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// Tiles, shared memory and roles of decode scoring.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/sm90/decode/score/launch.h"
+#include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/storage.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+template <ScoreConfig cfg>
+struct ScoreTraits {
+  using Item = ItemOf<cfg.storage>;
+  static constexpr int kTiles = cfg.tiles;
+  static constexpr int kDim = cfg.dim;
+  static constexpr int kConsumers = 4;  // warps
+  static constexpr int kThreads = (kConsumers + 1) * 32;
+  static constexpr int kKeys = kScoreStep / kConsumers;  // of a step, for one warp: two m16 tiles
+  static constexpr int kChunks = kDim / 32;              // 16-byte loads of a lane along one key
+  static constexpr int kColumns = 8 * kTiles;
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kTileBytes = kScoreStep * kRowBytes;
+  // Half of an SM's shared memory: the first CTAs of the attention kernel wait beside this one.
+  static constexpr int kRingBytes = 96 * 1024;
+  static constexpr int kStages = kRingBytes / kTileBytes;
+  static constexpr int kSpan = 16;  // steps whose maxima are written together
+  static_assert(kDim == 64 || kDim == 128, "whole 16-byte loads of four lanes");
+  static_assert(8 * kTiles <= kMaxColumns, "as the host plans");
+};
+
+/// Named barriers; 0 is __syncthreads.
+enum ScoreBarrier : int { kBarrierScorers = 1 };
+
+/// What a stage of the ring holds; request -1: nothing, and nothing follows.
+struct StageNote {
+  int request;
+  int step;
+  unsigned bad_boxes;  // boxes whose page id was out of range
+};
+
+template <class Traits>
+struct ScoreShared {
+  Ring<Traits::kStages> ring;
+  StageNote notes[Traits::kStages];
+  int steps[Traits::kSpan];  // whose maxima follow
+  float maxima[Traits::kSpan][Traits::kConsumers][Traits::kColumns];
+};
+
+/// Dynamic shared memory: the ring (128-byte aligned), ScoreShared.
+template <class Traits>
+constexpr int score_shared_bytes() {
+  constexpr int kBytes =
+      128 + Traits::kStages * Traits::kTileBytes + static_cast<int>(sizeof(ScoreShared<Traits>));
+  static_assert(2 * (kBytes + 1024) <= 228 * 1024, "a waiting attention CTA stands beside it");
+  return kBytes;
+}
+
+}  // namespace msa::cuda::sm90::decode

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// What an instance of the scoring kernel is compiled for, and what a launch tells it. Host and
+// device read the same.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params.h"
+#include "cuda/sm90/select/query_tile.h"
+
+namespace msa::cuda::sm90::select {
+
+struct Config {
+  Storage storage = Storage::Bf16;  // of index vectors
+  int dim = 128;                    // 128 or 64
+  int block = 128;                  // 128 or 64
+  bool scratch = true;  // rows of a tile one after the other, in float4s; else the caller's strides
+  friend constexpr bool operator==(const Config&, const Config&) = default;
+};
+
+inline constexpr int kTileRows = 192;  // rows (token, index head) of one query tile
+inline constexpr int kTileKeys = 128;  // keys of one key tile
+
+/// One launch of the scoring kernel: num_tiles * spans * groups items, taken in turn by the CTAs.
+struct Params {
+  BatchParams batch{};
+  const QueryTile* tiles = nullptr;  // [num_tiles]
+  std::int64_t num_tiles = 0;
+  unsigned* next_item = nullptr;  // 0 before the launch
+  std::int64_t span = 0;          // key tiles of one item, a multiple of 4
+  int spans = 1;                  // items of one tile
+  int groups = 1;                 // index-K heads
+  bool tile_major = false;        // items of a tile follow each other; else items of a span do
+  int heads = 1;                  // index heads of one index-K head
+
+  const void* queries = nullptr;  // [T, Hi, Di], innermost stride 1
+  std::int64_t query_stride_token = 0;
+  std::int64_t query_stride_head = 0;
+  bool queries_paired = true;  // address and strides allow 4-byte reads
+
+  float* scores = nullptr;  // the caller's [T, Hi, columns], or the scratch
+  std::int64_t columns = 0;
+  std::int64_t stride_token = 0;
+  std::int64_t stride_head = 0;  // scratch: between rows, a multiple of 4
+  std::int64_t stride_block = 1;
+};
+
+}  // namespace msa::cuda::sm90::select

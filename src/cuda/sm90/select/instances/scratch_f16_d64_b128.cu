@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/sm90/select/kernel.cuh"
+
+namespace msa::cuda::sm90::select {
+
+template void
+launch_instance<Config{.storage = Storage::F16, .dim = 64, .block = 128, .scratch = true}>(
+    const Params&, const CUtensorMap&, int, cudaStream_t);
+
+}  // namespace msa::cuda::sm90::select

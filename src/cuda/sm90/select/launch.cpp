@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+// The table of instances, each compiled in a file of its own under instances/, and the launches of
+// block_scores and select_blocks.
+#include "cuda/sm90/select/launch.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <utility>
+
+#include "msa/error.h"
+
+namespace msa::cuda::sm90::select {
+
+namespace {
+
+constexpr std::array kInstances = {
+    Config{.storage = Storage::Bf16, .dim = 128, .block = 128, .scratch = true},
+    Config{.storage = Storage::Bf16, .dim = 128, .block = 64, .scratch = true},
+    Config{.storage = Storage::Bf16, .dim = 64, .block = 128, .scratch = true},
+    Config{.storage = Storage::Bf16, .dim = 64, .block = 64, .scratch = true},
+    Config{.storage = Storage::F16, .dim = 128, .block = 128, .scratch = true},
+    Config{.storage = Storage::F16, .dim = 128, .block = 64, .scratch = true},
+    Config{.storage = Storage::F16, .dim = 64, .block = 128, .scratch = true},
+    Config{.storage = Storage::F16, .dim = 64, .block = 64, .scratch = true},
+    Config{.storage = Storage::Bf16, .dim = 128, .block = 128, .scratch = false},
+    Config{.storage = Storage::Bf16, .dim = 128, .block = 64, .scratch = false},
+    Config{.storage = Storage::Bf16, .dim = 64, .block = 128, .scratch = false},
+    Config{.storage = Storage::Bf16, .dim = 64, .block = 64, .scratch = false},
+    Config{.storage = Storage::F16, .dim = 128, .block = 128, .scratch = false},
+    Config{.storage = Storage::F16, .dim = 128, .block = 64, .scratch = false},
+    Config{.storage = Storage::F16, .dim = 64, .block = 128, .scratch = false},
+    Config{.storage = Storage::F16, .dim = 64, .block = 64, .scratch = false},
+};
+
+using Launch = void (*)(const Params&, const CUtensorMap&, int, cudaStream_t);
+
+template <std::size_t... kIndices>
+constexpr std::array<Launch, sizeof...(kIndices)> launches(std::index_sequence<kIndices...>) {
+  return {&launch_instance<kInstances[kIndices]>...};
+}
+
+constexpr auto kLaunches = launches(std::make_index_sequence<kInstances.size()>{});
+
+void launch(const Config& config, const Params& params, const CUtensorMap& key_map, int ctas,
+            cudaStream_t stream) {
+  const auto at = std::find(kInstances.begin(), kInstances.end(), config);
+  if (at == kInstances.end())
+    throw Error(ErrorCode::Internal, "", "cuda select: planned without an instance");
+  kLaunches[static_cast<std::size_t>(at - kInstances.begin())](params, key_map, ctas, stream);
+}
+
+Config config_of(const BatchParams& batch, const Queries& queries, bool scratch) {
+  return {.storage = queries.storage,
+          .dim = queries.dim,
+          .block = batch.block_size,
+          .scratch = scratch};
+}
+
+Params score_params(const SelectPlan& plan, const BatchParams& batch, const Queries& queries) {
+  const bool paired = reinterpret_cast<std::uintptr_t>(queries.data) % 4 == 0 &&
+                      queries.stride_token % 2 == 0 && queries.stride_head % 2 == 0;
+  return {.batch = batch,
+          .span = plan.span,
+          .spans = plan.spans,
+          .groups = plan.groups,
+          .tile_major = plan.tile_major,
+          .heads = plan.heads,
+          .queries = queries.data,
+          .query_stride_token = queries.stride_token,
+          .query_stride_head = queries.stride_head,
+          .queries_paired = paired};
+}
+
+}  // namespace
+
+void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
+                         const CUtensorMap& key_map, const ScoresOut& out, void* workspace,
+                         cudaStream_t stream) {
+  auto* tiles = static_cast<QueryTile*>(workspace);
+  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
+  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
+  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
+                     num_chunks(plan, num_tiles), stream);
+  Params params = score_params(plan, batch, queries);
+  params.tiles = tiles;
+  params.num_tiles = num_tiles;
+  params.next_item = counters;
+  params.scores = out.data;
+  params.columns = out.columns;
+  params.stride_token = out.stride_token;
+  params.stride_head = out.stride_head;
+  params.stride_block = out.stride_block;
+  launch(config_of(batch, queries, false), params, key_map, plan.ctas, stream);
+}
+
+void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
+                          const CUtensorMap& key_map, const topk::TopkParams& out, void* workspace,
+                          cudaStream_t stream) {
+  auto* tiles = static_cast<QueryTile*>(workspace);
+  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
+  auto* scratch =
+      reinterpret_cast<float*>(static_cast<std::uint8_t*>(workspace) + table_bytes(plan));
+  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
+  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
+                     num_chunks(plan, num_tiles), stream);
+  Params params = score_params(plan, batch, queries);
+  params.scores = scratch;
+  params.columns = plan.columns;
+  params.stride_head = plan.scratch_stride;
+  topk::TopkParams rows = out;
+  rows.groups = plan.groups;
+  rows.heads = plan.heads;
+  rows.rows_per_group = kTileRows;
+  rows.scores = scratch;
+  rows.columns = plan.columns;
+  rows.stride_block = 1;
+  rows.by_token = false;
+  rows.stride_head = plan.scratch_stride;
+  // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
+  for (std::int64_t end = num_tiles; end > 0; end -= plan.chunk_tiles) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
+    params.tiles = rows.tiles = tiles + begin;
+    params.num_tiles = rows.num_tiles = end - begin;
+    params.next_item = counters++;
+    launch(config_of(batch, queries, true), params, key_map, plan.ctas, stream);
+    topk::launch_topk(rows, plan.split_rows, stream);
+  }
+}
+
+}  // namespace msa::cuda::sm90::select

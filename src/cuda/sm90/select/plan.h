@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// How block scores and selections are cut into tiles, spans and chunks: from host numbers alone.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/sm90/select/config.h"
+
+namespace msa::cuda::sm90::select {
+
+/// How a problem is cut; from host numbers alone.
+struct SelectPlan {
+  int heads = 1;   // index heads of one index-K head
+  int groups = 1;  // index-K heads
+  int tokens_per_tile = 0;
+  std::int64_t num_tiles = 0;    // slots of the tile table
+  std::int64_t chunk_tiles = 0;  // tiles scored before their top-k
+  std::int64_t span = 0;         // key tiles of one item
+  int spans = 1;
+  bool tile_major = false;
+  std::int64_t columns = 0;         // blocks of the longest request
+  std::int64_t scratch_stride = 0;  // floats of one row of the scratch; 0: no scratch
+  bool split_rows = false;          // several warps a row in the top-k
+  int ctas = 1;                     // of the scoring kernel: one a multiprocessor
+};
+
+struct SelectShape {
+  std::int64_t total_q = 0;
+  std::int64_t max_seqlen_q = 0;
+  std::int64_t max_seqlen_k = 0;
+  std::int64_t batch = 1;
+  int index_heads = 1;
+  int index_heads_k = 1;
+  int block_size = 128;
+  bool causal = true;
+  bool scratch = true;  // select_blocks; false: block_scores
+};
+
+/// At most `scratch_limit` bytes of scratch, at least one tile.
+SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64_t scratch_limit);
+
+/// Slots of the tile table that a call of `total_q` rows and `batch` requests can fill: of the
+/// call, not of the plan, which may be made for far longer prompts.
+std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::int64_t batch);
+
+/// Rounds of scoring and top-k over `tiles`.
+std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles);
+
+/// Bytes of the tile table and the counters, behind which the scratch begins.
+std::int64_t table_bytes(const SelectPlan& plan);
+
+/// Bytes: the tile table, a counter for each chunk, then the scratch.
+std::int64_t workspace_bytes(const SelectPlan& plan);
+
+}  // namespace msa::cuda::sm90::select

@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: MIT
-#include "cuda/sm90/select/score_instances.cuh"
-
-namespace msa::cuda::sm90::select {
-template void launch_scores<false, 128>(const ScoreParams&, const CUtensorMap&, bool, int,
-                                        cudaStream_t);
-}
