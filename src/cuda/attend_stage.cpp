@@ -22,10 +22,7 @@ using sm90::attend::Config;
 using sm90::attend::Walk;
 
 constexpr int kDenseBlock = 128;  // keys of one step; dense attention has no blocks of its own
-constexpr std::int64_t kListBytes = std::int64_t{64}
-                                    << 20;  // of one launch: 128K tokens of 64/4 heads, top-16
-constexpr std::int64_t kSplitWaves = 4;     // tiles a CTA from which on they balance by themselves
-constexpr std::int64_t kMaxGrid = 65535;    // CTAs along y and z
+constexpr std::int64_t kMaxGrid = 65535;  // CTAs along y and z
 constexpr double kLog2e = 1.4426950408889634;
 
 Config config_of(const Problem& problem, bool lists) {
@@ -63,16 +60,14 @@ std::string shape_rejects(const Problem& p) {
 
 /// Splits that end `items` tiles of `steps` blocks soonest: rounds of CTAs times the steps of one
 /// item, and what a split costs beside its steps. Looks at bounds only.
-int best_splits(std::int64_t items, std::int64_t steps, int ctas) {
-  constexpr std::int64_t kMaxSplits = 32;
-  constexpr std::int64_t kItemSteps = 2;     // first and last step of an item overlap with nothing
-  constexpr std::int64_t kCombineSteps = 4;  // the combine kernel, about 4 us
+int best_splits(std::int64_t items, std::int64_t steps, const Tuning& tuning) {
+  const std::int64_t ctas = tuning.multiprocessors;
   std::int64_t best = 1;
   std::int64_t best_cost = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t splits = 1; splits <= std::min(kMaxSplits, steps); ++splits) {
+  for (std::int64_t splits = 1; splits <= std::min(tuning.most_splits, steps); ++splits) {
     const std::int64_t rounds = (items * splits + ctas - 1) / ctas;
-    const std::int64_t cost = rounds * ((steps + splits - 1) / splits + kItemSteps) +
-                              (splits > 1 ? kCombineSteps + splits / 4 : 0);
+    const std::int64_t cost = rounds * ((steps + splits - 1) / splits + tuning.item_steps) +
+                              (splits > 1 ? tuning.combine_steps + splits / 4 : 0);
     if (cost < best_cost) {
       best = splits;
       best_cost = cost;
@@ -100,6 +95,7 @@ std::string AttendStage::rejects(const Problem& problem, bool lists) {
 
 AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout)
     : config_(config_of(problem, lists)), ctas_(gpu.multiprocessors) {
+  const Tuning tuning = tuning_for(gpu);
   const std::int64_t group = problem.attention.heads_q / problem.attention.heads_kv;
   const std::int64_t most = lists ? sm90::attend::kMaxUnionTokens : sm90::attend::kTileRows;
   tokens_per_tile_ = static_cast<int>(std::min(most, sm90::attend::kTileRows / group));
@@ -114,7 +110,7 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
     const std::int64_t tile_bytes = problem.attention.heads_kv * entries *
                                     static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
     chunk_tiles_ =
-        static_cast<int>(std::clamp<std::int64_t>(kListBytes / tile_bytes, 1, chunk_tiles_));
+        static_cast<int>(std::clamp<std::int64_t>(tuning.list_bytes / tile_bytes, 1, chunk_tiles_));
   }
   suspects_ =
       layout.take<int>(1 + suspect_words(problem.bounds.total_q * problem.attention.heads_kv));
@@ -124,7 +120,7 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   const std::int64_t steps =
       lists ? std::min(visible, 2 * problem.selection.topk) : visible;  // neighbours share half
   const std::int64_t items = max_tiles_ * problem.attention.heads_kv;
-  if (items < kSplitWaves * ctas_) splits_ = best_splits(items, steps, ctas_);
+  if (items < tuning.split_waves * ctas_) splits_ = best_splits(items, steps, tuning);
   if (splits_ > 1) {
     part_out_ = layout.take<float>(splits_ * problem.bounds.total_q * problem.attention.heads_q *
                                    problem.attention.head_dim);
@@ -134,8 +130,8 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   headers_ = layout.take<sm90::attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
   entries_ =
       layout.take<sm90::attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
-  if (splits_ == 1 && KvOuterStage::serves(problem, tokens_per_tile_, chunk_tiles_))
-    kvouter_.emplace(problem, tokens_per_tile_, chunk_tiles_, layout);
+  if (splits_ == 1 && KvOuterStage::serves(problem, tuning, tokens_per_tile_, chunk_tiles_))
+    kvouter_.emplace(problem, tuning, tokens_per_tile_, chunk_tiles_, layout);
 }
 
 int AttendStage::launches(int tiles) const { return (tiles + chunk_tiles_ - 1) / chunk_tiles_; }

@@ -12,6 +12,13 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+/// Dense bf16 products of Hopper's tensor cores; the H20, sold with fewer, does a quarter of them.
+double flops_of(const std::string& name, int multiprocessors, int clock_khz) {
+  const double a_clock =
+      name.find("H20") != std::string::npos && name.find("H200") == std::string::npos ? 1024 : 4096;
+  return a_clock * multiprocessors * 1e3 * clock_khz;
+}
+
 GpuInfo read_gpu(int device) {
   cudaDeviceProp properties{};
   MSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
@@ -21,7 +28,12 @@ GpuInfo read_gpu(int device) {
           .multiprocessors = properties.multiProcessorCount,
           .shared_memory =
               static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
-          .l2_bytes = static_cast<std::size_t>(properties.l2CacheSize)};
+          .l2_bytes = static_cast<std::size_t>(properties.l2CacheSize),
+          .bf16_flops = flops_of(properties.name, properties.multiProcessorCount,
+                                 attribute(cudaDevAttrClockRate, device)),
+          // Two transfers a clock.
+          .bytes_per_s = 2e3 * attribute(cudaDevAttrMemoryClockRate, device) *
+                         attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8};
 }
 
 Machine find_gpus() {

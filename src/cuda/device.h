@@ -21,6 +21,8 @@ struct GpuInfo {
   int multiprocessors = 0;
   std::size_t shared_memory = 0;  // bytes that one CTA may take, opted in
   std::size_t l2_bytes = 0;
+  double bf16_flops = 0;   // dense products a second; 0: not known
+  double bytes_per_s = 0;  // of its memory; 0: not known
 };
 
 /// The GPUs of this machine, or why there are none.

@@ -13,13 +13,6 @@ namespace {
 
 namespace kvouter = sm90::kvouter;
 
-// 6,048 tokens of 64/4 heads, top-16: every chunk reads the keys again, so few; a million tokens
-// stay below 2 GiB of workspace in all.
-constexpr std::int64_t kPartialBytes = std::int64_t{3} << 29;
-// Counts and cursors of the rows that the bounds allow; what a call does not have costs no time.
-// 64 requests of a million tokens, 4 KV heads, take 128 MiB in 8 chunks.
-constexpr std::int64_t kInverseBytes = std::int64_t{256} << 20;
-
 // With so few blocks no list of neighbours is long enough for the keys-outermost kernel.
 constexpr std::int64_t kSharedLists = 2;
 
@@ -28,9 +21,11 @@ constexpr std::int64_t kSlotBytes = kvouter::kPartialVectors * 16 + kvouter::kGr
 
 }  // namespace
 
-KvOuterStage::Chunks KvOuterStage::chunks_of(const Problem& p, int tokens_per_tile, int max_tiles) {
+KvOuterStage::Chunks KvOuterStage::chunks_of(const Problem& p, const Tuning& tuning,
+                                             int tokens_per_tile, int max_tiles) {
   const std::int64_t tile_slots = tokens_per_tile * p.attention.heads_kv * p.selection.topk;
-  const std::int64_t fitting = std::max<std::int64_t>(1, kPartialBytes / (tile_slots * kSlotBytes));
+  const std::int64_t fitting =
+      std::max<std::int64_t>(1, tuning.partial_bytes / (tile_slots * kSlotBytes));
   const std::int64_t all = std::max(max_tiles, 1);
   const std::int64_t fewest = core::ceil_div(all, fitting);
   const std::int64_t tiles = core::ceil_div(all, fewest);  // equally large
@@ -41,24 +36,24 @@ KvOuterStage::Chunks KvOuterStage::chunks_of(const Problem& p, int tokens_per_ti
                                         std::max<std::int64_t>(1, blocks_of(p)))};
 }
 
-bool KvOuterStage::serves(const Problem& p, int tokens_per_tile, int max_tiles) {
-  const Chunks cut = chunks_of(p, tokens_per_tile, max_tiles);
+bool KvOuterStage::serves(const Problem& p, const Tuning& tuning, int tokens_per_tile,
+                          int max_tiles) {
+  const Chunks cut = chunks_of(p, tuning, tokens_per_tile, max_tiles);
   // Whether a tile has the choice depends on the bounds of the whole batch, which batch invariance
   // forbids.
   return p.op != Op::DenseAttention && !p.options.batch_invariant &&
          p.attention.heads_q / p.attention.heads_kv == kvouter::kGroup &&
          p.attention.head_dim == kvouter::kDim && p.selection.block_size == kvouter::kBlock &&
          p.selection.topk <= kvouter::kMaxTopk &&
-         cut.rows <= kInverseBytes / (2 * static_cast<std::int64_t>(sizeof(int))) /
+         cut.rows <= tuning.inverse_bytes / (2 * static_cast<std::int64_t>(sizeof(int))) /
                          std::max<std::int64_t>(1, cut.chunks) &&
          blocks_of(p) > kSharedLists * p.selection.topk;
 }
 
-KvOuterStage::KvOuterStage(const Problem& p, int tokens_per_tile, int max_tiles, Layout& layout)
-    : chunks_(chunks_of(p, tokens_per_tile, max_tiles)),
-      // Union costs its list's length, keys-outermost 2.1 visits for each of the k (measured: lists
-      // of 33 to 36 blocks break even at k = 16, 8 tokens a tile).
-      longest_list_(static_cast<int>(p.selection.topk * 21 / 10)) {
+KvOuterStage::KvOuterStage(const Problem& p, const Tuning& tuning, int tokens_per_tile,
+                           int max_tiles, Layout& layout)
+    : chunks_(chunks_of(p, tuning, tokens_per_tile, max_tiles)),
+      longest_list_(static_cast<int>(tuning.list_factor * static_cast<double>(p.selection.topk))) {
   const auto& [tiles, chunks, slots, rows] = chunks_;
   counts_ = layout.take<int>(chunks * (rows + kvouter::kChunkCounters));
   cursors_ = layout.take<int>(chunks * rows);

@@ -12,15 +12,18 @@
 #include "cuda/layout.h"
 #include "cuda/sm90/attend/config.h"
 #include "cuda/sm90/kvouter/launch.h"
+#include "cuda/tuning.h"
 
 namespace msa::cuda {
 
 class KvOuterStage {
  public:
   /// Whether the kernels fit the problem; where they do not, the union kernel serves any selection.
-  static bool serves(const Problem& problem, int tokens_per_tile, int max_tiles);
+  static bool serves(const Problem& problem, const Tuning& tuning, int tokens_per_tile,
+                     int max_tiles);
 
-  KvOuterStage(const Problem& problem, int tokens_per_tile, int max_tiles, Layout& layout);
+  KvOuterStage(const Problem& problem, const Tuning& tuning, int tokens_per_tile, int max_tiles,
+               Layout& layout);
 
   /// Tiles whose union list is longer than this go keys-outermost.
   int longest_list() const { return longest_list_; }
@@ -39,7 +42,8 @@ class KvOuterStage {
     std::int64_t slots;   // partials of a chunk
     std::int64_t rows;    // of a chunk's inverse
   };
-  static Chunks chunks_of(const Problem& problem, int tokens_per_tile, int max_tiles);
+  static Chunks chunks_of(const Problem& problem, const Tuning& tuning, int tokens_per_tile,
+                          int max_tiles);
 
   Chunks chunks_;
   int longest_list_ = 0;

@@ -10,9 +10,6 @@
 namespace msa::cuda {
 namespace {
 
-// Scores of 7,200 queries over a million tokens of 4 heads; smaller chunks lose time to their
-// tails.
-constexpr std::int64_t kScratchBytes = std::int64_t{900} << 20;
 constexpr std::int64_t kMaxGrid = 65535;  // CTAs along y and z
 
 std::string number(std::int64_t x) { return std::to_string(x); }
@@ -97,10 +94,11 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
                                      .batch = p.bounds.batch,
                                      .index_heads = static_cast<int>(p.index.heads),
                                      .index_heads_k = static_cast<int>(p.index.heads_k),
+                                     .index_dim = static_cast<int>(p.index.dim),
                                      .block_size = static_cast<int>(p.selection.block_size),
                                      .causal = p.causal,
                                      .scratch = p.op != Op::BlockScores},
-                                    gpu.multiprocessors, kScratchBytes);
+                                    tuning_for(gpu));
   scratch_ = layout.take<std::byte>(sm90::select::workspace_bytes(plan_));
 }
 

@@ -12,6 +12,7 @@
 #include "cuda/layout.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
+#include "cuda/tuning.h"
 #include "msa/error.h"
 #include "msa/msa.h"
 #include "testkit/case.h"
@@ -92,13 +93,40 @@ TEST(CudaPlans, SelectionCutsTheCallNotThePlan) {
                                                                    .max_seqlen_k = 1 << 20,
                                                                    .batch = 8,
                                                                    .index_heads = 4},
-                                                                  132, std::int64_t{900} << 20);
+                                                                  tuning_for(kHopper));
   EXPECT_GT(sm90::select::num_chunks(plan, plan.num_tiles), 100);
   const std::int64_t tiles = sm90::select::tiles_of_call(plan, 4096, 2);
   EXPECT_LE(tiles, 4096 / plan.tokens_per_tile + 3);
   EXPECT_EQ(sm90::select::num_chunks(plan, tiles), 1);
   EXPECT_LE(sm90::select::tiles_of_call(plan, 1 << 20, 8), plan.num_tiles);
   EXPECT_EQ(sm90::select::tiles_of_call(plan, 0, 8), 0);
+}
+
+TEST(CudaTuning, FollowsTheCard) {
+  const auto card = [](int sms, double flops, double bytes, std::size_t l2_mib) {
+    GpuInfo gpu = kHopper;
+    gpu.multiprocessors = sms;
+    gpu.bf16_flops = flops;
+    gpu.bytes_per_s = bytes;
+    gpu.l2_bytes = l2_mib << 20;
+    return tuning_for(gpu);
+  };
+  const Tuning h200 = card(132, 989e12, 4.8e12, 60);
+  const Tuning h100 = card(132, 989e12, 3.35e12, 50);
+  const Tuning pcie = card(114, 756e12, 2.0e12, 50);
+  const Tuning h20 = card(78, 148e12, 4.0e12, 60);
+  const Tuning slice = card(16, 989e12 / 8, 3.35e12 / 8, 6);
+  // Where products are dear beside bytes, fewer of them in vain: keys outermost sooner.
+  for (const Tuning& tuning : {h200, h100, pcie, slice, tuning_for(kHopper)})
+    EXPECT_NEAR(tuning.list_factor, 2.1, 0.15);
+  EXPECT_LT(h20.list_factor, 1.9);
+  EXPECT_GT(h20.list_factor, 1.0);
+  // A slice holds an eighth of the keys.
+  EXPECT_GE(h100.cached_bytes, std::int64_t{131072} * 256);
+  EXPECT_LT(slice.cached_bytes, std::int64_t{5} << 20);
+  EXPECT_EQ(slice.multiprocessors, 16);
+  EXPECT_EQ(tuning_for(GpuInfo{}).multiprocessors, 1);
+  EXPECT_EQ(card(132, 989e12, 4.8e12, 60), h200);
 }
 
 TEST(CudaMachine, AGpuThatDoesNotAnswerHidesNoOther) {

@@ -14,12 +14,6 @@ namespace {
 using core::ceil_div;
 
 constexpr std::int64_t kSpanUnit = 4;  // key tiles: float4s of the scratch belong to one CTA
-// Key tiles' worth of time that an item costs besides its own: queries, first rows, drain (5 us).
-constexpr std::int64_t kItemOverhead = 6;
-constexpr std::int64_t kFullWaves =
-    2;  // from here on whole tiles balance: measured at 32K and 128K
-constexpr std::int64_t kMaxWaves = 32;        // of items: more of them only add overhead
-constexpr std::int64_t kCachedKeys = 131072;  // 32 MB at index dim 128
 constexpr std::int64_t kTableAlignment = 256;
 
 constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
@@ -29,19 +23,21 @@ constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
 /// Key tiles of one item that finish `tiles` query tiles soonest. `uneven`: how many keys they see
 /// varies (on average `mean_tiles` key tiles), so items are taken in turn and end within half an
 /// item of each other; else all see the same number and go in whole waves.
-std::int64_t best_span(std::int64_t tiles, std::int64_t key_tiles, int multiprocessors, bool uneven,
-                       std::int64_t mean_tiles) {
+std::int64_t best_span(std::int64_t tiles, std::int64_t key_tiles, const Tuning& tuning,
+                       bool uneven, std::int64_t mean_tiles) {
+  const std::int64_t multiprocessors = tuning.multiprocessors;
+  const std::int64_t overhead = tuning.select_overhead;
   const std::int64_t whole = std::max(kSpanUnit, round_up(key_tiles, kSpanUnit));
-  if (tiles >= kFullWaves * multiprocessors) return whole;
+  if (tiles >= tuning.select_full_waves * multiprocessors) return whole;
   std::int64_t best = whole;
   std::int64_t best_cost = std::numeric_limits<std::int64_t>::max();
   for (std::int64_t span = whole; span >= kSpanUnit; span -= kSpanUnit) {
     const std::int64_t items = tiles * ceil_div(uneven ? mean_tiles : key_tiles, span);
-    if (items > kMaxWaves * multiprocessors) break;
+    if (items > tuning.select_most_waves * multiprocessors) break;
     const std::int64_t balanced =
-        (tiles * mean_tiles + items * kItemOverhead) / multiprocessors + span / 2;
-    const std::int64_t cost = uneven ? std::max(balanced, span + kItemOverhead)
-                                     : ceil_div(items, multiprocessors) * (span + kItemOverhead);
+        (tiles * mean_tiles + items * overhead) / multiprocessors + span / 2;
+    const std::int64_t cost = uneven ? std::max(balanced, span + overhead)
+                                     : ceil_div(items, multiprocessors) * (span + overhead);
     if (cost < best_cost) {
       best_cost = cost;
       best = span;
@@ -62,7 +58,7 @@ std::int64_t chunk_of(std::int64_t fitting, std::int64_t num_tiles, int groups,
 
 }  // namespace
 
-SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64_t scratch_limit) {
+SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   SelectPlan plan;
   plan.groups = shape.index_heads_k;
   plan.heads = shape.index_heads / shape.index_heads_k;
@@ -74,20 +70,19 @@ SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64
     plan.scratch_stride =
         std::max<std::int64_t>(8, round_up(plan.columns, 8));  // whole 32-byte sectors
     const std::int64_t tile_bytes = plan.scratch_stride * 4 * kTileRows * plan.groups;
-    plan.chunk_tiles =
-        chunk_of(scratch_limit / tile_bytes, plan.num_tiles, plan.groups, multiprocessors);
+    plan.chunk_tiles = chunk_of(tuning.scratch_bytes / tile_bytes, plan.num_tiles, plan.groups,
+                                tuning.multiprocessors);
   }
   const std::int64_t full_tiles = shape.batch * ceil_div(shape.max_seqlen_q, plan.tokens_per_tile);
   const std::int64_t key_tiles = ceil_div(shape.max_seqlen_k, kTileKeys);
   const bool triangle = shape.causal && shape.max_seqlen_q == shape.max_seqlen_k;
   const bool one_chunk = plan.chunk_tiles == plan.num_tiles;
-  plan.span =
-      best_span(std::min(plan.chunk_tiles, full_tiles) * plan.groups, key_tiles, multiprocessors,
-                triangle, triangle && one_chunk ? key_tiles / 2 : key_tiles);
+  plan.span = best_span(std::min(plan.chunk_tiles, full_tiles) * plan.groups, key_tiles, tuning,
+                        triangle, triangle && one_chunk ? key_tiles / 2 : key_tiles);
   plan.spans = static_cast<int>(std::max<std::int64_t>(1, ceil_div(key_tiles, plan.span)));
   // Keys that fit the L2 cache may be read in any order; heavy items first then balances best.
-  plan.tile_major = shape.max_seqlen_k <= kCachedKeys;
-  plan.ctas = multiprocessors;
+  plan.tile_major = shape.max_seqlen_k * shape.index_dim * 2 <= tuning.cached_bytes;
+  plan.ctas = tuning.multiprocessors;
   plan.split_rows = topk::splits_rows(shape.total_q * shape.index_heads, plan.columns);
   return plan;
 }

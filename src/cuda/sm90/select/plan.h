@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/sm90/select/config.h"
+#include "cuda/tuning.h"
 
 namespace msa::cuda::sm90::select {
 
@@ -31,13 +32,14 @@ struct SelectShape {
   std::int64_t batch = 1;
   int index_heads = 1;
   int index_heads_k = 1;
+  int index_dim = 128;
   int block_size = 128;
   bool causal = true;
   bool scratch = true;  // select_blocks; false: block_scores
 };
 
-/// At most `scratch_limit` bytes of scratch, at least one tile.
-SelectPlan plan_select(const SelectShape& shape, int multiprocessors, std::int64_t scratch_limit);
+/// At most tuning.scratch_bytes of scratch, at least one tile.
+SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning);
 
 /// Slots of the tile table that a call of `total_q` rows and `batch` requests can fill: of the
 /// call, not of the plan, which may be made for far longer prompts.

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+// The numbers that planning weighs: in one place, pure, made from what is known of a GPU. Where a
+// number was measured stands beside it in tuning.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device.h"
+
+namespace msa::cuda {
+
+struct Tuning {
+  int multiprocessors = 1;
+
+  // Attention.
+  std::int64_t list_bytes = 0;     // of the lists of one launch
+  std::int64_t split_waves = 0;    // tiles a CTA from which on they balance by themselves
+  std::int64_t most_splits = 0;    // of a tile
+  std::int64_t item_steps = 0;     // what a tile costs beside its blocks, in blocks
+  std::int64_t combine_steps = 0;  // what joining splits costs, in blocks
+  double list_factor = 0;          // lists longer than so many times k go keys-outermost
+  std::int64_t partial_bytes = 0;  // of a chunk of keys-outermost attention
+  std::int64_t inverse_bytes = 0;  // of the inverse of its lists
+
+  // Selection.
+  std::int64_t scratch_bytes = 0;      // of the scores of one chunk
+  std::int64_t select_overhead = 0;    // what an item costs beside its key tiles, in key tiles
+  std::int64_t select_full_waves = 0;  // query tiles an SM from which on whole ones balance
+  std::int64_t select_most_waves = 0;  // of items
+  std::int64_t cached_bytes = 0;       // index keys that stay in L2, read in any order
+
+  friend bool operator==(const Tuning&, const Tuning&) = default;
+};
+
+Tuning tuning_for(const GpuInfo& gpu);
+
+}  // namespace msa::cuda
