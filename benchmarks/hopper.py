@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Measures the rows h200.* and PyTorch's kernels beside them, in one run on one machine with an H200.
+"""Measures the rows hopper.* and PyTorch's kernels beside them, in one run on one machine with an H100 or H200.
 
-usage: benchmarks/h200.py [--build DIR] [--only PATTERN]... [--merge FILE] [--out FILE] [--commit HASH]
+usage: benchmarks/hopper.py [--build DIR] [--only PATTERN]... [--merge FILE] [--out FILE] [--commit HASH]
 
 Builds the tool (or takes the build in DIR), measures the machine's peaks, then group by group a peer
 and our rows: cuDNN's dense attention through PyTorch, in a CUDA graph for decode, and torch.topk. A
-peer's output is checked on sampled rows before it is timed. --only 'h200.decode.*' measures some rows;
+peer's output is checked on sampled rows before it is timed. --only 'hopper.decode.*' measures some rows;
 --merge keeps the other rows of an earlier file of the same commit and machine. Writes the JSON of
-docs/formats.md to benchmarks/results/h200-DRIVER.json unless told otherwise.
+docs/formats.md to benchmarks/results/CARD-DRIVER.json (h100-580.159.04.json) unless told otherwise.
 """
 import argparse
 import datetime
 import fnmatch
 import json
 import pathlib
+import re
 import shlex
 import statistics
 import subprocess
@@ -158,20 +159,28 @@ def topk():
 
 PREFILL = {"8k": 8192, "32k": 32768, "128k": 131072, "1m": 1048576}
 DECODE = {"1m.b1": (1048576, 1, 64, 4), "128k.b1": (131072, 1, 64, 4), "128k.b32": (131072, 32, 64, 4),
-          "32k.b128": (32768, 128, 64, 4), "8h.128k.b32": (131072, 32, 8, 1)}
+          "32k.b128": (32768, 128, 64, 4), "8h.128k.b32": (131072, 32, 8, 1),
+          "16h.128k.b32": (131072, 32, 16, 1), "32h.128k.b32": (131072, 32, 32, 2)}
+HEADS = {"32h": (32, 2), "16h": (16, 1), "8h": (8, 1)}  # shares of 64/4 heads on 2, 4 and 8 cards
+# Rows whose other side is our own, timed by the tool itself.
+ROBUST = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k"]
 
 
 def groups():
-    yield ["h200.first_call"], None
-    yield ["h200.workspace.max"], None
+    yield ["hopper.first_call"], None
+    yield ["hopper.workspace.max"], None
     for name, (keys, batch, heads, heads_kv) in DECODE.items():
-        yield [f"h200.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
-    yield ["h200.topk.random", "h200.topk.ties", "h200.topk.near"], topk
-    yield ["h200.select.128k", "h200.select.chunk128.1m"], None
+        yield [f"hopper.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
+    for name in ROBUST:
+        yield [f"hopper.{name}"], None
+    yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk
+    yield ["hopper.select.128k", "hopper.select.chunk128.1m"], None
+    for name, (heads, heads_kv) in HEADS.items():
+        yield [f"hopper.msa.{name}.32k.drift"], lambda a=(32768, 32768, 1, heads, heads_kv): attention(*a)
     for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run
-        rows = [f"h200.msa.{name}.drift", f"h200.msa.{name}.random"]
+        rows = [f"hopper.msa.{name}.drift", f"hopper.msa.{name}.random"]
         if n < 1 << 20:
-            rows.append(f"h200.dense.{name}")
+            rows.append(f"hopper.dense.{name}")
         yield rows, lambda n=n: attention(n, n, 1, 64, 4)
 
 
@@ -228,10 +237,13 @@ def measure_peaks():
     return {"bf16_flops": 2 * 8192 ** 3 / seconds, "read_bytes_per_s": max(2 ** 33 / read, 2 ** 33 / copied)}
 
 
-def driver_version():
-    answer = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
+def card_and_driver():
+    """("h100", "580.159.04") of the first GPU."""
+    answer = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"],
                             check=True, capture_output=True, text=True)
-    return answer.stdout.strip()
+    name, driver = (word.strip() for word in answer.stdout.strip().split(","))
+    model = re.search(r"\b[A-Z]+\d+\w*", name)
+    return (model.group(0) if model else name.replace(" ", "-")).lower(), driver
 
 
 def build(directory, commit):
@@ -244,7 +256,7 @@ def build(directory, commit):
 
 def library_row(directory):
     library = (directory / "src" / "libmsa.so").resolve()
-    return {"id": "h200.library", "what": "libmsa.so, all backends", "bytes": library.stat().st_size}
+    return {"id": "hopper.library", "what": "libmsa.so, all backends", "bytes": library.stat().st_size}
 
 
 # ---- all together -------------------------------------------------------------------------------------------------------
@@ -262,7 +274,7 @@ def parse_arguments():
 
 def command_of(arguments):
     """What repeats the measurement, without where files lie on this machine."""
-    return shlex.join(["benchmarks/h200.py", *(word for row in arguments.only for word in ("--only", row))])
+    return shlex.join(["benchmarks/hopper.py", *(word for row in arguments.only for word in ("--only", row))])
 
 
 def wanted(arguments, row):
@@ -275,12 +287,12 @@ def load_merged(arguments, document):
     before = json.loads(arguments.merge.read_text())
     for field in ("machine", "commit", "version"):
         if before[field] != document[field]:
-            sys.exit(f"h200.py: {arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
+            sys.exit(f"hopper.py: {arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
     return {row["id"]: row for row in before["rows"]}
 
 
 def write(path, document, rows):
-    order = {row: n for n, row in enumerate([*(r for ids, _ in groups() for r in ids), "h200.library"])}
+    order = {row: n for n, row in enumerate([*(r for ids, _ in groups() for r in ids), "hopper.library"])}
     rank = lambda row: order.get(row["id"], order.get(row["id"].rpartition(".")[0], -1) + 0.5)
     document["rows"] = sorted(rows.values(), key=rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,8 +321,8 @@ def main():
     tool = directory / "tools" / "msa" / "msa"
     peaks = measure_peaks()
     say("peaks: " + ", ".join(f"{k} {v:.4g}" for k, v in peaks.items()))
-    driver = driver_version()
-    out = arguments.out or ROOT / "benchmarks" / "results" / f"h200-{driver}.json"
+    card, driver = card_and_driver()
+    out = arguments.out or ROOT / "benchmarks" / "results" / f"{card}-{driver}.json"
     document, rows, failed = None, {}, []
     for ids, make in groups():
         ids = [row for row in ids if wanted(arguments, row)]
@@ -327,12 +339,12 @@ def main():
                         "version": ours["version"], "command": command_of(arguments),
                         "date": datetime.date.today().isoformat(), "rows": []}
             rows = load_merged(arguments, document)
-            if wanted(arguments, "h200.library"):
-                rows["h200.library"] = library_row(directory)
+            if wanted(arguments, "hopper.library"):
+                rows["hopper.library"] = library_row(directory)
         rows |= {row["id"]: row for row in found}
         write(out, document, rows)
     if document is None or failed:
-        sys.exit(f"h200.py: not measured: {', '.join(failed) or 'no row has such a name'}")
+        sys.exit(f"hopper.py: not measured: {', '.join(failed) or 'no row has such a name'}")
     print(out)
 
 
