@@ -7,12 +7,12 @@
 
 #include "core/contents.h"
 #include "cuda/batch.h"
+#include "cuda/common/exact/launch.h"
 #include "cuda/page_rule.h"
 #include "cuda/sm90/attend/combine.h"
 #include "cuda/sm90/attend/launch.h"
 #include "cuda/sm90/attend/lists.h"
 #include "cuda/sm90/decode/attend/launch.h"
-#include "cuda/sm90/exact/launch.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda {
@@ -100,10 +100,10 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   const std::int64_t most = lists ? sm90::attend::kMaxUnionTokens : sm90::attend::kTileRows;
   tokens_per_tile_ = static_cast<int>(std::min(most, sm90::attend::kTileRows / group));
   max_tiles_ = static_cast<int>(
-      sm90::prologue::max_tiles(problem.bounds.total_q, problem.bounds.batch, tokens_per_tile_));
+      common::prologue::max_tiles(problem.bounds.total_q, problem.bounds.batch, tokens_per_tile_));
   chunk_tiles_ = std::max(max_tiles_, 1);
   requests_ = layout.take<RequestRecord>(problem.bounds.batch);
-  tiles_ = layout.take<sm90::prologue::TileRecord>(max_tiles_);
+  tiles_ = layout.take<common::prologue::TileRecord>(max_tiles_);
   num_tiles_ = layout.take<int>(1);
   const std::int64_t entries = tokens_per_tile_ * problem.selection.topk;  // of one list
   if (lists) {
@@ -147,7 +147,7 @@ std::string AttendStage::decisions() const {
 
 void AttendStage::prepare(const Problem& problem, const core::Call& call, void* workspace,
                           cudaStream_t stream) const {
-  sm90::prologue::launch(
+  common::prologue::launch(
       {.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
        .requests = requests_.in(workspace),
        .tiles = tiles_.in(workspace),
@@ -190,7 +190,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
       .k = make_key_map(call.k, box, "k"),
       .v = make_key_map(call.v, box, "v")};
   const int tiles =
-      static_cast<int>(sm90::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
+      static_cast<int>(common::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
@@ -311,22 +311,22 @@ void AttendStage::run_exact(const Problem& problem, const core::Call& call, cons
                             const sm90::attend::Params& params, cudaStream_t stream) const {
   const auto view = [&](const Tensor& keys) {
     const bool paged = keys.rank == 4;
-    return sm90::exact::KeyView{.data = keys.data,
-                                .stride_page = paged ? keys.stride[0] : 0,
-                                .stride_token = keys.stride[paged ? 1 : 0],
-                                .stride_head = keys.stride[paged ? 2 : 1]};
+    return common::exact::KeyView{.data = keys.data,
+                                  .stride_page = paged ? keys.stride[0] : 0,
+                                  .stride_token = keys.stride[paged ? 1 : 0],
+                                  .stride_head = keys.stride[paged ? 2 : 1]};
   };
-  sm90::exact::Params exact{.batch = params.batch,
-                            .requests = params.requests,
-                            .storage = config_.storage,
-                            .head_dim = static_cast<int>(problem.attention.head_dim),
-                            .heads_kv = params.heads_kv,
-                            .group = params.group,
-                            .q = call.q.data,
-                            .stride_q_t = call.q.stride[0],
-                            .stride_q_h = call.q.stride[1],
-                            .k = view(call.k),
-                            .v = view(call.v)};
+  common::exact::Params exact{.batch = params.batch,
+                              .requests = params.requests,
+                              .storage = config_.storage,
+                              .head_dim = static_cast<int>(problem.attention.head_dim),
+                              .heads_kv = params.heads_kv,
+                              .group = params.group,
+                              .q = call.q.data,
+                              .stride_q_t = call.q.stride[0],
+                              .stride_q_h = call.q.stride[1],
+                              .k = view(call.k),
+                              .v = view(call.v)};
   if (config_.walk == Walk::Union) {
     exact.topk = static_cast<int>(problem.selection.topk);
     exact.block_ids = make_int_vector(block_ids, 2);
@@ -341,7 +341,7 @@ void AttendStage::run_exact(const Problem& problem, const core::Call& call, cons
   exact.stride_lse_t = params.stride_lse_t;
   exact.stride_lse_h = params.stride_lse_h;
   exact.scale = scale_of(problem);
-  sm90::exact::launch(exact, ctas_, stream);
+  common::exact::launch(exact, ctas_, stream);
 }
 
 }  // namespace msa::cuda

@@ -60,7 +60,7 @@ class AttendStage {
   int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
   std::size_t run_begin_ = 0;
   Piece<RequestRecord> requests_{};
-  Piece<sm90::prologue::TileRecord> tiles_{};
+  Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
   Piece<std::int64_t> first_blocks_{};  // of each request; lists
   std::optional<KvOuterStage> kvouter_{};

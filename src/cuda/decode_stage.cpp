@@ -7,8 +7,8 @@
 
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
+#include "cuda/common/prologue/launch.h"
 #include "cuda/page_rule.h"
-#include "cuda/sm90/prologue/launch.h"
 #include "cuda/tensor_map.h"
 #include "msa/error.h"
 
@@ -149,11 +149,11 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
 
 void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
                                cudaStream_t stream) const {
-  sm90::prologue::launch({.batch = batch,
-                          .requests = records_.in(workspace),
-                          .counters = counters_.in(workspace),
-                          .num_counters = num_claims_ + num_arrivals_},
-                         stream);
+  common::prologue::launch({.batch = batch,
+                            .requests = records_.in(workspace),
+                            .counters = counters_.in(workspace),
+                            .num_counters = num_claims_ + num_arrivals_},
+                           stream);
 }
 
 decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Call& call,

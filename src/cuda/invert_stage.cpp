@@ -2,7 +2,7 @@
 #include "cuda/invert_stage.h"
 
 #include "cuda/batch.h"
-#include "cuda/sm90/invert/launch.h"
+#include "cuda/common/invert/launch.h"
 
 namespace msa::cuda {
 namespace {
@@ -10,7 +10,7 @@ namespace {
 constexpr std::int64_t kMaxHeads = 65535;                  // the grid's y and z
 constexpr std::int64_t kMaxLists = std::int64_t{1} << 32;  // of all requests and heads: 16 GiB
 
-sm90::invert::HeadRows head_rows(const Tensor& tensor) {
+common::invert::HeadRows head_rows(const Tensor& tensor) {
   return {static_cast<int*>(tensor.data), tensor.stride[0], tensor.stride[1]};
 }
 
@@ -28,12 +28,12 @@ std::string InvertStage::rejects(const Problem& p) {
 
 InvertStage::InvertStage(const Problem& p, Layout& layout)
     : tokens_per_tile_(
-          sm90::invert::tokens_per_tile(p.bounds.total_q, p.attention.heads_kv, blocks_of(p))),
+          common::invert::tokens_per_tile(p.bounds.total_q, p.attention.heads_kv, blocks_of(p))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
   const std::int64_t tiles =
-      sm90::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, tokens_per_tile_);
+      common::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, tokens_per_tile_);
   requests_ = layout.take<RequestRecord>(p.bounds.batch);
-  tiles_ = layout.take<sm90::prologue::TileRecord>(tiles);
+  tiles_ = layout.take<common::prologue::TileRecord>(tiles);
   num_tiles_ = layout.take<int>(1);
   first_tiles_ = layout.take<int>(p.bounds.batch);
   first_blocks_ = layout.take<std::int64_t>(p.bounds.batch + 1);
@@ -45,31 +45,31 @@ void InvertStage::run(const Problem& problem, const core::Call& call, void* work
   const BatchParams batch = make_batch(problem, call, {}, kStatus.in(workspace));
   // Of this call: the counters of tiles that it cannot have need no clearing.
   const auto tiles =
-      static_cast<int>(sm90::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
-  const sm90::prologue::Params tables{.batch = batch,
-                                      .requests = requests_.in(workspace),
-                                      .tiles = tiles_.in(workspace),
-                                      .num_tiles = num_tiles_.in(workspace),
-                                      .first_tiles = first_tiles_.in(workspace),
-                                      .first_blocks = first_blocks_.in(workspace),
-                                      .max_tiles = tiles,
-                                      .tokens_per_tile = tokens_per_tile_};
-  sm90::prologue::launch(tables, stream);
+      static_cast<int>(common::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
+  const common::prologue::Params tables{.batch = batch,
+                                        .requests = requests_.in(workspace),
+                                        .tiles = tiles_.in(workspace),
+                                        .num_tiles = num_tiles_.in(workspace),
+                                        .first_tiles = first_tiles_.in(workspace),
+                                        .first_blocks = first_blocks_.in(workspace),
+                                        .max_tiles = tiles,
+                                        .tokens_per_tile = tokens_per_tile_};
+  common::prologue::launch(tables, stream);
   const Tensor& ids = call.block_ids_in;
-  sm90::invert::launch({.tables = tables,
-                        .heads = static_cast<int>(problem.attention.heads_kv),
-                        .topk = static_cast<int>(problem.selection.topk),
-                        .max_blocks = max_blocks_,
-                        .block_ids = make_int_vector(ids, 2),
-                        .stride_ids_t = ids.stride[0],
-                        .stride_ids_h = ids.stride[1],
-                        .counts = counts_.in(workspace),
-                        .row_ptr = head_rows(call.row_ptr),
-                        .num_entries = call.row_ptr.shape[1],
-                        .q_indices = head_rows(call.q_indices),
-                        .q_slots = head_rows(call.q_slots),
-                        .length = call.q_indices.shape[1]},
-                       stream);
+  common::invert::launch({.tables = tables,
+                          .heads = static_cast<int>(problem.attention.heads_kv),
+                          .topk = static_cast<int>(problem.selection.topk),
+                          .max_blocks = max_blocks_,
+                          .block_ids = make_int_vector(ids, 2),
+                          .stride_ids_t = ids.stride[0],
+                          .stride_ids_h = ids.stride[1],
+                          .counts = counts_.in(workspace),
+                          .row_ptr = head_rows(call.row_ptr),
+                          .num_entries = call.row_ptr.shape[1],
+                          .q_indices = head_rows(call.q_indices),
+                          .q_slots = head_rows(call.q_slots),
+                          .length = call.q_indices.shape[1]},
+                         stream);
 }
 
 std::string InvertStage::decisions() const {

@@ -8,8 +8,8 @@
 #include <string>
 
 #include "core/call.h"
+#include "cuda/common/prologue/launch.h"
 #include "cuda/layout.h"
-#include "cuda/sm90/prologue/launch.h"
 
 namespace msa::cuda {
 
@@ -29,7 +29,7 @@ class InvertStage {
   int tokens_per_tile_ = 1;
   int max_blocks_ = 0;  // of one request
   Piece<RequestRecord> requests_{};
-  Piece<sm90::prologue::TileRecord> tiles_{};
+  Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
   Piece<int> first_tiles_{};
   Piece<std::int64_t> first_blocks_{};

@@ -4,20 +4,20 @@
 #include <limits>
 
 #include "cuda/batch.h"
+#include "cuda/common/merge_selections/launch.h"
+#include "cuda/common/merge_states/launch.h"
 #include "cuda/layout.h"
-#include "cuda/sm90/merge_selections/launch.h"
-#include "cuda/sm90/merge_states/launch.h"
 
 namespace msa::cuda {
 namespace {
 
-static_assert(kMaxParts == sm90::merge_states::kMaxParts &&
-                  kMaxParts == sm90::merge_selections::kMaxParts &&
-                  kMaxTopk == sm90::merge_selections::kMaxWidth,
+static_assert(kMaxParts == common::merge_states::kMaxParts &&
+                  kMaxParts == common::merge_selections::kMaxParts &&
+                  kMaxTopk == common::merge_selections::kMaxWidth,
               "the parts of any legal call fit the kernels' parameters");
 
 void run_states(const Problem& problem, const core::Call& call, cudaStream_t stream) {
-  sm90::merge_states::Params params{
+  common::merge_states::Params params{
       .num_parts = static_cast<int>(call.part_outs.size()),
       .rows = call.out.shape[0] * problem.attention.heads_q,
       .heads = static_cast<int>(problem.attention.heads_q),
@@ -43,13 +43,13 @@ void run_states(const Problem& problem, const core::Call& call, cudaStream_t str
     params.stride_lse_t = call.lse.stride[0];
     params.stride_lse_h = call.lse.stride[1];
   }
-  sm90::merge_states::launch(params, stream);
+  common::merge_states::launch(params, stream);
 }
 
 void run_selections(const Problem& problem, const core::Call& call, StatusWord* status,
                     cudaStream_t stream) {
   const Tensor& ids = call.block_ids;
-  sm90::merge_selections::Params params{
+  common::merge_selections::Params params{
       .num_parts = static_cast<int>(call.part_ids.size()),
       .rows = ids.shape[0] * problem.attention.heads_kv,
       .heads = static_cast<int>(problem.attention.heads_kv),
@@ -79,7 +79,7 @@ void run_selections(const Problem& problem, const core::Call& call, StatusWord* 
     params.stride_chosen_slot = call.chosen_scores.stride[2];
   }
   params.status = status;
-  sm90::merge_selections::launch(params, stream);
+  common::merge_selections::launch(params, stream);
 }
 
 }  // namespace

@@ -27,12 +27,12 @@ CUtensorMap index_map(const Problem& problem, const Tensor& index_k) {
                       "index_k");
 }
 
-sm90::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
-                                    const Tensor& chosen) {
-  sm90::topk::TopkParams params{.ids = static_cast<int*>(ids.data),
-                                .ids_stride_token = ids.stride[0],
-                                .ids_stride_head = ids.stride[1],
-                                .ids_stride_slot = ids.stride[2]};
+common::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
+                                      const Tensor& chosen) {
+  common::topk::TopkParams params{.ids = static_cast<int*>(ids.data),
+                                  .ids_stride_token = ids.stride[0],
+                                  .ids_stride_head = ids.stride[1],
+                                  .ids_stride_slot = ids.stride[2]};
   if (chosen) {
     params.chosen = static_cast<float*>(chosen.data);
     params.chosen_stride_token = chosen.stride[0];
@@ -50,8 +50,8 @@ sm90::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
 }  // namespace
 
 std::string SelectStage::rejects(const Problem& p) {
-  if (p.op != Op::BlockScores && p.selection.topk > sm90::topk::kMaxTopk) {
-    return "topk is at most " + number(sm90::topk::kMaxTopk) + " here, not " +
+  if (p.op != Op::BlockScores && p.selection.topk > common::topk::kMaxTopk) {
+    return "topk is at most " + number(common::topk::kMaxTopk) + " here, not " +
            number(p.selection.topk);
   }
   if (p.bounds.total_q > std::numeric_limits<int>::max() - 128)
@@ -83,9 +83,9 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : from_scores_(p.op == Op::SelectTopk) {
   const std::int64_t blocks = blocks_of(p);
   if (from_scores_) {
-    topk_plan_ = sm90::topk::plan_select_topk(p.bounds.total_q, p.bounds.batch,
-                                              static_cast<int>(p.index.heads), blocks);
-    scratch_ = layout.take<std::byte>(sm90::topk::workspace_bytes(topk_plan_));
+    topk_plan_ = common::topk::plan_select_topk(p.bounds.total_q, p.bounds.batch,
+                                                static_cast<int>(p.index.heads), blocks);
+    scratch_ = layout.take<std::byte>(common::topk::workspace_bytes(topk_plan_));
     return;
   }
   plan_ = sm90::select::plan_select({.total_q = p.bounds.total_q,
@@ -118,7 +118,7 @@ void SelectStage::run_scores(const Problem& problem, const core::Call& call, voi
 
 void SelectStage::run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
                                 const Tensor& chosen, void* workspace, cudaStream_t stream) const {
-  sm90::topk::TopkParams params = selection_of(problem, ids, chosen);
+  common::topk::TopkParams params = selection_of(problem, ids, chosen);
   const BatchParams batch = make_batch(problem, call, call.index_k, kStatus.in(workspace));
   if (!from_scores_) {
     return sm90::select::launch_select_blocks(plan_, batch, queries_of(call.index_q),
@@ -131,7 +131,7 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
   params.stride_token = call.scores_in.stride[0];
   params.stride_head = call.scores_in.stride[1];
   params.stride_block = call.scores_in.stride[2];
-  sm90::topk::launch_select_topk(topk_plan_, batch, params, scratch_.in(workspace), stream);
+  common::topk::launch_select_topk(topk_plan_, batch, params, scratch_.in(workspace), stream);
 }
 
 std::string SelectStage::decisions() const {

@@ -32,7 +32,7 @@ class SelectStage {
  private:
   bool from_scores_ = false;  // select_topk
   sm90::select::SelectPlan plan_{};
-  sm90::topk::TopkPlan topk_plan_{};
+  common::topk::TopkPlan topk_plan_{};
   Piece<std::byte> scratch_{};
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // One warp a (query row, head). A part with lse -inf saw nothing and counts for nothing.
+#include "cuda/common/storage.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/combine.h"
-#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::attend {
 namespace {
@@ -60,11 +60,11 @@ void launch_combine(const CombineParams& params, cudaStream_t stream) {
       .stream = stream};
   switch (params.storage) {
     case Storage::F32:
-      return launch_kernel(kernel<ItemOf<Storage::F32>>, config, params);
+      return launch_kernel(kernel<common::ItemOf<Storage::F32>>, config, params);
     case Storage::Bf16:
-      return launch_kernel(kernel<ItemOf<Storage::Bf16>>, config, params);
+      return launch_kernel(kernel<common::ItemOf<Storage::Bf16>>, config, params);
     case Storage::F16:
-      return launch_kernel(kernel<ItemOf<Storage::F16>>, config, params);
+      return launch_kernel(kernel<common::ItemOf<Storage::F16>>, config, params);
   }
 }
 

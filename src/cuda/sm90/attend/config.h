@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/prologue/launch.h"
 #include "cuda/params.h"
-#include "cuda/sm90/prologue/launch.h"
 
 namespace msa::cuda::sm90::attend {
 
@@ -49,8 +49,8 @@ __host__ __device__ constexpr std::int64_t list_index(int tile_limit, int head, 
 
 struct Params {
   BatchParams batch{};
-  const RequestRecord* requests = nullptr;      // [B]
-  const prologue::TileRecord* tiles = nullptr;  // heaviest last
+  const RequestRecord* requests = nullptr;              // [B]
+  const common::prologue::TileRecord* tiles = nullptr;  // heaviest last
   const int* num_tiles = nullptr;
   int tile_begin = 0;  // this launch's share of the tiles: lists exist for these only
   int tile_limit = 0;  // at most so many

@@ -3,6 +3,7 @@
 // in shared memory, write each run of equal blocks as one entry.
 #include <cstddef>
 
+#include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/lists.h"
@@ -12,7 +13,7 @@ namespace msa::cuda::sm90::attend {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr unsigned kAll = 0xffffffffu;
+using common::kAllLanes;
 constexpr int kTokenBits = 5;
 static_assert(1 << kTokenBits == kMaxUnionTokens, "a key holds any token of a tile");
 constexpr unsigned kLatest = (1u << (32 - kTokenBits)) - 1;
@@ -30,7 +31,7 @@ __device__ __forceinline__ int block_of(unsigned key) {
 
 /// What a warp works on.
 struct Source {
-  prologue::TileRecord tile;
+  common::prologue::TileRecord tile;
   RequestRecord request;
   int head;
   int tokens;
@@ -111,7 +112,7 @@ __device__ __forceinline__ void sort_in_registers(unsigned* keys) {
       for (int j = 0; j < kPerLane; ++j) {
         const bool ascending = ((lane * kPerLane + j) & run) == 0;
         if (step >= kPerLane) {
-          const unsigned other = __shfl_xor_sync(kAll, key[j], step / kPerLane);
+          const unsigned other = __shfl_xor_sync(kAllLanes, key[j], step / kPerLane);
           const bool is_low = (lane & (step / kPerLane)) == 0;
           key[j] = is_low == ascending ? min(key[j], other) : max(key[j], other);
         } else if ((j & step) == 0) {
@@ -166,7 +167,7 @@ __device__ __forceinline__ ListHeader write_entries(const unsigned* keys, int si
     const unsigned key = at < size ? keys[at] : kNone;
     const bool is_head =
         key != kNone && (at == 0 || keys[at - 1] >> kTokenBits != key >> kTokenBits);
-    const unsigned heads = __ballot_sync(kAll, is_head);
+    const unsigned heads = __ballot_sync(kAllLanes, is_head);
     bool masked = false;
     if (is_head) {
       unsigned tokens = 0;
@@ -177,9 +178,9 @@ __device__ __forceinline__ ListHeader write_entries(const unsigned* keys, int si
       masked = (static_cast<std::int64_t>(block) + 1) * block_size > least_visible;
       entries[header.blocks + __popc(heads & ((1u << lane) - 1))] = {block, tokens};
     }
-    header.masked += __popc(__ballot_sync(kAll, masked));
+    header.masked += __popc(__ballot_sync(kAllLanes, masked));
     header.blocks += __popc(heads);
-    if (__any_sync(kAll, key == kNone)) break;
+    if (__any_sync(kAllLanes, key == kNone)) break;
   }
   return header;
 }

@@ -12,7 +12,7 @@ namespace msa::cuda::sm90::attend {
 struct ListParams {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
-  const prologue::TileRecord* tiles = nullptr;
+  const common::prologue::TileRecord* tiles = nullptr;
   const int* num_tiles = nullptr;
   int tile_begin = 0;
   int tile_limit = 0;

@@ -84,8 +84,8 @@ class Scheduler {
     at_.advance();
   }
 
-  __device__ __forceinline__ Job describe(const prologue::TileRecord& tile, int slot, int head,
-                                          int split) const {
+  __device__ __forceinline__ Job describe(const common::prologue::TileRecord& tile, int slot,
+                                          int head, int split) const {
     Job job{};
     job.request = tile.request;
     job.slot = slot;

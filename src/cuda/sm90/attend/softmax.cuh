@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/number.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 
@@ -72,8 +73,8 @@ struct Softmax {
   }
 
   /// Moves to the raised maxima, where they lie far enough above, and turns scores into weights;
-  /// `decay` is what older weights shrink by. A row that does not take part gets weights 0 (NaN where its scores are not finite: the
-  /// tile is then computed again).
+  /// `decay` is what older weights shrink by. A row that does not take part gets weights 0 (NaN
+  /// where its scores are not finite: the tile is then computed again).
   template <int kItems>
   __device__ __forceinline__ void weigh(float (&s)[kItems], const float (&raised)[2],
                                         const bool (&takes_part)[2], float scale_log2,
@@ -109,8 +110,7 @@ struct Softmax {
 
   /// Natural log of the sum of exponentials of row r's scaled scores.
   __device__ __forceinline__ float lse(int r, float scale_log2) const {
-    constexpr float kLn2 = 0.693147180559945309f;
-    return sum[r] == 0.0f ? -INFINITY : (max[r] * scale_log2 + ptx::lg2(sum[r])) * kLn2;
+    return sum[r] == 0.0f ? -INFINITY : (max[r] * scale_log2 + ptx::lg2(sum[r])) * common::kLn2;
   }
 };
 

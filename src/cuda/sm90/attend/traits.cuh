@@ -2,10 +2,10 @@
 // Tile sizes, shared memory and roles of the attention kernel, derived from one Config.
 #pragma once
 
+#include "cuda/common/storage.cuh"
 #include "cuda/sm90/attend/config.h"
 #include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
-#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::attend {
 
@@ -29,7 +29,7 @@ struct Job {
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
-  using Item = ItemOf<cfg.storage>;
+  using Item = common::ItemOf<cfg.storage>;
   static constexpr int kHeadDim = cfg.head_dim;
   static constexpr int kBlock = cfg.block;
   static constexpr bool kUnion = cfg.walk == Walk::Union;

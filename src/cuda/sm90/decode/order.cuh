@@ -5,21 +5,17 @@
 
 #include <cstdint>
 
+#include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
 
 namespace msa::cuda::sm90::decode {
 
-/// Monotone map of floats to integers; -0 and +0 meet, no finite or infinite score reaches kForced.
-__device__ __forceinline__ std::uint32_t ordered(float score) {
-  const std::uint32_t bits = __float_as_uint(score + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
+/// No finite or infinite score reaches kForced (common::ordered).
 inline constexpr std::uint32_t kForced = 0xffffffffu;
 inline constexpr std::uint32_t kNoBlock = 0;
 
 __device__ __forceinline__ float score_of(std::uint32_t order) {
-  if (order == kForced) return __int_as_float(0x7f800000);
-  return __uint_as_float((order & 0x80000000u) != 0 ? order & 0x7fffffffu : ~order);
+  return order == kForced ? -common::kMinusInf : common::unordered(order);
 }
 
 __device__ __forceinline__ unsigned long long select_key(std::uint32_t order, int block) {
@@ -41,7 +37,7 @@ struct RowBlocks {
   __device__ __forceinline__ std::uint32_t order(float score, int block) const {
     if (block >= visible) return kNoBlock;
     if (block < forced_before || block >= forced_from) return kForced;
-    return max(ordered(score), kNoBlock + 1);
+    return max(common::ordered(score), kNoBlock + 1);
   }
 };
 

@@ -3,6 +3,7 @@
 // fragment order in, rows out.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
@@ -68,7 +69,6 @@ __device__ __forceinline__ void join(Joined& joined, const Params& p, std::int64
 template <class Item>
 __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, std::int64_t row,
                                              int head, int lane) {
-  constexpr float kLn2 = 0.693147180559945309f;
   float probe = 0.0f;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -94,7 +94,7 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
     }
     if (p.lse != nullptr && (lane & 3) == 0) {
       p.lse[row * p.stride_lse_t + q_head * p.stride_lse_h] =
-          empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * kLn2;
+          empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * common::kLn2;
     }
   }
   if (__any_sync(0xffffffffu, probe != 0.0f) && lane == 0)
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   const int slot = chunk * p.chunk_tiles + chunk_token / p.tokens_per_tile;
   const int in_tile = chunk_token % p.tokens_per_tile;
   if (!takes(p, head, slot)) return;
-  const prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
+  const common::prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
   const std::int64_t token = static_cast<std::int64_t>(tile.first) + in_tile;
   const RequestRecord request = p.requests[tile.request];
   if (token >= request.seqlen_q) return;

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
+#include "cuda/common/prologue/launch.h"
 #include "cuda/params.h"
 #include "cuda/sm90/attend/config.h"
-#include "cuda/sm90/prologue/launch.h"
 
 namespace msa::cuda::sm90::kvouter {
 
@@ -45,8 +45,8 @@ struct WorkItem {
 
 struct Params {
   BatchParams batch{};
-  const RequestRecord* requests = nullptr;      // [B]
-  const prologue::TileRecord* tiles = nullptr;  // of tokens_per_tile tokens each
+  const RequestRecord* requests = nullptr;              // [B]
+  const common::prologue::TileRecord* tiles = nullptr;  // of tokens_per_tile tokens each
   const int* num_tiles = nullptr;
   int tile_begin = 0;  // the launch, as the union kernel has it
   int tile_limit = 0;

@@ -4,10 +4,10 @@
 // partial has a slot of its own, so the result has the same bits in any order.
 #include <algorithm>
 
+#include "cuda/common/scan.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/kvouter/launch.h"
 #include "cuda/sm90/kvouter/lists.cuh"
-#include "cuda/sm90/tile/scan.cuh"
 
 namespace msa::cuda::sm90::kvouter {
 namespace {
@@ -24,7 +24,7 @@ __device__ __forceinline__ void for_each_slot(const Params& p, const Visit& visi
   const int slot = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x / 32);
   const int head = static_cast<int>(blockIdx.y);
   if (!takes(p, head, slot)) return;
-  const prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
+  const common::prologue::TileRecord tile = p.tiles[p.tile_begin + slot];
   const RequestRecord request = p.requests[tile.request];
   const int tokens = min(request.seqlen_q - tile.first, p.tokens_per_tile);
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -116,13 +116,14 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
   for (std::int64_t row = threadIdx.x; row < begin; row += kScanThreads)
     mine += pack_row(counts[row]);
   std::int64_t before = 0;
-  tile::exclusive_sum<kScanThreads>(mine, before);
+  common::cta::exclusive_sum<kScanThreads>(mine, before);
   const std::int64_t blocks = total_blocks(p);
   for (std::int64_t first = begin; first < end; first += kScanThreads) {
     const std::int64_t row = first + threadIdx.x;
     const int count = row < end ? counts[row] : 0;
     std::int64_t total = 0;
-    const std::int64_t at = before + tile::exclusive_sum<kScanThreads>(pack_row(count), total);
+    const std::int64_t at =
+        before + common::cta::exclusive_sum<kScanThreads>(pack_row(count), total);
     before += total;
     if (row >= end) continue;
     cursors[row] = queries_of(at);

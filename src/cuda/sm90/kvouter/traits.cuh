@@ -2,17 +2,17 @@
 // Tiles, shared memory and roles of the keys-outermost kernel.
 #pragma once
 
+#include "cuda/common/storage.cuh"
 #include "cuda/sm90/kvouter/config.h"
 #include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
-#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::kvouter {
 
 template <Config cfg>
 struct Traits {
-  using Item = ItemOf<cfg.storage>;
+  using Item = common::ItemOf<cfg.storage>;
   static constexpr int kConsumers =
       3;  // warpgroups; two leave the tensor cores idle in every softmax
   static constexpr int kWarpgroupTokens = 4;  // 64 rows: one token a warp

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: MIT
-// Synchronisation: mbarriers in shared memory, named barriers, proxy fences, programmatic launch
-// control. One instruction per function, named after it (PTX ISA 8.0+, sections 9.7.13 and 9.7.14).
-// Knows nothing of tiles or pipelines.
+// Synchronisation: mbarriers in shared memory, named barriers, proxy fences. One instruction per
+// function, named after it (PTX ISA 8.0+, sections 9.7.13 and 9.7.14). Knows nothing of tiles or
+// pipelines.
 #pragma once
 
 #include <cstdint>
 #include <cuda/ptx>
 
+#include "cuda/common/ptx/launch_control.cuh"
+
 namespace msa::cuda::sm90::ptx {
+
+using common::ptx::griddepcontrol_launch_dependents;
+using common::ptx::griddepcontrol_wait;
 
 using Mbarrier = std::uint64_t;
 
@@ -65,16 +70,6 @@ __device__ __forceinline__ int atom_add_shared(int* counter, int x) {
                : "r"(cvta_to_shared(counter)), "r"(x)
                : "memory");
   return before;
-}
-
-/// Waits until the launches that this one depends on have finished and their writes are visible.
-__device__ __forceinline__ void griddepcontrol_wait() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-/// Lets the dependent launch start; it sees this grid's writes only after griddepcontrol_wait.
-__device__ __forceinline__ void griddepcontrol_launch_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 /// Gives registers of this warpgroup back to the pool, down to `kRegisters` a thread.

@@ -77,11 +77,11 @@ Params score_params(const SelectPlan& plan, const BatchParams& batch, const Quer
 void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
                          const CUtensorMap& key_map, const ScoresOut& out, void* workspace,
                          cudaStream_t stream) {
-  auto* tiles = static_cast<QueryTile*>(workspace);
+  auto* tiles = static_cast<common::query_tile::QueryTile*>(workspace);
   auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
   const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
-  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
-                     num_chunks(plan, num_tiles), stream);
+  common::query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
+                                         num_chunks(plan, num_tiles), stream);
   Params params = score_params(plan, batch, queries);
   params.tiles = tiles;
   params.num_tiles = num_tiles;
@@ -95,20 +95,20 @@ void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const
 }
 
 void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
-                          const CUtensorMap& key_map, const topk::TopkParams& out, void* workspace,
-                          cudaStream_t stream) {
-  auto* tiles = static_cast<QueryTile*>(workspace);
+                          const CUtensorMap& key_map, const common::topk::TopkParams& out,
+                          void* workspace, cudaStream_t stream) {
+  auto* tiles = static_cast<common::query_tile::QueryTile*>(workspace);
   auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
   auto* scratch =
       reinterpret_cast<float*>(static_cast<std::uint8_t*>(workspace) + table_bytes(plan));
   const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
-  launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
-                     num_chunks(plan, num_tiles), stream);
+  common::query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
+                                         num_chunks(plan, num_tiles), stream);
   Params params = score_params(plan, batch, queries);
   params.scores = scratch;
   params.columns = plan.columns;
   params.stride_head = plan.scratch_stride;
-  topk::TopkParams rows = out;
+  common::topk::TopkParams rows = out;
   rows.groups = plan.groups;
   rows.heads = plan.heads;
   rows.rows_per_group = kTileRows;
@@ -124,7 +124,7 @@ void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, cons
     params.num_tiles = rows.num_tiles = end - begin;
     params.next_item = counters++;
     launch(config_of(batch, queries, true), params, key_map, plan.ctas, stream);
-    topk::launch_topk(rows, plan.split_rows, stream);
+    common::topk::launch_topk(rows, plan.split_rows, stream);
   }
 }
 

@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/topk/launch.h"
 #include "cuda/sm90/select/plan.h"
-#include "cuda/sm90/topk/launch.h"
 
 namespace msa::cuda::sm90::select {
 
@@ -36,8 +36,8 @@ void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const
 
 /// select_blocks. Of `out`, the ids, the chosen scores and k are read.
 void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
-                          const CUtensorMap& key_map, const topk::TopkParams& out, void* workspace,
-                          cudaStream_t stream);
+                          const CUtensorMap& key_map, const common::topk::TopkParams& out,
+                          void* workspace, cudaStream_t stream);
 
 /// One launch of the scoring kernel; defined in instances/*.cu, one each. `ctas`: one a
 /// multiprocessor.

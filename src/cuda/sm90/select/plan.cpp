@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "core/geometry.h"
-#include "cuda/sm90/topk/launch.h"
+#include "cuda/common/topk/launch.h"
 
 namespace msa::cuda::sm90::select {
 
@@ -63,7 +63,8 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   plan.groups = shape.index_heads_k;
   plan.heads = shape.index_heads / shape.index_heads_k;
   plan.tokens_per_tile = kTileRows / plan.heads;
-  plan.num_tiles = max_query_tiles(shape.total_q, shape.batch, plan.tokens_per_tile);
+  plan.num_tiles =
+      common::query_tile::max_query_tiles(shape.total_q, shape.batch, plan.tokens_per_tile);
   plan.columns = ceil_div(shape.max_seqlen_k, shape.block_size);
   plan.chunk_tiles = plan.num_tiles;
   if (shape.scratch) {
@@ -83,7 +84,7 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   // Keys that fit the L2 cache may be read in any order; heavy items first then balances best.
   plan.tile_major = shape.max_seqlen_k * shape.index_dim * 2 <= tuning.cached_bytes;
   plan.ctas = tuning.multiprocessors;
-  plan.split_rows = topk::splits_rows(shape.total_q * shape.index_heads, plan.columns);
+  plan.split_rows = common::topk::splits_rows(shape.total_q * shape.index_heads, plan.columns);
   return plan;
 }
 
@@ -92,7 +93,8 @@ std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles) {
 }
 
 std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::int64_t batch) {
-  return std::min(plan.num_tiles, max_query_tiles(total_q, batch, plan.tokens_per_tile));
+  return std::min(plan.num_tiles,
+                  common::query_tile::max_query_tiles(total_q, batch, plan.tokens_per_tile));
 }
 
 std::int64_t workspace_bytes(const SelectPlan& plan) {
@@ -100,7 +102,8 @@ std::int64_t workspace_bytes(const SelectPlan& plan) {
 }
 
 std::int64_t table_bytes(const SelectPlan& plan) {
-  const std::int64_t tiles = plan.num_tiles * static_cast<std::int64_t>(sizeof(QueryTile));
+  const std::int64_t tiles =
+      plan.num_tiles * static_cast<std::int64_t>(sizeof(common::query_tile::QueryTile));
   return round_up(
       tiles + num_chunks(plan, plan.num_tiles) * static_cast<std::int64_t>(sizeof(unsigned)),
       kTableAlignment);

@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
+#include "cuda/common/storage.cuh"
 #include "cuda/sm90/select/config.h"
 #include "cuda/sm90/tile/pipeline.cuh"
-#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::select {
 
@@ -31,7 +31,7 @@ struct Work {
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
-  using Item = ItemOf<cfg.storage>;
+  using Item = common::ItemOf<cfg.storage>;
 
   static constexpr int kWarpgroups = 3;  // measured: two lose a quarter of the rate, four a tenth
   static constexpr int kRows = 64 * kWarpgroups;

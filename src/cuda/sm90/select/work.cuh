@@ -2,13 +2,14 @@
 // What a CTA works on next, and how the warps of a role learn of it.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/select/traits.cuh"
 
 namespace msa::cuda::sm90::select {
 
-inline constexpr float kMinusInf = -__builtin_inff();
-inline constexpr unsigned kAllLanes = 0xffffffffu;
+using common::kAllLanes;
+using common::kMinusInf;
 
 /// Item `item` of the launch: heavy tiles, which are later ones, first.
 __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
@@ -19,7 +20,7 @@ __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   item %= tiles * spans;
   work.span = static_cast<int>(p.tile_major ? item % spans : item / tiles);
   work.slot = static_cast<int>(tiles - 1 - (p.tile_major ? item / spans : item % tiles));
-  const QueryTile& tile = p.tiles[work.slot];
+  const common::query_tile::QueryTile& tile = p.tiles[work.slot];
   work.rows = tile.rows;
   work.request = tile.request;
   work.valid_rows = work.rows.seqlen_q * p.heads;

@@ -3,6 +3,7 @@
 // always in the same order; and what is written of it.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/sm90/decode/attend/consumer.cuh"
 #include "cuda/sm90/ptx/cluster.cuh"
 #include "cuda/sm90/ptx/math.cuh"
@@ -155,7 +156,6 @@ template <class Traits, int kGroups>
 __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kGroups>& part,
                                           std::int64_t row, int head, int column) {
   using T = typename Traits::Item;
-  constexpr float kLn2 = 0.69314718055994531f;
   const bool empty = part.sum == 0.f;  // nothing visible, or only scores of -inf
   const float inverse = empty ? 0.f : 1.f / part.sum;
   const std::int64_t at = row * p.stride_out_t + head * p.stride_out_h + column;
@@ -180,7 +180,7 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
   }
   if (p.lse != nullptr && column == 0) {
     p.lse[row * p.stride_lse_t + head * p.stride_lse_h] =
-        empty ? -INFINITY : (part.best * p.scale_log2 + log2f(part.sum)) * kLn2;
+        empty ? -INFINITY : (part.best * p.scale_log2 + log2f(part.sum)) * common::kLn2;
   }
 }
 

@@ -6,6 +6,7 @@
 // time.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/attend/row.cuh"
@@ -29,25 +30,24 @@ class SuspectFinder {
       int behind = __popc(bits);  // set bits up to the end of this lane's word
 #pragma unroll
       for (int lanes = 1; lanes < 32; lanes *= 2) {
-        const int below = __shfl_up_sync(kAll, behind, lanes);
+        const int below = __shfl_up_sync(common::kAllLanes, behind, lanes);
         if (lane >= lanes) behind += below;
       }
-      const unsigned owners = __ballot_sync(kAll, mine_ < before_ + behind);
+      const unsigned owners = __ballot_sync(common::kAllLanes, mine_ < before_ + behind);
       if (owners != 0) {
         const int owner = __ffs(static_cast<int>(owners)) - 1;
-        const int rank = mine_ - before_ - __shfl_sync(kAll, behind - __popc(bits), owner);
+        const int rank =
+            mine_ - before_ - __shfl_sync(common::kAllLanes, behind - __popc(bits), owner);
         mine_ += static_cast<int>(gridDim.x);
         return (std::int64_t{first_} + owner) * 32 +
-               __fns(__shfl_sync(kAll, bits, owner), 0, rank + 1);
+               __fns(__shfl_sync(common::kAllLanes, bits, owner), 0, rank + 1);
       }
-      before_ += __shfl_sync(kAll, behind, 31);
+      before_ += __shfl_sync(common::kAllLanes, behind, 31);
     }
     return -1;
   }
 
  private:
-  static constexpr unsigned kAll = 0xffffffffu;
-
   int first_ = 0;   // word that a search begins with, a multiple of 32
   int before_ = 0;  // set bits of the words before it; pairs are fewer than 2^31
   int mine_;        // number among all set bits of what this CTA takes next

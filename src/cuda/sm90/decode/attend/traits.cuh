@@ -2,17 +2,17 @@
 // Tiles, shared memory and roles of decode attention.
 #pragma once
 
+#include "cuda/common/storage.cuh"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/select.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
-#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::decode {
 
 template <AttendConfig cfg>
 struct AttendTraits {
-  using Item = ItemOf<cfg.storage>;
+  using Item = common::ItemOf<cfg.storage>;
   static constexpr int kBlock = cfg.block;
   static constexpr int kDim = cfg.dim;
   static constexpr int kPanels = kDim / kPanelItems;

@@ -2,6 +2,7 @@
 // Steps of 128 keys, numbered over all requests: which there are, and which a CTA takes.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/score/traits.cuh"
@@ -23,7 +24,7 @@ class StepFinder {
 #pragma unroll 1
     for (int first = 0; first < batch; first += 32) {
       read(first);
-      total_ += __shfl_sync(kAll, behind_, 31);
+      total_ += __shfl_sync(common::kAllLanes, behind_, 31);
     }
     if (batch <= 32) return;
     first_ = -32;  // from the front again
@@ -35,21 +36,19 @@ class StepFinder {
   /// The request and step of number `n` below count(); its record where the request is another one.
   __device__ __forceinline__ void find(std::int64_t n, int& request, int& step, RequestRecord& r) {
 #pragma unroll 1
-    while (n - before_ >= __shfl_sync(kAll, behind_, 31)) {
-      before_ += __shfl_sync(kAll, behind_, 31);
+    while (n - before_ >= __shfl_sync(common::kAllLanes, behind_, 31)) {
+      before_ += __shfl_sync(common::kAllLanes, behind_, 31);
       read(first_ + 32);
     }
-    const unsigned owners = __ballot_sync(kAll, n - before_ < behind_);
+    const unsigned owners = __ballot_sync(common::kAllLanes, n - before_ < behind_);
     const int owner = __ffs(static_cast<int>(owners)) - 1;
-    step = static_cast<int>(n - before_ - __shfl_sync(kAll, behind_ - steps_, owner));
+    step = static_cast<int>(n - before_ - __shfl_sync(common::kAllLanes, behind_ - steps_, owner));
     if (first_ + owner == request) return;
     request = first_ + owner;
     r = early_request(params_.batch, params_.records, request);
   }
 
  private:
-  static constexpr unsigned kAll = 0xffffffffu;
-
   /// The steps of 32 requests; a request without queries has none.
   __device__ __forceinline__ void read(int first) {
     first_ = first;
@@ -60,7 +59,7 @@ class StepFinder {
     }
     behind_ = steps_;
     for (int lanes = 1; lanes < 32; lanes *= 2) {
-      const std::int64_t below = __shfl_up_sync(kAll, behind_, lanes);
+      const std::int64_t below = __shfl_up_sync(common::kAllLanes, behind_, lanes);
       if (lane_ >= lanes) behind_ += below;
     }
   }

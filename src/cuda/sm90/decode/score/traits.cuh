@@ -4,15 +4,15 @@
 
 #include <cstdint>
 
+#include "cuda/common/storage.cuh"
 #include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/tile/pipeline.cuh"
-#include "cuda/sm90/tile/storage.cuh"
 
 namespace msa::cuda::sm90::decode {
 
 template <ScoreConfig cfg>
 struct ScoreTraits {
-  using Item = ItemOf<cfg.storage>;
+  using Item = common::ItemOf<cfg.storage>;
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
   static constexpr int kConsumers = 4;  // warps

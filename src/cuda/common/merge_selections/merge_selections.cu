@@ -4,15 +4,14 @@
 // id. See docs/kernels/merge.md.
 #include <algorithm>
 
+#include "cuda/common/merge_selections/launch.h"
+#include "cuda/common/topk/row_topk.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/merge_selections/launch.h"
-#include "cuda/sm90/topk/row_topk.cuh"
 
-namespace msa::cuda::sm90::merge_selections {
+namespace msa::cuda::common::merge_selections {
 namespace {
 
-using topk::kAllLanes;
 
 constexpr int kMaxWarps = 8;
 constexpr int kKeyBytes = 48 << 10;  // of a CTA, unless one row needs more (16,384 keys: 128 KiB)
@@ -22,13 +21,13 @@ constexpr int kKeyBytes = 48 << 10;  // of a CTA, unless one row needs more (16,
 using Key = std::uint64_t;
 
 __device__ __forceinline__ Key make_key(float score, int id) {
-  return static_cast<Key>(topk::ordered(score)) << 32 | ~static_cast<std::uint32_t>(id);
+  return static_cast<Key>(ordered(score)) << 32 | ~static_cast<std::uint32_t>(id);
 }
 __device__ __forceinline__ int id_of(Key key) {
   return static_cast<int>(~static_cast<std::uint32_t>(key));
 }
 __device__ __forceinline__ float score_of(Key key) {
-  return topk::unordered(static_cast<std::uint32_t>(key >> 32));
+  return unordered(static_cast<std::uint32_t>(key >> 32));
 }
 
 __device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
@@ -112,7 +111,7 @@ __device__ __forceinline__ void write_row(const Params& p, std::int64_t token, s
     }
     write(rank, id, score_of(keys[i]));
   }
-  for (int slot = count + lane; slot < p.k; slot += 32) write(slot, -1, topk::kMinusInf);
+  for (int slot = count + lane; slot < p.k; slot += 32) write(slot, -1, kMinusInf);
 }
 
 __global__ void __launch_bounds__(kMaxWarps * 32)
@@ -147,4 +146,4 @@ void launch(const Params& p, cudaStream_t stream) {
                 p, capacity);
 }
 
-}  // namespace msa::cuda::sm90::merge_selections
+}  // namespace msa::cuda::common::merge_selections

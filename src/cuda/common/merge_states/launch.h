@@ -10,7 +10,7 @@
 
 #include "cuda/params.h"
 
-namespace msa::cuda::sm90::merge_states {
+namespace msa::cuda::common::merge_states {
 
 inline constexpr int kMaxParts = 64;
 
@@ -41,4 +41,4 @@ struct Params {
 
 void launch(const Params& params, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::merge_states
+}  // namespace msa::cuda::common::merge_states

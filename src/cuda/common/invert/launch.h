@@ -8,10 +8,10 @@
 
 #include <cstdint>
 
+#include "cuda/common/prologue/launch.h"
 #include "cuda/params.h"
-#include "cuda/sm90/prologue/launch.h"
 
-namespace msa::cuda::sm90::invert {
+namespace msa::cuda::common::invert {
 
 /// int32 [Hkv, n] with any strides.
 struct HeadRows {
@@ -42,4 +42,4 @@ int tokens_per_tile(std::int64_t total_q, std::int64_t heads, std::int64_t max_b
 
 void launch(const Params& params, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::invert
+}  // namespace msa::cuda::common::invert

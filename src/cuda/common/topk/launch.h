@@ -8,14 +8,14 @@
 
 #include <cstdint>
 
-#include "cuda/sm90/select/query_tile.h"
+#include "cuda/common/query_tile/launch.h"
 
-namespace msa::cuda::sm90::topk {
+namespace msa::cuda::common::topk {
 
 inline constexpr int kMaxTopk = 64;
 
 struct TopkParams {
-  const select::QueryTile* tiles = nullptr;  // [num_tiles]
+  const query_tile::QueryTile* tiles = nullptr;  // [num_tiles]
   std::int64_t num_tiles = 0;
   int groups = 1;          // row groups of a tile (index-K heads)
   int heads = 1;           // heads of a group: row r of a group is token r / heads, head r % heads
@@ -72,4 +72,4 @@ std::int64_t workspace_bytes(const TopkPlan& plan);
 void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const TopkParams& params,
                         void* workspace, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::topk
+}  // namespace msa::cuda::common::topk

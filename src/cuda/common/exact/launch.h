@@ -11,7 +11,7 @@
 
 #include "cuda/params.h"
 
-namespace msa::cuda::sm90::exact {
+namespace msa::cuda::common::exact {
 
 /// Keys or values as the caller gave them; strides count items.
 struct KeyView {
@@ -49,4 +49,4 @@ struct Params {
 
 void launch(const Params& params, int ctas, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::exact
+}  // namespace msa::cuda::common::exact

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
+#include "cuda/common/prologue/launch.h"
+#include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/scan.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/prologue/launch.h"
-#include "cuda/sm90/ptx/barrier.cuh"
-#include "cuda/sm90/tile/scan.cuh"
 
-namespace msa::cuda::sm90::prologue {
+namespace msa::cuda::common::prologue {
 namespace {
 
 constexpr int kThreads = 1024;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
     const bool exists = b < params.batch.batch;
     std::int64_t total = 0;
     const std::int64_t k_begin =
-        rows_before + tile::exclusive_sum<kThreads>(exists ? rows_of(params.batch, b) : 0, total);
+        rows_before + cta::exclusive_sum<kThreads>(exists ? rows_of(params.batch, b) : 0, total);
     rows_before += total;
     int seqlen_q = 0;
     std::int64_t blocks = 0;
@@ -68,13 +68,13 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
       blocks = ceil_div(r.seqlen_k, params.batch.block_size);
     }
     if (params.first_blocks != nullptr) {
-      const std::int64_t before = tile::exclusive_sum<kThreads>(blocks, total);
+      const std::int64_t before = cta::exclusive_sum<kThreads>(blocks, total);
       if (exists) params.first_blocks[b] = blocks_before + before;
       blocks_before += total;
     }
     if (params.tiles == nullptr) continue;
     const std::int64_t before =
-        tile::exclusive_sum<kThreads>(ceil_div(seqlen_q, params.tokens_per_tile), total);
+        cta::exclusive_sum<kThreads>(ceil_div(seqlen_q, params.tokens_per_tile), total);
     starts[threadIdx.x] = tiles_before + before;
     if (exists && params.first_tiles != nullptr) {
       params.first_tiles[b] =
@@ -102,4 +102,4 @@ void launch(const Params& params, cudaStream_t stream) {
   launch_kernel(kernel, {.grid = dim3(1), .block = dim3(kThreads), .stream = stream}, params);
 }
 
-}  // namespace msa::cuda::sm90::prologue
+}  // namespace msa::cuda::common::prologue

@@ -6,15 +6,15 @@
 
 #include <type_traits>
 
+#include "cuda/common/merge_states/launch.h"
+#include "cuda/common/number.cuh"
+#include "cuda/common/ptx/math.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/merge_states/launch.h"
-#include "cuda/sm90/ptx/math.cuh"
 
-namespace msa::cuda::sm90::merge_states {
+namespace msa::cuda::common::merge_states {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kTurns = kMaxParts / 32;  // parts that one lane weighs
 constexpr int kVector = 4;  // columns of a lane: a warp's step is 128, the usual head dim
 
@@ -26,10 +26,6 @@ template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Columns {
   T x[kCount];
 };
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 __device__ __forceinline__ void store(float* to, const double (&x)[1]) {
   *to = static_cast<float>(x[0]);
@@ -186,4 +182,4 @@ void launch(const Params& p, cudaStream_t stream) {
   }
 }
 
-}  // namespace msa::cuda::sm90::merge_states
+}  // namespace msa::cuda::common::merge_states

@@ -5,15 +5,15 @@
 // time. See docs/kernels/invert.md.
 #include <algorithm>
 
+#include "cuda/common/invert/launch.h"
+#include "cuda/common/number.cuh"
+#include "cuda/common/scan.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/invert/launch.h"
-#include "cuda/sm90/tile/scan.cuh"
 
-namespace msa::cuda::sm90::invert {
+namespace msa::cuda::common::invert {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarps = 4;
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
     const std::int64_t row = first + threadIdx.x;
     const std::int64_t size = row < rows ? entry(p.row_ptr, head, row) : 0;
     std::int64_t total;
-    const std::int64_t start = before + tile::exclusive_sum<kScanThreads>(size, total);
+    const std::int64_t start = before + cta::exclusive_sum<kScanThreads>(size, total);
     if (row < p.num_entries) entry(p.row_ptr, head, row) = static_cast<int>(start);
     before += total;
   }
@@ -239,4 +239,4 @@ void launch(const Params& p, cudaStream_t stream) {
       p);
 }
 
-}  // namespace msa::cuda::sm90::invert
+}  // namespace msa::cuda::common::invert

@@ -1,46 +1,25 @@
 // SPDX-License-Identifier: MIT
 // The table of query tiles: every CTA walks the requests 256 at a time, counts their tiles and
 // writes its share of them.
-#include "cuda/sm90/select/query_tile.h"
+#include "cuda/common/query_tile/launch.h"
 
 #include <algorithm>
 
+#include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/scan.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/ptx/barrier.cuh"
 
-namespace msa::cuda::sm90::select {
+namespace msa::cuda::common::query_tile {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kMaxCtas = 64;  // each reads all lengths again
 
 struct Shared {
-  std::int64_t warp_sums[2][kThreads / 32];
   std::int64_t first_tile[kThreads + 1];
   RequestRecord records[kThreads];
 };
-
-/// Sum over the threads before this one; `total` over all.
-__device__ std::int64_t exclusive_sum(std::int64_t v, std::int64_t* warp_sums,
-                                      std::int64_t* total) {
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  std::int64_t inclusive = v;
-  for (int step = 1; step < 32; step *= 2) {
-    const std::int64_t other = __shfl_up_sync(0xffffffffu, inclusive, step);
-    if (lane >= step) inclusive += other;
-  }
-  if (lane == 31) warp_sums[warp] = inclusive;
-  __syncthreads();
-  std::int64_t before = 0;
-  *total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
-    if (w < warp) before += warp_sums[w];
-    *total += warp_sums[w];
-  }
-  return before + inclusive - v;
-}
 
 /// The rows behind the last request: they see nothing.
 __device__ RequestRecord padding_rows(const BatchParams& batch) {
@@ -88,9 +67,8 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t request0 = 0; request0 <= batch.batch; request0 += kThreads) {
     const std::int64_t b = request0 + threadIdx.x;
     std::int64_t total_keys;
-    const std::int64_t keys_before =
-        exclusive_sum(b < batch.batch ? rows_of(batch, static_cast<int>(b)) : 0,
-                      shared.warp_sums[0], &total_keys);
+    const std::int64_t keys_before = cta::exclusive_sum<kThreads>(
+        b < batch.batch ? rows_of(batch, static_cast<int>(b)) : 0, total_keys);
     RequestRecord record{};
     if (b < batch.batch) {
       record = check_request(batch, static_cast<int>(b), k_begin + keys_before, blockIdx.x == 0);
@@ -99,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     std::int64_t tiles;
     const std::int64_t mine = ceil_div(record.seqlen_q, tokens_per_tile);
-    shared.first_tile[threadIdx.x] = exclusive_sum(mine, shared.warp_sums[1], &tiles);
+    shared.first_tile[threadIdx.x] = cta::exclusive_sum<kThreads>(mine, tiles);
     shared.records[threadIdx.x] = record;
     __syncthreads();
     write_tiles(batch, shared, request0, first_tile, tiles, tokens_per_tile, num_tiles, out);
@@ -128,4 +106,4 @@ void launch_query_tiles(const BatchParams& batch, int tokens_per_tile, std::int6
                 tokens_per_tile, num_tiles, tiles, counters, num_counters);
 }
 
-}  // namespace msa::cuda::sm90::select
+}  // namespace msa::cuda::common::query_tile

@@ -9,7 +9,7 @@
 
 #include "cuda/params.h"
 
-namespace msa::cuda::sm90::merge_selections {
+namespace msa::cuda::common::merge_selections {
 
 inline constexpr int kMaxParts = 64;
 inline constexpr int kMaxWidth = 256;  // ids of a part
@@ -46,4 +46,4 @@ struct Params {
 
 void launch(const Params& params, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::merge_selections
+}  // namespace msa::cuda::common::merge_selections

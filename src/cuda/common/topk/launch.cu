@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Kernels over rows of block scores: a warp a row, or all warps of a CTA a row. See
 // docs/kernels/topk.md.
-#include "cuda/sm90/topk/launch.h"
+#include "cuda/common/topk/launch.h"
 
+#include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/topk/row_topk.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/ptx/barrier.cuh"
-#include "cuda/sm90/topk/row_topk.cuh"
 
-namespace msa::cuda::sm90::topk {
+namespace msa::cuda::common::topk {
 namespace {
 
 constexpr int kWarps = 8;
@@ -270,21 +270,22 @@ TopkPlan plan_select_topk(std::int64_t total_q, std::int64_t batch, int heads,
                           std::int64_t columns) {
   TopkPlan plan;
   plan.tokens_per_tile = std::max(1, kRowsPerCta / heads);
-  plan.num_tiles = select::max_query_tiles(total_q, batch, plan.tokens_per_tile);
+  plan.num_tiles = query_tile::max_query_tiles(total_q, batch, plan.tokens_per_tile);
   plan.split_rows = splits_rows(total_q * heads, columns);
   return plan;
 }
 
 std::int64_t workspace_bytes(const TopkPlan& plan) {
-  return plan.num_tiles * static_cast<std::int64_t>(sizeof(select::QueryTile));
+  return plan.num_tiles * static_cast<std::int64_t>(sizeof(query_tile::QueryTile));
 }
 
 void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const TopkParams& params,
                         void* workspace, cudaStream_t stream) {
-  auto* tiles = static_cast<select::QueryTile*>(workspace);
-  const std::int64_t num_tiles = std::min(
-      plan.num_tiles, select::max_query_tiles(batch.total_q, batch.batch, plan.tokens_per_tile));
-  select::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, nullptr, 0, stream);
+  auto* tiles = static_cast<query_tile::QueryTile*>(workspace);
+  const std::int64_t num_tiles =
+      std::min(plan.num_tiles,
+               query_tile::max_query_tiles(batch.total_q, batch.batch, plan.tokens_per_tile));
+  query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, nullptr, 0, stream);
   TopkParams rows = params;
   rows.tiles = tiles;
   rows.num_tiles = num_tiles;
@@ -294,4 +295,4 @@ void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const To
   launch_topk(rows, plan.split_rows, stream);
 }
 
-}  // namespace msa::cuda::sm90::topk
+}  // namespace msa::cuda::common::topk

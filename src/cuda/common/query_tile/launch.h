@@ -11,7 +11,7 @@
 
 #include "cuda/params.h"
 
-namespace msa::cuda::sm90::select {
+namespace msa::cuda::common::query_tile {
 
 /// One tile. `rows` is the request's record moved to the tile: its row 0 is the tile's first row,
 /// seqlen_q their number (0: a slot of the table that no tile fills). Rows of padding behind the
@@ -35,4 +35,4 @@ void launch_query_tiles(const BatchParams& batch, int tokens_per_tile, std::int6
                         QueryTile* tiles, unsigned* counters, std::int64_t num_counters,
                         cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::select
+}  // namespace msa::cuda::common::query_tile

@@ -2,32 +2,29 @@
 // One warp a query head. Scores: a lane takes a key. Weighted sum: a lane takes columns. No key
 // that the row does not list and see is read, so nothing can leak from one. Bad ids are reported
 // here too: no other kernel reads them.
+#include "cuda/common/exact/launch.h"
+#include "cuda/common/number.cuh"
+#include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/storage.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/exact/launch.h"
-#include "cuda/sm90/ptx/barrier.cuh"
-#include "cuda/sm90/tile/storage.cuh"
 
-namespace msa::cuda::sm90::exact {
+namespace msa::cuda::common::exact {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr unsigned kAll = 0xffffffffu;
-constexpr float kLog2e = 1.44269504088896341f;
 
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) {
   to = __float2bfloat16_rn(x);
 }
 __device__ __forceinline__ void from_float(__half& to, float x) { to = __float2half_rn(x); }
 
 __device__ __forceinline__ float warp_max(float x) {
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAll, x, step));
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
   return x;
 }
 __device__ __forceinline__ float warp_sum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return x;
 }
 
@@ -122,10 +119,11 @@ class Row {
     max_ = raised;
     sum_ = sum_ * decay + warp_sum(weight);
     for (int c = 0; c < kColumns; ++c) o_[c] *= decay;
-    for (unsigned left = __ballot_sync(kAll, visible); left != 0; left &= left - 1) {
+    for (unsigned left = __ballot_sync(kAllLanes, visible); left != 0; left &= left - 1) {
       const int from = __ffs(static_cast<int>(left)) - 1;
-      const float w = __shfl_sync(kAll, weight, from);
-      const KeyPlace at{__shfl_sync(kAll, place.page, from), __shfl_sync(kAll, place.token, from)};
+      const float w = __shfl_sync(kAllLanes, weight, from);
+      const KeyPlace at{__shfl_sync(kAllLanes, place.page, from),
+                        __shfl_sync(kAllLanes, place.token, from)};
       const Item* v = static_cast<const Item*>(params_.v.data) + offset_of(params_.v, at, head_);
       for (int c = 0; c < kColumns; ++c)
         o_[c] = fmaf(w, to_float(v[(threadIdx.x & 31) + 32 * c]), o_[c]);
@@ -207,4 +205,4 @@ void launch(const Params& params, int ctas, cudaStream_t stream) {
   }
 }
 
-}  // namespace msa::cuda::sm90::exact
+}  // namespace msa::cuda::common::exact

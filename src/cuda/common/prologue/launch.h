@@ -10,7 +10,7 @@
 
 #include "cuda/params.h"
 
-namespace msa::cuda::sm90::prologue {
+namespace msa::cuda::common::prologue {
 
 /// Query rows that share a tile. request -1: padding rows, `first` is then a row of q, else a row
 /// of the request.
@@ -38,4 +38,4 @@ std::int64_t max_tiles(std::int64_t total_q, std::int64_t batch, std::int64_t to
 
 void launch(const Params& params, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::prologue
+}  // namespace msa::cuda::common::prologue

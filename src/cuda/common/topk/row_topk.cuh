@@ -8,23 +8,9 @@
 
 #include <cstdint>
 
-namespace msa::cuda::sm90::topk {
+#include "cuda/common/number.cuh"
 
-inline constexpr unsigned kAllLanes = 0xffffffffu;
-inline constexpr float kMinusInf = -__builtin_inff();
-
-/// Unsigned integers in the order of the floats, -0 as +0, NaN as -inf; no float gives 0.
-__device__ __forceinline__ std::uint32_t ordered(float score) {
-  const std::uint32_t u = __float_as_uint(fmaxf(score, kMinusInf) + 0.0f);
-  return (u & 0x80000000u) != 0 ? ~u : (u | 0x80000000u);
-}
-
-/// The float of an ordered integer; -inf for what lies below the one of -inf.
-__device__ __forceinline__ float unordered(std::uint32_t u) {
-  constexpr std::uint32_t kOrderedMinusInf = 0x007fffff;
-  if (u <= kOrderedMinusInf) return kMinusInf;
-  return __uint_as_float((u & 0x80000000u) != 0 ? (u & 0x7fffffffu) : ~u);
-}
+namespace msa::cuda::common::topk {
 
 /// Sizes for lists of up to kMaxK entries.
 template <int kMaxK>
@@ -358,4 +344,4 @@ __device__ __forceinline__ int select_row(ListStorage<kMaxK>& list, const float*
   return size;
 }
 
-}  // namespace msa::cuda::sm90::topk
+}  // namespace msa::cuda::common::topk

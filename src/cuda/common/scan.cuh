@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace msa::cuda::sm90::tile {
+namespace msa::cuda::common::cta {
 
 /// Sum of `value` over the threads before this one; `total` is that of all. Every thread of the CTA
 /// calls it; it may be called again at once.
@@ -31,4 +31,4 @@ __device__ __forceinline__ std::int64_t exclusive_sum(std::int64_t value, std::i
   return before + sum - value;
 }
 
-}  // namespace msa::cuda::sm90::tile
+}  // namespace msa::cuda::common::cta

@@ -9,11 +9,11 @@
 
 #include "cuda/params.h"
 
-namespace msa::cuda::sm90 {
+namespace msa::cuda::common {
 
 template <Storage kStorage>
 using ItemOf =
     std::conditional_t<kStorage == Storage::F32, float,
                        std::conditional_t<kStorage == Storage::Bf16, __nv_bfloat16, __half>>;
 
-}  // namespace msa::cuda::sm90
+}  // namespace msa::cuda::common

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+// Arithmetic that C++ has no name for: fast exp2 and log2, the three-input integer maximum, packed
+// conversions.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace msa::cuda::common::ptx {
+
+/// 2^x, relative error 2^-22; -inf gives 0, NaN gives NaN.
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// log2(x), absolute error about 2^-22 around 1.
+__device__ __forceinline__ float lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// max(a, b, c) of signed integers in one instruction (VIMNMX3).
+__device__ __forceinline__ std::int32_t vimax3(std::int32_t a, std::int32_t b, std::int32_t c) {
+  return __vimax3_s32(a, b, c);
+}
+
+/// Two floats rounded to T, `lo` in the low half.
+template <class T>
+__device__ __forceinline__ std::uint32_t cvt_pack(float lo, float hi) {
+  static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>,
+                "T is a 16-bit float");
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
+    return reinterpret_cast<const std::uint32_t&>(pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(lo, hi);
+    return reinterpret_cast<const std::uint32_t&>(pair);
+  }
+}
+
+/// The two values of a packed pair, exact.
+template <class T>
+__device__ __forceinline__ float2 cvt_unpack(std::uint32_t pair) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+  } else {
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  }
+}
+
+}  // namespace msa::cuda::common::ptx
