@@ -3,6 +3,7 @@
 // that the row does not list and see is read, so nothing can leak from one. Bad ids are reported
 // here too: no other kernel reads them.
 #include "cuda/common/exact/launch.h"
+#include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/storage.cuh"
@@ -65,20 +66,14 @@ class Row {
     if (params_.topk == 0) return add_keys(0, visible);
     const int* ids =
         params_.block_ids.data + row * params_.stride_ids_t + head_ * params_.stride_ids_h;
-    const std::int64_t block_size = params_.batch.block_size;
-    const std::int64_t first = first_block(request_, params_.batch.block_size);
-    const std::int64_t legal = legal_blocks(request_, params_.batch.block_size);
+    const int block_size = params_.batch.block_size;
+    const ListReader reader(request_, block_size, ceil_div(visible, block_size));
     for (int slot = 0; slot < params_.topk; ++slot) {
-      const std::int64_t id = __ldg(ids + slot * params_.block_ids.stride);
+      const int id = ids[slot * params_.block_ids.stride];
       if (id == -1) return;
-      if (id < 0 || id >= legal) {
-        report(params_.batch.status, request_idx_, token, FaultKind::BlockId);
-        continue;
-      }
-      const std::int64_t begin = (id - first) * block_size;
-      if (id < first || begin >= visible) continue;
-      add_keys(static_cast<int>(begin),
-               static_cast<int>(min(begin + block_size, std::int64_t{visible})));
+      const auto [block, fault] = reader.read(id, true);
+      if (fault) report(params_.batch.status, request_idx_, token, FaultKind::BlockId);
+      if (block >= 0) add_keys(block * block_size, min((block + 1) * block_size, visible));
     }
   }
 

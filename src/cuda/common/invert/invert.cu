@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cuda/common/invert/launch.h"
+#include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/common/scan.cuh"
 #include "cuda/geometry.cuh"
@@ -23,8 +24,6 @@ constexpr int kTilesAtOnce = 16;
 constexpr int kMinTokens = 32;
 constexpr int kMaxTokens = 1 << 30;
 constexpr std::int64_t kCounters = std::int64_t{1} << 26;  // 256 MiB: tiles of 512 at a million
-
-__device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
 
 __device__ __forceinline__ int& entry(const HeadRows& rows, int head, std::int64_t i) {
   return rows.data[head * rows.stride_h + i * rows.stride_i];
@@ -59,9 +58,8 @@ __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRe
   const int first_lane = lane / width * width;
   const unsigned list_lanes = (width == 32 ? kAllLanes : (1u << width) - 1) << first_lane;
   const int tokens = min(request.seqlen_q - tile.first, p.tables.tokens_per_tile);
-  const std::int64_t first = first_block(request, p.tables.batch.block_size);
-  const std::int64_t blocks = ceil_div(request.seqlen_k, p.tables.batch.block_size);
-  const std::int64_t legal = legal_blocks(request, p.tables.batch.block_size);
+  const int block_size = p.tables.batch.block_size;
+  const ListReader reader(request, block_size, ceil_div(request.seqlen_k, block_size));
   for (int step = 0; step < tokens; step += 32 / width) {
     const int token = tile.first + step + lane / width;
     const std::int64_t query = request.q_begin + token;
@@ -71,11 +69,8 @@ __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRe
       const int slot = begin + lane % width;
       const int id = open && slot < p.topk ? __ldg(ids + slot * p.block_ids.stride) : -1;
       const unsigned stops = __ballot_sync(kAllLanes, id == -1) & list_lanes;
-      const bool listed = id != -1 && (stops & lanes_below(lane)) == 0;
-      const bool fault = listed && (id < 0 || id >= legal);
-      const std::int64_t block = id - first;
-      const bool here = listed && !fault && block >= 0 && block < blocks;
-      visit(Listed{query, token, slot, here ? static_cast<int>(block) : -1, fault});
+      const auto [block, fault] = reader.read(id, in_prefix(id, stops, lane));
+      visit(Listed{query, token, slot, block, fault});
       open = open && stops == 0;
       if (!__any_sync(kAllLanes, open)) break;
     }

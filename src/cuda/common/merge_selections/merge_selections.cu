@@ -4,6 +4,7 @@
 // id. See docs/kernels/merge.md.
 #include <algorithm>
 
+#include "cuda/common/lists.cuh"
 #include "cuda/common/merge_selections/launch.h"
 #include "cuda/common/topk/row_topk.cuh"
 #include "cuda/geometry.cuh"
@@ -11,7 +12,6 @@
 
 namespace msa::cuda::common::merge_selections {
 namespace {
-
 
 constexpr int kMaxWarps = 8;
 constexpr int kKeyBytes = 48 << 10;  // of a CTA, unless one row needs more (16,384 keys: 128 KiB)
@@ -30,8 +30,6 @@ __device__ __forceinline__ float score_of(Key key) {
   return unordered(static_cast<std::uint32_t>(key >> 32));
 }
 
-__device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
-
 /// All candidates of one row; returns how many. Ids below -1 count as not visible.
 __device__ __forceinline__ int gather(const Params& p, std::int64_t token, std::int64_t head,
                                       int lane, Key* keys) {
@@ -44,7 +42,7 @@ __device__ __forceinline__ int gather(const Params& p, std::int64_t token, std::
       const int slot = first + lane;
       const int id = slot < part.width ? ids[slot * part.stride_ids_slot] : -1;
       const unsigned stops = __ballot_sync(kAllLanes, id == -1);
-      const bool listed = id != -1 && (stops & lanes_below(lane)) == 0;
+      const bool listed = in_prefix(id, stops, lane);
       const bool legal = listed && id >= 0;
       if (listed && !legal) report(p.status, 0, token, FaultKind::BlockId);
       const unsigned lanes = __ballot_sync(kAllLanes, legal);

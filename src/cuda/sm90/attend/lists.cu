@@ -3,6 +3,7 @@
 // in shared memory, write each run of equal blocks as one entry.
 #include <cstddef>
 
+#include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
@@ -35,7 +36,6 @@ struct Source {
   RequestRecord request;
   int head;
   int tokens;
-  std::int64_t first;  // global id of the request's first block
 };
 
 /// What a warp keeps in shared memory, in front of the keys of its tile.
@@ -80,20 +80,18 @@ __device__ __forceinline__ void read_lists(const ListParams& params, const Sourc
 /// Ids that are legal, held here and visible become keys, all others kNone.
 __device__ __forceinline__ void make_keys(const ListParams& params, const Source& source,
                                           unsigned* keys, const Tokens& tokens) {
-  const std::int64_t legal = legal_blocks(source.request, params.batch.block_size);
+  common::ListReader reader(source.request, params.batch.block_size, 0);
   const float inverse = 1.0f / static_cast<float>(params.topk);
   for (int at = static_cast<int>(threadIdx.x & 31); at < source.tokens * params.topk; at += 32) {
     const int token = token_of(at, inverse);
     const int id = static_cast<int>(keys[at]);
-    const bool listed = at - token * params.topk < tokens.length[token];
-    const bool bad = listed && (id < 0 || id >= legal);
-    if (bad) {
+    reader.blocks = tokens.visible[token];
+    const auto [block, fault] = reader.read(id, at - token * params.topk < tokens.length[token]);
+    if (fault) {
       report(params.batch.status, source.tile.request, source.tile.first + std::int64_t{token},
              FaultKind::BlockId);
     }
-    const std::int64_t block = id - source.first;
-    const bool counts = listed && !bad && block >= 0 && block < tokens.visible[token];
-    keys[at] = counts ? pack_key(static_cast<int>(block), token) : kNone;
+    keys[at] = block >= 0 ? pack_key(block, token) : kNone;
   }
 }
 
@@ -201,7 +199,6 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
   source.head = head;
   source.request = params.requests[source.tile.request];
   source.tokens = min(source.request.seqlen_q - source.tile.first, params.tokens_per_tile);
-  source.first = first_block(source.request, params.batch.block_size);
   for (int i = source.tokens * params.topk + static_cast<int>(threadIdx.x & 31); i < padded;
        i += 32)
     keys[i] = kNone;

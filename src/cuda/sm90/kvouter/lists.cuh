@@ -3,6 +3,7 @@
 // of a token count.
 #pragma once
 
+#include "cuda/common/lists.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/kvouter/config.h"
 
@@ -65,12 +66,11 @@ __device__ __forceinline__ int slot_block(const Params& p, const RequestRecord& 
   const int* ids =
       p.block_ids.data + (request.q_begin + token) * p.stride_ids_t + head * p.stride_ids_h;
   const int id = lane < p.topk ? ids[lane * p.block_ids.stride] : -1;
-  const unsigned stops = __ballot_sync(0xffffffffu, id == -1);
-  const bool listed = (stops & ((2u << lane) - 1)) == 0;
-  const std::int64_t block = id - first_block(request, kBlock);
+  const unsigned stops = __ballot_sync(common::kAllLanes, id == -1);
   const std::int64_t visible = ceil_div(visible_keys(request, token, p.batch.causal != 0), kBlock);
-  const bool legal = id >= 0 && id < legal_blocks(request, kBlock);
-  return listed && legal && block >= 0 && block < visible ? static_cast<int>(block) : -1;
+  return common::ListReader(request, kBlock, visible)
+      .read(id, common::in_prefix(id, stops, lane))
+      .block;
 }
 
 }  // namespace msa::cuda::sm90::kvouter

@@ -3,6 +3,7 @@
 // own selection.
 #pragma once
 
+#include "cuda/common/lists.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/attend/traits.cuh"
 
@@ -30,28 +31,22 @@ __device__ __forceinline__ int entry_block(const AttendParams& p, const SelectSt
 __device__ __forceinline__ void read_list(const AttendParams& p, const RequestRecord& r,
                                           const Item& item, SelectStorage& s, int lane) {
   const SelectParams& list = p.select;
-  const std::int64_t first = first_block(r, list.batch.block_size);
-  const std::int64_t legal = legal_blocks(r, list.batch.block_size);
-  const int visible = static_cast<int>(ceil_div(item.visible, list.batch.block_size));
+  const common::ListReader reader(r, list.batch.block_size,
+                                  ceil_div(item.visible, list.batch.block_size));
   int kept = 0;
   bool ended = false;
   for (int base = 0; base < list.topk && !ended; base += 32) {
     const int slot = base + lane;
     const int id = slot < list.topk
-                       ? __ldg(list.ids + item.row * list.stride_ids_t +
-                               item.head * list.stride_ids_h + slot * list.stride_ids_slot)
+                       ? list.ids[item.row * list.stride_ids_t + item.head * list.stride_ids_h +
+                                  slot * list.stride_ids_slot]
                        : -1;
-    const unsigned stops = __ballot_sync(0xffffffffu, id == -1);
-    const unsigned before_end =
-        stops == 0 ? 0xffffffffu : (1u << (__ffs(static_cast<int>(stops)) - 1)) - 1;
-    const bool listed = (before_end >> lane) & 1;
-    const bool bad = listed && (id < 0 || id >= legal);
-    if (bad) report(list.batch.status, item.request, item.token, FaultKind::BlockId);
-    const std::int64_t block = id - first;
-    const bool used = listed && !bad && block >= 0 && block < visible;
-    const unsigned mask = __ballot_sync(0xffffffffu, used);
-    if (used) s.ids[kept + __popc(mask & ((1u << lane) - 1))] = static_cast<int>(block);
-    kept += __popc(mask);
+    const unsigned stops = __ballot_sync(common::kAllLanes, id == -1);
+    const auto [block, fault] = reader.read(id, common::in_prefix(id, stops, lane));
+    if (fault) report(list.batch.status, item.request, item.token, FaultKind::BlockId);
+    const unsigned used = __ballot_sync(common::kAllLanes, block >= 0);
+    if (block >= 0) s.ids[kept + __popc(used & common::lanes_below(lane))] = block;
+    kept += __popc(used);
     ended = stops != 0;
   }
   if (lane == 0) s.num_ids = kept;
