@@ -37,6 +37,14 @@ Encode encoder() {
               std::string(argument) + ": " + why + ", got " + to_string(tensor));
 }
 
+/// The runtime binds a device's context to a thread on its first call that needs one; the driver's
+/// own functions do not.
+void bind_context() {
+  int device = 0;
+  MSA_CUDA_CHECK(cudaGetDevice(&device));
+  MSA_CUDA_CHECK(cudaSetDevice(device));
+}
+
 bool holds_nothing(const Tensor& tensor) {
   return std::any_of(tensor.shape.begin(), tensor.shape.begin() + tensor.rank,
                      [](std::int64_t extent) { return extent == 0; });
@@ -65,10 +73,16 @@ CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dim
   CUtensorMap map{};
   const CUtensorMapDataType type = tensor.dtype == DType::BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult result =
-      encoder()(&map, type, kRank, address, extents.data(), strides.data(), boxes.data(),
-                steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto attempt = [&] {
+    return encoder()(&map, type, kRank, address, extents.data(), strides.data(), boxes.data(),
+                     steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = attempt();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {  // the first call of this thread
+    bind_context();
+    result = attempt();
+  }
   if (result != CUDA_SUCCESS) {
     refuse(tensor, argument,
            "the copy engine takes no such tensor (driver error " + std::to_string(result) + ")");
