@@ -33,6 +33,8 @@ class Layout {
     bytes_ += (size + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
     return piece;
   }
+  /// Room for another layout's pieces, which end at `bytes`.
+  void extend(std::size_t bytes) { bytes_ = bytes > bytes_ ? bytes : bytes_; }
   std::size_t bytes() const { return bytes_; }
 
  private:

@@ -11,6 +11,7 @@
 #include "cuda/invert_stage.h"
 #include "cuda/layout.h"
 #include "cuda/merge_stage.h"
+#include "cuda/path.h"
 #include "cuda/select_stage.h"
 #include "cuda/tuning.h"
 #include "msa/error.h"
@@ -286,6 +287,42 @@ TEST(CudaPlans, InversionKeepsItsCountersSmall) {
   EXPECT_LE(invert_workspace("op=invert block=16 heads=64/4 lens=1048576:1048576"),
             std::size_t{260} << 20);
   EXPECT_EQ(invert_workspace("op=invert lens=none") % kWorkspaceAlignment, 0U);
+}
+
+TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
+  const auto name = [](const std::string& line) {
+    std::string why;
+    const PathRow* row = find_path(problem(line), kHopper, why);
+    EXPECT_EQ(row == nullptr, !why.empty()) << line << ": " << why;
+    return row == nullptr ? why : std::string(row->name);
+  };
+  for (const std::string op : {"dense", "sparse", "msa", "scores", "select"}) {
+    EXPECT_EQ(name("op=" + op + " lens=1:5000,8:300"), "decode") << op;
+    const bool attends = op != "scores" && op != "select";
+    EXPECT_EQ(name("op=" + op + " lens=9:5000"), attends ? "attention" : "select") << op;
+  }
+  EXPECT_EQ(name("op=topk lens=1:5000"), "select");
+  EXPECT_EQ(name("op=merge_states parts=3 lens=20:0"), "merge");
+  EXPECT_EQ(name("op=merge_selections parts=3 lens=20:0"), "merge");
+  EXPECT_EQ(name("op=invert lens=20:200"), "invert");
+  EXPECT_EQ(name("op=dense lens=1:5000 block_max=1 output=0"), "attention");
+  // The reason is that of the row that takes longer requests, too.
+  EXPECT_NE(name("op=sparse lens=1:5000 topk=65").find("topk is at most 64"), std::string::npos);
+  GpuInfo other = kHopper;
+  other.major = 8;
+  std::string why;
+  EXPECT_EQ(find_path(problem("op=dense"), other, why), nullptr);
+  EXPECT_NE(why.find("dense_attention"), std::string::npos) << why;
+}
+
+TEST(CudaPaths, WorkspaceIsThatOfTheStages) {
+  const Problem p = problem("op=msa lens=131072:131072");
+  std::string why;
+  const PathRow* row = find_path(p, kHopper, why);
+  ASSERT_NE(row, nullptr) << why;
+  Layout layout;
+  EXPECT_NE(row->plan(p, kHopper, layout)->decisions().find("attend union"), std::string::npos);
+  EXPECT_EQ(layout.bytes(), prefill_workspace("op=msa lens=131072:131072"));
 }
 
 TEST(CudaPlans, PlanningIsPure) {

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/path.h"
+
+#include <array>
+#include <optional>
+
+#include "cuda/attend_stage.h"
+#include "cuda/decode_stage.h"
+#include "cuda/invert_stage.h"
+#include "cuda/merge_stage.h"
+#include "cuda/select_stage.h"
+
+namespace msa::cuda {
+namespace {
+
+void clear_status(void* workspace, cudaStream_t stream) {
+  static_assert(kNoFault == ~StatusWord{0}, "all bits set: what the memset writes");
+  MSA_CUDA_CHECK(cudaMemsetAsync(kStatus.in(workspace), 0xff, sizeof(StatusWord), stream));
+}
+
+template <class Chosen>
+std::unique_ptr<Path> plan_path(const Problem& problem, const GpuInfo& gpu, Layout& layout) {
+  return std::make_unique<Chosen>(problem, gpu, layout);
+}
+
+// ---- requests of a few query tokens -----------------------------------------------------------
+
+class DecodePath final : public Path {
+ public:
+  DecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+      : stage_(problem, gpu, layout) {}
+  static bool takes(Op op) {
+    return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention ||
+           op == Op::BlockScores || op == Op::SelectBlocks;
+  }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    stage_.run(problem, call, workspace, stream);
+  }
+  std::string decisions() const override { return stage_.decisions(); }
+
+ private:
+  DecodeStage stage_;
+};
+
+// ---- attention, whole MSA among it -------------------------------------------------------------
+
+/// Block maxima of dense attention are block scores of q and k.
+Problem maxima_problem(const Problem& dense) {
+  Problem scores = dense;
+  scores.op = Op::BlockScores;
+  scores.index = {.q = dense.attention.q,
+                  .k = dense.attention.kv,
+                  .heads = dense.attention.heads_q,
+                  .heads_k = dense.attention.heads_kv,
+                  .dim = dense.attention.head_dim};
+  return scores;
+}
+core::Call maxima_call(const core::Call& dense) {
+  return {.index_q = dense.q, .index_k = dense.k, .batch = dense.batch, .scores = dense.block_max};
+}
+
+class AttentionPath final : public Path {
+ public:
+  AttentionPath(const Problem& problem, const GpuInfo& gpu, Layout& layout) {
+    if (problem.op == Op::MsaAttention) {
+      ids_ = layout.take<int>(problem.bounds.total_q * problem.attention.heads_kv *
+                              problem.selection.topk);
+    }
+    if (writes_output(problem))
+      attend_.emplace(problem, gpu, problem.op != Op::DenseAttention, layout);
+    // Scores are done with before attention begins.
+    Layout scores(attend_ ? attend_->run_begin() : layout.bytes());
+    if (problem.op == Op::MsaAttention) select_.emplace(problem, gpu, scores);
+    if (problem.outputs.block_max) select_.emplace(maxima_problem(problem), gpu, scores);
+    layout.extend(scores.bytes());
+  }
+
+  static bool takes(Op op) {
+    return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
+  }
+
+  static std::string rejects(const Problem& problem) {
+    std::string why;
+    if (problem.op == Op::MsaAttention) why = SelectStage::rejects(problem);
+    if (problem.op == Op::DenseAttention && problem.outputs.block_max)
+      why = SelectStage::rejects(maxima_problem(problem));
+    if (!why.empty() || !writes_output(problem)) return why;
+    return AttendStage::rejects(problem, problem.op != Op::DenseAttention);
+  }
+
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    if (attend_) {
+      attend_->prepare(problem, call, workspace, stream);
+    } else {
+      clear_status(workspace, stream);
+    }
+    if (problem.op == Op::MsaAttention) return run_msa(problem, call, workspace, stream);
+    if (problem.outputs.block_max) {
+      select_->run_scores(maxima_problem(problem), maxima_call(call), workspace, stream);
+    }
+    if (attend_) attend_->run(problem, call, call.block_ids_in, workspace, stream);
+  }
+
+  std::string decisions() const override {
+    return (select_ ? select_->decisions() : "") + (attend_ ? attend_->decisions() : "");
+  }
+
+ private:
+  static bool writes_output(const Problem& problem) {
+    return problem.op != Op::DenseAttention || problem.outputs.out;
+  }
+
+  void run_msa(const Problem& problem, const core::Call& call, void* workspace,
+               cudaStream_t stream) const {
+    const Tensor ids =
+        call.block_ids
+            ? call.block_ids
+            : make_tensor(ids_.in(workspace), DType::I32,
+                          {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
+                          problem.device);
+    select_->run_selection(problem, call, ids, {}, workspace, stream);
+    attend_->run(problem, call, ids, workspace, stream);
+  }
+
+  std::optional<SelectStage> select_{};
+  std::optional<AttendStage> attend_{};
+  Piece<int> ids_{};  // msa_attention: where the caller does not want them
+};
+
+// ---- selection alone ---------------------------------------------------------------------------
+
+class SelectPath final : public Path {
+ public:
+  SelectPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+      : stage_(problem, gpu, layout) {}
+  static bool takes(Op op) {
+    return op == Op::BlockScores || op == Op::SelectTopk || op == Op::SelectBlocks;
+  }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    clear_status(workspace, stream);
+    if (problem.op == Op::BlockScores) return stage_.run_scores(problem, call, workspace, stream);
+    stage_.run_selection(problem, call, call.block_ids, call.chosen_scores, workspace, stream);
+  }
+  std::string decisions() const override { return stage_.decisions(); }
+
+ private:
+  SelectStage stage_;
+};
+
+// ---- joining shards, inverting selections ------------------------------------------------------
+
+class MergePath final : public Path {
+ public:
+  MergePath(const Problem&, const GpuInfo&, Layout&) {}
+  static bool takes(Op op) { return op == Op::MergeStates || op == Op::MergeSelections; }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    clear_status(workspace, stream);
+    stage_.run(problem, call, workspace, stream);
+  }
+  std::string decisions() const override { return ""; }
+
+ private:
+  MergeStage stage_{};
+};
+
+class InvertPath final : public Path {
+ public:
+  InvertPath(const Problem& problem, const GpuInfo&, Layout& layout) : stage_(problem, layout) {}
+  static bool takes(Op op) { return op == Op::InvertSelection; }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    stage_.run(problem, call, workspace, stream);
+  }
+  std::string decisions() const override { return stage_.decisions(); }
+
+ private:
+  InvertStage stage_;
+};
+
+// Decode before the others: it takes what it can of their operations.
+constexpr std::array kTable = {
+    PathRow{"decode", 9, 0, DecodePath::takes, DecodeStage::rejects, plan_path<DecodePath>},
+    PathRow{"attention", 9, 0, AttentionPath::takes, AttentionPath::rejects,
+            plan_path<AttentionPath>},
+    PathRow{"select", 9, 0, SelectPath::takes, SelectStage::rejects, plan_path<SelectPath>},
+    PathRow{"merge", 9, 0, MergePath::takes, MergeStage::rejects, plan_path<MergePath>},
+    PathRow{"invert", 9, 0, InvertPath::takes, InvertStage::rejects, plan_path<InvertPath>},
+};
+
+}  // namespace
+
+std::span<const PathRow> path_table() { return kTable; }
+
+const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string& why) {
+  why = std::string("no kernel for ") + to_string(problem.op) + " on " + gpu.name;
+  for (const PathRow& row : kTable) {
+    if (row.major != gpu.major || row.minor != gpu.minor || !row.takes(problem.op)) continue;
+    why = row.rejects(problem);
+    if (why.empty()) return &row;
+  }
+  return nullptr;
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+// The ways in which this backend serves an operation, as one ordered table: a row names the
+// architecture and the operations it is for, says what it rejects and plans the rest. The first row
+// that takes a problem has it. A new architecture, or a faster way for some problems, is a row
+// more.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/call.h"
+#include "cuda/device.h"
+#include "cuda/layout.h"
+
+namespace msa::cuda {
+
+/// A planned way: the launches of a run, from the status word's clearing on.
+class Path {
+ public:
+  Path() = default;
+  Path(const Path&) = delete;
+  Path& operator=(const Path&) = delete;
+  virtual ~Path() = default;
+  virtual void run(const Problem& problem, const core::Call& call, void* workspace,
+                   cudaStream_t stream) const = 0;
+  virtual std::string decisions() const = 0;
+};
+
+struct PathRow {
+  const char* name;
+  int major;  // compute capability
+  int minor;
+  bool (*takes)(Op op);
+  std::string (*rejects)(const Problem& problem);  // why not this problem; empty: it does
+  std::unique_ptr<Path> (*plan)(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+};
+
+std::span<const PathRow> path_table();
+
+/// The first row that takes the problem on this GPU; nullptr where none does, and then why the last
+/// one asked did not.
+const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string& why);
+
+}  // namespace msa::cuda
