@@ -65,14 +65,28 @@ __device__ __forceinline__ void read_lists(const ListParams& params, const Sourc
   const int* ids = params.block_ids.data +
                    (source.request.q_begin + source.tile.first) * params.stride_ids_t +
                    source.head * params.stride_ids_h;
-#pragma unroll 4
-  for (int at = lane; at < source.tokens * params.topk; at += 32) {
-    const int token = token_of(at, inverse);
-    const int slot = at - token * params.topk;
-    // A plain load: a launch of this run may have written the lists while this one was resident.
-    const int id = ids[token * params.stride_ids_t + slot * params.block_ids.stride];
-    keys[at] = static_cast<unsigned>(id);
-    if (id == -1) atomicMin(&tokens.length[token], slot);
+  // Plain loads: a launch of this run may have written the lists while this one was resident. In
+  // batches, as every load behind a store to shared memory waits for the one before it.
+  constexpr int kBatch = 4;
+  const int count = source.tokens * params.topk;
+  for (int first = lane; first < count; first += 32 * kBatch) {
+    int id[kBatch];
+    int token[kBatch];
+    int slot[kBatch];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      const int at = min(first + 32 * n, count - 1);
+      token[n] = token_of(at, inverse);
+      slot[n] = at - token[n] * params.topk;
+      id[n] = ids[token[n] * params.stride_ids_t + slot[n] * params.block_ids.stride];
+    }
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      const int at = first + 32 * n;
+      if (at >= count) break;
+      keys[at] = static_cast<unsigned>(id[n]);
+      if (id[n] == -1) atomicMin(&tokens.length[token[n]], slot[n]);
+    }
   }
   __syncwarp();
 }
