@@ -29,7 +29,8 @@ function(msa_cuda_backend target)
   target_sources(${target} PRIVATE ${sources})
   target_compile_definitions(${target} PRIVATE MSA_WITH_CUDA=1)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills -Xfatbin=-compress-all -lineinfo>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills -Xfatbin=-compress-all
+                                           $<$<NOT:$<BOOL:${MSA_BUILD_PYTHON}>>:-lineinfo>>)
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a-real CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
                                              CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endfunction()

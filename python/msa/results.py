@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Named tuples of the operations that write more than one output, by the outputs in them."""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Inverse", "OutBlocks", "OutMaxima",
+           "Selection", "result_class"]
+
+
+class Attention(NamedTuple):
+    """An output and the logarithm of its softmax's sum."""
+
+    out: Any
+    lse: Any
+
+
+class OutMaxima(NamedTuple):
+    """An output and the unscaled maximum of each block."""
+
+    out: Any
+    block_max: Any
+
+
+class AttentionMaxima(NamedTuple):
+    """Everything that dense attention writes."""
+
+    out: Any
+    lse: Any
+    block_max: Any
+
+
+class OutBlocks(NamedTuple):
+    """An output and the blocks that it was computed from."""
+
+    out: Any
+    block_ids: Any
+
+
+class AttentionBlocks(NamedTuple):
+    """Everything that whole sparse attention writes."""
+
+    out: Any
+    lse: Any
+    block_ids: Any
+
+
+class Selection(NamedTuple):
+    """Chosen blocks and their scores."""
+
+    block_ids: Any
+    chosen_scores: Any
+
+
+class Inverse(NamedTuple):
+    """For each block its queries, as compressed rows."""
+
+    row_ptr: Any
+    q_indices: Any
+    q_slots: Any
+
+
+class Fault(NamedTuple):
+    """The first fault that a run on a GPU met in its index tensors."""
+
+    request: int
+    row: int
+    what: str
+
+
+CLASSES: tuple[Any, ...] = (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection, Inverse)
+
+
+def result_class(fields: tuple[str, ...]) -> Any:
+    """The class of a result with these fields."""
+    return next(c for c in CLASSES if c._fields == fields)

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT
+#include "call.h"
+
+#include <cstring>
+#include <new>
+#include <string_view>
+
+#include "error.h"
+#include "numbers.h"
+
+namespace msa_python {
+namespace {
+
+constexpr std::align_val_t kAlignment{256};
+constexpr std::int64_t kMaxParts = 64;
+
+bool is_output(const msa_field& field) {
+  return field.role == MSA_OUTPUT || field.role == MSA_OPTIONAL_OUTPUT;
+}
+
+// Lengths, positions and page tables have names alone; what comes before them has positions.
+bool is_batch(const msa_field& field) {
+  for (const char* name : {"cu_seqlens_q", "seqlens_k", "cu_seqlens_k", "page_table", "q_offsets",
+                           "key_offsets", "total_seqlens_k"}) {
+    if (std::strcmp(field.name, name) == 0) return true;
+  }
+  return false;
+}
+
+bool is_format(const msa_field& field) {
+  return std::strcmp(field.element, "f32") != 0 && std::strcmp(field.element, "i32") != 0;
+}
+
+// The flag of the problem that plans an output, or null where the operation always writes it.
+std::int32_t* flag_of(const char* name, msa_problem* problem) {
+  const std::string_view text = name;
+  if (text == "out") return &problem->output;
+  if (text == "lse") return &problem->lse;
+  if (text == "block_max") return &problem->block_max;
+  if (text == "chosen_scores") return &problem->chosen_scores;
+  return nullptr;
+}
+
+}  // namespace
+
+Call::Call(State& state, Operation& operation)
+    : state_(state),
+      operation_(operation),
+      views_(state),
+      host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
+  std::memset(&args_, 0, sizeof args_);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, q_slots);
+}
+
+std::size_t Call::find(const char* name) const {
+  std::size_t i = 0;
+  while (i < operation_.count && std::strcmp(operation_.fields[i].name, name) != 0) ++i;
+  return i;
+}
+
+bool Call::gather_tensor(std::size_t field, PyObject* value, msa_dtype words) {
+  const msa_field& row = operation_.fields[field];
+  const bool output = is_output(row);
+  const Wanted wanted{
+      .name = row.name, .writable = output, .words = is_format(row) ? words : msa_dtype{-1}};
+  if (!views_.add(wanted, value, at<msa_tensor>(field))) return false;
+  if (output) {
+    outputs_[field] = Ref::borrow(value);
+  } else if (first_ == nullptr) {
+    first_ = value;
+  }
+  return true;
+}
+
+bool Call::gather_parts(std::size_t field, PyObject* value, msa_dtype words) {
+  const msa_field& row = operation_.fields[field];
+  std::vector<msa_tensor>& parts = parts_[parts_[0].empty() ? 0 : 1];
+  Wanted wanted{.name = row.name, .words = is_format(row) ? words : msa_dtype{-1}};
+  const bool list = PyList_Check(value);
+  if (!list && !PyTuple_Check(value)) {
+    parts.resize(1);
+    if (!views_.add(wanted, value, &parts[0])) return false;
+    if (first_ == nullptr) first_ = value;
+    *at<msa_parts>(field) = {parts.data(), 1};
+    return true;
+  }
+  const Py_ssize_t count = list ? PyList_Size(value) : PyTuple_Size(value);
+  if (count < 1 || count > kMaxParts) {
+    raise(state_, MSA_INVALID_ARGUMENT, row.name,
+          std::string(row.name) + ": expected 1 to 64 parts, got " + std::to_string(count));
+    return false;
+  }
+  // Exporting runs code of others, which may change the list: take hold of everything first.
+  const Ref items = Ref::steal(PySequence_Tuple(value));
+  if (!items || PyTuple_Size(items.get()) != count) return false;
+  views_.hold(items.get());
+  parts.resize(static_cast<std::size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    wanted.part = static_cast<int>(i);
+    PyObject* item = PyTuple_GetItem(items.get(), i);
+    if (!views_.add(wanted, item, &parts[static_cast<std::size_t>(i)])) return false;
+    if (first_ == nullptr) first_ = item;
+  }
+  *at<msa_parts>(field) = {parts.data(), count};
+  return true;
+}
+
+bool Call::gather(PyObject* const* values, PyObject* stream, msa_dtype words) {
+  if (!views_.set_stream(stream)) return false;
+  user_stream_ = stream;
+  for (std::size_t i = 0; i < operation_.count; ++i) {
+    PyObject* value = values[i];
+    if (value == nullptr) continue;
+    const msa_field& row = operation_.fields[i];
+    if (PyBool_Check(value) && is_output(row)) {
+      if (value == Py_True) wanted_ |= std::uint32_t{1} << i;
+      continue;
+    }
+    if (row.parts != 0 ? !gather_parts(i, value, words) : !gather_tensor(i, value, words)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// What the caller wants beside what the tensors tell.
+void Call::want(msa_problem* problem) const {
+  for (std::size_t i = 0; i < operation_.count; ++i) {
+    if (!is_wanted(i)) continue;
+    std::int32_t* flag = flag_of(operation_.fields[i].name, problem);
+    if (flag != nullptr) *flag = 1;
+  }
+}
+
+bool Call::pose(const msa_problem& staged, msa_problem* problem) {
+  msa_tensor* block_max = nullptr;
+  if (operation_.op == MSA_OP_DENSE_ATTENTION) {
+    // With values there is an output; without, block maxima may be wanted alone.
+    const std::size_t maxima = find("block_max");
+    if (args_.v.rank != 0) wanted_ |= is_given(find("out")) ? 0 : std::uint32_t{1} << find("out");
+    if (is_wanted(maxima) && !is_given(maxima)) {
+      block_max = at<msa_tensor>(maxima);
+      block_max->rank = 3;  // stands for the tensor that will be allocated
+      block_max->device_type = args_.q.device_type;
+      block_max->device_index = args_.q.device_index;
+    }
+  }
+  const msa_settings settings = settings_of(staged);
+  msa_error error;
+  std::memset(problem, 0, sizeof *problem);
+  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, options);
+  const msa_status status = msa_problem_of(operation_.op, &args_, &settings, problem, &error);
+  if (block_max != nullptr) *block_max = {};
+  if (status != MSA_OK) {
+    raise(state_, error);
+    return false;
+  }
+  want(problem);
+  return true;
+}
+
+bool Call::is_planned(const msa_problem& problem, std::size_t field) const {
+  const msa_field& row = operation_.fields[field];
+  if (!is_output(row)) return false;
+  const std::int32_t* flag = flag_of(row.name, const_cast<msa_problem*>(&problem));
+  if (flag != nullptr) return *flag != 0;
+  return row.role == MSA_OUTPUT || is_wanted(field);
+}
+
+bool Call::allocate(const msa_problem& problem, std::size_t field) {
+  const msa_field& row = operation_.fields[field];
+  msa_tensor like{};
+  msa_error error;
+  if (msa_output_of(&problem, &args_, row.name, &like, &error) != MSA_OK) {
+    raise(state_, error);
+    return false;
+  }
+  const Ref shape = Ref::steal(PyTuple_New(like.rank));
+  if (!shape) return false;
+  for (int d = 0; d < like.rank; ++d) {
+    PyObject* extent = PyLong_FromLongLong(like.shape[d]);
+    if (extent == nullptr || PyTuple_SetItem(shape.get(), d, extent) != 0) return false;
+  }
+  const Ref dtype = Ref::steal(PyUnicode_InternFromString(msa_dtype_name(like.dtype)));
+  if (!dtype) return false;
+  PyObject* stream = user_stream_ != nullptr ? user_stream_ : Py_None;
+  Ref made = Ref::steal(PyObject_CallFunctionObjArgs(state_.allocate.get(), first_, shape.get(),
+                                                     dtype.get(), stream, nullptr));
+  if (!made) return false;
+  const Wanted wanted{.name = row.name, .writable = true, .words = like.dtype};
+  if (!views_.add(wanted, made.get(), at<msa_tensor>(field))) return false;
+  outputs_[field] = std::move(made);
+  return true;
+}
+
+bool Call::complete(const msa_problem& problem) {
+  for (std::size_t i = 0; i < operation_.count; ++i) {
+    if (!is_given(i) && is_planned(problem, i) && !allocate(problem, i)) return false;
+  }
+  return true;
+}
+
+bool Call::own_workspace(const msa_problem& problem, std::size_t bytes, void** data,
+                         std::size_t* given) {
+  if (problem.device_type == MSA_CPU) {
+    host_workspace_.reset(::operator new(bytes, kAlignment, std::nothrow));
+    *data = host_workspace_.get();
+    *given = bytes;
+    if (*data != nullptr) return true;
+    raise(state_, MSA_OUT_OF_MEMORY, "workspace",
+          "workspace: could not allocate " + std::to_string(bytes) + " bytes");
+    return false;
+  }
+  PyObject* stream = user_stream_ != nullptr ? user_stream_ : Py_None;
+  const Ref shape = Ref::steal(Py_BuildValue("(n)", static_cast<Py_ssize_t>(bytes)));
+  const Ref dtype = Ref::steal(PyUnicode_InternFromString("u8"));
+  if (!shape || !dtype) return false;
+  workspace_ = Ref::steal(PyObject_CallFunctionObjArgs(state_.allocate.get(), first_, shape.get(),
+                                                       dtype.get(), stream, nullptr));
+  msa_tensor place{};
+  place.device_type = problem.device_type;
+  place.device_index = problem.device_index;
+  return workspace_ && views_.add_bytes("workspace", workspace_.get(), place, data, given);
+}
+
+bool Call::run(const msa_plan* plan, const msa_problem& problem, PyObject* workspace) {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+  const std::size_t needed = msa_plan_workspace_bytes(plan);
+  if (workspace != nullptr) {
+    msa_tensor place{};
+    place.device_type = problem.device_type;
+    place.device_index = problem.device_index;
+    if (!views_.add_bytes("workspace", workspace, place, &data, &bytes)) return false;
+  } else if (needed > 0 && !own_workspace(problem, needed, &data, &bytes)) {
+    return false;
+  }
+  msa_error error;
+  msa_status status = MSA_OK;
+  {
+    const NoGil other_threads_run;
+    status = msa_run(plan, &args_, data, bytes, views_.stream(), &error);
+  }
+  if (status == MSA_OK) return true;
+  raise(state_, error);
+  return false;
+}
+
+PyObject* Call::result() {
+  std::uint32_t set = 0;
+  Py_ssize_t count = 0;
+  std::size_t last = 0;
+  for (std::size_t i = 0; i < operation_.count; ++i) {
+    if (!outputs_[i]) continue;
+    set |= std::uint32_t{1} << i;
+    ++count;
+    last = i;
+  }
+  if (count == 1) return outputs_[last].release();
+  const Ref values = Ref::steal(PyTuple_New(count));
+  if (!values) return nullptr;
+  Py_ssize_t at = 0;
+  for (std::size_t i = 0; i < operation_.count; ++i) {
+    if (outputs_[i]) PyTuple_SetItem(values.get(), at++, outputs_[i].release());
+  }
+  for (const auto& known : operation_.results) {
+    if (known.first == set) return PyObject_Call(known.second.get(), values.get(), nullptr);
+  }
+  const Ref names = Ref::steal(PyTuple_New(count));
+  at = 0;
+  for (std::size_t i = 0; names && i < operation_.count; ++i) {
+    if ((set >> i & 1) == 0) continue;
+    PyTuple_SetItem(names.get(), at++, PyUnicode_FromString(operation_.fields[i].name));
+  }
+  Ref found = names ? Ref::steal(PyObject_CallFunctionObjArgs(state_.result_class.get(),
+                                                              names.get(), nullptr))
+                    : Ref();
+  if (!found) return nullptr;
+  operation_.results.emplace_back(set, std::move(found));
+  return PyObject_Call(operation_.results.back().second.get(), values.get(), nullptr);
+}
+
+// ---- plans ----
+
+msa_problem with_buckets(const msa_problem& problem) {
+  msa_problem wide = problem;
+  // Widths of score tensors hang on the longest request.
+  const bool scores = problem.op == MSA_OP_BLOCK_SCORES || problem.op == MSA_OP_SELECT_TOPK ||
+                      problem.block_max != 0;
+  wide.batch = bucket(problem.batch, 1);
+  wide.total_q = bucket(problem.total_q, 1);
+  wide.max_seqlen_q = bucket(problem.max_seqlen_q, 1);
+  if (!scores) wide.max_seqlen_k = bucket(problem.max_seqlen_k, problem.block_size);
+  return wide;
+}
+
+msa_plan* cached_plan(State& state, const msa_problem& problem) {
+  const msa_problem wide = with_buckets(problem);
+  const std::string key = key_of(wide);
+  msa_plan* plan = state.plans.find(key);
+  if (plan != nullptr) return plan;
+  msa_error error;
+  msa_status status = MSA_OK;
+  {
+    const NoGil other_threads_run;
+    msa_error ignored;
+    status = msa_plan_make(&wide, &plan, &ignored);
+    if (status != MSA_OK)
+      status = msa_plan_make(&problem, &plan, &error);
+    else
+      status = MSA_OK;
+  }
+  if (status != MSA_OK) {
+    raise(state, error);
+    return nullptr;
+  }
+  state.plans.insert(key, plan);
+  return plan;
+}
+
+bool make_operation(msa_op op, Operation* operation) {
+  operation->op = op;
+  operation->name = msa_op_name(op);
+  operation->count = msa_fields(op, &operation->fields);
+  std::vector<const char*> names;
+  std::size_t positional = 0, required = 0;
+  for (std::size_t i = 0; i < operation->count; ++i) {
+    const msa_field& field = operation->fields[i];
+    names.push_back(field.name);
+    const bool leads = positional == i && !is_output(field) && !is_batch(field);
+    if (leads) positional = i + 1;
+    if (leads && required == i && field.role == MSA_INPUT) required = i + 1;
+  }
+  std::vector<const char*> run = names;
+  for (const char* name : {"workspace", "stream"}) run.push_back(name);
+  for (std::size_t i = 0; i < setting_count(); ++i) names.push_back(numbers()[i].name);
+  for (const char* name : {"out_dtype", "dtype", "workspace", "stream"}) names.push_back(name);
+  if (operation->count > 32 || names.size() > kMaxParameters) {
+    PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");
+    return false;
+  }
+  return operation->call.make(operation->name, names, positional, required) &&
+         operation->run.make("run", run, positional, required);
+}
+
+}  // namespace msa_python
