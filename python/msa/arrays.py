@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from .errors import InvalidArgument
 
-__all__ = ["allocate", "dtype_name", "namespace"]
+__all__ = ["Array", "Parts", "allocate", "device_of", "dtype_name", "empty", "integers", "namespace"]
+
+
+class Array(Protocol):
+    """What speaks DLPack: arrays of numpy, tensors of torch, cupy, jax, ..."""
+
+    def __dlpack_device__(self) -> Any:
+        """(type, index)."""
+
+
+Parts: TypeAlias = "Array | list[Any] | tuple[Any, ...]"
 
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8"}
 _NUMPY = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "u8": "uint8"}
@@ -73,3 +83,27 @@ def _numpy_empty(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> 
 def _refuse(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> Any:
     raise InvalidArgument(f"out: expected every output and the workspace given, as msa does not allocate for"
                           f" {type(like).__module__}.{type(like).__qualname__}, got none", "out")
+
+
+def device_of(array: Any) -> str:
+    """"cpu" or "cuda:0"; older numpy does not say, and has no choice."""
+    return str(getattr(array, "device", "cpu"))
+
+
+def empty(like: Any, shape: tuple[int, ...]) -> Any:
+    """An uninitialised array of the library, dtype and device of `like`."""
+    space = namespace(like)
+    if space == "torch":
+        return like.new_empty(shape)
+    if space == "numpy":
+        return sys.modules["numpy"].empty(shape, like.dtype)
+    raise TypeError(f"like: expected an array of numpy or torch, got {type(like).__name__}")
+
+
+def integers(like: Any, values: list[int], wide: bool = False) -> Any:
+    """A vector of int32, or int64, where `like` lives."""
+    if namespace(like) == "torch":
+        torch = sys.modules["torch"]
+        return torch.tensor(values, dtype=torch.int64 if wide else torch.int32, device=like.device)
+    numpy = sys.modules["numpy"]
+    return numpy.asarray(values, dtype=numpy.int64 if wide else numpy.int32)

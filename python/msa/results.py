@@ -68,9 +68,10 @@ class Fault(NamedTuple):
     what: str
 
 
-CLASSES: tuple[Any, ...] = (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection, Inverse)
+_CLASSES: dict[tuple[str, ...], Any] = {
+    c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection, Inverse)}
 
 
 def result_class(fields: tuple[str, ...]) -> Any:
     """The class of a result with these fields."""
-    return next(c for c in CLASSES if c._fields == fields)
+    return _CLASSES[fields]

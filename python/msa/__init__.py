@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""MiniMax Sparse Attention for CPUs and NVIDIA Hopper GPUs, on the arrays of any library that speaks DLPack.
+
+    out = msa.msa_attention(q, k, v, index_q, index_k)
+
+Importing msa imports neither numpy nor torch. msa.torch holds the same operations as registered torch ops.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from . import plans
+from ._core import __version__
+from .cache import PagedCache
+from .errors import (DeviceError, Error, InternalError, InvalidArgument, InvalidContent, OutOfMemory, Unsupported,
+                     WorkspaceError)
+from .operations import (block_scores, dense_attention, invert_selection, merge_selections, merge_states,
+                         msa_attention, select_blocks, select_topk, sparse_attention)
+from .plans import Plan, check, make_plan, supports
+from .plans import machine as info
+from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, Inverse, OutBlocks, OutMaxima, Selection)
+
+__all__ = [
+    "Attention", "AttentionBlocks", "AttentionMaxima", "DeviceError", "Error", "Fault", "InternalError",
+    "InvalidArgument", "InvalidContent", "Inverse", "OutBlocks", "OutMaxima", "OutOfMemory", "PagedCache", "Plan",
+    "Selection", "Unsupported", "WorkspaceError", "__version__", "block_scores", "check", "dense_attention", "info",
+    "invert_selection", "make_plan", "merge_selections", "merge_states", "msa_attention", "plans", "select_blocks",
+    "select_topk", "sparse_attention", "supports",
+]
+
+# Loaded when they are first asked for: each stands on a library that not every process has, or is seldom needed.
+_LATER = ("compat", "distributed", "integrations", "nn", "show", "stats", "torch")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

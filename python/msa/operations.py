@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: MIT
+"""The operations, for arrays of any library that speaks DLPack: shapes are those of docs/contract.md.
+
+What all of them share:
+
+cu_seqlens_q: i32 [B + 1], first query row of each request; left out: one request owns all rows
+seqlens_k: i32 [B], keys of each request; left out: one request owns all keys
+cu_seqlens_k: i32 [B + 1], ragged keys, first row of each request; left out: the sums of seqlens_k
+page_table: i32 [B, pages], where keys and values come in pages [P, S, heads, dim]
+q_offsets: i32 [B], position of a request's first query; left out: so that the last query sees the last key
+key_offsets, total_seqlens_k: i32 [B], shards: position of the first key here, length of the whole sequence
+max_seqlen_q, max_seqlen_k: bounds; must be given where the lengths lie on a GPU, where nobody reads them
+backend, isa, threads: who computes and how; the library chooses where they are left out
+batch_invariant: the bits of a request do not depend on the batch around it
+dtype: what arrays of 16-bit unsigned words hold ("bf16"), for numpy, which has no such type
+out_dtype: "f32" for an output of that type beside 16-bit queries
+out, lse, ...: arrays to write into; what is left out and wanted (return_lse, ...) is allocated as q was
+workspace: bytes on the device, as many as the plan says; left out: allocated for the call
+stream: a CUDA stream, its number or an object that holds one; left out: the current one of the library that made q
+
+Nothing is copied. Whatever cannot be computed correctly raises msa.Error and leaves the outputs untouched.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from . import _core
+from .arrays import Array, Parts
+
+__all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
+           "select_blocks", "select_topk", "sparse_attention"]
+
+
+def dense_attention(q: Array, k: Array, v: Array | None = None, *, cu_seqlens_q: Array | None = None,
+                    seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                    q_offsets: Array | None = None, key_offsets: Array | None = None,
+                    total_seqlens_k: Array | None = None, block_size: int = 128, causal: bool = True,
+                    softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                    max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                    threads: int = 0, batch_invariant: bool = False, dtype: Any = None, out_dtype: Any = None,
+                    out: Array | None = None, lse: Array | None = None, block_max: Array | None = None,
+                    return_lse: bool = False, return_block_max: bool = False, workspace: Array | None = None,
+                    stream: Any = None) -> Any:
+    """Attends every visible key of every request.
+
+    q: [T, Hq, D]
+    k: [N, Hkv, D], or pages [P, S, Hkv, D]
+    v: [N, Hkv, Dv], or pages; None where block maxima alone are wanted
+    out: [T, Hq, Dv]; lse: f32 [T, Hq]; block_max: f32 [T, Hq, blocks], unscaled
+
+    Returns out, or Attention(out, lse), OutMaxima(out, block_max), AttentionMaxima(out, lse, block_max); block_max alone
+    without v.
+
+    >>> import numpy as np
+    >>> q = np.ones((3, 4, 8), np.float32)
+    >>> k = v = np.ones((5, 2, 8), np.float32)
+    >>> msa.dense_attention(q, k, v).shape
+    (3, 4, 8)
+    """
+    return _core.dense_attention(q, k, v, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                                 page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                                 total_seqlens_k=total_seqlens_k, out=out, lse=lse if lse is not None else return_lse,
+                                 block_max=block_max if block_max is not None else return_block_max,
+                                 block_size=block_size, causal=causal, softmax_scale=softmax_scale,
+                                 max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                                 threads=threads, batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype,
+                                 workspace=workspace, stream=stream)
+
+
+def block_scores(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                 cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
+                 key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
+                 causal: bool = True, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+                 backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                 dtype: Any = None, scores: Array | None = None, workspace: Array | None = None,
+                 stream: Any = None) -> Any:
+    """The largest index score of each block that a query sees; -inf where it sees nothing.
+
+    index_q: [T, Hi, Di]
+    index_k: [N, Hik, Di], or pages [P, S, Hik, Di]
+    scores: f32 [T, Hi, blocks], blocks = ceil(longest request / block_size)
+
+    >>> import numpy as np
+    >>> scores = msa.block_scores(np.ones((1, 2, 8), np.float32), np.ones((200, 1, 8), np.float32))
+    >>> scores[0, 0].tolist()
+    [8.0, 8.0]
+    """
+    return _core.block_scores(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                              cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                              key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, scores=scores,
+                              block_size=block_size, causal=causal, max_seqlen_q=max_seqlen_q,
+                              max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                              batch_invariant=batch_invariant, dtype=dtype, workspace=workspace, stream=stream)
+
+
+def select_topk(scores: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                q_offsets: Array | None = None, key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
+                block_size: int = 128, topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
+                max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                isa: str | None = None, threads: int = 0, batch_invariant: bool = False, block_ids: Array | None = None,
+                chosen_scores: Array | None = None, return_scores: bool = False, workspace: Array | None = None,
+                stream: Any = None) -> Any:
+    """Chooses the best visible blocks of each row of scores.
+
+    scores: f32 [T, Hi, blocks]
+    block_ids: i32 [T, Hi, topk], ascending, -1 behind the last; chosen_scores: f32 like it, +inf for forced blocks
+
+    Returns block_ids, or Selection(block_ids, chosen_scores).
+
+    >>> import numpy as np
+    >>> scores = np.array([[[3.0, 1.0, 2.0, 0.0]]], np.float32)
+    >>> lens = np.array([512], np.int32)
+    >>> msa.select_topk(scores, seqlens_k=lens, topk=2, max_seqlen_q=1, max_seqlen_k=512)[0, 0].tolist()
+    [0, 3]
+    """
+    return _core.select_topk(scores, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, q_offsets=q_offsets,
+                             key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_ids=block_ids,
+                             chosen_scores=chosen_scores if chosen_scores is not None else return_scores,
+                             block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
+                             causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                             isa=isa, threads=threads, batch_invariant=batch_invariant, workspace=workspace,
+                             stream=stream)
+
+
+def select_blocks(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                  cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
+                  key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
+                  topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
+                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False, dtype: Any = None,
+                  block_ids: Array | None = None, chosen_scores: Array | None = None, return_scores: bool = False,
+                  workspace: Array | None = None, stream: Any = None) -> Any:
+    """block_scores and select_topk in one, without the scores in memory.
+
+    index_q: [T, Hi, Di]
+    index_k: [N, Hik, Di], or pages [P, S, Hik, Di]
+    block_ids: i32 [T, Hi, topk], ascending, -1 behind the last; chosen_scores: f32 like it, +inf for forced blocks
+
+    Returns block_ids, or Selection(block_ids, chosen_scores).
+
+    >>> import numpy as np
+    >>> ids = msa.select_blocks(np.ones((1, 1, 8), np.float32), np.ones((300, 1, 8), np.float32), topk=2)
+    >>> ids[0, 0].tolist()
+    [0, 2]
+    """
+    return _core.select_blocks(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                               cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                               key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_ids=block_ids,
+                               chosen_scores=chosen_scores if chosen_scores is not None else return_scores,
+                               block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
+                               causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                               isa=isa, threads=threads, batch_invariant=batch_invariant, dtype=dtype,
+                               workspace=workspace, stream=stream)
+
+
+def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, cu_seqlens_q: Array | None = None,
+                     seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                     q_offsets: Array | None = None, key_offsets: Array | None = None,
+                     total_seqlens_k: Array | None = None, block_size: int = 128, causal: bool = True,
+                     softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                     threads: int = 0, batch_invariant: bool = False, dtype: Any = None, out_dtype: Any = None,
+                     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
+                     workspace: Array | None = None, stream: Any = None) -> Any:
+    """Attends the visible keys of the listed blocks.
+
+    q: [T, Hq, D]
+    k: [N, Hkv, D], or pages [P, S, Hkv, D]
+    v: [N, Hkv, Dv], or pages
+    block_ids: i32 [T, Hkv, topk], any order, a row ends at its first -1
+    out: [T, Hq, Dv]; lse: f32 [T, Hq]
+
+    Returns out, or Attention(out, lse).
+
+    >>> import numpy as np
+    >>> q, kv = np.ones((1, 2, 8), np.float32), np.ones((300, 1, 8), np.float32)
+    >>> out, lse = msa.sparse_attention(q, kv, kv, np.array([[[0, 2]]], np.int32), softmax_scale=0.0, return_lse=True)
+    >>> bool(np.isclose(lse[0, 0], np.log(128 + 44)))
+    True
+    """
+    return _core.sparse_attention(q, k, v, block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                                  cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                                  key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
+                                  lse=lse if lse is not None else return_lse, block_size=block_size, causal=causal,
+                                  softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                                  backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                                  out_dtype=out_dtype, dtype=dtype, workspace=workspace, stream=stream)
+
+
+def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None,
+                  seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                  q_offsets: Array | None = None, key_offsets: Array | None = None,
+                  total_seqlens_k: Array | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
+                  init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
+                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False, dtype: Any = None,
+                  out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
+                  block_ids: Array | None = None, return_lse: bool = False, return_block_ids: bool = False,
+                  workspace: Array | None = None, stream: Any = None) -> Any:
+    """select_blocks, then sparse_attention.
+
+    q: [T, Hq, D]
+    k: [N, Hkv, D], or pages [P, S, Hkv, D]
+    v: [N, Hkv, Dv], or pages
+    index_q: [T, Hi, Di], Hi = Hkv
+    index_k: [N, Hik, Di], or pages [P, S, Hik, Di]
+    out: [T, Hq, Dv]; lse: f32 [T, Hq]; block_ids: i32 [T, Hkv, topk]
+
+    Returns out, or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse, block_ids).
+
+    >>> import numpy as np
+    >>> q, kv = np.ones((2, 4, 8), np.float32), np.ones((300, 2, 8), np.float32)
+    >>> iq, ik = np.ones((2, 2, 8), np.float32), np.ones((300, 1, 8), np.float32)
+    >>> msa.msa_attention(q, kv, kv, iq, ik, topk=2, return_block_ids=True).block_ids[1, 0].tolist()
+    [0, 2]
+    """
+    return _core.msa_attention(q, k, v, index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                               cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                               key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
+                               lse=lse if lse is not None else return_lse,
+                               block_ids=block_ids if block_ids is not None else return_block_ids,
+                               block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
+                               causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                               max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                               batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype, workspace=workspace,
+                               stream=stream)
+
+
+def merge_states(outs: Parts, lses: Parts, *, backend: str | None = None, isa: str | None = None, threads: int = 0,
+                 batch_invariant: bool = False, dtype: Any = None, out_dtype: Any = None, out: Array | None = None,
+                 lse: Array | None = None, return_lse: bool = False, workspace: Array | None = None,
+                 stream: Any = None) -> Any:
+    """Joins partial attention over disjoint sets of keys, in the order given.
+
+    outs: parts of [T, Hq, Dv], as a list or as one array [parts, T, Hq, Dv]
+    lses: parts of f32 [T, Hq], likewise
+    out: [T, Hq, Dv]; may be outs[0]; lse: f32 [T, Hq]; may be lses[0]
+
+    Returns out, or Attention(out, lse).
+
+    >>> import numpy as np
+    >>> outs = [np.full((1, 1, 2), value, np.float32) for value in (0.0, 1.0)]
+    >>> lses = [np.zeros((1, 1), np.float32)] * 2
+    >>> msa.merge_states(outs, lses)[0, 0].tolist()
+    [0.5, 0.5]
+    """
+    return _core.merge_states(outs, lses, out=out, lse=lse if lse is not None else return_lse, backend=backend, isa=isa,
+                              threads=threads, batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype,
+                              workspace=workspace, stream=stream)
+
+
+def merge_selections(block_ids_parts: Parts, chosen_scores_parts: Parts, *, topk: int = 16, backend: str | None = None,
+                     isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                     block_ids: Array | None = None, chosen_scores: Array | None = None, return_scores: bool = False,
+                     workspace: Array | None = None, stream: Any = None) -> Any:
+    """Joins the blocks that shards chose into the blocks that one selection over all keys would have chosen.
+
+    block_ids_parts: parts of i32 [T, Hkv, part k], global ids, as a list or as one array [parts, T, Hkv, part k]
+    chosen_scores_parts: parts of f32 [T, Hkv, part k], likewise, +inf for forced blocks
+    block_ids: i32 [T, Hkv, topk]; chosen_scores: f32 like it
+
+    Returns block_ids, or Selection(block_ids, chosen_scores).
+
+    >>> import numpy as np
+    >>> ids = [np.array([[[0, 1]]], np.int32), np.array([[[7, 9]]], np.int32)]
+    >>> scores = [np.array([[[5.0, 1.0]]], np.float32), np.array([[[2.0, np.inf]]], np.float32)]
+    >>> msa.merge_selections(ids, scores, topk=2)[0, 0].tolist()
+    [0, 9]
+    """
+    return _core.merge_selections(block_ids_parts, chosen_scores_parts, block_ids=block_ids,
+                                  chosen_scores=chosen_scores if chosen_scores is not None else return_scores,
+                                  topk=topk, backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                                  workspace=workspace, stream=stream)
+
+
+def invert_selection(block_ids: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                     q_offsets: Array | None = None, key_offsets: Array | None = None,
+                     total_seqlens_k: Array | None = None, block_size: int = 128, max_seqlen_q: int | None = None,
+                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                     threads: int = 0, batch_invariant: bool = False, row_ptr: Array | None = None,
+                     q_indices: Array | None = None, q_slots: Array | None = None, workspace: Array | None = None,
+                     stream: Any = None) -> Any:
+    """For each block the queries that listed it, in ascending order, as compressed rows.
+
+    block_ids: i32 [T, Hkv, topk]
+    row_ptr: i32 [Hkv, rows + 1], rows: the blocks of request 0, then of request 1, ...
+    q_indices: i32 [Hkv, T * topk], query rows of the batch; q_slots: i32 like it, the place in the query's list
+
+    Returns Inverse(row_ptr, q_indices, q_slots).
+
+    >>> import numpy as np
+    >>> ids = np.array([[[0, 1]], [[1, -1]]], np.int32)
+    >>> inverse = msa.invert_selection(ids, seqlens_k=np.array([256], np.int32))
+    >>> inverse.row_ptr[0].tolist(), inverse.q_indices[0].tolist()
+    ([0, 1, 3], [0, 0, 1, -1])
+    """
+    return _core.invert_selection(block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, q_offsets=q_offsets,
+                                  key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, row_ptr=row_ptr,
+                                  q_indices=q_indices, q_slots=q_slots, block_size=block_size,
+                                  max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                                  threads=threads, batch_invariant=batch_invariant, workspace=workspace, stream=stream)

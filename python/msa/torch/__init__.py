@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""The operations of msa as registered torch ops: torch.compile keeps them whole, CUDA graphs capture them.
+
+Same names, shapes and words as in msa.operations; tensors are torch's, the stream is torch's current one and workspaces
+come from torch's allocator. Given outputs (out=, lse=, ...) are written by the variant torch.ops.msa.NAME.out.
+A call whose inputs require gradients runs, and its backward pass raises: there is none yet.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..results import Inverse
+from .ops import result, write
+
+__all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
+           "select_blocks", "select_topk", "sparse_attention"]
+
+# Looked up once: a lookup by name costs as much as a small call.
+_dense_attention = torch.ops.msa.dense_attention.default
+_block_scores = torch.ops.msa.block_scores.default
+_select_topk = torch.ops.msa.select_topk.default
+_select_blocks = torch.ops.msa.select_blocks.default
+_sparse_attention = torch.ops.msa.sparse_attention.default
+_msa_attention = torch.ops.msa.msa_attention.default
+_merge_states = torch.ops.msa.merge_states.default
+_merge_selections = torch.ops.msa.merge_selections.default
+_invert_selection = torch.ops.msa.invert_selection.default
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
+                    seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                    page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                    key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
+                    causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                    max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                    threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
+                    out: Tensor | None = None, lse: Tensor | None = None, block_max: Tensor | None = None,
+                    return_lse: bool = False, return_block_max: bool = False) -> Any:
+    """Attends every visible key of every request. See msa.dense_attention."""
+    if out is not None or lse is not None or block_max is not None:
+        outputs = {"out": out if out is not None else v is not None, "lse": lse if lse is not None else return_lse,
+                   "block_max": block_max if block_max is not None else return_block_max}
+        return write("dense_attention", (q, k, v), outputs, out_dtype, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                     cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                     total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, softmax_scale=softmax_scale,
+                     max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant)
+    found = _dense_attention(q, k, v, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                             page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                             total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                             softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                             backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant, lse=return_lse,
+                             block_max=return_block_max, out_dtype=out_dtype)
+    return found[0] if len(found) == 1 else result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
+
+
+def block_scores(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | None = None,
+                 seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
+                 q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                 total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
+                 max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                 isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                 scores: Tensor | None = None) -> Any:
+    """The largest index score of each block that a query sees; -inf where it sees nothing. See msa.block_scores."""
+    if scores is not None:
+        outputs = {"scores": scores if scores is not None else True}
+        return write("block_scores", (index_q, index_k), outputs, None, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                     cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                     total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, max_seqlen_q=max_seqlen_q,
+                     max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant)
+    found = _block_scores(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                          page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                          total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                          max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                          threads=threads, batch_invariant=batch_invariant)
+    return found[0]
+
+
+def select_topk(scores: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
+                q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                total_seqlens_k: Tensor | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
+                init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
+                max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
+                batch_invariant: bool = False, block_ids: Tensor | None = None, chosen_scores: Tensor | None = None,
+                return_scores: bool = False) -> Any:
+    """Chooses the best visible blocks of each row of scores. See msa.select_topk."""
+    if block_ids is not None or chosen_scores is not None:
+        outputs = {"block_ids": block_ids if block_ids is not None else True,
+                   "chosen_scores": chosen_scores if chosen_scores is not None else return_scores}
+        return write("select_topk", (scores,), outputs, None, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                     block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
+                     causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                     threads=threads, batch_invariant=batch_invariant)
+    found = _select_topk(scores, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, q_offsets=q_offsets,
+                         key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
+                         local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q,
+                         max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                         batch_invariant=batch_invariant, chosen_scores=return_scores)
+    return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
+
+
+def select_blocks(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | None = None,
+                  seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
+                  q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                  total_seqlens_k: Tensor | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
+                  init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
+                  max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
+                  batch_invariant: bool = False, block_ids: Tensor | None = None, chosen_scores: Tensor | None = None,
+                  return_scores: bool = False) -> Any:
+    """block_scores and select_topk in one, without the scores in memory. See msa.select_blocks."""
+    if block_ids is not None or chosen_scores is not None:
+        outputs = {"block_ids": block_ids if block_ids is not None else True,
+                   "chosen_scores": chosen_scores if chosen_scores is not None else return_scores}
+        return write("select_blocks", (index_q, index_k), outputs, None, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                     cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                     total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
+                     init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
+    found = _select_blocks(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                           page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                           total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
+                           init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                           backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                           chosen_scores=return_scores)
+    return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
+
+
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None,
+                     seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                     page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                     key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
+                     causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                     threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
+                     out: Tensor | None = None, lse: Tensor | None = None, return_lse: bool = False) -> Any:
+    """Attends the visible keys of the listed blocks. See msa.sparse_attention."""
+    if out is not None or lse is not None:
+        outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse}
+        return write("sparse_attention", (q, k, v, block_ids), outputs, out_dtype, cu_seqlens_q=cu_seqlens_q,
+                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                     softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                     isa=isa, threads=threads, batch_invariant=batch_invariant)
+    found = _sparse_attention(q, k, v, block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                              cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                              key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size,
+                              causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                              max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                              batch_invariant=batch_invariant, lse=return_lse, out_dtype=out_dtype)
+    return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse))
+
+
+def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *,
+                  cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
+                  cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                  key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
+                  topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
+                  softmax_scale: float | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+                  backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                  out_dtype: torch.dtype | None = None, out: Tensor | None = None, lse: Tensor | None = None,
+                  block_ids: Tensor | None = None, return_lse: bool = False, return_block_ids: bool = False) -> Any:
+    """select_blocks, then sparse_attention. See msa.msa_attention."""
+    if out is not None or lse is not None or block_ids is not None:
+        outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse,
+                   "block_ids": block_ids if block_ids is not None else return_block_ids}
+        return write("msa_attention", (q, k, v, index_q, index_k), outputs, out_dtype, cu_seqlens_q=cu_seqlens_q,
+                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
+                     local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
+                     max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant)
+    found = _msa_attention(q, k, v, index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                           cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                           key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
+                           local_blocks=local_blocks, init_blocks=init_blocks, causal=causal,
+                           softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                           backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant, lse=return_lse,
+                           block_ids=return_block_ids, out_dtype=out_dtype)
+    return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse), ("block_ids", return_block_ids))
+
+
+def merge_states(outs: list[Tensor], lses: list[Tensor], *, backend: str | None = None, isa: str | None = None,
+                 threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
+                 out: Tensor | None = None, lse: Tensor | None = None, return_lse: bool = False) -> Any:
+    """Joins partial attention over disjoint sets of keys, in the order given. See msa.merge_states."""
+    if out is not None or lse is not None:
+        outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse}
+        return write("merge_states", (outs, lses), outputs, out_dtype, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant)
+    found = _merge_states(outs, lses, backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                          lse=return_lse, out_dtype=out_dtype)
+    return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse))
+
+
+def merge_selections(block_ids_parts: list[Tensor], chosen_scores_parts: list[Tensor], *, topk: int = 16,
+                     backend: str | None = None, isa: str | None = None, threads: int = 0,
+                     batch_invariant: bool = False, block_ids: Tensor | None = None,
+                     chosen_scores: Tensor | None = None, return_scores: bool = False) -> Any:
+    """Joins the blocks that shards chose into the blocks that one selection over all keys would have chosen. See msa.merge_selections."""
+    if block_ids is not None or chosen_scores is not None:
+        outputs = {"block_ids": block_ids if block_ids is not None else True,
+                   "chosen_scores": chosen_scores if chosen_scores is not None else return_scores}
+        return write("merge_selections", (block_ids_parts, chosen_scores_parts), outputs, None, topk=topk,
+                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
+    found = _merge_selections(block_ids_parts, chosen_scores_parts, topk=topk, backend=backend, isa=isa,
+                              threads=threads, batch_invariant=batch_invariant, chosen_scores=return_scores)
+    return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
+
+
+def invert_selection(block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
+                     q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                     total_seqlens_k: Tensor | None = None, block_size: int = 128, max_seqlen_q: int | None = None,
+                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                     threads: int = 0, batch_invariant: bool = False, row_ptr: Tensor | None = None,
+                     q_indices: Tensor | None = None, q_slots: Tensor | None = None) -> Any:
+    """For each block the queries that listed it, in ascending order, as compressed rows. See msa.invert_selection."""
+    if row_ptr is not None or q_indices is not None or q_slots is not None:
+        outputs = {"row_ptr": row_ptr if row_ptr is not None else True,
+                   "q_indices": q_indices if q_indices is not None else True,
+                   "q_slots": q_slots if q_slots is not None else True}
+        return write("invert_selection", (block_ids,), outputs, None, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                     block_size=block_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                     isa=isa, threads=threads, batch_invariant=batch_invariant)
+    found = _invert_selection(block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, q_offsets=q_offsets,
+                              key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size,
+                              max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                              threads=threads, batch_invariant=batch_invariant)
+    return Inverse(*found)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Shapes out of shapes: what an op returns, read off the library's own table of fields.
+
+A shape like "[T, Hq, D]" binds its letters to the extents of the inputs, from the right, so that pages bind as ragged keys
+do; two inputs that bind a letter differently are an error.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _core
+
+__all__ = ["OUTPUTS", "allocate", "make_fake"]
+
+_INPUT_ROLES = (0, 1)
+_OPTIONAL_OUTPUT = 3
+# One op's k of parts may differ from part to part; keys count rows or pages.
+_FREE = ("N", "part k", "B", "B + 1", "pages", "blocks")
+
+Row = tuple[str, int, int, str, str]
+OUTPUTS: dict[str, list[Row]] = {op: [row for row in rows if row[1] not in _INPUT_ROLES]
+                                 for op, rows in _core.fields().items()}
+
+
+def _letters(shape: str) -> list[str]:
+    return shape[1:-1].split(", ")
+
+
+def _bind(rows: list[Row], given: dict[str, Any]) -> dict[str, Any]:
+    bound: dict[str, Any] = {}
+    for name, _, parts, _, shape in rows:
+        value = given.get(name)
+        if value is None:
+            continue
+        for tensor in value if parts else [value]:
+            letters = _letters(shape)
+            torch._check(tensor.dim() >= len(letters), lambda: f"{name}: expected {shape}, got rank {tensor.dim()}")
+            for letter, extent in zip(reversed(letters), reversed(tensor.shape)):
+                known = bound.setdefault(letter, extent)
+                if letter not in _FREE:
+                    torch._check(known == extent, lambda: f"{name}: expected {letter} of {known}, got {extent}")
+    return bound
+
+
+def _longest(op: str, given: dict[str, Any]) -> Any:
+    longest = given.get("max_seqlen_k")
+    if longest is not None:
+        return longest
+    keys = given.get("k") if given.get("k") is not None else given.get("index_k")
+    if given.get("seqlens_k") is None and keys is not None and keys.dim() == 3:
+        return keys.shape[0]
+    raise ValueError(f"msa::{op}: max_seqlen_k must be given where a shape hangs on lengths that nobody may read")
+
+
+def _extent(op: str, letter: str, bound: dict[str, Any], given: dict[str, Any]) -> Any:
+    block = given.get("block_size", 128)
+    if letter == "k":
+        return bound.get("k", given.get("topk", 16))
+    if letter == "blocks":
+        return (_longest(op, given) + block - 1) // block
+    if letter == "rows + 1":
+        starts, lengths = given.get("cu_seqlens_q"), given.get("seqlens_k")
+        requests = starts.shape[0] - 1 if starts is not None else lengths.shape[0] if lengths is not None else 1
+        return requests * ((_longest(op, given) + block - 1) // block) + 1
+    if letter == "T * k":
+        return bound["T"] * bound["k"]
+    return bound[letter]
+
+
+def allocate(op: str, given: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """New tensors for outputs of a call, by name."""
+    bound = _bind([row for row in _core.fields()[op] if row[1] in _INPUT_ROLES], given)
+    first = given[_core.fields()[op][0][0]]
+    like = first[0] if isinstance(first, (list, tuple)) else first
+    dtypes = {"i32": torch.int32, "f32": torch.float32, "out": given.get("out_dtype") or like.dtype}
+    made = {}
+    for name, _, _, element, shape in OUTPUTS[op]:
+        if name in names:
+            extents = [_extent(op, letter, bound, given) for letter in _letters(shape)]
+            made[name] = like.new_empty(extents, dtype=dtypes[element])
+    return made
+
+
+def make_fake(op: str, parameters: list[str]) -> Any:
+    """The fake of an op whose positional parameters are `parameters`."""
+
+    def wanted(row: Row, given: dict[str, Any]) -> bool:
+        if op == "dense_attention" and row[0] == "out":
+            return given.get("v") is not None
+        return row[1] != _OPTIONAL_OUTPUT or bool(given.get(row[0], False))
+
+    def fake(*args: Any, **given: Any) -> list[Any]:
+        given.update(zip(parameters, args))
+        return list(allocate(op, given, {row[0] for row in OUTPUTS[op] if wanted(row, given)}).values())
+
+    return fake

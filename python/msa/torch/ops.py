@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""The table of ops: torch.ops.msa.NAME returns new tensors, torch.ops.msa.NAME.out writes into given ones.
+
+Schemas come from the library's table of fields, kernels are msa._core itself, for the CPU and CUDA alike.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _core
+from ..results import result_class
+from . import fakes, gradients
+
+__all__ = ["LIBRARY", "OPS", "positional", "result", "schema", "write"]
+
+OPS = tuple(_core.fields())
+
+_SETTINGS = {
+    "block_size": "int block_size=128", "topk": "int topk=16", "local_blocks": "int local_blocks=1",
+    "init_blocks": "int init_blocks=0", "causal": "bool causal=True", "softmax_scale": "float? softmax_scale=None",
+    "max_seqlen_q": "SymInt? max_seqlen_q=None", "max_seqlen_k": "SymInt? max_seqlen_k=None",
+    "backend": "str? backend=None", "isa": "str? isa=None", "threads": "int threads=0",
+    "batch_invariant": "bool batch_invariant=False",
+}
+_RUN = ("backend", "isa", "threads", "batch_invariant")
+_BOUNDS = ("max_seqlen_q", "max_seqlen_k")
+_RANKS = ("block_size", "topk", "local_blocks", "init_blocks", "causal")
+_OF_OP = {
+    "dense_attention": ("block_size", "causal", "softmax_scale", *_BOUNDS),
+    "block_scores": ("block_size", "causal", *_BOUNDS),
+    "select_topk": (*_RANKS, *_BOUNDS),
+    "select_blocks": (*_RANKS, *_BOUNDS),
+    "sparse_attention": ("block_size", "causal", "softmax_scale", *_BOUNDS),
+    "msa_attention": (*_RANKS, "softmax_scale", *_BOUNDS),
+    "merge_states": (),
+    "merge_selections": ("topk",),
+    "invert_selection": ("block_size", *_BOUNDS),
+}
+_INPUT, _OPTIONAL_INPUT, _OUTPUT, _OPTIONAL_OUTPUT = range(4)
+
+
+def positional(op: str) -> list[str]:
+    """The inputs that have a position: those of the operation itself, not of its batch."""
+    return [name for name, role, parts, _, shape in _core.fields()[op]
+            if role in (_INPUT, _OPTIONAL_INPUT) and shape not in ("[B]", "[B + 1]", "[B, pages]")]
+
+
+def schema(op: str, out: bool) -> str:
+    """The schema of an op, or of its variant that writes into given tensors."""
+    rows = _core.fields()[op]
+    places = positional(op)
+    first, then, marks = [], [], iter("abcdefgh")
+    for name, role, parts, element, _ in rows:
+        if name in places and role != _OUTPUT and role != _OPTIONAL_OUTPUT:
+            optional = op == "dense_attention" and name == "v"
+            first.append(f"Tensor[] {name}" if parts else f"Tensor? {name}=None" if optional else f"Tensor {name}")
+        elif role in (_INPUT, _OPTIONAL_INPUT):
+            then.append(f"Tensor? {name}=None")
+    then += [_SETTINGS[name] for name in (*_OF_OP[op], *_RUN)]
+    results = [row for row in rows if row[1] in (_OUTPUT, _OPTIONAL_OUTPUT)]
+    if not out and any(row[3] == "out" for row in results):
+        then.append("ScalarType? out_dtype=None")
+    for name, role, _, _, _ in results:
+        optional = role == _OPTIONAL_OUTPUT
+        if out:
+            then.append(f"Tensor({next(marks)}!){'? ' + name + '=None' if optional else ' ' + name}")
+        elif optional and name != "out":
+            then.append(f"bool {name}=False")
+    return f"{op}{'.out' if out else ''}({', '.join(first)}, *, {', '.join(then)}) -> {'()' if out else 'Tensor[]'}"
+
+
+def _kernel(op: str) -> Any:
+    run, tensor = getattr(_core, op), torch.Tensor
+
+    def kernel(*args: Any, **given: Any) -> list[Any]:
+        result = run(*args, **given)
+        return [result] if isinstance(result, tensor) else list(result)
+
+    return kernel
+
+
+def _kernel_out(op: str) -> Any:
+    run = getattr(_core, op)
+
+    def kernel(*args: Any, **given: Any) -> None:
+        run(*args, **given)
+
+    return kernel
+
+
+def _define() -> Any:
+    library = torch.library.Library("msa", "DEF")
+    for op in OPS:
+        library.define(schema(op, out=False))
+        library.define(schema(op, out=True))
+        for key in ("CPU", "CUDA"):
+            library.impl(op, _kernel(op), key)
+            library.impl(f"{op}.out", _kernel_out(op), key)
+        torch.library.register_fake(f"msa::{op}", fakes.make_fake(op, positional(op)), lib=library)
+        torch.library.register_fake(f"msa::{op}.out", lambda *args, **given: None, lib=library)
+        gradients.register(library, op)
+    return library
+
+
+LIBRARY = _define()
+
+
+def result(found: list[torch.Tensor], *outputs: tuple[str, bool]) -> Any:
+    """The named tuple of what was found for the wanted outputs."""
+    return result_class(tuple(name for name, wanted in outputs if wanted))(*found)
+
+
+def write(op: str, inputs: tuple[Any, ...], outputs: dict[str, Any], out_dtype: torch.dtype | None, **given: Any) -> Any:
+    """Runs the variant that writes into given tensors; wanted outputs that were not given (True) are allocated."""
+    missing = {name for name, value in outputs.items() if value is True}
+    if missing:
+        named = {**given, **dict(zip(positional(op), inputs)), "out_dtype": out_dtype}
+        outputs = {**outputs, **fakes.allocate(op, named, missing)}
+    outputs = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    if out_dtype is not None and "out" in outputs:
+        torch._check(outputs["out"].dtype == out_dtype, lambda: f"out_dtype: expected {outputs['out'].dtype}, as out has")
+    getattr(torch.ops.msa, op).out(*inputs, **given, **outputs)
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return result_class(tuple(outputs))(*outputs.values())
