@@ -40,13 +40,13 @@ class PagedCache:
     the same time.
 
     >>> import numpy as np
-    >>> cache = msa.PagedCache.empty(np.zeros(0, np.float32), pages=4, page_size=128, heads_kv=1, head_dim=8)
+    >>> cache = msa.PagedCache.empty(np.zeros(0, np.float32), pages=4, page_size=128, heads_kv=1, head_dim=16)
     >>> first = cache.add()
-    >>> cache.append(first, np.ones((130, 1, 8), np.float32), np.ones((130, 1, 8), np.float32))
+    >>> cache.append(first, np.ones((130, 1, 16), np.float32), np.ones((130, 1, 16), np.float32))
     >>> second = cache.fork(first)
-    >>> msa.dense_attention(np.ones((2, 1, 8), np.float32), cache.k, cache.v, cu_seqlens_q=np.array([0, 1, 2], np.int32),
+    >>> msa.dense_attention(np.ones((2, 1, 16), np.float32), cache.k, cache.v, cu_seqlens_q=np.array([0, 1, 2], np.int32),
     ...                     **cache.batch([first, second])).shape
-    (2, 1, 8)
+    (2, 1, 16)
     >>> cache.free_pages
     2
     """

@@ -52,10 +52,10 @@ def dense_attention(q: Array, k: Array, v: Array | None = None, *, cu_seqlens_q:
     without v.
 
     >>> import numpy as np
-    >>> q = np.ones((3, 4, 8), np.float32)
-    >>> k = v = np.ones((5, 2, 8), np.float32)
+    >>> q = np.ones((3, 4, 16), np.float32)
+    >>> k = v = np.ones((5, 2, 16), np.float32)
     >>> msa.dense_attention(q, k, v).shape
-    (3, 4, 8)
+    (3, 4, 16)
     """
     return _core.dense_attention(q, k, v, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
                                  page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
@@ -81,9 +81,9 @@ def block_scores(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None =
     scores: f32 [T, Hi, blocks], blocks = ceil(longest request / block_size)
 
     >>> import numpy as np
-    >>> scores = msa.block_scores(np.ones((1, 2, 8), np.float32), np.ones((200, 1, 8), np.float32))
+    >>> scores = msa.block_scores(np.ones((1, 2, 16), np.float32), np.ones((200, 1, 16), np.float32))
     >>> scores[0, 0].tolist()
-    [8.0, 8.0]
+    [16.0, 16.0]
     """
     return _core.block_scores(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
                               cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
@@ -139,7 +139,7 @@ def select_blocks(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None 
     Returns block_ids, or Selection(block_ids, chosen_scores).
 
     >>> import numpy as np
-    >>> ids = msa.select_blocks(np.ones((1, 1, 8), np.float32), np.ones((300, 1, 8), np.float32), topk=2)
+    >>> ids = msa.select_blocks(np.ones((1, 1, 16), np.float32), np.ones((300, 1, 16), np.float32), topk=2)
     >>> ids[0, 0].tolist()
     [0, 2]
     """
@@ -173,7 +173,7 @@ def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, cu_seqle
     Returns out, or Attention(out, lse).
 
     >>> import numpy as np
-    >>> q, kv = np.ones((1, 2, 8), np.float32), np.ones((300, 1, 8), np.float32)
+    >>> q, kv = np.ones((1, 2, 16), np.float32), np.ones((300, 1, 16), np.float32)
     >>> out, lse = msa.sparse_attention(q, kv, kv, np.array([[[0, 2]]], np.int32), softmax_scale=0.0, return_lse=True)
     >>> bool(np.isclose(lse[0, 0], np.log(128 + 44)))
     True
@@ -209,8 +209,8 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
     Returns out, or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse, block_ids).
 
     >>> import numpy as np
-    >>> q, kv = np.ones((2, 4, 8), np.float32), np.ones((300, 2, 8), np.float32)
-    >>> iq, ik = np.ones((2, 2, 8), np.float32), np.ones((300, 1, 8), np.float32)
+    >>> q, kv = np.ones((2, 4, 16), np.float32), np.ones((300, 2, 16), np.float32)
+    >>> iq, ik = np.ones((2, 2, 16), np.float32), np.ones((300, 1, 16), np.float32)
     >>> msa.msa_attention(q, kv, kv, iq, ik, topk=2, return_block_ids=True).block_ids[1, 0].tolist()
     [0, 2]
     """

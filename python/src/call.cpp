@@ -323,13 +323,17 @@ bool make_operation(msa_op op, Operation* operation) {
   operation->name = msa_op_name(op);
   operation->count = msa_fields(op, &operation->fields);
   std::vector<const char*> names;
-  std::size_t positional = 0, required = 0;
+  std::size_t inputs = 0, positional = 0, required = 0;
   for (std::size_t i = 0; i < operation->count; ++i) {
     const msa_field& field = operation->fields[i];
     names.push_back(field.name);
+    if (!is_output(field)) inputs = i + 1;
     const bool leads = positional == i && !is_output(field) && !is_batch(field);
     if (leads) positional = i + 1;
-    if (leads && required == i && field.role == MSA_INPUT) required = i + 1;
+    // Block maxima alone need no values.
+    const bool needed = field.role == MSA_INPUT &&
+                        !(op == MSA_OP_DENSE_ATTENTION && std::strcmp(field.name, "v") == 0);
+    if (leads && required == i && needed) required = i + 1;
   }
   std::vector<const char*> run = names;
   for (const char* name : {"workspace", "stream"}) run.push_back(name);
@@ -339,7 +343,8 @@ bool make_operation(msa_op op, Operation* operation) {
     PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");
     return false;
   }
-  return operation->call.make(operation->name, names, positional, required) &&
+  // Dispatchers hand over every input by its place; people name those of the batch.
+  return operation->call.make(operation->name, names, inputs, required) &&
          operation->run.make("run", run, positional, required);
 }
 

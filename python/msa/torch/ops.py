@@ -13,7 +13,7 @@ from .. import _core
 from ..results import result_class
 from . import fakes, gradients
 
-__all__ = ["LIBRARY", "OPS", "positional", "result", "schema", "write"]
+__all__ = ["LIBRARY", "OPS", "inputs_of", "result", "schema", "write"]
 
 OPS = tuple(_core.fields())
 
@@ -41,24 +41,21 @@ _OF_OP = {
 _INPUT, _OPTIONAL_INPUT, _OUTPUT, _OPTIONAL_OUTPUT = range(4)
 
 
-def positional(op: str) -> list[str]:
-    """The inputs that have a position: those of the operation itself, not of its batch."""
-    return [name for name, role, parts, _, shape in _core.fields()[op]
-            if role in (_INPUT, _OPTIONAL_INPUT) and shape not in ("[B]", "[B + 1]", "[B, pages]")]
+def inputs_of(op: str) -> list[str]:
+    """The input tensors of an op, in the order of its parameters: those of the batch come last."""
+    return [row[0] for row in _core.fields()[op] if row[1] in (_INPUT, _OPTIONAL_INPUT)]
 
 
 def schema(op: str, out: bool) -> str:
     """The schema of an op, or of its variant that writes into given tensors."""
     rows = _core.fields()[op]
-    places = positional(op)
-    first, then, marks = [], [], iter("abcdefgh")
-    for name, role, parts, element, _ in rows:
-        if name in places and role != _OUTPUT and role != _OPTIONAL_OUTPUT:
-            optional = op == "dense_attention" and name == "v"
-            first.append(f"Tensor[] {name}" if parts else f"Tensor? {name}=None" if optional else f"Tensor {name}")
-        elif role in (_INPUT, _OPTIONAL_INPUT):
-            then.append(f"Tensor? {name}=None")
-    then += [_SETTINGS[name] for name in (*_OF_OP[op], *_RUN)]
+    first, marks = [], iter("abcdefgh")
+    for name, role, parts, _, _ in rows:
+        if role == _OPTIONAL_INPUT or (op, name) == ("dense_attention", "v"):
+            first.append(f"Tensor? {name}=None")
+        elif role == _INPUT:
+            first.append(f"Tensor[] {name}" if parts else f"Tensor {name}")
+    then = [_SETTINGS[name] for name in (*_OF_OP[op], *_RUN)]
     results = [row for row in rows if row[1] in (_OUTPUT, _OPTIONAL_OUTPUT)]
     if not out and any(row[3] == "out" for row in results):
         then.append("ScalarType? out_dtype=None")
@@ -98,7 +95,7 @@ def _define() -> Any:
         for key in ("CPU", "CUDA"):
             library.impl(op, _kernel(op), key)
             library.impl(f"{op}.out", _kernel_out(op), key)
-        torch.library.register_fake(f"msa::{op}", fakes.make_fake(op, positional(op)), lib=library)
+        torch.library.register_fake(f"msa::{op}", fakes.make_fake(op, inputs_of(op)), lib=library)
         torch.library.register_fake(f"msa::{op}.out", lambda *args, **given: None, lib=library)
         gradients.register(library, op)
     return library
@@ -116,7 +113,7 @@ def write(op: str, inputs: tuple[Any, ...], outputs: dict[str, Any], out_dtype: 
     """Runs the variant that writes into given tensors; wanted outputs that were not given (True) are allocated."""
     missing = {name for name, value in outputs.items() if value is True}
     if missing:
-        named = {**given, **dict(zip(positional(op), inputs)), "out_dtype": out_dtype}
+        named = {**given, **dict(zip(inputs_of(op), inputs)), "out_dtype": out_dtype}
         outputs = {**outputs, **fakes.allocate(op, named, missing)}
     outputs = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     if out_dtype is not None and "out" in outputs:
