@@ -337,7 +337,7 @@ bool make_operation(msa_op op, Operation* operation) {
   }
   std::vector<const char*> run = names;
   for (const char* name : {"workspace", "stream"}) run.push_back(name);
-  for (std::size_t i = 0; i < setting_count(); ++i) names.push_back(numbers()[i].name);
+  for (std::size_t i = 0; i < kSettings; ++i) names.push_back(numbers()[i].name);
   for (const char* name : {"out_dtype", "dtype", "workspace", "stream"}) names.push_back(name);
   if (operation->count > 32 || names.size() > kMaxParameters) {
     PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");

@@ -18,12 +18,12 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
   PyObject* values[kMaxParameters];
   if (!operation.call.parse(args, count, keywords, values)) return nullptr;
   PyObject* const* setting = values + operation.count;
-  PyObject* const* other = setting + setting_count();
+  PyObject* const* other = setting + kSettings;
   PyObject *out_dtype = other[0], *dtype = other[1], *workspace = other[2], *stream = other[3];
 
   msa_problem staged = MSA_PROBLEM_INIT;
   staged.max_seqlen_q = staged.max_seqlen_k = -1;
-  for (std::size_t i = 0; i < setting_count(); ++i) {
+  for (std::size_t i = 0; i < kSettings; ++i) {
     if (setting[i] != nullptr && !put_number(state, numbers()[i], setting[i], &staged)) {
       return nullptr;
     }

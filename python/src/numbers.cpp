@@ -14,6 +14,41 @@ using Kind = Number::Kind;
 #define MSA_NUMBER(name, kind, field, setting) \
   { #name, Kind::kind, offsetof(msa_problem, field), setting }
 
+constexpr Number kNumbers[] = {
+    MSA_NUMBER(block_size, Int, block_size, true),
+    MSA_NUMBER(topk, Int, topk, true),
+    MSA_NUMBER(local_blocks, Int, local_blocks, true),
+    MSA_NUMBER(init_blocks, Int, init_blocks, true),
+    MSA_NUMBER(causal, Flag, causal, true),
+    MSA_NUMBER(softmax_scale, Float, softmax_scale, true),
+    MSA_NUMBER(max_seqlen_q, Int, max_seqlen_q, true),
+    MSA_NUMBER(max_seqlen_k, Int, max_seqlen_k, true),
+    MSA_NUMBER(backend, Text, options.backend, true),
+    MSA_NUMBER(isa, Text, options.isa, true),
+    MSA_NUMBER(threads, Int, options.threads, true),
+    MSA_NUMBER(batch_invariant, Flag, options.batch_invariant, true),
+    MSA_NUMBER(out_dtype, Dtype, out_dtype, false),
+    MSA_NUMBER(device, Device, device_type, false),
+    MSA_NUMBER(batch, Int, batch, false),
+    MSA_NUMBER(total_q, Int, total_q, false),
+    MSA_NUMBER(page_size, Int, page_size, false),
+    MSA_NUMBER(parts, Int, parts, false),
+    MSA_NUMBER(dtype, Dtype, q.storage, false),
+    MSA_NUMBER(heads_q, Int, heads_q, false),
+    MSA_NUMBER(heads_kv, Int, heads_kv, false),
+    MSA_NUMBER(head_dim, Int, head_dim, false),
+    MSA_NUMBER(value_dim, Int, value_dim, false),
+    MSA_NUMBER(index_dtype, Dtype, index_q.storage, false),
+    MSA_NUMBER(index_heads, Int, index_heads, false),
+    MSA_NUMBER(index_heads_k, Int, index_heads_k, false),
+    MSA_NUMBER(index_dim, Int, index_dim, false),
+    MSA_NUMBER(output, Flag, output, false),
+    MSA_NUMBER(lse, Flag, lse, false),
+    MSA_NUMBER(block_max, Flag, block_max, false),
+    MSA_NUMBER(chosen_scores, Flag, chosen_scores, false),
+};
+static_assert(kNumbers[kSettings - 1].setting && !kNumbers[kSettings].setting);
+
 template <class T>
 T& at(msa_problem* problem, const Number& number) {
   return *reinterpret_cast<T*>(reinterpret_cast<char*>(problem) + number.offset);
@@ -100,48 +135,7 @@ bool put_device(const State& state, const Number& number, PyObject* value, msa_p
 
 }  // namespace
 
-const std::vector<Number>& numbers() {
-  static const std::vector<Number> table = {
-      MSA_NUMBER(block_size, Int, block_size, true),
-      MSA_NUMBER(topk, Int, topk, true),
-      MSA_NUMBER(local_blocks, Int, local_blocks, true),
-      MSA_NUMBER(init_blocks, Int, init_blocks, true),
-      MSA_NUMBER(causal, Flag, causal, true),
-      MSA_NUMBER(softmax_scale, Float, softmax_scale, true),
-      MSA_NUMBER(max_seqlen_q, Int, max_seqlen_q, true),
-      MSA_NUMBER(max_seqlen_k, Int, max_seqlen_k, true),
-      MSA_NUMBER(backend, Text, options.backend, true),
-      MSA_NUMBER(isa, Text, options.isa, true),
-      MSA_NUMBER(threads, Int, options.threads, true),
-      MSA_NUMBER(batch_invariant, Flag, options.batch_invariant, true),
-      MSA_NUMBER(out_dtype, Dtype, out_dtype, false),
-      MSA_NUMBER(device, Device, device_type, false),
-      MSA_NUMBER(batch, Int, batch, false),
-      MSA_NUMBER(total_q, Int, total_q, false),
-      MSA_NUMBER(page_size, Int, page_size, false),
-      MSA_NUMBER(parts, Int, parts, false),
-      MSA_NUMBER(dtype, Dtype, q.storage, false),
-      MSA_NUMBER(heads_q, Int, heads_q, false),
-      MSA_NUMBER(heads_kv, Int, heads_kv, false),
-      MSA_NUMBER(head_dim, Int, head_dim, false),
-      MSA_NUMBER(value_dim, Int, value_dim, false),
-      MSA_NUMBER(index_dtype, Dtype, index_q.storage, false),
-      MSA_NUMBER(index_heads, Int, index_heads, false),
-      MSA_NUMBER(index_heads_k, Int, index_heads_k, false),
-      MSA_NUMBER(index_dim, Int, index_dim, false),
-      MSA_NUMBER(output, Flag, output, false),
-      MSA_NUMBER(lse, Flag, lse, false),
-      MSA_NUMBER(block_max, Flag, block_max, false),
-      MSA_NUMBER(chosen_scores, Flag, chosen_scores, false),
-  };
-  return table;
-}
-
-std::size_t setting_count() {
-  std::size_t count = 0;
-  while (numbers()[count].setting) ++count;
-  return count;
-}
+std::span<const Number> numbers() { return kNumbers; }
 
 const Number* find_number(PyObject* name) {
   for (const Number& number : numbers()) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <span>
 
 #include "state.h"
 
@@ -18,8 +18,8 @@ struct Number {
 };
 
 /// The rows of the table; settings first.
-const std::vector<Number>& numbers();
-std::size_t setting_count();
+std::span<const Number> numbers();
+inline constexpr std::size_t kSettings = 12;
 /// The row of a name, or null.
 const Number* find_number(PyObject* name);
 
