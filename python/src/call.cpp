@@ -105,11 +105,12 @@ bool Call::gather_parts(std::size_t field, PyObject* value, msa_dtype words) {
   return true;
 }
 
-bool Call::gather(PyObject* const* values, PyObject* stream, msa_dtype words) {
+bool Call::gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* stream,
+                  msa_dtype words) {
   if (!views_.set_stream(stream)) return false;
   user_stream_ = stream;
   for (std::size_t i = 0; i < operation_.count; ++i) {
-    PyObject* value = values[i];
+    PyObject* value = i < operation_.inputs ? inputs[i] : outputs[i - operation_.inputs];
     if (value == nullptr) continue;
     const msa_field& row = operation_.fields[i];
     if (PyBool_Check(value) && is_output(row)) {
@@ -318,34 +319,73 @@ msa_plan* cached_plan(State& state, const msa_problem& problem) {
   return plan;
 }
 
+namespace {
+
+// Which settings an operation reads, told by its tensors.
+bool takes(const Operation& operation, const char* setting) {
+  bool attends = false, batch = false, chooses = false;
+  for (std::size_t i = 0; i < operation.count; ++i) {
+    const msa_field& field = operation.fields[i];
+    attends |= std::strcmp(field.name, "q") == 0;
+    batch |= is_batch(field);
+    chooses |= is_output(field) && std::strcmp(field.name, "block_ids") == 0;
+  }
+  const std::string_view name = setting;
+  if (name == "softmax_scale") return attends;
+  if (name == "topk") return chooses;
+  if (name == "local_blocks" || name == "init_blocks") return chooses && batch;
+  if (name == "causal") return batch && operation.op != MSA_OP_INVERT_SELECTION;
+  if (name == "block_size" || name.starts_with("max_seqlen")) return batch;
+  return true;  // how to compute
+}
+
+// The inputs that have a place in a call by hand, and how many of them must be given.
+void count_places(const Operation& operation, std::size_t* places, std::size_t* required) {
+  *places = *required = 0;
+  for (std::size_t i = 0; i < operation.inputs && !is_batch(operation.fields[i]); ++i) {
+    *places = i + 1;
+    const msa_field& field = operation.fields[i];
+    // Block maxima alone need no values.
+    const bool needed = field.role == MSA_INPUT && !(operation.op == MSA_OP_DENSE_ATTENTION &&
+                                                     std::strcmp(field.name, "v") == 0);
+    if (needed && *required == i) *required = i + 1;
+  }
+}
+
+}  // namespace
+
 bool make_operation(msa_op op, Operation* operation) {
   operation->op = op;
   operation->name = msa_op_name(op);
   operation->count = msa_fields(op, &operation->fields);
-  std::vector<const char*> names;
-  std::size_t inputs = 0, positional = 0, required = 0;
-  for (std::size_t i = 0; i < operation->count; ++i) {
-    const msa_field& field = operation->fields[i];
-    names.push_back(field.name);
-    if (!is_output(field)) inputs = i + 1;
-    const bool leads = positional == i && !is_output(field) && !is_batch(field);
-    if (leads) positional = i + 1;
-    // Block maxima alone need no values.
-    const bool needed = field.role == MSA_INPUT &&
-                        !(op == MSA_OP_DENSE_ATTENTION && std::strcmp(field.name, "v") == 0);
-    if (leads && required == i && needed) required = i + 1;
+  while (operation->inputs < operation->count && !is_output(operation->fields[operation->inputs])) {
+    ++operation->inputs;
   }
-  std::vector<const char*> run = names;
+  std::vector<const char*> run, call;
+  for (std::size_t i = 0; i < operation->count; ++i) {
+    run.push_back(operation->fields[i].name);
+    operation->writes_format |= std::strcmp(operation->fields[i].element, "out") == 0;
+  }
+  call.assign(run.begin(), run.begin() + static_cast<std::ptrdiff_t>(operation->inputs));
+  for (std::size_t i = 0; i < kSettings; ++i) {
+    if (!takes(*operation, numbers()[i].name)) continue;
+    operation->settings.push_back(i);
+    call.push_back(numbers()[i].name);
+  }
+  if (operation->writes_format) call.push_back("out_dtype");
+  call.insert(call.end(), run.begin() + static_cast<std::ptrdiff_t>(operation->inputs), run.end());
+  // Dispatchers hand over everything by its place; people name all but the first tensors.
+  const std::size_t by_place = call.size();
+  for (const char* name : {"dtype", "workspace", "stream"}) call.push_back(name);
   for (const char* name : {"workspace", "stream"}) run.push_back(name);
-  for (std::size_t i = 0; i < kSettings; ++i) names.push_back(numbers()[i].name);
-  for (const char* name : {"out_dtype", "dtype", "workspace", "stream"}) names.push_back(name);
-  if (operation->count > 32 || names.size() > kMaxParameters) {
+  if (operation->count > 32 || call.size() > kMaxParameters) {
     PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");
     return false;
   }
-  // Dispatchers hand over every input by its place; people name those of the batch.
-  return operation->call.make(operation->name, names, inputs, required) &&
-         operation->run.make("run", run, positional, required);
+  std::size_t places = 0, required = 0;
+  count_places(*operation, &places, &required);
+  return operation->call.make(operation->name, call, by_place, required) &&
+         operation->run.make("run", run, places, required);
 }
 
 }  // namespace msa_python

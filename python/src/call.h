@@ -17,7 +17,7 @@ class Call {
 
   /// Inputs and given outputs. An output given as True is wanted and allocated later; False and
   /// None are not given. `words`: what 16-bit words hold, or -1.
-  bool gather(PyObject* const* values, PyObject* stream, msa_dtype words);
+  bool gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* stream, msa_dtype words);
   /// Whether any input was given.
   bool has_inputs() const { return first_ != nullptr; }
 

@@ -17,22 +17,23 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
                PyObject* keywords) {
   PyObject* values[kMaxParameters];
   if (!operation.call.parse(args, count, keywords, values)) return nullptr;
-  PyObject* const* setting = values + operation.count;
-  PyObject* const* other = setting + kSettings;
-  PyObject *out_dtype = other[0], *dtype = other[1], *workspace = other[2], *stream = other[3];
+  PyObject* const* setting = values + operation.inputs;
+  PyObject* const* outputs = setting + operation.settings.size() + operation.writes_format;
+  PyObject* out_dtype = operation.writes_format ? outputs[-1] : nullptr;
+  PyObject* const* other = outputs + operation.count - operation.inputs;
+  PyObject *dtype = other[0], *workspace = other[1], *stream = other[2];
 
   msa_problem staged = MSA_PROBLEM_INIT;
   staged.max_seqlen_q = staged.max_seqlen_k = -1;
-  for (std::size_t i = 0; i < kSettings; ++i) {
-    if (setting[i] != nullptr && !put_number(state, numbers()[i], setting[i], &staged)) {
-      return nullptr;
-    }
+  for (std::size_t i = 0; i < operation.settings.size(); ++i) {
+    const Number& number = numbers()[operation.settings[i]];
+    if (setting[i] != nullptr && !put_number(state, number, setting[i], &staged)) return nullptr;
   }
   msa_dtype words = -1;
   if (dtype != nullptr && (words = parse_dtype(state, "dtype", dtype)) < 0) return nullptr;
   Call run(state, operation);
   msa_problem problem;
-  if (!run.gather(values, stream, words) || !run.pose(staged, &problem)) return nullptr;
+  if (!run.gather(values, outputs, stream, words) || !run.pose(staged, &problem)) return nullptr;
   if (out_dtype != nullptr) {
     problem.out_dtype = parse_dtype(state, "out_dtype", out_dtype);
     if (problem.out_dtype < 0) return nullptr;
@@ -112,6 +113,24 @@ PyObject* fields(PyObject* module, PyObject*) {
   return Py_NewRef(table.get());
 }
 
+// The settings that each operation reads, in the order of its parameters.
+PyObject* settings(PyObject* module, PyObject*) {
+  const Ref table = Ref::steal(PyDict_New());
+  if (!table) return nullptr;
+  for (const Operation& operation : state_of(module).operations) {
+    const auto size = static_cast<Py_ssize_t>(operation.settings.size());
+    const Ref names = Ref::steal(PyTuple_New(size));
+    for (Py_ssize_t i = 0; names && i < size; ++i) {
+      const std::size_t row = operation.settings[static_cast<std::size_t>(i)];
+      PyTuple_SetItem(names.get(), i, PyUnicode_FromString(numbers()[row].name));
+    }
+    if (!names || PyDict_SetItemString(table.get(), operation.name, names.get()) != 0) {
+      return nullptr;
+    }
+  }
+  return Py_NewRef(table.get());
+}
+
 PyObject* plans_info(PyObject* module, PyObject*) {
   const PlanCache& plans = state_of(module).plans;
   return Py_BuildValue("(KKnn)", static_cast<unsigned long long>(plans.hits()),
@@ -150,6 +169,7 @@ PyMethodDef kMethods[] = {
     // facts
     {"info", info, METH_NOARGS, nullptr},
     {"fields", fields, METH_NOARGS, nullptr},
+    {"settings", settings, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

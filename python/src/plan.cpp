@@ -65,7 +65,8 @@ PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject*
       object->problem.op == MSA_OP_BLOCK_SCORES || object->problem.op == MSA_OP_SELECT_BLOCKS;
   const msa_format& format = indexes ? object->problem.index_q : object->problem.q;
   Call call(state, operation);
-  if (!call.gather(values, stream, format.storage == MSA_BF16 ? MSA_BF16 : msa_dtype{-1})) {
+  if (!call.gather(values, values + operation.inputs, stream,
+                   format.storage == MSA_BF16 ? MSA_BF16 : msa_dtype{-1})) {
     return nullptr;
   }
   if (!call.complete(object->problem)) return nullptr;
@@ -277,7 +278,7 @@ bool pose_by_name(State& state, PyObject* const* args, Py_ssize_t count, PyObjec
   for (const Given& row : given) {
     if (std::strcmp(row.number->name, "dtype") == 0) words = staged.q.storage;
   }
-  if (!call.gather(values.data(), nullptr, words)) return false;
+  if (!call.gather(values.data(), values.data() + operation->inputs, nullptr, words)) return false;
   if (!call.has_inputs()) {
     bool index_dtype = false, dtype = false, out_dtype = false;
     for (const Given& row : given) {

@@ -34,7 +34,10 @@ struct Operation {
   const char* name = nullptr;
   const msa_field* fields = nullptr;
   std::size_t count = 0;
-  Signature call;  // fields, settings, out_dtype, dtype, workspace, stream
+  std::size_t inputs = 0;             // the first fields
+  std::vector<std::size_t> settings;  // rows of numbers() that the operation reads
+  bool writes_format = false;         // takes out_dtype
+  Signature call;  // inputs, settings, out_dtype, outputs; then by name dtype, workspace, stream
   Signature run;   // fields, workspace, stream
   std::string call_doc;
   PyMethodDef method{};

@@ -18,7 +18,7 @@ from .ops import result, write
 __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
            "select_blocks", "select_topk", "sparse_attention"]
 
-# Looked up once: a lookup by name costs as much as a small call.
+# Looked up once, and called by place: both save as much as a small call takes.
 _dense_attention = torch.ops.msa.dense_attention.default
 _block_scores = torch.ops.msa.block_scores.default
 _select_topk = torch.ops.msa.select_topk.default
@@ -48,12 +48,9 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, cu_seqlens
                      total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, softmax_scale=softmax_scale,
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
-    found = _dense_attention(q, k, v, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
-                             page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
-                             total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
-                             softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                             backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant, lse=return_lse,
-                             block_max=return_block_max, out_dtype=out_dtype)
+    found = _dense_attention(q, k, v, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, cu_seqlens_k,
+                             page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa,
+                             threads, batch_invariant, out_dtype, None, return_lse, return_block_max)
     return found[0] if len(found) == 1 else result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
 
 
@@ -72,11 +69,9 @@ def block_scores(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | Non
                      total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, max_seqlen_q=max_seqlen_q,
                      max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
-    found = _block_scores(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
-                          page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
-                          total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
-                          max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
-                          threads=threads, batch_invariant=batch_invariant)
+    found = _block_scores(index_q, index_k, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
+                          cu_seqlens_k, page_table, block_size, causal, max_seqlen_q, max_seqlen_k, backend, isa,
+                          threads, batch_invariant)
     return found[0]
 
 
@@ -96,11 +91,9 @@ def select_topk(scores: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k
                      block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                      causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
                      threads=threads, batch_invariant=batch_invariant)
-    found = _select_topk(scores, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, q_offsets=q_offsets,
-                         key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
-                         local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q,
-                         max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                         batch_invariant=batch_invariant, chosen_scores=return_scores)
+    found = _select_topk(scores, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, block_size, topk,
+                         local_blocks, init_blocks, causal, max_seqlen_q, max_seqlen_k, backend, isa, threads,
+                         batch_invariant, True, return_scores)
     return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
@@ -121,12 +114,9 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | No
                      total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
                      init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
                      backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _select_blocks(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
-                           page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
-                           total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
-                           init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                           backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
-                           chosen_scores=return_scores)
+    found = _select_blocks(index_q, index_k, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
+                           cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, max_seqlen_q,
+                           max_seqlen_k, backend, isa, threads, batch_invariant, True, return_scores)
     return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
@@ -146,12 +136,9 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, cu_s
                      key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
                      softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                      isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _sparse_attention(q, k, v, block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
-                              cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                              key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size,
-                              causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
-                              max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                              batch_invariant=batch_invariant, lse=return_lse, out_dtype=out_dtype)
+    found = _sparse_attention(q, k, v, block_ids, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
+                              cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k,
+                              backend, isa, threads, batch_invariant, out_dtype, True, return_lse)
     return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse))
 
 
@@ -174,13 +161,10 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
                      local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
-    found = _msa_attention(q, k, v, index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
-                           cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                           key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
-                           local_blocks=local_blocks, init_blocks=init_blocks, causal=causal,
-                           softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                           backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant, lse=return_lse,
-                           block_ids=return_block_ids, out_dtype=out_dtype)
+    found = _msa_attention(q, k, v, index_q, index_k, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
+                           cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, softmax_scale,
+                           max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, True,
+                           return_lse, return_block_ids)
     return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse), ("block_ids", return_block_ids))
 
 
@@ -192,8 +176,7 @@ def merge_states(outs: list[Tensor], lses: list[Tensor], *, backend: str | None 
         outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse}
         return write("merge_states", (outs, lses), outputs, out_dtype, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
-    found = _merge_states(outs, lses, backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
-                          lse=return_lse, out_dtype=out_dtype)
+    found = _merge_states(outs, lses, backend, isa, threads, batch_invariant, out_dtype, True, return_lse)
     return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse))
 
 
@@ -207,8 +190,8 @@ def merge_selections(block_ids_parts: list[Tensor], chosen_scores_parts: list[Te
                    "chosen_scores": chosen_scores if chosen_scores is not None else return_scores}
         return write("merge_selections", (block_ids_parts, chosen_scores_parts), outputs, None, topk=topk,
                      backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _merge_selections(block_ids_parts, chosen_scores_parts, topk=topk, backend=backend, isa=isa,
-                              threads=threads, batch_invariant=batch_invariant, chosen_scores=return_scores)
+    found = _merge_selections(block_ids_parts, chosen_scores_parts, topk, backend, isa, threads, batch_invariant, True,
+                              return_scores)
     return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
@@ -227,8 +210,6 @@ def invert_selection(block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None, s
                      q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
                      block_size=block_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                      isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _invert_selection(block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, q_offsets=q_offsets,
-                              key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size,
-                              max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
-                              threads=threads, batch_invariant=batch_invariant)
+    found = _invert_selection(block_ids, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, block_size,
+                              max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant)
     return Inverse(*found)

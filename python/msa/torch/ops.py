@@ -24,26 +24,19 @@ _SETTINGS = {
     "backend": "str? backend=None", "isa": "str? isa=None", "threads": "int threads=0",
     "batch_invariant": "bool batch_invariant=False",
 }
-_RUN = ("backend", "isa", "threads", "batch_invariant")
-_BOUNDS = ("max_seqlen_q", "max_seqlen_k")
-_RANKS = ("block_size", "topk", "local_blocks", "init_blocks", "causal")
-_OF_OP = {
-    "dense_attention": ("block_size", "causal", "softmax_scale", *_BOUNDS),
-    "block_scores": ("block_size", "causal", *_BOUNDS),
-    "select_topk": (*_RANKS, *_BOUNDS),
-    "select_blocks": (*_RANKS, *_BOUNDS),
-    "sparse_attention": ("block_size", "causal", "softmax_scale", *_BOUNDS),
-    "msa_attention": (*_RANKS, "softmax_scale", *_BOUNDS),
-    "merge_states": (),
-    "merge_selections": ("topk",),
-    "invert_selection": ("block_size", *_BOUNDS),
-}
 _INPUT, _OPTIONAL_INPUT, _OUTPUT, _OPTIONAL_OUTPUT = range(4)
 
 
 def inputs_of(op: str) -> list[str]:
-    """The input tensors of an op, in the order of its parameters: those of the batch come last."""
+    """The input tensors of an op: those of the batch come last."""
     return [row[0] for row in _core.fields()[op] if row[1] in (_INPUT, _OPTIONAL_INPUT)]
+
+
+def parameters(op: str) -> list[str]:
+    """All parameters of an op, in the order of msa._core: inputs, settings, out_dtype, flags of the outputs."""
+    outputs = [row for row in _core.fields()[op] if row[1] in (_OUTPUT, _OPTIONAL_OUTPUT)]
+    formats = ["out_dtype"] if any(row[3] == "out" for row in outputs) else []
+    return inputs_of(op) + list(_core.settings()[op]) + formats + [row[0] for row in outputs]
 
 
 def schema(op: str, out: bool) -> str:
@@ -55,17 +48,21 @@ def schema(op: str, out: bool) -> str:
             first.append(f"Tensor? {name}=None")
         elif role == _INPUT:
             first.append(f"Tensor[] {name}" if parts else f"Tensor {name}")
-    then = [_SETTINGS[name] for name in (*_OF_OP[op], *_RUN)]
+    rest = [_SETTINGS[name] for name in _core.settings()[op]]
     results = [row for row in rows if row[1] in (_OUTPUT, _OPTIONAL_OUTPUT)]
-    if not out and any(row[3] == "out" for row in results):
-        then.append("ScalarType? out_dtype=None")
+    if any(row[3] == "out" for row in results):
+        rest.append("ScalarType? out_dtype=None")
+    if out:
+        optional = (_OPTIONAL_OUTPUT,)
+        rest.append("*")
+        rest += [f"Tensor({next(marks)}!)? {row[0]}=None" if row[1] in optional else f"Tensor({next(marks)}!) {row[0]}"
+                 for row in results]
+        return f"{op}.out({', '.join(first + rest)}) -> ()"
+    # What is always written has no flag; a place for it keeps the order that msa._core has.
     for name, role, _, _, _ in results:
-        optional = role == _OPTIONAL_OUTPUT
-        if out:
-            then.append(f"Tensor({next(marks)}!){'? ' + name + '=None' if optional else ' ' + name}")
-        elif optional and name != "out":
-            then.append(f"bool {name}=False")
-    return f"{op}{'.out' if out else ''}({', '.join(first)}, *, {', '.join(then)}) -> {'()' if out else 'Tensor[]'}"
+        rest.append("bool? out=None" if role == _OPTIONAL_OUTPUT and name == "out"
+                    else f"bool {name}={role != _OPTIONAL_OUTPUT}")
+    return f"{op}({', '.join(first + rest)}) -> Tensor[]"
 
 
 def _kernel(op: str) -> Any:
@@ -80,9 +77,12 @@ def _kernel(op: str) -> Any:
 
 def _kernel_out(op: str) -> Any:
     run = getattr(_core, op)
+    outputs = [row[0] for row in _core.fields()[op] if row[1] in (_OUTPUT, _OPTIONAL_OUTPUT)]
 
     def kernel(*args: Any, **given: Any) -> None:
         run(*args, **given)
+        # What others have saved of these tensors is no longer what it was.
+        torch.autograd.graph.increment_version([given[name] for name in outputs if given.get(name) is not None])
 
     return kernel
 
@@ -92,12 +92,13 @@ def _define() -> Any:
     for op in OPS:
         library.define(schema(op, out=False))
         library.define(schema(op, out=True))
+        kernel = _kernel(op)
+        library.impl(op, gradients.autograd_kernel(op, kernel), "Autograd", with_keyset=True)
         for key in ("CPU", "CUDA"):
-            library.impl(op, _kernel(op), key)
+            library.impl(op, kernel, key)
             library.impl(f"{op}.out", _kernel_out(op), key)
-        torch.library.register_fake(f"msa::{op}", fakes.make_fake(op, inputs_of(op)), lib=library)
+        torch.library.register_fake(f"msa::{op}", fakes.make_fake(op, parameters(op)), lib=library)
         torch.library.register_fake(f"msa::{op}.out", lambda *args, **given: None, lib=library)
-        gradients.register(library, op)
     return library
 
 
