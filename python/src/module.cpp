@@ -181,7 +181,7 @@ bool intern(const char* text, Ref* name) {
 }
 
 bool make_names(Names* names) {
-  return intern("__dlpack__", &names->dlpack) &&
+  return intern("is_neg", &names->is_neg) && intern("__dlpack__", &names->dlpack) &&
          intern("__dlpack_device__", &names->dlpack_device) &&
          intern("__dlpack_c_exchange_api__", &names->exchange) &&
          intern("requires_grad", &names->requires_grad) &&

@@ -62,7 +62,7 @@ std::string key_of(const msa_problem& problem) {
 }
 
 std::int64_t bucket(std::int64_t bound, std::int64_t floor) {
-  if (bound <= 0) return bound;
+  if (bound <= 0 || bound > INT32_MAX) return bound;  // what is illegal stays so
   const std::int64_t power =
       static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(bound)));
   const std::int64_t step = std::max<std::int64_t>({power / 8, floor, 1});

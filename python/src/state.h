@@ -46,7 +46,8 @@ struct Operation {
 };
 
 struct Names {
-  Ref dlpack, dlpack_device, exchange, requires_grad, cuda_stream, ptr, dtype, name, view, uint16;
+  Ref is_neg, dlpack, dlpack_device, exchange, requires_grad, cuda_stream, ptr, dtype, name, view,
+      uint16;
 };
 
 struct State {

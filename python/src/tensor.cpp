@@ -180,6 +180,15 @@ bool device_of(const dlpack::Device& device, msa_tensor* tensor) {
   return host || cuda;
 }
 
+// The imaginary part of a conjugate is a view with its sign in a flag, which the exchange interface
+// does not tell. It lies between real parts, so that no stride of it is 1.
+bool may_be_negated(const dlpack::Tensor& view) {
+  for (int d = 0; d < view.rank; ++d) {
+    if (view.shape[d] > 1 && view.strides != nullptr && view.strides[d] == 1) return false;
+  }
+  return true;
+}
+
 bool grad_mode(PyObject* torch) {
   const Ref answer = Ref::steal(PyObject_CallMethod(torch, "is_grad_enabled", nullptr));
   if (!answer) PyErr_Clear();
@@ -204,6 +213,14 @@ bool Views::exchange(const Wanted& wanted, const ArrayType& type, PyObject* obje
   }
   if (type.exchange->view(object, view) != 0) {
     return refuse(state_, wanted, "memory that can be viewed", take_message());
+  }
+  if (type.torch && may_be_negated(*view)) {
+    const Ref negated =
+        Ref::steal(PyObject_CallMethodObjArgs(object, state_.names.is_neg.get(), nullptr));
+    if (!negated) return false;
+    if (negated.get() == Py_True) {
+      return refuse(state_, wanted, "memory that holds the values", "a negated view of them");
+    }
   }
   const bool asks = !stream_ || legacy_;
   if (view->device.type == dlpack::kCuda && asks && type.exchange->current_stream != nullptr) {
