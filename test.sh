@@ -19,12 +19,12 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --build DIR       with --gpu: a build made elsewhere instead of building here
   --list            the sections, one a line
 
-Sections: style unit verify package cli asan fuzz tsan
+Sections: style unit verify package cli python asan fuzz tsan
 Exit status: 0 all passed, 1 something failed, 2 wrong usage or missing tools.
 TEXT
 }
 
-all_sections=(style unit verify package cli asan fuzz tsan)
+all_sections=(style unit verify package cli python asan fuzz tsan)
 quick_sections=(style unit verify cli)
 sections=()
 quick=
@@ -114,7 +114,7 @@ seconds_since() { # T0 (of $EPOCHREALTIME)
 }
 
 # What a step's log says it ran: "N passed, N failed" of our own programs (one step may run several), the totals of msa
-# verify, the last lines of ctest, GoogleTest or Python's unittest; a step that says nothing counts 1.
+# verify, the last lines of ctest, GoogleTest, pytest or Python's unittest; a step that says nothing counts 1.
 counts_of() { # LOG -> "passed failed [rejected]"
   awk '/^[0-9]+ passed, [0-9]+ failed/ {p += $1; f += $3; seen = 1}
        /% tests passed.* out of [0-9]+/ {f = /tests? failed/ ? $4 : 0; p = $NF - f; seen = 1}
@@ -122,6 +122,9 @@ counts_of() { # LOG -> "passed failed [rejected]"
        /^FAILED \((failures|errors)=/ {n = $0; gsub(/[^0-9]+/, " ", n); split(n, x, " "); f = x[1] + x[2]; p -= f}
        /^\[  PASSED  \] [0-9]+ test/ {p = $4; seen = 1}
        /^\[  FAILED  \] [0-9]+ test/ {f = $4}
+       /^[0-9]+ (passed|failed|errors?|skipped)[, ].* in [0-9.]+s/ {
+         for (i = 1; i < NF; i++) {if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^(failed|error)/) f += $i}
+         seen = 1}
        $1 == "passed" && NF == 2 {p = $2; seen = 1}
        $1 == "failed" && NF == 2 {f = $2}
        $1 == "rejected" && NF == 2 {rejected = $2 " rejected"}
@@ -259,6 +262,36 @@ compare_abi() { # TAG: abidiff of the last release's library and this one
 section_cli() {
   build_release || return
   step "command line" python3 tests/cli/cli_test.py "$release/tools/msa/msa"
+}
+
+# The Python package as users build it, in an environment of its own. Its tests have three minutes. An installed torch
+# is used where there is one, as it is large.
+section_python() {
+  local venv=$PWD/build/venv-python budget=180 start
+  step "python environment" python_environment "$venv" || return
+  step "python wheel" python_wheel "$venv" || return
+  step "python wheel alone" tests/python/wheel_test.sh "$PWD"/build/wheel/*.whl
+  step "python types" python_types "$venv"
+  start=$EPOCHREALTIME
+  step "python tests (${budget} s at most)" env OMP_NUM_THREADS=2 timeout "$budget" "$venv/bin/python" -m pytest -q -rs tests/python
+  echo "       $(seconds_since "$start") of $budget s"
+}
+
+python_environment() { # VENV
+  local wanted=(numpy pytest hypothesis ml_dtypes mypy "scikit-build-core>=0.10" "torch==2.13.0" transformers)
+  [ -x "$1/bin/python" ] || python3 -m venv --system-site-packages "$1" || return
+  "$1/bin/python" -m pip install -q "${wanted[@]}" && "$1/bin/python" -m pip list
+}
+
+python_wheel() { # VENV
+  rm -rf build/wheel
+  "$1/bin/python" -m pip wheel -q . --no-deps --no-build-isolation -w build/wheel -C cmake.define.MSA_CUDA=OFF &&
+    "$1/bin/python" -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
+}
+
+python_types() { # VENV
+  "$1/bin/python" -m mypy --strict python/msa && "$1/bin/python" tests/python/typing/typing_test.py &&
+    "$1/bin/python" docs/python.py --check
 }
 
 section_asan() {

@@ -8,7 +8,7 @@ Importing msa imports neither numpy nor torch. msa.torch holds the same operatio
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import plans
 from ._core import __version__
@@ -26,21 +26,24 @@ __all__ = [
     "InvalidArgument", "InvalidContent", "Inverse", "OutBlocks", "OutMaxima", "OutOfMemory", "PagedCache", "Plan",
     "Selection", "Unsupported", "WorkspaceError", "__version__", "block_scores", "check", "dense_attention", "info",
     "invert_selection", "make_plan", "merge_selections", "merge_states", "msa_attention", "plans", "select_blocks",
-    "select_topk", "sparse_attention", "supports",
+    "select_topk", "show", "sparse_attention", "stats", "supports",
 ]
 
 # Loaded when they are first asked for: each stands on a library that not every process has, or is seldom needed.
 _LATER = ("compat", "distributed", "integrations", "nn", "show", "stats", "torch")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        try:
-            return importlib.import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":
-                raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:
+    from . import show, stats
+else:
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            try:
+                return importlib.import_module(f"{__name__}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

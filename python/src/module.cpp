@@ -190,29 +190,34 @@ bool make_names(Names* names) {
          intern("view", &names->view) && intern("uint16", &names->uint16);
 }
 
-bool take(const char* module, const char* name, Ref* object) {
-  const Ref from = Ref::steal(PyImport_ImportModule(module));
+// From a module beside this one, whatever their package is called.
+bool take(PyObject* self, const char* module, const char* name, Ref* object) {
+  const char* own = PyModule_GetName(self);
+  if (own == nullptr) return false;
+  const std::string full(own);
+  const std::string beside = full.substr(0, full.rfind('.') + 1) + module;
+  const Ref from = Ref::steal(PyImport_ImportModule(beside.c_str()));
   if (!from) return false;
   *object = Ref::steal(PyObject_GetAttrString(from.get(), name));
   return static_cast<bool>(*object);
 }
 
 // Classes of the front, by msa_status.
-bool take_classes(State& state) {
+bool take_classes(State& state, PyObject* module) {
   const char* const names[] = {"Error",       "InvalidArgument", "InvalidContent",
                                "Unsupported", "WorkspaceError",  "OutOfMemory",
                                "DeviceError", "InternalError"};
   for (std::size_t i = 0; i < state.errors.size(); ++i) {
-    if (!take("msa.errors", names[i], &state.errors[i])) return false;
+    if (!take(module, "errors", names[i], &state.errors[i])) return false;
   }
-  return take("msa.arrays", "allocate", &state.allocate) &&
-         take("msa.arrays", "dtype_name", &state.dtype_name) &&
-         take("msa.results", "result_class", &state.result_class);
+  return take(module, "arrays", "allocate", &state.allocate) &&
+         take(module, "arrays", "dtype_name", &state.dtype_name) &&
+         take(module, "results", "result_class", &state.result_class);
 }
 
 bool add_operations(State& state, PyObject* module) {
   const auto entries = entry_points(std::make_integer_sequence<int, kOps>());
-  const Ref module_name = Ref::steal(PyUnicode_FromString("msa._core"));
+  const Ref module_name = Ref::steal(PyObject_GetAttrString(module, "__name__"));
   if (!module_name) return false;
   for (int op = 0; op < kOps; ++op) {
     Operation& row = state.operations[static_cast<std::size_t>(op)];
@@ -237,7 +242,7 @@ int fill(PyObject* module) {
   state->newest = Ref::steal(Py_BuildValue("{s(ii)}", "max_version", 1, 0));
   state->plan_type = Ref::steal(make_plan_type(module));
   const bool ready = state->empty && state->newest && state->plan_type &&
-                     make_names(&state->names) && take_classes(*state) &&
+                     make_names(&state->names) && take_classes(*state, module) &&
                      add_operations(*state, module) &&
                      PyModule_AddObjectRef(module, "Plan", state->plan_type.get()) == 0 &&
                      PyModule_AddStringConstant(module, "__version__", msa_version()) == 0;

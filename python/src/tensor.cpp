@@ -137,7 +137,7 @@ constexpr DtypeRow kDtypes[] = {
 };
 
 std::string text_of(const dlpack::DataType& dtype) {
-  const char* kind = "type code ";
+  const char* kind = "";
   switch (dtype.code) {
     case dlpack::kInt:
       kind = "int";
@@ -153,11 +153,19 @@ std::string text_of(const dlpack::DataType& dtype) {
       break;
     case dlpack::kBool:
       return "bool";
-    default:
-      return kind + std::to_string(dtype.code) + " of " + std::to_string(dtype.bits) + " bits";
+    default: {
+      std::string text = "type code ";
+      text += std::to_string(dtype.code);
+      text += " of ";
+      text += std::to_string(dtype.bits);
+      text += " bits";
+      return text;
+    }
   }
-  const std::string lanes = dtype.lanes == 1 ? "" : "x" + std::to_string(dtype.lanes);
-  return kind + std::to_string(dtype.bits) + lanes;
+  std::string text = kind;
+  text += std::to_string(dtype.bits);
+  if (dtype.lanes != 1) text += "x" + std::to_string(dtype.lanes);
+  return text;
 }
 
 bool is_words(const dlpack::DataType& dtype) {
@@ -376,10 +384,12 @@ bool Views::translate(const Wanted& wanted, const dlpack::Tensor& view, msa_tens
   }
   tensor->rank = view.rank;
   std::int64_t dense = 1;
+  const bool empty = std::find(view.shape, view.shape + view.rank, 0) != view.shape + view.rank;
   for (int d = view.rank - 1; d >= 0; --d) {
     tensor->shape[d] = view.shape[d];
     // A stride that is never taken says nothing.
-    const bool taken = view.strides != nullptr && (view.shape[d] > 1 || d < view.rank - 1);
+    const bool steps = view.shape[d] > 1 || d < view.rank - 1;
+    const bool taken = view.strides != nullptr && steps && !empty;
     tensor->stride[d] = taken ? view.strides[d] : dense;
     if (__builtin_mul_overflow(dense, std::max<std::int64_t>(view.shape[d], 1), &dense)) {
       return refuse(state_, wanted, "an extent that can be counted", "an overflow");

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from ..results import Inverse
-from .ops import result, write
+from .ops import overload, result, write
 
 __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
            "select_blocks", "select_topk", "sparse_attention"]
 
 # Looked up once, and called by place: both save as much as a small call takes.
-_dense_attention = torch.ops.msa.dense_attention.default
-_block_scores = torch.ops.msa.block_scores.default
-_select_topk = torch.ops.msa.select_topk.default
-_select_blocks = torch.ops.msa.select_blocks.default
-_sparse_attention = torch.ops.msa.sparse_attention.default
-_msa_attention = torch.ops.msa.msa_attention.default
-_merge_states = torch.ops.msa.merge_states.default
-_merge_selections = torch.ops.msa.merge_selections.default
-_invert_selection = torch.ops.msa.invert_selection.default
+_dense_attention = overload("dense_attention")
+_block_scores = overload("block_scores")
+_select_topk = overload("select_topk")
+_select_blocks = overload("select_blocks")
+_sparse_attention = overload("sparse_attention")
+_msa_attention = overload("msa_attention")
+_merge_states = overload("merge_states")
+_merge_selections = overload("merge_selections")
+_invert_selection = overload("invert_selection")
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,

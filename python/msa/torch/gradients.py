@@ -53,10 +53,9 @@ def _formula(name: str) -> Any:
     return Formula
 
 
-def autograd_kernel(name: str, run: Callable[..., list[torch.Tensor]]) -> Any:
-    """The kernel of msa::name for the autograd keys; `run` is the one of the backends."""
+def autograd_kernel(name: str, run: Callable[..., list[torch.Tensor]], overload: Any) -> Any:
+    """The kernel of an op for the autograd keys; `run` is the one of the backends, `overload` the op itself."""
     formula = _formula(name)
-    overload = getattr(torch.ops.msa, name).default
     is_grad_enabled = torch.is_grad_enabled
 
     def below(keyset: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:

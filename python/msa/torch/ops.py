@@ -5,6 +5,7 @@ Schemas come from the library's table of fields, kernels are msa._core itself, f
 """
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from .. import _core
 from ..results import result_class
 from . import fakes, gradients
 
-__all__ = ["LIBRARY", "OPS", "inputs_of", "result", "schema", "write"]
+__all__ = ["LIBRARY", "NAMESPACE", "OPS", "inputs_of", "result", "schema", "write"]
 
 OPS = tuple(_core.fields())
+# A copy under another package name, such as one that a hub loads, keeps its ops apart.
+NAMESPACE = re.sub(r"\W", "_", __name__.partition(".")[0])
 
 _SETTINGS = {
     "block_size": "int block_size=128", "topk": "int topk=16", "local_blocks": "int local_blocks=1",
@@ -65,6 +68,11 @@ def schema(op: str, out: bool) -> str:
     return f"{op}({', '.join(first + rest)}) -> Tensor[]"
 
 
+def overload(op: str, variant: str = "default") -> Any:
+    """torch.ops.msa.OP.VARIANT."""
+    return getattr(getattr(getattr(torch.ops, NAMESPACE), op), variant)
+
+
 def _kernel(op: str) -> Any:
     run, tensor = getattr(_core, op), torch.Tensor
 
@@ -88,17 +96,17 @@ def _kernel_out(op: str) -> Any:
 
 
 def _define() -> Any:
-    library = torch.library.Library("msa", "DEF")
+    library = torch.library.Library(NAMESPACE, "DEF")
     for op in OPS:
         library.define(schema(op, out=False))
         library.define(schema(op, out=True))
         kernel = _kernel(op)
-        library.impl(op, gradients.autograd_kernel(op, kernel), "Autograd", with_keyset=True)
+        library.impl(op, gradients.autograd_kernel(op, kernel, overload(op)), "Autograd", with_keyset=True)
         for key in ("CPU", "CUDA"):
             library.impl(op, kernel, key)
             library.impl(f"{op}.out", _kernel_out(op), key)
-        torch.library.register_fake(f"msa::{op}", fakes.make_fake(op, parameters(op)), lib=library)
-        torch.library.register_fake(f"msa::{op}.out", lambda *args, **given: None, lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{op}", fakes.make_fake(op, parameters(op)), lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{op}.out", lambda *args, **given: None, lib=library)
     return library
 
 
@@ -119,7 +127,7 @@ def write(op: str, inputs: tuple[Any, ...], outputs: dict[str, Any], out_dtype: 
     outputs = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     if out_dtype is not None and "out" in outputs:
         torch._check(outputs["out"].dtype == out_dtype, lambda: f"out_dtype: expected {outputs['out'].dtype}, as out has")
-    getattr(torch.ops.msa, op).out(*inputs, **given, **outputs)
+    overload(op, "out")(*inputs, **given, **outputs)
     if len(outputs) == 1:
         return next(iter(outputs.values()))
     return result_class(tuple(outputs))(*outputs.values())

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Writes docs/python.md out of the docstrings of the package, or tells that it is stale.
+
+usage: docs/python.py [--check]
+"""
+import importlib
+import inspect
+import pathlib
+import re
+import sys
+
+PAGE = pathlib.Path(__file__).with_suffix(".md")
+OPERATIONS = ("dense_attention", "block_scores", "select_topk", "select_blocks", "sparse_attention", "msa_attention",
+              "merge_states", "merge_selections", "invert_selection")
+HEAD = """# Python
+
+Written by `docs/python.py` out of the docstrings; change those. Words are those of [contract.md](contract.md).
+
+    pip install .                # a compiler is all it needs; nvcc 13 adds the GPU
+
+The distribution is called `msa-attention`, the package `msa`. It needs no other package; arrays come from numpy, torch or
+anything else that speaks DLPack. Free-threaded CPython cannot load the stable ABI of 3.10 and needs a build of its own.
+OpenMP's threads do not survive `fork()`: a forked child calls with `threads=1`, or is started with `spawn`.
+"""
+
+
+def signature(function):
+    text = str(inspect.signature(function)).replace("'", "")
+    return re.sub(r" -> Any$", "", text)
+
+
+def section(title, function, doc=None):
+    doc = inspect.cleandoc(doc or function.__doc__)
+    words, _, example = doc.partition(">>>")
+    text = f"\n## {title}\n\n"
+    lines = [line for line in words.strip().split("\n")]
+    shapes = [line for line in lines if re.match(r"[a-z_, .]+: ", line)]
+    text += "\n".join(f"- {line}" if line in shapes else line for line in lines).replace("\n\n- ", "\n\n- ")
+    if example:
+        text += "\n\n```python\n>>>" + example.rstrip() + "\n```"
+    return text + "\n"
+
+
+def page():
+    msa = importlib.import_module("msa")
+    operations, plans = importlib.import_module("msa.operations"), msa.plans
+    text = HEAD
+    text += section("What all operations share", None, operations.__doc__)
+    for name in OPERATIONS:
+        function = getattr(msa, name)
+        places = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        text += section(f"`{name}({', '.join(places)}, ...)`", function)
+        own = [str(p).replace("'", "").replace(": Array | None = None", "=None")
+               for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        text += "\nKeywords: " + ", ".join(f"`{re.sub(r': [^=]*= ', '=', one)}`" for one in own) + ".\n"
+    text += section("Plans", None, plans.__doc__)
+    for title, function in (("make_plan(op, ...)", msa.make_plan), ("supports(op, ...)", msa.supports),
+                            ("check(plan, workspace, stream)", msa.check), ("info()", msa.info),
+                            ("plans.info()", plans.info), ("plans.clear()", plans.clear),
+                            ("plans.resize(capacity)", plans.resize)):
+        text += section(f"`{title}`", function).replace("## ", "### ", 1)
+    text += section("`PagedCache(k, v, index_k=None)`", msa.PagedCache)
+    for name, member in vars(msa.PagedCache).items():
+        function = member.__func__ if isinstance(member, classmethod) else member
+        if name.startswith("_") or not getattr(function, "__doc__", None):
+            continue
+        form = "" if isinstance(member, property) else signature(function).replace("(self, ", "(").replace("(cls, ", "(")
+        text += f"\n- `{name}{form.replace('(self)', '()')}`: {inspect.cleandoc(function.__doc__)}"
+    text += "\n" + section("Pictures and statistics", msa.show.blocks)
+    text += "\n" + inspect.cleandoc(msa.stats.of.__doc__).split("\n")[0] + " " + inspect.cleandoc(msa.stats.Stats.__doc__)
+    text += "\n" + section("Errors", msa.errors.Error)
+    for name in sorted(msa.errors.__all__):
+        kind = getattr(msa.errors, name)
+        if kind is not msa.Error:
+            text += f"\n- `{name}` (also a `{kind.__mro__[2].__name__}`): {kind.__doc__}"
+    text += "\n" + TORCH
+    return text
+
+
+TORCH = """
+## torch
+
+`msa.torch` has the same functions over registered ops, `torch.ops.msa.NAME` and `torch.ops.msa.NAME.out`: they stay whole under
+`torch.compile(fullgraph=True)` and can be captured in CUDA graphs. Under tracing the bounds `max_seqlen_q` and `max_seqlen_k` must be
+given wherever a shape hangs on lengths. There is no backward pass yet: an output of inputs that require gradients raises where
+`backward()` reaches it; the functions of `msa` itself refuse such inputs. Calls that write into given tensors refuse them too.
+"""
+
+
+def main():
+    text = page()
+    if sys.argv[1:] == ["--check"]:
+        if PAGE.is_file() and PAGE.read_text() == text:
+            return 0
+        print(f"{PAGE.name} is stale: run docs/python.py")
+        return 1
+    PAGE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Examples of the documents run, and the page that is written from docstrings is up to date."""
+from __future__ import annotations
+
+import doctest
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import msa
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if ">>>" in page.read_text()]
+
+
+def test_some_page_has_examples():
+    assert DOCS / "python.md" in PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(page):
+    text = page.read_text().replace("```", "")
+    test = doctest.DocTestParser().get_doctest(text, {"msa": msa}, page.name, str(page), 0)
+    runner = doctest.DocTestRunner()
+    runner.run(test)
+    assert runner.tries > 0 and runner.failures == 0
+
+
+def test_python_page_is_not_stale():
+    done = subprocess.run([sys.executable, str(DOCS / "python.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
