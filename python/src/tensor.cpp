@@ -164,7 +164,7 @@ std::string text_of(const dlpack::DataType& dtype) {
   }
   std::string text = kind;
   text += std::to_string(dtype.bits);
-  if (dtype.lanes != 1) text += "x" + std::to_string(dtype.lanes);
+  if (dtype.lanes != 1) text.append("x").append(std::to_string(dtype.lanes));
   return text;
 }
 

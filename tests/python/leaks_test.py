@@ -96,10 +96,11 @@ def test_nothing_is_kept(name, make):
     try:
         references = {key: sys.getrefcount(array) for key, array in given.items()}
         blocks = sys.getallocatedblocks()
-        for _ in range(CALLS if name != "no backend" else CALLS // 10):
+        calls = CALLS // 10 if name == "no backend" else CALLS
+        for _ in range(calls):
             once()
         assert {key: sys.getrefcount(array) for key, array in given.items()} == references
-        assert abs(sys.getallocatedblocks() - blocks) < 100
+        assert abs(sys.getallocatedblocks() - blocks) < calls // 10
     finally:
         gc.enable()
 
@@ -115,6 +116,7 @@ def test_plans_end():
     assert sys.getrefcount(plan) == 2
     before = sys.getrefcount(msa.Plan)
     plans = [msa.make_plan("sparse_attention", **arrays()) for _ in range(100)]
-    assert sys.getrefcount(msa.Plan) == before + 100
+    grown = sys.getrefcount(msa.Plan) - before
     plans.clear()
-    assert sys.getrefcount(msa.Plan) == before
+    left = sys.getrefcount(msa.Plan) - before
+    assert (grown, left) == (100, 0)
