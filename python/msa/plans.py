@@ -6,7 +6,6 @@ process; workspaces are never kept.
 """
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 from . import _core
@@ -82,6 +81,8 @@ def machine() -> dict[str, Any]:
     >>> "reference" in [backend["name"] for backend in msa.info()["backends"]]
     True
     """
+    import json  # here alone, and no part of what every import pays
+
     described: dict[str, Any] = json.loads(_core.info())
     return described
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -26,6 +28,17 @@ def test_examples_run(page):
     runner = doctest.DocTestRunner()
     runner.run(test)
     assert runner.tries > 0 and runner.failures == 0
+
+
+def test_the_readmes_program_runs():
+    pytest.importorskip("torch")
+    programs = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.S)
+    assert programs
+    for program in programs:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+                              env={**os.environ, "PYTHONPATH": str(pathlib.Path(msa.__file__).parents[1])})
+        assert done.returncode == 0, done.stderr
+        assert "the last token reads blocks" in done.stdout
 
 
 def test_python_page_is_not_stale():

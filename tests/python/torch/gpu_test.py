@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""On a GPU: the CPU's answers, torch's streams, graphs replayed with other lengths, faults told by check."""
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU that torch sees", allow_module_level=True)
+
+import msa  # noqa: E402
+import msa.torch  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+N, HQ, HKV, DIM, K = 2048, 64, 4, 128, 4
+
+
+@pytest.fixture
+def given():
+    generator = torch.Generator().manual_seed(2)
+
+    def floats(*shape):
+        return torch.randn(*shape, generator=generator).to(torch.bfloat16)
+
+    def small(*shape):
+        return torch.randint(-2, 3, shape, generator=generator).to(torch.bfloat16)
+
+    return [floats(256, HQ, DIM), floats(N, HKV, DIM), floats(N, HKV, DIM), small(256, HKV, DIM), small(N, 1, DIM)]
+
+
+def cuda(tensors):
+    return [t.cuda() for t in tensors]
+
+
+def close(got, want):
+    torch.testing.assert_close(got.cpu().float(), want.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_same_as_the_cpu(given):
+    want = msa.msa_attention(*given, topk=K, return_lse=True, return_block_ids=True)
+    for run in (msa.msa_attention, msa.torch.msa_attention):
+        found = run(*cuda(given), topk=K, return_lse=True, return_block_ids=True)
+        assert found.out.is_cuda and torch.equal(found.block_ids.cpu(), want.block_ids)
+        close(found.out, want.out)
+        torch.testing.assert_close(found.lse.cpu(), want.lse, rtol=1e-4, atol=1e-4)
+
+
+def test_lengths_on_the_device_need_bounds(given):
+    held = cuda(given)
+    lens = {"cu_seqlens_q": torch.tensor([0, 256], dtype=torch.int32, device="cuda"),
+            "seqlens_k": torch.tensor([N], dtype=torch.int32, device="cuda")}
+    with pytest.raises(msa.InvalidArgument) as caught:
+        msa.msa_attention(*held, topk=K, **lens)
+    assert caught.value.argument in ("max_seqlen_q", "max_seqlen_k")
+    close(msa.msa_attention(*held, topk=K, max_seqlen_q=256, max_seqlen_k=N, **lens), msa.msa_attention(*given, topk=K))
+
+
+def test_mixed_devices_are_refused_by_name(given):
+    held = cuda(given)
+    held[1] = given[1]
+    with pytest.raises(msa.InvalidArgument) as caught:
+        msa.msa_attention(*held, topk=K)
+    assert caught.value.argument == "k"
+
+
+def test_work_follows_torchs_streams(given):
+    """A long kernel before the inputs are written, on a side stream: an unordered call would read zeros."""
+    held, side = cuda(given), torch.cuda.Stream()
+    want = msa.msa_attention(*held, topk=K)
+    late = [torch.zeros_like(t) for t in held]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)
+        for target, source in zip(late, held):
+            target.copy_(source)
+        found = msa.msa_attention(*late, topk=K)
+    side.synchronize()
+    assert torch.equal(found, want)
+    late[0].zero_()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)
+        late[0].copy_(held[0])
+    found = msa.msa_attention(*late, topk=K, stream=side)
+    side.synchronize()
+    assert torch.equal(found, want)
+
+
+def test_graph_replays_with_other_lengths(given):
+    held = cuda(given)
+    query, index = held[0][:1].contiguous(), held[3][:1].contiguous()
+    lens = torch.tensor([N], dtype=torch.int32, device="cuda")
+    pages = [t.reshape(N // 128, 128, *t.shape[1:]) for t in (held[1], held[2], held[4])]
+    table = torch.arange(N // 128, dtype=torch.int32, device="cuda")[None]
+
+    def step():
+        return msa.torch.msa_attention(query, pages[0], pages[1], index, pages[2], page_table=table, seqlens_k=lens,
+                                       topk=K, max_seqlen_q=1, max_seqlen_k=N)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for length in (N, 777, 1):
+        lens.fill_(length)
+        graph.replay()
+        torch.cuda.synchronize()
+        close(captured, msa.msa_attention(given[0][:1], given[1][:length], given[2][:length], given[3][:1],
+                                          given[4][:length], topk=K))
+
+
+def test_check_tells_faults(given):
+    held = cuda(given)
+    table = torch.arange(N // 128, dtype=torch.int32, device="cuda")[None].clone()
+    pages = [t.reshape(N // 128, 128, *t.shape[1:]) for t in held[1:3]]
+    lens = torch.tensor([N], dtype=torch.int32, device="cuda")
+    plan = msa.make_plan("dense_attention", q=held[0], k=pages[0], v=pages[1], page_table=table, seqlens_k=lens,
+                         max_seqlen_q=256, max_seqlen_k=N)
+    workspace = torch.empty(plan.workspace_bytes + 256, dtype=torch.uint8, device="cuda")
+    plan.run(held[0], *pages, page_table=table, seqlens_k=lens, workspace=workspace)
+    assert msa.check(plan, workspace) is None
+    table[0, 3] = 10 ** 6
+    plan.run(held[0], *pages, page_table=table, seqlens_k=lens, workspace=workspace)
+    fault = msa.check(plan, workspace)
+    assert fault is not None and fault.request == 0 and "page" in fault.what
+
+
+def test_unsupported_types_say_so(given):
+    held = [t.float() for t in cuda(given)]
+    with pytest.raises(msa.Unsupported, match="cuda"):
+        msa.msa_attention(*held, topk=K)
+
+
+@pytest.mark.seconds(120)
+def test_compiled(given):
+    held = cuda(given)
+    run = torch.compile(lambda *t: msa.torch.msa_attention(*t, topk=K, max_seqlen_q=256, max_seqlen_k=N) * 2,
+                        fullgraph=True, backend="aot_eager")
+    assert torch.equal(run(*held), msa.msa_attention(*held, topk=K) * 2)
