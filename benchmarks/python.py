@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: MIT
 """Measures what Python costs and writes benchmarks/results/python-<machine>.json, whole.
 
-Calls are timed on a problem that takes the library about two microseconds (one query, 16 keys); the library's own time, of
-the same calls through the C interface, is taken off and stands in the row's text. Wheels are those given, by size.
+Calls are timed on a problem that takes the library about two microseconds (one query, 16 keys); the library's own
+time, of the same calls through the C interface, is taken off and stands in the row's text. Wheels are
+those given, by size.
 
 usage: benchmarks/python.py [--wheel-cpu FILE] [--wheel-cuda FILE] [--allow-dirty] [--out FILE]
 
@@ -49,13 +50,15 @@ def batches_of(call):
 def library_seconds():
     """The same calls without Python, from a static library built for the purpose."""
     build = ROOT / "build" / "bench-python"
-    subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF",
-                    "-DMSA_BUILD_TESTS=OFF", "-DMSA_BUILD_TOOLS=OFF", "-DMSA_CUDA=OFF", "--log-level=WARNING"],
+    subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+                    "-DBUILD_SHARED_LIBS=OFF", "-DMSA_BUILD_TESTS=OFF", "-DMSA_BUILD_TOOLS=OFF", "-DMSA_CUDA=OFF",
+                    "--log-level=WARNING"],
                    check=True, stdout=sys.stderr)
     subprocess.run(["cmake", "--build", build, "--target", "msa"], check=True, stdout=sys.stderr)
     subprocess.run(["c++", "-std=c++20", "-O2", f"-I{ROOT / 'include'}", ROOT / "benchmarks" / "library_call.cpp",
                     build / "src" / "libmsa.a", "-fopenmp", "-o", build / "library_call"], check=True)
-    done = subprocess.run([build / "library_call", str(BATCHES), str(CALLS)], check=True, capture_output=True, text=True)
+    done = subprocess.run([build / "library_call", str(BATCHES), str(CALLS)], check=True, capture_output=True,
+                          text=True)
     return statistics.median(float(line) for line in done.stdout.split())
 
 

@@ -19,9 +19,9 @@ Written by `docs/python.py` out of the docstrings; change those. Words are those
 
     pip install .                # a compiler is all it needs; nvcc 13 adds the GPU
 
-The distribution is called `msa-attention`, the package `msa`. It needs no other package; arrays come from numpy, torch or
-anything else that speaks DLPack. Free-threaded CPython cannot load the stable ABI of 3.10 and needs a build of its own.
-OpenMP's threads do not survive `fork()`: a forked child calls with `threads=1`, or is started with `spawn`.
+The distribution is called `msa-attention`, the package `msa`. It needs no other package; arrays come from numpy,
+torch or anything else that speaks DLPack. Free-threaded CPython cannot load the stable ABI of 3.10
+and needs a build of its own. OpenMP's threads do not survive `fork()`: a forked child calls with `threads=1`, or is started with `spawn`.
 """
 
 
@@ -65,10 +65,11 @@ def page():
         function = member.__func__ if isinstance(member, classmethod) else member
         if name.startswith("_") or not getattr(function, "__doc__", None):
             continue
-        form = "" if isinstance(member, property) else signature(function).replace("(self, ", "(").replace("(cls, ", "(")
-        text += f"\n- `{name}{form.replace('(self)', '()')}`: {inspect.cleandoc(function.__doc__)}"
+        form = "" if isinstance(member, property) else re.sub(r"\((self|cls)(, )?", "(", signature(function))
+        text += f"\n- `{name}{form}`: {inspect.cleandoc(function.__doc__)}"
     text += "\n" + section("Pictures and statistics", msa.show.blocks)
-    text += "\n" + inspect.cleandoc(msa.stats.of.__doc__).split("\n")[0] + " " + inspect.cleandoc(msa.stats.Stats.__doc__)
+    numbers = inspect.cleandoc(msa.stats.of.__doc__).split("\n")[0]
+    text += f"\n{numbers} {inspect.cleandoc(msa.stats.Stats.__doc__)}"
     text += "\n" + section("Errors", msa.errors.Error)
     for name in sorted(msa.errors.__all__):
         kind = getattr(msa.errors, name)
@@ -81,10 +82,11 @@ def page():
 TORCH = """
 ## torch
 
-`msa.torch` has the same functions over registered ops, `torch.ops.msa.NAME` and `torch.ops.msa.NAME.out`: they stay whole under
-`torch.compile(fullgraph=True)` and can be captured in CUDA graphs. Under tracing the bounds `max_seqlen_q` and `max_seqlen_k` must be
-given wherever a shape hangs on lengths. There is no backward pass yet: an output of inputs that require gradients raises where
-`backward()` reaches it; the functions of `msa` itself refuse such inputs. Calls that write into given tensors refuse them too.
+`msa.torch` has the same functions over registered ops, `torch.ops.msa.NAME` and `torch.ops.msa.NAME.out`: they stay
+whole under `torch.compile(fullgraph=True)` and can be captured in CUDA graphs. Under tracing the bounds `max_seqlen_q`
+and `max_seqlen_k` must be given wherever a shape hangs on lengths. There is no backward pass yet: an output of inputs
+that require gradients raises where `backward()` reaches it; the functions of `msa` itself refuse such inputs, and so do
+calls that write into given tensors.
 """
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Lays a wheel out as the `kernels` package of Hugging Face loads it: build/VARIANT/ with metadata.json and the package.
+"""Lays a wheel out as the `kernels` package of Hugging Face loads it: build/VARIANT/ with metadata.json and the files.
 
 usage: layout.py WHEEL FOLDER [--repo ORG/NAME]
 
-One build serves every torch that has DLPack's exchange interface, so the variants are those of torch's stable ABI. The ops
-are defined in the namespace "msa"; a process that has msa installed as well must use one of the two, which torch enforces.
+One build serves every torch that has DLPack's exchange interface, so the variants are those of torch's stable ABI. The
+ops of such a copy live in a namespace of its own, so that it may be loaded beside an installed msa.
 What is built on Debian 12 needs glibc 2.34 and is above what the hub accepts for publishing (2.28).
 """
 import argparse
@@ -13,6 +13,8 @@ import json
 import pathlib
 import platform
 import zipfile
+
+LEFT_OUT = ("msa/bin/", "msa/compat/")  # the tool, and names that other projects own
 
 
 def variants(cuda):
@@ -25,7 +27,7 @@ def variants(cuda):
 
 def lay_out(wheel, folder, repo):
     with zipfile.ZipFile(wheel) as archive:
-        names = [n for n in archive.namelist() if n.startswith("msa/") and not n.startswith(("msa/bin/", "msa/compat/"))]
+        names = [name for name in archive.namelist() if name.startswith("msa/") and not name.startswith(LEFT_OUT)]
         version = pathlib.Path(wheel).name.split("-")[1]
         cuda = b"libcuda.so" in archive.read("msa/_core.abi3.so")
         for variant, backend in variants(cuda).items():
@@ -34,8 +36,8 @@ def lay_out(wheel, folder, repo):
                 path = target / name.removeprefix("msa/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.read(name))
-            metadata = {"id": f"_msa_{backend}_{version.replace('.', '_')}", "name": "msa", "version": 1, "license": "MIT",
-                        "python-depends": [], "backend": {"type": backend}}
+            metadata = {"id": f"_msa_{backend}_{version.replace('.', '_')}", "name": "msa", "version": 1,
+                        "license": "MIT", "python-depends": [], "backend": {"type": backend}}
             (target / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
     (folder / "build.toml").write_text(f"""[general]
 name = "msa"

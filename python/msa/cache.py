@@ -36,16 +36,16 @@ class PagedCache:
     k: [P, S, Hkv, D]; v: [P, S, Hkv, Dv]; index_k: [P, S, Hik, Di] or None: arrays of numpy or torch on one device,
     which the cache writes to and never replaces.
 
-    A fork shares every page; a page is copied when one of its owners writes to it. Not safe for threads that change it at
-    the same time.
+    A fork shares every page; a page is copied when one of its owners writes to it. Not safe for threads that change it
+    at the same time.
 
     >>> import numpy as np
     >>> cache = msa.PagedCache.empty(np.zeros(0, np.float32), pages=4, page_size=128, heads_kv=1, head_dim=16)
     >>> first = cache.add()
     >>> cache.append(first, np.ones((130, 1, 16), np.float32), np.ones((130, 1, 16), np.float32))
     >>> second = cache.fork(first)
-    >>> msa.dense_attention(np.ones((2, 1, 16), np.float32), cache.k, cache.v, cu_seqlens_q=np.array([0, 1, 2], np.int32),
-    ...                     **cache.batch([first, second])).shape
+    >>> q, starts = np.ones((2, 1, 16), np.float32), np.array([0, 1, 2], np.int32)
+    >>> msa.dense_attention(q, cache.k, cache.v, cu_seqlens_q=starts, **cache.batch([first, second])).shape
     (2, 1, 16)
     >>> cache.free_pages
     2
@@ -71,7 +71,7 @@ class PagedCache:
     @classmethod
     def empty(cls, like: Any, *, pages: int, page_size: int = 128, heads_kv: int, head_dim: int,
               value_dim: int | None = None, index_heads_k: int = 1, index_dim: int = 0) -> PagedCache:
-        """A cache with pages of its own: of the library, dtype and device of the array `like`; index_dim 0: no index."""
+        """A cache with new pages, of the library, dtype and device of the array `like`; index_dim 0: no index."""
         def make(heads: int, dim: int) -> Any:
             return empty(like, (pages, page_size, heads, dim))
 

@@ -48,8 +48,8 @@ def dense_attention(q: Array, k: Array, v: Array | None = None, *, cu_seqlens_q:
     v: [N, Hkv, Dv], or pages; None where block maxima alone are wanted
     out: [T, Hq, Dv]; lse: f32 [T, Hq]; block_max: f32 [T, Hq, blocks], unscaled
 
-    Returns out, or Attention(out, lse), OutMaxima(out, block_max), AttentionMaxima(out, lse, block_max); block_max alone
-    without v.
+    Returns out, or Attention(out, lse), OutMaxima(out, block_max), AttentionMaxima(out, lse, block_max); block_max
+    alone without v.
 
     >>> import numpy as np
     >>> q = np.ones((3, 4, 16), np.float32)
@@ -253,7 +253,7 @@ def merge_selections(block_ids_parts: Parts, chosen_scores_parts: Parts, *, topk
                      isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
                      block_ids: Array | None = None, chosen_scores: Array | None = None, return_scores: bool = False,
                      workspace: Array | None = None, stream: Any = None) -> Any:
-    """Joins the blocks that shards chose into the blocks that one selection over all keys would have chosen.
+    """Joins the blocks that shards chose into the blocks that one selection over all would choose.
 
     block_ids_parts: parts of i32 [T, Hkv, part k], global ids, as a list or as one array [parts, T, Hkv, part k]
     chosen_scores_parts: parts of f32 [T, Hkv, part k], likewise, +inf for forced blocks

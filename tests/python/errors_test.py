@@ -19,8 +19,9 @@ T, N, HQ, HKV, DIM, K = 3, 64, 4, 2, 16, 2
 
 def good(op):
     """Inputs and outputs of a small legal call."""
-    floats = {"q": (T, HQ, DIM), "k": (N, HKV, DIM), "v": (N, HKV, DIM), "index_q": (T, HKV, DIM), "index_k": (N, 1, DIM),
-              "scores": (T, HKV, 4), "out": (T, HQ, DIM), "lse": (T, HQ), "block_max": (T, HQ, 4),
+    floats = {"q": (T, HQ, DIM), "k": (N, HKV, DIM), "v": (N, HKV, DIM), "index_q": (T, HKV, DIM),
+              "index_k": (N, 1, DIM), "scores": (T, HKV, 4), "out": (T, HQ, DIM), "lse": (T, HQ),
+              "block_max": (T, HQ, 4),
               "chosen_scores": (T, HKV, K)}
     ints = {"block_ids": (T, HKV, K), "row_ptr": (HKV, 5), "q_indices": (HKV, T * K), "q_slots": (HKV, T * K)}
     given = {}

@@ -67,8 +67,8 @@ def cases(given):
     }
 
 
-FAILS = {"wrong keyword", "twice", "missing", "no array", "broken", "wrong rank", "wrong number", "wrong type", "read-only",
-         "no backend", "bad part", "bad workspace"}
+FAILS = {"wrong keyword", "twice", "missing", "no array", "broken", "wrong rank", "wrong number", "wrong type",
+         "read-only", "no backend", "bad part", "bad workspace"}
 NAMES = list(cases(arrays()))
 
 

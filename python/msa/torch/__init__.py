@@ -51,7 +51,9 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, cu_seqlens
     found = _dense_attention(q, k, v, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, cu_seqlens_k,
                              page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa,
                              threads, batch_invariant, out_dtype, None, return_lse, return_block_max)
-    return found[0] if len(found) == 1 else result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
 
 
 def block_scores(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | None = None,
@@ -94,7 +96,9 @@ def select_topk(scores: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k
     found = _select_topk(scores, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, block_size, topk,
                          local_blocks, init_blocks, causal, max_seqlen_q, max_seqlen_k, backend, isa, threads,
                          batch_invariant, True, return_scores)
-    return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
 def select_blocks(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | None = None,
@@ -117,7 +121,9 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | No
     found = _select_blocks(index_q, index_k, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
                            cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, max_seqlen_q,
                            max_seqlen_k, backend, isa, threads, batch_invariant, True, return_scores)
-    return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
 def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None,
@@ -139,7 +145,9 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, cu_s
     found = _sparse_attention(q, k, v, block_ids, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
                               cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k,
                               backend, isa, threads, batch_invariant, out_dtype, True, return_lse)
-    return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("out", True), ("lse", return_lse))
 
 
 def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *,
@@ -165,7 +173,9 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
                            cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, softmax_scale,
                            max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, True,
                            return_lse, return_block_ids)
-    return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse), ("block_ids", return_block_ids))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("out", True), ("lse", return_lse), ("block_ids", return_block_ids))
 
 
 def merge_states(outs: list[Tensor], lses: list[Tensor], *, backend: str | None = None, isa: str | None = None,
@@ -177,14 +187,16 @@ def merge_states(outs: list[Tensor], lses: list[Tensor], *, backend: str | None 
         return write("merge_states", (outs, lses), outputs, out_dtype, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
     found = _merge_states(outs, lses, backend, isa, threads, batch_invariant, out_dtype, True, return_lse)
-    return found[0] if len(found) == 1 else result(found, ("out", True), ("lse", return_lse))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("out", True), ("lse", return_lse))
 
 
 def merge_selections(block_ids_parts: list[Tensor], chosen_scores_parts: list[Tensor], *, topk: int = 16,
                      backend: str | None = None, isa: str | None = None, threads: int = 0,
                      batch_invariant: bool = False, block_ids: Tensor | None = None,
                      chosen_scores: Tensor | None = None, return_scores: bool = False) -> Any:
-    """Joins the blocks that shards chose into the blocks that one selection over all keys would have chosen. See msa.merge_selections."""
+    """Joins the blocks that shards chose into the blocks that one selection over all would choose. See msa.merge_selections."""
     if block_ids is not None or chosen_scores is not None:
         outputs = {"block_ids": block_ids if block_ids is not None else True,
                    "chosen_scores": chosen_scores if chosen_scores is not None else return_scores}
@@ -192,7 +204,9 @@ def merge_selections(block_ids_parts: list[Tensor], chosen_scores_parts: list[Te
                      backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
     found = _merge_selections(block_ids_parts, chosen_scores_parts, topk, backend, isa, threads, batch_invariant, True,
                               return_scores)
-    return found[0] if len(found) == 1 else result(found, ("block_ids", True), ("chosen_scores", return_scores))
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
 def invert_selection(block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,

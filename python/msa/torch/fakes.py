@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Shapes out of shapes: what an op returns, read off the library's own table of fields.
 
-A shape like "[T, Hq, D]" binds its letters to the extents of the inputs, from the right, so that pages bind as ragged keys
-do; two inputs that bind a letter differently are an error.
+A shape like "[T, Hq, D]" binds its letters to the extents of the inputs, from the right, so that pages bind as ragged
+keys do; two inputs that bind a letter differently are an error.
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What an op does where gradients are wanted. No formula exists yet, and each op says so in its backward pass instead of
-handing back a gradient of nothing.
+"""What an op does where gradients are wanted. No formula exists yet, and each op says so in its backward pass
+instead of handing back a gradient of nothing.
 """
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def _formula(name: str) -> Any:
         """Joins the outputs to the inputs, so that a backward pass comes here and is refused."""
 
         @staticmethod
-        def forward(ctx: Any, run: Callable[[], list[torch.Tensor]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def forward(ctx: Any, run: Callable[[], list[torch.Tensor]],
+                    *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             found = tuple(run())
             ctx.mark_non_differentiable(*(t for t in found if not t.is_floating_point()))
             return found

@@ -118,7 +118,8 @@ def result(found: list[torch.Tensor], *outputs: tuple[str, bool]) -> Any:
     return result_class(tuple(name for name, wanted in outputs if wanted))(*found)
 
 
-def write(op: str, inputs: tuple[Any, ...], outputs: dict[str, Any], out_dtype: torch.dtype | None, **given: Any) -> Any:
+def write(op: str, inputs: tuple[Any, ...], outputs: dict[str, Any], out_dtype: torch.dtype | None,
+          **given: Any) -> Any:
     """Runs the variant that writes into given tensors; wanted outputs that were not given (True) are allocated."""
     missing = {name for name, value in outputs.items() if value is True}
     if missing:
@@ -126,7 +127,8 @@ def write(op: str, inputs: tuple[Any, ...], outputs: dict[str, Any], out_dtype: 
         outputs = {**outputs, **fakes.allocate(op, named, missing)}
     outputs = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     if out_dtype is not None and "out" in outputs:
-        torch._check(outputs["out"].dtype == out_dtype, lambda: f"out_dtype: expected {outputs['out'].dtype}, as out has")
+        has = outputs["out"].dtype
+        torch._check(has == out_dtype, lambda: f"out_dtype: expected {has}, as out has, got {out_dtype}")
     overload(op, "out")(*inputs, **given, **outputs)
     if len(outputs) == 1:
         return next(iter(outputs.values()))
