@@ -21,8 +21,8 @@ Written by `docs/python.py` out of the docstrings; change those. Words are those
 
 The distribution is called `msa-attention`, the package `msa`. It needs no other package; arrays come from numpy,
 torch or anything else that speaks DLPack. Free-threaded CPython cannot load the stable ABI of 3.10
-and needs a build of its own. OpenMP's threads do not survive `fork()`: a forked child calls with `threads=1`, or is started
-with `spawn`.
+and needs a build of its own. OpenMP's threads do not survive `fork()`: a forked child calls with `threads=1`, or is
+started with `spawn`.
 """
 
 

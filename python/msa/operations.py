@@ -253,7 +253,7 @@ def merge_selections(block_ids_parts: Parts, chosen_scores_parts: Parts, *, topk
                      isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
                      block_ids: Array | None = None, chosen_scores: Array | None = None, return_scores: bool = False,
                      workspace: Array | None = None, stream: Any = None) -> Any:
-    """Joins the blocks that shards chose into those that one selection over all keys chooses.
+    """Joins what shards chose into what one selection over all keys chooses.
 
     block_ids_parts: parts of i32 [T, Hkv, part k], global ids, as a list or as one array [parts, T, Hkv, part k]
     chosen_scores_parts: parts of f32 [T, Hkv, part k], likewise, +inf for forced blocks

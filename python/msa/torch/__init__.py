@@ -196,7 +196,7 @@ def merge_selections(block_ids_parts: list[Tensor], chosen_scores_parts: list[Te
                      backend: str | None = None, isa: str | None = None, threads: int = 0,
                      batch_invariant: bool = False, block_ids: Tensor | None = None,
                      chosen_scores: Tensor | None = None, return_scores: bool = False) -> Any:
-    """Joins the blocks that shards chose into those that one selection over all keys chooses. See msa.merge_selections."""
+    """Joins what shards chose into what one selection over all keys chooses. See msa.merge_selections."""
     if block_ids is not None or chosen_scores is not None:
         outputs = {"block_ids": block_ids if block_ids is not None else True,
                    "chosen_scores": chosen_scores if chosen_scores is not None else return_scores}
