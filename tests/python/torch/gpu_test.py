@@ -110,6 +110,29 @@ def test_graph_replays_with_other_lengths(given):
                                           given[4][:length], topk=K))
 
 
+def test_other_libraries_through_dlpack(given):
+    """Producers without the exchange interface are told the stream, and need their outputs given."""
+    import arrays
+    held = cuda(given)
+    want = msa.msa_attention(*held, topk=K)
+    out = torch.empty_like(want)
+    plan = msa.make_plan("msa_attention", q=held[0], k=held[1], v=held[2], index_q=held[3], index_k=held[4], topk=K)
+    workspace = torch.empty(plan.workspace_bytes + 256, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    plan.run(*(arrays.Capsule(t) for t in held), out=arrays.Capsule(out), workspace=arrays.Capsule(workspace))
+    torch.cuda.synchronize()
+    assert torch.equal(out, want)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side), pytest.raises(msa.InvalidArgument, match="^stream: expected one"):
+        plan.run(arrays.Capsule(held[0]), *held[1:], out=out, workspace=workspace)
+    out.zero_()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        plan.run(arrays.Capsule(held[0]), *held[1:], out=out, workspace=workspace, stream=side)
+    torch.cuda.synchronize()
+    assert torch.equal(out, want)
+
+
 def test_check_tells_faults(given):
     held = cuda(given)
     table = torch.arange(N // 128, dtype=torch.int32, device="cuda")[None].clone()
