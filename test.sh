@@ -273,12 +273,14 @@ section_python() {
   step "python wheel alone" tests/python/wheel_test.sh "$PWD"/build/wheel/*.whl
   step "python types" python_types "$venv"
   start=$EPOCHREALTIME
-  step "python tests (${budget} s at most)" env OMP_NUM_THREADS=2 timeout "$budget" "$venv/bin/python" -m pytest -q -rs tests/python
+  step "python tests (${budget} s at most)" \
+    env OMP_NUM_THREADS=1 "MSA_WHEEL=$(echo "$PWD"/build/wheel/*.whl)" timeout "$budget" \
+    "$venv/bin/python" -m pytest -q -rs tests/python
   echo "       $(seconds_since "$start") of $budget s"
 }
 
 python_environment() { # VENV
-  local wanted=(numpy pytest hypothesis ml_dtypes mypy "scikit-build-core>=0.10" "torch==2.13.0" transformers)
+  local wanted=(numpy pytest hypothesis ml_dtypes mypy "scikit-build-core>=0.10" "torch==2.13.0" transformers kernels)
   [ -x "$1/bin/python" ] || python3 -m venv --system-site-packages "$1" || return
   "$1/bin/python" -m pip install -q "${wanted[@]}" && "$1/bin/python" -m pip list
 }
