@@ -65,13 +65,13 @@ def _find_maker(like: Any) -> Callable[[Any, tuple[int, ...], str, Any], Any]:
 
 
 def _torch_empty(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> Any:
+    if stream is None or not like.is_cuda:
+        return like.new_empty(shape, dtype=_torch_dtypes[dtype])
     torch = sys.modules["torch"]
-    if stream is None or like.device.type != "cuda":
-        return torch.empty(shape, dtype=_torch_dtypes[dtype], device=like.device)
     # Memory must belong to the stream that works on it, or the allocator may hand it out again too early.
     handle = next((getattr(stream, name) for name in ("cuda_stream", "ptr") if hasattr(stream, name)), stream)
     with torch.cuda.stream(torch.cuda.ExternalStream(handle, device=like.device)):
-        return torch.empty(shape, dtype=_torch_dtypes[dtype], device=like.device)
+        return like.new_empty(shape, dtype=_torch_dtypes[dtype])
 
 
 def _numpy_empty(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> Any:

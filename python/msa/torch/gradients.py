@@ -27,10 +27,9 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 def _any_requires_grad(values: Any) -> bool:
     for value in values:
-        if isinstance(value, torch.Tensor):
-            if value.requires_grad:
-                return True
-        elif type(value) is list and _any_requires_grad(value):
+        if value is None:
+            continue
+        if _any_requires_grad(value) if type(value) is list else value.requires_grad:
             return True
     return False
 
@@ -54,8 +53,10 @@ def _formula(name: str) -> Any:
     return Formula
 
 
-def autograd_kernel(name: str, run: Callable[..., list[torch.Tensor]], overload: Any) -> Any:
-    """The kernel of an op for the autograd keys; `run` is the one of the backends, `overload` the op itself."""
+def autograd_kernel(name: str, run: Callable[..., list[torch.Tensor]], overload: Any, inputs: int) -> Any:
+    """The kernel of an op for the autograd keys; `run` is the one of the backends, `overload` the op itself, whose first
+    `inputs` parameters are tensors.
+    """
     formula = _formula(name)
     is_grad_enabled = torch.is_grad_enabled
 
@@ -64,7 +65,7 @@ def autograd_kernel(name: str, run: Callable[..., list[torch.Tensor]], overload:
             return overload.redispatch(keyset & _BELOW, *args, **given)
 
     def kernel(keyset: Any, *args: Any, **given: Any) -> Any:
-        if is_grad_enabled() and (_any_requires_grad(args) or _any_requires_grad(given.values())):
+        if is_grad_enabled() and _any_requires_grad(args[:inputs]):
             tensors = _tensors((*args, *given.values()))
             return list(formula.apply(lambda: below(keyset, args, given), *tensors))
         if (keyset & _BELOW).raw_repr() in _PLAIN:

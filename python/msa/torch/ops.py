@@ -101,7 +101,8 @@ def _define() -> Any:
         library.define(schema(op, out=False))
         library.define(schema(op, out=True))
         kernel = _kernel(op)
-        library.impl(op, gradients.autograd_kernel(op, kernel, overload(op)), "Autograd", with_keyset=True)
+        autograd = gradients.autograd_kernel(op, kernel, overload(op), len(inputs_of(op)))
+        library.impl(op, autograd, "Autograd", with_keyset=True)
         for key in ("CPU", "CUDA"):
             library.impl(op, kernel, key)
             library.impl(f"{op}.out", _kernel_out(op), key)
