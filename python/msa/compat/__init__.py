@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Names of other packages over msa's operations.
+
+`provide()` lets programs that say `import fmha_sm100` run without a change where that package is not
+installed: docs/dropin.md says what is served and how.
+"""
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+__all__ = ["provide"]
+
+_NAME = "fmha_sm100"
+_MODULES = ("api", "sparse", "sparse_fmha_adapter", "kvouter", "cute", "cute.interface")
+
+
+def provide() -> bool:
+    """Makes `fmha_sm100` and its modules (`fmha_sm100.sparse`, `fmha_sm100.cute.interface`, ...) names
+    of msa's drop-in. True: they are; calling it again changes nothing.
+
+    Does nothing where an installed package has the name, and returns False: it is never hidden.
+    """
+    ours = importlib.import_module(f"{__name__}.{_NAME}")
+    if sys.modules.get(_NAME) is ours:
+        return True
+    if _NAME in sys.modules or importlib.util.find_spec(_NAME) is not None:
+        return False
+    _alias()
+    return True
+
+
+def _alias() -> None:
+    """The aliases themselves; the one-file package `fmha_sm100` calls this while it is imported."""
+    found = importlib.import_module(f"{__name__}.{_NAME}")
+    sys.modules[_NAME] = found
+    for name in _MODULES:
+        sys.modules[f"{_NAME}.{name}"] = importlib.import_module(f"{__name__}.{_NAME}.{name}")
