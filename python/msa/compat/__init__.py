@@ -25,10 +25,15 @@ def provide() -> bool:
     ours = importlib.import_module(f"{__name__}.{_NAME}")
     if sys.modules.get(_NAME) is ours:
         return True
-    if _NAME in sys.modules or importlib.util.find_spec(_NAME) is not None:
+    if _NAME in sys.modules or _is_installed():
         return False
     _alias()
     return True
+
+
+def _is_installed() -> bool:
+    spec = importlib.util.find_spec(_NAME)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
 def _alias() -> None:
