@@ -37,6 +37,7 @@ class SparseAttentionSchedule:
 
 
 SparseSchedulePlan = SparseAttentionSchedule
+Csr = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, SparseAttentionSchedule]
 
 
 class SparseK2qCsrBuilderSm100:
@@ -55,7 +56,7 @@ class SparseK2qCsrBuilderSm100:
         total_rows: int | None = None,
         qhead_per_kv: int = 1,
         return_schedule: bool = False,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> Csr:
         return build_k2q_csr(
             q2k_indices,
             cu_seqlens_q,
@@ -82,7 +83,7 @@ def build_k2q_csr(
     total_rows: int | None = None,
     qhead_per_kv: int = 1,
     return_schedule: bool = False,
-) -> tuple[torch.Tensor, ...]:
+) -> Csr:
     """(row_ptr, q_indices[, schedule]) of request-local block ids.
 
     q2k_indices: int32 [Hkv, T, topK], any strides; a -1 ends a row. cu_seqlens_q, cu_seqlens_k: int32

@@ -184,6 +184,7 @@ class _Call:
     ) -> torch.Tensor:
         ids = self._checked_ids(ids)
         k, v = self.keys()
+        assert v is not None  # check_outputs
         batch = self.batch_of_lists(ids)
         ids = batch.pop("block_ids")
         out, target = _output_of(self.q, v, gain, out)

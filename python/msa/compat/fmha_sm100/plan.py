@@ -139,7 +139,7 @@ def make_plan(
 
 def token_by_token(plan: dict[str, Any]) -> bool:
     """Upstream's per-token route, whose plans do not depend on the lengths of keys."""
-    return plan["kv_block_num"] > 0 and plan["max_qo_len"] <= _SHORT
+    return bool(plan["kv_block_num"] > 0 and plan["max_qo_len"] <= _SHORT)
 
 
 def _check_numbers(heads: tuple[int, int], page_size: int, output_maxscore: bool, kv_block_num: int) -> None:

@@ -2,6 +2,8 @@
 """sparse_topk_select: the best tiles of each row of scores, exactly, ties to the lower tile."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from msa import torch as ops
@@ -77,7 +79,7 @@ def _check_forced(topk: int, begin: int, end: int) -> None:
         invalid("force_begin_blocks", f"forced blocks of at most topk {topk} together", f"{begin} + {end}")
 
 
-def _lengths(scores: torch.Tensor, pages: int | torch.Tensor | None) -> dict[str, object]:
+def _lengths(scores: torch.Tensor, pages: int | torch.Tensor | None) -> dict[str, Any]:
     """How many tiles count, as lengths of keys: one request for all rows, or one for each token."""
     tokens, _, tiles = scores.shape
     device = scores.device
@@ -85,9 +87,7 @@ def _lengths(scores: torch.Tensor, pages: int | torch.Tensor | None) -> dict[str
         if not 0 < pages <= tiles:
             invalid("num_valid_pages", f"1 to {tiles}", pages)
         return {
-            "cu_seqlens_q": torch.arange(0, tokens + 1, max(tokens, 1), dtype=torch.int32, device=device)
-            if tokens
-            else torch.zeros(2, dtype=torch.int32, device=device),
+            "cu_seqlens_q": torch.arange(2, dtype=torch.int32, device=device) * tokens,
             "seqlens_k": torch.full((1,), pages * BLOCK, dtype=torch.int32, device=device),
             "max_seqlen_q": tokens,
             "max_seqlen_k": tiles * BLOCK,
