@@ -236,6 +236,15 @@ def test_rows_that_list_a_query_too_often(fmha, naive):
         lists_of_csr(row_ptr, q_indices, 2, b.cu(b.lens_q), b.cu(b.lens_k), b.q.shape[0])
 
 
+@pytest.mark.parametrize("query", [-1, 60, 1 << 30])
+def test_rows_that_name_no_query(fmha, naive, query):
+    b = naive.batch(*BATCHES["levels"])
+    row_ptr, q_indices = csr_of(fmha, b, b.ids(4, 2))
+    q_indices[1, 0] = query
+    with pytest.raises(ValueError, match="k2q_q_indices"):
+        lists_of_csr(row_ptr, q_indices, 4, b.cu(b.lens_q), b.cu(b.lens_k), b.q.shape[0])
+
+
 def test_reference_utilities(fmha):
     q2k = torch.tensor([[[[0, 2], [1, -1], [0, 1], [-1, -1]]]], dtype=torch.int32)
     indices, counts = sparse.q2k_to_k2q(q2k, 3)

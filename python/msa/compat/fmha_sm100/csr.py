@@ -256,79 +256,105 @@ def lists_of_csr(
     used_k: torch.Tensor | None = None,
     schedule: SparseAttentionSchedule | None = None,
 ) -> torch.Tensor:
-    """int32 [T, Hkv, topk]: each query's blocks. Entries that name no query of the batch, and blocks
-    behind used_k, are left out; in host memory they are errors where they cannot be meant."""
+    """int32 [T, Hkv, topk]: each query's blocks.
+
+    Entries that name no query of the batch, and blocks behind used_k, are left out; in host memory the
+    former are errors. A schedule's slots place every entry at once; without them entries are sorted.
+    """
     heads, rows = row_ptr.shape[0], row_ptr.shape[1] - 1
     if not (heads and rows and tokens and q_indices.shape[1]):
         return torch.full((tokens, heads, topk), -1, dtype=torch.int32, device=row_ptr.device)
-    entries = _entries(row_ptr, q_indices, cu_seqlens_q, cu_seqlens_k, used_k)
-    _check_entries(entries, topk, tokens)
-    if schedule is not None and schedule.qsplit_indices is not None and used_k is None:
-        slots = (schedule.qsplit_indices >> _SLOT_SHIFT) & 0xFF
-        return _by_slots(entries, slots, topk, tokens)
-    return _by_order(entries, topk, tokens)
+    tables = _row_tables(cu_seqlens_q, cu_seqlens_k, rows, used_k)
+    row = _row_of_entries(row_ptr, q_indices.shape[1])
+    if row_ptr.device.type == "cpu":
+        _check_entries(row, q_indices, _row_tables(cu_seqlens_q, cu_seqlens_k, rows, None), topk, tokens)
+    slots = None if schedule is None or used_k is not None else schedule.qsplit_indices
+    if slots is not None:
+        return _by_slots(row, q_indices, tables, slots, topk, tokens)
+    return _by_order(row, q_indices, tables, topk, tokens)
 
 
-class _Entries(NamedTuple):
-    query: torch.Tensor  # int64 [Hkv, n]: row of the batch
-    block: torch.Tensor  # int32 [Hkv, n]
-    valid: torch.Tensor  # bool [Hkv, n]
-    listed: torch.Tensor  # bool [Hkv, n]: the entry stands in some row
+class _RowTables(NamedTuple):
+    """int32 [rows + 1], of each level-major row; the last one is that of entries in no row."""
+
+    start: torch.Tensor  # first query of the row's request in the batch
+    last: torch.Tensor  # its last query, request-local; -1: none
+    block: torch.Tensor
 
 
-def _entries(
-    row_ptr: torch.Tensor,
-    q_indices: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    used_k: torch.Tensor | None,
-) -> _Entries:
-    rows = row_ptr.shape[1] - 1
+def _row_tables(
+    cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, rows: int, used_k: torch.Tensor | None
+) -> _RowTables:
     places = row_places(cu_seqlens_q, cu_seqlens_k, rows)
-    entry = torch.arange(q_indices.shape[1], dtype=torch.int32, device=row_ptr.device)
-    row = torch.searchsorted(row_ptr[:, 1:].contiguous(), entry.expand(row_ptr.shape[0], -1).contiguous(), right=True)
-    listed = row < rows
-    row = row.clamp_(max=rows - 1)
-    length = torch.where(places.exists, cu_seqlens_q.diff()[places.request], 0)
-    block = places.block.to(torch.int32)
+    visible = places.exists
     if used_k is not None:
-        length = torch.where(block * BLOCK < used_k[places.request], length, 0)
-    valid = listed & (q_indices >= 0) & (q_indices < length[row])
-    return _Entries(q_indices + cu_seqlens_q.to(torch.int64)[places.request][row], block[row], valid, listed)
+        visible = visible & (places.block * BLOCK < used_k[places.request])
+    last = torch.where(visible, cu_seqlens_q.diff()[places.request] - 1, -1)
+    pad = torch.nn.functional.pad
+    start = pad(cu_seqlens_q[places.request], (0, 1))
+    return _RowTables(start, pad(last, (0, 1), value=-1), pad(places.block.to(torch.int32), (0, 1)))
 
 
-def _check_entries(entries: _Entries, topk: int, tokens: int) -> None:
-    if entries.query.device.type != "cpu":
-        return
-    heads = entries.query.shape[0]
-    head = torch.arange(heads)[:, None] * tokens
-    counts = torch.bincount((entries.query + head)[entries.valid], minlength=heads * tokens)
-    if int(counts.max()) > topk:
-        bad_content("k2q_q_indices", f"each query at most topK = {topk} times", int(counts.max()))
+def _row_of_entries(row_ptr: torch.Tensor, entries: int) -> torch.Tensor:
+    """int32 [Hkv * entries]: the row that holds each entry; rows for those behind the last."""
+    entry = torch.arange(entries, dtype=torch.int32, device=row_ptr.device).repeat(row_ptr.shape[0], 1)
+    return torch.searchsorted(row_ptr[:, 1:].contiguous(), entry, right=True, out_int32=True).view(-1)
 
 
-def _by_slots(entries: _Entries, slots: torch.Tensor, topk: int, tokens: int) -> torch.Tensor:
-    heads = entries.query.shape[0]
-    ids = torch.full((heads * tokens * topk + 1,), -1, dtype=torch.int32, device=slots.device)
-    head = torch.arange(heads, device=slots.device)[:, None] * tokens
-    place = (head + entries.query) * topk + slots
-    place = torch.where(entries.valid & (slots < topk), place, heads * tokens * topk)
-    ids[place] = torch.where(entries.valid, entries.block, -1)
-    return ids[:-1].view(heads, tokens, topk).permute(1, 0, 2)
+def _names_no_query(row: torch.Tensor, query: torch.Tensor, tables: _RowTables) -> torch.Tensor:
+    """bool: query < 0 or query > last, by the sign of either."""
+    left = tables.last.index_select(0, row).sub_(query)
+    return left.bitwise_or_(query) < 0
 
 
-def _by_order(entries: _Entries, topk: int, tokens: int) -> torch.Tensor:
-    """Without slots: entries sorted by query, stably, so that each query's blocks ascend."""
-    heads = entries.query.shape[0]
-    device = entries.query.device
-    head = torch.arange(heads, device=device)[:, None] * tokens
+def _by_slots(
+    row: torch.Tensor, q_indices: torch.Tensor, tables: _RowTables, slots: torch.Tensor, topk: int, tokens: int
+) -> torch.Tensor:
+    """One pass for each step over millions of entries, so the steps are few, in place and of 32 bits."""
+    heads = q_indices.shape[0]
+    ids = torch.full((heads * tokens * topk + 257,), -1, dtype=torch.int32, device=row.device)  # room for any slot
+    dtype = torch.int32 if ids.shape[0] < 2**31 else torch.int64
+    query = q_indices.reshape(-1)
+    place = (tables.start.to(dtype) * topk).index_select(0, row)
+    place.add_(query, alpha=topk).add_((slots >> _SLOT_SHIFT).bitwise_and_(0xFF).view(-1))
+    head = torch.arange(0, heads * tokens * topk, tokens * topk, dtype=dtype, device=row.device)
+    place.view(heads, -1).add_(head[:, None])
+    place.masked_fill_(_names_no_query(row, query, tables), ids.shape[0] - 1)
+    ids.scatter_(0, place.to(torch.int64), tables.block.index_select(0, row))
+    return ids[: heads * tokens * topk].view(heads, tokens, topk).permute(1, 0, 2)
+
+
+def _by_order(
+    row: torch.Tensor, q_indices: torch.Tensor, tables: _RowTables, topk: int, tokens: int
+) -> torch.Tensor:
+    """Entries sorted by query, stably: each query's blocks ascend, as rows do."""
+    heads = q_indices.shape[0]
     lists = heads * tokens
     dtype = torch.int32 if lists < 2**31 - 1 else torch.int64
-    key = torch.where(entries.valid, entries.query + head, lists).to(dtype).flatten()
+    query = q_indices.reshape(-1)
+    key = tables.start.to(dtype).index_select(0, row).add_(query)
+    head = torch.arange(0, lists, tokens, dtype=dtype, device=row.device)
+    key.view(heads, -1).add_(head[:, None])
+    key.masked_fill_(_names_no_query(row, query, tables), lists)
     ordered, source = key.sort(stable=True)
-    ends = torch.searchsorted(ordered, torch.arange(lists, dtype=dtype, device=device), right=True)
-    first = torch.nn.functional.pad(ends[:-1], (1, 0))
-    place = first[:, None] + torch.arange(topk, device=device)
-    blocks = entries.block.flatten()[source[place.clamp(max=key.shape[0] - 1)]]
+    ends = torch.searchsorted(ordered, torch.arange(lists, dtype=dtype, device=row.device), right=True)
+    place = torch.nn.functional.pad(ends[:-1], (1, 0))[:, None] + torch.arange(topk, device=row.device)
+    blocks = tables.block.index_select(0, row)[source[place.clamp(max=key.shape[0] - 1)]]
     ids = torch.where(place < ends[:, None], blocks, -1)
     return ids.view(heads, tokens, topk).permute(1, 0, 2)
+
+
+def _check_entries(
+    row: torch.Tensor, q_indices: torch.Tensor, tables: _RowTables, topk: int, tokens: int
+) -> None:
+    """What can be read at once, in host memory, is read."""
+    heads, rows = q_indices.shape[0], tables.start.shape[0] - 1
+    query = q_indices.reshape(-1)
+    wrong = _names_no_query(row, query, tables) & (row < rows)
+    if bool(wrong.any()):
+        bad_content("k2q_q_indices", "queries of the row's request", int(query[wrong][0]))
+    head = torch.arange(heads)[:, None] * tokens
+    name = (tables.start.index_select(0, row) + query).view(heads, -1) + head
+    counts = torch.bincount(name[(row < rows).view(heads, -1)], minlength=heads * tokens)
+    if int(counts.max()) > topk:
+        bad_content("k2q_q_indices", f"each query at most topK = {topk} times", int(counts.max()))
