@@ -22,11 +22,15 @@ def page_table(kv_indices: torch.Tensor, indptr: torch.Tensor, columns: int) -> 
     return kv_indices[place]
 
 
-def requests_of_tokens(cu_seqlens_q: torch.Tensor, tokens: int) -> torch.Tensor:
-    """int64 [tokens]: whose query each row is; rows behind the last request count as the last's."""
+def of_requests(numbers: torch.Tensor, cu_seqlens_q: torch.Tensor, tokens: int, each: int) -> torch.Tensor:
+    """[B] as [tokens]: the number of the request whose query each row is. each: queries of every request where
+    they are alike and no row lies behind the last request, else 0; such rows count as the last request's."""
+    if each > 0:
+        return numbers if each == 1 else numbers[:, None].expand(-1, each).reshape(-1)
     rows = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens_q.device)
     last = max(cu_seqlens_q.shape[0] - 2, 0)
-    return torch.searchsorted(cu_seqlens_q[1:].contiguous(), rows, right=True).clamp_(max=last)
+    request = torch.searchsorted(cu_seqlens_q[1:].contiguous(), rows, right=True).clamp_(max=last)
+    return numbers[request]
 
 
 class SharedList:
@@ -41,14 +45,14 @@ class SharedList:
     def __init__(self, kv_indices: torch.Tensor, indptr: torch.Tensor, page_size: int) -> None:
         self.table = kv_indices.unsqueeze(0).expand(indptr.shape[0] - 1, -1)
         self.max_seqlen_k = kv_indices.shape[0] * page_size
-        self._first_page = indptr[:-1]
+        self.first_page = indptr[:-1]
         self._page_size = page_size
 
-    def move_tokens(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Lengths or positions, [B]."""
-        return torch.add(numbers, self._first_page, alpha=self._page_size)
+    def move_tokens(self, *numbers: torch.Tensor) -> list[torch.Tensor]:
+        """Lengths or positions, each [B]; one kernel for all of them."""
+        return list(torch._foreach_add(numbers, [self.first_page] * len(numbers), alpha=self._page_size))
 
-    def move_blocks(self, block_ids: torch.Tensor, request_of: torch.Tensor, block: int) -> torch.Tensor:
-        """[T, H, k]; negative ids stay as they are."""
-        first = self._first_page[request_of] * (self._page_size // block)
-        return torch.where(block_ids >= 0, block_ids + first[:, None, None], block_ids)
+    def move_blocks(self, block_ids: torch.Tensor, first_page: torch.Tensor, block: int) -> torch.Tensor:
+        """[T, H, k]; negative ids stay as they are. first_page: of each row's request."""
+        listed = torch.ge(block_ids, 0, out=torch.empty_like(block_ids))
+        return torch.addcmul(block_ids, listed, first_page[:, None, None], value=self._page_size // block)

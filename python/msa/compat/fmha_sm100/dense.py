@@ -21,7 +21,7 @@ from ._checks import (
     want_tensor,
 )
 from ._contents import check_contents
-from ._pages import SharedList, page_table, requests_of_tokens
+from ._pages import SharedList, of_requests, page_table
 from .plan import token_by_token
 
 Result = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -220,10 +220,11 @@ class _Call:
             "block_ids": ids,
         }
         if plan["batch"] > 1:
-            whose = requests_of_tokens(plan["qo_segment_offsets"], ids.shape[0])
-            batch["seqlens_k"] = shared.move_tokens(batch["seqlens_k"])
-            batch["q_offsets"] = shared.move_tokens(batch["q_offsets"])
-            batch["block_ids"] = shared.move_blocks(ids, whose, BLOCK)
+            starts, longest = plan["qo_segment_offsets"], plan["max_qo_len"]
+            alike = plan["qo_len_uniform"] and ids.shape[0] == plan["batch"] * longest
+            first = of_requests(shared.first_page, starts, ids.shape[0], longest if alike else 0)
+            batch["seqlens_k"], batch["q_offsets"] = shared.move_tokens(batch["seqlens_k"], batch["q_offsets"])
+            batch["block_ids"] = shared.move_blocks(ids, first, BLOCK)
         return batch
 
     def _checked_ids(self, ids: torch.Tensor) -> torch.Tensor:
