@@ -155,6 +155,19 @@ def test_upstreams_flow_with_its_own_import():
     assert run_python(FLOW) == "flow\n"
 
 
+def test_names_in_the_registry_of_tvm_ffi(naive):
+    tvm_ffi = pytest.importorskip("tvm_ffi", reason="tvm-ffi is not installed")
+    dropin.register_tvm_ffi(override=True)
+    b = naive.batch((3,), (200,))
+    plan, run, select = (
+        tvm_ffi.get_global_func(f"minfer.ops.{name}") for name in ("fmha_sm100_plan", "fmha_sm100", "sparse_topk_select")
+    )
+    planned = plan(*b.plan_lens(), 4, 2, None, -1, -1, True, -1, -1, True, "auto", False, "cpu")
+    out, scores = run(b.q, b.k, b.v, planned)
+    naive.close(torch.from_dlpack(out), naive.attend(b.q, b.k, b.v, b.lens_q, b.lens_k)[0])
+    assert torch.from_dlpack(select(scores, 16, 2))[..., 2:].eq(-1).all()
+
+
 def test_an_installed_package_is_never_hidden(tmp_path, monkeypatch):
     (tmp_path / "fmha_sm100.py").write_text("real = True\n")
     code = f"""
@@ -181,3 +194,4 @@ assert sparse_atten_func is fmha_sm100.sparse_atten_func
 print(fmha_sm100.fmha_sm100.__name__)
 """
     assert run_python(code) == "fmha_sm100\n"
+    assert f'version = "{msa.__version__}"' in (source / "pyproject.toml").read_text()

@@ -10,6 +10,7 @@ from ._checks import NotServed
 from .csr import SparseAttentionSchedule, SparseK2qCsrBuilderSm100, build_k2q_csr
 from .decode import SparseDecodePagedAttentionWrapper, sparse_decode_atten_func
 from .dense import fmha_sm100
+from .ffi import register_tvm_ffi
 from .kvouter import can_run_sparse_kvouter, kvouter_attention
 from .plan import fmha_sm100_plan
 from .refused import (
@@ -42,6 +43,7 @@ __all__ = [
     "kvouter_attention",
     "plan_decode",
     "plan_warmup",
+    "register_tvm_ffi",
     "run_decode",
     "sparse_atten_func",
     "sparse_atten_nvfp4_kv_cache_func",
