@@ -137,6 +137,19 @@ def test_rows_behind_the_last_request(fmha, naive):
     assert (out[3:] == 0).all()
 
 
+@pytest.mark.parametrize("lens", [((), ()), ((0, 0), (0, 0)), ((0,), (5,)), ((2,), (0,))])
+@pytest.mark.parametrize("options", [{}, {"output_maxscore": True}, {"page_size": 128},
+                                     {"page_size": 128, "kv_block_num": 4}])
+def test_nothing_to_attend(fmha, naive, lens, options):
+    b = naive.batch(*lens)
+    plan = fmha.fmha_sm100_plan(*b.plan_lens(), 4, num_kv_heads=2, device="cpu", **options)
+    k, v, kv_indices = b.pages() if "page_size" in options else (b.k, b.v, None)
+    ids = b.ids(4, 2) if "kv_block_num" in options else None
+    out, scores = fmha.fmha_sm100(b.q, k, v, plan, kv_indices=kv_indices, kv_block_indexes=ids)
+    assert out.shape == b.q.shape and (out == 0).all()
+    assert scores is None or (scores.shape == (4, 128, len(b.q)) and (scores == -math.inf).all())
+
+
 # ---- refusals ----
 
 

@@ -18,8 +18,8 @@ def page_table(kv_indices: torch.Tensor, indptr: torch.Tensor, columns: int) -> 
     if kv_indices.shape[0] == 0 or columns == 0 or requests == 0:
         return kv_indices.new_zeros((requests, columns))
     column = torch.arange(columns, dtype=torch.int32, device=indptr.device)
-    place = torch.clamp(indptr[:-1, None] + column, 0, kv_indices.shape[0] - 1)
-    return kv_indices[place]
+    place = (indptr[:-1, None] + column).clamp_(0, kv_indices.shape[0] - 1)
+    return kv_indices.index_select(0, place.view(-1)).view(requests, columns)
 
 
 def of_requests(numbers: torch.Tensor, cu_seqlens_q: torch.Tensor, tokens: int, each: int) -> torch.Tensor:

@@ -3,9 +3,10 @@
 so that importing the drop-in imports no further package."""
 from __future__ import annotations
 
+import importlib
 from typing import Any, Callable
 
-import torch
+from torch.utils.dlpack import from_dlpack
 
 from .dense import fmha_sm100
 from .plan import fmha_sm100_plan
@@ -21,8 +22,7 @@ _GLOBALS: dict[str, Callable[..., Any]] = {
 def register_tvm_ffi(override: bool = False) -> None:
     """Enters minfer.ops.fmha_sm100_plan, .fmha_sm100 and .sparse_topk_select, which take their arguments by
     position. Names that somebody else holds are an error, unless override is True."""
-    import tvm_ffi
-
+    tvm_ffi = importlib.import_module("tvm_ffi")
     for name, function in _GLOBALS.items():
         tvm_ffi.register_global_func(name, _taking_ffi_values(function, tvm_ffi), override=override)
 
@@ -30,7 +30,7 @@ def register_tvm_ffi(override: bool = False) -> None:
 def _taking_ffi_values(function: Callable[..., Any], tvm_ffi: Any) -> Callable[..., Any]:
     def to_torch(value: Any) -> Any:
         if isinstance(value, tvm_ffi.Tensor):
-            return torch.from_dlpack(value)
+            return from_dlpack(value)
         if isinstance(value, tvm_ffi.Map):
             return {str(name): to_torch(item) for name, item in value.items()}
         if isinstance(value, tvm_ffi.Array):
