@@ -104,9 +104,9 @@ def test_formats_are_refused_by_name(name):
     assert isinstance(caught.value, msa.Unsupported) and isinstance(caught.value, msa.Error)
 
 
-def test_warm_up_says_that_it_does_nothing(capsys):
+def test_warm_up_says_that_it_does_nothing(capfd):
     assert "nothing to warm up" in dropin.warmup(kv_cache_dtype="bf16") == dropin.plan_warmup()
-    assert capsys.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "")
 
 
 FLOW = """
