@@ -22,10 +22,9 @@ def provide() -> bool:
 
     Does nothing where an installed package has the name, and returns False: it is never hidden.
     """
-    ours = importlib.import_module(f"{__name__}.{_NAME}")
-    if sys.modules.get(_NAME) is ours:
-        return True
-    if _NAME in sys.modules or _is_installed():
+    if _NAME in sys.modules:
+        return sys.modules[_NAME] is sys.modules.get(f"{__name__}.{_NAME}")
+    if _is_installed():
         return False
     _alias()
     return True
@@ -37,8 +36,11 @@ def _is_installed() -> bool:
 
 
 def _alias() -> None:
-    """The aliases themselves; the one-file package `fmha_sm100` calls this while it is imported."""
-    found = importlib.import_module(f"{__name__}.{_NAME}")
-    sys.modules[_NAME] = found
-    for name in _MODULES:
-        sys.modules[f"{_NAME}.{name}"] = importlib.import_module(f"{__name__}.{_NAME}.{name}")
+    """The aliases themselves; the one-file package `fmha_sm100` calls this while it is imported. Every module
+    gets its second name, so that none is ever loaded twice."""
+    ours = f"{__name__}.{_NAME}"
+    for name in ("", *(f".{module}" for module in _MODULES)):
+        importlib.import_module(ours + name)
+    for name, module in list(sys.modules.items()):
+        if name == ours or name.startswith(f"{ours}."):
+            sys.modules[_NAME + name.removeprefix(ours)] = module

@@ -119,7 +119,8 @@ from fmha_sm100 import fmha_sm100_plan, fmha_sm100 as run, sparse_topk_select, b
 from fmha_sm100.cute.interface import sparse_atten_func as same
 from fmha_sm100.sparse_fmha_adapter import sparse_fmha_plan
 assert same is sparse_atten_func is fmha_sm100.sparse.sparse_atten_func
-assert sum(name.endswith("fmha_sm100.sparse") for name in sys.modules) == 2  # one module, two names
+import fmha_sm100.csr, msa.compat.fmha_sm100.csr
+assert fmha_sm100.csr is msa.compat.fmha_sm100.csr  # one module, two names
 
 torch.manual_seed(0)
 T, Hq, Hkv, D = 700, 4, 2, 32
