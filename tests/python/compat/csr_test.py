@@ -95,11 +95,36 @@ def test_lists_come_back(fmha, naive, kind, scheduled):
         fmha, b, ids, max_seqlen_q=max(b.lens_q), max_seqlen_k=max(b.lens_k), return_schedule=True
     )
     cu = b.cu(b.lens_q), b.cu(b.lens_k)
-    back = lists_of_csr(row_ptr, q_indices, 4, *cu, b.q.shape[0], schedule=schedule if scheduled else None)
-    if scheduled:
-        assert torch.equal(back, ids)
-    else:
-        assert torch.equal(back, torch.where(ids < 0, 1 << 30, ids).sort(-1).values.where(ids >= 0, ids))
+    ascending = torch.where(ids < 0, 1 << 30, ids).sort(-1).values.where(ids >= 0, ids)
+    tokens = b.q.shape[0]
+    # The rows themselves, equal ones that somebody else made, and rows that were written since.
+    for one, other in ((row_ptr, q_indices), (row_ptr.clone(), q_indices.clone()), (row_ptr, q_indices.add_(0))):
+        back = lists_of_csr(one, other, 4, *cu, tokens, schedule=schedule if scheduled else None)
+        assert torch.equal(back, ids if scheduled else ascending)
+
+
+def test_a_schedule_is_of_its_own_rows(fmha, naive):
+    b = naive.batch(*BATCHES["levels"])
+    ids, other_ids = b.ids(4, 2), b.ids(4, 2).flip(-1).clone()
+    other_ids[..., :3] = -1  # no list
+    longest = {"max_seqlen_q": max(b.lens_q), "max_seqlen_k": max(b.lens_k)}
+    row_ptr, q_indices, schedule = csr_of(fmha, b, ids, return_schedule=True, **longest)
+    cu, tokens = (b.cu(b.lens_q), b.cu(b.lens_k)), b.q.shape[0]
+    source = schedule.source
+    assert source.made(row_ptr, q_indices, 4)
+    assert not source.made(row_ptr, q_indices, 8)
+    assert not source.made(row_ptr.clone(), q_indices, 4)
+    assert not source.made(row_ptr, q_indices.clone(), 4)
+    q_indices.copy_(csr_of(fmha, b, other_ids)[1])
+    assert not source.made(row_ptr, q_indices, 4)
+    # A copy of the lists went in: what the caller does to his own later changes nothing.
+    row_ptr, q_indices, schedule = csr_of(fmha, b, ids, return_schedule=True, **longest)
+    kept = ids.clone()
+    ids.fill_(-1)
+    assert torch.equal(lists_of_csr(row_ptr, q_indices, 4, *cu, tokens, schedule=schedule), kept)
+    with torch.inference_mode():
+        made = csr_of(fmha, b, kept, return_schedule=True, **longest)
+        assert torch.equal(lists_of_csr(*made[:2], 4, *cu, tokens, schedule=made[2]), kept)
 
 
 # ---- attention from rows ----

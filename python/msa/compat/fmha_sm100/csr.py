@@ -7,7 +7,7 @@ by device operations on shapes that the host knows; nothing here waits for the d
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,9 +20,34 @@ _SLOT_SHIFT = 24  # a payload of the schedule: query in the low bits, slot above
 _QUERY_MASK = (1 << _SLOT_SHIFT) - 1
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a schedule's rows come from: the rows themselves and a copy of the lists that they were made of, so that
+    attention over both need not turn rows back into lists, 0.2 ms at 32K tokens on an H100."""
+
+    row_ptr: torch.Tensor
+    q_indices: torch.Tensor
+    version: tuple[int, int]
+    lists: torch.Tensor  # int32 [T, Hkv, topk]
+
+    def made(self, row_ptr: torch.Tensor, q_indices: torch.Tensor, topk: int) -> bool:
+        """Whether these very tensors, unchanged since, are the rows of the lists."""
+        same = row_ptr is self.row_ptr and q_indices is self.q_indices and topk == self.lists.shape[2]
+        return same and _versions(row_ptr, q_indices) == self.version
+
+
+def _versions(row_ptr: torch.Tensor, q_indices: torch.Tensor) -> tuple[int, int]:
+    """torch counts writes in place, but not of tensors made in inference mode: rows that are written there after their
+    schedule was made need a new schedule, as upstream's do."""
+    if row_ptr.is_inference() or q_indices.is_inference():
+        return (-1, -1)
+    return (row_ptr._version, q_indices._version)
+
+
 @dataclass
 class SparseAttentionSchedule:
-    """Upstream's work list. msa reads nothing of it but the slots in `qsplit_indices`."""
+    """Upstream's work list. msa reads the slots in `qsplit_indices`, or, from the rows that build_k2q_csr made it
+    for, the lists that went in."""
 
     enabled: bool
     scheduler_metadata: torch.Tensor | None  # int32 [capacity, 6]
@@ -30,6 +55,7 @@ class SparseAttentionSchedule:
     qsplit_indices: torch.Tensor | None = None  # int32 like q_indices
     split_counts: torch.Tensor | None = None  # int32 [T, Hkv]
     target_q_per_cta: int = 0
+    source: Source | None = field(default=None, repr=False)
 
     @property
     def work_capacity(self) -> int:
@@ -123,7 +149,10 @@ def build_k2q_csr(
     if max_seqlen_q > _QUERY_MASK:
         invalid("max_seqlen_q", f"at most {_QUERY_MASK} with a schedule", max_seqlen_q)
     places = row_places(cu_seqlens_q, cu_seqlens_k, rows)
-    return row_ptr, q_indices, _schedule(row_ptr, q_indices, slots, q2k_indices, places, qhead_per_kv)
+    schedule = _schedule(row_ptr, q_indices, slots, q2k_indices, places, qhead_per_kv)
+    lists = q2k_indices.permute(1, 0, 2).clone(memory_format=torch.contiguous_format)
+    schedule.source = Source(row_ptr, q_indices, _versions(row_ptr, q_indices), lists)
+    return row_ptr, q_indices, schedule
 
 
 def _row_count(total_rows: int | None, total_k: int | None, requests: int) -> int:
@@ -264,6 +293,9 @@ def lists_of_csr(
     heads, rows = row_ptr.shape[0], row_ptr.shape[1] - 1
     if not (heads and rows and tokens and q_indices.shape[1]):
         return torch.full((tokens, heads, topk), -1, dtype=torch.int32, device=row_ptr.device)
+    source = None if schedule is None or used_k is not None else schedule.source
+    if source is not None and source.lists.shape[0] == tokens and source.made(row_ptr, q_indices, topk):
+        return source.lists
     tables = _row_tables(cu_seqlens_q, cu_seqlens_k, rows, used_k)
     row = _row_of_entries(row_ptr, q_indices.shape[1])
     if row_ptr.device.type == "cpu":
