@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""The attention function behind attn_implementation="msa": sparse layers, dense layers, and the vision tower, whose
+attention is neither causal nor sparse and goes to sdpa."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
+
+import msa.torch as ops
+
+from .layout import batch_of, key_value_rows, query_rows
+from .refusals import refuse
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    block_indices: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [B, Hq, Sq, D], key and value [B, Hkv, Sk, D] -> [B, Sq, Hq, D]. `attention_mask` is each row's first slot."""
+    if isinstance(module, modeling.MiniMaxM3VLVisionAttention):
+        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return result
+    _check(module, query, attention_mask, dropout, block_indices)
+    batch, _, new, _ = query.shape
+    k, v, apart = key_value_rows(key, value)
+    if position_ids is None:
+        last = torch.full((1,), key.shape[2] - 1, device=query.device)
+        last = last if attention_mask is None else last - attention_mask
+    else:
+        last = position_ids[..., -1].reshape(-1)  # [B or 1]
+    lengths = batch_of(last, attention_mask, batch, new, apart, k.shape[0])
+    bounds = {"max_seqlen_q": new, "max_seqlen_k": key.shape[2]}
+    q = query_rows(query)
+    if block_indices is None:
+        out = ops.dense_attention(q, k, v, **lengths._asdict(), **bounds, softmax_scale=scaling)
+    else:
+        ids = query_rows(block_indices)
+        out = ops.sparse_attention(
+            q, k, v, ids, **lengths._asdict(), **bounds, softmax_scale=scaling, block_size=module.indexer.block_size)
+    return out.view(batch, new, *out.shape[1:]), None
+
+
+def _check(
+    module: Any, query: torch.Tensor, mask: Any, dropout: float, block_indices: torch.Tensor | None
+) -> None:
+    if not isinstance(module, modeling.MiniMaxM3VLAttention):
+        refuse("other_model", f"a layer of {type(module).__module__}.{type(module).__qualname__}")
+    if module.indexer is not None and block_indices is None:
+        refuse("sparse_without_blocks", "a sparse layer without blocks")
+    if dropout:
+        refuse("dropout", f"dropout = {dropout}")
+    if torch.is_grad_enabled() and query.requires_grad:
+        refuse("grad", "a query that requires grad")
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor) or mask.ndim not in (1, 4) or (mask.ndim == 1 and mask.dtype != torch.int32):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        refuse("mask_kind", f"a mask of {shape}")
+    if mask.ndim == 4:
+        refuse("mask_4d", f"a mask of shape {tuple(mask.shape)}")

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""The text model's forward: the one place where a forward's inputs are looked at, before anything is computed.
+
+What the layers need is put into one form: the mask becomes each row's first slot, and positions count every row
+from its own first token, so that the blocks of a padded row are those of the row alone. Slots are places in the
+cache; a token's position is its slot less its row's first slot."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import NAME
+from .masks import first_slots
+from .refusals import refuse, require, tracing
+
+SPARSE = "minimax_m3_sparse"
+
+
+def checked(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of MiniMaxM3VLTextModel, with its inputs checked where "msa" is chosen."""
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if self.config._attn_implementation != NAME:
+            return original(self, input_ids, attention_mask, position_ids, *args, **kwargs)
+        cache = args[0] if args else kwargs.get("cache", kwargs.get("past_key_values"))
+        embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
+        tokens = input_ids if embeds is None else embeds
+        if tokens is None:  # the original has a text for that
+            return original(self, input_ids, attention_mask, position_ids, *args, **kwargs)
+        _check_call(self, embeds, kwargs)
+        past = _check_cache(self.config, cache)
+        first, real = _rows(attention_mask, past, tokens.shape[1])
+        positions = _positions(position_ids, past, tokens, first, real)
+        return original(self, input_ids, {"full_attention": first}, positions, *args, **kwargs)
+
+    return forward
+
+
+def _check_call(model: Any, embeds: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+    config = model.config
+    if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
+        refuse("output_attentions", "output_attentions=True")
+    if not getattr(config, "is_causal", True):
+        refuse("not_causal", "config.is_causal = False")
+    if model.training and config.attention_dropout:
+        refuse("dropout", f"training with attention_dropout = {config.attention_dropout}")
+    if torch.is_grad_enabled():
+        if embeds is not None and embeds.requires_grad:
+            refuse("grad", "inputs_embeds that require grad")
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            refuse("grad", "parameters that require grad, in grad mode")
+
+
+def _check_cache(config: Any, cache: Any) -> int | torch.Tensor:
+    """Tokens in the cache: a number, or a tensor where the cache is static."""
+    if cache is None:
+        return 0
+    if SPARSE in config.layer_types:
+        at = config.layer_types.index(SPARSE)
+        layer = cache.layers[at] if at < len(cache.layers) else None
+        if not hasattr(layer, "update_index"):
+            refuse("cache_without_index", f"{type(cache).__name__} with {type(layer).__name__} at layer {at}")
+        _check_lengths(layer)
+    past: int | torch.Tensor = cache.get_seq_length()
+    return past
+
+
+def _check_lengths(layer: Any) -> None:
+    keys = layer.get_seq_length()
+    if isinstance(keys, torch.Tensor):
+        if layer.idx_keys is not None:
+            require((layer.idx_cumulative_length == keys).all(), "cache_lengths", "another number of index keys")
+        return
+    index_keys = 0 if layer.idx_keys is None else layer.idx_keys.shape[2]
+    if index_keys != keys:
+        refuse("cache_lengths", f"{keys} keys and {index_keys} index keys")
+
+
+def _rows(mask: Any, past: int | torch.Tensor, new: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Each row's first slot (None: 0), and which of the new tokens are real where a 2-D mask says so."""
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    if mask is None:
+        return None, None
+    if not isinstance(mask, torch.Tensor):
+        refuse("mask_kind", f"a {type(mask).__name__}")
+    if mask.ndim == 1 and mask.dtype == torch.int32:
+        return mask, None
+    if mask.ndim == 4:
+        refuse("mask_4d", f"a mask of shape {tuple(mask.shape)}")
+    if mask.ndim != 2:
+        refuse("mask_kind", f"a mask of shape {tuple(mask.shape)}")
+    if isinstance(past, torch.Tensor):
+        require((past + new <= mask.shape[1]).all(), "mask_length", f"{mask.shape[1]} columns, fewer than tokens")
+        return first_slots(mask), None
+    if mask.shape[1] < past + new:
+        refuse("mask_length", f"{mask.shape[1]} columns for {past} cached and {new} new tokens")
+    mask = mask[:, : past + new]
+    return first_slots(mask), mask[:, past:] != 0
+
+
+def _positions(
+    given: torch.Tensor | None,
+    past: int | torch.Tensor,
+    tokens: torch.Tensor,
+    first: torch.Tensor | None,
+    real: torch.Tensor | None,
+) -> torch.Tensor:
+    """int64 [B or 1, new tokens]: slot less first slot, so negative for padding on the left."""
+    slots = (torch.arange(tokens.shape[1], device=tokens.device) + past)[None]  # [1, Sq]
+    positions = slots if first is None else slots - first.to(tokens.device)[:, None]
+    if given is None:
+        return positions
+    if given.ndim == 1:
+        given = given[None]
+    if given.ndim != 2 or given.shape[1] != tokens.shape[1] or given.shape[0] not in (1, tokens.shape[0]):
+        refuse("positions_shape", f"position_ids of shape {tuple(given.shape)} for tokens {tuple(tokens.shape[:2])}")
+    counted = positions >= 0
+    if real is not None:
+        counted = counted & real
+    # Rows may also count slots, as a forward without position_ids does: the same distances between tokens.
+    same = ((given == positions) | ~counted).all(-1) | ((given == slots) | ~counted).all(-1)  # [B]
+    if not tracing() and not bool(same.all()):
+        steps = given[:, 1:] - given[:, :-1]
+        both = counted[:, 1:] & counted[:, :-1]
+        if bool((both & (steps < 1)).any()):
+            refuse("positions_packed", "position_ids that start again or repeat inside a row")
+        refuse("positions_gaps", "position_ids that skip or start elsewhere")
+    require(same.all(), "positions_gaps", "other position_ids")
+    return positions
