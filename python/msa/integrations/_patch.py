@@ -14,8 +14,10 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..errors import Unsupported
 
-class IntegrationError(RuntimeError):
+
+class IntegrationError(Unsupported):
     """A framework is not what an integration was written for."""
 
 

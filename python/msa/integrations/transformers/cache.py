@@ -44,9 +44,6 @@ class Buffer:
         self.store = grown
         return grown
 
-    def crop(self, tokens: int) -> None:
-        self.length = max(self.length - tokens, 0)
-
     def change(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Other rows of the batch; what lies behind `length` is not copied."""
         filled = self.filled()
@@ -104,11 +101,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._show()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes as many tokens as the negative number says."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
+        """Minus the number of tokens to remove. A positive number, which early 5.x passed, is how many to keep."""
+        change = int(tokens_to_remove)
         for buffer in self.buffers.values():
-            buffer.crop(-tokens_to_remove)
+            buffer.length = min(buffer.length, change) if change > 0 else max(buffer.length + change, 0)
         self._show()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+import msa
+
 from . import NAME
 from .masks import first_slots
 from .refusals import refuse, require, tracing
 
 SPARSE = "minimax_m3_sparse"
+_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 def checked(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,6 +42,8 @@ def checked(original: Callable[..., Any]) -> Callable[..., Any]:
         if tokens is None:  # the original has a text for that
             return original(self, input_ids, attention_mask, position_ids, *args, **kwargs)
         _check_call(self, embeds, kwargs)
+        if not tracing():
+            _check_support(self, tokens.device)
         past = _check_cache(self.config, cache)
         first, real = _rows(attention_mask, past, tokens.shape[1])
         positions = _positions(position_ids, past, tokens, first, real)
@@ -60,6 +65,43 @@ def _check_call(model: Any, embeds: torch.Tensor | None, kwargs: dict[str, Any])
             refuse("grad", "inputs_embeds that require grad")
         if any(parameter.requires_grad for parameter in model.parameters()):
             refuse("grad", "parameters that require grad, in grad mode")
+
+
+def _check_support(model: Any, device: torch.device) -> None:
+    config = model.config
+    dtype = model.embed_tokens.weight.dtype
+    if dtype not in _DTYPES:
+        refuse("unsupported", f"a model of {dtype}")
+    attention = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    selection = (config.index_n_heads, config.index_head_dim, config.index_block_size, config.index_topk_blocks,
+                 config.index_local_blocks)
+    reason = _reason(_DTYPES[dtype], str(device), frozenset(config.layer_types), attention, selection)
+    if reason:
+        refuse("unsupported", reason)
+
+
+@functools.lru_cache(maxsize=64)
+def _reason(
+    dtype: str, device: str, kinds: frozenset[str], attention: tuple[int, ...], selection: tuple[int, ...]
+) -> str:
+    """Why no backend serves a model of this shape; empty where one does."""
+    batch = dict(batch=1, total_q=1, max_seqlen_q=1, max_seqlen_k=1, device=device)
+    heads_q, heads_kv, dim = attention
+    main = dict(batch, dtype=dtype, heads_q=heads_q, heads_kv=heads_kv, head_dim=dim, value_dim=dim)
+    index_heads, index_dim, block_size, topk, local_blocks = selection
+    asked: dict[str, dict[str, Any]] = {}
+    if SPARSE in kinds:
+        index = dict(batch, index_dtype=dtype, index_heads=index_heads, index_heads_k=1, index_dim=index_dim)
+        asked["select_blocks"] = dict(index, block_size=block_size, topk=topk, local_blocks=local_blocks)
+        asked["sparse_attention"] = dict(main, block_size=block_size, topk=topk)
+    if kinds != {SPARSE}:
+        asked["dense_attention"] = main
+    for op, numbers in asked.items():
+        support = msa.supports(op, **numbers)
+        if not support:
+            reasons = "; ".join(f"{backend}: {why}" for backend, why in support.reasons.items())
+            return f"{op} of {dtype} on {device}, which nobody serves ({reasons})"
+    return ""
 
 
 def _check_cache(config: Any, cache: Any) -> int | torch.Tensor:
