@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """torch.compile(fullgraph=True): one forward, and static-cache generation through transformers' own compilation. The
-backend is aot_eager, which runs all of tracing, fake tensors and functionalisation; inductor is asked once, marked slow."""
+backend is aot_eager, which runs all of tracing, fake tensors and functionalisation; inductor is asked once, marked slow.
+One dense and one sparse layer, as tracing takes seconds."""
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -17,16 +18,34 @@ def fresh():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def model(patched, make_model):
+    model = make_model(layers=2)
+    model.set_attn_implementation("msa")
+    return model
+
+
+@pytest.fixture
+def eager(make_model):
+    model = make_model(layers=2)
+    model.set_attn_implementation("eager")
+    return model
+
+
 def how(backend):
     config = CompileConfig(fullgraph=True, mode="default", backend=backend)
     config._compile_all_devices = True  # transformers compiles on GPUs only unless told
     return dict(cache_implementation="static", compile_config=config)
 
 
+def expect_one_graph():
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
 def test_forward(model, prompts, eager):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
-    assert (compiled(prompts).logits - eager.logits()).abs().max() < 1e-4
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert (compiled(prompts).logits - eager(prompts).logits).abs().max() < 1e-4
+    expect_one_graph()
 
 
 def test_forward_of_a_padded_batch(model, prompts):
@@ -39,14 +58,24 @@ def test_forward_of_a_padded_batch(model, prompts):
     mask[1, 200] = 0
     with pytest.raises(RuntimeError, match="the ones of each row of the 2-D mask are one run"):
         compiled(prompts, attention_mask=mask)
-    assert counters["stats"]["unique_graphs"] == 1
+    expect_one_graph()
+
+
+def test_positions_are_checked_inside(model, prompts):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    positions = torch.arange(prompts.shape[1])[None]
+    compiled(prompts, position_ids=positions)
+    with pytest.raises(RuntimeError, match="positions count each row's tokens from its first"):
+        compiled(prompts, position_ids=positions * 2)
+    expect_one_graph()
 
 
 def test_generate_static(model, prompts, eager, greedy):
     ids = prompts[:1]
+    want = eager.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
     got = model.generate(ids, attention_mask=torch.ones_like(ids), **greedy, **how("aot_eager"))
-    assert got[:, ids.shape[1]:].tolist() == eager.tokens(1).tolist()
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert got.tolist() == want.tolist()
+    expect_one_graph()
 
 
 def test_generate_static_padded(model, prompts, greedy):
@@ -55,12 +84,13 @@ def test_generate_static_padded(model, prompts, greedy):
     want = model.generate(prompts[1:, PAD:], **greedy)[0, -64:].tolist()
     got = model.generate(prompts * mask, attention_mask=mask, **greedy, **how("aot_eager"))
     assert got[1, -64:].tolist() == want
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    expect_one_graph()
 
 
 @pytest.mark.slow
 def test_generate_static_inductor(model, prompts, eager, greedy):
     ids = prompts[:1]
+    want = eager.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
     got = model.generate(ids, attention_mask=torch.ones_like(ids), **greedy, **how("inductor"))
-    assert got[:, ids.shape[1]:].tolist() == eager.tokens(1).tolist()
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert got.tolist() == want.tolist()
+    expect_one_graph()

@@ -14,9 +14,30 @@ def left(prompts):
     return prompts * mask, mask
 
 
-@pytest.fixture
-def alone(model, prompts):
-    return model(prompts[:1]).logits[0], model(prompts[1:, PAD:]).logits[0]
+@pytest.fixture(scope="module")
+def rows(shared_model, prompts):
+    """The rows that are to be met again in a padded batch."""
+    shared_model.set_attn_implementation("msa")
+    return prompts[:1], prompts[1:, PAD:]
+
+
+@pytest.fixture(scope="module")
+def alone(shared_model, rows):
+    with torch.no_grad():
+        return [shared_model(row).logits[0] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def alone_tokens(shared_model, rows):
+    from functools import cache
+
+    @cache
+    def tokens(num_beams, new):
+        with torch.no_grad():
+            return [shared_model.generate(row, do_sample=False, eos_token_id=None, pad_token_id=0, num_beams=num_beams,
+                                          max_new_tokens=new)[0, row.shape[1]:].tolist() for row in rows]
+
+    return tokens
 
 
 @pytest.mark.parametrize("positions", ["none", "of the row", "as generate makes them", "slots"])
@@ -47,19 +68,18 @@ def test_row_of_padding_alone(model, prompts, alone):
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "growing", "dynamic-chunked", "static-chunked", "beams"])
-def test_generate(model, left, prompts, patched, cache_name, greedy, mode):
+def test_generate(model, left, alone_tokens, patched, cache_name, greedy, mode):
     ids, mask = left
-    beams = {"num_beams": 2} if mode == "beams" else {}
-    want = [model.generate(row, **greedy, **beams)[0, row.shape[1]:].tolist()
-            for row in (prompts[:1], prompts[1:, PAD:])]
+    if mode == "beams":
+        greedy.update(num_beams=2, max_new_tokens=24)
     if mode.startswith("static"):
         greedy["cache_implementation"] = "static"
     if mode == "growing":
         greedy[cache_name] = patched.GrowingCache(model.config)
     if mode.endswith("chunked"):
         greedy["prefill_chunk_size"] = 64  # the first chunk of row 1 is padding alone
-    got = model.generate(ids, attention_mask=mask, **greedy, **beams)[:, ids.shape[1]:]
-    assert got.tolist() == want
+    got = model.generate(ids, attention_mask=mask, **greedy)[:, ids.shape[1]:]
+    assert got.tolist() == alone_tokens(greedy.get("num_beams", 1), greedy["max_new_tokens"])
 
 
 def test_static_cache_by_hand(model, left, alone, cache_name):
