@@ -35,6 +35,19 @@ def selecting(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def index_states(
+    indexer: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index queries [B, Sq, Hi, Di] and keys [B, Sq, 1, Di], token by token as msa reads them."""
+    batch, new, _ = hidden_states.shape
+    dim = indexer.head_dim
+    q = indexer.q_norm(indexer.q_proj(hidden_states).view(batch, new, -1, dim))
+    k = indexer.k_norm(indexer.k_proj(hidden_states).view(batch, new, 1, dim))
+    cos, sin = (x[..., :dim] for x in position_embeddings)
+    states: tuple[torch.Tensor, torch.Tensor] = modeling.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
+    return states
+
+
 def choose_blocks(
     indexer: Any,
     hidden_states: torch.Tensor,
@@ -44,11 +57,7 @@ def choose_blocks(
 ) -> torch.Tensor:
     """int32 [B, index heads, Sq, k], ascending, -1 behind the last; block 0 begins at a row's first token."""
     batch, new, _ = hidden_states.shape
-    dim = indexer.head_dim
-    q = indexer.q_norm(indexer.q_proj(hidden_states).view(batch, new, -1, dim))  # [B, Sq, Hi, Di]
-    k = indexer.k_norm(indexer.k_proj(hidden_states).view(batch, new, 1, dim))
-    cos, sin = (x[..., :dim] for x in position_embeddings)
-    q, k = modeling.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
+    q, k = index_states(indexer, hidden_states, position_embeddings)
     keys = k.transpose(1, 2)  # [B, 1, Sq, Di]
     end: int | torch.Tensor = new
     if cache is not None:
@@ -60,7 +69,7 @@ def choose_blocks(
     rows, apart = key_rows(keys)
     lengths = batch_of(last, end - 1 - last, batch, new, apart, rows.shape[0])
     ids = ops.select_blocks(
-        q.reshape(batch * new, -1, dim),
+        q.flatten(0, 1),
         rows,
         **lengths._asdict(),
         block_size=indexer.block_size,
