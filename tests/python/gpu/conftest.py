@@ -3,10 +3,6 @@
 import pytest
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a Hopper GPU")
-
-
 @pytest.fixture(autouse=True)
 def hopper():
     torch = pytest.importorskip("torch", reason="torch drives the GPU here")

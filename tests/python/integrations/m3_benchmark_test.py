@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.seconds(60)
+
 SCRIPT = pathlib.Path(__file__).resolve().parents[3] / "benchmarks" / "m3.py"
 
 

@@ -7,6 +7,8 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
+pytestmark = pytest.mark.seconds(60)  # a busy machine
+
 PAD = 77
 
 

@@ -7,6 +7,8 @@ from transformers import DynamicCache, StaticCache
 
 import msa.torch as ops
 
+pytestmark = pytest.mark.seconds(30)  # a busy machine
+
 ROOM = 600  # slots of a static cache: prompt, new tokens and candidates
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import StaticCache
 
+pytestmark = pytest.mark.seconds(30)  # a busy machine
+
 PAD = 77  # no multiple of a block
 
 

@@ -18,10 +18,11 @@ FORWARDS = (modeling.MiniMaxM3VLIndexer, modeling.MiniMaxM3VLTextModel)
 
 
 @pytest.fixture
-def off(patched):
+def off(patched, monkeypatch):
     """Disabled for one test."""
     integration.disable()
     yield
+    monkeypatch.undo()
     integration.disable()
     integration.enable()
 

@@ -16,7 +16,7 @@ from .refusals import refuse
 
 
 def attention(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -42,14 +42,17 @@ def attention(
     else:
         last = position_ids[..., -1].reshape(-1)  # [B or 1]
     lengths = batch_of(last, attention_mask, batch, new, apart, k.shape[0])
-    bounds = {"max_seqlen_q": new, "max_seqlen_k": key.shape[2]}
     q = query_rows(query)
+    out: torch.Tensor
     if block_indices is None:
-        out = ops.dense_attention(q, k, v, **lengths._asdict(), **bounds, softmax_scale=scaling)
+        out = ops.dense_attention(
+            q, k, v, cu_seqlens_q=lengths.cu_seqlens_q, seqlens_k=lengths.seqlens_k, cu_seqlens_k=lengths.cu_seqlens_k,
+            softmax_scale=scaling, max_seqlen_q=new, max_seqlen_k=key.shape[2])
     else:
-        ids = query_rows(block_indices)
         out = ops.sparse_attention(
-            q, k, v, ids, **lengths._asdict(), **bounds, softmax_scale=scaling, block_size=module.indexer.block_size)
+            q, k, v, query_rows(block_indices), cu_seqlens_q=lengths.cu_seqlens_q, seqlens_k=lengths.seqlens_k,
+            cu_seqlens_k=lengths.cu_seqlens_k, softmax_scale=scaling, max_seqlen_q=new, max_seqlen_k=key.shape[2],
+            block_size=module.indexer.block_size)
     return out.view(batch, new, *out.shape[1:]), None
 
 

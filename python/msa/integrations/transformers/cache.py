@@ -64,13 +64,13 @@ def _is_closed(store: torch.Tensor) -> bool:
     return store.is_inference() and not torch.is_inference_mode_enabled()
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of a dense layer."""
 
     is_croppable = True
 
     def __init__(self, *unused: Any, **unused_by_name: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.buffers = {"keys": Buffer(), "values": Buffer()}
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -95,8 +95,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return 0 if store is None else store.shape[2]
 
     def reset(self) -> None:
-        for buffer in self.buffers.values():
-            buffer.__init__()  # type: ignore[misc]
+        self.buffers = {name: Buffer() for name in self.buffers}
         self.is_initialized = False
         self._show()
 
@@ -138,7 +137,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.values = self.buffers["values"].filled()
 
 
-class GrowingSparseLayer(GrowingLayer):
+class GrowingSparseLayer(GrowingLayer):  # type: ignore[no-untyped-call]
     """Index keys beside them."""
 
     def __init__(self, *unused: Any, **unused_by_name: Any) -> None:
@@ -156,7 +155,7 @@ class GrowingSparseLayer(GrowingLayer):
         self.idx_keys = self.buffers["idx_keys"].filled()
 
 
-class GrowingCache(Cache):  # type: ignore[misc]
+class GrowingCache(Cache):
     """model.generate(..., past_key_values=GrowingCache(model.config)); `cache=` from transformers 5.24 on."""
 
     def __init__(self, config: Any, **unused: Any) -> None:

@@ -24,12 +24,13 @@ def selecting(original: Callable[..., Any]) -> Callable[..., Any]:
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         cache: Any = None,
-        position_ids: torch.Tensor | None = None,
+        position_ids: Any = None,
         past_key_values: Any = None,
     ) -> torch.Tensor:
         cache = past_key_values if cache is None else cache
         if self.config._attn_implementation != NAME:
-            return original(self, hidden_states, position_embeddings, cache, position_ids)
+            stock: torch.Tensor = original(self, hidden_states, position_embeddings, cache, position_ids)
+            return stock
         return choose_blocks(self, hidden_states, position_embeddings, cache, position_ids)
 
     return forward
@@ -44,8 +45,8 @@ def index_states(
     q = indexer.q_norm(indexer.q_proj(hidden_states).view(batch, new, -1, dim))
     k = indexer.k_norm(indexer.k_proj(hidden_states).view(batch, new, 1, dim))
     cos, sin = (x[..., :dim] for x in position_embeddings)
-    states: tuple[torch.Tensor, torch.Tensor] = modeling.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
-    return states
+    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]] = modeling.apply_rotary_pos_emb
+    return rotate(q, k, cos, sin, unsqueeze_dim=2)
 
 
 def choose_blocks(
@@ -68,14 +69,8 @@ def choose_blocks(
     last = position_ids[:, -1]
     rows, apart = key_rows(keys)
     lengths = batch_of(last, end - 1 - last, batch, new, apart, rows.shape[0])
-    ids = ops.select_blocks(
-        q.flatten(0, 1),
-        rows,
-        **lengths._asdict(),
-        block_size=indexer.block_size,
-        topk=indexer.topk_blocks,
-        local_blocks=indexer.local_blocks,
-        max_seqlen_q=new,
-        max_seqlen_k=keys.shape[2],
-    )
+    ids: torch.Tensor = ops.select_blocks(
+        q.flatten(0, 1), rows, cu_seqlens_q=lengths.cu_seqlens_q, seqlens_k=lengths.seqlens_k,
+        cu_seqlens_k=lengths.cu_seqlens_k, block_size=indexer.block_size, topk=indexer.topk_blocks,
+        local_blocks=indexer.local_blocks, max_seqlen_q=new, max_seqlen_k=keys.shape[2])
     return ids.view(batch, new, -1, indexer.topk_blocks).transpose(1, 2)
