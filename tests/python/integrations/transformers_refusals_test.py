@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Each row of REFUSALS: the call that meets it, refused by that name, in words that say what to do."""
+import pathlib
 import pickle
 
 import pytest
@@ -8,7 +9,9 @@ from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import and_masks, causal_mask_function
 from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
 
-from msa.integrations.transformers import REFUSALS, Refused, inputs
+from msa.integrations.transformers import REFUSALS, SUPPORTED, Refused, inputs
+
+PAGE = pathlib.Path(__file__).resolve().parents[3] / "docs" / "transformers.md"
 
 
 @pytest.fixture
@@ -120,6 +123,13 @@ CASES = [mask_4d, mask_kind, mask_length, mask_holes, mask_function, positions_s
 
 def test_every_row_has_a_case():
     assert [case.__name__ for case in CASES] == list(REFUSALS)
+
+
+def test_the_page_knows_every_row():
+    page = PAGE.read_text()
+    assert SUPPORTED in page
+    for name in REFUSALS:
+        assert f"`{name}`" in page or f"`{name.split('_')[0]}_*`" in page, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
