@@ -16,4 +16,3 @@ def test_tutorial(tmp_path):
     assert "eager gives the same tokens" in done.stdout and "refused: msa: outputs without" in done.stdout
     page = (tmp_path / "m3_blocks.html").read_text()
     assert page.count("<svg") == 3 and page.count("<rect") > 600
-

@@ -11,7 +11,7 @@ from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
 
 import msa.torch as ops
 
-from .layout import batch_of, key_value_rows, query_rows
+from .layout import Lengths, key_value_rows, lengths_of, query_rows
 from .refusals import refuse
 
 
@@ -36,12 +36,7 @@ def attention(
     _check(module, query, attention_mask, dropout, block_indices)
     batch, _, new, _ = query.shape
     k, v, apart = key_value_rows(key, value)
-    if position_ids is None:
-        last = torch.full((1,), key.shape[2] - 1, device=query.device)
-        last = last if attention_mask is None else last - attention_mask
-    else:
-        last = position_ids[..., -1].reshape(-1)  # [B or 1]
-    lengths = batch_of(last, attention_mask, batch, new, apart, k.shape[0])
+    lengths = _lengths(query, key, attention_mask, position_ids).of(apart, k.shape[0])
     q = query_rows(query)
     out: torch.Tensor
     if block_indices is None:
@@ -54,6 +49,16 @@ def attention(
             cu_seqlens_k=lengths.cu_seqlens_k, softmax_scale=scaling, max_seqlen_q=new, max_seqlen_k=key.shape[2],
             block_size=module.indexer.block_size)
     return out.view(batch, new, *out.shape[1:]), None
+
+
+def _lengths(
+    query: torch.Tensor, key: torch.Tensor, first: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> Lengths:
+    batch, _, new, _ = query.shape
+    if position_ids is None:  # a layer by itself
+        last = torch.full((1,), key.shape[2] - 1, device=query.device)
+        return Lengths(last if first is None else last - first, first, batch, new)
+    return lengths_of(position_ids) or Lengths(position_ids[..., -1].reshape(-1), first, batch, new)
 
 
 def _check(

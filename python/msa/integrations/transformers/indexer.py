@@ -12,7 +12,7 @@ from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
 import msa.torch as ops
 
 from . import NAME
-from .layout import batch_of, key_rows
+from .layout import Lengths, key_rows, lengths_of
 
 
 def selecting(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,11 +66,14 @@ def choose_blocks(
         keys = layer.update_index(keys)
         # A static layer hands out its whole buffer and counts its tokens on the device.
         end = getattr(layer, "idx_cumulative_length", keys.shape[2])
-    last = position_ids[:, -1]
     rows, apart = key_rows(keys)
-    lengths = batch_of(last, end - 1 - last, batch, new, apart, rows.shape[0])
+    lengths = lengths_of(position_ids)
+    if lengths is None:
+        last = position_ids[:, -1]
+        lengths = Lengths(last, end - 1 - last, batch, new)
+    told = lengths.of(apart, rows.shape[0])
     ids: torch.Tensor = ops.select_blocks(
-        q.flatten(0, 1), rows, cu_seqlens_q=lengths.cu_seqlens_q, seqlens_k=lengths.seqlens_k,
-        cu_seqlens_k=lengths.cu_seqlens_k, block_size=indexer.block_size, topk=indexer.topk_blocks,
+        q.flatten(0, 1), rows, cu_seqlens_q=told.cu_seqlens_q, seqlens_k=told.seqlens_k,
+        cu_seqlens_k=told.cu_seqlens_k, block_size=indexer.block_size, topk=indexer.topk_blocks,
         local_blocks=indexer.local_blocks, max_seqlen_q=new, max_seqlen_k=keys.shape[2])
     return ids.view(batch, new, -1, indexer.topk_blocks).transpose(1, 2)

@@ -15,9 +15,11 @@ import torch
 import msa
 
 from . import NAME
+from .layout import shared_lengths
 from .masks import first_slots
 from .refusals import refuse, require, tracing
 
+_SERVED = "_msa_served"  # on a model: the dtype and device that it was last found served in
 SPARSE = "minimax_m3_sparse"
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -47,7 +49,11 @@ def checked(original: Callable[..., Any]) -> Callable[..., Any]:
         past = _check_cache(self.config, cache)
         first, real = _rows(attention_mask, past, tokens.shape[1])
         positions = _positions(position_ids, past, tokens, first, real)
-        return original(self, input_ids, {"full_attention": first}, positions, *args, **kwargs)
+        masks = {"full_attention": first}  # the form that the original takes as it is
+        if torch.compiler.is_compiling():
+            return original(self, input_ids, masks, positions, *args, **kwargs)
+        with shared_lengths(positions, first, tokens.shape[0]):
+            return original(self, input_ids, masks, positions, *args, **kwargs)
 
     return forward
 
@@ -70,19 +76,21 @@ def _check_call(model: Any, embeds: torch.Tensor | None, kwargs: dict[str, Any])
 def _check_support(model: Any, device: torch.device) -> None:
     config = model.config
     dtype = model.embed_tokens.weight.dtype
+    if model.__dict__.get(_SERVED) == (dtype, device):
+        return
     if dtype not in _DTYPES:
         refuse("unsupported", f"a model of {dtype}")
     attention = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
     selection = (config.index_n_heads, config.index_head_dim, config.index_block_size, config.index_topk_blocks,
                  config.index_local_blocks)
-    reason = _reason(_DTYPES[dtype], str(device), frozenset(config.layer_types), attention, selection)
+    reason = _reason(_DTYPES[dtype], str(device), set(config.layer_types), attention, selection)
     if reason:
         refuse("unsupported", reason)
+    model.__dict__[_SERVED] = (dtype, device)
 
 
-@functools.lru_cache(maxsize=64)
 def _reason(
-    dtype: str, device: str, kinds: frozenset[str], attention: tuple[int, ...], selection: tuple[int, ...]
+    dtype: str, device: str, kinds: set[str], attention: tuple[int, ...], selection: tuple[int, ...]
 ) -> str:
     """Why no backend serves a model of this shape; empty where one does."""
     batch = dict(batch=1, total_q=1, max_seqlen_q=1, max_seqlen_k=1, device=device)

@@ -5,6 +5,9 @@ One request per row of the batch. A cache [B, H, S, D] lies head by head, so tha
 its heads S * D: rows of the next request begin H * S rows on. The view overlaps itself; requests do not."""
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -54,15 +57,57 @@ class Batch(NamedTuple):
     cu_seqlens_k: torch.Tensor  # int32 [B + 1]
 
 
-def batch_of(
-    last: torch.Tensor, first: torch.Tensor | None, batch: int, new: int, apart: int, rows: int
-) -> Batch:
-    """`last`: position of each row's last new token, [B or 1]; `first`: its first slot. The first query's position
-    need not be told: the library aligns the last query with the last key. On the device, without a look at values."""
-    device = last.device
-    seqlens = (last + 1).to(torch.int32).expand(batch).contiguous()
-    starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
-    begin = starts * apart
-    if first is not None:
-        begin = begin + torch.nn.functional.pad(first.to(torch.int32), (0, 1))
-    return Batch(starts * new, seqlens, begin.clamp(max=rows))
+class Lengths:
+    """What the layers of one forward tell the library about their batch; made on the device, without a look at values.
+
+    `last`: position of each row's last new token, [B or 1]; `first`: its first slot. The first query's position need not
+    be told: the library aligns the last query with the last key.
+    """
+
+    def __init__(self, last: torch.Tensor, first: torch.Tensor | None, batch: int, new: int) -> None:
+        self._first = first
+        self._steps = torch.arange(batch + 1, dtype=torch.int32, device=last.device)
+        self._cu_seqlens_q = self._steps * new
+        self._seqlens_k = (last + 1).to(torch.int32).expand(batch).contiguous()
+        self._made: dict[tuple[int, int], Batch] = {}
+
+    def of(self, apart: int, rows: int) -> Batch:
+        """For keys whose requests lie `apart` rows from each other, of `rows` in all."""
+        made = self._made.get((apart, rows))
+        if made is None:
+            begin = self._steps * apart
+            if self._first is not None:
+                begin = begin + torch.nn.functional.pad(self._first.to(torch.int32), (0, 1))
+            made = Batch(self._cu_seqlens_q, self._seqlens_k, begin.clamp(max=rows))
+            self._made[apart, rows] = made
+        return made
+
+
+class _Forward(threading.local):
+    """The forward that this thread is in."""
+
+    positions: torch.Tensor | None = None
+    lengths: Lengths | None = None
+
+
+_forward = _Forward()
+
+
+@contextlib.contextmanager
+def shared_lengths(positions: torch.Tensor, first: torch.Tensor | None, batch: int) -> Iterator[None]:
+    """The layers below share one Lengths instead of making a dozen small tensors each: on a GPU, a dozen launches."""
+    before = _forward.positions, _forward.lengths
+    _forward.positions = positions
+    _forward.lengths = Lengths(positions[:, -1], first, batch, positions.shape[1])
+    try:
+        yield
+    finally:
+        _forward.positions, _forward.lengths = before
+
+
+def lengths_of(positions: torch.Tensor) -> Lengths | None:
+    """Those of the forward whose positions, or a view of them, these are."""
+    if torch.compiler.is_compiling() or _forward.positions is None:
+        return None
+    # Alive as long as the forward is, so the address cannot be another tensor's.
+    return _forward.lengths if positions.data_ptr() == _forward.positions.data_ptr() else None
