@@ -2,8 +2,11 @@
 """GrowingCache: what DynamicCache says, without copying what it holds."""
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
 from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseCacheLayer
+
+from msa.integrations._patch import release_of
 
 
 @pytest.fixture
@@ -29,6 +32,13 @@ def same(a, b):
                for name in ("keys", "values", "idx_keys") if hasattr(y, name))
 
 
+def crop(cache):
+    """Seven tokens fewer. DynamicCache of 5.13 takes twice as many index keys away where the number is negative, and is
+    therefore told how many tokens to keep, as generate tells it in that version."""
+    early = release_of(transformers.__version__) < (5, 14) and isinstance(cache, DynamicCache)
+    cache.crop(cache.get_seq_length() - 7 if early else -7)
+
+
 def test_like_dynamic(cache, model):
     """A history of everything transformers calls, on both."""
     both = (cache, DynamicCache(config=model.config))
@@ -38,7 +48,7 @@ def test_like_dynamic(cache, model):
             assert out[0].shape[2] == one.get_seq_length()
         assert same(*both)
         assert both[0].get_mask_sizes(3, 0) == both[1].get_mask_sizes(3, 0)
-    for change in (lambda c: c.crop(-7), lambda c: c.reorder_cache(torch.tensor([1, 1])),
+    for change in (crop, lambda c: c.reorder_cache(torch.tensor([1, 1])),
                    lambda c: c.batch_repeat_interleave(3), lambda c: c.batch_select_indices(torch.tensor([0, 2, 5]))):
         for one in both:
             change(one)
