@@ -275,7 +275,7 @@ section_python() {
   start=$EPOCHREALTIME
   step "python tests (${budget} s at most)" \
     env OMP_NUM_THREADS=1 "MSA_WHEEL=$(echo "$PWD"/build/wheel/*.whl)" timeout "$budget" \
-    "$venv/bin/python" -m pytest -q -rs tests/python
+    "$venv/bin/python" -m pytest -q -rs -m "not slow" ${long:+-m ""} tests/python
   echo "       $(seconds_since "$start") of $budget s"
 }
 

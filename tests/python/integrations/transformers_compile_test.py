@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """torch.compile(fullgraph=True): one forward, and static-cache generation through transformers' own compilation. The
-backend is aot_eager, which runs all of tracing, fake tensors and functionalisation; inductor is asked once, marked slow.
-One dense and one sparse layer, as tracing takes seconds."""
+backend is aot_eager, which runs all of tracing, fake tensors and functionalisation; inductor is asked in tests marked
+slow. One dense and one sparse layer, as tracing takes seconds."""
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -45,13 +45,17 @@ def expect_one_graph():
 
 
 def test_forward(model, prompts, eager):
+    """Checks of values run inside the graph."""
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
-    assert (compiled(prompts).logits - eager(prompts).logits).abs().max() < 1e-4
+    positions = torch.arange(prompts.shape[1])[None]
+    logits = compiled(prompts, position_ids=positions).logits
+    assert (logits - eager(prompts).logits).abs().max() < 1e-4
+    with pytest.raises(RuntimeError, match="positions count each row's tokens from its first"):
+        compiled(prompts, position_ids=positions * 2)
     expect_one_graph()
 
 
 def test_forward_of_a_padded_batch(model, prompts):
-    """Checks of values run inside the graph."""
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     mask = torch.ones_like(prompts)
     mask[1, :PAD] = 0
@@ -60,15 +64,6 @@ def test_forward_of_a_padded_batch(model, prompts):
     mask[1, 200] = 0
     with pytest.raises(RuntimeError, match="the ones of each row of the 2-D mask are one run"):
         compiled(prompts, attention_mask=mask)
-    expect_one_graph()
-
-
-def test_positions_are_checked_inside(model, prompts):
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
-    positions = torch.arange(prompts.shape[1])[None]
-    compiled(prompts, position_ids=positions)
-    with pytest.raises(RuntimeError, match="positions count each row's tokens from its first"):
-        compiled(prompts, position_ids=positions * 2)
     expect_one_graph()
 
 
@@ -90,8 +85,21 @@ def test_generate_static_padded(model, prompts, greedy):
 
 
 @pytest.mark.slow
-def test_generate_static_inductor(model, prompts, eager, greedy):
-    ids = prompts[:1]
+def test_generate_static_chunked(model, prompts, greedy):
+    """transformers compiles the prefill as well then: a graph for the first chunk, one for the others, one for decode."""
+    mask = torch.ones_like(prompts)
+    mask[1, :PAD] = 0
+    want = model.generate(prompts * mask, attention_mask=mask, **greedy)
+    got = model.generate(prompts * mask, attention_mask=mask, prefill_chunk_size=100, **greedy, **how("aot_eager"))
+    assert got.tolist() == want.tolist()
+    assert counters["stats"]["unique_graphs"] <= 3 and not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2])
+def test_generate_static_inductor(model, prompts, eager, greedy, batch):
+    """Two rows pass keys to the op as a view that overlaps itself."""
+    ids = prompts[:batch]
     want = eager.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
     got = model.generate(ids, attention_mask=torch.ones_like(ids), **greedy, **how("inductor"))
     assert got.tolist() == want.tolist()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -181,11 +181,16 @@ def _positions(
         counted = counted & real
     # Rows may also count slots, as a forward without position_ids does: the same distances between tokens.
     same = ((given == positions) | ~counted).all(-1) | ((given == slots) | ~counted).all(-1)  # [B]
-    if not tracing() and not bool(same.all()):
-        steps = given[:, 1:] - given[:, :-1]
-        both = counted[:, 1:] & counted[:, :-1]
-        if bool((both & (steps < 1)).any()):
-            refuse("positions_packed", "position_ids that start again or repeat inside a row")
-        refuse("positions_gaps", "position_ids that skip or start elsewhere")
-    require(same.all(), "positions_gaps", "other position_ids")
+    if tracing():
+        require(same.all(), "positions_gaps", "other position_ids")
+    elif not bool(same.all()):
+        _refuse_positions(given, counted)
     return positions
+
+
+def _refuse_positions(given: torch.Tensor, counted: torch.Tensor) -> NoReturn:
+    steps = given[:, 1:] - given[:, :-1]
+    both = counted[:, 1:] & counted[:, :-1]
+    if bool((both & (steps < 1)).any()):
+        refuse("positions_packed", "position_ids that start again or repeat inside a row")
+    refuse("positions_gaps", "position_ids that skip or start elsewhere")

@@ -118,7 +118,8 @@ def tracing() -> bool:
     """Values cannot be looked at: a compiler traces, or a CUDA graph is being captured."""
     if torch.compiler.is_compiling():
         return True
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started and torch.cuda.is_current_stream_capturing()
 
 
 def require(ok: torch.Tensor, name: str, found: str) -> None:
