@@ -7,6 +7,7 @@ usage: python examples/tutorial_m3.py [FOLDER]
 Wants torch, transformers and msa; no GPU and no download, as the weights are random. Writes FOLDER/m3_blocks.html, the
 current folder by default.
 """
+import inspect
 import pathlib
 import sys
 import time
@@ -42,8 +43,9 @@ prompt = torch.randint(3, 512, (1, PROMPT))
 # 3. Text. The growing cache writes each new token behind the others; transformers' own DynamicCache works too and copies
 #    all of its keys and values at every token.
 how = dict(attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW, eos_token_id=None)
+cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # renamed in 5.24
 start = time.perf_counter()
-text = model.generate(prompt, past_key_values=msa_transformers.GrowingCache(model.config), **how)
+text = model.generate(prompt, **{cache: msa_transformers.GrowingCache(model.config)}, **how)
 print(f"{NEW} tokens after {PROMPT} in {time.perf_counter() - start:.2f} s:", text[0, PROMPT : PROMPT + 8].tolist(), "...")
 
 # 4. The same tokens as the implementation that forms every score, which is what "exact" means here: msa computes the

@@ -143,3 +143,17 @@ def test_indexer_returns_the_blocks(model, prompts, cache_name):
 def test_other_implementations_are_untouched(model, prompts, eager, name):
     model.set_attn_implementation(name)
     assert (model(prompts).logits - eager.logits()).abs().max() < 1e-4
+
+
+def test_two_threads_share_a_model(model, prompts, eager):
+    """What layers share within a forward is the thread's own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def logits(row):
+        with torch.no_grad():
+            return model(prompts[row : row + 1, : 200 + 100 * row]).logits[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(logits, [0, 1] * 4))
+    for number, got in enumerate(found):
+        assert (got - eager.logits()[number % 2, : len(got)]).abs().max() < 1e-4
