@@ -210,12 +210,13 @@ def test_graph_capture(prompts):
     want = [model(torch.full((1, 1), t, device=DEVICE), position_ids=torch.full((1, 1), PROMPT + n, device=DEVICE),
                   **{CACHE_NAME: cache}).logits for n, t in enumerate(tokens)]
 
-    warm = decode_step(model, prefill())[2]
+    # A cache each: a step lengthens its cache, and its positions would no longer fit.
+    warm = [decode_step(model, prefill())[2] for _ in range(3)]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
-            warm()
+        for step in warm:
+            step()
     torch.cuda.current_stream().wait_stream(side)
 
     cache = prefill()
