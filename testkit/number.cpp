@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace msa::testkit {
 
@@ -15,15 +16,26 @@ struct Format {
   int min_exponent;  // of normal numbers
 };
 
+[[noreturn]] Format no_number(DType dtype) {
+  throw std::logic_error(std::string("the test kit has no numbers of dtype ") + to_string(dtype));
+}
+
 Format format_of(DType dtype) {
   switch (dtype) {
     case DType::F16:
       return {10, -14};
     case DType::BF16:
       return {7, -126};
-    default:
+    case DType::F32:
       return {23, -126};
+    case DType::I32:
+    case DType::I64:
+    case DType::E4M3:
+    case DType::I8:
+    case DType::NVFP4:
+      break;
   }
+  return no_number(dtype);
 }
 
 }  // namespace
@@ -54,36 +66,62 @@ std::uint16_t float_to_f16(float value) {
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+namespace {
+
+struct NumberF32 {
+  using Storage = float;
+  static float read(float x) { return x; }
+  static float write(float x) { return x; }
+};
+struct NumberF16 {
+  using Storage = std::uint16_t;
+  static float read(std::uint16_t x) { return f16_to_float(x); }
+  static std::uint16_t write(float x) { return float_to_f16(x); }
+};
+struct NumberBF16 {
+  using Storage = std::uint16_t;
+  static float read(std::uint16_t x) { return bf16_to_float(x); }
+  static std::uint16_t write(float x) { return float_to_bf16(x); }
+};
+
+/// f(format) for a floating-point dtype.
+template <class F>
+auto with_format(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::F32:
+      return f(NumberF32{});
+    case DType::F16:
+      return f(NumberF16{});
+    case DType::BF16:
+      return f(NumberBF16{});
+    case DType::I32:
+    case DType::I64:
+    case DType::E4M3:
+    case DType::I8:
+    case DType::NVFP4:
+      break;
+  }
+  no_number(dtype);
+}
+
+}  // namespace
+
 float round_to(float value, DType dtype) {
-  if (dtype == DType::BF16) return bf16_to_float(float_to_bf16(value));
-  if (dtype == DType::F16) return f16_to_float(float_to_f16(value));
-  return value;
+  return with_format(dtype, [&](auto format) { return format.read(format.write(value)); });
 }
 
 void load(const void* source, DType dtype, std::int64_t count, float* target) {
-  if (dtype == DType::F32) {
-    std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(float));
-    return;
-  }
-  const auto* bits = static_cast<const std::uint16_t*>(source);
-  if (dtype == DType::BF16) {
-    for (std::int64_t i = 0; i < count; ++i) target[i] = bf16_to_float(bits[i]);
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) target[i] = f16_to_float(bits[i]);
-  }
+  with_format(dtype, [&](auto format) {
+    const auto* stored = static_cast<const typename decltype(format)::Storage*>(source);
+    for (std::int64_t i = 0; i < count; ++i) target[i] = format.read(stored[i]);
+  });
 }
 
 void store(const float* source, std::int64_t count, DType dtype, void* target) {
-  if (dtype == DType::F32) {
-    std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(float));
-    return;
-  }
-  auto* bits = static_cast<std::uint16_t*>(target);
-  if (dtype == DType::BF16) {
-    for (std::int64_t i = 0; i < count; ++i) bits[i] = float_to_bf16(source[i]);
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) bits[i] = float_to_f16(source[i]);
-  }
+  with_format(dtype, [&](auto format) {
+    auto* stored = static_cast<typename decltype(format)::Storage*>(target);
+    for (std::int64_t i = 0; i < count; ++i) stored[i] = format.write(source[i]);
+  });
 }
 
 double ulp(double value, DType dtype) {

@@ -3,6 +3,7 @@
 // (and, where tiles are few, into pieces of their keys), turns block lists into visits, and hands
 // tiles to the kernels of the level in force.
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -91,6 +92,8 @@ struct Job {
 struct ThreadScratch {
   AttendScratch kernel{};
   AttendState states[kMaxHeads] = {};  // of tiles in one piece
+  AttendState lone{};                  // of a token that is computed again
+  std::int32_t* suspects = nullptr;    // tokens of the tile in hand
   std::uint64_t* pairs = nullptr;      // block << 32 | token of the tile
   Visit* visits = nullptr;
   std::int32_t* tokens = nullptr;
@@ -98,6 +101,7 @@ struct ThreadScratch {
 
 /// The workspace of one run.
 struct Shared {
+  std::int64_t* mended = nullptr;  // see mended_tokens
   Job* jobs = nullptr;
   std::byte* states = nullptr;  // of the pieces of split tiles, state_bytes each
   std::byte* threads = nullptr;
@@ -125,7 +129,7 @@ class AttentionStage final : public Stage {
   void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
 
  private:
-  AttendState take_state(Scratch& from) const;
+  AttendState take_state(Scratch& from, std::int64_t columns) const;
   ThreadScratch take_thread(Scratch& from) const;
   Shared take_shared(Scratch& from) const;
   ThreadScratch thread_scratch(const Shared& shared, int thread) const {
@@ -140,8 +144,13 @@ class AttentionStage final : public Stage {
                  std::int64_t pieces) const;
   AttendTile make_tile(const AttendCall& call, const Place& place,
                        const ThreadScratch& scratch) const;
+  void find_visits(const AttendCall& call, AttendTile& tile, const ThreadScratch& scratch) const;
   void list_visits(const AttendCall& call, AttendTile& tile, const ThreadScratch& scratch) const;
   std::int64_t heads_together(const AttendCall& call, std::int64_t tiles) const;
+  void finish(const AttendCall& call, const AttendTile& tile, const ThreadScratch& scratch,
+              const AttendState& state, const Shared& shared) const;
+  void mend(const AttendCall& call, AttendTile tile, const ThreadScratch& scratch,
+            const AttendState* known) const;
   void sweep(const AttendCall& call, std::span<const Job> jobs, const Shared& shared) const;
   void join(const AttendCall& call, std::span<const Job> jobs, const Shared& shared) const;
 
@@ -158,7 +167,7 @@ AttentionStage::AttentionStage(const Problem& problem, const Machine& machine)
       kernels_(machine.kernels->attend),
       l_(make_layout(problem, kernels_)) {
   Scratch state(nullptr), thread(nullptr);
-  take_state(state);
+  take_state(state, l_.columns);
   take_thread(thread);
   state_bytes_ = state.used();
   thread_bytes_ = thread.used();
@@ -175,8 +184,8 @@ std::string AttentionStage::decisions() const {
 
 // ---- workspace ----
 
-AttendState AttentionStage::take_state(Scratch& from) const {
-  const std::int64_t rows = l_.columns * kernels_.lanes;
+AttendState AttentionStage::take_state(Scratch& from, std::int64_t columns) const {
+  const std::int64_t rows = columns * kernels_.lanes;
   AttendState s;
   s.o = from.take<float>(rows * p_.attention.value_dim);
   s.m = from.take<float>(rows);
@@ -201,7 +210,10 @@ ThreadScratch AttentionStage::take_thread(Scratch& from) const {
   t.kernel.limits = from.take<std::int32_t>(rows);
   t.kernel.active = from.take<std::int32_t>(l_.columns);
   t.kernel.ahead = from.take<const std::byte*>(3 * l_.step + 1);
-  for (std::int64_t h = 0; h < l_.heads && l_.splits == 1; ++h) t.states[h] = take_state(from);
+  for (std::int64_t h = 0; h < l_.heads && l_.splits == 1; ++h)
+    t.states[h] = take_state(from, l_.columns);
+  t.lone = take_state(from, core::ceil_div(l_.group, lanes));
+  t.suspects = from.take<std::int32_t>(l_.tile_tokens);
   t.pairs = from.take<std::uint64_t>(l_.list);
   t.visits = from.take<Visit>(l_.list);
   t.tokens = from.take<std::int32_t>(l_.list);
@@ -210,6 +222,7 @@ ThreadScratch AttentionStage::take_thread(Scratch& from) const {
 
 Shared AttentionStage::take_shared(Scratch& from) const {
   Shared s;
+  s.mended = from.take<std::int64_t>(1);
   s.jobs = from.take<Job>(p_.bounds.batch);
   if (l_.splits > 1) {
     s.states = from.take<std::byte>(l_.tiles * p_.attention.heads_kv * l_.splits *
@@ -224,7 +237,7 @@ AttendState AttentionStage::state_of(const Shared& shared, const Place& place,
                                      std::int64_t head) const {
   const std::int64_t piece = (place.index * p_.attention.heads_kv + head) * l_.splits + place.piece;
   Scratch at(shared.states + static_cast<std::size_t>(piece) * state_bytes_);
-  return take_state(at);
+  return take_state(at, l_.columns);
 }
 
 // ---- what a call looks like to the kernels ----
@@ -361,6 +374,14 @@ void AttentionStage::list_visits(const AttendCall& call, AttendTile& tile,
   tile.end = visits;
 }
 
+/// All visits of the tile's tokens.
+void AttentionStage::find_visits(const AttendCall& call, AttendTile& tile,
+                                 const ThreadScratch& scratch) const {
+  tile.begin = 0;
+  if (l_.sparse) return list_visits(call, tile, scratch);
+  tile.end = core::ceil_div(tile.request.visible_keys(tile.token + tile.tokens - 1), l_.step);
+}
+
 AttendTile AttentionStage::make_tile(const AttendCall& call, const Place& place,
                                      const ThreadScratch& scratch) const {
   const Job& job = *place.job;
@@ -368,11 +389,7 @@ AttendTile AttentionStage::make_tile(const AttendCall& call, const Place& place,
       .request = job.request, .batch = job.batch, .head = place.head, .heads = place.heads};
   tile.token = job.token_begin + place.tile * l_.tile_tokens;
   tile.tokens = std::min(l_.tile_tokens, job.token_end - tile.token);
-  if (l_.sparse) {
-    list_visits(call, tile, scratch);
-  } else {
-    tile.end = core::ceil_div(job.request.visible_keys(tile.token + tile.tokens - 1), l_.step);
-  }
+  find_visits(call, tile, scratch);
   const std::int64_t visits = tile.end;
   tile.begin = visits * place.piece / l_.splits;
   tile.end = visits * (place.piece + 1) / l_.splits;
@@ -408,6 +425,42 @@ std::int64_t AttentionStage::heads_together(const AttendCall& call, std::int64_t
   return side_by_side && tasks >= 4 * machine_.threads ? l_.heads : 1;
 }
 
+/// Writes a head of a tile, then computes again what its neighbours may have spoilt.
+void AttentionStage::finish(const AttendCall& call, const AttendTile& tile,
+                            const ThreadScratch& scratch, const AttendState& state,
+                            const Shared& shared) const {
+  const std::int64_t count = kernels_.finish(call, tile, scratch.kernel, state, scratch.suspects);
+  if (count == 0) return;
+  std::atomic_ref<std::int64_t>(*shared.mended).fetch_add(count, std::memory_order_relaxed);
+  AttendCall again = call;
+  again.block_max = nullptr;  // right already: scores of neighbours never mix
+  AttendTile lone = tile;
+  lone.heads = lone.tokens = 1;
+  for (std::int64_t n = 0; n < count; ++n) {
+    lone.token = tile.token + scratch.suspects[n];
+    mend(again, lone, scratch, tile.tokens == 1 ? &state : nullptr);
+  }
+}
+
+/// Computes a token by itself: a lone token reads its own keys only. `known` is its state where
+/// that is what it was. Values so large that their sum overflows get a second pass over smaller
+/// weights.
+void AttentionStage::mend(const AttendCall& call, AttendTile tile, const ThreadScratch& scratch,
+                          const AttendState* known) const {
+  std::int32_t self = 0;
+  find_visits(call, tile, scratch);
+  if (known == nullptr) {
+    kernels_.attend(call, tile, scratch.kernel, &scratch.lone);
+    if (kernels_.finish(call, tile, scratch.kernel, scratch.lone, &self) == 0) return;
+    known = &scratch.lone;
+  }
+  if (!kernels_.overflows(call, tile, scratch.kernel, *known)) return;
+  const auto keys = static_cast<std::uint64_t>(tile.request.visible_keys(tile.token));
+  tile.bias = static_cast<float>(std::bit_width(keys));  // no sum of weights exceeds 1
+  kernels_.attend(call, tile, scratch.kernel, &scratch.lone);
+  kernels_.finish(call, tile, scratch.kernel, scratch.lone, &self);
+}
+
 /// One pass over all tiles and pieces; tiles that are not split are written at once.
 void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
                            const Shared& shared) const {
@@ -428,7 +481,7 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
     if (!call.attend || l_.splits > 1) return;
     for (std::int64_t h = 0; h < place.heads; ++h) {
       tile.head = place.head + h;
-      kernels_.finish(call, tile, scratch.kernel, scratch.states[h]);
+      finish(call, tile, scratch, scratch.states[h], shared);
     }
   });
 }
@@ -437,19 +490,19 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
 void AttentionStage::join(const AttendCall& call, std::span<const Job> jobs,
                           const Shared& shared) const {
   const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
-  for_each_task(
-      machine_.threads, tiles * p_.attention.heads_kv, [&](std::int64_t task, int thread) {
-        const ThreadScratch scratch = thread_scratch(shared, thread);
-        Place place = place_of(task, jobs, 1, 1);
-        const AttendState first = state_of(shared, place, place.head);
-        for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
-          const AttendTile tile = make_tile(call, place, scratch);
-          if (tile.begin == tile.end) continue;
-          const std::int64_t columns = core::ceil_div(tile.tokens * l_.group, kernels_.lanes);
-          kernels_.merge(first, state_of(shared, place, place.head), columns, call);
-        }
-        kernels_.finish(call, make_tile(call, place, scratch), scratch.kernel, first);
-      });
+  for_each_task(machine_.threads, tiles * p_.attention.heads_kv,
+                [&](std::int64_t task, int thread) {
+                  const ThreadScratch scratch = thread_scratch(shared, thread);
+                  Place place = place_of(task, jobs, 1, 1);
+                  const AttendState first = state_of(shared, place, place.head);
+                  for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
+                    const AttendTile tile = make_tile(call, place, scratch);
+                    if (tile.begin == tile.end) continue;
+                    kernels_.merge(call, tile, first, state_of(shared, place, place.head));
+                  }
+                  place.piece = 0;
+                  finish(call, make_tile(call, place, scratch), scratch, first, shared);
+                });
 }
 
 void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace) const {
@@ -468,6 +521,7 @@ void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace
                              std::min(begin + kPaddingRows, rows.end));
                 });
 
+  *shared.mended = 0;
   if (jobs.empty()) return;
   if (c.negate && c.block_max != nullptr) {
     // The maxima are of scores without the scale's sign: a pass of their own.

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "core/geometry.h"
-#include "msa/tensor.h"
+#include "cpu/storage.h"
 
 namespace msa::cpu {
 
@@ -79,6 +79,8 @@ struct AttendTile {
   const std::int32_t* visit_tokens = nullptr;
   std::int64_t begin = 0, end = 0;
   bool last = true;  // the tile's last piece of keys
+  // log2 that weights are divided by, so that sums of the largest values stay finite
+  float bias = 0.0f;
 };
 
 /// Running softmax of a tile, rows in lanes: columns of `lanes` rows.
@@ -112,15 +114,18 @@ struct AttendKernels {
   /// Attends a piece of a tile; one state for each of its heads.
   void (*attend)(const AttendCall&, const AttendTile&, const AttendScratch&,
                  const AttendState* states) = nullptr;
-  void (*merge)(const AttendState& into, const AttendState& from, std::int64_t columns,
-                const AttendCall&) = nullptr;
-  void (*finish)(const AttendCall&, const AttendTile&, const AttendScratch&,
-                 const AttendState&) = nullptr;
+  /// Joins the softmax of two disjoint pieces of the same tile's keys.
+  void (*merge)(const AttendCall&, const AttendTile&, const AttendState& into,
+                const AttendState& from) = nullptr;
+  /// Writes out and lse of every row of one head. Lists in `suspects` the tokens of the tile with a
+  /// sum of values that did not stay finite, and returns how many: a neighbour's key may have done
+  /// it, or an overflow.
+  std::int64_t (*finish)(const AttendCall&, const AttendTile&, const AttendScratch&,
+                         const AttendState&, std::int32_t* suspects) = nullptr;
+  /// Whether values that are finite made a sum that is not. For the whole tile of a lone token
+  /// under one head, finished.
+  bool (*overflows)(const AttendCall&, const AttendTile&, const AttendScratch&,
+                    const AttendState&) = nullptr;
 };
-
-/// One row with plain arithmetic over its own keys alone: the path of rows that met a NaN or an
-/// infinity.
-void attend_row_exact(const AttendCall& call, const AttendTile& tile, std::int64_t token,
-                      std::int64_t g);
 
 }  // namespace msa::cpu

@@ -44,6 +44,7 @@ Planner planner_of(Op op) {
 /// The level that the options ask for, or the best that this machine has. Says why not in `reason`.
 Isa choose_isa(const std::string& name, std::string& reason) {
   const core::CpuFeatures& cpu = core::cpu_features();
+  std::string names;
   for (const Isa isa : kIsas) {
     const std::string lacks = missing(isa, cpu);
     if (name.empty() && lacks.empty()) return isa;
@@ -51,8 +52,12 @@ Isa choose_isa(const std::string& name, std::string& reason) {
       if (!lacks.empty()) reason = "isa " + name + " needs " + lacks;
       return isa;
     }
+    names += (names.empty()         ? ""
+              : isa == kIsas.back() ? " or "
+                                    : ", ") +
+             std::string(to_string(isa));
   }
-  reason = "isa: expected avx512_bf16, avx512, avx2 or scalar, got \"" + name + "\"";
+  reason = "isa: expected " + names + ", got \"" + name + "\"";
   return Isa::Scalar;
 }
 
@@ -72,7 +77,19 @@ std::string rejects_shape(const Problem& p) {
 }
 
 bool serves(DType dtype) {
-  return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16;
+  switch (dtype) {
+    case DType::F32:
+    case DType::F16:
+    case DType::BF16:
+      return true;
+    case DType::I32:
+    case DType::I64:
+    case DType::E4M3:
+    case DType::I8:
+    case DType::NVFP4:
+      return false;
+  }
+  return false;
 }
 
 class CpuPlanned final : public core::Planned {

@@ -1,61 +1,78 @@
 // SPDX-License-Identifier: MIT
-// Names, requirements and tables of the instruction-set levels.
+// The table of instruction-set levels: a row is a level's name, what it needs and its kernels.
 #include "cpu/isa.h"
 
-#include <string_view>
+#include <span>
 
 #include "cpu/kernels.h"
 
 namespace msa::cpu {
+namespace {
 
-const char* to_string(Isa isa) noexcept {
-  switch (isa) {
-    case Isa::Avx512Bf16:
-      return "avx512_bf16";
-    case Isa::Avx512:
-      return "avx512";
-    case Isa::Avx2:
-      return "avx2";
-    case Isa::Scalar:
-      return "scalar";
-  }
-  return "unknown";
-}
+struct Feature {
+  const char* name;
+  bool core::CpuFeatures::*has;
+};
 
-const Kernels* find_kernels([[maybe_unused]] Isa isa) noexcept {
+// Each level needs a prefix of what the next one needs.
+constexpr std::array kFeatures = {
+    Feature{"avx2", &core::CpuFeatures::avx2},
+    Feature{"fma", &core::CpuFeatures::fma},
+    Feature{"f16c", &core::CpuFeatures::f16c},
+    Feature{"avx512f", &core::CpuFeatures::avx512f},
+    Feature{"avx512bw", &core::CpuFeatures::avx512bw},
+    Feature{"avx512dq", &core::CpuFeatures::avx512dq},
+    Feature{"avx512vl", &core::CpuFeatures::avx512vl},
+    Feature{"avx512_bf16", &core::CpuFeatures::avx512_bf16},
+};
+
+struct Level {
+  Isa isa;
+  const char* name;
+  std::size_t needs;       // the first of kFeatures
+  const Kernels* kernels;  // null: not in this build
+};
+
 #if defined(__x86_64__)
-  switch (isa) {
-    case Isa::Avx512Bf16:
-      return &avx512_bf16::kKernels;
-    case Isa::Avx512:
-      return &avx512::kKernels;
-    case Isa::Avx2:
-      return &avx2::kKernels;
-    case Isa::Scalar:
-      return &scalar::kKernels;
-  }
-  return nullptr;
+constexpr const Kernels* kAvx512Bf16 = &avx512_bf16::kKernels;
+constexpr const Kernels* kAvx512 = &avx512::kKernels;
+constexpr const Kernels* kAvx2 = &avx2::kKernels;
 #else
-  return isa == Isa::Scalar ? &scalar::kKernels : nullptr;
+constexpr const Kernels* kAvx512Bf16 = nullptr;
+constexpr const Kernels* kAvx512 = nullptr;
+constexpr const Kernels* kAvx2 = nullptr;
 #endif
+
+constexpr std::array kLevels = {
+    Level{Isa::Avx512Bf16, "avx512_bf16", 8, kAvx512Bf16},
+    Level{Isa::Avx512, "avx512", 7, kAvx512},
+    Level{Isa::Avx2, "avx2", 3, kAvx2},
+    Level{Isa::Scalar, "scalar", 0, &scalar::kKernels},
+};
+
+constexpr const Level& level(Isa isa) { return kLevels[static_cast<std::size_t>(isa)]; }
+
+constexpr bool rows_match() {
+  if (kLevels.size() != kIsas.size()) return false;
+  for (std::size_t i = 0; i < kIsas.size(); ++i) {
+    if (kLevels[i].isa != kIsas[i] || level(kIsas[i]).isa != kIsas[i]) return false;
+  }
+  return true;
 }
+static_assert(rows_match(), "a row for each level, in the order of the enumeration");
+
+}  // namespace
+
+const char* to_string(Isa isa) noexcept { return level(isa).name; }
+
+const Kernels* find_kernels(Isa isa) noexcept { return level(isa).kernels; }
 
 std::string missing(Isa isa, const core::CpuFeatures& cpu) {
-  if (isa == Isa::Scalar) return {};
   if (find_kernels(isa) == nullptr) return "not built for this processor family";
   std::string list;
-  const auto need = [&](bool has, std::string_view name) {
-    if (!has) list += (list.empty() ? "" : ", ") + std::string(name);
-  };
-  need(cpu.avx2, "avx2");
-  need(cpu.fma, "fma");
-  need(cpu.f16c, "f16c");
-  if (isa == Isa::Avx2) return list;
-  need(cpu.avx512f, "avx512f");
-  need(cpu.avx512bw, "avx512bw");
-  need(cpu.avx512dq, "avx512dq");
-  need(cpu.avx512vl, "avx512vl");
-  if (isa == Isa::Avx512Bf16) need(cpu.avx512_bf16, "avx512_bf16");
+  for (const Feature& feature : std::span(kFeatures).first(level(isa).needs)) {
+    if (!(cpu.*feature.has)) list += (list.empty() ? "" : ", ") + std::string(feature.name);
+  }
   return list;
 }
 

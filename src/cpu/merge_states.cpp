@@ -5,10 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/attend_kernels.h"
-#include "cpu/convert.h"
 #include "cpu/parallel.h"
 #include "cpu/stage.h"
+#include "cpu/storage.h"
 
 namespace msa::cpu {
 namespace {
@@ -17,18 +16,17 @@ constexpr std::int64_t kRowsOfTask = 16;
 constexpr std::int64_t kPiece = 256;  // values of a row that are joined at a time
 
 float read(const Tensor& t, std::int64_t i) {
-  if (t.dtype == DType::F32) return static_cast<const float*>(t.data)[i];
-  const std::uint16_t half = static_cast<const std::uint16_t*>(t.data)[i];
-  return t.dtype == DType::F16 ? f16_to_float(half) : bf16_to_float(half);
+  return with_storage(t.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    return S::read(static_cast<const typename S::T*>(t.data)[i]);
+  });
 }
 
 void write(const Tensor& t, std::int64_t i, float x) {
-  if (t.dtype == DType::F32) {
-    static_cast<float*>(t.data)[i] = x;
-  } else {
-    static_cast<std::uint16_t*>(t.data)[i] =
-        t.dtype == DType::F16 ? float_to_f16(x) : float_to_bf16(x);
-  }
+  with_storage(t.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    static_cast<typename S::T*>(t.data)[i] = S::write(x);
+  });
 }
 
 /// How much each part counts, and the joint lse. A part whose lse is -inf has the weight 0 and is

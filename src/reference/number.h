@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/fail.h"
 #include "msa/tensor.h"
 
 namespace msa::reference {
@@ -64,6 +65,11 @@ inline std::uint16_t encode(double value, Format16 f) {
   return static_cast<std::uint16_t>(sign | bits);
 }
 
+/// Planning has rejected the dtype: a defect where it comes.
+[[noreturn]] inline void unserved(DType dtype) {
+  core::fail(ErrorCode::Internal, "dtype", "", "a type that planning accepts", to_string(dtype));
+}
+
 // How one element is read, as a type, so that loops over elements choose the format once.
 struct ReadF32 {
   using Storage = float;
@@ -94,9 +100,16 @@ auto with_reader(DType dtype, const F& f) {
       return f(ReadF16{});
     case DType::BF16:
       return f(ReadBF16{});
-    default:
+    case DType::F32:
       return f(ReadF32{});
+    case DType::I32:
+    case DType::I64:
+    case DType::E4M3:
+    case DType::I8:
+    case DType::NVFP4:
+      break;
   }
+  unserved(dtype);
 }
 
 /// Element at an offset counted in elements.
@@ -114,10 +127,17 @@ inline void store(const Tensor& t, std::int64_t offset, double value) {
     case DType::BF16:
       static_cast<std::uint16_t*>(t.data)[offset] = encode(value, kBF16);
       return;
-    default:
+    case DType::F32:
       static_cast<float*>(t.data)[offset] = static_cast<float>(value);
       return;
+    case DType::I32:
+    case DType::I64:
+    case DType::E4M3:
+    case DType::I8:
+    case DType::NVFP4:
+      break;
   }
+  unserved(t.dtype);
 }
 
 }  // namespace msa::reference

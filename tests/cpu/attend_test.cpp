@@ -3,6 +3,8 @@
 // neither threads nor the batch around a request, and with the level that was asked for in force.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <iostream>
@@ -14,8 +16,12 @@
 #include "cpu/convert.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/stage.h"
+#include "testkit/compare.h"
 #include "testkit/generate.h"
+#include "testkit/number.h"
 #include "testkit/operands.h"
+#include "testkit/requests.h"
 #include "testkit/verify.h"
 
 namespace msa::test {
@@ -204,12 +210,108 @@ TEST_P(Attend, BitsDoNotDependOnThreads) {
   }
 }
 
+/// Runs a case on one level; the workspace tells how many tokens were computed again.
+std::int64_t mended(Data& data, const std::string& isa, double* seconds = nullptr) {
+  Problem problem = data.problem();
+  problem.options = on(isa);
+  const Plan plan = make_plan(problem);
+  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+  const Operands operands = data.prepare();
+  const auto start = std::chrono::steady_clock::now();
+  testkit::run(plan, operands, workspace.view());
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  if (seconds != nullptr) *seconds = std::min(*seconds, took.count());
+  return cpu::mended_tokens(workspace.view().data);
+}
+
+TEST_P(Attend, FiniteDataAreNeverComputedAgain) {
+  const Case spec = testkit::parse_case(GetParam());
+  const bool counts = spec.op == Op::DenseAttention || spec.op == Op::SparseAttention;
+  if (!counts || spec.hostile != testkit::Hostile::None) return;  // the others are counted below
+  for (const std::string& isa : levels()) {
+    Data data(spec);
+    EXPECT_EQ(mended(data, isa), 0) << isa;
+  }
+}
+
 std::string name_of(const testing::TestParamInfo<std::string>& info) {
   std::string name = std::to_string(info.index) + "_" + info.param.substr(3);
   for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
   return name;
 }
 INSTANTIATE_TEST_SUITE_P(Cases, Attend, testing::ValuesIn(lines()), name_of);
+
+// ---- values that are not finite, or nearly so ----
+
+TEST(Mend, CountsTokensThatMeetANeighboursNan) {
+  for (const std::string& isa : levels()) {
+    // Row 39 sees a NaN; rows 32 to 38 share its vectors, so that the hidden key meets them too.
+    Data data(testkit::parse_case("op=dense dtype=f32 heads=4/2 dim=32 lens=40:40 lse=1"));
+    const Tensor v = data.prepare().v;
+    std::memset(testkit::address(v, 39, 0), 0xff, sizeof(float));
+    Problem problem = data.problem();
+    problem.options = on(isa);
+    const Plan plan = make_plan(problem);
+    testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+    testkit::run(plan, data.operands(), workspace.view());
+    EXPECT_EQ(cpu::mended_tokens(workspace.view().data), 8) << isa;
+    const testkit::Report report = testkit::compare(data.problem(), data.operands());
+    EXPECT_TRUE(report.ok) << isa << ": " << report.what;
+  }
+}
+
+TEST(Mend, SumsOfTheLargestValuesDoNotOverflow) {
+  for (const char* line : {"op=dense dtype=f32 heads=4/2 dim=32 lens=40:90,1:700 lse=1",
+                           "op=dense dtype=bf16 heads=4/2 dim=32 lens=40:90,1:700 lse=1",
+                           "op=dense dtype=bf16 heads=64/1 dim=32 lens=9:90 lse=1",
+                           "op=sparse dtype=bf16 heads=4/2 dim=32 block=16 topk=3 lens=40:90 lse=1",
+                           "op=dense dtype=bf16 heads=4/2 dim=32 lens=1:5000 lse=1"}) {
+    for (const std::string& isa : levels()) {
+      Data data(testkit::parse_case(line));
+      const Tensor v = data.prepare().v;
+      for (std::int64_t key = 0; key < v.shape[0]; ++key) {
+        for (std::int64_t head = 0; head < v.shape[1]; ++head) {
+          for (std::int64_t d = 0; d < v.shape[2]; ++d) {
+            const float value = d % 2 == 0 ? 0x1.fcp127f : -0x1.fcp127f;
+            testkit::store(&value, 1, v.dtype, testkit::address(v, key, head, d));
+          }
+        }
+      }
+      Problem problem = data.problem();
+      problem.options = on(isa);
+      const Plan plan = make_plan(problem);
+      testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+      testkit::run(plan, data.operands(), workspace.view());
+      // fp32 programs overflow here and are no yardstick: every value is the same, and so is the
+      // mean.
+      const Tensor out = data.operands().out;
+      for (std::int64_t row = 0; row < out.shape[0]; ++row) {
+        for (std::int64_t head = 0; head < out.shape[1]; ++head) {
+          for (std::int64_t d = 0; d < out.shape[2]; ++d) {
+            const double expected = d % 2 == 0 ? 0x1.fcp127 : -0x1.fcp127;
+            ASSERT_NEAR(testkit::float_at(out, row, head, d) / expected, 1, 1e-5)
+                << isa << ": " << line << ": " << row << ", " << head << ", " << d;
+          }
+        }
+      }
+    }
+  }
+}
+
+// One NaN in a block that all rows list makes every row not finite: they are computed again, and
+// that must not stall a server (it once took 120 times as long).
+TEST(Mend, OneNanCostsAtMostFiveTimes) {
+  const std::string isa = levels().front();
+  const Case spec = testkit::parse_case("op=sparse heads=16/1 dim=128 lens=512:2048 regime=drift");
+  double clean = 1e9, broken = 1e9;
+  Data good(spec), bad(spec);
+  std::memset(testkit::address(bad.operands().v, 0, 0), 0xff, 2);
+  for (int n = 0; n < 3; ++n) {
+    EXPECT_EQ(mended(good, isa, &clean), 0);
+    EXPECT_EQ(mended(bad, isa, &broken), 512);
+  }
+  EXPECT_LE(broken, 5 * clean);
+}
 
 // ---- conversions ----
 

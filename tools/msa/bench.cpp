@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -24,6 +25,7 @@
 #include "testkit/block_lists.h"
 #include "testkit/compare.h"
 #include "testkit/generate.h"
+#include "testkit/requests.h"
 #include "testkit/verify.h"
 #include "timing.h"
 
@@ -52,12 +54,14 @@ struct BenchOptions {
 /// A case with its data, its plan and its workspace, ready to run.
 class Call {
  public:
-  Call(const std::string& line, const Options& options)
+  Call(const std::string& line, const Options& options, bool poison = false)
       : spec_(testkit::parse_case(line)),
         data_(spec_),
         plan_(make_plan(problem_with(options))),
         workspace_(plan_.workspace_bytes()),
-        operands_(data_.prepare()) {}
+        operands_(data_.prepare()) {
+    if (poison) spoil_first_value();
+  }
 
   void run() { testkit::run(plan_, operands_, {workspace_.data(), plan_.workspace_bytes()}); }
 
@@ -71,6 +75,17 @@ class Call {
   const testkit::Operands& operands() const { return data_.operands(); }
 
  private:
+  /// A NaN in the first value of the first key of every head.
+  void spoil_first_value() const {
+    const Tensor& v = operands_.v;
+    const std::int64_t heads = v.shape[v.rank - 2];
+    for (std::int64_t head = 0; head < heads; ++head) {
+      std::byte* value =
+          v.rank == 3 ? testkit::address(v, 0, head) : testkit::address(v, 0, 0, head);
+      std::memset(value, 0xff, static_cast<std::size_t>(item_bits(v.dtype) / 8));
+    }
+  }
+
   Problem problem_with(const Options& options) const {
     Problem problem = data_.problem();
     const bool invariant = problem.options.batch_invariant;
@@ -110,7 +125,7 @@ class Bench {
     Options under_test = options_.under_test;
     if (!named.isa.empty()) under_test.isa = named.isa;
     say(named, "making data");
-    Call call(named.line, under_test);
+    Call call(named.line, under_test, named.poison);
     std::optional<Call> peer;
     if (!named.peer_line.empty() && !options_.no_peer) peer.emplace(named.peer_line, under_test);
     Row row;
@@ -122,7 +137,7 @@ class Bench {
     row.threads = threads_;
     if (!first_run(named, call, row, row.seconds)) return false;
     if (peer) {
-      row.peer = "own dense attention";
+      row.peer = named.peer.empty() ? "own dense attention" : named.peer;
       if (!first_run(named, *peer, row, row.peer_seconds)) return false;
     }
     row.verified = true;

@@ -26,6 +26,13 @@ std::vector<BenchRow> named_rows(bool host) {
        .what = "selection and attention, prefill of 32K tokens, against own dense attention",
        .line = "op=msa lens=32768:32768 regime=drift",
        .peer_line = "op=dense lens=32768:32768"},
+      {.id = "nan.8k",
+       .what = "sparse attention, prefill of 8K tokens, one NaN in a block that all rows list, "
+               "against the same without it",
+       .line = "op=sparse lens=8192:8192 regime=drift",
+       .peer_line = "op=sparse lens=8192:8192 regime=drift",
+       .peer = "own clean run",
+       .poison = true},
       {.id = "decode.dense.128k",
        .what = "dense decode of one token over 128K",
        .line = "op=dense lens=1:131072"},

@@ -14,9 +14,9 @@ struct BenchRow {
   std::string line;             // case language
   std::string isa{};            // forced; empty: the best there is
   std::string peer_line{};      // our own other way to the same end, timed in the same run
-  std::string peer{};           // GPU: what the other way is
+  std::string peer{};           // what the other way is; empty: own dense attention
   double peer_runs = 1;         // GPU: runs of the peer that do the row's work
-  bool poison = false;          // GPU: a NaN in the first value of every KV head; the peer has none
+  bool poison = false;          // a NaN in the first value of every KV head; the peer has none
   bool measure_memory = false;  // the figure is bytes beyond inputs and outputs
   bool stages = false;          // GPU: selection and attention on their own too, as further rows
   bool graph = false;           // GPU: inside a CUDA graph

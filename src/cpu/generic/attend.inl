@@ -8,18 +8,10 @@
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct StoredF32 {
-  using T = float;
-  MSA_INLINE static Vec load_vec(const T* p) { return load(p); }
-};
-struct StoredF16 {
-  using T = std::uint16_t;
-  MSA_INLINE static Vec load_vec(const T* p) { return load_f16(p); }
-};
-struct StoredBf16 {
-  using T = std::uint16_t;
-  MSA_INLINE static Vec load_vec(const T* p) { return load_bf16(p); }
-};
+/// Of scores to exponents of 2; negated queries have negated scores.
+inline float scale_of(const AttendCall& call) {
+  return (call.negate ? -call.scale : call.scale) * kLog2E;
+}
 
 inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
 
@@ -31,6 +23,7 @@ struct Block {
   std::int64_t row = 0;  // words from key to key
   std::int64_t id = 0;   // of the request, local
   std::int64_t start = 0, count = 0;
+  std::int64_t values = 0;  // of its keys, those whose values are read
   bool values_packed = true;
 };
 
@@ -462,6 +455,14 @@ inline void write_block_max(const AttendContext<P>& c, std::int64_t column, std:
   }
 }
 
+/// What exponents are relative to: the largest score so far, in base 2, and the tile's bias.
+/// Rounded once, so that a rescale takes away exactly what the exponentials subtracted; 0 for a row
+/// that has seen nothing.
+MSA_INLINE Vec base_of(Vec m, Vec scale, Vec bias) {
+  const Vec seen = select(equal(m, set1(-kInfinity)), zero(), m);
+  return rounded(add(rounded(mul(seen, scale)), bias));
+}
+
 template <class P, int Cols, bool Masked>
 inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
                           const Block<P>& block, std::int64_t keys, const Ahead& ahead) {
@@ -472,17 +473,15 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
     for (int col = 0; col < Cols; ++col) write_block_max(c, column[col], block.id, best[col]);
   }
   if (!c.call.attend) return;
-  const Vec scale = set1((c.call.negate ? -c.call.scale : c.call.scale) * kLog2E),
-            lowest = set1(-kInfinity);
+  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias), lowest = set1(-kInfinity);
   for (int col = 0; col < Cols; ++col) {
     float* m = c.state.m + column[col] * kLanes;
     float* l = c.state.l + column[col] * kLanes;
     const Vec before = load(m), after = max(best[col], before);
-    // A row that has seen nothing yet has m = -inf: its exponent base is 0 and what it held is
-    // dropped.
-    const Vec base = rounded(mul(select(equal(after, lowest), zero(), after), scale));
+    const Vec base = base_of(after, scale, bias);
+    // What a row held that had seen nothing is dropped.
     alpha[col] =
-        select(equal(before, lowest), zero(), exp2(sub(rounded(mul(before, scale)), base)));
+        select(equal(before, lowest), zero(), exp2(sub(base_of(before, scale, bias), base)));
     const IVec limit = iload(c.limits + column[col] * kLanes);
     const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, sub(zero(), base), padded);
     store(l, fma(load(l), alpha[col], sum));
@@ -506,7 +505,7 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
   if constexpr (P::kPack == 2) {
     for (std::int64_t d = 0; d < dims; d += kDimsAtOnce) {
       const std::int64_t end = std::min(d + kDimsAtOnce, dims);
-      pack_values<P, StoredBf16>(c, block.start, block.count, d, end);
+      pack_values<P, StoredAs<DType::BF16>>(c, block.start, block.values, d, end);
       accumulate<P, Cols>(c, column, alpha, steps, d, end, touch);
     }
   }
@@ -686,17 +685,21 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
     for (std::int64_t h = 0; h < tile.heads; ++h) {
       const AttendContext<P> c = context_of<P>(call, tile, scratch, states[h], h);
       const bool few = P::kPack == 2 && active <= kFewColumns;
-      Block<P> in_hand{.id = block, .start = start, .count = count, .values_packed = !few};
+      // A lone token reads no value that it does not see, so that nothing but its own can reach it.
+      const std::int64_t values =
+          tile.tokens == 1 ? std::min(count, scratch.visible[0] - start) : count;
+      Block<P> in_hand{
+          .id = block, .start = start, .count = count, .values = values, .values_packed = !few};
       if (!few || !keys_in_place<P, S>(c, in_hand)) {
         pack_keys<P, S>(c, start, count);
         in_hand.keys = c.k;
         in_hand.row = c.k_words;
       }
       if (call.attend && dims_in_lanes(c)) {
-        list_rows<P, S>(c, call.v, c.head, start, count, c.values);
-        c.values[count] = c.values[count - 1];  // the partner of the last of an odd count
+        list_rows<P, S>(c, call.v, c.head, start, values, c.values);
+        c.values[values] = c.values[values - 1];  // the partner of the last of an odd count
       } else if (call.attend && !few) {
-        pack_values<P, S>(c, start, count, 0, call.value_dim);
+        pack_values<P, S>(c, start, values, 0, call.value_dim);
       }
       Ahead ahead;
       if (h + 1 < tile.heads) {
@@ -716,29 +719,23 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
 
 inline void attend(const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
                    const AttendState* states) {
-  switch (call.dtype) {
-    case DType::BF16:
-      return attend_tile<ProductsOfBf16, StoredBf16>(call, tile, scratch, states);
-    case DType::F16:
-      return attend_tile<F32Products, StoredF16>(call, tile, scratch, states);
-    default:
-      return attend_tile<F32Products, StoredF32>(call, tile, scratch, states);
-  }
+  with_storage(call.dtype, [&](auto storage) {
+    constexpr DType kType = decltype(storage)::kType;
+    attend_tile<ProductsAs<kType>, StoredAs<kType>>(call, tile, scratch, states);
+  });
 }
 
 // ---- joining pieces and writing rows ----
 
-/// Joins the softmax of two disjoint pieces of the same tile's keys.
-inline void merge_pieces(const AttendState& into, const AttendState& from, std::int64_t columns,
-                         const AttendCall& call) {
-  const Vec scale = set1((call.negate ? -call.scale : call.scale) * kLog2E),
-            lowest = set1(-kInfinity);
-  for (std::int64_t column = 0; column < columns; ++column) {
-    const std::int64_t at = column * kLanes;
+inline void merge_pieces(const AttendCall& call, const AttendTile& tile, const AttendState& into,
+                         const AttendState& from) {
+  const Vec scale = set1(scale_of(call)), bias = set1(tile.bias), lowest = set1(-kInfinity);
+  for (std::int64_t at = 0; at < tile.tokens * call.group; at += kLanes) {
+    const std::int64_t column = at / kLanes;
     const Vec m0 = load(into.m + at), m1 = load(from.m + at), m = max(m0, m1);
-    const Vec base = rounded(mul(m, scale));
-    const Vec a0 = select(equal(m0, lowest), zero(), exp2(sub(rounded(mul(m0, scale)), base)));
-    const Vec a1 = select(equal(m1, lowest), zero(), exp2(sub(rounded(mul(m1, scale)), base)));
+    const Vec base = base_of(m, scale, bias);
+    const Vec a0 = select(equal(m0, lowest), zero(), exp2(sub(base_of(m0, scale, bias), base)));
+    const Vec a1 = select(equal(m1, lowest), zero(), exp2(sub(base_of(m1, scale, bias), base)));
     store(into.m + at, m);
     store(into.l + at, fma(load(into.l + at), a0, mul(load(from.l + at), a1)));
     float* o = into.o + column * call.value_dim * kLanes;
@@ -749,48 +746,44 @@ inline void merge_pieces(const AttendState& into, const AttendState& from, std::
   }
 }
 
-MSA_INLINE void store_row(const AttendCall& call, std::byte* to, const float* row) {
-  for (std::int64_t d = 0; d < call.value_dim; d += kLanes) {
-    const Vec x = load(row + d);
-    if (call.out_dtype == DType::F32) {
-      store(reinterpret_cast<float*>(to) + d, x);
-    } else if (call.out_dtype == DType::F16) {
-      store_f16(reinterpret_cast<std::uint16_t*>(to) + d, x);
-    } else {
-      store_bf16(reinterpret_cast<std::uint16_t*>(to) + d, x);
-    }
-  }
+inline void store_row(const AttendCall& call, std::byte* to, const float* row) {
+  with_storage(call.out_dtype, [&](auto storage) {
+    using S = StoredAs<decltype(storage)::kType>;
+    for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
+      S::store_vec(reinterpret_cast<typename S::T*>(to) + d, load(row + d));
+  });
 }
 
-/// Lanes whose sums did not stay finite.
+/// Lanes with a sum of values that is not finite, though that of their weights is. Where the
+/// weights are not, the row is NaN by its own scores: lanes share no key.
 inline unsigned broken_lanes(const float* o, std::int64_t dims, Vec l) {
-  Vec test = mul(l, zero());  // a NaN or an infinity times zero is a NaN
+  Vec test = zero();  // a NaN or an infinity times zero is a NaN
   for (std::int64_t d = 0; d < dims; ++d) test = fma(load(o + d * kLanes), zero(), test);
-  return bits(is_nan(test));
+  return bits(is_nan(test)) & ~bits(is_nan(mul(l, zero()))) & ~bits(equal(l, zero()));
 }
 
-/// Writes out and lse of every row; a row whose sums are not finite is computed again by itself.
-inline void finish_tile(const AttendCall& call, const AttendTile& tile,
-                        const AttendScratch& scratch, const AttendState& state) {
-  const std::int64_t rows = tile.tokens * call.group, item = call.out_dtype == DType::F32 ? 4 : 2;
-  const float scale = (call.negate ? -call.scale : call.scale) * kLog2E;
+inline std::int64_t finish_tile(const AttendCall& call, const AttendTile& tile,
+                                const AttendScratch& scratch, const AttendState& state,
+                                std::int32_t* suspects) {
+  const std::int64_t rows = tile.tokens * call.group, item = item_bits(call.out_dtype) / 8;
+  const float scale = scale_of(call);
+  std::int64_t found = 0;
   for (std::int64_t column = 0; column * kLanes < rows; ++column) {
     float* o = state.o + column * call.value_dim * kLanes;
     const Vec l = load(state.l + column * kLanes);
+    const Mask nothing = equal(l, zero());  // no weight: 0 even where a value is not finite
     const unsigned broken = broken_lanes(o, call.value_dim, l);
-    const Vec inverse = select(equal(l, zero()), zero(), div(set1(1.0f), l));
+    const Vec inverse = div(set1(1.0f), l);
     for (std::int64_t d = 0; d < call.value_dim; ++d)
-      store(o + d * kLanes, mul(load(o + d * kLanes), inverse));
+      store(o + d * kLanes, select(nothing, zero(), mul(load(o + d * kLanes), inverse)));
     for (std::int64_t d = 0; d < call.value_dim; d += kLanes) {
       transpose_words(reinterpret_cast<const Bits*>(o + d * kLanes), kLanes,
                       reinterpret_cast<Bits*>(scratch.s + d), call.value_dim);
     }
     for (int lane = 0; lane < kLanes && column * kLanes + lane < rows; ++lane) {
       const std::int64_t r = column * kLanes + lane, token = r / call.group, g = r % call.group;
-      if ((broken >> lane & 1u) != 0) {
-        attend_row_exact(call, tile, tile.token + token, g);
-        continue;
-      }
+      if ((broken >> lane & 1u) != 0 && (found == 0 || suspects[found - 1] != token))
+        suspects[found++] = static_cast<std::int32_t>(token);
       const std::int64_t row = tile.request.q_begin + tile.token + token,
                          head = tile.head * call.group + g;
       store_row(call, call.out + (row * call.out_row + head * call.out_head) * item,
@@ -799,10 +792,52 @@ inline void finish_tile(const AttendCall& call, const AttendTile& tile,
       const float sum = state.l[r], top = state.m[r];
       call.lse[row * call.lse_row + head * call.lse_head] =
           sum == 0.0f ? -kInfinity
-                      : static_cast<float>(0.69314718055994530942 *
-                                           (double(top * scale) + std::log2(double(sum))));
+                      : static_cast<float>(
+                            0.69314718055994530942 *
+                            (double(top * scale) + double(tile.bias) + std::log2(double(sum))));
     }
   }
+  return found;
+}
+
+/// The largest dims of the values that the token of the tile lists and sees: NaN where one is not
+/// finite, 0 elsewhere.
+template <class S>
+inline void test_values(const AttendCall& call, const AttendTile& tile, Vec* test) {
+  const std::int64_t visible = tile.request.visible_keys(tile.token);
+  for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+    const std::int64_t start = block_of(tile, i) * call.step,
+                       count = std::min(call.step, visible - start);
+    for_each_segment<typename S::T>(call, tile, call.v, tile.head, start, count,
+                                    [&](std::int64_t, std::int64_t run, const typename S::T* row) {
+                                      for (std::int64_t j = 0; j < run; ++j, row += call.v.row) {
+                                        for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
+                                          test[d / kLanes] =
+                                              fma(S::load_vec(row + d), zero(), test[d / kLanes]);
+                                      }
+                                    });
+  }
+}
+
+inline bool overflows(const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
+                      const AttendState& state) {
+  Vec test[kMaxDim / kLanes];
+  std::fill_n(test, kMaxDim / kLanes, zero());
+  with_storage(call.dtype, [&](auto storage) {
+    test_values<StoredAs<decltype(storage)::kType>>(call, tile, test);
+  });
+  float* finite = scratch.s;
+  for (std::int64_t d = 0; d < call.value_dim; d += kLanes) store(finite + d, test[d / kLanes]);
+  for (std::int64_t at = 0; at < call.group; at += kLanes) {
+    const float* o = state.o + at * call.value_dim;
+    const unsigned live = at + kLanes <= call.group ? ~0u : (1u << (call.group - at)) - 1u;
+    const unsigned weighed = live & ~bits(is_nan(mul(load(state.l + at), zero())));
+    for (std::int64_t d = 0; d < call.value_dim; ++d) {
+      const Vec x = mul(load(o + d * kLanes), zero());
+      if (finite[d] == 0.0f && (bits(is_nan(x)) & weighed) != 0) return true;
+    }
+  }
+  return false;
 }
 
 constexpr AttendKernels attend_kernels() {
@@ -811,5 +846,6 @@ constexpr AttendKernels attend_kernels() {
           .words_of_bf16 = ProductsOfBf16::kPack,
           .attend = attend,
           .merge = merge_pieces,
-          .finish = finish_tile};
+          .finish = finish_tile,
+          .overflows = overflows};
 }

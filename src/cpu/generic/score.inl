@@ -11,12 +11,12 @@ inline constexpr std::int64_t kKeyRun = 16;
 inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 template <DType kType>
-inline constexpr std::int64_t kItemBytes = kType == DType::F32 ? 4 : 2;
+inline constexpr std::int64_t kItemBytes = sizeof(typename StoredAs<kType>::T);
 
 /// Products of one index storage type: pairs of bf16 where the level multiplies them, fp32
 /// otherwise.
 template <DType kType>
-using IndexProducts = std::conditional_t<kType == DType::BF16, ProductsOfBf16, F32Products>;
+using IndexProducts = ProductsAs<kType>;
 
 /// The storage type is the operand type: no conversion.
 template <DType kType>
@@ -27,12 +27,9 @@ template <DType kType>
 MSA_INLINE auto load_operand(const std::byte* p) {
   if constexpr (IndexProducts<kType>::kPack == 2) {
     return iload(p);
-  } else if constexpr (kType == DType::F32) {
-    return load(reinterpret_cast<const float*>(p));
-  } else if constexpr (kType == DType::F16) {
-    return load_f16(reinterpret_cast<const std::uint16_t*>(p));
   } else {
-    return load_bf16(reinterpret_cast<const std::uint16_t*>(p));
+    using S = StoredAs<kType>;
+    return S::load_vec(reinterpret_cast<const typename S::T*>(p));
   }
 }
 
@@ -396,9 +393,8 @@ void score_tile_as(const BlockSink& sink, const TileBuffers& buffers) {
 inline void score_tile(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
                        const ScoreTarget& target) {
   const BlockSink sink{tile, rows, target};
-  if (tile.dtype == DType::F32) return score_tile_as<DType::F32>(sink, buffers);
-  if (tile.dtype == DType::F16) return score_tile_as<DType::F16>(sink, buffers);
-  return score_tile_as<DType::BF16>(sink, buffers);
+  with_storage(tile.dtype,
+               [&](auto storage) { score_tile_as<decltype(storage)::kType>(sink, buffers); });
 }
 
 }  // namespace selection

@@ -16,6 +16,8 @@ namespace msa::cpu::avx2 {
 
 using ProductsOfBf16 = F32Products;
 
+#include "cpu/generic/storage.inl"
+
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/topk.inl"

@@ -19,6 +19,8 @@ namespace msa::cpu::avx512_bf16 {
 
 using ProductsOfBf16 = Bf16Products;
 
+#include "cpu/generic/storage.inl"
+
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/topk.inl"

@@ -7,6 +7,8 @@ namespace msa::cpu::scalar {
 
 using ProductsOfBf16 = F32Products;
 
+#include "cpu/generic/storage.inl"
+
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/topk.inl"
