@@ -5,6 +5,7 @@
 
 #include "cpu/attend_kernels.h"
 #include "cpu/select_kernels.h"
+#include "cpu/vector_checks.h"
 
 namespace msa::cpu {
 
@@ -13,6 +14,7 @@ struct Kernels {
       nullptr;  // the namespace that the table comes from: proves which level is in force
   AttendKernels attend{};
   SelectKernels select{};
+  VectorChecks vectors{};
 };
 
 // Defined with constant initialisation: no code of a level runs before the level is chosen.

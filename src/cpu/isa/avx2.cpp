@@ -21,9 +21,12 @@ using ProductsOfBf16 = F32Products;
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/topk.inl"
+#include "cpu/generic/vector_checks.inl"
 
-constinit const Kernels kKernels = {
-    .isa = "avx2", .attend = attend_kernels(), .select = selection::kernels()};
+constinit const Kernels kKernels = {.isa = "avx2",
+                                    .attend = attend_kernels(),
+                                    .select = selection::kernels(),
+                                    .vectors = checks::table()};
 }  // namespace msa::cpu::avx2
 
 #if defined(__clang__)

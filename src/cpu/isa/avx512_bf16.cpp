@@ -24,9 +24,12 @@ using ProductsOfBf16 = Bf16Products;
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/topk.inl"
+#include "cpu/generic/vector_checks.inl"
 
-constinit const Kernels kKernels = {
-    .isa = "avx512_bf16", .attend = attend_kernels(), .select = selection::kernels()};
+constinit const Kernels kKernels = {.isa = "avx512_bf16",
+                                    .attend = attend_kernels(),
+                                    .select = selection::kernels(),
+                                    .vectors = checks::table()};
 }  // namespace msa::cpu::avx512_bf16
 
 #if defined(__clang__)

@@ -12,7 +12,10 @@ using ProductsOfBf16 = F32Products;
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/topk.inl"
+#include "cpu/generic/vector_checks.inl"
 
-constinit const Kernels kKernels = {
-    .isa = "scalar", .attend = attend_kernels(), .select = selection::kernels()};
+constinit const Kernels kKernels = {.isa = "scalar",
+                                    .attend = attend_kernels(),
+                                    .select = selection::kernels(),
+                                    .vectors = checks::table()};
 }  // namespace msa::cpu::scalar

@@ -27,7 +27,6 @@ MSA_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 MSA_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 MSA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
-MSA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
 MSA_INLINE Vec rounded(Vec a) {
   asm("" : "+x"(a.v));
@@ -37,28 +36,22 @@ MSA_INLINE Mask greater(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_
 MSA_INLINE Mask equal(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 MSA_INLINE Mask is_nan(Vec a) { return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)}; }
 MSA_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
-MSA_INLINE Vec gather(const float* p, IVec at) { return {_mm256_i32gather_ps(p, at.v, 4)}; }
 
 MSA_INLINE IVec iset1(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
 MSA_INLINE IVec iload(const void* p) {
   return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
 }
 MSA_INLINE void istore(void* p, IVec a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
-MSA_INLINE IVec iadd(IVec a, IVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
 MSA_INLINE IVec isub(IVec a, IVec b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imax(IVec a, IVec b) { return {_mm256_max_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imin(IVec a, IVec b) { return {_mm256_min_epi32(a.v, b.v)}; }
 MSA_INLINE Mask igreater(IVec a, IVec b) {
   return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.v, b.v))};
 }
-MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
-  return {_mm256_blendv_epi8(b.v, a.v, _mm256_castps_si256(m.m))};
-}
 
 MSA_INLINE unsigned bits(Mask m) {
   return static_cast<unsigned>(_mm256_movemask_ps(m.m));
 }  // lane i is bit i
-MSA_INLINE Mask both(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
 MSA_INLINE Mask either(Mask a, Mask b) { return {_mm256_or_ps(a.m, b.m)}; }
 
 /// The first 8 halves or bfloats at p as floats.

@@ -27,7 +27,6 @@ MSA_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 MSA_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 MSA_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-MSA_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
 MSA_INLINE Vec rounded(Vec a) {
   asm("" : "+v"(a.v));
@@ -37,20 +36,16 @@ MSA_INLINE Mask greater(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CM
 MSA_INLINE Mask equal(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 MSA_INLINE Mask is_nan(Vec a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
 MSA_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
-MSA_INLINE Vec gather(const float* p, IVec at) { return {_mm512_i32gather_ps(at.v, p, 4)}; }
 
 MSA_INLINE IVec iset1(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
 MSA_INLINE IVec iload(const void* p) { return {_mm512_loadu_si512(p)}; }
 MSA_INLINE void istore(void* p, IVec a) { _mm512_storeu_si512(p, a.v); }
-MSA_INLINE IVec iadd(IVec a, IVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
 MSA_INLINE IVec isub(IVec a, IVec b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imax(IVec a, IVec b) { return {_mm512_max_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imin(IVec a, IVec b) { return {_mm512_min_epi32(a.v, b.v)}; }
 MSA_INLINE Mask igreater(IVec a, IVec b) { return {_mm512_cmpgt_epi32_mask(a.v, b.v)}; }
-MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) { return {_mm512_mask_blend_epi32(m.m, b.v, a.v)}; }
 
 MSA_INLINE unsigned bits(Mask m) { return m.m; }  // lane i is bit i
-MSA_INLINE Mask both(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & b.m)}; }
 MSA_INLINE Mask either(Mask a, Mask b) { return {static_cast<__mmask16>(a.m | b.m)}; }
 
 /// The first 16 halves or bfloats at p as floats.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The vector layer in plain C++: 8 lanes as an array, for any processor and for tools that know no
 // vector registers. Every level has this vocabulary; masks are what comparisons give and `select`
-// takes (first value where set). max and min keep the second operand when either is a NaN, as the
-// x86 instructions do.
+// takes (first value where set). max keeps the second operand when either is a NaN, as the x86
+// instruction does.
 
 inline constexpr int kLanes = 8;
 inline constexpr int kTile = 4;  // rows of the register tile
@@ -59,9 +59,6 @@ MSA_INLINE Vec fma(Vec a, Vec b, Vec c) {
 MSA_INLINE Vec max(Vec a, Vec b) {
   return each<Vec>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
-MSA_INLINE Vec min(Vec a, Vec b) {
-  return each<Vec>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
-}
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
 MSA_INLINE Vec rounded(Vec a) { return a; }
 MSA_INLINE Mask greater(Vec a, Vec b) {
@@ -76,9 +73,6 @@ MSA_INLINE Mask is_nan(Vec a) {
 MSA_INLINE Vec select(Mask m, Vec a, Vec b) {
   return each<Vec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
 }
-MSA_INLINE Vec gather(const float* p, IVec at) {
-  return each<Vec>([&](int i) { return p[at.v[i]]; });
-}
 
 MSA_INLINE IVec iset1(std::int32_t x) {
   return each<IVec>([&](int) { return x; });
@@ -89,9 +83,6 @@ MSA_INLINE IVec iload(const void* p) {
   return r;
 }
 MSA_INLINE void istore(void* p, IVec a) { std::memcpy(p, a.v, sizeof a.v); }
-MSA_INLINE IVec iadd(IVec a, IVec b) {
-  return each<IVec>([&](int i) { return a.v[i] + b.v[i]; });
-}
 MSA_INLINE IVec isub(IVec a, IVec b) {
   return each<IVec>([&](int i) { return a.v[i] - b.v[i]; });
 }
@@ -104,18 +95,12 @@ MSA_INLINE IVec imin(IVec a, IVec b) {
 MSA_INLINE Mask igreater(IVec a, IVec b) {
   return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
 }
-MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
-  return each<IVec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
-}
 
 /// Lane i is bit i.
 MSA_INLINE unsigned bits(Mask m) {
   unsigned r = 0;
   for (int i = 0; i < kLanes; ++i) r |= static_cast<unsigned>(m.m[i]) << i;
   return r;
-}
-MSA_INLINE Mask both(Mask a, Mask b) {
-  return each<Mask>([&](int i) { return a.m[i] && b.m[i]; });
 }
 MSA_INLINE Mask either(Mask a, Mask b) {
   return each<Mask>([&](int i) { return a.m[i] || b.m[i]; });

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: MIT
+// The vector layer of every instruction set that this machine has, wrapper by wrapper, against
+// arithmetic in double precision.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <iostream>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace msa::test {
+namespace {
+
+using cpu::VectorChecks;
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr int kMaxLanes = 16;
+
+/// A 16-bit format, from its definition.
+struct Half {
+  const char* name;
+  int exponent_bits, mantissa_bits;
+
+  std::uint16_t infinity() const {
+    return static_cast<std::uint16_t>(((1 << exponent_bits) - 1) << mantissa_bits);
+  }
+  double value(std::uint16_t bits) const {
+    const int bias = (1 << (exponent_bits - 1)) - 1, exponent = (bits & 0x7fff) >> mantissa_bits;
+    const int mantissa = bits & ((1 << mantissa_bits) - 1);
+    const double size = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                                      : std::ldexp(mantissa + (1 << mantissa_bits),
+                                                   exponent - bias - mantissa_bits);
+    return (bits & 0x8000) != 0 ? -size : size;  // of infinity: where the next number would stand
+  }
+};
+constexpr Half kF16{"f16", 5, 10}, kBF16{"bf16", 8, 7};
+
+class Vector : public testing::TestWithParam<cpu::Isa> {
+ protected:
+  void SetUp() override {
+    const std::string lacks = cpu::missing(GetParam(), cpu::this_cpu());
+    if (!lacks.empty()) GTEST_SKIP() << "not run: needs " << lacks;
+    v = cpu::find_kernels(GetParam())->vectors;
+  }
+
+  /// f over a whole number of vectors.
+  template <class In, class Out>
+  std::vector<Out> map(void (*f)(const In*, Out*), std::vector<In> x) const {
+    const std::size_t count = x.size(), lanes = static_cast<std::size_t>(v.lanes);
+    x.resize((count + lanes - 1) / lanes * lanes);
+    std::vector<Out> y(x.size());
+    for (std::size_t i = 0; i < x.size(); i += lanes) f(x.data() + i, y.data() + i);
+    y.resize(count);
+    return y;
+  }
+
+  VectorChecks v;
+};
+
+// ---- exp2 ----
+
+TEST_P(Vector, Exp2IsWithinAnUlp) {
+  std::vector<float> x;
+  for (float at = -126.0f; at < 127.0f; at += 0x1.8fp-9f) x.push_back(at);
+  for (int n = -126; n < 127; ++n) {
+    for (const float f : {0.0f, 0.5f, -0.5f, 0x1p-20f, 0x1.fffffep-2f})
+      x.push_back(std::clamp(static_cast<float>(n) + f, -126.0f, 127.0f));
+  }
+  const std::vector<float> y = map(v.exp2, x);
+  double worst = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double exact = std::exp2(static_cast<double>(x[i]));
+    const double ulp = std::ldexp(1.0, std::ilogb(exact) - 23);
+    worst = std::max(worst, std::fabs(y[i] - exact) / ulp);
+  }
+  // Where products are not fused, one rounding more.
+  EXPECT_LE(worst, GetParam() == cpu::Isa::Scalar ? 1.5 : 1.0);
+}
+
+TEST_P(Vector, Exp2AtItsEnds) {
+  const std::vector<float> y =
+      map(v.exp2, {-kInf, -1e30f, -1000.0f, -150.0f, -126.9f, -0.0f, 0.0f, 1.0f, kNaN, -kNaN});
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_GE(y[i], 0.0f) << i;
+    EXPECT_LE(y[i], 0x1p-126f) << i;
+  }
+  EXPECT_EQ(y[0], 0.0f);
+  EXPECT_EQ(y[1], 0.0f);
+  EXPECT_EQ(y[2], 0.0f);
+  EXPECT_EQ(y[5], 1.0f);
+  EXPECT_EQ(y[6], 1.0f);
+  EXPECT_EQ(y[7], 2.0f);
+  EXPECT_TRUE(std::isnan(y[8]));
+  EXPECT_TRUE(std::isnan(y[9]));
+}
+
+// ---- conversions ----
+
+void expect_loads(const Half& half, const std::vector<std::uint16_t>& bits,
+                  const std::vector<float>& y) {
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const int magnitude = bits[i] & 0x7fff;
+    if (magnitude > half.infinity()) {
+      ASSERT_TRUE(std::isnan(y[i])) << half.name << " " << bits[i];
+    } else if (magnitude == half.infinity()) {
+      ASSERT_EQ(y[i], (bits[i] & 0x8000) != 0 ? -kInf : kInf) << half.name;
+    } else {
+      ASSERT_EQ(y[i], half.value(bits[i])) << half.name << " " << bits[i];
+      ASSERT_EQ(std::signbit(y[i]), (bits[i] & 0x8000) != 0) << half.name << " " << bits[i];
+    }
+  }
+}
+
+TEST_P(Vector, LoadsEveryHalf) {
+  std::vector<std::uint16_t> bits;
+  for (int i = 0; i <= 0xffff; ++i) bits.push_back(static_cast<std::uint16_t>(i));
+  expect_loads(kF16, bits, map(v.load_f16, bits));
+  expect_loads(kBF16, bits, map(v.load_bf16, bits));
+}
+
+/// Numbers and their right roundings: every half, every middle between two, and a step to each side
+/// of it.
+struct Roundings {
+  std::vector<float> x;
+  std::vector<std::uint16_t> expected;
+
+  Roundings(const Half& half, int first) {
+    for (int i = first; i < half.infinity(); ++i) {
+      const auto low = static_cast<std::uint16_t>(i), high = static_cast<std::uint16_t>(i + 1);
+      const double exact = (half.value(low) + half.value(high)) / 2;
+      const auto middle = static_cast<float>(exact);
+      if (static_cast<double>(middle) != exact) continue;  // below the smallest f32
+      add(static_cast<float>(half.value(low)), low);
+      add(std::nextafter(middle, 0.0f), low);
+      add(middle, i % 2 == 0 ? low : high);
+      add(std::nextafter(middle, kInf), high);
+    }
+  }
+  void add(float value, std::uint16_t bits) {
+    x.insert(x.end(), {value, -value});
+    expected.insert(expected.end(), {bits, static_cast<std::uint16_t>(bits | 0x8000)});
+  }
+};
+
+TEST_P(Vector, StoresToNearestEven) {
+  for (const auto& [half, store] : {std::pair{kF16, v.store_f16}, {kBF16, v.store_bf16}}) {
+    const Roundings all(half, 0);
+    ASSERT_GT(all.x.size(), 8u * (half.infinity() - 2)) << half.name;
+    EXPECT_EQ(map(store, all.x), all.expected) << half.name;
+    const std::vector<std::uint16_t> rest = map(store, {kInf, -kInf, 3.4e38f, kNaN, -kNaN, -0.0f});
+    EXPECT_EQ(rest[0], half.infinity());
+    EXPECT_EQ(rest[1], half.infinity() | 0x8000);
+    EXPECT_EQ(rest[2], half.infinity());
+    EXPECT_GT(rest[3] & 0x7fff, half.infinity());
+    EXPECT_GT(rest[4] & 0x7fff, half.infinity());
+    EXPECT_EQ(rest[5], 0x8000);
+  }
+}
+
+// ---- lanes ----
+
+/// Numbers of both signs with some NaN, infinities, zeros and equal pairs.
+float some(int i) {
+  constexpr float kList[] = {1.0f,  -2.5f, kNaN,   0.0f, -0.0f, kInf,
+                             -kInf, 3.0f,  1e-40f, 7.0f, -1.0f};
+  return kList[i % 11];
+}
+
+TEST_P(Vector, ComparesAndSelects) {
+  for (int shift = 0; shift < 11; ++shift) {
+    float a[kMaxLanes], b[kMaxLanes], larger[kMaxLanes], picked[kMaxLanes];
+    for (int i = 0; i < v.lanes; ++i) {
+      a[i] = some(i);
+      b[i] = some(i * 3 + shift);
+    }
+    v.max(a, b, larger);
+    const unsigned greater = v.pick_greater(a, b, picked), nan_or_equal = v.nan_or_equal(a, b);
+    for (int i = 0; i < v.lanes; ++i) {
+      const float expected = a[i] > b[i] ? a[i] : b[i];  // the second operand where either is NaN
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(larger[i]), std::bit_cast<std::uint32_t>(expected));
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(picked[i]), std::bit_cast<std::uint32_t>(expected));
+      EXPECT_EQ(greater >> i & 1u, a[i] > b[i] ? 1u : 0u);
+      EXPECT_EQ(nan_or_equal >> i & 1u, std::isnan(a[i]) || a[i] == b[i] ? 1u : 0u);
+    }
+    EXPECT_EQ(greater >> v.lanes, 0u);
+    EXPECT_EQ(nan_or_equal >> v.lanes, 0u);
+  }
+}
+
+TEST_P(Vector, ClampsIntegers) {
+  constexpr std::int32_t kBound = 5;
+  std::int32_t a[kMaxLanes], y[kMaxLanes];
+  for (int i = 0; i < v.lanes; ++i) a[i] = i * 3 - 4 + (i == 7 ? 1000000 : 0);
+  const unsigned positive = v.clamp_difference(a, kBound, y);
+  for (int i = 0; i < v.lanes; ++i) {
+    const std::int32_t expected = std::clamp(a[i] - kBound, 0, kBound);
+    EXPECT_EQ(y[i], expected) << i;
+    EXPECT_EQ(positive >> i & 1u, expected > 0 ? 1u : 0u) << i;
+  }
+}
+
+TEST_P(Vector, MultipliesAndAdds) {
+  float a[kMaxLanes], b[kMaxLanes], c[kMaxLanes], y[kMaxLanes];
+  for (int i = 0; i < v.lanes; ++i) {
+    a[i] = static_cast<float>(i - 3);
+    b[i] = static_cast<float>(2 * i + 1);
+    c[i] = static_cast<float>(100 - i);
+  }
+  v.fma(a, b, c, y);
+  for (int i = 0; i < v.lanes; ++i) EXPECT_EQ(y[i], a[i] * b[i] + c[i]) << i;
+  std::copy_n(c, v.lanes, y);
+  v.step_f32(a, b, y);
+  for (int i = 0; i < v.lanes; ++i) EXPECT_EQ(y[i], a[i] * b[i] + c[i]) << i;
+  if (GetParam() == cpu::Isa::Scalar) return;  // may round twice
+  std::fill_n(a, v.lanes, 1.0f + 0x1p-12f);
+  std::fill_n(c, v.lanes, -(1.0f + 0x1p-11f));
+  v.fma(a, a, c, y);
+  for (int i = 0; i < v.lanes; ++i) EXPECT_EQ(y[i], 0x1p-24f) << i;
+}
+
+TEST_P(Vector, Transposes) {
+  std::vector<std::uint32_t> from(static_cast<std::size_t>(v.lanes * v.lanes)), to(from.size());
+  for (std::size_t i = 0; i < from.size(); ++i)
+    from[i] = static_cast<std::uint32_t>(i * 2654435761u);
+  v.transpose(from.data(), to.data());
+  for (int i = 0; i < v.lanes; ++i) {
+    for (int j = 0; j < v.lanes; ++j) EXPECT_EQ(to[j * v.lanes + i], from[i * v.lanes + j]);
+  }
+}
+
+TEST_P(Vector, SumsEachRowInOneOrder) {
+  std::vector<float> x(static_cast<std::size_t>(v.lanes * v.lanes)), y(kMaxLanes);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 37 % 101);
+  v.sum_each(x.data(), y.data());
+  for (int i = 0; i < v.lanes; ++i) {
+    float sum = 0;
+    for (int j = 0; j < v.lanes; ++j) sum += x[i * v.lanes + j];
+    EXPECT_EQ(y[i], sum) << i;
+  }
+  for (std::size_t i = 0; i < x.size(); ++i)  // equal rows whose sum hangs on the order
+    x[i] =
+        std::ldexp(1.0f + static_cast<float>(i % v.lanes), static_cast<int>(i % v.lanes * 7 % 31));
+  v.sum_each(x.data(), y.data());
+  for (int i = 1; i < v.lanes; ++i) EXPECT_EQ(y[i], y[0]) << i;
+}
+
+// ---- pairs of bf16 ----
+
+std::uint32_t word(std::uint16_t even, std::uint16_t odd) {
+  return static_cast<std::uint32_t>(odd) << 16 | even;
+}
+
+TEST_P(Vector, PairsRoundToNearestEven) {
+  EXPECT_EQ(v.pair != nullptr, GetParam() == cpu::Isa::Avx512Bf16);
+  if (v.pair == nullptr) return;
+  const Roundings all(kBF16, 0x0080);  // the instruction takes subnormal numbers for zero
+  const std::size_t lanes = static_cast<std::size_t>(v.lanes);
+  ASSERT_EQ(all.x.size() % (2 * lanes), 0u);
+  std::vector<std::uint32_t> words(lanes);
+  for (std::size_t i = 0; i < all.x.size(); i += 2 * lanes) {
+    v.pair(all.x.data() + i, all.x.data() + i + lanes, words.data());
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      ASSERT_EQ(words[lane], word(all.expected[i + lane], all.expected[i + lanes + lane]))
+          << all.x[i + lane] << ", " << all.x[i + lanes + lane];
+    }
+  }
+  const std::vector<float> nan(lanes, kNaN), zero(lanes, 0.0f);
+  v.pair(nan.data(), zero.data(), words.data());
+  for (const std::uint32_t w : words) EXPECT_GT(w, 0x7f80u);
+}
+
+TEST_P(Vector, StepsOfPairsAddBothProducts) {
+  if (v.step_bf16 == nullptr) return;
+  std::uint32_t a[kMaxLanes], b[kMaxLanes];
+  float acc[kMaxLanes], expected[kMaxLanes];
+  const auto bf16 = [](int x) {
+    return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(x)) >> 16);
+  };
+  for (int i = 0; i < v.lanes; ++i) {
+    a[i] = word(bf16(i), bf16(3 - i));
+    b[i] = word(bf16(i - 7), bf16(5));
+    acc[i] = static_cast<float>(1000 + i);
+    expected[i] = static_cast<float>(1000 + i + i * (i - 7) + (3 - i) * 5);
+  }
+  v.step_bf16(a, b, acc);
+  for (int i = 0; i < v.lanes; ++i) EXPECT_EQ(acc[i], expected[i]) << i;
+}
+
+TEST_P(Vector, InterleavesRows) {
+  if (v.interleave == nullptr) return;
+  constexpr std::int64_t kStrip = 40;
+  for (const std::int64_t dim : {16, 32, 48, 80, 256}) {
+    std::vector<std::uint16_t> even(static_cast<std::size_t>(dim)), odd(even.size());
+    for (std::size_t d = 0; d < even.size(); ++d) {
+      even[d] = static_cast<std::uint16_t>(d);
+      odd[d] = static_cast<std::uint16_t>(0x8000 + d);
+    }
+    std::vector<std::uint32_t> to(static_cast<std::size_t>(dim / 16 * kStrip), 0xffffffffu);
+    v.interleave(even.data(), odd.data(), dim, to.data(), kStrip);
+    for (std::int64_t at = 0; at < static_cast<std::int64_t>(to.size()); ++at) {
+      const std::int64_t d = at / kStrip * 16 + at % kStrip;
+      const bool written = at % kStrip < 16;
+      EXPECT_EQ(to[at], written ? word(even[d], odd[d]) : 0xffffffffu) << dim << ", " << at;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Vector, testing::ValuesIn(cpu::kIsas),
+                         [](const testing::TestParamInfo<cpu::Isa>& level) {
+                           return std::string(cpu::to_string(level.param));
+                         });
+
+}  // namespace
+}  // namespace msa::test
