@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu_features.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
@@ -46,7 +47,7 @@ constexpr Half kF16{"f16", 5, 10}, kBF16{"bf16", 8, 7};
 class Vector : public testing::TestWithParam<cpu::Isa> {
  protected:
   void SetUp() override {
-    const std::string lacks = cpu::missing(GetParam(), cpu::this_cpu());
+    const std::string lacks = cpu::missing(GetParam(), core::cpu_features());
     if (!lacks.empty()) GTEST_SKIP() << "not run: needs " << lacks;
     v = cpu::find_kernels(GetParam())->vectors;
   }
