@@ -37,10 +37,12 @@ Verdict target(Choices& choices, const Options&) {
   Verdict verdict = Verdict::Skipped;
   std::vector<std::int32_t> first;
   std::string first_isa;
+  OracleMemory memory;
   for (const IsaInfo& isa : isas_of("cpu")) {
     if (!isa.available) continue;
     const Options options{.backend = "cpu", .isa = isa.name};
-    const Outcome outcome = verify(spec, {.under_test = options, .repeats = 1});
+    const Outcome outcome =
+        verify(spec, {.under_test = options, .repeats = 1, .compare = {.memory = &memory}});
     if (outcome.result == Result::Failed) {
       throw std::runtime_error(outcome.repro + "\n  " + outcome.reason);
     }

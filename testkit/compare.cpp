@@ -24,9 +24,10 @@ namespace {
 /// One operation with its operands and the oracle's answer to it or to a row of it.
 class Stage {
  public:
-  Stage(const Problem& problem, const Operands& operands, const CompareOptions& options)
+  Stage(const Problem& problem, const Operands& operands, const CompareOptions& options,
+        Remembered* known)
       : o_(operands),
-        attention_(problem, operands),
+        attention_(problem, operands, known),
         selections_(problem, operands, options.exact_scores) {}
 
   void row(const CallRow& row, const Answer& answer, Findings& found) const {
@@ -168,18 +169,19 @@ class Comparison {
   bool takes_whole(double work) const { return work <= options_.max_work || requests_.empty(); }
 
   void run_stage(const Problem& problem, const Operands& operands) {
-    const Stage stage(problem, operands, options_);
     if (rows_.empty() && problem.op != Op::InvertSelection) return;
     const double work = work_of(problem, operands);
-    if (takes_whole(work)) {
-      whole(problem, operands, stage);
+    if (!takes_whole(work)) {
+      sampled(problem, operands, Stage(problem, operands, options_, nullptr), work);
+    } else if (options_.memory != nullptr) {
+      Remembered& known = options_.memory->of(problem, operands);
+      whole(problem, known.answer, Stage(problem, operands, options_, &known));
     } else {
-      sampled(problem, operands, stage, work);
+      whole(problem, Answer(problem, operands), Stage(problem, operands, options_, nullptr));
     }
   }
 
-  void whole(const Problem& problem, const Operands& operands, const Stage& stage) {
-    const Answer answer(problem, operands);
+  void whole(const Problem& problem, const Answer& answer, const Stage& stage) {
     if (problem.op == Op::InvertSelection) {
       stage.inversion(answer, found_);
       report_.rows_compared = report_.rows;

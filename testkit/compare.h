@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "testkit/operands.h"
+#include "testkit/oracle_memory.h"
 
 namespace msa::testkit {
 
@@ -22,6 +23,8 @@ struct CompareOptions {
   std::int64_t sample_rows = 12;
   /// Of the sample.
   std::uint64_t seed = 1;
+  /// Keeps the oracle's answers to whole calls for the next comparison of the same case.
+  OracleMemory* memory = nullptr;
 };
 
 struct Report {

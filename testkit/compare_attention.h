@@ -6,21 +6,24 @@
 #include <cstdint>
 
 #include "testkit/findings.h"
-#include "testkit/oracle.h"
+#include "testkit/oracle_memory.h"
 #include "testkit/plain.h"
 
 namespace msa::testkit {
 
 class AttentionComparison {
  public:
-  AttentionComparison(const Problem& problem, const Operands& operands)
-      : p_(problem), o_(operands) {}
+  /// `known` keeps the plain computation's errors, where there is one.
+  AttentionComparison(const Problem& problem, const Operands& operands, Remembered* known)
+      : p_(problem), o_(operands), known_(known) {}
 
   /// `out` and `lse` of one row, every head that the answer holds.
   void row(const CallRow& row, const Answer& answer, Findings& found) const;
 
  private:
   KeyList keys_of(const CallRow& row, std::int64_t kv_head) const;
+  std::vector<double> plain_errors(const CallRow& row, std::int64_t kv_head, const Tensor& out,
+                                   std::int64_t first, Findings& found) const;
   void attention_row(const CallRow& row, std::int64_t kv_head, const Tensor& out, const Tensor& lse,
                      std::int64_t first, Findings& found) const;
   void merge_row(const CallRow& row, const Operands& expected, std::int64_t at,
@@ -33,6 +36,7 @@ class AttentionComparison {
 
   const Problem& p_;
   const Operands& o_;
+  Remembered* known_;
 };
 
 }  // namespace msa::testkit

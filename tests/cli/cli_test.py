@@ -337,6 +337,15 @@ class Verify(CliTest):
             f.write(f"# one case\n\nop=dense {SMALL}\n")
         self.expect(GOOD, msa("verify", self.path("good.txt")))
 
+    def test_every_instruction_set(self):
+        isas = [isa for backend in json.loads(msa("info", "--json").stdout)["backends"] for isa in backend.get("isas", [])]
+        available = sum(isa["available"] for isa in isas)
+        result = self.expect(GOOD, msa("verify", "--backend", "cpu", "--every-isa", "--case", f"op=dense|select|msa {SMALL}"))
+        totals = dict(line.split("\t") for line in result.stdout.splitlines())
+        self.assertEqual((totals["run"], totals["passed"]), (str(3 * available),) * 2, result.stdout)
+        self.expect(USAGE, msa("verify", "--every-isa", "--case", f"op=dense {SMALL}"), "--every-isa")
+        self.expect(USAGE, msa("verify", "--backend", "cpu", "--isa", "scalar", "--every-isa", "--case", f"op=dense {SMALL}"))
+
     def test_parts_share_the_cases(self):
         runs = []
         for part in ("1/3", "2/3", "3/3", "5/5"):

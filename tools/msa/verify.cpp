@@ -26,6 +26,7 @@ struct VerifyCommand {
   std::string support;
   std::string part;
   bool keys = false;
+  bool every_isa = false;
   int repeats = 2;
   int device = 0;
   Options under_test;
@@ -99,6 +100,18 @@ int verify_tensors(const VerifyCommand& command) {
   return verify_files(options, {command.files.begin() + 1, command.files.end()});
 }
 
+/// The one that the options name, or all that the machine has.
+std::vector<std::string> isas_under_test(const VerifyCommand& command) {
+  if (!command.every_isa) return {command.under_test.isa};
+  if (command.under_test.backend != "cpu" || !command.under_test.isa.empty())
+    throw Failure(kUsage, "--every-isa: expected --backend cpu and no --isa");
+  std::vector<std::string> names;
+  for (const IsaInfo& isa : testkit::isas_of("cpu")) {
+    if (isa.available) names.push_back(isa.name);
+  }
+  return names;
+}
+
 int verify(const VerifyCommand& command) {
   if (command.keys) {
     fmt::print("{}", testkit::case_keys());
@@ -115,7 +128,8 @@ int verify(const VerifyCommand& command) {
   const std::optional<testkit::SupportTable> support = read_support(command.support);
   std::unique_ptr<testkit::MemorySpace> gpu;
   if (command.under_test.backend == "cuda") gpu = testkit::cuda_memory(command.device);
-  const testkit::VerifyOptions options{
+  const std::vector<std::string> isas = isas_under_test(command);
+  testkit::VerifyOptions options{
       .under_test = command.under_test, .space = gpu.get(), .repeats = command.repeats};
   Progress progress;
   testkit::Totals totals;
@@ -124,12 +138,17 @@ int verify(const VerifyCommand& command) {
     const testkit::Case& spec = cases[at];
     progress.bar(static_cast<double>(at) / static_cast<double>(cases.size()),
                  testkit::to_line(spec));
-    ++run;
-    testkit::Outcome outcome = testkit::verify(spec, options);
-    testkit::count(outcome, spec, support ? &*support : nullptr, totals);
-    if (outcome.result != testkit::Result::Failed) continue;
-    progress.clear();
-    fmt::print(stderr, "FAILED: {}\n  {}\n", outcome.reason, outcome.repro);
+    testkit::OracleMemory memory;  // its answers are good for every instruction set
+    options.compare.memory = &memory;
+    for (const std::string& isa : isas) {
+      options.under_test.isa = isa;
+      ++run;
+      testkit::Outcome outcome = testkit::verify(spec, options);
+      testkit::count(outcome, spec, support ? &*support : nullptr, totals);
+      if (outcome.result != testkit::Result::Failed) continue;
+      progress.clear();
+      fmt::print(stderr, "FAILED: {}\n  {}\n", outcome.reason, outcome.repro);
+    }
   }
   progress.clear();
   fmt::print("run\t{}\npassed\t{}\nfailed\t{}\nrejected\t{}\n", run, totals.passed, totals.failed,
@@ -159,6 +178,8 @@ void add_verify(CLI::App& app, Action& action) {
       ->check(CLI::Range(0, 1023));
   command->add_option("--part", options->part,
                       "I/N: every N-th case from the I-th on, to share a run among processes");
+  command->add_flag("--every-isa", options->every_isa,
+                    "Each case on every instruction set of this machine; the oracle answers once");
   command->add_flag("--keys", options->keys,
                     "Show the keys of the case language and verify nothing");
   add_backend_options(*command, options->under_test);

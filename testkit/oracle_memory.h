@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// What the oracle and the plain computations said about one case. They do not depend on who is
+// under test, so a case that runs on several instruction sets asks them once.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "testkit/oracle.h"
+
+namespace msa::testkit {
+
+/// Of one operation on all rows of the case.
+struct Remembered {
+  Remembered(const Problem& problem, const Operands& operands);
+
+  /// Errors of the plain computation, by query head of a KV head; empty until they are worked out.
+  /// Rows may be filled in at the same time.
+  std::vector<double>& marks(std::int64_t row, std::int64_t kv_head) {
+    return marks_[static_cast<std::size_t>(row * kv_heads_ + kv_head)];
+  }
+
+  Answer answer;
+
+ private:
+  friend class OracleMemory;
+  std::vector<std::int32_t> lists_;  // that attention was computed over
+  std::int64_t kv_heads_ = 0;
+  std::vector<std::vector<double>> marks_;
+};
+
+/// For one case. Block lists that a call selected itself may differ from the last one's: what hangs
+/// on them is then worked out again.
+class OracleMemory {
+ public:
+  Remembered& of(const Problem& problem, const Operands& operands);
+
+ private:
+  static constexpr std::size_t kOps = 9;
+  std::array<std::unique_ptr<Remembered>, kOps> of_op_{};
+};
+
+}  // namespace msa::testkit
