@@ -12,8 +12,8 @@
 #include <string>
 
 #include "core/contents.h"
+#include "core/parallel.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/stage.h"
 
@@ -467,7 +467,7 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
   const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
   const std::int64_t heads = heads_together(call, tiles);
   const std::int64_t tasks = tiles * core::ceil_div(p_.attention.heads_kv, heads) * l_.splits;
-  for_each_task(machine_.threads, tasks, [&](std::int64_t task, int thread) {
+  core::for_each_task(machine_.threads, tasks, [&](std::int64_t task, int thread) {
     ThreadScratch scratch = thread_scratch(shared, thread);
     const Place place = place_of(task, jobs, heads, l_.splits);
     AttendTile tile = make_tile(call, place, scratch);
@@ -490,19 +490,19 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
 void AttentionStage::join(const AttendCall& call, std::span<const Job> jobs,
                           const Shared& shared) const {
   const std::int64_t tiles = jobs.back().tiles_before + jobs.back().tiles;
-  for_each_task(machine_.threads, tiles * p_.attention.heads_kv,
-                [&](std::int64_t task, int thread) {
-                  const ThreadScratch scratch = thread_scratch(shared, thread);
-                  Place place = place_of(task, jobs, 1, 1);
-                  const AttendState first = state_of(shared, place, place.head);
-                  for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
-                    const AttendTile tile = make_tile(call, place, scratch);
-                    if (tile.begin == tile.end) continue;
-                    kernels_.merge(call, tile, first, state_of(shared, place, place.head));
-                  }
-                  place.piece = 0;
-                  finish(call, make_tile(call, place, scratch), scratch, first, shared);
-                });
+  core::for_each_task(machine_.threads, tiles * p_.attention.heads_kv,
+                      [&](std::int64_t task, int thread) {
+                        const ThreadScratch scratch = thread_scratch(shared, thread);
+                        Place place = place_of(task, jobs, 1, 1);
+                        const AttendState first = state_of(shared, place, place.head);
+                        for (place.piece = 1; place.piece < l_.splits; ++place.piece) {
+                          const AttendTile tile = make_tile(call, place, scratch);
+                          if (tile.begin == tile.end) continue;
+                          kernels_.merge(call, tile, first, state_of(shared, place, place.head));
+                        }
+                        place.piece = 0;
+                        finish(call, make_tile(call, place, scratch), scratch, first, shared);
+                      });
 }
 
 void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace) const {
@@ -514,12 +514,12 @@ void AttentionStage::run(const core::Call& call, Rows rows, std::byte* workspace
 
   std::int64_t owned = rows.begin;  // rows behind the last request's are padding
   for (const Job& job : jobs) owned = std::max(owned, job.request.q_begin + job.token_end);
-  for_each_task(machine_.threads, core::ceil_div(rows.end - owned, kPaddingRows),
-                [&](std::int64_t task, int) {
-                  const std::int64_t begin = owned + task * kPaddingRows;
-                  clear_rows(c, p_.attention.heads_q, begin,
-                             std::min(begin + kPaddingRows, rows.end));
-                });
+  core::for_each_task(machine_.threads, core::ceil_div(rows.end - owned, kPaddingRows),
+                      [&](std::int64_t task, int) {
+                        const std::int64_t begin = owned + task * kPaddingRows;
+                        clear_rows(c, p_.attention.heads_q, begin,
+                                   std::min(begin + kPaddingRows, rows.end));
+                      });
 
   *shared.mended = 0;
   if (jobs.empty()) return;

@@ -7,6 +7,7 @@
 
 #include "core/backend.h"
 #include "core/contents.h"
+#include "core/floats.h"
 #include "core/op_traits.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -102,6 +103,7 @@ class CpuPlanned final : public core::Planned {
   }
 
   void run(const core::Call& call, Workspace workspace, Stream) const override {
+    const core::DefaultFloats floats;
     core::validate_contents(problem, call);
     stage_->run(call, {0, core::num_query_rows(call)}, static_cast<std::byte*>(workspace.data));
   }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/parallel.h"
+#include "core/parallel.h"
 #include "cpu/stage.h"
 #include "cpu/storage.h"
 
@@ -100,7 +100,7 @@ class MergeStatesStage final : public Stage {
 
   void run(const core::Call& call, Rows rows, std::byte*) const override {
     const std::int64_t tasks = (rows.end - rows.begin + kRowsOfTask - 1) / kRowsOfTask;
-    for_each_task(threads_, tasks, [&](std::int64_t task, int) {
+    core::for_each_task(threads_, tasks, [&](std::int64_t task, int) {
       const std::int64_t begin = rows.begin + task * kRowsOfTask;
       for (std::int64_t row = begin; row < std::min(begin + kRowsOfTask, rows.end); ++row) {
         for (std::int64_t head = 0; head < call.out.shape[1]; ++head) merge_row(call, row, head);

@@ -8,8 +8,8 @@
 #include <limits>
 #include <string>
 
+#include "core/parallel.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/select_rows.h"
 
@@ -391,15 +391,16 @@ void SelectionStage::run(const core::Call& call, Rows rows, std::byte* workspace
     tasks += w.tiles * problem_.index.heads_k * w.slices;
     if (w.slices > 1) merged_rows += w.tokens.size() * problem_.index.heads;
   }
-  for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
+  core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
     Scratch thread_scratch(memory.threads + thread_bytes() * static_cast<std::size_t>(thread));
     run_tile(context, tile_of_task(work, task), cut_thread(thread_scratch));
   });
   if (merged_rows > 0) {
-    for_each_task(merged_rows > kSerialMerges ? threads_ : 1, tasks, [&](std::int64_t task, int) {
-      const Tile tile = tile_of_task(work, task);
-      if (tile.work->slices > 1 && tile.slice == 0) merge_slices(context, tile);
-    });
+    core::for_each_task(merged_rows > kSerialMerges ? threads_ : 1, tasks,
+                        [&](std::int64_t task, int) {
+                          const Tile tile = tile_of_task(work, task);
+                          if (tile.work->slices > 1 && tile.slice == 0) merge_slices(context, tile);
+                        });
   }
   write_padding(context);
 }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <string>
 
-#include "cpu/parallel.h"
+#include "core/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/select.h"
 #include "cpu/select_rows.h"
@@ -77,8 +77,8 @@ class InvertStage final : public Stage {
     Scratch scratch(workspace);
     const auto requests =
         read_requests(problem_, call, scratch.take<core::Request>(problem_.bounds.batch));
-    for_each_task(threads_, call.row_ptr.shape[0],
-                  [&](std::int64_t head, int) { invert_head(call, requests, head); });
+    core::for_each_task(threads_, call.row_ptr.shape[0],
+                        [&](std::int64_t head, int) { invert_head(call, requests, head); });
   }
 
   std::string decisions() const override {

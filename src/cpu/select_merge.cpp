@@ -6,7 +6,7 @@
 #include <limits>
 #include <string>
 
-#include "cpu/parallel.h"
+#include "core/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/select.h"
 #include "cpu/select_rows.h"
@@ -32,7 +32,7 @@ class MergeSelectionsStage final : public Stage {
     Candidate* lists = cut(scratch);
     const SelectionWriter writer(call, rows);
     const std::int64_t tasks = core::ceil_div(rows.end - rows.begin, kRowsPerTask);
-    for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
+    core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
       Candidate* list = lists + thread * list_stride();
       const std::int64_t begin = rows.begin + task * kRowsPerTask;
       for (std::int64_t row = begin; row < std::min(begin + kRowsPerTask, rows.end); ++row) {

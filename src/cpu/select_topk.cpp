@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "core/parallel.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/select.h"
 #include "cpu/select_rows.h"
@@ -31,7 +31,7 @@ class TopkStage final : public Stage {
     const auto requests = read_requests(problem_, call, memory.requests);
     const SelectionWriter writer(call, rows);
     const std::int64_t tasks = core::ceil_div(rows.end - rows.begin, kRowsPerTask);
-    for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
+    core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
       Candidate* list = memory.lists + thread * list_stride();
       const std::int64_t begin = rows.begin + task * kRowsPerTask;
       for (std::int64_t row = begin; row < std::min(begin + kRowsPerTask, rows.end); ++row) {

@@ -3,6 +3,7 @@
 #include "core/backend.h"
 
 #include "core/contents.h"
+#include "core/floats.h"
 #include "reference/operations.h"
 
 namespace msa::reference {
@@ -16,6 +17,7 @@ class ReferencePlanned final : public core::Planned {
     workspace_bytes = reference::workspace_bytes(given);
   }
   void run(const core::Call& call, Workspace workspace, Stream) const override {
+    const core::DefaultFloats floats;
     core::validate_contents(problem, call);
     reference::run(problem, call, cut(problem, workspace));
   }

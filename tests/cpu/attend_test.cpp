@@ -2,6 +2,9 @@
 // Attention on every instruction set of this machine: against the oracle, with bits that depend on
 // neither threads nor the batch around a request, and with the level that was asked for in force.
 #include <gtest/gtest.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
@@ -52,7 +55,8 @@ Options on(const std::string& isa, int threads = 2) {
 }
 
 /// What a call wrote, byte for byte.
-std::vector<std::byte> bits_of(const Case& spec, const Options& options) {
+std::vector<std::byte> bits_of(const Case& spec, const Options& options,
+                               [[maybe_unused]] unsigned mode = 0) {
   Data data(spec);
   Problem problem = data.problem();
   problem.options = options;
@@ -60,7 +64,19 @@ std::vector<std::byte> bits_of(const Case& spec, const Options& options) {
   const Plan plan = make_plan(problem);
   testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
   workspace.poison();
-  testkit::run(plan, data.prepare(), workspace.view());
+  const Operands operands = data.prepare();
+#if defined(__x86_64__)
+  const unsigned own = _mm_getcsr();
+  if (mode != 0) _mm_setcsr(mode);
+  testkit::run(plan, operands, workspace.view());
+  const unsigned after = _mm_getcsr();
+  _mm_setcsr(own);
+  if (mode != 0) {
+    EXPECT_EQ(after, mode) << "the caller's mode was not given back";
+  }
+#else
+  testkit::run(plan, operands, workspace.view());
+#endif
   EXPECT_TRUE(workspace.guards_intact());
   EXPECT_EQ(data.damage(), "");
   std::vector<std::byte> bits;
@@ -192,8 +208,10 @@ class Attend : public testing::TestWithParam<std::string> {};
 
 TEST_P(Attend, MatchesTheOracle) {
   const Case spec = testkit::parse_case(GetParam());
+  testkit::OracleMemory memory;
+  testkit::VerifyOptions options;
+  options.compare.memory = &memory;
   for (const std::string& isa : levels()) {
-    testkit::VerifyOptions options;
     options.under_test = on(isa);
     const testkit::Outcome outcome = testkit::verify(spec, options);
     EXPECT_EQ(outcome.result, testkit::Result::Passed) << outcome.reason << "\n" << outcome.repro;
@@ -233,6 +251,20 @@ TEST_P(Attend, FiniteDataAreNeverComputedAgain) {
     EXPECT_EQ(mended(data, isa), 0) << isa;
   }
 }
+
+#if defined(__x86_64__)
+TEST_P(Attend, BitsDoNotDependOnTheCallersFloatingPointMode) {
+  constexpr unsigned kFlushAndRoundUp = 0x8000u | 0x0040u | 0x4000u;
+  const Case spec = testkit::parse_case(GetParam());
+  for (const std::string& isa : levels()) {
+    const std::vector<std::byte> plain = bits_of(spec, on(isa, 2));
+    const unsigned mode = _mm_getcsr() | kFlushAndRoundUp;
+    for (const int threads : {1, 2}) {
+      EXPECT_EQ(bits_of(spec, on(isa, threads), mode), plain) << isa << ", threads " << threads;
+    }
+  }
+}
+#endif
 
 std::string name_of(const testing::TestParamInfo<std::string>& info) {
   std::string name = std::to_string(info.index) + "_" + info.param.substr(3);
