@@ -101,17 +101,6 @@ inline std::string target_name(const testing::TestParamInfo<Target>& info) {
   return info.param.name;
 }
 
-/// Without the reference, which would be compared with itself.
-inline std::vector<Target> targets_under_test() {
-  std::vector<Target> all = targets();
-  all.erase(all.begin());
-  return all;
-}
-
-#define MSA_FOR_TARGETS_UNDER_TEST(Suite)                                                       \
-  INSTANTIATE_TEST_SUITE_P(Isa, Suite, testing::ValuesIn(::msa::testkit::targets_under_test()), \
-                           ::msa::testkit::target_name)
-
 #define MSA_FOR_ALL_TARGETS(Suite)                                                   \
   INSTANTIATE_TEST_SUITE_P(Isa, Suite, testing::ValuesIn(::msa::testkit::targets()), \
                            ::msa::testkit::target_name)
