@@ -139,8 +139,8 @@ TEST(Generic, RefusesTensorsThatTheOperationDoesNotTake) {
         } else {
           f.in(o) = f.in(spare);
         }
-        const std::string text = error_of([&] { problem_of(op, o); }, ErrorCode::InvalidArgument,
-                                          std::string(f.name).c_str());
+        const std::string text = error_of([&, which = op] { problem_of(which, o); },
+                                          ErrorCode::InvalidArgument, std::string(f.name).c_str());
         EXPECT_NE(text.find(to_string(op)), std::string::npos) << text;
         lists.clear();
       }
