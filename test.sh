@@ -202,7 +202,7 @@ print_budgets() {
       -v budget="${budgets[$section]:-0}" -v long="$long" 'BEGIN {
         cpu = after - before
         over = long == "" && budget > 0 && cpu > budget ? "  over budget" : ""
-        printf "%-10s %9.1f %9.1f %9s%s\n", name, wall, cpu, budget > 0 ? budget : "-", over}'
+        printf "%-10s %9.1f %9.1f %9s%s\n", name, wall, cpu, (budget > 0 ? budget : "-"), over}'
   done
 }
 
