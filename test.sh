@@ -358,11 +358,11 @@ want_isa() {
 }
 
 # All instruction sets at once, a thread each: cases are small.
-fuzz_isas() { # CASES ISA...
+fuzz_isas() { # CASES ISA...: from $seed
   local cases=$1 isa pid pids=() status=0
   shift
   for isa in "$@"; do
-    OMP_NUM_THREADS=1 timeout --kill-after=10 1200 "$fuzz/fuzz/fuzz_api" --cases "$cases" --isa "$isa" \
+    OMP_NUM_THREADS=1 timeout --kill-after=10 1200 "$fuzz/fuzz/fuzz_api" --cases "$cases" --seed "$seed" --isa "$isa" \
       >"$logs/fuzz-$isa.log" 2>&1 &
     pids+=($!)
   done
@@ -371,20 +371,31 @@ fuzz_isas() { # CASES ISA...
   return $status
 }
 
+# Another commit, other cases; the same commit, the same ones.
+commit_seed() {
+  local commit
+  commit=$(git rev-parse --short=7 HEAD 2>/dev/null) || commit=1
+  echo $((16#$commit + 1))
+}
+
 section_fuzz() {
   build_release && build_fuzz || return
+  local seed
+  seed=$(commit_seed)
+  echo "seed $seed, from the commit"
   local fuzz_cases=2400 wanted_isas=() # one in six asks for a fault that its operation has no place for
   [ -z "$long" ] || fuzz_cases=50000
   each_isa want_isa
   step "fuzzed API cases on ${wanted_isas[*]}" fuzz_isas "$fuzz_cases" "${wanted_isas[@]}"
-  step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases $((fuzz_cases / 16))
+  step "fuzzed cases between instruction sets" "$fuzz/fuzz/fuzz_isa" --cases $((fuzz_cases / 16)) \
+    --seed "$seed"
   libfuzzer fuzz_safetensors -runs=500000
   libfuzzer fuzz_api -runs=300 -len_control=0 -max_len=128
 }
 
-# The default run repeats: one seed, one thread, so many runs. The long one looks for what nobody has met.
+# The default run of a commit repeats: its seed, one thread, so many runs. The long one looks for what nobody has met.
 libfuzzer() { # TARGET BUDGET...
-  local target=$1 corpus=$fuzz/corpus/$1 budget=(-seed=1)
+  local target=$1 corpus=$fuzz/corpus/$1 budget=("-seed=$seed")
   shift
   budget+=("$@")
   [ -z "$long" ] || budget=(-max_total_time=900)
@@ -440,6 +451,8 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "plans" "$dir/tests/cuda_test"
   step "verify cuda" verify_cuda "$msa" tests/cases/all.txt tests/cases/cuda.txt
   step "verify cuda, real sizes" verify_cuda "$msa" tests/cases/long.txt
+  step "verify cuda, drawn with seed $(commit_seed)" verify_cuda "$msa" --draw 2000 --seed "$(commit_seed)" \
+    --inside tests/support/cuda.txt
   step "graphs, streams, large offsets" "$dir/tests/gpu_test"
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
   step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt

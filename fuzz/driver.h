@@ -5,10 +5,12 @@
 
 #include <string>
 
-#include "case_maker.h"
+#include "testkit/draw.h"
 #include "testkit/verify.h"
 
 namespace msa::fuzz {
+
+using testkit::Choices;
 
 enum class Verdict { Passed, Rejected, Skipped };
 

@@ -32,8 +32,7 @@ std::vector<std::int32_t> selection(const Case& spec, const Options& under_test)
 }
 
 Verdict target(Choices& choices, const Options&) {
-  Case spec = make_case(choices);
-  spec.corrupt = Corrupt::None;
+  const Case spec = draw_case(choices, {.faults = false});
   Verdict verdict = Verdict::Skipped;
   std::vector<std::int32_t> first;
   std::string first_isa;

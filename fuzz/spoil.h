@@ -4,10 +4,12 @@
 
 #include <string>
 
-#include "case_maker.h"
+#include "testkit/draw.h"
 #include "testkit/operands.h"
 
 namespace msa::fuzz {
+
+using testkit::Choices;
 
 /// Makes one argument illegal and says how; empty where this choice found nothing to spoil.
 std::string spoil(Choices& choices, testkit::Operands& operands, Workspace& workspace);

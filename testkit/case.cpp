@@ -232,4 +232,8 @@ std::string case_value(const Case& spec, std::string_view name) {
   return find_key(name).write(spec);
 }
 
+void set_case_value(Case& spec, std::string_view key, std::string_view value) {
+  find_key(key).read(value, spec);
+}
+
 }  // namespace msa::testkit

@@ -171,6 +171,9 @@ std::string case_keys();
 /// for an unknown key.
 std::string case_value(const Case& spec, std::string_view key);
 
+/// Sets one value; throws CaseError for an unknown key or value.
+void set_case_value(Case& spec, std::string_view key, std::string_view value);
+
 /// One word of a line as its alternatives: "a|b" -> {a, b}, "16..64+16" -> {16, 32, 48, 64}.
 std::vector<std::string> alternatives(std::string_view value);
 

@@ -54,6 +54,7 @@ std::string Totals::text() const {
 }
 
 void count(Outcome& outcome, const Case& spec, const SupportTable* table, Totals& totals) {
+  if (outcome.result == Result::Unmade) outcome.result = Result::Failed;
   const bool must = table != nullptr && table->contains(spec);
   if (outcome.result == Result::Rejected && must) {
     outcome.result = Result::Failed;

@@ -19,14 +19,17 @@ class SupportTable {
   explicit SupportTable(std::string_view text, const std::string& name = "support table");
   static SupportTable read(const std::string& path);
 
-  /// Whether the backend must serve the case.
-  bool contains(const Case& spec) const;
-
- private:
+  /// A key and the values that it may have.
   struct Condition {
     std::string key;
-    std::vector<std::string> values;  // allowed
+    std::vector<std::string> values;
   };
+
+  /// Whether the backend must serve the case.
+  bool contains(const Case& spec) const;
+  const std::vector<std::vector<Condition>>& lines() const { return lines_; }
+
+ private:
   std::vector<std::vector<Condition>> lines_{};
 };
 
@@ -39,8 +42,8 @@ struct Totals {
   std::string text() const;
 };
 
-/// Counts an outcome; a rejection inside the table (which may be null: none is known) becomes a
-/// failure.
+/// Counts an outcome; a case that cannot be made is a failure of the list, and a rejection inside
+/// the table (which may be null: none is known) becomes a failure.
 void count(Outcome& outcome, const Case& spec, const SupportTable* table, Totals& totals);
 
 }  // namespace msa::testkit

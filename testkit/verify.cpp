@@ -283,7 +283,9 @@ Outcome verify(const Case& spec, const VerifyOptions& options) {
   try {
     return Verification(spec, options).run();
   } catch (const CaseError& error) {
-    return failed(std::string("the case cannot be made: ") + error.what());
+    Outcome outcome = failed(std::string("the case cannot be made: ") + error.what());
+    outcome.result = Result::Unmade;
+    return outcome;
   } catch (const std::bad_alloc&) {
     return failed("out of memory");
   } catch (const Error& error) {

@@ -17,6 +17,7 @@ enum class Result : std::uint8_t {
   Passed,
   Failed,
   Rejected,  // no backend serves it (or not the one under test): the reason says why
+  Unmade,  // the case asks for what cannot be made, such as a fault where there is no place for it
 };
 
 struct Outcome {

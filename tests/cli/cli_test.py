@@ -355,6 +355,18 @@ class Verify(CliTest):
         for part in ("0/3", "4/3", "1", "1/", "/2", "a/b", "1/2x", "-1/2"):
             self.expect(USAGE, msa("verify", f"--part={part}", "--case", f"op=dense {SMALL}"), "--part", part)
 
+    def test_drawn_cases(self):
+        table = self.path("table.txt")
+        with open(table, "w") as f:
+            f.write("op=topk|merge_selections topk=1..4\n")
+        result = self.expect(GOOD, msa("verify", "--draw", 12, "--seed", 3, "--inside", table))
+        self.assertEqual(dict(line.split("\t") for line in result.stdout.splitlines())["passed"], "12")
+        one = self.expect(GOOD, msa("verify", "--draw", 12, "--seed", 3, "--part", "2/6"))
+        self.assertTrue(one.stdout.startswith("run\t2\n"), one.stdout)
+        self.expect(USAGE, msa("verify", "--inside", table, "--case", f"op=dense {SMALL}"), "--inside")
+        self.expect(USAGE, msa("verify", "--draw", 0), "--draw")
+        self.expect(BAD_INPUT, msa("verify", "--draw", 1, "--inside", self.path("none.txt")), "none.txt")
+
     def test_every_isa(self):
         info = json.loads(msa("info", "--json").stdout)
         for backend in info["backends"]:

@@ -45,9 +45,13 @@ TEST(Verify, UnknownInstructionSetIsNotServed) {
 }
 
 TEST(Verify, AFaultThatCannotBePlantedIsAFailure) {
-  const Outcome outcome = verify(parse_case("op=dense heads=2/1 dim=32 lens=3:9 corrupt=page_end"),
-                                 {.under_test = {.backend = "reference"}});
+  const Case spec = parse_case("op=dense heads=2/1 dim=32 lens=3:9 corrupt=page_end");
+  Outcome outcome = verify(spec, {.under_test = {.backend = "reference"}});
+  EXPECT_EQ(outcome.result, Result::Unmade);
+  Totals totals;
+  count(outcome, spec, nullptr, totals);
   EXPECT_EQ(outcome.result, Result::Failed);
+  EXPECT_EQ(totals.failed, 1);
   EXPECT_NE(outcome.reason.find("needs paged keys"), std::string::npos) << outcome.reason;
 }
 

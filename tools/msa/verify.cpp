@@ -13,6 +13,7 @@
 #include "progress.h"
 #include "testkit/case.h"
 #include "testkit/cuda_memory.h"
+#include "testkit/draw.h"
 #include "testkit/support.h"
 #include "testkit/verify.h"
 #include "verify_file.h"
@@ -25,6 +26,9 @@ struct VerifyCommand {
   std::vector<std::string> lines;
   std::string support;
   std::string part;
+  std::int64_t draw = 0;
+  std::uint64_t seed = 1;
+  std::string inside;
   bool keys = false;
   bool every_isa = false;
   int repeats = 2;
@@ -35,6 +39,29 @@ struct VerifyCommand {
   /// Options of either form that were given.
   std::vector<std::string> case_options, file_options;
 };
+
+std::optional<testkit::SupportTable> read_support(const std::string& path) {
+  if (path.empty()) return std::nullopt;
+  try {
+    return testkit::SupportTable::read(path);
+  } catch (const testkit::CaseError& error) {
+    throw Failure(kBadInput, error.what());
+  }
+}
+
+/// Legal cases of the seed, inside the table where one is given.
+std::vector<testkit::Case> draw_all(const VerifyCommand& command) {
+  const std::optional<testkit::SupportTable> table = read_support(command.inside);
+  if (command.draw == 0 && table) throw Failure(kUsage, "--inside: only with --draw");
+  const testkit::DrawOptions options{.faults = false};
+  std::vector<testkit::Case> cases;
+  for (std::int64_t n = 0; n < command.draw; ++n) {
+    testkit::Choices choices(command.seed, static_cast<std::uint64_t>(n));
+    cases.push_back(table ? testkit::draw_case_inside(choices, *table, options)
+                          : testkit::draw_case(choices, options));
+  }
+  return cases;
+}
 
 std::vector<testkit::Case> read_all(const VerifyCommand& command) {
   std::vector<testkit::Case> cases;
@@ -52,7 +79,8 @@ std::vector<testkit::Case> read_all(const VerifyCommand& command) {
   } catch (const std::exception& error) {
     throw Failure(kBadInput, error.what());
   }
-  if (cases.empty()) throw Failure(kUsage, "expected case files or --case, got no case");
+  add(draw_all(command));
+  if (cases.empty()) throw Failure(kUsage, "expected case files, --case or --draw, got no case");
   return cases;
 }
 
@@ -75,15 +103,6 @@ Part read_part(std::string_view text) {
   if (which == 0 || which > of)
     throw Failure(kUsage, fmt::format("--part: expected I/N with I from 1 to N, got '{}'", text));
   return {which - 1, of};
-}
-
-std::optional<testkit::SupportTable> read_support(const std::string& path) {
-  if (path.empty()) return std::nullopt;
-  try {
-    return testkit::SupportTable::read(path);
-  } catch (const testkit::CaseError& error) {
-    throw Failure(kBadInput, error.what());
-  }
 }
 
 /// The first word is an operation: the others are files of tensors.
@@ -125,7 +144,8 @@ int verify(const VerifyCommand& command) {
   require_backend(command.under_test);
   const Part part = read_part(command.part);
   const std::vector<testkit::Case> cases = read_all(command);
-  const std::optional<testkit::SupportTable> support = read_support(command.support);
+  const std::optional<testkit::SupportTable> support =
+      read_support(command.support.empty() ? command.inside : command.support);
   std::unique_ptr<testkit::MemorySpace> gpu;
   if (command.under_test.backend == "cuda") gpu = testkit::cuda_memory(command.device);
   const std::vector<std::string> isas = isas_under_test(command);
@@ -180,6 +200,12 @@ void add_verify(CLI::App& app, Action& action) {
                       "I/N: every N-th case from the I-th on, to share a run among processes");
   command->add_flag("--every-isa", options->every_isa,
                     "Each case on every instruction set of this machine; the oracle answers once");
+  command->add_option("--draw", options->draw, "So many cases at random, the same for one seed")
+      ->check(CLI::Range(1, 10000000));
+  command->add_option("--seed", options->seed, "Of --draw")->capture_default_str();
+  command->add_option("--inside", options->inside,
+                      "Support table that --draw stays inside; also --support where that is not "
+                      "given");
   command->add_flag("--keys", options->keys,
                     "Show the keys of the case language and verify nothing");
   add_backend_options(*command, options->under_test);

@@ -1,30 +1,49 @@
 // SPDX-License-Identifier: MIT
 // Choosing a case, field by field.
-#include "case_maker.h"
+#include "testkit/draw.h"
 
-namespace msa::fuzz {
+#include <algorithm>
+#include <string>
+#include <vector>
 
-using namespace testkit;
+#include "testkit/case_values.h"
+
+namespace msa::testkit {
 
 namespace {
 
-constexpr std::int64_t kMaxQueries = 40;  // of one request
-constexpr std::int64_t kMaxKeys = 220;
+/// Of one request.
+struct Reach {
+  std::int64_t queries, keys;
+};
+
+Reach choose_reach(Choices& choices) {
+  switch (choices.below(8)) {
+    case 0:
+      return {300, 1500};  // tiles of queries, slices of rows
+    case 1:
+      return {8, 20000};  // decode: slices of blocks, pieces of keys
+    default:
+      return {40, 220};
+  }
+}
 
 std::int64_t near_block(Choices& choices, std::int64_t block, std::int64_t most) {
   if (choices.one_in(2)) return choices.below(most + 1);
-  const std::int64_t edge = block * choices.below(4) + choices.below(3) - 1;
-  return edge < 0 ? 0 : (edge > most ? most : edge);
+  const std::int64_t blocks = std::max<std::int64_t>(4, most / block);
+  const std::int64_t edge = block * choices.below(blocks) + choices.below(3) - 1;
+  return std::clamp<std::int64_t>(edge, 0, most);
 }
 
 void choose_lengths(Choices& choices, Case& spec) {
   spec.lengths.clear();
+  const Reach reach = choose_reach(choices);
   const std::int64_t requests = choices.pick<std::int64_t>({1, 1, 2, 3, 4, 0});
   for (std::int64_t b = 0; b < requests; ++b) {
     Lengths r;
-    r.seqlen_k = near_block(choices, spec.block_size, kMaxKeys);
-    r.seqlen_q = choices.one_in(3) ? choices.below(kMaxQueries + 1) : 1 + choices.below(8);
-    if (choices.one_in(8)) r.q_offset = choices.below(2 * kMaxKeys) - kMaxQueries;
+    r.seqlen_k = near_block(choices, spec.block_size, reach.keys);
+    r.seqlen_q = choices.one_in(3) ? choices.below(reach.queries + 1) : 1 + choices.below(8);
+    if (choices.one_in(8)) r.q_offset = choices.below(2 * reach.keys) - reach.queries;
     if (choices.one_in(12)) {
       r.key_offset = spec.block_size * choices.below(4);
       const std::int64_t past = choices.below(3) * spec.block_size;
@@ -34,6 +53,18 @@ void choose_lengths(Choices& choices, Case& spec) {
   }
   spec.pad_rows = choices.one_in(6) ? choices.below(4) : 0;
   spec.slack = choices.one_in(6) ? 1 + choices.below(60) : 0;
+}
+
+/// Halves lengths until the case's work fits.
+void fit(Case& spec, double max_work) {
+  const auto width = static_cast<double>(spec.heads_q * (spec.head_dim + spec.dim_v()) +
+                                         spec.heads_index() * spec.dim_index());
+  for (Lengths& r : spec.lengths) {
+    while (static_cast<double>(r.seqlen_q * r.seqlen_k) * width > max_work) {
+      std::int64_t& longer = r.seqlen_q > 16 ? r.seqlen_q : r.seqlen_k;
+      longer /= 2;
+    }
+  }
 }
 
 void choose_shape(Choices& choices, Case& spec) {
@@ -83,21 +114,18 @@ void choose_outputs(Choices& choices, Case& spec) {
   spec.in_place = spec.op == Op::MergeStates && same && choices.one_in(4);
 }
 
-}  // namespace
-
-Case make_case(Choices& choices) {
+/// Everything but the lengths, which depend on the blocks.
+Case choose_all(Choices& choices, const DrawOptions& options) {
   Case spec;
   spec.op = static_cast<Op>(choices.below(static_cast<std::int64_t>(Op::InvertSelection) + 1));
   choose_shape(choices, spec);
-  choose_lengths(choices, spec);
   choose_memory(choices, spec);
-  choose_outputs(choices, spec);
   spec.regime = choices.pick({Regime::Random, Regime::Drift, Regime::Integers, Regime::Ties,
                               Regime::Near, Regime::OneHot});
   spec.hostile = choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV,
                                Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
   spec.batch_invariant = choices.one_in(6);
-  if (choices.one_in(5)) {
+  if (options.faults && choices.one_in(5)) {
     spec.corrupt =
         static_cast<Corrupt>(1 + choices.below(static_cast<std::int64_t>(Corrupt::KeyOffset)));
   }
@@ -105,4 +133,51 @@ Case make_case(Choices& choices) {
   return spec;
 }
 
-}  // namespace msa::fuzz
+/// What depends on choices made before.
+Case finish(Choices& choices, Case spec, const DrawOptions& options) {
+  spec.local_blocks = std::min(spec.local_blocks, spec.topk);
+  spec.init_blocks = std::min(spec.init_blocks, spec.topk - spec.local_blocks);
+  if (spec.page_size == 0 && spec.layout == Layout::SlotMajor) spec.layout = Layout::Separate;
+  choose_lengths(choices, spec);
+  choose_outputs(choices, spec);
+  fit(spec, options.max_work);
+  return spec;
+}
+
+/// One of the values that a table's line allows. Pages are as often small as large.
+const std::string& choose_value(Choices& choices, const SupportTable::Condition& condition) {
+  const auto count = static_cast<std::int64_t>(condition.values.size());
+  const std::int64_t reach = choices.one_in(2) ? count : std::min<std::int64_t>(count, 6);
+  return condition.values[static_cast<std::size_t>(choices.below(reach))];
+}
+
+}  // namespace
+
+Case draw_case(Choices& choices, const DrawOptions& options) {
+  return finish(choices, choose_all(choices, options), options);
+}
+
+Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOptions& options) {
+  Case spec = choose_all(choices, options);
+  const auto lines = static_cast<std::int64_t>(table.lines().size());
+  if (lines == 0) throw CaseError("the support table is empty");
+  std::int64_t group = 0;
+  for (const SupportTable::Condition& c : table.lines()[choices.below(lines)]) {
+    const std::string& value = choose_value(choices, c);
+    if (c.key == "group") {
+      group = read_integer(value);
+    } else if (value != "huge") {
+      set_case_value(spec, c.key, value);
+    } else {
+      spec.strides = Strides::Dense;
+    }
+  }
+  if (group > 0) {
+    if (group > 16) spec.heads_kv = 1;
+    if (spec.index_heads_k > 1) spec.index_heads_k = spec.heads_kv;
+    spec.heads_q = spec.heads_kv * group;
+  }
+  return finish(choices, spec, options);
+}
+
+}  // namespace msa::testkit

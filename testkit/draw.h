@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
-// From bytes (of libFuzzer, or of a random stream) to small cases of every kind, legal or spoiled.
+// Drawing cases of every kind, from bytes (of libFuzzer) or from a random stream: legal ones, or
+// with a fault planted, anywhere or inside a support table.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 
-#include "testkit/case.h"
 #include "testkit/random.h"
+#include "testkit/support.h"
 
-namespace msa::fuzz {
+namespace msa::testkit {
 
 /// Choices, one after the other: from given bytes while they last, zero behind them; or from a
 /// random stream.
@@ -40,11 +41,23 @@ class Choices {
   const std::uint8_t* data_ = nullptr;
   std::size_t size_ = 0;
   std::size_t next_ = 0;
-  testkit::Stream64 random_{0, 0};
+  Stream64 random_{0, 0};
   bool endless_ = false;
 };
 
-/// A legal problem of a few thousand numbers; contents may be spoiled (Case::corrupt).
-testkit::Case make_case(Choices& choices);
+struct DrawOptions {
+  /// Multiply-adds of a case, about: lengths are halved until they fit.
+  double max_work = 3e7;
+  /// Whether contents may be spoilt (Case::corrupt).
+  bool faults = true;
+};
 
-}  // namespace msa::fuzz
+/// A legal problem: most of a few thousand numbers, some of several tiles of queries, some of so
+/// many keys that a call cuts them into slices and pieces.
+Case draw_case(Choices& choices, const DrawOptions& options = {});
+
+/// The same inside a support table. Strides past 2^31 elements are left out: on a GPU they would
+/// need the memory.
+Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOptions& options = {});
+
+}  // namespace msa::testkit
