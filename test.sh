@@ -7,7 +7,7 @@ cd "$(dirname "$0")" || exit 2
 
 usage() {
   cat <<'TEXT'
-usage: ./test.sh [--quick] [--long] [--only SECTION]... [--no-install] [--gpu [--build DIR]] [--list] [--help]
+usage: ./test.sh [--quick] [--long] [--only SECTION]... [--no-install] [--gpu [--build DIR]] [--mutants] [--list] [--help]
 
 Installs what the tests need (apt-get, as root; otherwise it says what to install), builds and tests.
 
@@ -16,6 +16,7 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
+  --mutants         some fifty small faults, one at a time, each of which a test must see; takes an hour
   --build DIR       with --gpu: a build made elsewhere instead of building here
   --list            the sections, one a line
 
@@ -31,12 +32,14 @@ quick=
 long=
 gpu=
 gpu_build=
+mutants=
 install=yes
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=yes ;;
     --long) long=yes ;;
     --gpu) gpu=yes ;;
+    --mutants) mutants=yes ;;
     --no-install) install= ;;
     --only | --build)
       [ $# -ge 2 ] || { echo "test.sh: $1 needs a value" >&2; exit 2; }
@@ -463,12 +466,26 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "rows" "$msa" bench --backend cuda --min-time 0.2 && cat "$logs/rows.log"
 }
 
+# ---- mutants ---------------------------------------------------------------------------------------------------------
+
+run_mutants() {
+  if [ -n "$install" ]; then install_packages || return 2; fi
+  step "mutants" mutants_of_the_tree
+  cat "$logs/mutants.log"
+}
+
+mutants_of_the_tree() { # a function, and so without the time limit of commands
+  python3 tests/mutants/mutants.py --jobs "$jobs"
+}
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 main() {
   local begin=$EPOCHREALTIME start start_cpu section
   if [ -n "$gpu" ]; then
     run_gpu
+  elif [ -n "$mutants" ]; then
+    run_mutants
   else
     if [ -n "$install" ]; then install_packages || return 2; fi
     for section in "${sections[@]}"; do

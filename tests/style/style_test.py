@@ -321,6 +321,27 @@ def check_links():
     return bad
 
 
+def check_contract_tests():
+    """Tests that the contract names exist, and every numbered or bulleted line of it names some."""
+    text = (ROOT / "docs/contract.md").read_text()
+    there = set()
+    for f in FILES:
+        if rel(f).startswith("tests/") and f.name.endswith("_test.cpp"):
+            there |= {f"{suite}.{name}" for suite, name in re.findall(r"^TEST(?:_F|_P)?\((\w+), (\w+)\)", f.read_text(), re.M)}
+    named = [name for line in re.findall(r"\*Tests:\*(.*)", text) for name in re.findall(r"`([^`]+)`", line)]
+    bad = [f"docs/contract.md names no test of the tree: {name}" for name in named if name not in there]
+    for item in re.split(r"\n(?=\d\. |- |## )", text):
+        if re.match(r"\d\. |- ", item) and "*Tests:*" not in item:
+            bad.append(f"docs/contract.md: no test beside: {item.splitlines()[0][:60]}")
+    return bad
+
+
+def check_mutants():
+    """Every mutant of tests/mutants still fits the file that it changes."""
+    done = subprocess.run([sys.executable, "tests/mutants/mutants.py", "--list"], cwd=ROOT, capture_output=True, text=True)
+    return [] if done.returncode == 0 else [done.stderr.strip() or done.stdout.strip()]
+
+
 def check_readme_commands():
     """Every command of the README exists, and takes the options it is shown with."""
     bad = []
