@@ -6,6 +6,7 @@ usage: mutants.py [--only WORD] [--list] [--build DIR] [--jobs N] [--no-tests]
 The faults stand in tests/mutants/cpu.txt. Each must be killed: by `msa verify` on the committed cases or by the unit
 tests. Ends with "N passed, N failed", a mutant that survives counting as failed."""
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -109,6 +110,12 @@ class Builder:
     def __init__(self, folder: Path, jobs: int):
         self.tree, self.build, self.jobs = folder / "tree", folder / "build", jobs
         self.log = folder / "build.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = open(folder / "lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MutantError(f"another run uses {folder}: two would see each other's mutants") from None
         copy_tree(self.tree)
         # Light optimisation: most of the time goes into compiling.
         self.run("cmake", "-S", self.tree, "-B", self.build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
