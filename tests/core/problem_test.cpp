@@ -456,7 +456,11 @@ TEST(Supports, ReferenceDoesNotStandInForAnInstructionSet) {
   const Support support = supports(p);
   EXPECT_FALSE(support.supported);
   EXPECT_FALSE(support.backends.back().accepts);
-  EXPECT_NE(support.backends.front().reason.find("abacus"), std::string::npos);
+  for (const BackendAnswer& answer : support.backends) {
+    if (answer.backend == "cpu") {
+      EXPECT_NE(answer.reason.find("abacus"), std::string::npos) << answer.reason;
+    }
+  }
 }
 
 TEST(Info, TellsVersionAndBackends) {
