@@ -11,8 +11,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The rows of README.md; one that no file holds is left out there, never made up.
-CHOSEN = ["cpu.msa.32k.drift", "cpu.torch.msa.32k", "cpu.decode.msa.1m", "h200.decode.1m.b1", "h200.decode.128k.b32",
-          "h200.msa.128k.drift", "h200.msa.1m.drift", "h200.dense.128k"]
+CHOSEN = ["cpu.msa.32k.drift", "cpu.torch.msa.32k", "cpu.decode.msa.1m", "hopper.decode.1m.b1", "hopper.decode.128k.b32",
+          "hopper.msa.128k.drift", "hopper.msa.1m.drift", "hopper.m3.8k"]
 BLOCK = re.compile(r"(<!-- figures: begin -->\n).*?(<!-- figures: end -->)", re.S)
 
 
