@@ -223,7 +223,8 @@ def main():
         document["rows"] = []  # the run was for the machine's description alone
     if peers:
         document["rows"] += torch_rows(peers, msa, torch_python(args.pip_option), args.threads, environment)
-    document["command"] = shlex.join(["benchmarks/cpu.py", *sys.argv[1:]])
+    # Folders of one machine tell nobody anything.
+    document["command"] = shlex.join(["benchmarks/cpu.py", *(pathlib.PurePath(a).name for a in sys.argv[1:])])
     document["date"] = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     out = args.out or ROOT / "benchmarks" / "results" / f"cpu-{machine_name(document['machine']['cpu'])}-{document['machine']['isa']}.json"
     write_whole(out, document)

@@ -127,7 +127,8 @@ def main():
     document = {"machine": {"cpu": built["cpu"], "isa": isa, "threads": 1, "python": platform.python_version(),
                             "torch": torch.__version__},
                 "commit": built["commit"], "version": built["version"],
-                "command": shlex.join(["benchmarks/python.py", *(a for a in sys.argv[1:])]),
+                # Folders of one machine tell nobody anything.
+                "command": shlex.join(["benchmarks/python.py", *(pathlib.PurePath(a).name for a in sys.argv[1:])]),
                 "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "rows": rows}
     out = args.out or ROOT / "benchmarks" / "results" / f"python-{cpu.machine_name(built['cpu'])}-{isa}.json"
     cpu.write_whole(out, document)
