@@ -457,6 +457,7 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "verify cuda, drawn with seed $(commit_seed)" verify_cuda "$msa" --draw 2000 --seed "$(commit_seed)" \
     --inside tests/support/cuda.txt
   step "graphs, streams, large offsets" "$dir/tests/gpu_test"
+  step "example: the C interface" "$dir/examples/attention" --device cuda
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
   step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt
   for tool in memcheck racecheck synccheck initcheck; do

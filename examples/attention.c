@@ -2,17 +2,70 @@
 /* The C interface, C99: tensors into msa_args, a problem read off them, a plan, a run in memory of
    the caller's own, and a refusal. With equal index keys the choice goes to the first blocks and
    the last one, and with equal keys every visible value weighs the same: the right answer is a
-   mean, which is computed here from the ids that come back. */
+   mean, which is computed here from the ids that come back. With --device cuda the tensors and the
+   workspace lie on the first GPU, and the call is the same. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "msa/c.h"
 
+#ifdef EXAMPLE_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 enum { kTokens = 1000, kHeads = 4, kDim = 64, kBlock = 64, kTopk = 4 };
 
-static msa_tensor rows_of(void* data, msa_dtype dtype, int64_t heads, int64_t width) {
+static int on_gpu; /* where the tensors lie */
+
+static void* taken[16];
+static int num_taken;
+
+/* Memory for tensors and workspaces, aligned to 256 as those must be. */
+static void* take(size_t bytes) {
+  void** memory = &taken[num_taken++];
+#ifdef EXAMPLE_WITH_CUDA
+  if (on_gpu) {
+    if (cudaMalloc(memory, bytes + 1) != cudaSuccess) exit(1);
+    return *memory;
+  }
+#endif
+  *memory = malloc(bytes + 256);
+  if (*memory == NULL) exit(1);
+  return (char*)*memory + (256 - (size_t)((uintptr_t)*memory % 256)) % 256;
+}
+
+static void give_back(void) {
+  while (num_taken > 0) {
+    void* memory = taken[--num_taken];
+#ifdef EXAMPLE_WITH_CUDA
+    if (on_gpu) {
+      cudaFree(memory);
+      continue;
+    }
+#endif
+    free(memory);
+  }
+}
+
+static void copy(void* to, const void* from, size_t bytes) {
+#ifdef EXAMPLE_WITH_CUDA
+  if (on_gpu) {
+    if (cudaMemcpy(to, from, bytes, cudaMemcpyDefault) != cudaSuccess) exit(1);
+    return;
+  }
+#endif
+  memcpy(to, from, bytes);
+}
+
+static size_t bytes_of(msa_dtype dtype) { return dtype == MSA_BF16 ? 2 : 4; }
+
+/* A tensor of kTokens rows that holds `data`, or whatever is there. */
+static msa_tensor rows_of(const void* data, msa_dtype dtype, int64_t heads, int64_t width) {
+  const size_t bytes = (size_t)(kTokens * heads * width) * bytes_of(dtype);
   msa_tensor tensor = MSA_TENSOR_NONE;
-  tensor.data = data;
+  tensor.data = take(bytes);
+  if (data != NULL) copy(tensor.data, data, bytes);
   tensor.dtype = dtype;
   tensor.rank = 3;
   tensor.shape[0] = kTokens;
@@ -21,26 +74,47 @@ static msa_tensor rows_of(void* data, msa_dtype dtype, int64_t heads, int64_t wi
   tensor.stride[0] = heads * width; /* strides count elements */
   tensor.stride[1] = width;
   tensor.stride[2] = 1;
+  if (on_gpu) tensor.device_type = MSA_CUDA;
   return tensor;
 }
 
-static float* filled(int64_t count, float value) {
-  float* data = malloc((size_t)count * sizeof(float));
+static double value_of_key(int64_t key) { return (double)(key % 128) / 128; }
+
+/* bf16 is the upper half of a float; the values here need no rounding. */
+static uint16_t bf16(double value) {
+  const float single = (float)value;
+  uint32_t bits;
+  memcpy(&bits, &single, sizeof bits);
+  return (uint16_t)(bits >> 16);
+}
+
+static msa_tensor filled(int64_t heads, double value) {
+  static uint16_t data[kTokens * kHeads * kDim];
   int64_t i;
-  if (data == NULL) exit(1);
-  for (i = 0; i < count; ++i) data[i] = value;
-  return data;
+  for (i = 0; i < kTokens * heads * kDim; ++i) data[i] = bf16(value);
+  return rows_of(data, MSA_BF16, heads, kDim);
+}
+
+static msa_tensor values(void) {
+  static uint16_t data[kTokens * kDim];
+  int64_t i;
+  for (i = 0; i < kTokens * kDim; ++i) data[i] = bf16(value_of_key(i / kDim));
+  return rows_of(data, MSA_BF16, 1, kDim);
 }
 
 /* How many rows are off the mean of the values in their visible, chosen blocks. */
-static int64_t wrong_rows(const float* out, const int32_t* ids) {
+static int64_t wrong_rows(const msa_args* args) {
+  static float out[kTokens * kHeads * kDim];
+  static int32_t ids[kTokens * kTopk];
   int64_t wrong = 0, i, slot, key;
+  copy(out, args->out.data, sizeof out); /* on a GPU behind the run, as both use the same stream */
+  copy(ids, args->block_ids.data, sizeof ids);
   for (i = 0; i < kTokens; ++i) {
     double sum = 0, count = 0, off;
     for (slot = 0; slot < kTopk && ids[i * kTopk + slot] >= 0; ++slot) {
       const int64_t first = (int64_t)ids[i * kTopk + slot] * kBlock;
       for (key = first; key < first + kBlock && key <= i; ++key) {
-        sum += (double)key / kTokens;
+        sum += value_of_key(key);
         count += 1;
       }
     }
@@ -56,14 +130,14 @@ static int failed(const char* what, const msa_error* error) {
   return 1;
 }
 
-static int run_it(const msa_args* args, const int32_t* ids) {
+static int run_it(const msa_args* args) {
   msa_settings settings = MSA_SETTINGS_INIT;
   msa_problem problem = MSA_PROBLEM_INIT;
   msa_plan* plan = NULL;
   msa_error error;
   msa_args spoilt = *args;
-  char* memory;
-  size_t bytes, start;
+  void* workspace;
+  size_t bytes;
   int64_t wrong;
   settings.block_size = kBlock;
   settings.topk = kTopk;
@@ -72,55 +146,41 @@ static int run_it(const msa_args* args, const int32_t* ids) {
   }
   if (msa_plan_make(&problem, &plan, &error) != MSA_OK) return failed("msa_plan_make", &error);
   bytes = msa_plan_workspace_bytes(plan);
-  memory = malloc(bytes + 256);
-  if (memory == NULL) return 1;
-  start = (256 - (size_t)((uintptr_t)memory % 256)) % 256; /* workspaces are aligned to 256 */
-  if (msa_run(plan, args, memory + start, bytes, NULL, &error) != MSA_OK) {
+  workspace = take(bytes);
+  if (msa_run(plan, args, workspace, bytes, NULL, &error) != MSA_OK) {
     return failed("msa_run", &error);
   }
-  wrong = wrong_rows(args->out.data, ids);
+  wrong = wrong_rows(args);
   printf("msa %s, backend %s: %d of %d rows are off\n", msa_version(), msa_plan_backend(plan),
          (int)wrong, kTokens);
 
   /* A call that cannot be right is refused, and nothing is written. */
   spoilt.q.dtype = MSA_I32;
-  if (msa_run(plan, &spoilt, memory + start, bytes, NULL, &error) != MSA_INVALID_ARGUMENT) {
+  if (msa_run(plan, &spoilt, workspace, bytes, NULL, &error) != MSA_INVALID_ARGUMENT) {
     return failed("the refusal", &error);
   }
   printf("refused as it should be, argument %s: %s\n", error.argument, error.message);
-  free(memory);
   msa_plan_free(plan);
   return wrong == 0 ? 0 : 1;
 }
 
-int main(void) {
-  float* q = filled(kTokens * kHeads * kDim, 0.5f);
-  float* k = filled(kTokens * kDim, 0.25f);
-  float* v = filled(kTokens * kDim, 0.0f);
-  float* index_q = filled(kTokens * kDim, 1.0f);
-  float* index_k = filled(kTokens * kDim, 1.0f);
-  float* out = filled(kTokens * kHeads * kDim, -1.0f);
-  int32_t* ids = malloc(sizeof(int32_t) * kTokens * kTopk);
+int main(int argc, char** argv) {
   msa_args args = MSA_ARGS_INIT;
-  int64_t i;
   int status;
-  if (ids == NULL) return 1;
-  for (i = 0; i < kTokens * kDim; ++i) v[i] = (float)(i / kDim) / kTokens;
-  args.q = rows_of(q, MSA_F32, kHeads, kDim);
-  args.k = rows_of(k, MSA_F32, 1, kDim);
-  args.v = rows_of(v, MSA_F32, 1, kDim);
-  args.index_q = rows_of(index_q, MSA_F32, 1, kDim);
-  args.index_k = rows_of(index_k, MSA_F32, 1, kDim);
-  args.out = rows_of(out, MSA_F32, kHeads, kDim);
-  args.block_ids = rows_of(ids, MSA_I32, 1, kTopk);
-  status = run_it(&args, ids);
+  on_gpu = argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0;
+  if (argc > 1 && !on_gpu) return fputs("usage: attention [--device cuda]\n", stderr), 2;
+#ifndef EXAMPLE_WITH_CUDA
+  if (on_gpu) return fputs("attention: built without CUDA\n", stderr), 2;
+#endif
+  args.q = filled(kHeads, 0.5);
+  args.k = filled(1, 0.25);
+  args.v = values();
+  args.index_q = filled(1, 1.0);
+  args.index_k = filled(1, 1.0);
+  args.out = rows_of(NULL, MSA_F32, kHeads, kDim);
+  args.block_ids = rows_of(NULL, MSA_I32, 1, kTopk);
+  status = run_it(&args);
+  give_back();
   puts(status == 0 ? "ok" : "FAILED");
-  free(q);
-  free(k);
-  free(v);
-  free(index_q);
-  free(index_k);
-  free(out);
-  free(ids);
   return status;
 }

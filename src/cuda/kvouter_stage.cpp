@@ -17,7 +17,9 @@ namespace kvouter = sm90::kvouter;
 constexpr std::int64_t kSharedLists = 2;
 
 /// Bytes of one (query, block) slot.
-constexpr std::int64_t kSlotBytes = kvouter::kPartialVectors * 16 + kvouter::kGroup * 4;
+constexpr std::int64_t kSlotBytes =
+    kvouter::kPartialVectors * 16 +
+    kvouter::kGroup * static_cast<std::int64_t>(sizeof(kvouter::PartialRow));
 
 }  // namespace
 
@@ -55,12 +57,12 @@ KvOuterStage::KvOuterStage(const Problem& p, const Tuning& tuning, int tokens_pe
     : chunks_(chunks_of(p, tuning, tokens_per_tile, max_tiles)),
       longest_list_(static_cast<int>(tuning.list_factor * static_cast<double>(p.selection.topk))) {
   const auto& [tiles, chunks, slots, rows] = chunks_;
-  counts_ = layout.take<int>(chunks * (rows + kvouter::kChunkCounters));
-  cursors_ = layout.take<int>(chunks * rows);
+  counts_ = layout.take<int>(chunks * (kvouter::spread_rows(rows) + kvouter::kChunkCounters));
+  cursors_ = layout.take<int>(chunks * kvouter::spread_rows(rows));
   entries_ = layout.take<kvouter::Entry>(chunks * slots);
   items_ = layout.take<kvouter::WorkItem>(chunks * kvouter::max_items(slots, rows));
   partials_ = layout.take<uint4>(slots * kvouter::kPartialVectors);
-  partial_lse_ = layout.take<float>(slots * kvouter::kGroup);
+  partial_rows_ = layout.take<kvouter::PartialRow>(slots * kvouter::kGroup);
 }
 
 void KvOuterStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
@@ -83,12 +85,13 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .longest_list = longest_list_,
                          .first_blocks = first_blocks,
                          .max_rows = chunks_.rows,
+                         .spread_rows = kvouter::spread_rows(chunks_.rows),
                          .counts = counts_.in(workspace),
                          .cursors = cursors_.in(workspace),
                          .entries = entries_.in(workspace),
                          .items = items_.in(workspace),
                          .partials = partials_.in(workspace),
-                         .partial_lse = partial_lse_.in(workspace),
+                         .partial_rows = partial_rows_.in(workspace),
                          .out = attend.out,
                          .stride_out_t = attend.stride_out_t,
                          .stride_out_h = attend.stride_out_h,

@@ -52,7 +52,7 @@ class KvOuterStage {
   Piece<sm90::kvouter::Entry> entries_{};
   Piece<sm90::kvouter::WorkItem> items_{};
   Piece<uint4> partials_{};
-  Piece<float> partial_lse_{};
+  Piece<sm90::kvouter::PartialRow> partial_rows_{};
 };
 
 }  // namespace msa::cuda

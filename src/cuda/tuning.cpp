@@ -64,9 +64,9 @@ Tuning tuning_for(const GpuInfo& gpu) {
       // The combine kernel, about 4 us.
       .combine_steps = 4,
       .list_factor = list_factor(gpu),
-      // 6,048 tokens of 64/4 heads, top-16: every chunk reads the keys again, so few; a million
+      // 6,081 tokens of 64/4 heads, top-16: every chunk reads the keys again, so few; a million
       // tokens stay below 2 GiB of workspace in all.
-      .partial_bytes = std::int64_t{3} << 29,
+      .partial_bytes = (std::int64_t{3} << 29) + (std::int64_t{32} << 20),
       // 64 requests of a million tokens, 4 KV heads, take 128 MiB in 8 chunks. What a call does
       // not have costs no time.
       .inverse_bytes = std::int64_t{256} << 20,

@@ -30,6 +30,13 @@ __device__ __forceinline__ std::int32_t vimax3(std::int32_t a, std::int32_t b, s
   return __vimax3_s32(a, b, c);
 }
 
+/// max(a, b); NaN wins against numbers.
+__device__ __forceinline__ float max_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 /// Two floats rounded to T, `lo` in the low half.
 template <class T>
 __device__ __forceinline__ std::uint32_t cvt_pack(float lo, float hi) {

@@ -39,6 +39,8 @@ class Consumer {
  private:
   static constexpr int kScores = Traits::kBlock / 2;
   static constexpr int kOutputs = Traits::kHeadDim / 2;
+  // Over long contexts lazy CTAs drift apart and read K and V once each (docs/kernels/attend.md).
+  static constexpr bool kLazy = Traits::kUnion;
 
   /// False where there is no further tile.
   __device__ __forceinline__ bool tile() {
@@ -131,7 +133,7 @@ class Consumer {
       const bool takes_part[2] = {listed(entry, 0), listed(entry, 1)};
       float raised[2];
       softmax_.raise(s_, takes_part, raised);
-      softmax_.weigh(s_, raised, takes_part, params_.scale_log2, decay);
+      softmax_.template weigh<kLazy>(s_, raised, takes_part, params_.scale_log2, decay);
     }
     ptx::wgmma_wait_group<0>();
     release(shared_.v_ring, v_at_);
@@ -160,7 +162,7 @@ class Consumer {
     row_max(s_, raised);
     raised[0] = fmaxf(softmax_.max[0], raised[0]);
     raised[1] = fmaxf(softmax_.max[1], raised[1]);
-    softmax_.weigh(s_, raised, all, params_.scale_log2, decay);
+    softmax_.template weigh<kLazy>(s_, raised, all, params_.scale_log2, decay);
   }
 
   __device__ __forceinline__ bool listed(const ListEntry& entry, int r) const {

@@ -72,10 +72,10 @@ struct Softmax {
     raised[1] = takes_part[1] ? fmaxf(max[1], largest[1]) : max[1];
   }
 
-  /// Moves to the raised maxima, where they lie far enough above, and turns scores into weights;
-  /// `decay` is what older weights shrink by. A row that does not take part gets weights 0 (NaN
-  /// where its scores are not finite: the tile is then computed again).
-  template <int kItems>
+  /// Moves to the raised maxima (kLazy: where they lie far enough above) and turns scores into
+  /// weights; `decay` is what older weights shrink by. A row that does not take part gets weights 0
+  /// (NaN where its scores are not finite: the tile is then computed again).
+  template <bool kLazy, int kItems>
   __device__ __forceinline__ void weigh(float (&s)[kItems], const float (&raised)[2],
                                         const bool (&takes_part)[2], float scale_log2,
                                         float (&decay)[2]) {
@@ -83,7 +83,8 @@ struct Softmax {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       // The first block always moves: infinity is above any slack.
-      const float top = (raised[r] - max[r]) * scale_log2 > kSlack ? raised[r] : max[r];
+      const bool moves = !kLazy || (raised[r] - max[r]) * scale_log2 > kSlack;
+      const float top = moves ? raised[r] : max[r];
       const float base = top == -INFINITY ? 0.0f : top;  // nothing seen yet: 2^-inf, not NaN
       decay[r] = ptx::ex2((max[r] - base) * scale_log2);
       scale[r] = takes_part[r] ? scale_log2 : 0.0f;

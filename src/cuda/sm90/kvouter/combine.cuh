@@ -5,6 +5,7 @@
 
 #include "cuda/common/number.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
+#include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
@@ -21,7 +22,6 @@ struct Joined {
   float sum[2];
 };
 
-template <class Item>
 __device__ __forceinline__ void add_partial(Joined& joined, const uint4* partial,
                                             const float (&weight)[2]) {
 #pragma unroll
@@ -30,7 +30,7 @@ __device__ __forceinline__ void add_partial(Joined& joined, const uint4* partial
     const std::uint32_t pairs[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float2 values = ptx::cvt_unpack<Item>(pairs[j]);
+      const float2 values = unpack_steps(pairs[j]);
       joined.out[8 * i + 2 * j] += weight[j & 1] * values.x;
       joined.out[8 * i + 2 * j + 1] += weight[j & 1] * values.y;
     }
@@ -38,15 +38,14 @@ __device__ __forceinline__ void add_partial(Joined& joined, const uint4* partial
 }
 
 /// Joins the slots of the mask.
-template <class Item>
 __device__ __forceinline__ void join(Joined& joined, const Params& p, std::int64_t first_slot,
                                      unsigned slots, int lane) {
-  const float* lse = p.partial_lse + first_slot * kGroup + lane / 4;
+  const PartialRow* rows = p.partial_rows + first_slot * kGroup + lane / 4;
   joined.best[0] = joined.best[1] = -INFINITY;
   for (unsigned left = slots; left != 0; left &= left - 1) {
     const int slot = __ffs(static_cast<int>(left)) - 1;
-    joined.best[0] = fmaxf(joined.best[0], __ldcs(lse + slot * kGroup));
-    joined.best[1] = fmaxf(joined.best[1], __ldcs(lse + slot * kGroup + 8));
+    joined.best[0] = fmaxf(joined.best[0], rows[slot * kGroup].lse);
+    joined.best[1] = fmaxf(joined.best[1], rows[slot * kGroup + 8].lse);
   }
   joined.sum[0] = joined.sum[1] = 0.0f;
 #pragma unroll
@@ -56,12 +55,14 @@ __device__ __forceinline__ void join(Joined& joined, const Params& p, std::int64
     float weight[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const PartialRow row = rows[slot * kGroup + 8 * r];
       const float base = joined.best[r] == -INFINITY ? 0.0f : joined.best[r];
-      weight[r] = ptx::ex2(lse[slot * kGroup + 8 * r] -
-                           base);  // a NaN lse makes the row NaN: it is computed again
-      joined.sum[r] += weight[r];
+      // A NaN makes the row NaN: it is computed again.
+      const float share = ptx::ex2(row.lse - base);
+      joined.sum[r] += share;
+      weight[r] = share * row.scale;
     }
-    add_partial<Item>(joined, p.partials + (first_slot + slot) * kPartialVectors + lane, weight);
+    add_partial(joined, p.partials + (first_slot + slot) * kPartialVectors + lane, weight);
   }
 }
 
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   if (token >= request.seqlen_q) return;
   const unsigned slots = __ballot_sync(0xffffffffu, slot_block(p, request, token, head, lane) >= 0);
   Joined joined;
-  join<Item>(joined, p, static_cast<std::int64_t>(pair) * p.topk, slots, lane);
+  join(joined, p, static_cast<std::int64_t>(pair) * p.topk, slots, lane);
   store_joined<Item>(joined, p, request.q_begin + token, head, lane);
 }
 

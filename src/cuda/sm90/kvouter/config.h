@@ -19,10 +19,14 @@ inline constexpr int kGroup = 16;        // query heads of a KV head: the rows o
 inline constexpr int kMaxTopk = 32;      // one lane a slot
 inline constexpr int kItemTokens = 384;  // queries of one work item: 32 tiles of 12
 inline constexpr int kChunkCounters = 2;
+// Counters of few rows stand far apart, up to kSpread ints: side by side they would share a few
+// slices of L2, which take one atomic at a time.
+inline constexpr int kSpreadRows = 16384;
+inline constexpr int kSpread = 32;
 inline constexpr int kPartialVectors = kGroup * kDim / 8;  // 16-byte vectors of one partial
 
 struct Config {
-  Storage storage = Storage::Bf16;  // of q, k, v and the partials
+  Storage storage = Storage::Bf16;  // of q, k and v
   friend constexpr bool operator==(const Config&, const Config&) = default;
 };
 
@@ -31,6 +35,12 @@ struct Entry {
   int row;  // of q
   std::uint32_t
       slot;  // of the partial: (token of the chunk * heads_kv + head) * topk + place in the list
+};
+
+/// A row of a partial: its values are steps * scale.
+struct PartialRow {
+  float lse;  // base 2
+  float scale;
 };
 
 /// Queries begin .. begin + count of its chunk's entries, all of which listed one block of one KV
@@ -65,13 +75,14 @@ struct Params {
   // exist.
   const std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before
   std::int64_t max_rows = 0;                   // planned
-  int* counts = nullptr;      // [chunks, kChunkCounters + max_rows]: items, next item to take, rows
-  int* cursors = nullptr;     // [chunks, max_rows]
+  std::int64_t spread_rows = 0;                // room for the counters of max_rows, see kSpreadRows
+  int* counts = nullptr;      // [chunks, kChunkCounters + spread_rows]: items, next item, rows
+  int* cursors = nullptr;     // [chunks, spread_rows]
   Entry* entries = nullptr;   // [chunks, chunk_slots]
   WorkItem* items = nullptr;  // [chunks, max_items(chunk_slots, max_rows)]
-  uint4* partials = nullptr;  // [slots, kPartialVectors], in fragment order
-  float* partial_lse = nullptr;  // [slots, kGroup], base 2
-  void* out = nullptr;           // [T, Hq, D]
+  uint4* partials = nullptr;  // [slots, kPartialVectors]: steps (steps.cuh) in fragment order
+  PartialRow* partial_rows = nullptr;  // [slots, kGroup]
+  void* out = nullptr;                 // [T, Hq, D]
   std::int64_t stride_out_t = 0;
   std::int64_t stride_out_h = 0;
   int out_f32 = 0;
@@ -89,6 +100,10 @@ struct Maps {
   CUtensorMap v;
 };
 
+/// Room for the counters of a chunk's rows.
+constexpr std::int64_t spread_rows(std::int64_t rows) {
+  return rows > kSpreadRows ? rows : kSpreadRows;
+}
 /// Rows that the inverse index of one chunk can have.
 constexpr std::int64_t inverse_rows(std::int64_t batch, std::int64_t heads_kv,
                                     std::int64_t max_blocks) {

@@ -6,6 +6,7 @@
 
 #include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
+#include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
@@ -146,23 +147,39 @@ class Consumer {
 
   __device__ __forceinline__ void store(std::uint32_t slot, const float (&largest)[2],
                                         const float (&sum)[2]) const {
-    const float inverse[2] = {sum[0] == 0.0f ? 0.0f : 1.0f / sum[0],
-                              sum[1] == 0.0f ? 0.0f : 1.0f / sum[1]};
+    const Steps steps[2] = {steps_of(peak(0)), steps_of(peak(1))};
     const int lane = thread_ & 31;
     uint4* at = params_.partials + static_cast<std::int64_t>(slot) * kPartialVectors + lane;
 #pragma unroll
     for (int i = 0; i < kOutputs / 8; ++i) {
-      __stcs(
-          at + i * 32,
-          make_uint4(ptx::cvt_pack<Item>(o_[8 * i] * inverse[0], o_[8 * i + 1] * inverse[0]),
-                     ptx::cvt_pack<Item>(o_[8 * i + 2] * inverse[1], o_[8 * i + 3] * inverse[1]),
-                     ptx::cvt_pack<Item>(o_[8 * i + 4] * inverse[0], o_[8 * i + 5] * inverse[0]),
-                     ptx::cvt_pack<Item>(o_[8 * i + 6] * inverse[1], o_[8 * i + 7] * inverse[1])));
+      const float* o = o_ + 8 * i;
+      __stcs(at + i * 32, make_uint4(pack_steps(o[0], o[1], steps[0].per_one),
+                                     pack_steps(o[2], o[3], steps[1].per_one),
+                                     pack_steps(o[4], o[5], steps[0].per_one),
+                                     pack_steps(o[6], o[7], steps[1].per_one)));
     }
     if ((lane & 3) != 0) return;
-    float* lse = params_.partial_lse + static_cast<std::int64_t>(slot) * kGroup + lane / 4;
-    lse[0] = sum[0] == 0.0f ? -INFINITY : fmaf(largest[0], params_.scale_log2, log2f(sum[0]));
-    lse[8] = sum[1] == 0.0f ? -INFINITY : fmaf(largest[1], params_.scale_log2, log2f(sum[1]));
+    PartialRow* rows = params_.partial_rows + static_cast<std::int64_t>(slot) * kGroup + lane / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool empty = sum[r] == 0.0f;
+      const PartialRow row{
+          .lse = empty ? -INFINITY : fmaf(largest[r], params_.scale_log2, ptx::lg2(sum[r])),
+          .scale = empty ? 0.0f : __fdividef(steps[r].step, sum[r])};
+      rows[8 * r] = row;
+    }
+  }
+
+  /// A bound of the magnitudes in the thread's row r of the output, at most four times the largest:
+  /// sums of four are compared, as additions cost half of what comparisons do.
+  __device__ __forceinline__ float peak(int r) const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int x = 2 * r; x < kOutputs; x += 8) {
+      const float four = fabsf(o_[x]) + fabsf(o_[x + 1]) + fabsf(o_[x + 4]) + fabsf(o_[x + 5]);
+      largest = ptx::max_nan(largest, four);
+    }
+    return quad::max_nan(largest);
   }
 
   const Params& params_;

@@ -51,28 +51,26 @@ __device__ __forceinline__ void for_each_slot(const Params& p, const Visit& visi
 }
 
 __global__ void __launch_bounds__(kWarps * 32) count_kernel(const __grid_constant__ Params p) {
+  const int stride = counter_stride(p);
   for_each_slot(p, [&](int chunk, std::int64_t row, const Entry&) {
-    atomicAdd(chunk_counts(p, chunk) + row, 1);
+    atomicAdd(chunk_counts(p, chunk) + row * stride, 1);
   });
 }
 
 __global__ void __launch_bounds__(kWarps * 32) scatter_kernel(const __grid_constant__ Params p) {
+  const int stride = counter_stride(p);
   for_each_slot(p, [&](int chunk, std::int64_t row, const Entry& entry) {
-    chunk_entries(p, chunk)[atomicAdd(chunk_cursors(p, chunk) + row, 1)] = entry;
+    chunk_entries(p, chunk)[atomicAdd(chunk_cursors(p, chunk) + row * stride, 1)] = entry;
   });
 }
 
-/// Rows that exist in this call: its bounds may allow a hundred times as many.
-__device__ __forceinline__ std::int64_t num_rows(const Params& p) {
-  return p.heads_kv * total_blocks(p);
-}
-
 __global__ void __launch_bounds__(kScanThreads) clear_kernel(const __grid_constant__ Params p) {
-  int* counters = chunk_counts(p, static_cast<int>(blockIdx.y)) - kChunkCounters;
-  const std::int64_t count = kChunkCounters + num_rows(p);
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kScanThreads + threadIdx.x; i < count;
-       i += std::int64_t{gridDim.x} * kScanThreads) {
-    counters[i] = 0;
+  int* counts = chunk_counts(p, static_cast<int>(blockIdx.y));
+  const int stride = counter_stride(p);
+  const std::int64_t first = std::int64_t{blockIdx.x} * kScanThreads + threadIdx.x;
+  if (first < kChunkCounters) counts[first - kChunkCounters] = 0;
+  for (std::int64_t row = first; row < num_rows(p); row += std::int64_t{gridDim.x} * kScanThreads) {
+    counts[row * stride] = 0;
   }
 }
 
@@ -108,25 +106,26 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
   int* cursors = chunk_cursors(p, chunk);
   WorkItem* items = chunk_items(p, chunk);
   const std::int64_t rows = num_rows(p);
+  const int stride = counter_stride(p);
   const std::int64_t share = ceil_div(ceil_div(rows, gridDim.x), kScanThreads) * kScanThreads;
   const std::int64_t begin = min(share * blockIdx.x, rows);
   const std::int64_t end = min(begin + share, rows);
   if (begin == end) return;
   std::int64_t mine = 0;
   for (std::int64_t row = threadIdx.x; row < begin; row += kScanThreads)
-    mine += pack_row(counts[row]);
+    mine += pack_row(counts[row * stride]);
   std::int64_t before = 0;
   common::cta::exclusive_sum<kScanThreads>(mine, before);
   const std::int64_t blocks = total_blocks(p);
   for (std::int64_t first = begin; first < end; first += kScanThreads) {
     const std::int64_t row = first + threadIdx.x;
-    const int count = row < end ? counts[row] : 0;
+    const int count = row < end ? counts[row * stride] : 0;
     std::int64_t total = 0;
     const std::int64_t at =
         before + common::cta::exclusive_sum<kScanThreads>(pack_row(count), total);
     before += total;
     if (row >= end) continue;
-    cursors[row] = queries_of(at);
+    cursors[row * stride] = queries_of(at);
     if (count == 0) continue;
     const int head = static_cast<int>(row / blocks);
     const std::int64_t block = row - head * blocks;

@@ -30,8 +30,19 @@ __device__ __forceinline__ std::int64_t chunk_slots(const Params& p) {
   return static_cast<std::int64_t>(p.chunk_tiles) * p.tokens_per_tile * p.heads_kv * p.topk;
 }
 
+/// Rows that exist in this call: its bounds may allow a hundred times as many.
+__device__ __forceinline__ std::int64_t num_rows(const Params& p) {
+  return p.heads_kv * total_blocks(p);
+}
+/// Ints from a row's counter to the next one's.
+__device__ __forceinline__ int counter_stride(const Params& p) {
+  int stride = kSpread;
+  while (stride > 1 && num_rows(p) * stride > p.spread_rows) stride /= 2;
+  return stride;
+}
+
 __device__ __forceinline__ int* chunk_counts(const Params& p, int chunk) {
-  return p.counts + chunk * (p.max_rows + kChunkCounters) + kChunkCounters;
+  return p.counts + chunk * (p.spread_rows + kChunkCounters) + kChunkCounters;
 }
 /// Work items of a chunk, and the next one to take: in front of the counts of its rows.
 __device__ __forceinline__ int& chunk_num_items(const Params& p, int chunk) {
@@ -42,7 +53,7 @@ __device__ __forceinline__ int& chunk_next_item(const Params& p, int chunk) {
 }
 
 __device__ __forceinline__ int* chunk_cursors(const Params& p, int chunk) {
-  return p.cursors + chunk * p.max_rows;
+  return p.cursors + chunk * p.spread_rows;
 }
 
 __device__ __forceinline__ WorkItem* chunk_items(const Params& p, int chunk) {

@@ -10,6 +10,7 @@ using common::ptx::cvt_pack;
 using common::ptx::cvt_unpack;
 using common::ptx::ex2;
 using common::ptx::lg2;
+using common::ptx::max_nan;
 using common::ptx::vimax3;
 
 }  // namespace msa::cuda::sm90::ptx

@@ -10,6 +10,8 @@
 // m16n8 uses the same order.
 #pragma once
 
+#include "cuda/sm90/ptx/math.cuh"
+
 namespace msa::cuda::sm90 {
 
 /// Row of d[0] in a warpgroup's 64 rows, from the thread's index in the warpgroup; d[2] lies 8 rows
@@ -27,6 +29,12 @@ namespace quad {
 __device__ __forceinline__ float max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+/// Maximum over the four lanes that share a row; NaN wins against numbers.
+__device__ __forceinline__ float max_nan(float x) {
+  x = ptx::max_nan(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return ptx::max_nan(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
 __device__ __forceinline__ int max(int x) {
