@@ -1,66 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Allocation under watch: this binary counts every operator new and can make the n-th one fail. run
-// allocates nothing; the one-call forms turn a failed allocation into Error OutOfMemory, leak
+// run allocates nothing; the one-call forms turn a failed allocation into Error OutOfMemory, leak
 // nothing and leave the outputs as they were.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <new>
 #include <string>
 #include <vector>
 
+#include "allocations.h"
 #include "testkit/generate.h"
 #include "testkit/verify.h"
-
-namespace {
-
-std::atomic<long> g_allocations{0};  // since the program began
-std::atomic<long> g_live{0};         // not yet given back
-std::atomic<long> g_fail_at{-1};     // value of g_allocations that fails; below 0: none
-
-void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
-  if (g_allocations.fetch_add(1) == g_fail_at.load()) return nullptr;
-  const std::size_t rounded = (bytes + alignment) / alignment * alignment;
-  void* memory = std::aligned_alloc(alignment, rounded);
-  if (memory != nullptr) g_live.fetch_add(1);
-  return memory;
-}
-
-void release(void* memory) noexcept {
-  if (memory != nullptr) g_live.fetch_sub(1);
-  std::free(memory);
-}
-
-void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
-  if (void* memory = allocate(bytes, alignment)) return memory;
-  throw std::bad_alloc();
-}
-
-constexpr std::size_t kAlign = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
-
-}  // namespace
-
-// clang-format off
-void* operator new(std::size_t n) { return allocate_or_throw(n, kAlign); }
-void* operator new[](std::size_t n) { return allocate_or_throw(n, kAlign); }
-void* operator new(std::size_t n, std::align_val_t a) { return allocate_or_throw(n, static_cast<std::size_t>(a)); }
-void* operator new[](std::size_t n, std::align_val_t a) { return allocate_or_throw(n, static_cast<std::size_t>(a)); }
-void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return allocate(n, kAlign); }
-void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return allocate(n, kAlign); }
-void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return allocate(n, static_cast<std::size_t>(a)); }
-void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return allocate(n, static_cast<std::size_t>(a)); }
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, std::size_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-// clang-format on
 
 namespace msa::testkit {
 namespace {
@@ -101,9 +52,9 @@ TEST(Allocation, RunAllocatesNothing) {
       GuardedWorkspace workspace(plan.workspace_bytes(), host_memory());
       const Operands operands = data.prepare();
       run(plan, operands, workspace.view());  // the first run may start threads
-      const long before = g_allocations.load();
+      const long before = faults::allocations.load();
       run(plan, operands, workspace.view());
-      EXPECT_EQ(g_allocations.load() - before, 0)
+      EXPECT_EQ(faults::allocations.load() - before, 0)
           << options.backend << " " << options.isa << " " << line;
     }
   }
@@ -133,9 +84,9 @@ TEST(Allocation, PlanningFailsAsAnErrorToo) {
       kCalls[call](problem, data, settings);  // fills caches of the system
       bool failed = true;
       for (long n = 0; n < kMost && failed; ++n) {
-        const long live = g_live.load();
+        const long live = faults::live.load();
         failed = false;
-        g_fail_at.store(g_allocations.load() + n);
+        faults::fail_at.store(faults::allocations.load() + n);
         try {
           kCalls[call](problem, data, settings);
         } catch (const Error& error) {
@@ -145,8 +96,8 @@ TEST(Allocation, PlanningFailsAsAnErrorToo) {
           failed = true;
           ADD_FAILURE() << "allocation " << n << " ended in std::bad_alloc";
         }
-        g_fail_at.store(-1);
-        EXPECT_EQ(g_live.load(), live) << "allocation " << n << " leaked";
+        faults::fail_at.store(-1);
+        EXPECT_EQ(faults::live.load(), live) << "allocation " << n << " leaked";
       }
       EXPECT_FALSE(failed) << "more than " << kMost << " allocations";
     }
@@ -156,24 +107,24 @@ TEST(Allocation, PlanningFailsAsAnErrorToo) {
 /// Makes allocation `n` of the call fail. False: the call needed fewer and succeeded.
 bool fails_cleanly_at(long n, Op op, Data& data, const Settings& settings) {
   const Operands operands = data.prepare();
-  const long live = g_live.load();
+  const long live = faults::live.load();
   bool failed = false;
   {
-    g_fail_at.store(g_allocations.load() + n);
+    faults::fail_at.store(faults::allocations.load() + n);
     try {
       run_once(op, operands, settings);
     } catch (const Error& error) {
-      g_fail_at.store(-1);
+      faults::fail_at.store(-1);
       failed = true;
       EXPECT_EQ(error.code(), ErrorCode::OutOfMemory) << "allocation " << n << ": " << error.what();
     } catch (const std::bad_alloc&) {
-      g_fail_at.store(-1);
+      faults::fail_at.store(-1);
       failed = true;
       ADD_FAILURE() << "allocation " << n << " ended in std::bad_alloc";
     }
-    g_fail_at.store(-1);
+    faults::fail_at.store(-1);
   }
-  EXPECT_EQ(g_live.load(), live) << "allocation " << n << " leaked";
+  EXPECT_EQ(faults::live.load(), live) << "allocation " << n << " leaked";
   if (failed) {
     EXPECT_EQ(data.touched(), "") << "allocation " << n;
   }
