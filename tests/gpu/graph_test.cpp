@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // One CUDA graph, captured once, replayed with other lengths; one plan on two streams; tensors past
 // 2^31 elements. Needs a GPU: ./test.sh --gpu runs it, ctest does not.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,27 +10,21 @@
 #include <string>
 #include <vector>
 
+#include "gpu_case.h"
 #include "testkit/compare.h"
-#include "testkit/cuda_memory.h"
-#include "testkit/generate.h"
 #include "testkit/requests.h"
-#include "testkit/verify.h"
 
 namespace msa {
 namespace {
 
+using gpu::Capture;
+using gpu::GpuCase;
+using gpu::on_gpu;
 using testkit::Data;
-using testkit::MemorySpace;
 using testkit::Operands;
 using testkit::Placement;
 
 constexpr int kReplays = 100;
-
-Problem on_gpu(Problem problem, const MemorySpace& space) {
-  problem.device = space.device();
-  problem.options.backend = "cuda";
-  return problem;
-}
 
 std::string difference(const Data& data) {
   return testkit::compare(data.problem(), data.operands(), {.exact_scores = true}).what;
@@ -54,26 +47,6 @@ void draw_lengths(const Data& data, std::mt19937& random) {
     keys[b] = below(most.seqlen_k);
   }
 }
-
-class Capture {
- public:
-  Capture(cudaStream_t stream, const auto& run) : stream_(stream) {
-    cudaGraph_t graph = nullptr;
-    EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-    run();
-    EXPECT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-    EXPECT_EQ(cudaGraphInstantiate(&exec_, graph, 0), cudaSuccess);
-    cudaGraphDestroy(graph);
-  }
-  Capture(const Capture&) = delete;
-  Capture& operator=(const Capture&) = delete;
-  ~Capture() { cudaGraphExecDestroy(exec_); }
-  void launch() const { EXPECT_EQ(cudaGraphLaunch(exec_, stream_), cudaSuccess); }
-
- private:
-  cudaStream_t stream_;
-  cudaGraphExec_t exec_ = nullptr;
-};
 
 void replay(const std::string& line) {
   const auto space = testkit::cuda_memory(0);
@@ -108,6 +81,72 @@ TEST(Graph, PrefillReplaysWithOtherLengths) {
 
 TEST(Graph, DenseReplaysWithOtherLengths) {
   replay("op=dense heads=16/2 lens=60:300,40:200,20:300 page=64 regime=integers lse=1");
+}
+
+/// One graph, replayed over tensors of the same shapes whose contents are others: lengths, lists,
+/// scores, vectors, pages. `lens` share their totals and their longest request.
+void replay_inputs(const std::string& line, const std::vector<std::string>& lens) {
+  GpuCase call(line + " lens=" + lens[0]);
+  const Capture graph(call.stream(), [&] { call.run(); });
+  for (std::size_t n = 0; n < 3 * lens.size(); ++n) {
+    const std::string other =
+        line + " lens=" + lens[n % lens.size()] + " seed=" + std::to_string(n);
+    const Data source(testkit::parse_case(other));
+    const auto& from = source.buffers();
+    const auto& to = call.data().buffers();
+    ASSERT_EQ(from.size(), to.size()) << other;
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      ASSERT_EQ(from[i].bytes(), to[i].bytes()) << other << ": " << to[i].name();
+      std::memcpy(to[i].data(), from[i].data(), to[i].bytes());
+    }
+    call.refill();
+    graph.launch();
+    call.fetch();
+    EXPECT_FALSE(call.fault().has_value()) << other;
+    EXPECT_TRUE(call.guarded().guards_intact());
+    ASSERT_EQ(call.difference(), "") << other;
+  }
+}
+
+TEST(Graph, SparseReplaysWithOtherListsAndLengths) {
+  const std::vector<std::string> prefill{"119:900,1:500,0:300", "60:500,40:900,20:300",
+                                         "20:300,60:900,40:500"};
+  const std::vector<std::string> decode{"8:900,1:90,2:500", "1:1,8:900,2:2", "0:0,3:900,8:64"};
+  const std::string line =
+      "op=sparse heads=16/2 block=64 topk=4 page=64 pool=64 lse=1 order=shuffled partial=1";
+  replay_inputs(line, prefill);
+  replay_inputs(line, decode);
+  // Lists long enough for keys outermost.
+  replay_inputs("op=sparse heads=16/1 topk=16 page=128 pool=200 lse=1",
+                {"365:9000,5:5", "300:9000,70:5000", "70:5000,300:9000"});
+}
+
+TEST(Graph, SelectReplaysWithOtherVectorsAndLengths) {
+  for (const char* regime : {" regime=random", " regime=ties"}) {
+    const std::string line =
+        std::string("op=select heads=4/4 block=64 topk=4 page=64 pool=64 chosen=1") + regime;
+    replay_inputs(line, {"119:900,1:500,0:300", "60:500,40:900,20:300", "20:300,60:900,40:500"});
+    replay_inputs(line, {"8:900,1:90,2:500", "1:1,8:900,2:2", "0:0,3:900,8:64"});
+  }
+}
+
+TEST(Graph, ScoresReplayWithOtherVectorsAndLengths) {
+  const std::string line = "op=scores heads=4/4 block=64 page=64 pool=64";
+  replay_inputs(line, {"119:900,1:500,0:300", "60:500,40:900,20:300", "20:300,60:900,40:500"});
+  replay_inputs(line, {"8:900,1:90,2:500", "1:1,8:900,2:2", "0:0,3:900,8:64"});
+}
+
+TEST(Graph, TopkReplaysWithOtherScoresAndLengths) {
+  const std::string line = "op=topk heads=4/4 block=64 topk=8 chosen=1";
+  replay_inputs(line, {"119:6000,1:300,0:300", "60:6000,40:500,20:300", "20:300,60:6000,40:500"});
+  replay_inputs(line + " regime=ties", {"3:6000,0:90", "2:6000,1:1", "1:64,2:6000"});
+}
+
+TEST(Graph, MsaReplaysWithOtherVectorsAndLengths) {
+  const std::string line =
+      "op=msa heads=16/2 block=64 topk=4 page=64 pool=64 lse=1 regime=integers";
+  replay_inputs(line, {"119:900,1:500,0:300", "60:500,40:900,20:300", "20:300,60:900,40:500"});
+  replay_inputs(line, {"8:900,1:90,2:500", "1:1,8:900,2:2", "0:0,3:900,8:64"});
 }
 
 TEST(Graph, MergesAndInversionReplay) {

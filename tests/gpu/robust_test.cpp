@@ -1,76 +1,28 @@
 // SPDX-License-Identifier: MIT
 // What goes wrong off the fast path: threads that share plans, tensors without elements, refusals,
 // NaN in one request, plans far larger than their calls. Needs a GPU: ./test.sh --gpu runs it.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "gpu_case.h"
 #include "testkit/compare.h"
-#include "testkit/cuda_memory.h"
-#include "testkit/generate.h"
 #include "testkit/number.h"
-#include "testkit/verify.h"
 
 namespace msa {
 namespace {
 
+using gpu::Capture;
+using gpu::GpuCase;
+using gpu::on_gpu;
 using testkit::Data;
-using testkit::MemorySpace;
 using testkit::Operands;
 using testkit::Placement;
-
-Problem on_gpu(Problem problem, const MemorySpace& space) {
-  problem.device = space.device();
-  problem.options.backend = "cuda";
-  return problem;
-}
-
-/// A case on a GPU with a plan and a workspace of its own.
-class GpuCase {
- public:
-  explicit GpuCase(const std::string& line)
-      : space_(testkit::cuda_memory(0)),
-        data_(testkit::parse_case(line)),
-        plan_(make_plan(on_gpu(data_.problem(), *space_))),
-        workspace_(plan_.workspace_bytes(), *space_),
-        placement_(data_, *space_),
-        operands_(placement_.prepare()) {
-    space_->synchronize();
-  }
-  void run() { testkit::run(plan_, operands_, workspace_.view(), space_->stream()); }
-  void fetch() { placement_.fetch(); }
-  void finish() { space_->synchronize(); }
-
-  MemorySpace& space() { return *space_; }
-  Data& data() { return data_; }
-  const Plan& plan() const { return plan_; }
-  Operands& operands() { return operands_; }
-  Workspace workspace() const { return workspace_.view(); }
-
- private:
-  std::unique_ptr<MemorySpace> space_;
-  Data data_;
-  Plan plan_;
-  testkit::GuardedWorkspace workspace_;
-  Placement placement_;
-  Operands operands_;
-};
-
-std::vector<std::byte> bytes_of(const Tensor& tensor, std::int64_t begin, std::int64_t end) {
-  const std::size_t row = static_cast<std::size_t>(tensor.stride[0] * item_bits(tensor.dtype) / 8);
-  std::vector<std::byte> bytes(static_cast<std::size_t>(end - begin) * row);
-  std::memcpy(bytes.data(),
-              static_cast<const std::byte*>(tensor.data) + static_cast<std::size_t>(begin) * row,
-              bytes.size());
-  return bytes;
-}
 
 TEST(Threads, LaunchesOfOneKernelWithOtherSharedMemory) {
   // Selections of 4 and of 64 blocks launch one kernel with 50 and with 80 KB.
@@ -97,30 +49,21 @@ TEST(Threads, LaunchesOfOneKernelWithOtherSharedMemory) {
 TEST(Threads, AGraphSurvivesLaunchesWithLessSharedMemory) {
   GpuCase many("op=select heads=4/4 lens=1:300000 topk=64 regime=integers");
   GpuCase few("op=select heads=4/4 lens=1:300000 topk=4 regime=integers");
-  const auto stream = static_cast<cudaStream_t>(many.space().stream().handle);
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  many.run();
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  const Capture graph(many.stream(), [&] { many.run(); });
   few.run();
   few.finish();
-  EXPECT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
+  graph.launch();
   many.fetch();
-  EXPECT_EQ(
-      testkit::compare(many.data().problem(), many.data().operands(), {.exact_scores = true}).what,
-      "");
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
+  EXPECT_EQ(many.difference(), "");
 }
 
 TEST(Empty, TensorsWithoutElementsNeedNoAddress) {
   // What a framework hands over for a tensor of no rows. Few planned tokens are decode, many
   // prefill.
   for (const std::string op : {"dense", "sparse", "msa", "select", "scores"}) {
-    for (const char* lens : {"lens=none", "lens=0:0", "lens=0:0 slack=5", "lens=5:0", "lens=70:0",
-                             "lens=none slack=70", "lens=3:0,70:0"}) {
+    for (const char* lens :
+         {"lens=none", "lens=0:0", "lens=0:0 slack=5", "lens=5:0", "lens=70:0",
+          "lens=none slack=70", "lens=3:0,70:0", "lens=none pad_rows=9", "lens=none pad_rows=70"}) {
       const std::string line = "op=" + op + " heads=16/2 block=64 topk=4 " + lens;
       GpuCase call(line);
       testkit::for_each_tensor(call.operands(), [](Tensor& tensor) {
@@ -130,9 +73,8 @@ TEST(Empty, TensorsWithoutElementsNeedNoAddress) {
       });
       EXPECT_NO_THROW(call.run()) << line;
       call.fetch();
-      EXPECT_FALSE(check(call.plan(), call.workspace(), call.space().stream()).has_value()) << line;
-      EXPECT_EQ(testkit::compare(call.data().problem(), call.data().operands(), {}).what, "")
-          << line;
+      EXPECT_FALSE(call.fault().has_value()) << line;
+      EXPECT_EQ(call.difference(), "") << line;
     }
   }
 }
@@ -187,7 +129,7 @@ TEST(BatchInvariance, ANanInOneRequestChangesNoBitsOfAnother) {
       const Operands operands = placement.prepare();
       testkit::run(plan, operands, workspace.view(), space->stream());
       placement.fetch();
-      second[poisoned] = bytes_of(data.operands().out, 40, 80);
+      second[poisoned] = gpu::bits(data.operands().out, 40, 40);
     }
     EXPECT_TRUE(second[0] == second[1]) << line;
   }

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT
+// Two calls that must give the same bits: what an operation is made of, and a request alone and in
+// a batch. Needs a GPU: ./test.sh --gpu runs it.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "gpu_case.h"
+#include "testkit/number.h"
+#include "testkit/requests.h"
+
+namespace msa {
+namespace {
+
+using gpu::GpuCase;
+using testkit::Operands;
+using testkit::Request;
+
+// Decode and prefill, pages and ragged keys, several chunks and spans of selection, forced blocks,
+// both block sizes.
+const std::vector<std::string> kShapes{
+    "lens=70:3000,1:500 block=64 topk=4",
+    "lens=3:9000,8:90,1:1 block=64 topk=16 page=64",
+    "lens=300:9000 block=128 topk=16 regime=drift page=128",
+    "lens=40:900,9:300 block=64 topk=8 init=1 local=2 dtype=f16",
+    "lens=2:30000 block=64 topk=33 dtype=f16",
+    "lens=60:900 block=64 topk=4 causal=0 dim=64",
+    "lens=50:900,30:70 block=64 topk=4 regime=ties",
+    "lens=8:2000,5:70 block=64 topk=4 regime=near",
+};
+
+TEST(Bits, SelectIsTopkOfScores) {
+  for (const std::string& shape : kShapes) {
+    for (const char* hostile : {"", " hostile=nan_index"}) {
+      const std::string rest = " heads=4/4 " + shape + hostile;
+      GpuCase scores("op=scores" + rest), select("op=select chosen=1" + rest);
+      scores.run();
+      scores.finish();
+      select.run();
+      select.fetch();
+      // A plan of topk takes no pages.
+      std::string ragged = rest;
+      if (const auto at = ragged.find(" page="); at != std::string::npos) ragged.resize(at);
+      GpuCase topk("op=topk chosen=1" + ragged);
+      topk.operands().scores_in = scores.operands().scores;
+      topk.run();
+      topk.fetch();
+      EXPECT_TRUE(gpu::bits(select.host().block_ids) == gpu::bits(topk.host().block_ids)) << rest;
+      EXPECT_TRUE(gpu::bits(select.host().chosen_scores) == gpu::bits(topk.host().chosen_scores))
+          << rest;
+    }
+  }
+}
+
+TEST(Bits, MsaIsSelectThenSparse) {
+  for (const std::string& shape : kShapes) {
+    for (const char* heads : {" heads=16/2 ", " heads=16/1 "}) {
+      const std::string rest = heads + shape;
+      GpuCase whole("op=msa lse=1" + rest), select("op=select" + rest),
+          sparse("op=sparse lse=1" + rest);
+      whole.run();
+      whole.fetch();
+      select.run();
+      select.fetch();
+      EXPECT_TRUE(gpu::bits(whole.host().block_ids) == gpu::bits(select.host().block_ids)) << rest;
+      Operands attend = whole.operands();
+      attend.index_q = attend.index_k = attend.block_ids = {};
+      attend.block_ids_in = select.operands().block_ids;
+      attend.out = sparse.operands().out;
+      attend.lse = sparse.operands().lse;
+      testkit::run(sparse.plan(), attend, sparse.workspace(), sparse.space().stream());
+      sparse.fetch();
+      EXPECT_TRUE(gpu::bits(whole.host().out) == gpu::bits(sparse.host().out)) << rest;
+      EXPECT_TRUE(gpu::bits(whole.host().lse) == gpu::bits(sparse.host().lse)) << rest;
+    }
+  }
+}
+
+/// The rows of one request, of inputs and outputs, as a batch of their own; its lengths lie at
+/// `numbers` in the GPU's memory.
+Operands alone(const Operands& all, const Request& r, const Tensor& numbers, bool paged) {
+  const auto rows = [](const Tensor& tensor, std::int64_t begin, std::int64_t count) {
+    if (!tensor) return tensor;
+    Tensor part = tensor;
+    part.data = testkit::address(tensor, begin);
+    part.shape[0] = count;
+    return part;
+  };
+  Operands one = all;
+  for (Tensor* t : {&one.q, &one.index_q, &one.block_ids_in, &one.scores_in, &one.out, &one.lse,
+                    &one.block_ids, &one.chosen_scores, &one.scores}) {
+    *t = rows(*t, r.q_begin, r.seqlen_q);
+  }
+  one.batch = {};
+  one.batch.cu_seqlens_q = rows(numbers, 0, 2);
+  one.batch.seqlens_k = rows(numbers, 2, 1);
+  if (paged) {
+    one.batch.page_table = rows(all.batch.page_table, r.index, 1);
+  } else {
+    for (Tensor* t : {&one.k, &one.v, &one.index_k}) *t = rows(*t, r.k_begin, r.seqlen_k);
+  }
+  return one;
+}
+
+/// Bits of the outputs' rows of one request, in host memory.
+std::vector<std::byte> rows_of(const Operands& host, const Request& r) {
+  std::vector<std::byte> kept;
+  for (const Tensor* t :
+       {&host.out, &host.lse, &host.scores, &host.block_ids, &host.chosen_scores}) {
+    if (!*t) continue;
+    const std::vector<std::byte> some = gpu::bits(*t, r.q_begin, r.seqlen_q);
+    kept.insert(kept.end(), some.begin(), some.end());
+  }
+  return kept;
+}
+
+// The same plan, so the same bounds; with the option the batch around a request is nobody's
+// business, whatever it holds.
+TEST(BatchInvariance, ARequestAloneHasTheBitsOfItsBatch) {
+  for (const std::string op :
+       {"dense lse=1", "sparse lse=1", "msa lse=1", "scores", "select chosen=1", "topk chosen=1"}) {
+    const bool is_topk = op.starts_with("topk");
+    for (const std::string shape :
+         {"heads=16/2 lens=70:3000,1:500,8:90,40:40", "heads=16/1 lens=100:5000,30:9000,8:90",
+          "heads=16/2 lens=3:3000,1:500,8:90,0:3,2:2", "heads=16/2 page=64 lens=60:2000,9:900",
+          "heads=16/2 page=64 lens=5:9000,1:900,8:64",
+          "heads=16/2 lens=70:3000,1:500,8:90 hostile=nan_v",
+          "heads=16/2 page=64 lens=8:3000,5:900 hostile=nan_k"}) {
+      const bool paged = shape.find("page=") != std::string::npos;
+      if (is_topk && paged) continue;
+      const std::string line = "op=" + op + " block=64 topk=4 batch_invariant=1 " + shape;
+      GpuCase call(line);
+      call.run();
+      call.fetch();
+      const auto requests = testkit::requests_of(call.data().problem(), call.host().batch);
+      std::vector<std::vector<std::byte>> expected;
+      for (const Request& r : requests) expected.push_back(rows_of(call.host(), r));
+      void* memory = call.space().allocate(3 * sizeof(std::int32_t));
+      const Tensor numbers = make_tensor(memory, DType::I32, {3}, call.space().device());
+      for (const Request& r : requests) {
+        const std::array<std::int32_t, 3> lengths{0, static_cast<std::int32_t>(r.seqlen_q),
+                                                  static_cast<std::int32_t>(r.seqlen_k)};
+        call.refill();
+        call.space().copy_in(memory, lengths.data(), sizeof(lengths));
+        testkit::run(call.plan(), alone(call.operands(), r, numbers, paged), call.workspace(),
+                     call.space().stream());
+        EXPECT_FALSE(call.fault().has_value()) << line;
+        call.fetch();
+        EXPECT_TRUE(rows_of(call.host(), r) == expected[static_cast<std::size_t>(r.index)])
+            << line << ", request " << r.index;
+      }
+      call.space().release(memory);
+    }
+  }
+}
+
+/// NaN in every value of request 0's first key row.
+void poison_first_key(const GpuCase& call) {
+  const Tensor& v = call.host().v;
+  const std::vector<float> nan(static_cast<std::size_t>(v.shape[v.rank - 1]),
+                               std::numeric_limits<float>::quiet_NaN());
+  std::byte* first = testkit::key_row(
+      v, call.host().batch, testkit::requests_of(call.plan().problem(), call.host().batch).front(),
+      0, 0);
+  testkit::store(nan.data(), static_cast<std::int64_t>(nan.size()), v.dtype, first);
+}
+
+// Whole MSA and decode as well as prefill, many rows at fault (all of request 0 sees its first
+// block when dense, and some lists hold it), splits and none.
+TEST(BatchInvariance, NanInOneRequestLeavesTheBitsOfAllOthers) {
+  for (const char* line : {"op=dense heads=16/2 lens=40:20000,40:20000,5:300",
+                           "op=dense heads=64/4 lens=500:900,300:900",
+                           "op=sparse heads=16/1 topk=16 lens=300:2000,300:9000",
+                           "op=msa heads=16/2 block=64 topk=8 lens=90:500,40:20000",
+                           "op=dense heads=16/2 lens=2:9000,8:5000",
+                           "op=msa heads=16/2 block=64 topk=8 lens=8:400,8:20000 page=64"}) {
+    std::vector<std::vector<std::byte>> found[2];
+    for (int poisoned = 0; poisoned < 2; ++poisoned) {
+      GpuCase call(std::string(line) + " batch_invariant=1 lse=1");
+      if (poisoned == 1) poison_first_key(call);
+      call.refill();
+      call.run();
+      call.fetch();
+      const auto requests = testkit::requests_of(call.data().problem(), call.host().batch);
+      for (const Request& r : requests) found[poisoned].push_back(rows_of(call.host(), r));
+    }
+    EXPECT_FALSE(found[0][0] == found[1][0]) << "the NaN reached no row: " << line;
+    for (std::size_t r = 1; r < found[0].size(); ++r) {
+      EXPECT_TRUE(found[0][r] == found[1][r]) << line << ", request " << r;
+    }
+  }
+}
+
+TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
+  for (const char* line :
+       {"op=msa heads=16/2 block=64 topk=4 lens=70:3000,9:90 lse=1",
+        "op=msa heads=16/2 block=64 topk=4 lens=2:9000,1:90 page=64 lse=1",
+        "op=dense heads=16/2 lens=1:30000 lse=1", "op=dense heads=16/2 lens=60:6000 hostile=nan_v",
+        "op=sparse heads=16/1 topk=16 lens=600:9000 lse=1", "op=invert heads=4/4 lens=3000:9000"}) {
+    GpuCase call(line);
+    const auto other = testkit::cuda_memory(0);
+    std::vector<std::byte> first;
+    for (int n = 0; n < 40; ++n) {
+      call.refill();
+      call.run_on(n % 2 == 0 ? call.space().stream() : other->stream());
+      other->synchronize();
+      call.fetch();
+      const std::vector<std::byte> found = gpu::output_bits(call.host());
+      if (n == 0) first = found;
+      ASSERT_TRUE(found == first) << line << ", run " << n;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace msa
