@@ -17,7 +17,7 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
   --mutants         some fifty small faults, one at a time, each of which a test must see; takes an hour
-  --build DIR       with --gpu: a build made elsewhere instead of building here
+  --build DIR       with --gpu: a build made elsewhere, of all and of msa_core, instead of building here
   --list            the sections, one a line
 
 Sections: style unit verify package cli python asan fuzz tsan
@@ -434,6 +434,29 @@ verify_cuda() { # MSA FILE...
   return $status
 }
 
+# The module that the GPU's Python tests import: the one of the given build, or one built for them.
+gpu_module() { # BUILD
+  if [ -z "$gpu_build" ]; then
+    build "$1" msa_core -S . -G Ninja -DMSA_CUDA=ON -DMSA_BUILD_PYTHON=ON -DBUILD_SHARED_LIBS=OFF -DMSA_BUILD_TESTS=OFF \
+      -DMSA_BUILD_TOOLS=OFF -DMSA_INSTALL=OFF || return
+  fi
+  rm -rf build/site-gpu && mkdir -p build/site-gpu && cp -r python/msa build/site-gpu && rm -f build/site-gpu/msa/_core*.so &&
+    cp "$1"/python/_core*.so build/site-gpu/msa
+}
+
+# An installed torch is used where there is one, as it must fit the driver. A test that is skipped has not run: it fails.
+gpu_python() {
+  local python=python3
+  if [ -n "$install" ]; then
+    python=$PWD/build/venv-gpu/bin/python
+    [ -x "$python" ] || python3 -m venv --system-site-packages build/venv-gpu || return
+    "$python" -m pip install -q numpy pytest torch transformers || return
+  fi
+  "$python" -c 'import torch, transformers; assert torch.cuda.is_available(), "torch sees no GPU"' &&
+    PYTHONPATH=$PWD/build/site-gpu${PYTHONPATH:+:$PYTHONPATH} timeout --kill-after=10 900 \
+      "$python" -m pytest -q -rs --no-skips tests/python/gpu tests/python/ops/gpu_test.py
+}
+
 run_gpu() {
   local dir=${gpu_build:-$PWD/build/cuda} msa tool reason
   if [ -z "$gpu_build" ]; then
@@ -456,9 +479,12 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "verify cuda, real sizes" verify_cuda "$msa" tests/cases/long.txt
   step "verify cuda, drawn with seed $(commit_seed)" verify_cuda "$msa" --draw 2000 --seed "$(commit_seed)" \
     --inside tests/support/cuda.txt
-  step "graphs, streams, large offsets" "$dir/tests/gpu_test"
+  step "calls that fail" "$dir/tests/cuda_faults_test"
+  step "graphs, streams, bits, faults, costs" "$dir/tests/gpu_test"
+  grep '^not run\|: not run' "$logs/graphs-streams-bits-faults-costs.log" | sed 's/^.*not run/not run/' | sort -u
   step "example: the C interface" "$dir/examples/attention" --device cuda
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
+  step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" && step "python on the GPU" gpu_python
   step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt
   for tool in memcheck racecheck synccheck initcheck; do
     step "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -43,6 +43,7 @@ TEST(Bits, SelectIsTopkOfScores) {
       scores.finish();
       select.run();
       select.fetch();
+      EXPECT_EQ(select.difference(), "") << rest;
       // A plan of topk takes no pages.
       std::string ragged = rest;
       if (const auto at = ragged.find(" page="); at != std::string::npos) ragged.resize(at);
@@ -65,6 +66,7 @@ TEST(Bits, MsaIsSelectThenSparse) {
           sparse("op=sparse lse=1" + rest);
       whole.run();
       whole.fetch();
+      EXPECT_EQ(whole.difference(), "") << rest;
       select.run();
       select.fetch();
       EXPECT_TRUE(gpu::bits(whole.host().block_ids) == gpu::bits(select.host().block_ids)) << rest;
@@ -137,6 +139,7 @@ TEST(BatchInvariance, ARequestAloneHasTheBitsOfItsBatch) {
       GpuCase call(line);
       call.run();
       call.fetch();
+      EXPECT_EQ(call.difference(), "") << line;
       const auto requests = testkit::requests_of(call.data().problem(), call.host().batch);
       std::vector<std::vector<std::byte>> expected;
       for (const Request& r : requests) expected.push_back(rows_of(call.host(), r));

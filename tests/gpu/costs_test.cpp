@@ -81,16 +81,14 @@ TEST(Costs, RaggedKeysOfDecode) {
   EXPECT_LT(of_ragged, 1.25 * of_paged);
 }
 
+// Graphs are captured for more requests than come: the others are empty, and their rows padding.
 TEST(Costs, RowsOfPaddingInDecode) {
-  const auto graph_bounds = [](Problem& problem) { problem.bounds.batch = 512; };
-  GpuCase padded("op=msa heads=64/4 lens=12x1:4000 page=128 pad_rows=500", 0, graph_bounds);
-  GpuCase plain("op=msa heads=64/4 lens=12x1:4000 page=128", 0, [](Problem& problem) {
-    problem.bounds.batch = 512;
-    problem.bounds.total_q = 512;
-  });
+  const auto engine = [](Problem& problem) { problem.bounds.total_q = 512; };
+  GpuCase padded("op=msa heads=64/4 lens=12x1:4000,500x0:0 page=128 pad_rows=500", 0, engine);
+  GpuCase plain("op=msa heads=64/4 lens=12x1:4000,500x0:0 page=128", 0, engine);
   const double with = microseconds(padded), without = microseconds(plain);
   report("500 rows of padding", with, without);
-  EXPECT_LT(with - without, 10);
+  EXPECT_LT(with - without, 15);
 }
 
 TEST(Costs, ManyShortRequestsOfDecode) {
@@ -108,7 +106,7 @@ TEST(Costs, KeysOutermostServesRandomListsOfLargeBatches) {
     problem.bounds.batch = 64;
     problem.bounds.max_seqlen_k = 131072;
   };
-  const std::string line = "op=sparse heads=64/4 topk=16 lens=8x512:32768";
+  const std::string line = "op=sparse heads=64/4 topk=16 lens=4x1024:16384";
   GpuCase call(line, 0, engine), lists(line + " batch_invariant=1", 0, engine);
   EXPECT_NE(call.plan().to_string().find("attend_keys_outermost beyond"), std::string::npos);
   EXPECT_NE(lists.plan().to_string().find("attend_keys_outermost no"), std::string::npos);

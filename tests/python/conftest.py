@@ -21,6 +21,29 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a GPU")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped has not run: it fails")
+
+
+def not_run(config, report):
+    """Turns the report of a skip into that of a failure."""
+    if config.getoption("--no-skips") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome, report.longrepr = "failed", f"not run, and --no-skips asks for it: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    not_run(item.config, outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    outcome = yield
+    not_run(collector.config, outcome.get_result())
+
+
 @pytest.fixture(params=list(arrays.KINDS))
 def xp(request):
     """One kind of array after the other."""
