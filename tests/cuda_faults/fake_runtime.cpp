@@ -23,6 +23,7 @@ struct State {
   std::size_t num_calls = 0;
   long failing = -1;
   int device = 0;
+  int device_of_streams = -1;
   cudaError_t pending = cudaSuccess;
   struct Limit {
     const void* kernel = nullptr;
@@ -108,6 +109,7 @@ long count_of(const char* function) {
 }
 int current_device() { return state().device; }
 void set_current_device(int device) { state().device = device; }
+void set_device_of_streams(int device) { state().device_of_streams = device; }
 cudaError_t pending_error() { return state().pending; }
 void encoder_answers(std::vector<CUresult> results) {
   state().encoder.assign(results.begin(), results.end());
@@ -202,6 +204,11 @@ cudaError_t __wrap_cudaMemcpyAsync(void* target, const void* source, std::size_t
   const cudaError_t error = enter({.function = "cudaMemcpyAsync", .stream = stream});
   if (error == cudaSuccess) std::memcpy(target, source, bytes);
   return error;
+}
+
+cudaError_t __wrap_cudaStreamGetDevice(cudaStream_t, int* device) {
+  *device = state().device_of_streams < 0 ? state().device : state().device_of_streams;
+  return enter({.function = "cudaStreamGetDevice"});
 }
 
 cudaError_t __wrap_cudaStreamSynchronize(cudaStream_t stream) {

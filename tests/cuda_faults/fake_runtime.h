@@ -33,6 +33,8 @@ long count_of(const char* function);
 
 int current_device();
 void set_current_device(int device);
+/// The GPU that streams are said to belong to; -1: the current one.
+void set_device_of_streams(int device);
 /// The last error, as cudaGetLastError would tell it; asking does not clear it.
 cudaError_t pending_error();
 

@@ -88,7 +88,7 @@ TEST(Devices, TakeTurnsInOneThreadAndRunInTwo) {
   }
 }
 
-TEST(Devices, AStreamOfAnotherIsATypedError) {
+TEST(Devices, AStreamOfAnotherIsRefused) {
   NEEDS_TWO_GPUS();
   for (const std::string& line : kCalls) {
     GpuCase call(line, 0);
@@ -98,7 +98,15 @@ TEST(Devices, AStreamOfAnotherIsATypedError) {
       call.run_on(other->stream());
       ADD_FAILURE() << "accepted: " << line;
     } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::Device) << error.what();
+      EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
+      EXPECT_EQ(error.argument(), "stream");
+    }
+    other->synchronize();
+    for (void* handle : {static_cast<void*>(nullptr), static_cast<void*>(cudaStreamPerThread)}) {
+      cudaSetDevice(1);  // the default streams are those of the tensors' device
+      EXPECT_NO_THROW(call.run_on({handle})) << line;
+      cudaSetDevice(0);
+      EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     }
     EXPECT_EQ(current(), 0);
     EXPECT_NO_THROW(call.run()) << line;
