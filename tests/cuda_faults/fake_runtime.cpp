@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "fake_runtime.h"
 
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -11,6 +14,7 @@
 namespace msa::fake {
 namespace {
 
+constexpr cudaError_t kFailure = cudaErrorLaunchOutOfResources;  // kFailureName
 constexpr std::size_t kMostCalls = 1 << 14;
 constexpr std::size_t kDefaultShared = 48 << 10;
 constexpr std::size_t kMostShared = 227 << 10;
@@ -31,7 +35,7 @@ struct State {
   };
   std::array<Limit, 1024> limits{};  // of kernels' dynamic shared memory
   std::size_t num_limits = 0;
-  std::deque<CUresult> encoder{};
+  std::deque<int> encoder{};
   bool encoder_known = false;
 };
 
@@ -89,7 +93,7 @@ CUresult encode(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void* address, co
   State& s = state();
   if (address == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (s.encoder.empty()) return CUDA_SUCCESS;
-  const CUresult result = s.encoder.front();
+  const auto result = static_cast<CUresult>(s.encoder.front());
   s.encoder.pop_front();
   return result;
 }
@@ -110,8 +114,8 @@ long count_of(const char* function) {
 int current_device() { return state().device; }
 void set_current_device(int device) { state().device = device; }
 void set_device_of_streams(int device) { state().device_of_streams = device; }
-cudaError_t pending_error() { return state().pending; }
-void encoder_answers(std::vector<CUresult> results) {
+bool error_is_pending() { return state().pending != cudaSuccess; }
+void encoder_answers(std::vector<int> results) {
   state().encoder.assign(results.begin(), results.end());
 }
 bool encoder_is_known() { return state().encoder_known; }

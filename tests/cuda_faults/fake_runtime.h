@@ -4,9 +4,6 @@
 // n-th call fail. GPUs 0 and 1 are Hoppers, GPU 2 does not answer.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_runtime_api.h>
-
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -15,13 +12,13 @@ namespace msa::fake {
 
 struct Call {
   const char* function = "";
-  int device = 0;                 // current then
-  cudaStream_t stream = nullptr;  // where the function takes one
-  const void* kernel = nullptr;   // of a launch or an attribute
-  std::size_t shared_bytes = 0;   // dynamic, of a launch; the limit that an attribute sets
+  int device = 0;                // current then
+  const void* stream = nullptr;  // where the function takes one
+  const void* kernel = nullptr;  // of a launch or an attribute
+  std::size_t shared_bytes = 0;  // dynamic, of a launch; the limit that an attribute sets
 };
 
-inline constexpr cudaError_t kFailure = cudaErrorLaunchOutOfResources;
+/// What a call that fails answers.
 inline constexpr const char* kFailureName = "cudaErrorLaunchOutOfResources";
 
 /// Forgets the calls so far; the next ones succeed.
@@ -35,11 +32,12 @@ int current_device();
 void set_current_device(int device);
 /// The GPU that streams are said to belong to; -1: the current one.
 void set_device_of_streams(int device);
-/// The last error, as cudaGetLastError would tell it; asking does not clear it.
-cudaError_t pending_error();
+/// Whether cudaGetLastError would tell an error; asking does not clear it.
+bool error_is_pending();
 
-/// What the driver's encoder of tensor maps answers to its next calls; success behind them.
-void encoder_answers(std::vector<CUresult> results);
+/// What the driver's encoder of tensor maps answers to its next calls, numbers of CUresult; success
+/// behind them.
+void encoder_answers(std::vector<int> results);
 /// Whether the library was given the encoder: it keeps it for good.
 bool encoder_is_known();
 

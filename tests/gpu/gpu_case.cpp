@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "gpu_case.h"
 
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <thread>
 
@@ -85,8 +88,7 @@ std::size_t spanned_bytes(const Tensor& tensor) {
   return static_cast<std::size_t>((last + 1) * item_bits(tensor.dtype) / 8);
 }
 
-Gate::Gate(cudaStream_t stream)
-    : until_(std::chrono::steady_clock::now() + std::chrono::seconds(5)) {
+Gate::Gate(CudaStream stream) : until_(std::chrono::steady_clock::now() + std::chrono::seconds(5)) {
   EXPECT_EQ(cudaLaunchHostFunc(stream, &Gate::wait, this), cudaSuccess);
 }
 
@@ -107,7 +109,7 @@ void Gate::wait(void* gate) {
   self.left_ = true;
 }
 
-Capture::Capture(cudaStream_t stream, const std::function<void()>& run) : stream_(stream) {
+Capture::Capture(CudaStream stream, const std::function<void()>& run) : stream_(stream) {
   cudaGraph_t graph = nullptr;
   EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
   run();
@@ -115,5 +117,9 @@ Capture::Capture(cudaStream_t stream, const std::function<void()>& run) : stream
   EXPECT_EQ(cudaGraphInstantiate(&exec_, graph, 0), cudaSuccess);
   cudaGraphDestroy(graph);
 }
+
+Capture::~Capture() { cudaGraphExecDestroy(exec_); }
+
+void Capture::launch() const { EXPECT_EQ(cudaGraphLaunch(exec_, stream_), cudaSuccess); }
 
 }  // namespace msa::gpu

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What the GPU tests share: a case on a GPU, the bits that it wrote, a stream held back, a captured
-// graph.
+// graph. Names CUDA's types without its headers.
 #pragma once
-
-#include <cuda_runtime_api.h>
-#include <gtest/gtest.h>
 
 #include <atomic>
 #include <chrono>
@@ -19,7 +16,12 @@
 #include "testkit/generate.h"
 #include "testkit/verify.h"
 
+struct CUstream_st;
+struct CUgraphExec_st;
+
 namespace msa::gpu {
+
+using CudaStream = CUstream_st*;
 
 /// The problem on that GPU, for no other backend.
 Problem on_gpu(Problem problem, const testkit::MemorySpace& space);
@@ -41,7 +43,7 @@ class GpuCase {
   std::string difference() const;
 
   testkit::MemorySpace& space() { return *space_; }
-  cudaStream_t stream() const { return static_cast<cudaStream_t>(space_->stream().handle); }
+  CudaStream stream() const { return static_cast<CudaStream>(space_->stream().handle); }
   testkit::Data& data() { return data_; }
   /// The tensors in host memory, outputs as they were fetched.
   const testkit::Operands& host() const { return data_.operands(); }
@@ -73,7 +75,7 @@ std::size_t spanned_bytes(const Tensor& tensor);
 /// call that waits for the stream fails its test instead of hanging.
 class Gate {
  public:
-  explicit Gate(cudaStream_t stream);
+  explicit Gate(CudaStream stream);
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
   ~Gate();
@@ -91,15 +93,15 @@ class Gate {
 /// Launches of `run`, captured.
 class Capture {
  public:
-  Capture(cudaStream_t stream, const std::function<void()>& run);
+  Capture(CudaStream stream, const std::function<void()>& run);
   Capture(const Capture&) = delete;
   Capture& operator=(const Capture&) = delete;
-  ~Capture() { cudaGraphExecDestroy(exec_); }
-  void launch() const { EXPECT_EQ(cudaGraphLaunch(exec_, stream_), cudaSuccess); }
+  ~Capture();
+  void launch() const;
 
  private:
-  cudaStream_t stream_;
-  cudaGraphExec_t exec_ = nullptr;
+  CudaStream stream_;
+  CUgraphExec_st* exec_ = nullptr;
 };
 
 }  // namespace msa::gpu

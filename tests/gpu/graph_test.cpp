@@ -56,7 +56,7 @@ void replay(const std::string& line) {
   Placement placement(data, *space);
   const Operands operands = placement.prepare();
   space->synchronize();
-  const Capture graph(static_cast<cudaStream_t>(space->stream().handle),
+  const Capture graph(static_cast<gpu::CudaStream>(space->stream().handle),
                       [&] { testkit::run(plan, operands, workspace.view(), space->stream()); });
   std::mt19937 random(7);
   for (int n = 0; n < kReplays; ++n) {
