@@ -27,7 +27,6 @@ struct State {
   std::size_t num_calls = 0;
   long failing = -1;
   int device = 0;
-  int device_of_streams = -1;
   cudaError_t pending = cudaSuccess;
   struct Limit {
     const void* kernel = nullptr;
@@ -113,7 +112,6 @@ long count_of(const char* function) {
 }
 int current_device() { return state().device; }
 void set_current_device(int device) { state().device = device; }
-void set_device_of_streams(int device) { state().device_of_streams = device; }
 bool error_is_pending() { return state().pending != cudaSuccess; }
 void encoder_answers(std::vector<int> results) {
   state().encoder.assign(results.begin(), results.end());
@@ -208,11 +206,6 @@ cudaError_t __wrap_cudaMemcpyAsync(void* target, const void* source, std::size_t
   const cudaError_t error = enter({.function = "cudaMemcpyAsync", .stream = stream});
   if (error == cudaSuccess) std::memcpy(target, source, bytes);
   return error;
-}
-
-cudaError_t __wrap_cudaStreamGetDevice(cudaStream_t, int* device) {
-  *device = state().device_of_streams < 0 ? state().device : state().device_of_streams;
-  return enter({.function = "cudaStreamGetDevice"});
 }
 
 cudaError_t __wrap_cudaStreamSynchronize(cudaStream_t stream) {

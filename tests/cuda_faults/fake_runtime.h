@@ -30,8 +30,6 @@ long count_of(const char* function);
 
 int current_device();
 void set_current_device(int device);
-/// The GPU that streams are said to belong to; -1: the current one.
-void set_device_of_streams(int device);
 /// Whether cudaGetLastError would tell an error; asking does not clear it.
 bool error_is_pending();
 

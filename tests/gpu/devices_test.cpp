@@ -88,33 +88,6 @@ TEST(Devices, TakeTurnsInOneThreadAndRunInTwo) {
   }
 }
 
-TEST(Devices, AStreamOfAnotherIsRefused) {
-  NEEDS_TWO_GPUS();
-  for (const std::string& line : kCalls) {
-    GpuCase call(line, 0);
-    const auto other = testkit::cuda_memory(1);
-    cudaSetDevice(0);
-    try {
-      call.run_on(other->stream());
-      ADD_FAILURE() << "accepted: " << line;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
-      EXPECT_EQ(error.argument(), "stream");
-    }
-    other->synchronize();
-    for (void* handle : {static_cast<void*>(nullptr), static_cast<void*>(cudaStreamPerThread)}) {
-      cudaSetDevice(1);  // the default streams are those of the tensors' device
-      EXPECT_NO_THROW(call.run_on({handle})) << line;
-      cudaSetDevice(0);
-      EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    }
-    EXPECT_EQ(current(), 0);
-    EXPECT_NO_THROW(call.run()) << line;
-    call.fetch();
-    EXPECT_EQ(call.difference(), "") << line;
-  }
-}
-
 // A capture that somebody else broke: launches into it fail, as real ones do, and the next call is
 // served.
 TEST(Devices, LaunchesThatFailAreTypedErrors) {
