@@ -78,7 +78,7 @@ TEST(Costs, RaggedKeysOfDecode) {
   GpuCase paged("op=msa heads=16/4 lens=1:65536 page=128");
   const double of_ragged = microseconds(ragged), of_paged = microseconds(paged);
   report("ragged keys", of_ragged, of_paged);
-  EXPECT_LT(of_ragged, 1.25 * of_paged);
+  EXPECT_LT(of_ragged, 1.1 * of_paged);  // a rehearsal behind the scores costs 3 to 4 us of 18
 }
 
 // Graphs are captured for more requests than come: the others are empty, and their rows padding.
@@ -88,7 +88,7 @@ TEST(Costs, RowsOfPaddingInDecode) {
   GpuCase plain("op=msa heads=64/4 lens=12x1:4000,500x0:0 page=128", 0, engine);
   const double with = microseconds(padded), without = microseconds(plain);
   report("500 rows of padding", with, without);
-  EXPECT_LT(with - without, 15);
+  EXPECT_LT(with - without, 10);  // the last request's CTAs alone took 20 to 40
 }
 
 TEST(Costs, ManyShortRequestsOfDecode) {
