@@ -174,15 +174,13 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   if (splits_ > 1) {
     const std::int64_t rows = batch.total_q * problem.attention.heads_q;
     params.splits = splits_;
-    params.out = part_out_.in(workspace);
-    params.out_f32 = 1;
+    params.to = {
+        .out = {part_out_.in(workspace), problem.attention.heads_q * problem.attention.head_dim,
+                problem.attention.head_dim},
+        .f32 = 1,
+        .lse = {part_lse_.in(workspace), problem.attention.heads_q, 1}};
     params.stride_out_split = rows * problem.attention.head_dim;
-    params.stride_out_t = problem.attention.heads_q * problem.attention.head_dim;
-    params.stride_out_h = problem.attention.head_dim;
-    params.lse = part_lse_.in(workspace);
     params.stride_lse_split = rows;
-    params.stride_lse_t = problem.attention.heads_q;
-    params.stride_lse_h = 1;
   }
   const int box = box_rows(config_.block, problem.bounds.page_size);
   const sm90::attend::Maps maps{
@@ -195,15 +193,14 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
-    if (config_.walk == Walk::Union)
-      run_lists(params, block_ids, static_cast<int>(problem.selection.topk), stream);
+    if (config_.walk == Walk::Union) run_lists(params, block_ids, stream);
     sm90::attend::launch(config_, params, maps, ctas_, stream);
     if (kvouter_)
       kvouter_->run(problem, call, block_ids, params, first_blocks_.in(workspace), ctas_, workspace,
                     stream);
   }
   if (splits_ > 1) run_combine(problem, params, whole, stream);
-  run_mend(problem, call, block_ids, whole, maps, stream);
+  run_mend(call, block_ids, whole, maps, stream);
 }
 
 sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
@@ -219,23 +216,14 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
       .list_headers = headers_.in(workspace),
       .list_entries = entries_.in(workspace),
       .list_capacity = tokens_per_tile_ * static_cast<int>(problem.selection.topk)};
-  params.out = call.out.data;
-  params.stride_out_t = call.out.stride[0];
-  params.stride_out_h = call.out.stride[1];
-  params.out_f32 = call.out.dtype == DType::F32 ? 1 : 0;
-  params.out_vectors = *copy_engine_refuses(call.out) == '\0' ? 1 : 0;
-  if (call.lse) {
-    params.lse = static_cast<float*>(call.lse.data);
-    params.stride_lse_t = call.lse.stride[0];
-    params.stride_lse_h = call.lse.stride[1];
-  }
+  params.to = make_rows_out(call.out, call.lse);
   params.scale_log2 = static_cast<float>(scale_of(problem) * kLog2e);
   int* const suspects = suspects_.in(workspace);
   params.suspects = {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
   return params;
 }
 
-void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& block_ids, int topk,
+void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& block_ids,
                             cudaStream_t stream) const {
   sm90::attend::launch_lists({.batch = params.batch,
                               .requests = params.requests,
@@ -245,10 +233,7 @@ void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& bl
                               .tile_limit = params.tile_limit,
                               .tokens_per_tile = params.tokens_per_tile,
                               .heads_kv = params.heads_kv,
-                              .topk = topk,
-                              .block_ids = make_int_vector(block_ids, 2),
-                              .stride_ids_t = block_ids.stride[0],
-                              .stride_ids_h = block_ids.stride[1],
+                              .lists = make_lists(block_ids),
                               .headers = const_cast<sm90::attend::ListHeader*>(params.list_headers),
                               .entries = const_cast<sm90::attend::ListEntry*>(params.list_entries)},
                              stream);
@@ -260,48 +245,29 @@ void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params
                                 .rows = whole.batch.total_q * problem.attention.heads_q,
                                 .heads = static_cast<int>(problem.attention.heads_q),
                                 .head_dim = static_cast<int>(problem.attention.head_dim),
-                                .part_out = static_cast<const float*>(parts.out),
-                                .part_lse = parts.lse,
-                                .storage = whole.out_f32 != 0 ? Storage::F32 : config_.storage,
-                                .out = whole.out,
-                                .stride_out_t = whole.stride_out_t,
-                                .stride_out_h = whole.stride_out_h,
-                                .lse = whole.lse,
-                                .stride_lse_t = whole.stride_lse_t,
-                                .stride_lse_h = whole.stride_lse_h},
+                                .part_out = static_cast<const float*>(parts.to.out.data),
+                                .part_lse = parts.to.lse.data,
+                                .storage = config_.storage,
+                                .to = whole.to},
                                stream);
 }
 
-void AttendStage::run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+void AttendStage::run_mend(const core::Call& call, const Tensor& block_ids,
                            const sm90::attend::Params& params, const sm90::attend::Maps& maps,
                            cudaStream_t stream) const {
   namespace decode = sm90::decode;
-  decode::AttendParams row{.select = {.batch = params.batch,
-                                      .records = params.requests,
-                                      .topk = static_cast<int>(problem.selection.topk)},
+  decode::AttendParams row{.select = {.batch = params.batch, .records = params.requests},
                            .k_map = maps.k,
                            .v_map = maps.v,
-                           .q = call.q.data,
-                           .stride_q_t = call.q.stride[0],
-                           .stride_q_h = call.q.stride[1],
-                           .out = params.out,
-                           .stride_out_t = params.stride_out_t,
-                           .stride_out_h = params.stride_out_h,
-                           .out_f32 = params.out_f32 != 0,
-                           .out_vectors = params.out_vectors != 0,
-                           .lse = params.lse,
-                           .stride_lse_t = params.stride_lse_t,
-                           .stride_lse_h = params.stride_lse_h,
+                           .q = make_rows<const void>(call.q),
+                           .to = params.to,
                            .heads_kv = params.heads_kv,
                            .group = params.group,
                            .tiles = decode::head_tiles(params.group),
                            .scale_log2 = params.scale_log2};
   if (config_.walk == Walk::Union) {
     row.blocks = decode::Blocks::Listed;
-    row.select.ids = static_cast<int*>(block_ids.data);
-    row.select.stride_ids_t = block_ids.stride[0];
-    row.select.stride_ids_h = block_ids.stride[1];
-    row.select.stride_ids_slot = block_ids.stride[2];
+    row.lists = make_lists(block_ids);
   }
   decode::launch_mend({.storage = config_.storage, .block = config_.block, .dim = config_.head_dim},
                       {.attend = row, .suspects = params.suspects}, ctas_, stream);
@@ -322,25 +288,12 @@ void AttendStage::run_exact(const Problem& problem, const core::Call& call, cons
                               .head_dim = static_cast<int>(problem.attention.head_dim),
                               .heads_kv = params.heads_kv,
                               .group = params.group,
-                              .q = call.q.data,
-                              .stride_q_t = call.q.stride[0],
-                              .stride_q_h = call.q.stride[1],
+                              .q = make_rows<const void>(call.q),
                               .k = view(call.k),
-                              .v = view(call.v)};
-  if (config_.walk == Walk::Union) {
-    exact.topk = static_cast<int>(problem.selection.topk);
-    exact.block_ids = make_int_vector(block_ids, 2);
-    exact.stride_ids_t = block_ids.stride[0];
-    exact.stride_ids_h = block_ids.stride[1];
-  }
-  exact.out = params.out;
-  exact.stride_out_t = params.stride_out_t;
-  exact.stride_out_h = params.stride_out_h;
-  exact.out_f32 = params.out_f32;
-  exact.lse = params.lse;
-  exact.stride_lse_t = params.stride_lse_t;
-  exact.stride_lse_h = params.stride_lse_h;
-  exact.scale = scale_of(problem);
+                              .v = view(call.v),
+                              .to = params.to,
+                              .scale = scale_of(problem)};
+  if (config_.walk == Walk::Union) exact.lists = make_lists(block_ids);
   common::exact::launch(exact, ctas_, stream);
 }
 

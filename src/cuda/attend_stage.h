@@ -39,15 +39,14 @@ class AttendStage {
  private:
   sm90::attend::Params attend_params(const Problem& problem, const core::Call& call,
                                      const BatchParams& batch, void* workspace) const;
-  void run_lists(const sm90::attend::Params& params, const Tensor& block_ids, int topk,
+  void run_lists(const sm90::attend::Params& params, const Tensor& block_ids,
                  cudaStream_t stream) const;
   int launches(int tiles) const;
   void run_combine(const Problem& problem, const sm90::attend::Params& parts,
                    const sm90::attend::Params& whole, cudaStream_t stream) const;
   /// The rows whose tile ended non-finite, each by itself.
-  void run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                const sm90::attend::Params& params, const sm90::attend::Maps& maps,
-                cudaStream_t stream) const;
+  void run_mend(const core::Call& call, const Tensor& block_ids, const sm90::attend::Params& params,
+                const sm90::attend::Maps& maps, cudaStream_t stream) const;
   /// All rows, of tensors that the copy engine cannot take; slow.
   void run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
                  const sm90::attend::Params& params, cudaStream_t stream) const;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/contents.h"
+#include "cuda/tensor_map.h"
 #include "msa/error.h"
 
 namespace msa::cuda {
@@ -25,6 +26,13 @@ void check_key_rows(const Tensor& keys) {
 IntVector make_int_vector(const Tensor& tensor, int dim) {
   if (!tensor) return {};
   return {static_cast<const int*>(tensor.data), tensor.stride[static_cast<std::size_t>(dim)]};
+}
+
+RowsOut make_rows_out(const Tensor& out, const Tensor& lse) {
+  return {.out = make_rows<void>(out),
+          .f32 = out.dtype == DType::F32 ? 1 : 0,
+          .vectors = *copy_engine_refuses(out) == '\0' ? 1 : 0,
+          .lse = make_rows<float>(lse)};
 }
 
 BatchParams make_batch(const Problem& problem, const core::Call& call, const Tensor& keys,

@@ -30,6 +30,27 @@ inline Storage storage_of(DType dtype) {
 
 IntVector make_int_vector(const Tensor& tensor, int dim);
 
+/// A tensor [T, H, n] whose last stride is 1, or [T, H]; or none.
+template <class Item>
+Rows<Item> make_rows(const Tensor& tensor) {
+  if (!tensor) return {};
+  return {static_cast<Item*>(tensor.data), tensor.stride[0], tensor.stride[1]};
+}
+
+/// A tensor [T, H, n] of any strides, or none.
+template <class Item>
+Slots<Item> make_slots(const Tensor& tensor) {
+  if (!tensor) return {};
+  return {static_cast<Item*>(tensor.data), tensor.stride[0], tensor.stride[1], tensor.stride[2]};
+}
+
+inline Lists make_lists(const Tensor& ids) {
+  return {.ids = make_slots<const int>(ids), .k = static_cast<int>(ids.shape[2])};
+}
+
+/// `lse` may be none.
+RowsOut make_rows_out(const Tensor& out, const Tensor& lse);
+
 /// Blocks of the longest request that the problem allows.
 inline std::int64_t blocks_of(const Problem& problem) {
   return (problem.bounds.max_seqlen_k + problem.selection.block_size - 1) /

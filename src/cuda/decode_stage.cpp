@@ -156,18 +156,14 @@ void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
                            stream);
 }
 
-decode::ScoreRows DecodeStage::score_rows(const Problem& problem, const core::Call& call,
-                                          void* workspace) const {
+Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& call,
+                                     void* workspace) const {
   if (problem.op == Op::BlockScores) {
-    return {.data = static_cast<float*>(call.scores.data),
-            .stride_t = call.scores.stride[0],
-            .stride_h = call.scores.stride[1],
-            .stride_block = call.scores.stride[2]};
+    return make_slots<float>(call.scores);
   }
   return {.data = scores_.in(workspace),
           .stride_t = problem.index.heads * score_stride_,
-          .stride_h = score_stride_,
-          .stride_block = 1};
+          .stride_h = score_stride_};
 }
 
 decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
@@ -177,9 +173,7 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
   return {.k_map = make_row_map(call.index_k, box, "index_k"),
           .batch = batch,
           .records = records_.in(workspace),
-          .index_q = call.index_q.data,
-          .stride_q_t = call.index_q.stride[0],
-          .stride_q_h = call.index_q.stride[1],
+          .index_q = make_rows<const void>(call.index_q),
           .heads = static_cast<int>(problem.index.heads),
           .heads_k = static_cast<int>(problem.index.heads_k),
           .ctas = score_ctas_,
@@ -198,25 +192,13 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
       .max_blocks = max_blocks_,
       .lanes = decode::select_lanes(static_cast<int>(problem.selection.topk), max_blocks_)};
   if (scores_keys(problem.op)) {
-    const decode::ScoreRows rows = score_rows(problem, call, workspace);
-    params.orders = reinterpret_cast<const std::uint32_t*>(rows.data);
-    params.stride_orders_t = rows.stride_t;
-    params.stride_orders_h = rows.stride_h;
+    const Slots<float> rows = score_rows(problem, call, workspace);
+    params.orders = {reinterpret_cast<const std::uint32_t*>(rows.data), rows.stride_t,
+                     rows.stride_h};
     params.heads = static_cast<int>(problem.index.heads);
   }
-  const Tensor& ids = problem.op == Op::SparseAttention ? call.block_ids_in : call.block_ids;
-  if (ids) {
-    params.ids = static_cast<int*>(ids.data);
-    params.stride_ids_t = ids.stride[0];
-    params.stride_ids_h = ids.stride[1];
-    params.stride_ids_slot = ids.stride[2];
-  }
-  if (call.chosen_scores) {
-    params.chosen = static_cast<float*>(call.chosen_scores.data);
-    params.stride_chosen_t = call.chosen_scores.stride[0];
-    params.stride_chosen_h = call.chosen_scores.stride[1];
-    params.stride_chosen_slot = call.chosen_scores.stride[2];
-  }
+  params.ids = make_slots<int>(call.block_ids);
+  params.chosen = make_slots<float>(call.chosen_scores);
   return params;
 }
 
@@ -230,14 +212,8 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
       .select = select_params(problem, call, batch, workspace),
       .k_map = make_key_map(call.k, box, "k"),
       .v_map = make_key_map(call.v, box, "v"),
-      .q = call.q.data,
-      .stride_q_t = call.q.stride[0],
-      .stride_q_h = call.q.stride[1],
-      .out = call.out.data,
-      .stride_out_t = call.out.stride[0],
-      .stride_out_h = call.out.stride[1],
-      .out_f32 = call.out.dtype == DType::F32,
-      .out_vectors = *copy_engine_refuses(call.out) == '\0',
+      .q = make_rows<const void>(call.q),
+      .to = make_rows_out(call.out, call.lse),
       .heads_kv = static_cast<int>(problem.attention.heads_kv),
       .group = group,
       .tiles = decode::head_tiles(group),
@@ -247,13 +223,11 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
       .partial_out = partial_out_.in(workspace),
       .partial_state = partial_state_.in(workspace),
       .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_)};
-  if (problem.op == Op::SparseAttention) params.blocks = decode::Blocks::Listed;
-  if (problem.op == Op::MsaAttention) params.blocks = decode::Blocks::Scored;
-  if (call.lse) {
-    params.lse = static_cast<float*>(call.lse.data);
-    params.stride_lse_t = call.lse.stride[0];
-    params.stride_lse_h = call.lse.stride[1];
+  if (problem.op == Op::SparseAttention) {
+    params.blocks = decode::Blocks::Listed;
+    params.lists = make_lists(call.block_ids_in);
   }
+  if (problem.op == Op::MsaAttention) params.blocks = decode::Blocks::Scored;
   return params;
 }
 

@@ -36,8 +36,7 @@ class DecodeStage {
                                            const BatchParams& batch, void* workspace) const;
   sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
                                            const BatchParams& batch, void* workspace) const;
-  sm90::decode::ScoreRows score_rows(const Problem& problem, const core::Call& call,
-                                     void* workspace) const;
+  Slots<float> score_rows(const Problem& problem, const core::Call& call, void* workspace) const;
 
   int token_slots_ = 1;
   int max_blocks_ = 0;

@@ -58,11 +58,8 @@ void InvertStage::run(const Problem& problem, const core::Call& call, void* work
   const Tensor& ids = call.block_ids_in;
   common::invert::launch({.tables = tables,
                           .heads = static_cast<int>(problem.attention.heads_kv),
-                          .topk = static_cast<int>(problem.selection.topk),
                           .max_blocks = max_blocks_,
-                          .block_ids = make_int_vector(ids, 2),
-                          .stride_ids_t = ids.stride[0],
-                          .stride_ids_h = ids.stride[1],
+                          .lists = make_lists(ids),
                           .counts = counts_.in(workspace),
                           .row_ptr = head_rows(call.row_ptr),
                           .num_entries = call.row_ptr.shape[1],

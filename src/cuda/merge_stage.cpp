@@ -24,24 +24,12 @@ void run_states(const Problem& problem, const core::Call& call, cudaStream_t str
       .dim = problem.attention.value_dim,
       .storage = storage_of(problem.attention.q.storage),
       .out_storage = storage_of(problem.outputs.dtype),
-      .out = call.out.data,
-      .stride_out_t = call.out.stride[0],
-      .stride_out_h = call.out.stride[1],
+      .out = make_rows<void>(call.out),
+      .lse = make_rows<float>(call.lse),
   };
   for (std::size_t n = 0; n < call.part_outs.size(); ++n) {
-    const Tensor& out = call.part_outs[n];
-    const Tensor& lse = call.part_lses[n];
-    params.parts[n] = {.out = out.data,
-                       .stride_out_t = out.stride[0],
-                       .stride_out_h = out.stride[1],
-                       .lse = static_cast<const float*>(lse.data),
-                       .stride_lse_t = lse.stride[0],
-                       .stride_lse_h = lse.stride[1]};
-  }
-  if (call.lse) {
-    params.lse = static_cast<float*>(call.lse.data);
-    params.stride_lse_t = call.lse.stride[0];
-    params.stride_lse_h = call.lse.stride[1];
+    params.parts[n] = {.out = make_rows<const void>(call.part_outs[n]),
+                       .lse = make_rows<const float>(call.part_lses[n])};
   }
   common::merge_states::launch(params, stream);
 }
@@ -54,31 +42,14 @@ void run_selections(const Problem& problem, const core::Call& call, StatusWord* 
       .rows = ids.shape[0] * problem.attention.heads_kv,
       .heads = static_cast<int>(problem.attention.heads_kv),
       .k = static_cast<int>(problem.selection.topk),
-      .ids = static_cast<int*>(ids.data),
-      .stride_ids_t = ids.stride[0],
-      .stride_ids_h = ids.stride[1],
-      .stride_ids_slot = ids.stride[2],
+      .ids = make_slots<int>(ids),
+      .chosen = make_slots<float>(call.chosen_scores),
+      .status = status,
   };
   for (std::size_t n = 0; n < call.part_ids.size(); ++n) {
-    const Tensor& list = call.part_ids[n];
-    const Tensor& scores = call.part_scores[n];
-    params.parts[n] = {.ids = static_cast<const int*>(list.data),
-                       .stride_ids_t = list.stride[0],
-                       .stride_ids_h = list.stride[1],
-                       .stride_ids_slot = list.stride[2],
-                       .scores = static_cast<const float*>(scores.data),
-                       .stride_scores_t = scores.stride[0],
-                       .stride_scores_h = scores.stride[1],
-                       .stride_scores_slot = scores.stride[2],
-                       .width = static_cast<int>(list.shape[2])};
+    params.parts[n] = {.lists = make_lists(call.part_ids[n]),
+                       .scores = make_slots<const float>(call.part_scores[n])};
   }
-  if (call.chosen_scores) {
-    params.chosen = static_cast<float*>(call.chosen_scores.data);
-    params.stride_chosen_t = call.chosen_scores.stride[0];
-    params.stride_chosen_h = call.chosen_scores.stride[1];
-    params.stride_chosen_slot = call.chosen_scores.stride[2];
-  }
-  params.status = status;
   common::merge_selections::launch(params, stream);
 }
 

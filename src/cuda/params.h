@@ -34,6 +34,38 @@ struct IntVector {
   std::int64_t stride = 1;
 };
 
+/// The items of every (token, head), those of one pair side by side: [T, H, n], or [T, H] where n
+/// is 1. Strides count items. Device memory; data nullptr: not given.
+template <class Item>
+struct Rows {
+  Item* data = nullptr;
+  std::int64_t stride_t = 0;
+  std::int64_t stride_h = 0;
+};
+
+/// The same with a stride between the items of a pair: a slot each.
+template <class Item>
+struct Slots {
+  Item* data = nullptr;
+  std::int64_t stride_t = 0;
+  std::int64_t stride_h = 0;
+  std::int64_t stride_slot = 1;
+};
+
+/// Block lists as the caller gave them, contents unchecked; common/lists.cuh reads them.
+struct Lists {
+  Slots<const int> ids{};  // [T, Hkv, k]
+  int k = 0;
+};
+
+/// What attention writes.
+struct RowsOut {
+  Rows<void> out{};   // [T, Hq, D]
+  int f32 = 0;        // items are floats; else 16 bits wide
+  int vectors = 0;    // rows of out are 16-byte aligned
+  Rows<float> lse{};  // [T, Hq] or none
+};
+
 /// Lengths, positions and pages of a batch, as the caller gave them: device memory, contents
 /// unchecked.
 struct BatchParams {

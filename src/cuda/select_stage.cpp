@@ -15,9 +15,7 @@ constexpr std::int64_t kMaxGrid = 65535;  // CTAs along y and z
 std::string number(std::int64_t x) { return std::to_string(x); }
 
 sm90::select::Queries queries_of(const Tensor& index_q) {
-  return {.data = index_q.data,
-          .stride_token = index_q.stride[0],
-          .stride_head = index_q.stride[1],
+  return {.rows = make_rows<const void>(index_q),
           .storage = storage_of(index_q.dtype),
           .dim = static_cast<int>(index_q.shape[2])};
 }
@@ -29,16 +27,7 @@ CUtensorMap index_map(const Problem& problem, const Tensor& index_k) {
 
 common::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
                                       const Tensor& chosen) {
-  common::topk::TopkParams params{.ids = static_cast<int*>(ids.data),
-                                  .ids_stride_token = ids.stride[0],
-                                  .ids_stride_head = ids.stride[1],
-                                  .ids_stride_slot = ids.stride[2]};
-  if (chosen) {
-    params.chosen = static_cast<float*>(chosen.data);
-    params.chosen_stride_token = chosen.stride[0];
-    params.chosen_stride_head = chosen.stride[1];
-    params.chosen_stride_slot = chosen.stride[2];
-  }
+  common::topk::TopkParams params{.ids = make_slots<int>(ids), .chosen = make_slots<float>(chosen)};
   params.k = static_cast<int>(problem.selection.topk);
   params.block_size = static_cast<int>(problem.selection.block_size);
   params.local_blocks = static_cast<int>(problem.selection.local_blocks);
@@ -105,15 +94,10 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
 void SelectStage::run_scores(const Problem& problem, const core::Call& call, void* workspace,
                              cudaStream_t stream) const {
   const Tensor& scores = call.scores;
-  sm90::select::launch_block_scores(plan_,
-                                    make_batch(problem, call, call.index_k, kStatus.in(workspace)),
-                                    queries_of(call.index_q), index_map(problem, call.index_k),
-                                    {.data = static_cast<float*>(scores.data),
-                                     .columns = scores.shape[2],
-                                     .stride_token = scores.stride[0],
-                                     .stride_head = scores.stride[1],
-                                     .stride_block = scores.stride[2]},
-                                    scratch_.in(workspace), stream);
+  sm90::select::launch_block_scores(
+      plan_, make_batch(problem, call, call.index_k, kStatus.in(workspace)),
+      queries_of(call.index_q), index_map(problem, call.index_k),
+      {make_slots<float>(scores), scores.shape[2]}, scratch_.in(workspace), stream);
 }
 
 void SelectStage::run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
@@ -126,11 +110,8 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
                                               scratch_.in(workspace), stream);
   }
   params.heads = static_cast<int>(problem.index.heads);
-  params.scores = static_cast<const float*>(call.scores_in.data);
+  params.scores = make_slots<const float>(call.scores_in);
   params.columns = call.scores_in.shape[2];
-  params.stride_token = call.scores_in.stride[0];
-  params.stride_head = call.scores_in.stride[1];
-  params.stride_block = call.scores_in.stride[2];
   common::topk::launch_select_topk(topk_plan_, batch, params, scratch_.in(workspace), stream);
 }
 

@@ -6,6 +6,7 @@
 #include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
@@ -63,13 +64,12 @@ class Row {
   __device__ void attend(std::int64_t row) {
     const std::int64_t token = row - request_.q_begin;
     const int visible = visible_keys(request_, token, params_.batch.causal != 0);
-    if (params_.topk == 0) return add_keys(0, visible);
-    const int* ids =
-        params_.block_ids.data + row * params_.stride_ids_t + head_ * params_.stride_ids_h;
+    if (params_.lists.k == 0) return add_keys(0, visible);
+    const int* ids = slots_of(params_.lists.ids, row, head_);
     const int block_size = params_.batch.block_size;
     const ListReader reader(request_, block_size, ceil_div(visible, block_size));
-    for (int slot = 0; slot < params_.topk; ++slot) {
-      const int id = ids[slot * params_.block_ids.stride];
+    for (int slot = 0; slot < params_.lists.k; ++slot) {
+      const int id = ids[slot * params_.lists.ids.stride_slot];
       if (id == -1) return;
       const auto [block, fault] = reader.read(id, true);
       if (fault) report(params_.batch.status, request_idx_, token, FaultKind::BlockId);
@@ -139,17 +139,14 @@ template <class Item, int kColumns>
 __device__ void store_row(const Params& params, std::int64_t row, int query_head,
                           const float (&o)[kColumns], float lse) {
   const int lane = threadIdx.x & 31;
-  const std::int64_t at = row * params.stride_out_t + query_head * params.stride_out_h + lane;
   for (int c = 0; c < kColumns; ++c) {
-    if (params.out_f32) {
-      static_cast<float*>(params.out)[at + 32 * c] = o[c];
+    if (params.to.f32) {
+      row_of<float>(params.to.out, row, query_head)[lane + 32 * c] = o[c];
     } else {
-      from_float(static_cast<Item*>(params.out)[at + 32 * c], o[c]);
+      from_float(row_of<Item>(params.to.out, row, query_head)[lane + 32 * c], o[c]);
     }
   }
-  if (params.lse != nullptr && lane == 0) {
-    params.lse[row * params.stride_lse_t + query_head * params.stride_lse_h] = lse;
-  }
+  if (params.to.lse.data != nullptr && lane == 0) item_of(params.to.lse, row, query_head) = lse;
 }
 
 template <class Item, int kColumns>
@@ -157,8 +154,7 @@ __device__ void attend_row(const Params& params, std::int64_t row, int head, int
   float o[kColumns] = {};
   const int request_idx = owner_of(params.batch, params.requests, row);
   if (request_idx < 0) return store_row<Item>(params, row, query_head, o, -INFINITY);  // padding
-  const Item* q =
-      static_cast<const Item*>(params.q) + row * params.stride_q_t + query_head * params.stride_q_h;
+  const Item* q = row_of<Item>(params.q, row, query_head);
   Row<Item, kColumns> state(params, request_idx, head, q);
   state.attend(row);
   for (int c = 0; c < kColumns; ++c) o[c] = state.output(c);

@@ -28,22 +28,11 @@ struct Params {
   int head_dim = 128;
   int heads_kv = 1;
   int group = 1;
-  const void* q = nullptr;  // [T, Hq, D]
-  std::int64_t stride_q_t = 0;
-  std::int64_t stride_q_h = 0;
+  Rows<const void> q{};  // [T, Hq, D]
   KeyView k{};
   KeyView v{};
-  int topk = 0;           // 0: every visible key
-  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
-  void* out = nullptr;  // [T, Hq, D]
-  std::int64_t stride_out_t = 0;
-  std::int64_t stride_out_h = 0;
-  int out_f32 = 0;
-  float* lse = nullptr;  // [T, Hq] or none
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
+  Lists lists{};  // k = 0: every visible key
+  RowsOut to{};
   float scale = 1.0f;
 };
 

@@ -8,6 +8,7 @@
 #include "cuda/common/invert/launch.h"
 #include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/common/scan.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
@@ -54,7 +55,7 @@ __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRe
                                                 const prologue::TileRecord& tile, int head,
                                                 const Visit& visit) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int width = lanes_of_list(p.topk);
+  const int width = lanes_of_list(p.lists.k);
   const int first_lane = lane / width * width;
   const unsigned list_lanes = (width == 32 ? kAllLanes : (1u << width) - 1) << first_lane;
   const int tokens = min(request.seqlen_q - tile.first, p.tables.tokens_per_tile);
@@ -63,11 +64,11 @@ __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRe
   for (int step = 0; step < tokens; step += 32 / width) {
     const int token = tile.first + step + lane / width;
     const std::int64_t query = request.q_begin + token;
-    const int* ids = p.block_ids.data + query * p.stride_ids_t + head * p.stride_ids_h;
+    const int* ids = slots_of(p.lists.ids, query, head);
     bool open = step + lane / width < tokens;
-    for (int begin = 0; begin < p.topk; begin += width) {
+    for (int begin = 0; begin < p.lists.k; begin += width) {
       const int slot = begin + lane % width;
-      const int id = open && slot < p.topk ? __ldg(ids + slot * p.block_ids.stride) : -1;
+      const int id = open && slot < p.lists.k ? __ldg(ids + slot * p.lists.ids.stride_slot) : -1;
       const unsigned stops = __ballot_sync(kAllLanes, id == -1) & list_lanes;
       const auto [block, fault] = reader.read(id, in_prefix(id, stops, lane));
       visit(Listed{query, token, slot, block, fault});

@@ -23,11 +23,8 @@ struct HeadRows {
 struct Params {
   prologue::Params tables{};  // the batch, and what the prologue wrote about it
   int heads = 1;              // Hkv
-  int topk = 1;               // ids of a list
   int max_blocks = 0;         // of one request
-  IntVector block_ids{};      // [T, Hkv, k]: stride is that of the slots
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
+  Lists lists{};
   int* counts = nullptr;         // [max_tiles, Hkv, max_blocks]: scratch
   HeadRows row_ptr{};            // [Hkv, num_entries]
   std::int64_t num_entries = 1;  // at least one more than the blocks of the batch

@@ -16,15 +16,8 @@ inline constexpr int kMaxWidth = 256;  // ids of a part
 
 /// Candidates of one shard: ids up to the first -1 of a row, and their scores.
 struct Part {
-  const int* ids = nullptr;  // [T, Hkv, width]
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
-  std::int64_t stride_ids_slot = 1;
-  const float* scores = nullptr;  // the same shape
-  std::int64_t stride_scores_t = 0;
-  std::int64_t stride_scores_h = 0;
-  std::int64_t stride_scores_slot = 1;
-  int width = 1;
+  Lists lists{};
+  Slots<const float> scores{};  // the same shape
 };
 
 struct Params {
@@ -33,14 +26,8 @@ struct Params {
   std::int64_t rows = 0;  // T * Hkv, below 2^31
   int heads = 1;          // Hkv
   int k = 16;
-  int* ids = nullptr;  // [T, Hkv, k]
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
-  std::int64_t stride_ids_slot = 1;
-  float* chosen = nullptr;  // the same shape, or none
-  std::int64_t stride_chosen_t = 0;
-  std::int64_t stride_chosen_h = 0;
-  std::int64_t stride_chosen_slot = 1;
+  Slots<int> ids{};       // [T, Hkv, k]
+  Slots<float> chosen{};  // the same shape, or none
   StatusWord* status = nullptr;
 };
 

@@ -6,6 +6,7 @@
 
 #include "cuda/common/lists.cuh"
 #include "cuda/common/merge_selections/launch.h"
+#include "cuda/common/rows.cuh"
 #include "cuda/common/topk/row_topk.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
@@ -36,11 +37,11 @@ __device__ __forceinline__ int gather(const Params& p, std::int64_t token, std::
   int count = 0;
   for (int n = 0; n < p.num_parts; ++n) {
     const Part& part = p.parts[n];
-    const int* ids = part.ids + token * part.stride_ids_t + head * part.stride_ids_h;
-    const float* scores = part.scores + token * part.stride_scores_t + head * part.stride_scores_h;
-    for (int first = 0; first < part.width; first += 32) {
+    const int* ids = slots_of(part.lists.ids, token, head);
+    const float* scores = slots_of(part.scores, token, head);
+    for (int first = 0; first < part.lists.k; first += 32) {
       const int slot = first + lane;
-      const int id = slot < part.width ? ids[slot * part.stride_ids_slot] : -1;
+      const int id = slot < part.lists.k ? ids[slot * part.lists.ids.stride_slot] : -1;
       const unsigned stops = __ballot_sync(kAllLanes, id == -1);
       const bool listed = in_prefix(id, stops, lane);
       const bool legal = listed && id >= 0;
@@ -48,7 +49,7 @@ __device__ __forceinline__ int gather(const Params& p, std::int64_t token, std::
       const unsigned lanes = __ballot_sync(kAllLanes, legal);
       if (legal) {
         keys[count + __popc(lanes & lanes_below(lane))] =
-            make_key(scores[slot * part.stride_scores_slot], id);
+            make_key(scores[slot * part.scores.stride_slot], id);
       }
       count += __popc(lanes);
       if (stops != 0) break;
@@ -92,13 +93,11 @@ __device__ __forceinline__ void keep_best(Key* keys, int count, int k, int lane)
 /// Each key goes to the slot that its id's rank is; equal ids, the caller's fault, rank by place.
 __device__ __forceinline__ void write_row(const Params& p, std::int64_t token, std::int64_t head,
                                           const Key* keys, int count, int lane) {
-  int* ids = p.ids + token * p.stride_ids_t + head * p.stride_ids_h;
-  float* chosen = p.chosen == nullptr
-                      ? nullptr
-                      : p.chosen + token * p.stride_chosen_t + head * p.stride_chosen_h;
+  int* ids = slots_of(p.ids, token, head);
+  float* chosen = p.chosen.data == nullptr ? nullptr : slots_of(p.chosen, token, head);
   const auto write = [&](int slot, int id, float score) {
-    ids[slot * p.stride_ids_slot] = id;
-    if (chosen != nullptr) chosen[slot * p.stride_chosen_slot] = score;
+    ids[slot * p.ids.stride_slot] = id;
+    if (chosen != nullptr) chosen[slot * p.chosen.stride_slot] = score;
   };
   for (int i = lane; i < count; i += 32) {
     const int id = id_of(keys[i]);
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
 void launch(const Params& p, cudaStream_t stream) {
   constexpr std::size_t kMostKeys = std::size_t{kMaxParts} * kMaxWidth;
   int capacity = 0;
-  for (int n = 0; n < p.num_parts; ++n) capacity += p.parts[n].width;
+  for (int n = 0; n < p.num_parts; ++n) capacity += p.parts[n].lists.k;
   const int bytes = capacity * static_cast<int>(sizeof(Key));
   const int warps = std::clamp(kKeyBytes / bytes, 1, kMaxWarps);
   launch_kernel(kernel,

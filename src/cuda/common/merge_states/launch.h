@@ -15,12 +15,8 @@ namespace msa::cuda::common::merge_states {
 inline constexpr int kMaxParts = 64;
 
 struct Part {
-  const void* out = nullptr;  // [T, Hq, Dv], the last stride is 1
-  std::int64_t stride_out_t = 0;
-  std::int64_t stride_out_h = 0;
-  const float* lse = nullptr;  // [T, Hq]
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
+  Rows<const void> out{};   // [T, Hq, Dv]
+  Rows<const float> lse{};  // [T, Hq]
 };
 
 struct Params {
@@ -31,12 +27,8 @@ struct Params {
   std::int64_t dim = 0;   // Dv
   Storage storage = Storage::Bf16;
   Storage out_storage = Storage::Bf16;  // storage or F32
-  void* out = nullptr;                  // [T, Hq, Dv], the last stride is 1
-  std::int64_t stride_out_t = 0;
-  std::int64_t stride_out_h = 0;
-  float* lse = nullptr;  // [T, Hq] or none
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
+  Rows<void> out{};                     // [T, Hq, Dv]
+  Rows<float> lse{};                    // [T, Hq] or none
 };
 
 void launch(const Params& params, cudaStream_t stream);

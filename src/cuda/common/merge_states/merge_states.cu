@@ -9,6 +9,7 @@
 #include "cuda/common/merge_states/launch.h"
 #include "cuda/common/number.cuh"
 #include "cuda/common/ptx/math.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/launch.h"
 
 namespace msa::cuda::common::merge_states {
@@ -69,8 +70,7 @@ __device__ __forceinline__ Weights<Sum> weigh(const Params& p, std::int64_t toke
     const int n = turn * 32 + lane;
     lses[turn] = -INFINITY;
     if (n < p.num_parts) {
-      const Part& part = p.parts[n];
-      lses[turn] = part.lse[token * part.stride_lse_t + head * part.stride_lse_h];
+      lses[turn] = item_of(p.parts[n].lse, token, head);
     }
     broken = broken || !(lses[turn] < INFINITY);
     top = fmaxf(top, lses[turn]);
@@ -110,9 +110,8 @@ __device__ __forceinline__ void add_parts(const Params& p, const Weights<Sum>& w
       const Part& part = p.parts[turn * 32 + n];
       Columns<In, kCount> values{};
       if (inside && (w.live[turn] >> n & 1) != 0) {
-        values = *reinterpret_cast<const Columns<In, kCount>*>(static_cast<const In*>(part.out) +
-                                                               token * part.stride_out_t +
-                                                               head * part.stride_out_h + column);
+        values = *reinterpret_cast<const Columns<In, kCount>*>(row_of<In>(part.out, token, head) +
+                                                               column);
       }
 #pragma unroll
       for (int c = 0; c < kCount; ++c) sums[c] += weight * static_cast<Sum>(to_float(values.x[c]));
@@ -131,7 +130,7 @@ __global__ void __launch_bounds__(kWarps * 32) kernel(const __grid_constant__ Pa
   const std::int64_t token = static_cast<int>(row) / p.heads;
   const std::int64_t head = row - token * p.heads;
   const Weights<Sum> w = weigh<Sum>(p, token, head, lane);
-  Out* const out = static_cast<Out*>(p.out) + token * p.stride_out_t + head * p.stride_out_h;
+  Out* const out = row_of<Out>(p.out, token, head);
   for (std::int64_t first = 0; first < p.dim; first += 32 * kCount) {
     const std::int64_t column = first + lane * kCount;
     const bool inside = column < p.dim;
@@ -139,22 +138,21 @@ __global__ void __launch_bounds__(kWarps * 32) kernel(const __grid_constant__ Pa
     add_parts<In>(p, w, token, head, column, inside, sums);
     if (inside) store(out + column, sums);
   }
-  if (p.lse != nullptr && lane == 0) p.lse[token * p.stride_lse_t + head * p.stride_lse_h] = w.lse;
+  if (p.lse.data != nullptr && lane == 0) item_of(p.lse, token, head) = w.lse;
 }
 
 /// Whether every vector of a tensor starts on a multiple of its own size.
-template <class T>
-bool takes_vectors(const void* data, std::int64_t stride_t, std::int64_t stride_h) {
-  return reinterpret_cast<std::uintptr_t>(data) % (kVector * sizeof(T)) == 0 &&
-         stride_t % kVector == 0 && stride_h % kVector == 0;
+template <class T, class Data>
+bool takes_vectors(const Rows<Data>& rows) {
+  return reinterpret_cast<std::uintptr_t>(rows.data) % (kVector * sizeof(T)) == 0 &&
+         rows.stride_t % kVector == 0 && rows.stride_h % kVector == 0;
 }
 
 template <class In, class Out>
 void launch_items(const Params& p, cudaStream_t stream) {
-  bool vectors = p.dim % kVector == 0 && takes_vectors<Out>(p.out, p.stride_out_t, p.stride_out_h);
+  bool vectors = p.dim % kVector == 0 && takes_vectors<Out>(p.out);
   for (int n = 0; n < p.num_parts; ++n) {
-    const Part& part = p.parts[n];
-    vectors = vectors && takes_vectors<In>(part.out, part.stride_out_t, part.stride_out_h);
+    vectors = vectors && takes_vectors<In>(p.parts[n].out);
   }
   const LaunchConfig config{.grid = dim3(static_cast<unsigned>((p.rows + kWarps - 1) / kWarps)),
                             .block = dim3(kWarps * 32),

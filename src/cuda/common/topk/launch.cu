@@ -4,6 +4,7 @@
 #include "cuda/common/topk/launch.h"
 
 #include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/common/topk/row_topk.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
@@ -66,10 +67,11 @@ __device__ __forceinline__ Row row_of_lane(const Row& mine, int lane) {
 __device__ __forceinline__ const float* scores_of(const TopkParams& p, const RequestRecord& rows,
                                                   const Row& row, int group) {
   if (p.by_token) {
-    return p.scores + (rows.q_begin + row.token) * p.stride_token + row.head * p.stride_head;
+    return slots_of(p.scores, rows.q_begin + row.token, row.head);
   }
   const std::int64_t tile = blockIdx.x;
-  return p.scores + ((tile * p.groups + group) * p.rows_per_group + row.slot) * p.stride_head;
+  return p.scores.data +
+         ((tile * p.groups + group) * p.rows_per_group + row.slot) * p.scores.stride_h;
 }
 
 /// Where a row's results go; ids count from the request's first block.
@@ -89,11 +91,9 @@ struct RowOut {
 __device__ __forceinline__ RowOut out_of(const TopkParams& p, const RequestRecord& rows,
                                          const Row& row, int first_id) {
   const std::int64_t token = rows.q_begin + row.token;
-  float* chosen = p.chosen == nullptr
-                      ? nullptr
-                      : p.chosen + token * p.chosen_stride_token + row.head * p.chosen_stride_head;
-  return {p.ids + token * p.ids_stride_token + row.head * p.ids_stride_head, chosen,
-          p.ids_stride_slot, p.chosen_stride_slot, first_id};
+  float* chosen = p.chosen.data == nullptr ? nullptr : slots_of(p.chosen, token, row.head);
+  return {slots_of(p.ids, token, row.head), chosen, p.ids.stride_slot, p.chosen.stride_slot,
+          first_id};
 }
 
 /// Writes ids ascending: forced, the list's, forced; then the tail.
@@ -148,16 +148,16 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerL
       const Row row = row_of_lane(located, i);
       const int count = row.local - row.init;
       const int k = p.k - row.init - (row.visible - row.local);
-      if (count <= k && p.chosen == nullptr) {  // every visible block is in
+      if (count <= k && p.chosen.data == nullptr) {  // every visible block is in
         const RowOut out = out_of(p, rows, row, first_id);
         for (int slot = lane; slot < p.k; slot += 32) {
           out.write(slot, slot < row.visible ? slot : -1, 0.0f);
         }
         continue;
       }
-      const float* scores = scores_of(p, rows, row, group) + row.init * p.stride_block;
-      size = select_row<kMaxK, kUnitStride, kPerLane>(list, scores, p.stride_block, count, k, 0,
-                                                      kChunks, lane);
+      const float* scores = scores_of(p, rows, row, group) + row.init * p.scores.stride_slot;
+      size = select_row<kMaxK, kUnitStride, kPerLane>(list, scores, p.scores.stride_slot, count, k,
+                                                      0, kChunks, lane);
     }
     const Row row = row_of_lane(located, i);  // again: it costs less than its registers above
     write_row(out_of(p, rows, row, first_id), p.k, row, list, size, lane);
@@ -214,11 +214,11 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kSpli
   const Row row = locate_row(p, rows, group, r);
   const int k = p.k - row.init - (row.visible - row.local);
   const int count = row.local - row.init;
-  const float* scores = scores_of(p, rows, row, group) + row.init * p.stride_block;
+  const float* scores = scores_of(p, rows, row, group) + row.init * p.scores.stride_slot;
   const int chunks = (count + 32 * kSplitPerLane - 1) / (32 * kSplitPerLane);
   const int share = (chunks + kWarps - 1) / kWarps;
   const int size = select_row<kMaxK, kUnitStride, kSplitPerLane>(
-      lists[warp], scores, p.stride_block, count, k, warp * share, (warp + 1) * share, lane);
+      lists[warp], scores, p.scores.stride_slot, count, k, warp * share, (warp + 1) * share, lane);
   if (lane == 0) sizes[warp] = size;
   __syncthreads();
   if (warp != 0) return;
@@ -247,7 +247,7 @@ void launch_rows(const TopkParams& p, bool split_rows, cudaStream_t stream) {
 
 template <int kMaxK>
 void launch_strides(const TopkParams& p, bool split_rows, cudaStream_t stream) {
-  if (p.stride_block == 1) {
+  if (p.scores.stride_slot == 1) {
     launch_rows<kMaxK, true>(p, split_rows, stream);
   } else {
     launch_rows<kMaxK, false>(p, split_rows, stream);

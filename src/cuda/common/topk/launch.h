@@ -21,23 +21,14 @@ struct TopkParams {
   int heads = 1;           // heads of a group: row r of a group is token r / heads, head r % heads
   int rows_per_group = 1;  // at least tokens_per_tile * heads
 
-  const float* scores = nullptr;
-  std::int64_t columns = 0;       // scores of a row; no column behind them is read
-  std::int64_t stride_block = 1;  // between scores of a row
-  // Scores of the caller: [T, groups * heads, columns] by these strides; else rows of a tile one
-  // after the other.
-  bool by_token = true;
-  std::int64_t stride_token = 0;
-  std::int64_t stride_head = 0;  // by_token == false: between rows
+  // The caller's [T, groups * heads, columns]; or rows of a tile one after the other, stride_h
+  // apart.
+  Slots<const float> scores{};
+  std::int64_t columns = 0;  // scores of a row; no column behind them is read
+  bool by_token = true;      // the caller's
 
-  int* ids = nullptr;  // [T, groups * heads, k]
-  std::int64_t ids_stride_token = 0;
-  std::int64_t ids_stride_head = 0;
-  std::int64_t ids_stride_slot = 1;
-  float* chosen = nullptr;  // the same shape, or none
-  std::int64_t chosen_stride_token = 0;
-  std::int64_t chosen_stride_head = 0;
-  std::int64_t chosen_stride_slot = 1;
+  Slots<int> ids{};       // [T, groups * heads, k]
+  Slots<float> chosen{};  // the same shape, or none
 
   int k = 16;
   int block_size = 128;

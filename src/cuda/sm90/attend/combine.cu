@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // One warp a (query row, head). A part with lse -inf saw nothing and counts for nothing.
+#include "cuda/common/rows.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/combine.h"
@@ -39,15 +40,13 @@ __global__ void __launch_bounds__(kWarps * 32)
   const std::int64_t token = row / params.heads;
   const std::int64_t head = row - token * params.heads;
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-  Out* out =
-      static_cast<Out*>(params.out) + token * params.stride_out_t + head * params.stride_out_h;
+  Out* out = common::row_of<Out>(params.to.out, token, head);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     if (lane + 32 * c < params.head_dim) store(out + lane + 32 * c, o[c] * inverse);
   }
-  if (params.lse != nullptr && lane == 0) {
-    params.lse[token * params.stride_lse_t + head * params.stride_lse_h] =
-        sum == 0.0f ? -INFINITY : base + __logf(sum);
+  if (params.to.lse.data != nullptr && lane == 0) {
+    common::item_of(params.to.lse, token, head) = sum == 0.0f ? -INFINITY : base + __logf(sum);
   }
 }
 
@@ -58,7 +57,7 @@ void launch_combine(const CombineParams& params, cudaStream_t stream) {
       .grid = dim3(static_cast<unsigned>((params.rows + kWarps - 1) / kWarps)),
       .block = dim3(kWarps * 32),
       .stream = stream};
-  switch (params.storage) {
+  switch (params.to.f32 != 0 ? Storage::F32 : params.storage) {
     case Storage::F32:
       return launch_kernel(kernel<common::ItemOf<Storage::F32>>, config, params);
     case Storage::Bf16:

@@ -16,13 +16,8 @@ struct CombineParams {
   int head_dim = 128;
   const float* part_out = nullptr;  // [splits, T, Hq, D]
   const float* part_lse = nullptr;  // [splits, T, Hq]
-  Storage storage = Storage::Bf16;  // of out
-  void* out = nullptr;              // [T, Hq, D]
-  std::int64_t stride_out_t = 0;
-  std::int64_t stride_out_h = 0;
-  float* lse = nullptr;  // [T, Hq] or none
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
+  Storage storage = Storage::Bf16;  // of outputs that are not f32
+  RowsOut to{};
 };
 
 void launch_combine(const CombineParams& params, cudaStream_t stream);

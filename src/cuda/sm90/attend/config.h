@@ -61,16 +61,9 @@ struct Params {
   const ListHeader* list_headers = nullptr;  // [heads_kv, tile_limit]
   const ListEntry* list_entries = nullptr;   // [heads_kv, tile_limit, list_capacity]
   int list_capacity = 0;
-  int longest_list = INT32_MAX;   // longer ones are left to the keys-outermost kernel
-  void* out = nullptr;            // [T, Hq, D]
-  std::int64_t stride_out_t = 0;  // items
-  std::int64_t stride_out_h = 0;
+  int longest_list = INT32_MAX;  // longer ones are left to the keys-outermost kernel
+  RowsOut to{};
   std::int64_t stride_out_split = 0;  // partials: out and lse of split s start s strides later
-  int out_f32 = 0;
-  int out_vectors = 0;   // rows of out are 16-byte aligned
-  float* lse = nullptr;  // [T, Hq] or none
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
   std::int64_t stride_lse_split = 0;
   float scale_log2 = 0;  // softmax scale * log2(e), above 0
   Suspects suspects{};

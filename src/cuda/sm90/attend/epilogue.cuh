@@ -4,6 +4,7 @@
 // ended non-finite are noted, to be computed again one by one.
 #pragma once
 
+#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
@@ -38,12 +39,12 @@ struct Epilogue {
         o[x + 1] *= inverse;
       }
       again |= valid(row + 8 * r) && probe != 0.0f;
-      if (params.lse != nullptr && (thread & 3) == 0 && valid(row + 8 * r)) {
+      if (params.to.lse.data != nullptr && (thread & 3) == 0 && valid(row + 8 * r)) {
         lse_at(row + 8 * r) = softmax.lse(r, params.scale_log2);
       }
     }
     if (__any_sync(0xffffffffu, again)) note_rows();
-    if (params.out_f32) {
+    if (params.to.f32) {
       store_f32(o);
     } else {
       store_staged(o, stage);
@@ -58,17 +59,16 @@ struct Epilogue {
     const std::int64_t head =
         static_cast<std::int64_t>(job.head) * params.group + (row - token * params.group);
     return job.split * params.stride_out_split +
-           (static_cast<std::int64_t>(job.row) + token) * params.stride_out_t +
-           head * params.stride_out_h;
+           (static_cast<std::int64_t>(job.row) + token) * params.to.out.stride_t +
+           head * params.to.out.stride_h;
   }
 
   __device__ __forceinline__ float& lse_at(int row) const {
     const int token = row / params.group;
     const std::int64_t head =
         static_cast<std::int64_t>(job.head) * params.group + (row - token * params.group);
-    return params.lse[job.split * params.stride_lse_split +
-                      (static_cast<std::int64_t>(job.row) + token) * params.stride_lse_t +
-                      head * params.stride_lse_h];
+    return (&common::item_of(params.to.lse, static_cast<std::int64_t>(job.row) + token,
+                             head))[job.split * params.stride_lse_split];
   }
 
   /// Notes every token with rows in this warp: a product shares V among all rows of the tile, so
@@ -82,7 +82,7 @@ struct Epilogue {
   }
 
   __device__ __forceinline__ void store_f32(const float (&o)[kOutputs]) const {
-    float* out = static_cast<float*>(params.out);
+    float* out = static_cast<float*>(params.to.out.data);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = warpgroup * 64 + fragment_row(thread) + 8 * r;
@@ -114,7 +114,7 @@ struct Epilogue {
     __syncwarp();
     constexpr int kVectors = Traits::kHeadDim / 8;  // 16-byte vectors of a row
     constexpr int kRows = 32 / kVectors;            // rows a turn
-    Item* out = static_cast<Item*>(params.out);
+    Item* out = static_cast<Item*>(params.to.out.data);
 #pragma unroll
     for (int turn = 0; turn < 16 / kRows; ++turn) {
       const int row = first + turn * kRows + lane / kVectors;
@@ -123,7 +123,7 @@ struct Epilogue {
       const uint4 vector =
           *reinterpret_cast<const uint4*>(stage + swizzled_item(row, column, kTileRows));
       Item* at = out + out_offset(row) + column;
-      if (params.out_vectors) {
+      if (params.to.vectors) {
         *reinterpret_cast<uint4*>(at) = vector;
       } else {
         const Item* items = reinterpret_cast<const Item*>(&vector);

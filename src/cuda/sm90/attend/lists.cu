@@ -5,6 +5,7 @@
 
 #include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/lists.h"
@@ -55,20 +56,19 @@ __device__ __forceinline__ void read_lists(const ListParams& params, const Sourc
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int block_size = params.batch.block_size;
   if (lane < source.tokens) {
-    tokens.length[lane] = params.topk;
+    tokens.length[lane] = params.lists.k;
     const int visible = visible_keys(source.request, source.tile.first + std::int64_t{lane},
                                      params.batch.causal != 0);
     tokens.visible[lane] = visible / block_size + (visible % block_size != 0 ? 1 : 0);
   }
   __syncwarp();
-  const float inverse = 1.0f / static_cast<float>(params.topk);
-  const int* ids = params.block_ids.data +
-                   (source.request.q_begin + source.tile.first) * params.stride_ids_t +
-                   source.head * params.stride_ids_h;
+  const float inverse = 1.0f / static_cast<float>(params.lists.k);
+  const Slots<const int>& list = params.lists.ids;
+  const int* ids = common::slots_of(list, source.request.q_begin + source.tile.first, source.head);
   // Plain loads: a launch of this run may have written the lists while this one was resident. In
   // batches, as every load behind a store to shared memory waits for the one before it.
   constexpr int kBatch = 4;
-  const int count = source.tokens * params.topk;
+  const int count = source.tokens * params.lists.k;
   for (int first = lane; first < count; first += 32 * kBatch) {
     int id[kBatch];
     int token[kBatch];
@@ -77,8 +77,8 @@ __device__ __forceinline__ void read_lists(const ListParams& params, const Sourc
     for (int n = 0; n < kBatch; ++n) {
       const int at = min(first + 32 * n, count - 1);
       token[n] = token_of(at, inverse);
-      slot[n] = at - token[n] * params.topk;
-      id[n] = ids[token[n] * params.stride_ids_t + slot[n] * params.block_ids.stride];
+      slot[n] = at - token[n] * params.lists.k;
+      id[n] = ids[token[n] * list.stride_t + slot[n] * list.stride_slot];
     }
 #pragma unroll
     for (int n = 0; n < kBatch; ++n) {
@@ -95,12 +95,12 @@ __device__ __forceinline__ void read_lists(const ListParams& params, const Sourc
 __device__ __forceinline__ void make_keys(const ListParams& params, const Source& source,
                                           unsigned* keys, const Tokens& tokens) {
   common::ListReader reader(source.request, params.batch.block_size, 0);
-  const float inverse = 1.0f / static_cast<float>(params.topk);
-  for (int at = static_cast<int>(threadIdx.x & 31); at < source.tokens * params.topk; at += 32) {
+  const float inverse = 1.0f / static_cast<float>(params.lists.k);
+  for (int at = static_cast<int>(threadIdx.x & 31); at < source.tokens * params.lists.k; at += 32) {
     const int token = token_of(at, inverse);
     const int id = static_cast<int>(keys[at]);
     reader.blocks = tokens.visible[token];
-    const auto [block, fault] = reader.read(id, at - token * params.topk < tokens.length[token]);
+    const auto [block, fault] = reader.read(id, at - token * params.lists.k < tokens.length[token]);
     if (fault) {
       report(params.batch.status, source.tile.request, source.tile.first + std::int64_t{token},
              FaultKind::BlockId);
@@ -213,7 +213,7 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
   source.head = head;
   source.request = params.requests[source.tile.request];
   source.tokens = min(source.request.seqlen_q - source.tile.first, params.tokens_per_tile);
-  for (int i = source.tokens * params.topk + static_cast<int>(threadIdx.x & 31); i < padded;
+  for (int i = source.tokens * params.lists.k + static_cast<int>(threadIdx.x & 31); i < padded;
        i += 32)
     keys[i] = kNone;
   read_lists(params, source, keys, tokens);
@@ -223,7 +223,7 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
   const int least = visible_keys(source.request, source.tile.first, params.batch.causal != 0);
   const std::int64_t list = list_index(params.tile_limit, head, slot);
   return write_entries(keys, padded, least, params.batch.block_size,
-                       params.entries + list * params.tokens_per_tile * params.topk);
+                       params.entries + list * params.tokens_per_tile * params.lists.k);
 }
 
 __global__ void __launch_bounds__(kWarps * 32)
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 void launch_lists(const ListParams& params, cudaStream_t stream) {
   constexpr int kMostPadded = kMaxUnionTokens * kMaxTopk;
   int padded = 32;
-  while (padded < params.tokens_per_tile * params.topk) padded *= 2;
+  while (padded < params.tokens_per_tile * params.lists.k) padded *= 2;
   launch_kernel(kernel,
                 {.grid = dim3(static_cast<unsigned>(ceil_div(params.tile_limit, kWarps)),
                               static_cast<unsigned>(params.heads_kv)),

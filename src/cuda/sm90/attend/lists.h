@@ -18,12 +18,9 @@ struct ListParams {
   int tile_limit = 0;
   int tokens_per_tile = 0;  // at most kMaxUnionTokens
   int heads_kv = 1;
-  int topk = 0;
-  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
+  Lists lists{};
   ListHeader* headers = nullptr;  // [heads_kv, tile_limit]
-  ListEntry* entries = nullptr;   // [heads_kv, tile_limit, tokens_per_tile * topk]
+  ListEntry* entries = nullptr;   // [heads_kv, tile_limit, tokens_per_tile * k]
 };
 
 void launch_lists(const ListParams& params, cudaStream_t stream);

@@ -8,7 +8,7 @@
 
 namespace msa::cuda::sm90::decode {
 
-void launch_fill(const ScoreRows& rows, std::int64_t total, int heads, std::int64_t blocks,
+void launch_fill(const Slots<float>& scores, std::int64_t total, int heads, std::int64_t blocks,
                  cudaStream_t stream) {
   const std::int64_t ctas = ceil_div(total * heads * blocks, kSelectThreads);
   constexpr std::int64_t kMostCtas = 1024;
@@ -16,7 +16,7 @@ void launch_fill(const ScoreRows& rows, std::int64_t total, int heads, std::int6
                 {.grid = dim3(static_cast<unsigned>(std::min(ctas, kMostCtas))),
                  .block = dim3(kSelectThreads),
                  .stream = stream},
-                rows, total, heads, blocks);
+                scores, total, heads, blocks);
 }
 
 void launch_select(const SelectParams& params, cudaStream_t stream) {

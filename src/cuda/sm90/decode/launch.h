@@ -19,35 +19,19 @@ inline constexpr int kMaxTopk = 64;
 inline constexpr int kSelectThreads = 128;
 inline constexpr int kScoreStep = 128;  // keys that scoring takes at a time
 
-/// A block-score row per (query row, head): scratch in the workspace or the caller's tensor.
-struct ScoreRows {
-  float* data = nullptr;
-  std::int64_t stride_t = 0;
-  std::int64_t stride_h = 0;
-  std::int64_t stride_block = 1;
-};
-
 /// How rows of orders (decode/order.cuh) are selected from; neighbours lie side by side, rows are
 /// 16-byte aligned.
 struct SelectParams {
   BatchParams batch{};
   const RequestRecord* records = nullptr;
-  const std::uint32_t* orders = nullptr;
-  std::int64_t stride_orders_t = 0;
-  std::int64_t stride_orders_h = 0;
+  Rows<const std::uint32_t> orders{};
   int heads = 0;  // Hi
   int topk = 16;
   int token_slots = 1;  // planned tokens of a request, at least 1: the grid's share of each request
   int max_blocks = 0;   // planned bound: sizes the candidate list
   int lanes = 1;        // threads that share a maximum: select_lanes(topk, max_blocks)
-  int* ids = nullptr;   // [T, Hi, k], optional in msa
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
-  std::int64_t stride_ids_slot = 1;
-  float* chosen = nullptr;  // [T, Hi, k], optional
-  std::int64_t stride_chosen_t = 0;
-  std::int64_t stride_chosen_h = 0;
-  std::int64_t stride_chosen_slot = 1;
+  Slots<int> ids{};     // [T, Hi, k], optional in msa
+  Slots<float> chosen{};  // [T, Hi, k], optional
 };
 
 inline constexpr int kSegmentBlocks = 12 * 1024;           // of a row, selected from at a time
@@ -74,7 +58,7 @@ constexpr std::int64_t select_scratch_bytes(int topk, std::int64_t max_blocks, i
 inline constexpr std::int64_t kMostSelectScratch = kSegmentBlocks * 4 + kMostCandidates * 8;
 
 /// Sets a score tensor [total, heads, blocks] to -inf; launch_score then writes what exists.
-void launch_fill(const ScoreRows& rows, std::int64_t total, int heads, std::int64_t blocks,
+void launch_fill(const Slots<float>& scores, std::int64_t total, int heads, std::int64_t blocks,
                  cudaStream_t stream);
 void launch_select(const SelectParams& params, cudaStream_t stream);
 

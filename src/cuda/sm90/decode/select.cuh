@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/launch.h"
 #include "cuda/sm90/decode/order.cuh"
@@ -34,7 +35,7 @@ struct SelectRow {
 __device__ __forceinline__ SelectRow select_row(const SelectParams& p, const RequestRecord& r,
                                                 int token, int head) {
   const RowBlocks blocks = row_blocks(p.batch, r, token);
-  return {.orders = p.orders + (r.q_begin + token) * p.stride_orders_t + head * p.stride_orders_h,
+  return {.orders = common::row_of<std::uint32_t>(p.orders, r.q_begin + token, head),
           .first = blocks.first,
           .visible = blocks.visible};
 }
@@ -225,12 +226,9 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, con
 /// Writes one slot of a row's outputs, those that are wanted.
 __device__ __forceinline__ void store_slot(const SelectParams& p, std::int64_t row, int head,
                                            int slot, int id, float score) {
-  if (p.ids != nullptr)
-    p.ids[row * p.stride_ids_t + head * p.stride_ids_h + slot * p.stride_ids_slot] = id;
-  if (p.chosen != nullptr) {
-    p.chosen[row * p.stride_chosen_t + head * p.stride_chosen_h + slot * p.stride_chosen_slot] =
-        score;
-  }
+  if (p.ids.data != nullptr) common::slots_of(p.ids, row, head)[slot * p.ids.stride_slot] = id;
+  if (p.chosen.data != nullptr)
+    common::slots_of(p.chosen, row, head)[slot * p.chosen.stride_slot] = score;
 }
 
 /// Writes a row of ids (global, `first` is the request's first block) and chosen scores from `s`.

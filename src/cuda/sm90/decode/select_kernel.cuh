@@ -2,6 +2,7 @@
 // Selection alone: one CTA a (query row, head).
 #pragma once
 
+#include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/select.cuh"
 
@@ -29,15 +30,14 @@ __global__ void __launch_bounds__(kSelectThreads)
 
 /// -inf everywhere: what the scoring kernel does not reach is not visible.
 __global__ void __launch_bounds__(kSelectThreads)
-    fill_kernel(const __grid_constant__ ScoreRows rows, std::int64_t total, int heads,
+    fill_kernel(const __grid_constant__ Slots<float> scores, std::int64_t total, int heads,
                 std::int64_t blocks) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kSelectThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
        i < total * heads * blocks; i += step) {
     const std::int64_t row = i / (heads * blocks);
     const std::int64_t rest = i - row * heads * blocks;
-    rows.data[row * rows.stride_t + rest / blocks * rows.stride_h +
-              rest % blocks * rows.stride_block] = -INFINITY;
+    common::slots_of(scores, row, rest / blocks)[rest % blocks * scores.stride_slot] = -INFINITY;
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
@@ -76,25 +77,26 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
     const bool empty = joined.sum[r] == 0.0f;
     const float inverse = empty ? 0.0f : 1.0f / joined.sum[r];
     const int q_head = head * kGroup + lane / 4 + 8 * r;
-    const std::int64_t at = row * p.stride_out_t + q_head * p.stride_out_h + fragment_column(lane);
+    const std::int64_t at =
+        row * p.to.out.stride_t + q_head * p.to.out.stride_h + fragment_column(lane);
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
       const float x = joined.out[4 * i + 2 * r] * inverse;
       const float y = joined.out[4 * i + 2 * r + 1] * inverse;
       probe = fmaf(x, 0.0f, fmaf(y, 0.0f, probe));
-      if (p.out_f32 != 0) {
-        static_cast<float*>(p.out)[at + 8 * i] = x;
-        static_cast<float*>(p.out)[at + 8 * i + 1] = y;
-      } else if (p.out_vectors != 0) {
-        *reinterpret_cast<std::uint32_t*>(static_cast<Item*>(p.out) + at + 8 * i) =
+      if (p.to.f32 != 0) {
+        static_cast<float*>(p.to.out.data)[at + 8 * i] = x;
+        static_cast<float*>(p.to.out.data)[at + 8 * i + 1] = y;
+      } else if (p.to.vectors != 0) {
+        *reinterpret_cast<std::uint32_t*>(static_cast<Item*>(p.to.out.data) + at + 8 * i) =
             ptx::cvt_pack<Item>(x, y);
       } else {
-        static_cast<Item*>(p.out)[at + 8 * i] = static_cast<Item>(x);
-        static_cast<Item*>(p.out)[at + 8 * i + 1] = static_cast<Item>(y);
+        static_cast<Item*>(p.to.out.data)[at + 8 * i] = static_cast<Item>(x);
+        static_cast<Item*>(p.to.out.data)[at + 8 * i + 1] = static_cast<Item>(y);
       }
     }
-    if (p.lse != nullptr && (lane & 3) == 0) {
-      p.lse[row * p.stride_lse_t + q_head * p.stride_lse_h] =
+    if (p.to.lse.data != nullptr && (lane & 3) == 0) {
+      common::item_of(p.to.lse, row, q_head) =
           empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * common::kLn2;
     }
   }
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   if (token >= request.seqlen_q) return;
   const unsigned slots = __ballot_sync(0xffffffffu, slot_block(p, request, token, head, lane) >= 0);
   Joined joined;
-  join(joined, p, static_cast<std::int64_t>(pair) * p.topk, slots, lane);
+  join(joined, p, static_cast<std::int64_t>(pair) * p.lists.k, slots, lane);
   store_joined<Item>(joined, p, request.q_begin + token, head, lane);
 }
 

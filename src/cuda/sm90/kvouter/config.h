@@ -63,10 +63,7 @@ struct Params {
   int chunk_tiles = 0;  // tiles whose partials fit in memory at a time
   int tokens_per_tile = 8;
   int heads_kv = 1;
-  int topk = 16;
-  IntVector block_ids{};  // [T, Hkv, k]: stride is that of the slots
-  std::int64_t stride_ids_t = 0;
-  std::int64_t stride_ids_h = 0;
+  Lists lists{};
   // Union lists of the launch, [heads_kv, tile_limit]; the union kernel takes those up to
   // longest_list.
   const attend::ListHeader* list_headers = nullptr;
@@ -82,14 +79,7 @@ struct Params {
   WorkItem* items = nullptr;  // [chunks, max_items(chunk_slots, max_rows)]
   uint4* partials = nullptr;  // [slots, kPartialVectors]: steps (steps.cuh) in fragment order
   PartialRow* partial_rows = nullptr;  // [slots, kGroup]
-  void* out = nullptr;                 // [T, Hq, D]
-  std::int64_t stride_out_t = 0;
-  std::int64_t stride_out_h = 0;
-  int out_f32 = 0;
-  int out_vectors = 0;
-  float* lse = nullptr;
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
+  RowsOut to{};
   float scale_log2 = 0;
   Suspects suspects{};
 };

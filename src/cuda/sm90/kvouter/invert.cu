@@ -45,7 +45,7 @@ __device__ __forceinline__ void for_each_slot(const Params& p, const Visit& visi
     if (blocks[token] < 0) continue;
     visit(chunk, first_row + blocks[token],
           Entry{static_cast<int>(request.q_begin) + tile.first + token,
-                static_cast<std::uint32_t>(((first_token + token) * p.heads_kv + head) * p.topk +
+                static_cast<std::uint32_t>(((first_token + token) * p.heads_kv + head) * p.lists.k +
                                            lane)});
   }
 }

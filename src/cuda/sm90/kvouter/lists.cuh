@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/common/lists.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/kvouter/config.h"
 
@@ -27,7 +28,7 @@ __device__ __forceinline__ std::int64_t total_blocks(const Params& p) {
 
 /// Partials, and with them entries, of a chunk.
 __device__ __forceinline__ std::int64_t chunk_slots(const Params& p) {
-  return static_cast<std::int64_t>(p.chunk_tiles) * p.tokens_per_tile * p.heads_kv * p.topk;
+  return static_cast<std::int64_t>(p.chunk_tiles) * p.tokens_per_tile * p.heads_kv * p.lists.k;
 }
 
 /// Rows that exist in this call: its bounds may allow a hundred times as many.
@@ -74,9 +75,8 @@ __device__ __forceinline__ std::int64_t inverse_row(const Params& p, int head, i
 /// it; bad ids were reported when the union lists were built.
 __device__ __forceinline__ int slot_block(const Params& p, const RequestRecord& request,
                                           std::int64_t token, int head, int lane) {
-  const int* ids =
-      p.block_ids.data + (request.q_begin + token) * p.stride_ids_t + head * p.stride_ids_h;
-  const int id = lane < p.topk ? ids[lane * p.block_ids.stride] : -1;
+  const int* ids = common::slots_of(p.lists.ids, request.q_begin + token, head);
+  const int id = lane < p.lists.k ? ids[lane * p.lists.ids.stride_slot] : -1;
   const unsigned stops = __ballot_sync(common::kAllLanes, id == -1);
   const std::int64_t visible = ceil_div(visible_keys(request, token, p.batch.causal != 0), kBlock);
   return common::ListReader(request, kBlock, visible)

@@ -33,16 +33,13 @@ struct Params {
   bool tile_major = false;        // items of a tile follow each other; else items of a span do
   int heads = 1;                  // index heads of one index-K head
 
-  const void* queries = nullptr;  // [T, Hi, Di], innermost stride 1
-  std::int64_t query_stride_token = 0;
-  std::int64_t query_stride_head = 0;
+  Rows<const void> queries{};  // [T, Hi, Di]
   bool queries_paired = true;  // address and strides allow 4-byte reads
 
-  float* scores = nullptr;  // the caller's [T, Hi, columns], or the scratch
+  // The caller's [T, Hi, columns]; or the scratch, whose stride_h lies between rows, a multiple
+  // of 4.
+  Slots<float> scores{};
   std::int64_t columns = 0;
-  std::int64_t stride_token = 0;
-  std::int64_t stride_head = 0;  // scratch: between rows, a multiple of 4
-  std::int64_t stride_block = 1;
 };
 
 }  // namespace msa::cuda::sm90::select

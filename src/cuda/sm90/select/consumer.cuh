@@ -3,6 +3,7 @@
 // the maximum over each block's visible keys.
 #pragma once
 
+#include "cuda/common/rows.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
 #include "cuda/sm90/select/work.cuh"
@@ -47,8 +48,8 @@ __device__ __forceinline__ void load_queries(std::uint32_t (&a)[4 * Traits::kSte
     const int r = min(rows.row[i], work.valid_rows - 1);
     const std::int64_t token = work.rows.q_begin + r / p.heads;
     const std::int64_t head = work.group * p.heads + r % p.heads;
-    q[i] = static_cast<const std::uint16_t*>(p.queries) + token * p.query_stride_token +
-           head * p.query_stride_head + fragment_column(threadIdx.x % 128);
+    q[i] =
+        common::row_of<std::uint16_t>(p.queries, token, head) + fragment_column(threadIdx.x % 128);
   }
   if (p.queries_paired) {
 #pragma unroll
@@ -133,18 +134,18 @@ class ScoreWriter {
  public:
   __device__ __forceinline__ ScoreWriter(const Params& p, const Work& work,
                                          const ConsumerRows& rows)
-      : columns_(p.columns), stride_block_(p.stride_block) {
+      : columns_(p.columns), stride_slot_(p.scores.stride_slot) {
     const int i = threadIdx.x & 1;
     const int r = i != 0 ? rows.row[1] : rows.row[0];
     const bool valid = i != 0 ? rows.valid[1] : rows.valid[0];
     writes_ = valid && (threadIdx.x & 2) == 0;
     if constexpr (Traits::kConfig.scratch) {
-      row_ = p.scores +
+      row_ = p.scores.data +
              ((static_cast<std::int64_t>(work.slot) * p.groups + work.group) * Traits::kRows + r) *
-                 p.stride_head;
+                 p.scores.stride_h;
     } else {
-      row_ = p.scores + (work.rows.q_begin + r / p.heads) * p.stride_token +
-             (work.group * p.heads + r % p.heads) * p.stride_head;
+      row_ = common::slots_of(p.scores, work.rows.q_begin + r / p.heads,
+                              work.group * p.heads + r % p.heads);
     }
   }
 
@@ -154,7 +155,7 @@ class ScoreWriter {
 #pragma unroll
       for (int b = 0; b < Traits::kBlocksPerTile; ++b) {
         const std::int64_t column = static_cast<std::int64_t>(tile) * Traits::kBlocksPerTile + b;
-        if (writes_ && column < columns_) row_[column * stride_block_] = maxima[b];
+        if (writes_ && column < columns_) row_[column * stride_slot_] = maxima[b];
       }
     } else {
       const int turn = tile % kTilesPerVector;
@@ -183,7 +184,7 @@ class ScoreWriter {
 
   float* row_;
   std::int64_t columns_;
-  std::int64_t stride_block_;
+  std::int64_t stride_slot_;
   bool writes_;
   float pending_[4] = {};
 };

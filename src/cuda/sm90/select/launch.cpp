@@ -58,17 +58,16 @@ Config config_of(const BatchParams& batch, const Queries& queries, bool scratch)
 }
 
 Params score_params(const SelectPlan& plan, const BatchParams& batch, const Queries& queries) {
-  const bool paired = reinterpret_cast<std::uintptr_t>(queries.data) % 4 == 0 &&
-                      queries.stride_token % 2 == 0 && queries.stride_head % 2 == 0;
+  const Rows<const void>& rows = queries.rows;
+  const bool paired = reinterpret_cast<std::uintptr_t>(rows.data) % 4 == 0 &&
+                      rows.stride_t % 2 == 0 && rows.stride_h % 2 == 0;
   return {.batch = batch,
           .span = plan.span,
           .spans = plan.spans,
           .groups = plan.groups,
           .tile_major = plan.tile_major,
           .heads = plan.heads,
-          .queries = queries.data,
-          .query_stride_token = queries.stride_token,
-          .query_stride_head = queries.stride_head,
+          .queries = rows,
           .queries_paired = paired};
 }
 
@@ -86,11 +85,8 @@ void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const
   params.tiles = tiles;
   params.num_tiles = num_tiles;
   params.next_item = counters;
-  params.scores = out.data;
+  params.scores = out.scores;
   params.columns = out.columns;
-  params.stride_token = out.stride_token;
-  params.stride_head = out.stride_head;
-  params.stride_block = out.stride_block;
   launch(config_of(batch, queries, false), params, key_map, plan.ctas, stream);
 }
 
@@ -105,18 +101,15 @@ void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, cons
   common::query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
                                          num_chunks(plan, num_tiles), stream);
   Params params = score_params(plan, batch, queries);
-  params.scores = scratch;
+  params.scores = {.data = scratch, .stride_h = plan.scratch_stride};
   params.columns = plan.columns;
-  params.stride_head = plan.scratch_stride;
   common::topk::TopkParams rows = out;
   rows.groups = plan.groups;
   rows.heads = plan.heads;
   rows.rows_per_group = kTileRows;
-  rows.scores = scratch;
+  rows.scores = {.data = scratch, .stride_h = plan.scratch_stride};
   rows.columns = plan.columns;
-  rows.stride_block = 1;
   rows.by_token = false;
-  rows.stride_head = plan.scratch_stride;
   // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
   for (std::int64_t end = num_tiles; end > 0; end -= plan.chunk_tiles) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);

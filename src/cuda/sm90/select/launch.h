@@ -14,19 +14,14 @@
 namespace msa::cuda::sm90::select {
 
 struct Queries {
-  const void* data = nullptr;
-  std::int64_t stride_token = 0;
-  std::int64_t stride_head = 0;
+  Rows<const void> rows{};  // [T, Hi, Di]
   Storage storage = Storage::Bf16;
   int dim = 128;
 };
 
 struct ScoresOut {
-  float* data = nullptr;
+  Slots<float> scores{};  // [T, Hi, columns]
   std::int64_t columns = 0;
-  std::int64_t stride_token = 0;
-  std::int64_t stride_head = 0;
-  std::int64_t stride_block = 1;
 };
 
 /// block_scores. `key_map` has boxes of box_tokens(kTileKeys, page_size) keys.

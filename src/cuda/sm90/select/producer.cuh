@@ -3,6 +3,7 @@
 // no row sees.
 #pragma once
 
+#include "cuda/common/rows.cuh"
 #include "cuda/sm90/select/work.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
@@ -98,10 +99,10 @@ class Filler {
       const std::int64_t end =
           work.span + 1 == p.spans ? p.columns : min(p.columns, (work.span + 1) * share);
       for (int r = threadIdx.x / 32 % 2; r < work.valid_rows; r += 2) {
-        float* row = p.scores + (work.rows.q_begin + r / p.heads) * p.stride_token +
-                     (work.group * p.heads + r % p.heads) * p.stride_head;
+        float* row = common::slots_of(p.scores, work.rows.q_begin + r / p.heads,
+                                      work.group * p.heads + r % p.heads);
         for (std::int64_t c = begin + threadIdx.x % 32; c < end; c += 32) {
-          row[c * p.stride_block] = kMinusInf;
+          row[c * p.scores.stride_slot] = kMinusInf;
         }
       }
     }

@@ -25,11 +25,12 @@ struct WarpState {
 template <class Traits>
 __device__ __forceinline__ void load_query(WarpState<Traits>& s, const AttendParams& p,
                                            const Item& item, int lane) {
-  const auto* q = static_cast<const typename Traits::Item*>(p.q) + item.row * p.stride_q_t;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int member = item.tile * 16 + lane / 4 + half * 8;
-    const auto* head = q + (item.head * p.group + member) * p.stride_q_h + (lane & 3) * 2;
+    const auto* head =
+        common::row_of<typename Traits::Item>(p.q, item.row, item.head * p.group + member) +
+        (lane & 3) * 2;
 #pragma unroll
     for (int step = 0; step < Traits::kDim / 16; ++step) {
 #pragma unroll

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/common/lists.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/attend/traits.cuh"
 
@@ -30,20 +31,17 @@ __device__ __forceinline__ int entry_block(const AttendParams& p, const SelectSt
 /// ids). One warp.
 __device__ __forceinline__ void read_list(const AttendParams& p, const RequestRecord& r,
                                           const Item& item, SelectStorage& s, int lane) {
-  const SelectParams& list = p.select;
-  const common::ListReader reader(r, list.batch.block_size,
-                                  ceil_div(item.visible, list.batch.block_size));
+  const BatchParams& batch = p.select.batch;
+  const common::ListReader reader(r, batch.block_size, ceil_div(item.visible, batch.block_size));
+  const int* ids = common::slots_of(p.lists.ids, item.row, item.head);
   int kept = 0;
   bool ended = false;
-  for (int base = 0; base < list.topk && !ended; base += 32) {
+  for (int base = 0; base < p.lists.k && !ended; base += 32) {
     const int slot = base + lane;
-    const int id = slot < list.topk
-                       ? list.ids[item.row * list.stride_ids_t + item.head * list.stride_ids_h +
-                                  slot * list.stride_ids_slot]
-                       : -1;
+    const int id = slot < p.lists.k ? ids[slot * p.lists.ids.stride_slot] : -1;
     const unsigned stops = __ballot_sync(common::kAllLanes, id == -1);
     const auto [block, fault] = reader.read(id, common::in_prefix(id, stops, lane));
-    if (fault) report(list.batch.status, item.request, item.token, FaultKind::BlockId);
+    if (fault) report(batch.status, item.request, item.token, FaultKind::BlockId);
     const unsigned used = __ballot_sync(common::kAllLanes, block >= 0);
     if (block >= 0) s.ids[kept + __popc(used & common::lanes_below(lane))] = block;
     kept += __popc(used);
@@ -67,7 +65,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
     item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
   } else if (p.blocks == Blocks::Scored) {
     if (rehearsal) {
-      row.orders = static_cast<const std::uint32_t*>(p.q) + item.row * p.stride_q_t / 2;
+      row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
       row.visible = min(row.visible, Traits::kDim / 2);
     }
     select_topk(shared.select, stages, row, p.select.topk, p.select.lanes, threadIdx.x);

@@ -158,28 +158,28 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
   using T = typename Traits::Item;
   const bool empty = part.sum == 0.f;  // nothing visible, or only scores of -inf
   const float inverse = empty ? 0.f : 1.f / part.sum;
-  const std::int64_t at = row * p.stride_out_t + head * p.stride_out_h + column;
+  const std::int64_t at = row * p.to.out.stride_t + head * p.to.out.stride_h + column;
 #pragma unroll
   for (int j = 0; j < kGroups; ++j) {
     const float4& x = part.out[j];
     float values[4] = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
     if (empty) values[0] = values[1] = values[2] = values[3] = 0.f;
-    if (p.out_vectors) {
-      *reinterpret_cast<uint2*>(static_cast<T*>(p.out) + at + j * 32) = {
+    if (p.to.vectors) {
+      *reinterpret_cast<uint2*>(static_cast<T*>(p.to.out.data) + at + j * 32) = {
           ptx::cvt_pack<T>(values[0], values[1]), ptx::cvt_pack<T>(values[2], values[3])};
       continue;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (p.out_f32) {
-        static_cast<float*>(p.out)[at + j * 32 + i] = values[i];
+      if (p.to.f32) {
+        static_cast<float*>(p.to.out.data)[at + j * 32 + i] = values[i];
       } else {
-        static_cast<T*>(p.out)[at + j * 32 + i] = static_cast<T>(values[i]);
+        static_cast<T*>(p.to.out.data)[at + j * 32 + i] = static_cast<T>(values[i]);
       }
     }
   }
-  if (p.lse != nullptr && column == 0) {
-    p.lse[row * p.stride_lse_t + head * p.stride_lse_h] =
+  if (p.to.lse.data != nullptr && column == 0) {
+    common::item_of(p.to.lse, row, head) =
         empty ? -INFINITY : (part.best * p.scale_log2 + log2f(part.sum)) * common::kLn2;
   }
 }

@@ -23,25 +23,17 @@ struct AttendConfig {
 /// Where the blocks of a row come from.
 enum class Blocks : int {
   All,     // dense: every visible block
-  Listed,  // sparse: `select.ids` is an input
-  Scored,  // msa: selected from `select.scores`; written to `select.ids` where given
+  Listed,  // sparse: `lists`
+  Scored,  // msa: selected from `select.orders`; written to `select.ids` where given
 };
 
 struct AttendParams {
-  SelectParams select{};  // batch, records, and what `Blocks` needs
+  SelectParams select{};  // batch, records, and what a selection needs
   CUtensorMap k_map{};    // boxes of box_tokens(block, page) x 64
   CUtensorMap v_map{};
-  const void* q = nullptr;  // [T, Hq, D]
-  std::int64_t stride_q_t = 0;
-  std::int64_t stride_q_h = 0;
-  void* out = nullptr;  // [T, Hq, D]
-  std::int64_t stride_out_t = 0;
-  std::int64_t stride_out_h = 0;
-  bool out_f32 = false;
-  bool out_vectors = false;  // 16-bit items whose rows start at multiples of 16 bytes
-  float* lse = nullptr;      // [T, Hq], optional
-  std::int64_t stride_lse_t = 0;
-  std::int64_t stride_lse_h = 0;
+  Lists lists{};
+  Rows<const void> q{};  // [T, Hq, D]
+  RowsOut to{};
   int heads_kv = 0;
   int group = 1;  // G
   int tiles = 1;  // head_tiles(group)

@@ -4,6 +4,7 @@
 // contraction runs, so both operands take it in the order in which 16-byte loads deliver it.
 #pragma once
 
+#include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/order.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
@@ -30,8 +31,7 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
     const bool used = column < columns;
     const std::int64_t row = r.q_begin + (used ? column / group : 0);
     const int head = head_k * group + (used ? column % group : 0);
-    const auto* items = static_cast<const typename Traits::Item*>(p.index_q) + row * p.stride_q_t +
-                        head * p.stride_q_h;
+    const auto* items = common::row_of<typename Traits::Item>(p.index_q, row, head);
 #pragma unroll
     for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
       uint4 x{0, 0, 0, 0};
@@ -143,9 +143,7 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
     if (p.orders) best = __uint_as_float(row_blocks(p.batch, r, column / group).order(best, block));
     const std::int64_t row = r.q_begin + column / group;
     const int head = head_k * group + column % group;
-    p.scores
-        .data[row * p.scores.stride_t + head * p.scores.stride_h + block * p.scores.stride_block] =
-        best;
+    common::slots_of(p.scores, row, head)[block * p.scores.stride_slot] = best;
   }
 }
 

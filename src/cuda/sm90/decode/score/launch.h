@@ -25,15 +25,13 @@ struct ScoreParams {
   CUtensorMap k_map{};  // rows of index keys, boxes of box_tokens(kScoreStep, page)
   BatchParams batch{};
   const RequestRecord* records = nullptr;  // [B]
-  const void* index_q = nullptr;           // [T, Hi, Di]
-  std::int64_t stride_q_t = 0;
-  std::int64_t stride_q_h = 0;
-  int heads = 0;               // Hi
-  int heads_k = 1;             // Hik
-  int ctas = 1;                // that share the keys of one index-key head
-  unsigned* claims = nullptr;  // [Hik], zero before the launch
-  ScoreRows scores{};
-  bool orders = false;  // for a selection: rows of orders (decode/order.cuh)
+  Rows<const void> index_q{};              // [T, Hi, Di]
+  int heads = 0;                           // Hi
+  int heads_k = 1;                         // Hik
+  int ctas = 1;                            // that share the keys of one index-key head
+  unsigned* claims = nullptr;              // [Hik], zero before the launch
+  Slots<float> scores{};                   // [T, Hi, blocks]: the caller's, or scratch
+  bool orders = false;                     // for a selection: rows of orders (decode/order.cuh)
 };
 
 /// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.
