@@ -65,16 +65,20 @@ class Row {
     const std::int64_t token = row - request_.q_begin;
     const int visible = visible_keys(request_, token, params_.batch.causal != 0);
     if (params_.lists.k == 0) return add_keys(0, visible);
-    const int* ids = slots_of(params_.lists.ids, row, head_);
     const int block_size = params_.batch.block_size;
     const ListReader reader(request_, block_size, ceil_div(visible, block_size));
-    for (int slot = 0; slot < params_.lists.k; ++slot) {
-      const int id = ids[slot * params_.lists.ids.stride_slot];
-      if (id == -1) return;
-      const auto [block, fault] = reader.read(id, true);
-      if (fault) report(params_.batch.status, request_idx_, token, FaultKind::BlockId);
-      if (block >= 0) add_keys(block * block_size, min((block + 1) * block_size, visible));
-    }
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    warp::for_each_listed(
+        params_.lists, reader, row, head_, lane, [&](int, const ListedBlock& listed) {
+          if (listed.fault) report(params_.batch.status, request_idx_, token, FaultKind::BlockId);
+          unsigned left = __ballot_sync(kAllLanes, listed.block >= 0);
+#pragma unroll 1
+          for (; left != 0; left &= left - 1) {
+            const int block =
+                __shfl_sync(kAllLanes, listed.block, __ffs(static_cast<int>(left)) - 1);
+            add_keys(block * block_size, min((block + 1) * block_size, visible));
+          }
+        });
   }
 
   __device__ float output(int column) const { return sum_ == 0.0f ? 0.0f : o_[column] / sum_; }
@@ -139,11 +143,13 @@ template <class Item, int kColumns>
 __device__ void store_row(const Params& params, std::int64_t row, int query_head,
                           const float (&o)[kColumns], float lse) {
   const int lane = threadIdx.x & 31;
+  const Rows<void>& out = params.to.out;
+  const std::int64_t at = row * out.stride_t + query_head * out.stride_h + lane;
   for (int c = 0; c < kColumns; ++c) {
     if (params.to.f32) {
-      row_of<float>(params.to.out, row, query_head)[lane + 32 * c] = o[c];
+      static_cast<float*>(out.data)[at + 32 * c] = o[c];
     } else {
-      from_float(row_of<Item>(params.to.out, row, query_head)[lane + 32 * c], o[c]);
+      from_float(static_cast<Item*>(out.data)[at + 32 * c], o[c]);
     }
   }
   if (params.to.lse.data != nullptr && lane == 0) item_of(params.to.lse, row, query_head) = lse;

@@ -8,7 +8,6 @@
 #include "cuda/common/invert/launch.h"
 #include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
-#include "cuda/common/rows.cuh"
 #include "cuda/common/scan.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
@@ -34,48 +33,17 @@ __device__ __forceinline__ int* counts_of(const Params& p, int tile, int head) {
   return p.counts + (static_cast<std::int64_t>(tile) * p.heads + head) * p.max_blocks;
 }
 
-/// What one lane holds of a list.
-struct Listed {
-  std::int64_t query;  // row of the batch
-  int token;           // of the request
-  int slot;
-  int block;  // of the request; -1: none here
-  bool fault;
-};
-
-/// Lanes that share a list: the smallest power of two that holds it, or a warp.
-__device__ __forceinline__ int lanes_of_list(int topk) {
-  return topk >= 32 ? 32 : 1 << (32 - __clz(topk - 1));
-}
-
-/// A warp's tile. Calls visit(listed) with all lanes, step by step; in a step lanes ascend with the
-/// query, then the slot, and the steps ascend with the query.
+/// A warp's tile: visit as in warp::ListWalk, tokens of the tile.
 template <class Visit>
 __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRecord& request,
                                                 const prologue::TileRecord& tile, int head,
                                                 const Visit& visit) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int width = lanes_of_list(p.lists.k);
-  const int first_lane = lane / width * width;
-  const unsigned list_lanes = (width == 32 ? kAllLanes : (1u << width) - 1) << first_lane;
-  const int tokens = min(request.seqlen_q - tile.first, p.tables.tokens_per_tile);
   const int block_size = p.tables.batch.block_size;
   const ListReader reader(request, block_size, ceil_div(request.seqlen_k, block_size));
-  for (int step = 0; step < tokens; step += 32 / width) {
-    const int token = tile.first + step + lane / width;
-    const std::int64_t query = request.q_begin + token;
-    const int* ids = slots_of(p.lists.ids, query, head);
-    bool open = step + lane / width < tokens;
-    for (int begin = 0; begin < p.lists.k; begin += width) {
-      const int slot = begin + lane % width;
-      const int id = open && slot < p.lists.k ? __ldg(ids + slot * p.lists.ids.stride_slot) : -1;
-      const unsigned stops = __ballot_sync(kAllLanes, id == -1) & list_lanes;
-      const auto [block, fault] = reader.read(id, in_prefix(id, stops, lane));
-      visit(Listed{query, token, slot, block, fault});
-      open = open && stops == 0;
-      if (!__any_sync(kAllLanes, open)) break;
-    }
-  }
+  const int tokens = min(request.seqlen_q - tile.first, p.tables.tokens_per_tile);
+  const warp::ListWalk walk(p.lists, request.q_begin + tile.first, tokens, head,
+                            static_cast<int>(threadIdx.x % 32));
+  walk.run([&](int) { return reader; }, visit);
 }
 
 /// The tile of this warp; false: none, or rows of padding.
@@ -92,10 +60,14 @@ __global__ void __launch_bounds__(kWarps * 32) count_kernel(const __grid_constan
   if (!find_tile(p, index, tile)) return;
   const int head = static_cast<int>(blockIdx.y);
   int* counts = counts_of(p, index, head);
-  for_each_listed(p, p.tables.requests[tile.request], tile, head, [&](const Listed& listed) {
-    if (listed.fault) report(p.tables.batch.status, tile.request, listed.token, FaultKind::BlockId);
-    if (listed.block >= 0) atomicAdd(counts + listed.block, 1);
-  });
+  for_each_listed(p, p.tables.requests[tile.request], tile, head,
+                  [&](int token, int, const ListedBlock& listed) {
+                    if (listed.fault) {
+                      report(p.tables.batch.status, tile.request, tile.first + std::int64_t{token},
+                             FaultKind::BlockId);
+                    }
+                    if (listed.block >= 0) atomicAdd(counts + listed.block, 1);
+                  });
 }
 
 /// Counts of one block in tiles [first, end) become sums over the tiles before; returns that of
@@ -164,7 +136,8 @@ __global__ void __launch_bounds__(kWarps * 32) place_kernel(const __grid_constan
   const int head = static_cast<int>(blockIdx.y);
   const std::int64_t first_row = p.tables.first_blocks[tile.request];
   int* counts = counts_of(p, index, head);
-  for_each_listed(p, p.tables.requests[tile.request], tile, head, [&](const Listed& listed) {
+  const RequestRecord request = p.tables.requests[tile.request];
+  for_each_listed(p, request, tile, head, [&](int token, int slot, const ListedBlock& listed) {
     const unsigned same = __match_any_sync(kAllLanes, listed.block);
     const int leader = __ffs(static_cast<int>(same)) - 1;
     int before = 0;
@@ -176,8 +149,8 @@ __global__ void __launch_bounds__(kWarps * 32) place_kernel(const __grid_constan
     const std::int64_t place = static_cast<std::int64_t>(entry(p.row_ptr, head, row)) + before +
                                __popc(same & lanes_below(lane));
     if (place < 0 || place >= p.length) return;  // lengths at fault: requests may share queries
-    entry(p.q_indices, head, place) = static_cast<int>(listed.query);
-    entry(p.q_slots, head, place) = listed.slot;
+    entry(p.q_indices, head, place) = static_cast<int>(request.q_begin + tile.first + token);
+    entry(p.q_slots, head, place) = slot;
   });
 }
 

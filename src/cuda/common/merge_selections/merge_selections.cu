@@ -37,23 +37,17 @@ __device__ __forceinline__ int gather(const Params& p, std::int64_t token, std::
   int count = 0;
   for (int n = 0; n < p.num_parts; ++n) {
     const Part& part = p.parts[n];
-    const int* ids = slots_of(part.lists.ids, token, head);
     const float* scores = slots_of(part.scores, token, head);
-    for (int first = 0; first < part.lists.k; first += 32) {
-      const int slot = first + lane;
-      const int id = slot < part.lists.k ? ids[slot * part.lists.ids.stride_slot] : -1;
-      const unsigned stops = __ballot_sync(kAllLanes, id == -1);
-      const bool listed = in_prefix(id, stops, lane);
-      const bool legal = listed && id >= 0;
-      if (listed && !legal) report(p.status, 0, token, FaultKind::BlockId);
-      const unsigned lanes = __ballot_sync(kAllLanes, legal);
-      if (legal) {
-        keys[count + __popc(lanes & lanes_below(lane))] =
-            make_key(scores[slot * part.scores.stride_slot], id);
-      }
-      count += __popc(lanes);
-      if (stops != 0) break;
-    }
+    warp::for_each_listed(part.lists, ListReader(), token, head, lane,
+                          [&](int slot, const ListedBlock& listed) {
+                            if (listed.fault) report(p.status, 0, token, FaultKind::BlockId);
+                            const unsigned lanes = __ballot_sync(kAllLanes, listed.block >= 0);
+                            if (listed.block >= 0) {
+                              keys[count + __popc(lanes & lanes_below(lane))] =
+                                  make_key(scores[slot * part.scores.stride_slot], listed.block);
+                            }
+                            count += __popc(lanes);
+                          });
   }
   __syncwarp();
   return count;

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: MIT
 // One warp a (tile, KV head): gather the valid ids as keys (latest block first, token), sort them
 // in shared memory, write each run of equal blocks as one entry.
-#include <cstddef>
-
 #include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
-#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/lists.h"
@@ -39,74 +36,28 @@ struct Source {
   int tokens;
 };
 
-/// What a warp keeps in shared memory, in front of the keys of its tile.
-struct Tokens {
-  int length[kMaxUnionTokens];   // slots in front of the list's first -1
-  int visible[kMaxUnionTokens];  // blocks
-};
-
-/// Token of entry `at` of a tile's lists; exact for the at most 2,048 entries of a tile.
-__device__ __forceinline__ int token_of(int at, float slots_inverse) {
-  return static_cast<int>((static_cast<float>(at) + 0.5f) * slots_inverse);
-}
-
-/// Reads the lists of all tokens into `keys` as they are.
-__device__ __forceinline__ void read_lists(const ListParams& params, const Source& source,
-                                           unsigned* keys, Tokens& tokens) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const int block_size = params.batch.block_size;
-  if (lane < source.tokens) {
-    tokens.length[lane] = params.lists.k;
-    const int visible = visible_keys(source.request, source.tile.first + std::int64_t{lane},
-                                     params.batch.causal != 0);
-    tokens.visible[lane] = visible / block_size + (visible % block_size != 0 ? 1 : 0);
-  }
-  __syncwarp();
-  const float inverse = 1.0f / static_cast<float>(params.lists.k);
-  const Slots<const int>& list = params.lists.ids;
-  const int* ids = common::slots_of(list, source.request.q_begin + source.tile.first, source.head);
-  // Plain loads: a launch of this run may have written the lists while this one was resident. In
-  // batches, as every load behind a store to shared memory waits for the one before it.
-  constexpr int kBatch = 4;
-  const int count = source.tokens * params.lists.k;
-  for (int first = lane; first < count; first += 32 * kBatch) {
-    int id[kBatch];
-    int token[kBatch];
-    int slot[kBatch];
-#pragma unroll
-    for (int n = 0; n < kBatch; ++n) {
-      const int at = min(first + 32 * n, count - 1);
-      token[n] = token_of(at, inverse);
-      slot[n] = at - token[n] * params.lists.k;
-      id[n] = ids[token[n] * list.stride_t + slot[n] * list.stride_slot];
-    }
-#pragma unroll
-    for (int n = 0; n < kBatch; ++n) {
-      const int at = first + 32 * n;
-      if (at >= count) break;
-      keys[at] = static_cast<unsigned>(id[n]);
-      if (id[n] == -1) atomicMin(&tokens.length[token[n]], slot[n]);
-    }
-  }
-  __syncwarp();
-}
-
 /// Ids that are legal, held here and visible become keys, all others kNone.
 __device__ __forceinline__ void make_keys(const ListParams& params, const Source& source,
-                                          unsigned* keys, const Tokens& tokens) {
+                                          unsigned* keys) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const int shift = __ffs(params.batch.block_size) - 1;  // divisions take long
   common::ListReader reader(source.request, params.batch.block_size, 0);
-  const float inverse = 1.0f / static_cast<float>(params.lists.k);
-  for (int at = static_cast<int>(threadIdx.x & 31); at < source.tokens * params.lists.k; at += 32) {
-    const int token = token_of(at, inverse);
-    const int id = static_cast<int>(keys[at]);
-    reader.blocks = tokens.visible[token];
-    const auto [block, fault] = reader.read(id, at - token * params.lists.k < tokens.length[token]);
-    if (fault) {
+  const auto reader_of = [&](int token) {
+    const int visible = visible_keys(source.request, source.tile.first + std::int64_t{token},
+                                     params.batch.causal != 0);
+    reader.blocks = (visible + params.batch.block_size - 1) >> shift;
+    return reader;
+  };
+  const common::warp::ListWalk walk(params.lists, source.request.q_begin + source.tile.first,
+                                    source.tokens, source.head, lane);
+  walk.run(reader_of, [&](int token, int slot, const common::ListedBlock& listed) {
+    if (listed.fault) {
       report(params.batch.status, source.tile.request, source.tile.first + std::int64_t{token},
              FaultKind::BlockId);
     }
-    keys[at] = block >= 0 ? pack_key(block, token) : kNone;
-  }
+    if (token >= source.tokens || slot >= params.lists.k) return;
+    keys[token * params.lists.k + slot] = listed.block >= 0 ? pack_key(listed.block, token) : kNone;
+  });
 }
 
 /// Bitonic sort of 32 * kPerLane keys by one warp in registers: lane l holds kPerLane neighbours.
@@ -197,27 +148,19 @@ __device__ __forceinline__ ListHeader write_entries(const unsigned* keys, int si
   return header;
 }
 
-/// Shared memory of a warp.
-__host__ __device__ constexpr int warp_bytes(int padded) {
-  return static_cast<int>(sizeof(Tokens)) + padded * static_cast<int>(sizeof(unsigned));
-}
-
 /// The list of one tile, by one warp.
 __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, int head,
-                                            std::byte* place, int padded) {
+                                            unsigned* keys, int padded) {
   Source source{};
   source.tile = params.tiles[params.tile_begin + slot];
   if (source.tile.request < 0) return {0, 0};
-  auto& tokens = *reinterpret_cast<Tokens*>(place);
-  auto* keys = reinterpret_cast<unsigned*>(place + sizeof(Tokens));
   source.head = head;
   source.request = params.requests[source.tile.request];
   source.tokens = min(source.request.seqlen_q - source.tile.first, params.tokens_per_tile);
   for (int i = source.tokens * params.lists.k + static_cast<int>(threadIdx.x & 31); i < padded;
        i += 32)
     keys[i] = kNone;
-  read_lists(params, source, keys, tokens);
-  make_keys(params, source, keys, tokens);
+  make_keys(params, source, keys);
   __syncwarp();
   sort(keys, padded);
   const int least = visible_keys(source.request, source.tile.first, params.batch.causal != 0);
@@ -228,7 +171,7 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
 
 __global__ void __launch_bounds__(kWarps * 32)
     kernel(const __grid_constant__ ListParams params, int padded) {
-  extern __shared__ unsigned shared[];
+  extern __shared__ unsigned keys_of_cta[];  // [kWarps, padded]
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
@@ -236,23 +179,22 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int slot = static_cast<int>(blockIdx.x) * kWarps + warp;
   const int head = static_cast<int>(blockIdx.y);
   if (slot >= tiles) return;
-  auto* place = reinterpret_cast<std::byte*>(shared) + warp * warp_bytes(padded);
-  const ListHeader header = build(params, slot, head, place, padded);
+  const ListHeader header = build(params, slot, head, keys_of_cta + warp * padded, padded);
   if ((threadIdx.x & 31) == 0) params.headers[list_index(params.tile_limit, head, slot)] = header;
 }
 
 }  // namespace
 
 void launch_lists(const ListParams& params, cudaStream_t stream) {
-  constexpr int kMostPadded = kMaxUnionTokens * kMaxTopk;
+  constexpr std::size_t kMostPadded = kMaxUnionTokens * kMaxTopk;
   int padded = 32;
   while (padded < params.tokens_per_tile * params.lists.k) padded *= 2;
   launch_kernel(kernel,
                 {.grid = dim3(static_cast<unsigned>(ceil_div(params.tile_limit, kWarps)),
                               static_cast<unsigned>(params.heads_kv)),
                  .block = dim3(kWarps * 32),
-                 .shared_bytes = static_cast<std::size_t>(kWarps * warp_bytes(padded)),
-                 .most_shared_bytes = static_cast<std::size_t>(kWarps * warp_bytes(kMostPadded)),
+                 .shared_bytes = kWarps * sizeof(unsigned) * static_cast<std::size_t>(padded),
+                 .most_shared_bytes = kWarps * sizeof(unsigned) * kMostPadded,
                  .programmatic = true,
                  .stream = stream},
                 params, padded);

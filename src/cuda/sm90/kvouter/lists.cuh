@@ -4,7 +4,6 @@
 #pragma once
 
 #include "cuda/common/lists.cuh"
-#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/kvouter/config.h"
 
@@ -77,11 +76,9 @@ __device__ __forceinline__ int slot_block(const Params& p, const RequestRecord& 
                                           std::int64_t token, int head, int lane) {
   const int* ids = common::slots_of(p.lists.ids, request.q_begin + token, head);
   const int id = lane < p.lists.k ? ids[lane * p.lists.ids.stride_slot] : -1;
-  const unsigned stops = __ballot_sync(common::kAllLanes, id == -1);
   const std::int64_t visible = ceil_div(visible_keys(request, token, p.batch.causal != 0), kBlock);
-  return common::ListReader(request, kBlock, visible)
-      .read(id, common::in_prefix(id, stops, lane))
-      .block;
+  const common::ListReader reader(request, kBlock, visible);
+  return common::warp::read_slots(reader, id, lane).listed.block;
 }
 
 }  // namespace msa::cuda::sm90::kvouter

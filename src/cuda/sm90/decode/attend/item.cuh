@@ -4,7 +4,6 @@
 #pragma once
 
 #include "cuda/common/lists.cuh"
-#include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/attend/traits.cuh"
 
@@ -33,20 +32,15 @@ __device__ __forceinline__ void read_list(const AttendParams& p, const RequestRe
                                           const Item& item, SelectStorage& s, int lane) {
   const BatchParams& batch = p.select.batch;
   const common::ListReader reader(r, batch.block_size, ceil_div(item.visible, batch.block_size));
-  const int* ids = common::slots_of(p.lists.ids, item.row, item.head);
   int kept = 0;
-  bool ended = false;
-  for (int base = 0; base < p.lists.k && !ended; base += 32) {
-    const int slot = base + lane;
-    const int id = slot < p.lists.k ? ids[slot * p.lists.ids.stride_slot] : -1;
-    const unsigned stops = __ballot_sync(common::kAllLanes, id == -1);
-    const auto [block, fault] = reader.read(id, common::in_prefix(id, stops, lane));
-    if (fault) report(batch.status, item.request, item.token, FaultKind::BlockId);
-    const unsigned used = __ballot_sync(common::kAllLanes, block >= 0);
-    if (block >= 0) s.ids[kept + __popc(used & common::lanes_below(lane))] = block;
-    kept += __popc(used);
-    ended = stops != 0;
-  }
+  common::warp::for_each_listed(
+      p.lists, reader, item.row, item.head, lane, [&](int, const common::ListedBlock& listed) {
+        if (listed.fault) report(batch.status, item.request, item.token, FaultKind::BlockId);
+        const unsigned used = __ballot_sync(common::kAllLanes, listed.block >= 0);
+        if (listed.block >= 0)
+          s.ids[kept + __popc(used & common::lanes_below(lane))] = listed.block;
+        kept += __popc(used);
+      });
   if (lane == 0) s.num_ids = kept;
 }
 
