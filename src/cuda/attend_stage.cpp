@@ -94,7 +94,9 @@ std::string AttendStage::rejects(const Problem& problem, bool lists) {
 }
 
 AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout)
-    : config_(config_of(problem, lists)), ctas_(gpu.multiprocessors) {
+    : config_(config_of(problem, lists)),
+      ctas_(gpu.multiprocessors),
+      heads_kv_(problem.attention.heads_kv) {
   const Tuning tuning = tuning_for(gpu);
   const std::int64_t group = problem.attention.heads_q / problem.attention.heads_kv;
   const std::int64_t most = lists ? sm90::attend::kMaxUnionTokens : sm90::attend::kTileRows;
@@ -102,7 +104,6 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   max_tiles_ = static_cast<int>(
       common::prologue::max_tiles(problem.bounds.total_q, problem.bounds.batch, tokens_per_tile_));
   chunk_tiles_ = std::max(max_tiles_, 1);
-  requests_ = layout.take<RequestRecord>(problem.bounds.batch);
   tiles_ = layout.take<common::prologue::TileRecord>(max_tiles_);
   num_tiles_ = layout.take<int>(1);
   const std::int64_t entries = tokens_per_tile_ * problem.selection.topk;  // of one list
@@ -145,26 +146,23 @@ std::string AttendStage::decisions() const {
          (kvouter_ ? "beyond " + number(kvouter_->longest_list()) + " blocks a list" : "no") + "\n";
 }
 
-void AttendStage::prepare(const Problem& problem, const core::Call& call, void* workspace,
-                          cudaStream_t stream) const {
-  common::prologue::launch(
-      {.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
-       .requests = requests_.in(workspace),
-       .tiles = tiles_.in(workspace),
-       .num_tiles = num_tiles_.in(workspace),
-       .first_blocks = kvouter_ ? first_blocks_.in(workspace) : nullptr,
-       .max_tiles = max_tiles_,
-       .tokens_per_tile = tokens_per_tile_,
-       .counters = suspects_.in(workspace),
-       .num_counters = 1 + static_cast<int>(suspect_words(core::num_query_rows(call) *
-                                                          problem.attention.heads_kv))},
-      stream);
+void AttendStage::ask(common::prologue::Params& front, void* workspace) const {
+  const BatchParams& batch = front.batch;
+  front.tiles[0] = {.records = tiles_.in(workspace),
+                    .most = static_cast<int>(
+                        common::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_)),
+                    .tokens = tokens_per_tile_,
+                    .count = num_tiles_.in(workspace)};
+  if (kvouter_) front.first_blocks = first_blocks_.in(workspace);
+  front.counters[0] = {.data = suspects_.in(workspace),
+                       .count = 1 + static_cast<int>(suspect_words(batch.total_q * heads_kv_))};
 }
 
 void AttendStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                      void* workspace, cudaStream_t stream) const {
-  const BatchParams batch = make_batch(problem, call, call.k, kStatus.in(workspace));
-  const sm90::attend::Params whole = attend_params(problem, call, batch, workspace);
+                      const common::prologue::Params& front, void* workspace,
+                      cudaStream_t stream) const {
+  const BatchParams& batch = front.batch;
+  const sm90::attend::Params whole = attend_params(problem, call, front, workspace);
   for (const Tensor* tensor : {&call.q, &call.k, &call.v}) {
     if (*copy_engine_refuses(*tensor) != '\0') {
       return run_exact(problem, call, block_ids, whole, stream);
@@ -187,8 +185,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
       .q = make_query_map(call.q, problem.attention.heads_kv, params.group, tokens_per_tile_, "q"),
       .k = make_key_map(call.k, box, "k"),
       .v = make_key_map(call.v, box, "v")};
-  const int tiles =
-      static_cast<int>(common::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
+  const int tiles = front.tiles[0].most;
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
@@ -196,20 +193,20 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     if (config_.walk == Walk::Union) run_lists(params, block_ids, stream);
     sm90::attend::launch(config_, params, maps, ctas_, stream);
     if (kvouter_)
-      kvouter_->run(problem, call, block_ids, params, first_blocks_.in(workspace), ctas_, workspace,
-                    stream);
+      kvouter_->run(problem, call, block_ids, params, front.first_blocks, ctas_, workspace, stream);
   }
   if (splits_ > 1) run_combine(problem, params, whole, stream);
   run_mend(call, block_ids, whole, maps, stream);
 }
 
 sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
-                                                const BatchParams& batch, void* workspace) const {
+                                                const common::prologue::Params& front,
+                                                void* workspace) const {
   sm90::attend::Params params{
-      .batch = batch,
-      .requests = requests_.in(workspace),
-      .tiles = tiles_.in(workspace),
-      .num_tiles = num_tiles_.in(workspace),
+      .batch = front.batch,
+      .requests = front.requests,
+      .tiles = front.tiles[0].records,
+      .num_tiles = front.tiles[0].count,
       .tokens_per_tile = tokens_per_tile_,
       .group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv),
       .heads_kv = static_cast<int>(problem.attention.heads_kv),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Attention as a stage: dense, or over given block lists. Planning is pure; a run is the prologue,
-// for lists the list builder, the attention kernel, and a kernel that mends what ended non-finite.
+// Attention as a stage: dense, or over given block lists. Planning is pure; a run is, behind
+// the prologue, for lists the list builder, the attention kernel, and a kernel that mends what
+// ended non-finite.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -25,20 +26,19 @@ class AttendStage {
 
   AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout);
 
-  /// The first launch of a run: clears the status word, checks the batch, cuts tiles.
-  void prepare(const Problem& problem, const core::Call& call, void* workspace,
-               cudaStream_t stream) const;
-  /// `block_ids` [T, Hkv, k] where the stage goes over lists.
-  void run(const Problem& problem, const core::Call& call, const Tensor& block_ids, void* workspace,
-           cudaStream_t stream) const;
+  /// What the run wants of the prologue.
+  void ask(common::prologue::Params& front, void* workspace) const;
+  /// Behind the prologue `front`. `block_ids` [T, Hkv, k] where the stage goes over lists.
+  void run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+           const common::prologue::Params& front, void* workspace, cudaStream_t stream) const;
   std::string decisions() const;
 
-  /// Workspace from here on is used by run() alone, not by prepare().
+  /// Workspace from here on is used by run() alone, not by the prologue.
   std::size_t run_begin() const { return run_begin_; }
 
  private:
   sm90::attend::Params attend_params(const Problem& problem, const core::Call& call,
-                                     const BatchParams& batch, void* workspace) const;
+                                     const common::prologue::Params& front, void* workspace) const;
   void run_lists(const sm90::attend::Params& params, const Tensor& block_ids,
                  cudaStream_t stream) const;
   int launches(int tiles) const;
@@ -53,12 +53,12 @@ class AttendStage {
 
   sm90::attend::Config config_{};
   int ctas_ = 0;
+  std::int64_t heads_kv_ = 1;
   int tokens_per_tile_ = 0;
   int max_tiles_ = 0;
   int chunk_tiles_ = 0;  // of one launch: bounds the memory of the lists
   int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
   std::size_t run_begin_ = 0;
-  Piece<RequestRecord> requests_{};
   Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
   Piece<std::int64_t> first_blocks_{};  // of each request; lists

@@ -151,8 +151,7 @@ void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
                                cudaStream_t stream) const {
   common::prologue::launch({.batch = batch,
                             .requests = records_.in(workspace),
-                            .counters = counters_.in(workspace),
-                            .num_counters = num_claims_ + num_arrivals_},
+                            .counters = {{counters_.in(workspace), num_claims_ + num_arrivals_}}},
                            stream);
 }
 

@@ -46,17 +46,17 @@ void InvertStage::run(const Problem& problem, const core::Call& call, void* work
   // Of this call: the counters of tiles that it cannot have need no clearing.
   const auto tiles =
       static_cast<int>(common::prologue::max_tiles(batch.total_q, batch.batch, tokens_per_tile_));
-  const common::prologue::Params tables{.batch = batch,
-                                        .requests = requests_.in(workspace),
-                                        .tiles = tiles_.in(workspace),
-                                        .num_tiles = num_tiles_.in(workspace),
-                                        .first_tiles = first_tiles_.in(workspace),
-                                        .first_blocks = first_blocks_.in(workspace),
-                                        .max_tiles = tiles,
-                                        .tokens_per_tile = tokens_per_tile_};
-  common::prologue::launch(tables, stream);
+  const common::prologue::Params front{.batch = batch,
+                                       .requests = requests_.in(workspace),
+                                       .tiles = {{.records = tiles_.in(workspace),
+                                                  .most = tiles,
+                                                  .tokens = tokens_per_tile_,
+                                                  .count = num_tiles_.in(workspace)}},
+                                       .first_tiles = first_tiles_.in(workspace),
+                                       .first_blocks = first_blocks_.in(workspace)};
+  common::prologue::launch(front, stream);
   const Tensor& ids = call.block_ids_in;
-  common::invert::launch({.tables = tables,
+  common::invert::launch({.front = front,
                           .heads = static_cast<int>(problem.attention.heads_kv),
                           .max_blocks = max_blocks_,
                           .lists = make_lists(ids),

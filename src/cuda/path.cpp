@@ -5,6 +5,8 @@
 #include <optional>
 
 #include "cuda/attend_stage.h"
+#include "cuda/batch.h"
+#include "cuda/common/prologue/launch.h"
 #include "cuda/decode_stage.h"
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
@@ -12,6 +14,8 @@
 
 namespace msa::cuda {
 namespace {
+
+using Front = common::prologue::Params;
 
 void clear_status(void* workspace, cudaStream_t stream) {
   static_assert(kNoFault == ~StatusWord{0}, "all bits set: what the memset writes");
@@ -62,7 +66,8 @@ core::Call maxima_call(const core::Call& dense) {
 
 class AttentionPath final : public Path {
  public:
-  AttentionPath(const Problem& problem, const GpuInfo& gpu, Layout& layout) {
+  AttentionPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+      : requests_(layout.take<RequestRecord>(problem.bounds.batch)) {
     if (problem.op == Op::MsaAttention) {
       ids_ = layout.take<int>(problem.bounds.total_q * problem.attention.heads_kv *
                               problem.selection.topk);
@@ -91,16 +96,15 @@ class AttentionPath final : public Path {
 
   void run(const Problem& problem, const core::Call& call, void* workspace,
            cudaStream_t stream) const override {
-    if (attend_) {
-      attend_->prepare(problem, call, workspace, stream);
-    } else {
-      clear_status(workspace, stream);
-    }
-    if (problem.op == Op::MsaAttention) return run_msa(problem, call, workspace, stream);
-    if (problem.outputs.block_max) {
-      select_->run_scores(maxima_problem(problem), maxima_call(call), workspace, stream);
-    }
-    if (attend_) attend_->run(problem, call, call.block_ids_in, workspace, stream);
+    Front front{.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
+                .requests = requests_.in(workspace)};
+    if (attend_) attend_->ask(front, workspace);
+    if (select_) select_->ask(front, workspace);
+    common::prologue::launch(front, stream);
+    if (problem.op == Op::MsaAttention) return run_msa(problem, call, front, workspace, stream);
+    if (problem.outputs.block_max)
+      select_->run_scores(maxima_problem(problem), maxima_call(call), front, stream);
+    if (attend_) attend_->run(problem, call, call.block_ids_in, front, workspace, stream);
   }
 
   std::string decisions() const override {
@@ -112,7 +116,7 @@ class AttentionPath final : public Path {
     return problem.op != Op::DenseAttention || problem.outputs.out;
   }
 
-  void run_msa(const Problem& problem, const core::Call& call, void* workspace,
+  void run_msa(const Problem& problem, const core::Call& call, const Front& front, void* workspace,
                cudaStream_t stream) const {
     const Tensor ids =
         call.block_ids
@@ -120,10 +124,11 @@ class AttentionPath final : public Path {
             : make_tensor(ids_.in(workspace), DType::I32,
                           {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
                           problem.device);
-    select_->run_selection(problem, call, ids, {}, workspace, stream);
-    attend_->run(problem, call, ids, workspace, stream);
+    select_->run_selection(problem, call, ids, {}, front, workspace, stream);
+    attend_->run(problem, call, ids, front, workspace, stream);
   }
 
+  Piece<RequestRecord> requests_;
   std::optional<SelectStage> select_{};
   std::optional<AttendStage> attend_{};
   Piece<int> ids_{};  // msa_attention: where the caller does not want them
@@ -134,19 +139,24 @@ class AttentionPath final : public Path {
 class SelectPath final : public Path {
  public:
   SelectPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
-      : stage_(problem, gpu, layout) {}
+      : requests_(layout.take<RequestRecord>(problem.bounds.batch)), stage_(problem, gpu, layout) {}
   static bool takes(Op op) {
     return op == Op::BlockScores || op == Op::SelectTopk || op == Op::SelectBlocks;
   }
   void run(const Problem& problem, const core::Call& call, void* workspace,
            cudaStream_t stream) const override {
-    clear_status(workspace, stream);
-    if (problem.op == Op::BlockScores) return stage_.run_scores(problem, call, workspace, stream);
-    stage_.run_selection(problem, call, call.block_ids, call.chosen_scores, workspace, stream);
+    Front front{.batch = make_batch(problem, call, call.index_k, kStatus.in(workspace)),
+                .requests = requests_.in(workspace)};
+    stage_.ask(front, workspace);
+    common::prologue::launch(front, stream);
+    if (problem.op == Op::BlockScores) return stage_.run_scores(problem, call, front, stream);
+    stage_.run_selection(problem, call, call.block_ids, call.chosen_scores, front, workspace,
+                         stream);
   }
   std::string decisions() const override { return stage_.decisions(); }
 
  private:
+  Piece<RequestRecord> requests_;
   SelectStage stage_;
 };
 

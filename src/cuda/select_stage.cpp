@@ -36,6 +36,13 @@ common::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
   return params;
 }
 
+sm90::select::Front front_of(const common::prologue::Params& front) {
+  return {.batch = front.batch,
+          .tiles = common::prologue::view_of(front, front.tiles[1]),
+          .num_tiles = front.tiles[1].most,
+          .next_items = reinterpret_cast<unsigned*>(front.counters[1].data)};
+}
+
 }  // namespace
 
 std::string SelectStage::rejects(const Problem& p) {
@@ -72,9 +79,10 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : from_scores_(p.op == Op::SelectTopk) {
   const std::int64_t blocks = blocks_of(p);
   if (from_scores_) {
-    topk_plan_ = common::topk::plan_select_topk(p.bounds.total_q, p.bounds.batch,
-                                                static_cast<int>(p.index.heads), blocks);
-    scratch_ = layout.take<std::byte>(common::topk::workspace_bytes(topk_plan_));
+    topk_tokens_ = common::topk::tokens_per_tile(static_cast<int>(p.index.heads));
+    split_rows_ = common::topk::splits_rows(p.bounds.total_q * p.index.heads, blocks);
+    tiles_ = layout.take<common::prologue::TileRecord>(
+        common::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, topk_tokens_));
     return;
   }
   plan_ = sm90::select::plan_select({.total_q = p.bounds.total_q,
@@ -88,36 +96,49 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
                                      .causal = p.causal,
                                      .scratch = p.op != Op::BlockScores},
                                     tuning_for(gpu));
-  scratch_ = layout.take<std::byte>(sm90::select::workspace_bytes(plan_));
+  tiles_ = layout.take<common::prologue::TileRecord>(plan_.num_tiles);
+  next_items_ = layout.take<int>(sm90::select::num_chunks(plan_, plan_.num_tiles));
+  scratch_ = layout.take<float>(sm90::select::scratch_floats(plan_));
 }
 
-void SelectStage::run_scores(const Problem& problem, const core::Call& call, void* workspace,
-                             cudaStream_t stream) const {
-  const Tensor& scores = call.scores;
-  sm90::select::launch_block_scores(
-      plan_, make_batch(problem, call, call.index_k, kStatus.in(workspace)),
-      queries_of(call.index_q), index_map(problem, call.index_k),
-      {make_slots<float>(scores), scores.shape[2]}, scratch_.in(workspace), stream);
+void SelectStage::ask(common::prologue::Params& front, void* workspace) const {
+  // Of the call, not of the plan, which may be made for far longer prompts.
+  const int tokens = from_scores_ ? topk_tokens_ : plan_.tokens_per_tile;
+  const std::int64_t most =
+      common::prologue::max_tiles(front.batch.total_q, front.batch.batch, tokens);
+  front.tiles[1] = {
+      .records = tiles_.in(workspace), .most = static_cast<int>(most), .tokens = tokens};
+  if (from_scores_) return;
+  front.counters[1] = {.data = next_items_.in(workspace),
+                       .count = static_cast<int>(sm90::select::num_chunks(plan_, most))};
+}
+
+void SelectStage::run_scores(const Problem& problem, const core::Call& call,
+                             const common::prologue::Params& front, cudaStream_t stream) const {
+  sm90::select::launch_block_scores(plan_, front_of(front), queries_of(call.index_q),
+                                    index_map(problem, call.index_k),
+                                    {make_slots<float>(call.scores), call.scores.shape[2]}, stream);
 }
 
 void SelectStage::run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
-                                const Tensor& chosen, void* workspace, cudaStream_t stream) const {
+                                const Tensor& chosen, const common::prologue::Params& front,
+                                void* workspace, cudaStream_t stream) const {
   common::topk::TopkParams params = selection_of(problem, ids, chosen);
-  const BatchParams batch = make_batch(problem, call, call.index_k, kStatus.in(workspace));
   if (!from_scores_) {
-    return sm90::select::launch_select_blocks(plan_, batch, queries_of(call.index_q),
+    return sm90::select::launch_select_blocks(plan_, front_of(front), queries_of(call.index_q),
                                               index_map(problem, call.index_k), params,
                                               scratch_.in(workspace), stream);
   }
+  params.tiles = common::prologue::view_of(front, front.tiles[1]);
+  params.num_tiles = front.tiles[1].most;
   params.heads = static_cast<int>(problem.index.heads);
   params.scores = make_slots<const float>(call.scores_in);
   params.columns = call.scores_in.shape[2];
-  common::topk::launch_select_topk(topk_plan_, batch, params, scratch_.in(workspace), stream);
+  common::topk::launch_select_topk(params, split_rows_, stream);
 }
 
 std::string SelectStage::decisions() const {
-  if (from_scores_)
-    return std::string("topk_warps_per_row ") + (topk_plan_.split_rows ? "8" : "1") + "\n";
+  if (from_scores_) return std::string("topk_warps_per_row ") + (split_rows_ ? "8" : "1") + "\n";
   return "select_chunk " + number(plan_.chunk_tiles) + " tiles of " +
          number(plan_.tokens_per_tile) + " tokens\nselect_spans " + number(plan_.spans) + "\n";
 }

@@ -22,18 +22,25 @@ class SelectStage {
 
   SelectStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 
-  void run_scores(const Problem& problem, const core::Call& call, void* workspace,
-                  cudaStream_t stream) const;
+  /// What the run wants of the prologue.
+  void ask(common::prologue::Params& front, void* workspace) const;
+  /// Behind the prologue `front`.
+  void run_scores(const Problem& problem, const core::Call& call,
+                  const common::prologue::Params& front, cudaStream_t stream) const;
   /// select_blocks or select_topk. `ids` [T, Hi, k]; `chosen` the same, or not given.
   void run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
-                     const Tensor& chosen, void* workspace, cudaStream_t stream) const;
+                     const Tensor& chosen, const common::prologue::Params& front, void* workspace,
+                     cudaStream_t stream) const;
   std::string decisions() const;
 
  private:
   bool from_scores_ = false;  // select_topk
   sm90::select::SelectPlan plan_{};
-  common::topk::TopkPlan topk_plan_{};
-  Piece<std::byte> scratch_{};
+  int topk_tokens_ = 1;  // select_topk: of a tile
+  bool split_rows_ = false;
+  Piece<common::prologue::TileRecord> tiles_{};
+  Piece<int> next_items_{};  // a counter a chunk
+  Piece<float> scratch_{};
 };
 
 }  // namespace msa::cuda

@@ -38,6 +38,7 @@ Problem problem(const std::string& line) {
 std::size_t prefill_workspace(const std::string& line) {
   const Problem p = problem(line);
   Layout layout;
+  layout.take<RequestRecord>(p.bounds.batch);
   layout.take<int>(p.bounds.total_q * p.attention.heads_kv * p.selection.topk);
   const AttendStage attend(p, kHopper, true, layout);
   Layout scores(attend.run_begin());

@@ -38,9 +38,9 @@ template <class Visit>
 __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRecord& request,
                                                 const prologue::TileRecord& tile, int head,
                                                 const Visit& visit) {
-  const int block_size = p.tables.batch.block_size;
+  const int block_size = p.front.batch.block_size;
   const ListReader reader(request, block_size, ceil_div(request.seqlen_k, block_size));
-  const int tokens = min(request.seqlen_q - tile.first, p.tables.tokens_per_tile);
+  const int tokens = min(request.seqlen_q - tile.first, p.front.tiles[0].tokens);
   const warp::ListWalk walk(p.lists, request.q_begin + tile.first, tokens, head,
                             static_cast<int>(threadIdx.x % 32));
   walk.run([&](int) { return reader; }, visit);
@@ -49,8 +49,8 @@ __device__ __forceinline__ void for_each_listed(const Params& p, const RequestRe
 /// The tile of this warp; false: none, or rows of padding.
 __device__ __forceinline__ bool find_tile(const Params& p, int& index, prologue::TileRecord& tile) {
   index = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
-  if (index >= *p.tables.num_tiles) return false;
-  tile = p.tables.tiles[index];
+  if (index >= *p.front.tiles[0].count) return false;
+  tile = p.front.tiles[0].records[index];
   return tile.request >= 0;
 }
 
@@ -60,10 +60,10 @@ __global__ void __launch_bounds__(kWarps * 32) count_kernel(const __grid_constan
   if (!find_tile(p, index, tile)) return;
   const int head = static_cast<int>(blockIdx.y);
   int* counts = counts_of(p, index, head);
-  for_each_listed(p, p.tables.requests[tile.request], tile, head,
+  for_each_listed(p, p.front.requests[tile.request], tile, head,
                   [&](int token, int, const ListedBlock& listed) {
                     if (listed.fault) {
-                      report(p.tables.batch.status, tile.request, tile.first + std::int64_t{token},
+                      report(p.front.batch.status, tile.request, tile.first + std::int64_t{token},
                              FaultKind::BlockId);
                     }
                     if (listed.block >= 0) atomicAdd(counts + listed.block, 1);
@@ -95,18 +95,19 @@ __device__ __forceinline__ unsigned sum_tiles(const Params& p, int first, int en
 __global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const __grid_constant__ Params p) {
   const int head = static_cast<int>(blockIdx.z);
   const int block = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
-  for (int b = static_cast<int>(blockIdx.y); b < p.tables.batch.batch;
+  for (int b = static_cast<int>(blockIdx.y); b < p.front.batch.batch;
        b += static_cast<int>(gridDim.y)) {
-    const RequestRecord& request = p.tables.requests[b];
-    if (block >= ceil_div(request.seqlen_k, p.tables.batch.block_size)) continue;
-    const int first = p.tables.first_tiles[b];
-    const auto tiles = static_cast<int>(ceil_div(request.seqlen_q, p.tables.tokens_per_tile));
-    const unsigned sum = sum_tiles(p, first, min(first + tiles, *p.tables.num_tiles), head, block);
-    const std::int64_t row = p.tables.first_blocks[b] + block;
+    const RequestRecord& request = p.front.requests[b];
+    if (block >= ceil_div(request.seqlen_k, p.front.batch.block_size)) continue;
+    const int first = p.front.first_tiles[b];
+    const auto tiles = static_cast<int>(ceil_div(request.seqlen_q, p.front.tiles[0].tokens));
+    const unsigned sum =
+        sum_tiles(p, first, min(first + tiles, *p.front.tiles[0].count), head, block);
+    const std::int64_t row = p.front.first_blocks[b] + block;
     if (row < p.num_entries - 1) {
       entry(p.row_ptr, head, row) = static_cast<int>(sum);
     } else {
-      report(p.tables.batch.status, b, -1, FaultKind::Length);
+      report(p.front.batch.status, b, -1, FaultKind::Length);
     }
   }
 }
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const __grid_consta
 /// A CTA a head: sizes of the lists become their starts; what lies behind repeats the total.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constant__ Params p) {
   const int head = static_cast<int>(blockIdx.x);
-  const std::int64_t rows = min(p.tables.first_blocks[p.tables.batch.batch], p.num_entries - 1);
+  const std::int64_t rows = min(p.front.first_blocks[p.front.batch.batch], p.num_entries - 1);
   std::int64_t before = 0;
   for (std::int64_t first = 0; first < p.num_entries; first += kScanThreads) {
     const std::int64_t row = first + threadIdx.x;
@@ -134,9 +135,9 @@ __global__ void __launch_bounds__(kWarps * 32) place_kernel(const __grid_constan
   if (!find_tile(p, index, tile)) return;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int head = static_cast<int>(blockIdx.y);
-  const std::int64_t first_row = p.tables.first_blocks[tile.request];
+  const std::int64_t first_row = p.front.first_blocks[tile.request];
   int* counts = counts_of(p, index, head);
-  const RequestRecord request = p.tables.requests[tile.request];
+  const RequestRecord request = p.front.requests[tile.request];
   for_each_listed(p, request, tile, head, [&](int token, int slot, const ListedBlock& listed) {
     const unsigned same = __match_any_sync(kAllLanes, listed.block);
     const int leader = __ffs(static_cast<int>(same)) - 1;
@@ -183,15 +184,15 @@ int tokens_per_tile(std::int64_t total_q, std::int64_t heads, std::int64_t max_b
 
 void launch(const Params& p, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(p.heads);
-  const std::int64_t counters = std::int64_t{p.tables.max_tiles} * p.heads * p.max_blocks;
+  const std::int64_t counters = std::int64_t{p.front.tiles[0].most} * p.heads * p.max_blocks;
   if (counters > 0) {
     MSA_CUDA_CHECK(
         cudaMemsetAsync(p.counts, 0, static_cast<std::size_t>(counters) * sizeof(int), stream));
   }
-  const LaunchConfig tiles{.grid = dim3(ctas_for(p.tables.max_tiles, kWarps), heads),
+  const LaunchConfig tiles{.grid = dim3(ctas_for(p.front.tiles[0].most, kWarps), heads),
                            .block = dim3(kWarps * 32),
                            .stream = stream};
-  const unsigned requests = std::min(static_cast<unsigned>(p.tables.batch.batch), kMaxGridY);
+  const unsigned requests = std::min(static_cast<unsigned>(p.front.batch.batch), kMaxGridY);
   launch_kernel(count_kernel, tiles, p);
   launch_kernel(sum_tiles_kernel,
                 {.grid = dim3(ctas_for(p.max_blocks, kThreads), requests, heads),

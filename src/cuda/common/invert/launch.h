@@ -21,9 +21,9 @@ struct HeadRows {
 };
 
 struct Params {
-  prologue::Params tables{};  // the batch, and what the prologue wrote about it
-  int heads = 1;              // Hkv
-  int max_blocks = 0;         // of one request
+  prologue::Params front{};  // the batch, and what the prologue wrote about it
+  int heads = 1;             // Hkv
+  int max_blocks = 0;        // of one request
   Lists lists{};
   int* counts = nullptr;         // [max_tiles, Hkv, max_blocks]: scratch
   HeadRows row_ptr{};            // [Hkv, num_entries]

@@ -1,40 +1,71 @@
 // SPDX-License-Identifier: MIT
 // The first launch of a run: clears the status word and the counters, checks and clamps every
-// request, and cuts the query rows into tiles. One CTA: a batch is small against the work behind
-// it.
+// request, and cuts the query rows into tiles, for each kernel behind it that wants its own size.
+// One CTA: a batch is small against the work behind it.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/params.h"
 
 namespace msa::cuda::common::prologue {
 
-/// Query rows that share a tile. request -1: padding rows, `first` is then a row of q, else a row
-/// of the request.
+inline constexpr int kPadding = -1;  // request of tiles of rows behind the last request
+inline constexpr int kNoTile = -2;   // of records that no tile fills
+
+/// Query rows that share a tile: `first` is a row of the request, of padding a row of q.
 struct TileRecord {
   int request;
   int first;
 };
 
+/// Tiles of up to `tokens` rows each, request after request, rows ascending, padding last.
+struct TileTable {
+  TileRecord* records = nullptr;  // [most]; nullptr: none wanted
+  int most = 0;                   // at least max_tiles of the call
+  int tokens = 1;
+  int* count = nullptr;  // how many there are; nullptr: records behind them say kNoTile
+};
+
+/// Counters that start at 0.
+struct Counters {
+  int* data = nullptr;
+  int count = 0;
+};
+
 struct Params {
   BatchParams batch{};
   RequestRecord* requests = nullptr;  // [B]
-  TileRecord* tiles =
-      nullptr;  // [max_tiles], request after request, rows ascending; nullptr: none wanted
-  int* num_tiles = nullptr;
-  int* first_tiles = nullptr;            // [B]: the first tile of each request; or none
+  TileTable tiles[2]{};
+  int* first_tiles = nullptr;            // [B]: of tiles[0], the first of each request; or none
   std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before; or none
-  int max_tiles = 0;
-  int tokens_per_tile = 1;
-  int* counters = nullptr;  // set to 0
-  int num_counters = 0;
+  Counters counters[2]{};
 };
 
-/// Tiles that a batch can have, padding rows included.
-std::int64_t max_tiles(std::int64_t total_q, std::int64_t batch, std::int64_t tokens_per_tile);
+/// Tiles that a batch can have, padding rows included: every request may end with one that is not
+/// full.
+constexpr std::int64_t max_tiles(std::int64_t total_q, std::int64_t batch, std::int64_t tokens) {
+  return std::min((total_q + tokens - 1) / tokens + batch, total_q);
+}
+
+/// A table as the kernels read it that take a tile's rows as a request of their own
+/// (tile_rows.cuh).
+struct TileView {
+  const TileRecord* records = nullptr;
+  const RequestRecord* requests = nullptr;
+  std::int64_t total_q = 0;
+  int tokens = 1;
+};
+
+inline TileView view_of(const Params& params, const TileTable& table) {
+  return {.records = table.records,
+          .requests = params.requests,
+          .total_q = params.batch.total_q,
+          .tokens = table.tokens};
+}
 
 void launch(const Params& params, cudaStream_t stream);
 

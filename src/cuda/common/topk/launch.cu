@@ -3,6 +3,7 @@
 // docs/kernels/topk.md.
 #include "cuda/common/topk/launch.h"
 
+#include "cuda/common/prologue/tile_rows.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/topk/row_topk.cuh"
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerL
   ListStorage<kMaxK>& list = lists[warp];
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
-  const RequestRecord rows = p.tiles[blockIdx.x].rows;
+  const RequestRecord rows = prologue::rows_of(p.tiles, p.tiles.records[blockIdx.x]);
   const int num_rows = rows.seqlen_q * p.heads;
   const int first = blockIdx.y * kRowsPerCta + warp;
   if (first >= num_rows) return;
@@ -208,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kSpli
   const int group = blockIdx.z;
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
-  const RequestRecord rows = p.tiles[blockIdx.x].rows;
+  const RequestRecord rows = prologue::rows_of(p.tiles, p.tiles.records[blockIdx.x]);
   const int r = blockIdx.y;
   if (r >= rows.seqlen_q * p.heads) return;
   const Row row = locate_row(p, rows, group, r);
@@ -266,33 +267,14 @@ void launch_topk(const TopkParams& params, bool split_rows, cudaStream_t stream)
   }
 }
 
-TopkPlan plan_select_topk(std::int64_t total_q, std::int64_t batch, int heads,
-                          std::int64_t columns) {
-  TopkPlan plan;
-  plan.tokens_per_tile = std::max(1, kRowsPerCta / heads);
-  plan.num_tiles = query_tile::max_query_tiles(total_q, batch, plan.tokens_per_tile);
-  plan.split_rows = splits_rows(total_q * heads, columns);
-  return plan;
-}
+int tokens_per_tile(int heads) { return std::max(1, kRowsPerCta / heads); }
 
-std::int64_t workspace_bytes(const TopkPlan& plan) {
-  return plan.num_tiles * static_cast<std::int64_t>(sizeof(query_tile::QueryTile));
-}
-
-void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const TopkParams& params,
-                        void* workspace, cudaStream_t stream) {
-  auto* tiles = static_cast<query_tile::QueryTile*>(workspace);
-  const std::int64_t num_tiles =
-      std::min(plan.num_tiles,
-               query_tile::max_query_tiles(batch.total_q, batch.batch, plan.tokens_per_tile));
-  query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, nullptr, 0, stream);
+void launch_select_topk(const TopkParams& params, bool split_rows, cudaStream_t stream) {
   TopkParams rows = params;
-  rows.tiles = tiles;
-  rows.num_tiles = num_tiles;
   rows.groups = 1;
-  rows.rows_per_group = plan.tokens_per_tile * params.heads;
+  rows.rows_per_group = params.tiles.tokens * params.heads;
   rows.by_token = true;
-  launch_topk(rows, plan.split_rows, stream);
+  launch_topk(rows, split_rows, stream);
 }
 
 }  // namespace msa::cuda::common::topk

@@ -8,14 +8,14 @@
 
 #include <cstdint>
 
-#include "cuda/common/query_tile/launch.h"
+#include "cuda/common/prologue/launch.h"
 
 namespace msa::cuda::common::topk {
 
 inline constexpr int kMaxTopk = 64;
 
 struct TopkParams {
-  const query_tile::QueryTile* tiles = nullptr;  // [num_tiles]
+  prologue::TileView tiles{};  // of num_tiles tiles
   std::int64_t num_tiles = 0;
   int groups = 1;          // row groups of a tile (index-K heads)
   int heads = 1;           // heads of a group: row r of a group is token r / heads, head r % heads
@@ -45,22 +45,11 @@ constexpr bool splits_rows(std::int64_t rows, std::int64_t columns) {
 
 void launch_topk(const TopkParams& params, bool split_rows, cudaStream_t stream);
 
-/// How select_topk is cut; from host numbers alone.
-struct TopkPlan {
-  int tokens_per_tile = 1;
-  std::int64_t num_tiles = 0;  // slots of the tile table in the workspace
-  bool split_rows = false;
-};
+/// Tokens of a tile of select_topk.
+int tokens_per_tile(int heads);
 
-TopkPlan plan_select_topk(std::int64_t total_q, std::int64_t batch, int heads,
-                          std::int64_t columns);
-
-/// Bytes: the tile table.
-std::int64_t workspace_bytes(const TopkPlan& plan);
-
-/// select_topk. Of `params`, the scores by token, the outputs and what decides are read; heads are
-/// params.heads.
-void launch_select_topk(const TopkPlan& plan, const BatchParams& batch, const TopkParams& params,
-                        void* workspace, cudaStream_t stream);
+/// select_topk over the tiles of `params`. Of the rest, the scores by token, the outputs and what
+/// decides are read; heads are params.heads.
+void launch_select_topk(const TopkParams& params, bool split_rows, cudaStream_t stream);
 
 }  // namespace msa::cuda::common::topk

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cuda/common/query_tile/launch.h"
+#include "cuda/common/prologue/launch.h"
 #include "cuda/params.h"
 
 namespace msa::cuda::sm90::select {
@@ -24,7 +24,7 @@ inline constexpr int kTileKeys = 128;  // keys of one key tile
 /// One launch of the scoring kernel: num_tiles * spans * groups items, taken in turn by the CTAs.
 struct Params {
   BatchParams batch{};
-  const common::query_tile::QueryTile* tiles = nullptr;  // [num_tiles]
+  common::prologue::TileView tiles{};  // of num_tiles tiles
   std::int64_t num_tiles = 0;
   unsigned* next_item = nullptr;  // 0 before the launch
   std::int64_t span = 0;          // key tiles of one item, a multiple of 4

@@ -57,11 +57,14 @@ Config config_of(const BatchParams& batch, const Queries& queries, bool scratch)
           .scratch = scratch};
 }
 
-Params score_params(const SelectPlan& plan, const BatchParams& batch, const Queries& queries) {
+Params score_params(const SelectPlan& plan, const Front& front, const Queries& queries) {
   const Rows<const void>& rows = queries.rows;
   const bool paired = reinterpret_cast<std::uintptr_t>(rows.data) % 4 == 0 &&
                       rows.stride_t % 2 == 0 && rows.stride_h % 2 == 0;
-  return {.batch = batch,
+  return {.batch = front.batch,
+          .tiles = front.tiles,
+          .num_tiles = front.num_tiles,
+          .next_item = front.next_items,
           .span = plan.span,
           .spans = plan.spans,
           .groups = plan.groups,
@@ -73,37 +76,22 @@ Params score_params(const SelectPlan& plan, const BatchParams& batch, const Quer
 
 }  // namespace
 
-void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
-                         const CUtensorMap& key_map, const ScoresOut& out, void* workspace,
-                         cudaStream_t stream) {
-  auto* tiles = static_cast<common::query_tile::QueryTile*>(workspace);
-  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
-  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
-  common::query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
-                                         num_chunks(plan, num_tiles), stream);
-  Params params = score_params(plan, batch, queries);
-  params.tiles = tiles;
-  params.num_tiles = num_tiles;
-  params.next_item = counters;
+void launch_block_scores(const SelectPlan& plan, const Front& front, const Queries& queries,
+                         const CUtensorMap& key_map, const ScoresOut& out, cudaStream_t stream) {
+  Params params = score_params(plan, front, queries);
   params.scores = out.scores;
   params.columns = out.columns;
-  launch(config_of(batch, queries, false), params, key_map, plan.ctas, stream);
+  launch(config_of(front.batch, queries, false), params, key_map, plan.ctas, stream);
 }
 
-void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
+void launch_select_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
-                          void* workspace, cudaStream_t stream) {
-  auto* tiles = static_cast<common::query_tile::QueryTile*>(workspace);
-  auto* counters = reinterpret_cast<unsigned*>(tiles + plan.num_tiles);
-  auto* scratch =
-      reinterpret_cast<float*>(static_cast<std::uint8_t*>(workspace) + table_bytes(plan));
-  const std::int64_t num_tiles = tiles_of_call(plan, batch.total_q, batch.batch);
-  common::query_tile::launch_query_tiles(batch, plan.tokens_per_tile, num_tiles, tiles, counters,
-                                         num_chunks(plan, num_tiles), stream);
-  Params params = score_params(plan, batch, queries);
+                          float* scratch, cudaStream_t stream) {
+  Params params = score_params(plan, front, queries);
   params.scores = {.data = scratch, .stride_h = plan.scratch_stride};
   params.columns = plan.columns;
   common::topk::TopkParams rows = out;
+  rows.tiles = front.tiles;
   rows.groups = plan.groups;
   rows.heads = plan.heads;
   rows.rows_per_group = kTileRows;
@@ -111,13 +99,13 @@ void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, cons
   rows.columns = plan.columns;
   rows.by_token = false;
   // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
-  for (std::int64_t end = num_tiles; end > 0; end -= plan.chunk_tiles) {
+  for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
-    params.tiles = rows.tiles = tiles + begin;
+    params.tiles.records = rows.tiles.records = front.tiles.records + begin;
     params.num_tiles = rows.num_tiles = end - begin;
-    params.next_item = counters++;
-    launch(config_of(batch, queries, true), params, key_map, plan.ctas, stream);
+    launch(config_of(front.batch, queries, true), params, key_map, plan.ctas, stream);
     common::topk::launch_topk(rows, plan.split_rows, stream);
+    ++params.next_item;
   }
 }
 

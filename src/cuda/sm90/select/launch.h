@@ -24,15 +24,22 @@ struct ScoresOut {
   std::int64_t columns = 0;
 };
 
+/// What the prologue left.
+struct Front {
+  BatchParams batch{};
+  common::prologue::TileView tiles{};
+  std::int64_t num_tiles = 0;      // records of `tiles`, some of them without a tile
+  unsigned* next_items = nullptr;  // [num_chunks(num_tiles)], 0
+};
+
 /// block_scores. `key_map` has boxes of box_tokens(kTileKeys, page_size) keys.
-void launch_block_scores(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
-                         const CUtensorMap& key_map, const ScoresOut& out, void* workspace,
-                         cudaStream_t stream);
+void launch_block_scores(const SelectPlan& plan, const Front& front, const Queries& queries,
+                         const CUtensorMap& key_map, const ScoresOut& out, cudaStream_t stream);
 
 /// select_blocks. Of `out`, the ids, the chosen scores and k are read.
-void launch_select_blocks(const SelectPlan& plan, const BatchParams& batch, const Queries& queries,
+void launch_select_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
-                          void* workspace, cudaStream_t stream);
+                          float* scratch, cudaStream_t stream);
 
 /// One launch of the scoring kernel; defined in instances/*.cu, one each. `ctas`: one a
 /// multiprocessor.

@@ -14,7 +14,6 @@ namespace {
 using core::ceil_div;
 
 constexpr std::int64_t kSpanUnit = 4;  // key tiles: float4s of the scratch belong to one CTA
-constexpr std::int64_t kTableAlignment = 256;
 
 constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
   return ceil_div(x, unit) * unit;
@@ -63,8 +62,7 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   plan.groups = shape.index_heads_k;
   plan.heads = shape.index_heads / shape.index_heads_k;
   plan.tokens_per_tile = kTileRows / plan.heads;
-  plan.num_tiles =
-      common::query_tile::max_query_tiles(shape.total_q, shape.batch, plan.tokens_per_tile);
+  plan.num_tiles = common::prologue::max_tiles(shape.total_q, shape.batch, plan.tokens_per_tile);
   plan.columns = ceil_div(shape.max_seqlen_k, shape.block_size);
   plan.chunk_tiles = plan.num_tiles;
   if (shape.scratch) {
@@ -94,19 +92,11 @@ std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles) {
 
 std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::int64_t batch) {
   return std::min(plan.num_tiles,
-                  common::query_tile::max_query_tiles(total_q, batch, plan.tokens_per_tile));
+                  common::prologue::max_tiles(total_q, batch, plan.tokens_per_tile));
 }
 
-std::int64_t workspace_bytes(const SelectPlan& plan) {
-  return table_bytes(plan) + plan.chunk_tiles * plan.groups * kTileRows * plan.scratch_stride * 4;
-}
-
-std::int64_t table_bytes(const SelectPlan& plan) {
-  const std::int64_t tiles =
-      plan.num_tiles * static_cast<std::int64_t>(sizeof(common::query_tile::QueryTile));
-  return round_up(
-      tiles + num_chunks(plan, plan.num_tiles) * static_cast<std::int64_t>(sizeof(unsigned)),
-      kTableAlignment);
+std::int64_t scratch_floats(const SelectPlan& plan) {
+  return plan.chunk_tiles * plan.groups * kTileRows * plan.scratch_stride;
 }
 
 }  // namespace msa::cuda::sm90::select

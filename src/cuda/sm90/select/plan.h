@@ -48,10 +48,7 @@ std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::in
 /// Rounds of scoring and top-k over `tiles`.
 std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles);
 
-/// Bytes of the tile table and the counters, behind which the scratch begins.
-std::int64_t table_bytes(const SelectPlan& plan);
-
-/// Bytes: the tile table, a counter for each chunk, then the scratch.
-std::int64_t workspace_bytes(const SelectPlan& plan);
+/// Of the scratch.
+std::int64_t scratch_floats(const SelectPlan& plan);
 
 }  // namespace msa::cuda::sm90::select

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/prologue/tile_rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/select/traits.cuh"
 
@@ -20,8 +21,8 @@ __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   item %= tiles * spans;
   work.span = static_cast<int>(p.tile_major ? item % spans : item / tiles);
   work.slot = static_cast<int>(tiles - 1 - (p.tile_major ? item / spans : item % tiles));
-  const common::query_tile::QueryTile& tile = p.tiles[work.slot];
-  work.rows = tile.rows;
+  const common::prologue::TileRecord tile = p.tiles.records[work.slot];
+  work.rows = common::prologue::rows_of(p.tiles, tile);
   work.request = tile.request;
   work.valid_rows = work.rows.seqlen_q * p.heads;
   const int last_row = work.rows.seqlen_q - 1;
