@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "cuda/common/join_by_lse.cuh"
 #include "cuda/common/merge_states/launch.h"
 #include "cuda/common/number.cuh"
 #include "cuda/common/ptx/math.cuh"
@@ -82,7 +83,7 @@ __device__ __forceinline__ Weights<Sum> weigh(const Params& p, std::int64_t toke
   for (int turn = 0; turn < kTurns; ++turn) {
     const bool live = !broken && lses[turn] > -INFINITY;
     w.live[turn] = __ballot_sync(kAllLanes, live);
-    w.of[turn] = live ? static_cast<Sum>(expf(lses[turn] - top)) : Sum{0};
+    w.of[turn] = live ? static_cast<Sum>(share_weight(lses[turn], top, kLog2e)) : Sum{0};
     sum += w.of[turn];
   }
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
@@ -90,8 +91,7 @@ __device__ __forceinline__ Weights<Sum> weigh(const Params& p, std::int64_t toke
   const Sum scale = broken ? static_cast<Sum>(NAN) : (sum == Sum{0} ? Sum{0} : Sum{1} / sum);
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) w.of[turn] *= scale;
-  w.lse = sum == Sum{0} ? -INFINITY : top + logf(static_cast<float>(sum));
-  if (broken) w.lse = NAN;
+  w.lse = broken ? NAN : lse_of(top, static_cast<float>(sum));
   return w;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One warp a (query row, head). A part with lse -inf saw nothing and counts for nothing.
+// One warp a (query row, head).
+#include "cuda/common/join_by_lse.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/launch.h"
@@ -20,34 +21,29 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int lane = threadIdx.x & 31;
   const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (row >= params.rows) return;
-  float largest = -INFINITY;
-  for (int s = 0; s < params.splits; ++s)
-    largest = fmaxf(largest, params.part_lse[s * params.rows + row]);
-  const float base = largest == -INFINITY ? 0.0f : largest;
-  float sum = 0.0f;
   float o[4] = {};  // columns lane, lane + 32, ...
-  for (int s = 0; s < params.splits; ++s) {
-    const float lse = params.part_lse[s * params.rows + row];
-    if (lse == -INFINITY) continue;
-    const float weight = __expf(lse - base);
-    const float* part = params.part_out + (s * params.rows + row) * params.head_dim;
-    sum += weight;
+  const auto state_of = [&](int split) {
+    return common::RowState{params.part_lse[split * params.rows + row], 1.0f};
+  };
+  const common::RowState whole =
+      common::join_by_lse<4>(params.splits, common::kLog2e, state_of, [&](int split, float weight) {
+        if (weight == 0.0f) return;
+        const float* part = params.part_out + (split * params.rows + row) * params.head_dim;
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      if (lane + 32 * c < params.head_dim) o[c] = fmaf(weight, part[lane + 32 * c], o[c]);
-    }
-  }
+        for (int c = 0; c < 4; ++c) {
+          if (lane + 32 * c < params.head_dim) o[c] = fmaf(weight, part[lane + 32 * c], o[c]);
+        }
+      });
   const std::int64_t token = row / params.heads;
   const std::int64_t head = row - token * params.heads;
-  const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  const float inverse = common::inverse_of(whole.sum);
   Out* out = common::row_of<Out>(params.to.out, token, head);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     if (lane + 32 * c < params.head_dim) store(out + lane + 32 * c, o[c] * inverse);
   }
-  if (params.to.lse.data != nullptr && lane == 0) {
-    common::item_of(params.to.lse, token, head) = sum == 0.0f ? -INFINITY : base + __logf(sum);
-  }
+  if (params.to.lse.data != nullptr && lane == 0)
+    common::item_of(params.to.lse, token, head) = common::lse_of(whole.top, whole.sum);
 }
 
 }  // namespace

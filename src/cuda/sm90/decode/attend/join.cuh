@@ -3,7 +3,7 @@
 // always in the same order; and what is written of it.
 #pragma once
 
-#include "cuda/common/number.cuh"
+#include "cuda/common/join_by_lse.cuh"
 #include "cuda/sm90/decode/attend/consumer.cuh"
 #include "cuda/sm90/ptx/cluster.cuh"
 #include "cuda/sm90/ptx/math.cuh"
@@ -16,8 +16,7 @@ template <int kGroupsOfFour>
 struct RowPart {
   static constexpr int kGroups = kGroupsOfFour;
   float4 out[kGroups];
-  float best;
-  float sum;
+  common::RowState state;
 };
 
 /// A row spread over 8 threads, the first columns of which are part_column(thread).
@@ -25,13 +24,6 @@ template <class Traits>
 using RowEighth = RowPart<Traits::kDim / 32>;
 
 __device__ __forceinline__ int part_column(int thread) { return thread % 8 * 4; }
-
-template <int kGroups>
-__device__ __forceinline__ RowPart<kGroups> empty_part() {
-  RowPart<kGroups> part{};
-  part.best = -INFINITY;
-  return part;
-}
 
 /// Leaves the warp's share in shared memory, where the ring was: rows of `scratch` and `state`.
 template <class Traits>
@@ -51,11 +43,10 @@ __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared
   }
 }
 
-/// Adds `weight` times a share to the part.
+/// Adds `weight` times a share's output to the part's.
 template <int kGroups>
-__device__ __forceinline__ void add_share(RowPart<kGroups>& part, float weight, float sum,
+__device__ __forceinline__ void add_share(RowPart<kGroups>& part, float weight,
                                           const float4 (&out)[kGroups]) {
-  part.sum += weight * sum;
 #pragma unroll
   for (int j = 0; j < kGroups; ++j) {
     part.out[j].x += weight * out[j].x;
@@ -65,31 +56,26 @@ __device__ __forceinline__ void add_share(RowPart<kGroups>& part, float weight, 
   }
 }
 
-/// What a share counts whose maximum is `best`, where the largest is `whole`: nothing if it saw
-/// nothing, so that only a sum of NaN (a NaN score hides from the maximum) comes through.
-__device__ __forceinline__ float share_weight(float best, float whole, float scale_log2) {
-  return ptx::ex2((best - (whole == -INFINITY ? 0.f : whole)) * scale_log2);
-}
-
 /// Joins the four warps' shares; thread t of the 128 consumers ends with an eighth of row t / 8.
 template <class Traits>
 __device__ __forceinline__ void join_warps(RowEighth<Traits>& part,
                                            const AttendShared<Traits>& shared, const float* scratch,
                                            float scale_log2, int thread) {
   const int row = thread / 8;
-  part = empty_part<RowEighth<Traits>::kGroups>();
-#pragma unroll
-  for (int w = 0; w < Traits::kConsumers; ++w) part.best = fmaxf(part.best, shared.state[w][row].x);
-#pragma unroll
-  for (int w = 0; w < Traits::kConsumers; ++w) {
+  part = {};
+  const auto state_of = [&](int w) {
     const float2 state = shared.state[w][row];
-    const float* share = scratch + (w * 16 + row) * Traits::kMergePitch + part_column(thread);
-    float4 out[RowEighth<Traits>::kGroups];
+    return common::RowState{state.x, state.y};
+  };
+  part.state = common::join_by_lse<Traits::kConsumers>(
+      Traits::kConsumers, scale_log2, state_of, [&](int w, float weight) {
+        const float* share = scratch + (w * 16 + row) * Traits::kMergePitch + part_column(thread);
+        float4 out[RowEighth<Traits>::kGroups];
 #pragma unroll
-    for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
-      out[j] = *reinterpret_cast<const float4*>(share + j * 32);
-    add_share(part, share_weight(state.x, part.best, scale_log2), state.y, out);
-  }
+        for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
+          out[j] = *reinterpret_cast<const float4*>(share + j * 32);
+        add_share(part, weight, out);
+      });
 }
 
 /// Index of a (row, head, tile) among all: arrivals and partial slots.
@@ -108,18 +94,20 @@ __device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const Atten
     states[i] = __ldcg(p.partial_state + base + i);
   ptx::bar_sync(kBarrierConsumers, kThreads);
   const int row = thread / 8;
-  part = empty_part<RowEighth<Traits>::kGroups>();
-  for (int i = 0; i < p.splits; ++i) part.best = fmaxf(part.best, states[i * 16 + row].x);
-  const float* share = p.partial_out + (base + row) * Traits::kDim + part_column(thread);
-#pragma unroll 4
-  for (int i = 0; i < p.splits; ++i, share += 16 * Traits::kDim) {
+  part = {};
+  const auto state_of = [&](int i) {
     const float2 state = states[i * 16 + row];
+    return common::RowState{state.x, state.y};
+  };
+  const float* share = p.partial_out + (base + row) * Traits::kDim + part_column(thread);
+  part.state = common::join_by_lse<4>(p.splits, p.scale_log2, state_of, [&](int, float weight) {
     float4 out[RowEighth<Traits>::kGroups];
 #pragma unroll
     for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
       out[j] = __ldcg(reinterpret_cast<const float4*>(share + j * 32));
-    add_share(part, share_weight(state.x, part.best, p.scale_log2), state.y, out);
-  }
+    add_share(part, weight, out);
+    share += 16 * Traits::kDim;
+  });
 }
 
 /// Publishes this split; true in the CTA that came last, whose `part` then holds the merge of all
@@ -138,7 +126,7 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
                                      j * 32),
            part.out[j]);
   }
-  if (thread % 8 == 0) __stcg(p.partial_state + mine, {part.best, part.sum});
+  if (thread % 8 == 0) __stcg(p.partial_state + mine, {part.state.top, part.state.sum});
   __threadfence();
   ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
   if (thread == 0)
@@ -156,8 +144,8 @@ template <class Traits, int kGroups>
 __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kGroups>& part,
                                           std::int64_t row, int head, int column) {
   using T = typename Traits::Item;
-  const bool empty = part.sum == 0.f;  // nothing visible, or only scores of -inf
-  const float inverse = empty ? 0.f : 1.f / part.sum;
+  const bool empty = part.state.sum == 0.f;  // nothing visible, or only scores of -inf
+  const float inverse = common::inverse_of(part.state.sum);
   const std::int64_t at = row * p.to.out.stride_t + head * p.to.out.stride_h + column;
 #pragma unroll
   for (int j = 0; j < kGroups; ++j) {
@@ -180,7 +168,7 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
   }
   if (p.to.lse.data != nullptr && column == 0) {
     common::item_of(p.to.lse, row, head) =
-        empty ? -INFINITY : (part.best * p.scale_log2 + log2f(part.sum)) * common::kLn2;
+        common::lse_of(part.state.top * p.scale_log2 * common::kLn2, part.state.sum);
   }
 }
 
@@ -204,8 +192,8 @@ __device__ __forceinline__ void exchange_parts(const AttendParams& p, const Item
   for (int j = 0; j < RowEighth<Traits>::kGroups; ++j)
     ptx::st_async(out + j * 32 * sizeof(float), part.out[j], full);
   if (thread % 8 == 0) {
-    ptx::st_async(ptx::mapa(&shared.exchange_state[slot], owner), {part.best, part.sum, 0, 0},
-                  full);
+    ptx::st_async(ptx::mapa(&shared.exchange_state[slot], owner),
+                  {part.state.top, part.state.sum, 0, 0}, full);
   }
   while (!ptx::mbarrier_try_wait_parity_cluster(&shared.exchange_full, 0)) {
   }
@@ -223,20 +211,20 @@ __device__ __forceinline__ void finish_rows(const AttendParams& p, const Item& i
   for (int at = thread; at < rows * kFours; at += Traits::kConsumers * 32) {
     const int row = at / kFours;
     const int column = at % kFours * 4;
-    RowPart<1> whole = empty_part<1>();
-    float4 states[kMostSplits];
+    RowPart<1> whole{};
+    common::RowState states[kMostSplits];  // behind the last split sums of 0
 #pragma unroll
     for (int i = 0; i < kMostSplits; ++i) {
-      states[i] = shared.exchange_state[min(i, p.splits - 1) * rows + row];
-      whole.best = fmaxf(whole.best, states[i].x);
+      const float4 state = shared.exchange_state[min(i, p.splits - 1) * rows + row];
+      states[i] = {state.x, i < p.splits ? state.y : 0.0f};
     }
-#pragma unroll
-    for (int i = 0; i < kMostSplits; ++i) {
-      const float weight = share_weight(states[i].x, whole.best, p.scale_log2);
-      if (i >= p.splits) continue;
-      add_share(whole, weight, states[i].y,
-                {*reinterpret_cast<const float4*>(&shared.exchange[i * rows + row][column])});
-    }
+    whole.state = common::join_by_lse<kMostSplits>(
+        kMostSplits, p.scale_log2, [&](int i) { return states[i]; },
+        [&](int i, float weight) {
+          if (i >= p.splits) return;
+          add_share(whole, weight,
+                    {*reinterpret_cast<const float4*>(&shared.exchange[i * rows + row][column])});
+        });
     const int member = item.tile * 16 + item.split * rows + row;
     if (member < p.group && !rehearsal)
       store_row<Traits>(p, whole, item.row, item.head * p.group + member, column);

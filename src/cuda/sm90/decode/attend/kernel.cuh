@@ -29,7 +29,7 @@ __device__ __forceinline__ void store_padding(const AttendParams& p, const Item&
   const BatchParams& batch = p.select.batch;
   if (first == batch.total_q || thread >= Traits::kConsumers * 32) return;
   const int member = item.tile * 16 + thread / 8;
-  const auto nothing = empty_part<RowEighth<Traits>::kGroups>();
+  const RowEighth<Traits> nothing{};
   for (std::int64_t row = first + blockIdx.z * gridDim.x + blockIdx.x; row < batch.total_q;
        row += gridDim.z * gridDim.x) {
     if (member < p.group) {
