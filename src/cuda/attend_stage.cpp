@@ -22,8 +22,6 @@ using sm90::attend::Config;
 using sm90::attend::Walk;
 
 constexpr int kDenseBlock = 128;  // keys of one step; dense attention has no blocks of its own
-constexpr std::int64_t kMaxGrid = 65535;  // CTAs along y and z
-constexpr double kLog2e = 1.4426950408889634;
 
 Config config_of(const Problem& problem, bool lists) {
   return {.storage = storage_of(problem.attention.q.storage),
@@ -32,23 +30,21 @@ Config config_of(const Problem& problem, bool lists) {
           .walk = lists ? Walk::Union : Walk::Dense};
 }
 
-std::string number(std::int64_t x) { return std::to_string(x); }
-
 std::string shape_rejects(const Problem& p) {
   if (p.attention.q.storage != DType::BF16 && p.attention.q.storage != DType::F16) {
     return std::string("the kernels take bf16 and f16, not ") + to_string(p.attention.q.storage);
   }
   if (p.attention.head_dim != 64 && p.attention.head_dim != 128)
-    return "head_dim is 64 or 128 here, not " + number(p.attention.head_dim);
+    return "head_dim is 64 or 128 here, not " + std::to_string(p.attention.head_dim);
   if (p.attention.value_dim != p.attention.head_dim)
-    return "value_dim equals head_dim here, not " + number(p.attention.value_dim);
+    return "value_dim equals head_dim here, not " + std::to_string(p.attention.value_dim);
   if (p.attention.heads_q / p.attention.heads_kv > 64)
     return "at most 64 query heads share a KV head, not " +
-           number(p.attention.heads_q / p.attention.heads_kv);
+           std::to_string(p.attention.heads_q / p.attention.heads_kv);
   if (!(scale_of(p) > 0.0f) || std::isinf(scale_of(p)))
     return "softmax_scale is finite and above 0 here";
-  if (p.attention.heads_kv > kMaxGrid)
-    return "at most 65535 KV heads, not " + number(p.attention.heads_kv);
+  if (p.attention.heads_kv > kMaxGridYZ)
+    return "at most 65535 KV heads, not " + std::to_string(p.attention.heads_kv);
   if (p.bounds.total_q > std::numeric_limits<int>::max() - 128)
     return "at most 2^31 - 129 query rows";
   if (p.bounds.total_q * p.attention.heads_kv >= std::int64_t{1} << 31)
@@ -83,13 +79,18 @@ float scale_of(const Problem& problem) {
       static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.attention.head_dim))));
 }
 
+float scale_log2_of(const Problem& problem) {
+  constexpr double kLog2e = 1.4426950408889634;
+  return static_cast<float>(scale_of(problem) * kLog2e);
+}
+
 std::string AttendStage::rejects(const Problem& problem, bool lists) {
   if (std::string why = shape_rejects(problem); !why.empty()) return why;
   if (lists && problem.selection.block_size != 64 && problem.selection.block_size != 128) {
-    return "block_size is 64 or 128 here, not " + number(problem.selection.block_size);
+    return "block_size is 64 or 128 here, not " + std::to_string(problem.selection.block_size);
   }
   if (lists && problem.selection.topk > 64)
-    return "topk is at most 64 here, not " + number(problem.selection.topk);
+    return "topk is at most 64 here, not " + std::to_string(problem.selection.topk);
   return page_rejects(problem.bounds.page_size, config_of(problem, lists).block);
 }
 
@@ -140,10 +141,12 @@ int AttendStage::launches(int tiles) const { return (tiles + chunk_tiles_ - 1) /
 std::string AttendStage::decisions() const {
   const bool lists = config_.walk == Walk::Union;
   return std::string("attend ") + (lists ? "union" : "dense") + "\nattend_tile " +
-         number(tokens_per_tile_) + " tokens x group, " + number(config_.block) +
-         " keys\nattend_splits " + number(splits_) + "\nattend_launches " +
-         number(launches(max_tiles_)) + "\nattend_keys_outermost " +
-         (kvouter_ ? "beyond " + number(kvouter_->longest_list()) + " blocks a list" : "no") + "\n";
+         std::to_string(tokens_per_tile_) + " tokens x group, " + std::to_string(config_.block) +
+         " keys\nattend_splits " + std::to_string(splits_) + "\nattend_launches " +
+         std::to_string(launches(max_tiles_)) + "\nattend_keys_outermost " +
+         (kvouter_ ? "beyond " + std::to_string(kvouter_->longest_list()) + " blocks a list"
+                   : "no") +
+         "\n";
 }
 
 void AttendStage::ask(common::prologue::Params& front, void* workspace) const {
@@ -180,7 +183,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     params.stride_out_split = rows * problem.attention.head_dim;
     params.stride_lse_split = rows;
   }
-  const int box = box_rows(config_.block, problem.bounds.page_size);
+  const int box = box_tokens(config_.block, problem.bounds.page_size);
   const sm90::attend::Maps maps{
       .q = make_query_map(call.q, problem.attention.heads_kv, params.group, tokens_per_tile_, "q"),
       .k = make_key_map(call.k, box, "k"),
@@ -214,7 +217,7 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
       .list_entries = entries_.in(workspace),
       .list_capacity = tokens_per_tile_ * static_cast<int>(problem.selection.topk)};
   params.to = make_rows_out(call.out, call.lse);
-  params.scale_log2 = static_cast<float>(scale_of(problem) * kLog2e);
+  params.scale_log2 = scale_log2_of(problem);
   int* const suspects = suspects_.in(workspace);
   params.suspects = {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
   return params;

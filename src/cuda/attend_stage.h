@@ -72,5 +72,7 @@ class AttendStage {
 
 /// softmax_scale or its default.
 float scale_of(const Problem& problem);
+/// Times log2(e): what kernels multiply scores by.
+float scale_log2_of(const Problem& problem);
 
 }  // namespace msa::cuda

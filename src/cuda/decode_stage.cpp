@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "core/op_traits.h"
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
 #include "cuda/common/prologue/launch.h"
@@ -17,31 +18,21 @@ namespace {
 
 namespace decode = sm90::decode;
 
-constexpr double kLog2e = 1.4426950408889634;
-constexpr std::int64_t kMaxGridY = 65535;
-constexpr std::int64_t kMaxGridZ = 65535;
-
-bool scores_keys(Op op) {
-  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
-}
-bool attends(Op op) {
-  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
-}
-
-bool selects(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
-
-std::string number(std::int64_t x) { return std::to_string(x); }
+bool scores_keys(Op op) { return core::op_traits(op).indexes; }
+bool attends(Op op) { return core::op_traits(op).attends; }
+bool selects(Op op) { return core::op_traits(op).selects; }
 
 std::string index_rejects(const Problem& p) {
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
   if (p.index.dim != 64 && p.index.dim != 128)
-    return "index_dim is 64 or 128 here, not " + number(p.index.dim);
+    return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
   if (columns > decode::kMaxColumns)
-    return "decode scores at most 32 tokens x heads of an index-key head, not " + number(columns);
-  if (p.index.heads_k > kMaxGridZ) return "at most 65535 index-key heads";
+    return "decode scores at most 32 tokens x heads of an index-key head, not " +
+           std::to_string(columns);
+  if (p.index.heads_k > kMaxGridYZ) return "at most 65535 index-key heads";
   return page_rejects(p.bounds.page_size, decode::kScoreStep);
 }
 
@@ -60,22 +51,23 @@ std::string DecodeStage::rejects(const Problem& p) {
     return std::string("decode has no kernel for ") + to_string(p.op);
   if (p.outputs.block_max || !p.outputs.out) return "decode writes no block maxima";
   if (p.bounds.max_seqlen_q > decode::kMaxTokens)
-    return "decode takes at most 8 query tokens a request, not " + number(p.bounds.max_seqlen_q);
-  if (p.bounds.batch * std::max<std::int64_t>(p.bounds.max_seqlen_q, 1) > kMaxGridZ)
+    return "decode takes at most 8 query tokens a request, not " +
+           std::to_string(p.bounds.max_seqlen_q);
+  if (p.bounds.batch * std::max<std::int64_t>(p.bounds.max_seqlen_q, 1) > kMaxGridYZ)
     return "decode takes at most 65535 requests x tokens";
   if (p.selection.block_size != 64 && p.selection.block_size != 128)
-    return "block_size is 64 or 128 here, not " + number(p.selection.block_size);
+    return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
   if (p.op != Op::DenseAttention && p.op != Op::BlockScores && p.selection.topk > decode::kMaxTopk)
-    return "topk is at most 64 here, not " + number(p.selection.topk);
+    return "topk is at most 64 here, not " + std::to_string(p.selection.topk);
   if (scores_keys(p.op)) {
     if (std::string why = index_rejects(p); !why.empty()) return why;
   }
   if (selects(p.op) && decode::select_candidates(static_cast<int>(p.selection.topk), blocks_of(p),
                                                  1) > decode::kMostCandidates)
-    return "decode selects from fewer blocks than " + number(blocks_of(p));
+    return "decode selects from fewer blocks than " + std::to_string(blocks_of(p));
   if (!attends(p.op)) return "";
   const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
-  if (p.attention.heads_kv * decode::head_tiles(static_cast<int>(group)) > kMaxGridY)
+  if (p.attention.heads_kv * decode::head_tiles(static_cast<int>(group)) > kMaxGridYZ)
     return "decode takes at most 65535 KV heads x tiles of 16 query heads";
   return AttendStage::rejects(p, p.op != Op::DenseAttention);
 }
@@ -111,8 +103,8 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
 
 std::string DecodeStage::decisions() const {
   std::string text;
-  if (score_ctas_ > 0) text += "decode_score " + number(score_ctas_) + " CTAs\n";
-  return text + "decode_splits " + number(splits_) + "\n";
+  if (score_ctas_ > 0) text += "decode_score " + std::to_string(score_ctas_) + " CTAs\n";
+  return text + "decode_splits " + std::to_string(splits_) + "\n";
 }
 
 void DecodeStage::run(const Problem& problem, const core::Call& call, void* workspace,
@@ -168,7 +160,7 @@ Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& c
 decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
                                               const BatchParams& batch, void* workspace) const {
   require_aligned(call.index_q, "index_q");
-  const int box = box_rows(decode::kScoreStep, problem.bounds.page_size);
+  const int box = box_tokens(decode::kScoreStep, problem.bounds.page_size);
   return {.k_map = make_row_map(call.index_k, box, "index_k"),
           .batch = batch,
           .records = records_.in(workspace),
@@ -205,7 +197,7 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
                                                 const BatchParams& batch, void* workspace) const {
   require_aligned(call.q, "q");
   const int box =
-      box_rows(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
+      box_tokens(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
   const int group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv);
   decode::AttendParams params{
       .select = select_params(problem, call, batch, workspace),
@@ -218,7 +210,7 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
       .tiles = decode::head_tiles(group),
       .splits = splits_,
       .rehearsals = rehearsals_,
-      .scale_log2 = static_cast<float>(scale_of(problem) * kLog2e),
+      .scale_log2 = scale_log2_of(problem),
       .partial_out = partial_out_.in(workspace),
       .partial_state = partial_state_.in(workspace),
       .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_)};

@@ -12,6 +12,8 @@
 
 namespace msa::cuda {
 
+inline constexpr std::int64_t kMaxGridYZ = 65535;  // CTAs along y or z
+
 /// What planning knows of a GPU. Tests make one up.
 struct GpuInfo {
   std::string name{};

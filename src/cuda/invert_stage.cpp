@@ -3,11 +3,11 @@
 
 #include "cuda/batch.h"
 #include "cuda/common/invert/launch.h"
+#include "cuda/device.h"
 
 namespace msa::cuda {
 namespace {
 
-constexpr std::int64_t kMaxHeads = 65535;                  // the grid's y and z
 constexpr std::int64_t kMaxLists = std::int64_t{1} << 32;  // of all requests and heads: 16 GiB
 
 common::invert::HeadRows head_rows(const Tensor& tensor) {
@@ -17,7 +17,7 @@ common::invert::HeadRows head_rows(const Tensor& tensor) {
 }  // namespace
 
 std::string InvertStage::rejects(const Problem& p) {
-  if (p.attention.heads_kv > kMaxHeads)
+  if (p.attention.heads_kv > kMaxGridYZ)
     return "at most 65535 KV heads, not " + std::to_string(p.attention.heads_kv);
   if (p.bounds.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
   if (p.bounds.batch >= 1 << 23) return "fewer than 2^23 requests";

@@ -92,7 +92,7 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .to = attend.to,
                          .scale_log2 = attend.scale_log2,
                          .suspects = attend.suspects};
-  const int box = box_rows(kvouter::kBlock, problem.bounds.page_size);
+  const int box = box_tokens(kvouter::kBlock, problem.bounds.page_size);
   const kvouter::Maps maps{
       .q = make_query_map(call.q, problem.attention.heads_kv, kvouter::kGroup, 1, "q"),
       .k = make_key_map(call.k, box, "k"),

@@ -10,10 +10,6 @@
 namespace msa::cuda {
 namespace {
 
-constexpr std::int64_t kMaxGrid = 65535;  // CTAs along y and z
-
-std::string number(std::int64_t x) { return std::to_string(x); }
-
 sm90::select::Queries queries_of(const Tensor& index_q) {
   return {.rows = make_rows<const void>(index_q),
           .storage = storage_of(index_q.dtype),
@@ -21,7 +17,7 @@ sm90::select::Queries queries_of(const Tensor& index_q) {
 }
 
 CUtensorMap index_map(const Problem& problem, const Tensor& index_k) {
-  return make_key_map(index_k, box_rows(sm90::select::kTileKeys, problem.bounds.page_size),
+  return make_key_map(index_k, box_tokens(sm90::select::kTileKeys, problem.bounds.page_size),
                       "index_k");
 }
 
@@ -47,31 +43,32 @@ sm90::select::Front front_of(const common::prologue::Params& front) {
 
 std::string SelectStage::rejects(const Problem& p) {
   if (p.op != Op::BlockScores && p.selection.topk > common::topk::kMaxTopk) {
-    return "topk is at most " + number(common::topk::kMaxTopk) + " here, not " +
-           number(p.selection.topk);
+    return "topk is at most " + std::to_string(common::topk::kMaxTopk) + " here, not " +
+           std::to_string(p.selection.topk);
   }
   if (p.bounds.total_q > std::numeric_limits<int>::max() - 128)
     return "at most 2^31 - 129 query rows";
   if (p.bounds.max_seqlen_k >= 1 << 30) return "requests hold fewer than 2^30 keys";
   if (p.bounds.batch >= 1 << 23) return "fewer than 2^23 requests";
   if (p.op == Op::SelectTopk) {
-    return p.index.heads <= kMaxGrid ? ""
-                                     : "at most 65535 index heads, not " + number(p.index.heads);
+    return p.index.heads <= kMaxGridYZ
+               ? ""
+               : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
-  if (p.index.heads_k > kMaxGrid)
-    return "at most 65535 index-key heads, not " + number(p.index.heads_k);
+  if (p.index.heads_k > kMaxGridYZ)
+    return "at most 65535 index-key heads, not " + std::to_string(p.index.heads_k);
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {
     return std::string("the kernels take index tensors of bf16 and f16, not ") +
            to_string(p.index.q.storage);
   }
   if (p.index.dim != 64 && p.index.dim != 128)
-    return "index_dim is 64 or 128 here, not " + number(p.index.dim);
+    return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   if (p.selection.block_size != 64 && p.selection.block_size != 128) {
-    return "block_size is 64 or 128 here, not " + number(p.selection.block_size);
+    return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
   }
   const std::int64_t heads = p.index.heads / p.index.heads_k;
   if (heads > sm90::select::kTileRows)
-    return "at most 192 index heads share a key head, not " + number(heads);
+    return "at most 192 index heads share a key head, not " + std::to_string(heads);
   return page_rejects(p.bounds.page_size, sm90::select::kTileKeys);
 }
 
@@ -139,8 +136,9 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
 
 std::string SelectStage::decisions() const {
   if (from_scores_) return std::string("topk_warps_per_row ") + (split_rows_ ? "8" : "1") + "\n";
-  return "select_chunk " + number(plan_.chunk_tiles) + " tiles of " +
-         number(plan_.tokens_per_tile) + " tokens\nselect_spans " + number(plan_.spans) + "\n";
+  return "select_chunk " + std::to_string(plan_.chunk_tiles) + " tiles of " +
+         std::to_string(plan_.tokens_per_tile) + " tokens\nselect_spans " +
+         std::to_string(plan_.spans) + "\n";
 }
 
 }  // namespace msa::cuda

@@ -6,13 +6,11 @@
 
 #include <cstdint>
 
-#include "cuda/common/number.cuh"
 #include "cuda/common/rows.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/geometry.cuh"
 
 namespace msa::cuda::common {
-
-__device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
 
 /// What an id of a list says.
 struct ListedBlock {

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/warp.cuh"
+
 namespace msa::cuda::common::cta {
 
 /// Sum of `value` over the threads before this one; `total` is that of all. Every thread of the CTA
@@ -14,11 +16,7 @@ __device__ __forceinline__ std::int64_t exclusive_sum(std::int64_t value, std::i
   constexpr int kWarps = kThreads / 32;
   __shared__ std::int64_t warp_sums[kWarps];
   const int lane = threadIdx.x & 31;
-  std::int64_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const std::int64_t below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += below;
-  }
+  const std::int64_t sum = warp::inclusive_sum(value, lane);
   if (lane == 31) warp_sums[threadIdx.x / 32] = sum;
   __syncthreads();
   std::int64_t before = 0;

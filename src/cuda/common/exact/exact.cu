@@ -4,10 +4,10 @@
 // here too: no other kernel reads them.
 #include "cuda/common/exact/launch.h"
 #include "cuda/common/lists.cuh"
-#include "cuda/common/number.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/storage.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 
@@ -20,15 +20,6 @@ __device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) {
   to = __float2bfloat16_rn(x);
 }
 __device__ __forceinline__ void from_float(__half& to, float x) { to = __float2half_rn(x); }
-
-__device__ __forceinline__ float warp_max(float x) {
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
-  return x;
-}
-__device__ __forceinline__ float warp_sum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
 
 /// Where a local key lies; token -1: its page does not exist.
 struct KeyPlace {
@@ -111,12 +102,12 @@ class Row {
 
   /// A NaN score makes its weight, and with it the sum and every column, NaN.
   __device__ void add_scores(float score, const KeyPlace& place, bool visible) {
-    const float raised = fmaxf(max_, warp_max(score));
+    const float raised = fmaxf(max_, warp::max(score));
     const float base = raised == -INFINITY ? 0.0f : raised;
     const float decay = exp2f((max_ - base) * kLog2e);
     const float weight = visible ? exp2f((score - base) * kLog2e) : 0.0f;
     max_ = raised;
-    sum_ = sum_ * decay + warp_sum(weight);
+    sum_ = sum_ * decay + warp::sum(weight);
     for (int c = 0; c < kColumns; ++c) o_[c] *= decay;
     for (unsigned left = __ballot_sync(kAllLanes, visible); left != 0; left &= left - 1) {
       const int from = __ffs(static_cast<int>(left)) - 1;

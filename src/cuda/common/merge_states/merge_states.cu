@@ -8,9 +8,9 @@
 
 #include "cuda/common/join_by_lse.cuh"
 #include "cuda/common/merge_states/launch.h"
-#include "cuda/common/number.cuh"
 #include "cuda/common/ptx/math.cuh"
 #include "cuda/common/rows.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/launch.h"
 
 namespace msa::cuda::common::merge_states {
@@ -76,8 +76,8 @@ __device__ __forceinline__ Weights<Sum> weigh(const Params& p, std::int64_t toke
     broken = broken || !(lses[turn] < INFINITY);
     top = fmaxf(top, lses[turn]);
   }
-  broken = __any_sync(kAllLanes, broken) != 0;
-  for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, step));
+  broken = warp::any(broken);
+  top = warp::max(top);
   Sum sum = 0;
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
@@ -86,7 +86,7 @@ __device__ __forceinline__ Weights<Sum> weigh(const Params& p, std::int64_t toke
     w.of[turn] = live ? static_cast<Sum>(share_weight(lses[turn], top, kLog2e)) : Sum{0};
     sum += w.of[turn];
   }
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  sum = warp::sum(sum);
   // The part on top has weight 1, so a sum of 0 has no live part.
   const Sum scale = broken ? static_cast<Sum>(NAN) : (sum == Sum{0} ? Sum{0} : Sum{1} / sum);
 #pragma unroll

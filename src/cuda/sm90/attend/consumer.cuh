@@ -7,6 +7,7 @@
 // straight line; ptxas serialises them otherwise.
 #pragma once
 
+#include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/epilogue.cuh"
 #include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
@@ -61,7 +62,7 @@ class Consumer {
       for (bool skips = false; i < job.blocks; ++i) {
         ListEntry entry = entry_of<Traits>(params_, job, list, i);
         if constexpr (Traits::kUnion) {  // a block that none of this warpgroup's tokens listed
-          skips = i + 1 < job.blocks && __shfl_sync(~0u, entry.tokens & mine, 0) == 0;
+          skips = i + 1 < job.blocks && __shfl_sync(common::kAllLanes, entry.tokens & mine, 0) == 0;
           if (skips) {
             skip_keys();
             entry = entry_of<Traits>(params_, job, list, ++i);
@@ -72,7 +73,7 @@ class Consumer {
       }
       issue_pv(job.blocks > 1);
       ptx::wgmma_wait_group<0>();
-      release(shared_.v_ring, v_at_);
+      warp_release(shared_.v_ring, v_at_);
     } else {
 #pragma unroll
       for (int x = 0; x < kOutputs; ++x) o_[x] = 0.0f;
@@ -83,7 +84,7 @@ class Consumer {
     ptx::bar_sync(kBarrierConsumer0 + warpgroup_,
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
-    release(shared_.q_ring, q_at_);
+    warp_release(shared_.q_ring, q_at_);
     return true;
   }
 
@@ -102,18 +103,18 @@ class Consumer {
   /// block before; with two stages that allows one skipped block at a time.
   __device__ __forceinline__ void skip_keys() {
     shared_.k_ring.wait_full(k_at_);
-    release(shared_.k_ring, k_at_);
+    warp_release(shared_.k_ring, k_at_);
   }
   __device__ __forceinline__ void skip_values() {
     shared_.v_ring.wait_full(v_at_);
-    release(shared_.v_ring, v_at_);
+    warp_release(shared_.v_ring, v_at_);
   }
 
   /// Scores of the first block, which always get element masks; nothing runs beside it.
   __device__ __forceinline__ void first_step(const std::uint8_t* q, const ListEntry& entry) {
     issue_qk(q);
     ptx::wgmma_wait_group<0>();
-    release(shared_.k_ring, k_at_);
+    warp_release(shared_.k_ring, k_at_);
     float decay[2];
     softmax_masked(entry, decay);
     pack();
@@ -125,7 +126,7 @@ class Consumer {
     issue_qk(q);
     issue_pv(accumulate);
     ptx::wgmma_wait_group<1>();
-    release(shared_.k_ring, k_at_);
+    warp_release(shared_.k_ring, k_at_);
     float decay[2];
     if constexpr (kMasked) {
       softmax_masked(entry, decay);
@@ -136,9 +137,9 @@ class Consumer {
       softmax_.template weigh<kLazy>(s_, raised, takes_part, params_.scale_log2, decay);
     }
     ptx::wgmma_wait_group<0>();
-    release(shared_.v_ring, v_at_);
+    warp_release(shared_.v_ring, v_at_);
     // Most blocks move no maximum: 459 ms instead of 484 at 128K dense.
-    if (__any_sync(0xffffffffu, decay[0] != 1.0f || decay[1] != 1.0f)) {
+    if (common::warp::any(decay[0] != 1.0f || decay[1] != 1.0f)) {
 #pragma unroll
       for (int x = 0; x < kOutputs; ++x) o_[x] *= decay[(x >> 1) & 1];
     }
@@ -152,11 +153,7 @@ class Consumer {
     for (int r = 0; r < 2; ++r) {
       limit[r] = listed(entry, r) ? visible_[r] - entry.block * Traits::kBlock : 0;
     }
-    const int column = fragment_column(thread_);
-#pragma unroll
-    for (int x = 0; x < kScores; ++x) {
-      if ((x >> 2) * 8 + column + (x & 1) >= limit[(x >> 1) & 1]) s_[x] = -INFINITY;
-    }
+    mask_fragment(s_, thread_, [&](int half, int column) { return column >= limit[half]; });
     const bool all[2] = {true, true};
     float raised[2];
     row_max(s_, raised);
@@ -208,11 +205,9 @@ class Consumer {
     for (int x = 0; x < kScores / 2; ++x) p_[x] = ptx::cvt_pack<Item>(s_[2 * x], s_[2 * x + 1]);
   }
 
-  /// Each warp for itself: a warp's reads of the stage are then over whatever the others do.
   template <int kStages>
-  __device__ __forceinline__ void release(Ring<kStages>& ring, RingPosition<kStages>& at) {
-    __syncwarp();
-    if ((thread_ & 31) == 0) ring.release(at);
+  __device__ __forceinline__ void warp_release(Ring<kStages>& ring, RingPosition<kStages>& at) {
+    ring.warp_release(at, thread_ & 31);
     at.advance();
   }
 

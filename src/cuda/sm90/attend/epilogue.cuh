@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/common/rows.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
@@ -43,7 +44,7 @@ struct Epilogue {
         lse_at(row + 8 * r) = softmax.lse(r, params.scale_log2);
       }
     }
-    if (__any_sync(0xffffffffu, again)) note_rows();
+    if (common::warp::any(again)) note_rows();
     if (params.to.f32) {
       store_f32(o);
     } else {

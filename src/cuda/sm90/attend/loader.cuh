@@ -3,6 +3,7 @@
 // of their use.
 #pragma once
 
+#include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
@@ -36,12 +37,11 @@ class Loader {
     for (int i = 0; i < job.blocks; ++i) {
       const KeyBox box = next;
       if (i + 1 < job.blocks) next = locate(job, entry_of<Traits>(params_, job, list, i + 1).block);
-      if (__any_sync(0xffffffffu, box.bad)) mark_suspect(job.request);
+      if (common::warp::any(box.bad)) mark_suspect(job.request);
       load_block(shared_.k_ring, k_at_, shared_.k[k_at_.stage], &maps_.k, job.head, box);
       load_block(shared_.v_ring, v_at_, shared_.v[v_at_.stage], &maps_.v, job.head, box);
     }
-    __syncwarp();
-    if (lane_ == 0) shared_.q_ring.release(at_);  // neither the job nor its mark is touched again
+    shared_.q_ring.warp_release(at_, lane_);  // neither the job nor its mark is touched again
     at_.advance();
     return true;
   }

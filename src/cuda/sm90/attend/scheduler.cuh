@@ -5,6 +5,7 @@
 // what it announces.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
@@ -29,8 +30,9 @@ class Scheduler {
       const bool mine =
           item < items && (!Traits::kUnion || list_header(params_, place.head, place.slot).blocks <=
                                                   params_.longest_list);
-      for (unsigned left = __ballot_sync(~0u, mine); left != 0; left &= left - 1) {
-        announce(place_of(__shfl_sync(~0u, item, __ffs(static_cast<int>(left)) - 1), tiles));
+      for (unsigned left = __ballot_sync(common::kAllLanes, mine); left != 0; left &= left - 1) {
+        announce(place_of(__shfl_sync(common::kAllLanes, item, __ffs(static_cast<int>(left)) - 1),
+                          tiles));
       }
     }
     announce_end();

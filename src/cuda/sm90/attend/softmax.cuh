@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 
@@ -64,8 +65,8 @@ struct Softmax {
     int bits[2];
     row_max_bits(s, max, bits);
     float largest[2] = {__int_as_float(bits[0]), __int_as_float(bits[1])};
-    if (__any_sync(0xffffffffu, min(bits[0], bits[1]) <
-                                    0)) {  // every score of a row and its maximum are negative
+    if (common::warp::any(min(bits[0], bits[1]) <
+                          0)) {  // every score of a row and its maximum are negative
       row_max(s, largest);
     }
     raised[0] = takes_part[0] ? fmaxf(max[0], largest[0]) : max[0];

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/number.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/launch.h"
@@ -141,8 +142,8 @@ __device__ __forceinline__ unsigned long long find_bound(const unsigned long lon
     int larger = 0;
 #pragma unroll 1
     for (int other = 0; other < count; other += 32) larger += count_larger32(keys + other, key);
-    const unsigned found = __ballot_sync(0xffffffffu, key != 0 && larger == topk - 1);
-    if (found != 0) return __shfl_sync(0xffffffffu, key, __ffs(static_cast<int>(found)) - 1);
+    const unsigned found = __ballot_sync(common::kAllLanes, key != 0 && larger == topk - 1);
+    if (found != 0) return __shfl_sync(common::kAllLanes, key, __ffs(static_cast<int>(found)) - 1);
   }
   return 1;
 }
@@ -152,11 +153,11 @@ __device__ __forceinline__ void rank_few(SelectStorage& s, const unsigned long l
                                          int topk, int lane) {
   const unsigned long long key = candidates[lane];  // 0 behind the last one
   const bool chosen = key != 0 && count_larger32(candidates, key) < topk;
-  const unsigned all = __ballot_sync(0xffffffffu, chosen);
+  const unsigned all = __ballot_sync(common::kAllLanes, chosen);
   int below = 0;
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
-    const int block = __shfl_sync(0xffffffffu, select_block(key), i);
+    const int block = __shfl_sync(common::kAllLanes, select_block(key), i);
     below += ((all >> i) & 1) != 0 && block < select_block(key) ? 1 : 0;
   }
   if (chosen) {
@@ -199,7 +200,7 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, con
     for (int first = 0; first < row.visible; first += kSegmentBlocks)
       best = segment.fetch(row, first, best, thread);
     for (int distance = 1; distance < lanes; distance *= 2)
-      best = max(best, __shfl_xor_sync(0xffffffffu, best, distance));
+      best = max(best, __shfl_xor_sync(common::kAllLanes, best, distance));
     if (thread % lanes == 0) s.maxima[thread / lanes] = best;
     if (thread < 32) candidates[thread] = 0;
     if (thread == 0) {

@@ -100,8 +100,7 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
           empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * common::kLn2;
     }
   }
-  if (__any_sync(0xffffffffu, probe != 0.0f) && lane == 0)
-    note(p.suspects, row * p.heads_kv + head);
+  if (common::warp::any(probe != 0.0f) && lane == 0) note(p.suspects, row * p.heads_kv + head);
 }
 
 template <class Item>
@@ -119,7 +118,8 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   const std::int64_t token = static_cast<std::int64_t>(tile.first) + in_tile;
   const RequestRecord request = p.requests[tile.request];
   if (token >= request.seqlen_q) return;
-  const unsigned slots = __ballot_sync(0xffffffffu, slot_block(p, request, token, head, lane) >= 0);
+  const unsigned slots =
+      __ballot_sync(common::kAllLanes, slot_block(p, request, token, head, lane) >= 0);
   Joined joined;
   join(joined, p, static_cast<std::int64_t>(pair) * p.lists.k, slots, lane);
   store_joined<Item>(joined, p, request.q_begin + token, head, lane);

@@ -95,23 +95,20 @@ class Consumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      const std::uint64_t step = (k & 3) * kDescriptorStepK;
+      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
       const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(s_, a + panel * (Traits::kQueryPanelBytes >> 4) + step,
-                                         b + panel * (kBlock * kPanelRowBytes >> 4) + step, k != 0);
+      ptx::wgmma_ss<Item, ptx::Major::K>(s_, a + panel * (Traits::kQueryPanelBytes >> 4) + inside,
+                                         b + panel * (kBlock * kPanelRowBytes >> 4) + inside,
+                                         k != 0);
     }
     ptx::wgmma_commit_group();
     ptx::wgmma_wait_group<0>();
   }
 
   __device__ __forceinline__ void mask(int limit, unsigned bad) {
-    const int column = fragment_column(thread_);
     const int shift = box_shift(kBlock, params_.batch.page_size);
-#pragma unroll
-    for (int x = 0; x < kScores; ++x) {
-      const int key = (x >> 2) * 8 + column + (x & 1);
-      if (key >= limit || ((bad >> (key >> shift)) & 1) != 0) s_[x] = -INFINITY;
-    }
+    mask_fragment(s_, thread_,
+                  [&](int, int key) { return key >= limit || ((bad >> (key >> shift)) & 1) != 0; });
   }
 
   /// Scores become weights, packed; `sum` of each row over the whole block.

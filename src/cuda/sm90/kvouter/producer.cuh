@@ -4,6 +4,7 @@
 // outside q, so they arrive as zeros.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
@@ -29,7 +30,7 @@ class Producer {
     for (;;) {
       int at = 0;
       if (lane_ == 0) at = atomicAdd(next_item, 1);
-      at = __shfl_sync(0xffffffffu, at, 0);
+      at = __shfl_sync(common::kAllLanes, at, 0);
       const WorkItem item = at < num_items ? items_[at] : WorkItem{};
       load_block(item);
       if (item.count == 0) return;
@@ -48,7 +49,8 @@ class Producer {
       box = locate_key_box<kBlock>(params_.batch, request, item.request, item.block,
                                    lane_ / Traits::kPanels);
     }
-    const unsigned bad = bad_boxes(box, item.request, lanes);
+    const unsigned bad = warp::bad_boxes<Traits::kPanels>(box, lane_);
+    if (bad != 0 && lane_ == 0) report(params_.batch.status, item.request, -1, FaultKind::PageId);
     shared_.kv_ring.wait_empty(kv_at_);
     if (lane_ == 0) {
       shared_.items[kv_at_.stage] = item;  // the arrival below publishes these
@@ -64,16 +66,6 @@ class Producer {
                                             page_size, lane_);
     }
     kv_at_.advance();
-  }
-
-  __device__ __forceinline__ unsigned bad_boxes(const KeyBox& box, int request, int lanes) const {
-    const bool counts = lane_ < lanes && lane_ % Traits::kPanels == 0 && box.bad;
-    if (counts) report(params_.batch.status, request, -1, FaultKind::PageId);
-    unsigned bad = 0;
-    for (unsigned found = __ballot_sync(0xffffffffu, counts); found != 0; found &= found - 1) {
-      bad |= 1u << ((__ffs(static_cast<int>(found)) - 1) / Traits::kPanels);
-    }
-    return bad;
   }
 
   __device__ __forceinline__ void gather(const WorkItem& item, int first) {

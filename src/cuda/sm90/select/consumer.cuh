@@ -68,17 +68,11 @@ __device__ __forceinline__ void load_queries(std::uint32_t (&a)[4 * Traits::kSte
 /// Puts -inf where a row does not see a key, or where the key's page is not there.
 template <class Traits>
 __device__ __forceinline__ void mask_scores(float (&d)[64], const ConsumerRows& rows, int tile,
-                                            std::uint32_t bad_boxes, int tokens_per_box) {
-  const int c = fragment_column(threadIdx.x % 128);
-#pragma unroll
-  for (int g = 0; g < 16; ++g) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = 8 * g + c + i % 2;
-      const bool hidden = tile * Traits::kKeys + column >= rows.visible[i / 2];
-      if (hidden || (bad_boxes >> (column / tokens_per_box) & 1) != 0) d[4 * g + i] = kMinusInf;
-    }
-  }
+                                            std::uint32_t bad_boxes, int shift) {
+  mask_fragment(d, threadIdx.x % 128, [&](int half, int column) {
+    const bool unseen = tile * Traits::kKeys + column >= rows.visible[half];
+    return unseen || (bad_boxes >> (column >> shift) & 1) != 0;
+  });
 }
 
 /// Maximum over column groups [begin, end) of 8 as integers: right where it comes out as a number
@@ -216,7 +210,7 @@ class Consumer {
 
   __device__ __forceinline__ void run() {
     const Params& p = params_;
-    const int tokens_per_box = box_tokens(Traits::kKeys, p.batch.page_size);
+    const int shift = box_shift(Traits::kKeys, p.batch.page_size);
     const bool releases = threadIdx.x % 128 == 0;
     WorkQueue<Traits> queue(shared_);
     RingPosition<Traits::kStages> at;
@@ -247,7 +241,7 @@ class Consumer {
         multiply<Traits>(d, a, shared_.keys[at.stage]);
         if (releases) shared_.ring.release(at);
         if ((tile + 1) * Traits::kKeys > rows.visible_from || bad_boxes != 0) {
-          mask_scores<Traits>(d, rows, tile, bad_boxes, tokens_per_box);
+          mask_scores<Traits>(d, rows, tile, bad_boxes, shift);
         }
         float maxima[Traits::kBlocksPerTile];
         if constexpr (Traits::kBlocksPerTile == 1) {

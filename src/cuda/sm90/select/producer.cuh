@@ -55,11 +55,8 @@ class Producer {
         box = locate_key_box<Traits::kKeys>(p.batch, work.rows, work.request, tile,
                                             lane_ / Traits::kPanels);
       }
-      std::uint32_t bad = 0;
-      if (__any_sync(kAllLanes, box.bad)) {
-        bad = __reduce_or_sync(kAllLanes, box.bad ? 1u << (lane_ / Traits::kPanels) : 0u);
-        if (lane_ == 0) report(p.batch.status, work.request, -1, FaultKind::PageId);
-      }
+      const unsigned bad = warp::bad_boxes<Traits::kPanels>(box, lane_);
+      if (bad != 0 && lane_ == 0) report(p.batch.status, work.request, -1, FaultKind::PageId);
       shared_.ring.wait_empty(at_);
       if (lane_ == 0) {
         shared_.bad_boxes[at_.stage] = bad;

@@ -51,8 +51,7 @@ class WorkQueue {
   __device__ __forceinline__ int first() const { return __shfl_sync(kAllLanes, work().first, 0); }
   __device__ __forceinline__ int end() const { return __shfl_sync(kAllLanes, work().end, 0); }
   __device__ __forceinline__ void done() {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) shared_.work_ring.release(at_);
+    shared_.work_ring.warp_release(at_, threadIdx.x % 32);
     at_.advance();
   }
 

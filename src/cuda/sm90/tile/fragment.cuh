@@ -10,6 +10,7 @@
 // m16n8 uses the same order.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 
 namespace msa::cuda::sm90 {
@@ -23,28 +24,40 @@ __device__ __forceinline__ int fragment_row(int thread) {
 /// Column of d[0] inside each group of 8 columns.
 __device__ __forceinline__ int fragment_column(int thread) { return (thread & 3) * 2; }
 
+/// Sets to -inf every item that hidden(half, column) names: half 0 is the row of d[0], half 1 that
+/// of d[2].
+template <int kItems, class Hidden>
+__device__ __forceinline__ void mask_fragment(float (&d)[kItems], int thread,
+                                              const Hidden& hidden) {
+  const int first = fragment_column(thread);
+#pragma unroll
+  for (int x = 0; x < kItems; ++x) {
+    if (hidden((x >> 1) & 1, (x >> 2) * 8 + first + (x & 1))) d[x] = common::kMinusInf;
+  }
+}
+
 namespace quad {
 
 /// Maximum over the four lanes that share a row; NaN loses against numbers.
 __device__ __forceinline__ float max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+  x = fmaxf(x, __shfl_xor_sync(common::kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(common::kAllLanes, x, 2));
 }
 
 /// Maximum over the four lanes that share a row; NaN wins against numbers.
 __device__ __forceinline__ float max_nan(float x) {
-  x = ptx::max_nan(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return ptx::max_nan(x, __shfl_xor_sync(0xffffffffu, x, 2));
+  x = ptx::max_nan(x, __shfl_xor_sync(common::kAllLanes, x, 1));
+  return ptx::max_nan(x, __shfl_xor_sync(common::kAllLanes, x, 2));
 }
 
 __device__ __forceinline__ int max(int x) {
-  x = ::max(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return ::max(x, __shfl_xor_sync(0xffffffffu, x, 2));
+  x = ::max(x, __shfl_xor_sync(common::kAllLanes, x, 1));
+  return ::max(x, __shfl_xor_sync(common::kAllLanes, x, 2));
 }
 
 __device__ __forceinline__ float sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+  x += __shfl_xor_sync(common::kAllLanes, x, 1);
+  return x + __shfl_xor_sync(common::kAllLanes, x, 2);
 }
 
 }  // namespace quad

@@ -7,20 +7,16 @@
 
 #include <cstdint>
 
+#include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
+#include "cuda/page_rule.h"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 
 namespace msa::cuda::sm90 {
 
-/// Tokens of one box: the host makes the tensor map with it. Page sizes divide kBlock or are
-/// multiples of it.
-__host__ __device__ constexpr int box_tokens(int block, int page_size) {
-  return page_size == 0 || page_size > block ? block : page_size;
-}
-
-/// Its logarithm: a box is a power of two, as blocks are. Divisions take long where one warp does
-/// one thing after the other.
+/// Logarithm of box_tokens: a box is a power of two, as blocks are. Divisions take long where one
+/// warp does one thing after the other.
 __device__ __forceinline__ int box_shift(int block, int page_size) {
   return __ffs(box_tokens(block, page_size)) - 1;
 }
@@ -57,6 +53,19 @@ template <int kBlock, int kPanels>
 __device__ __forceinline__ int key_box_lanes(int page_size) {
   return (kBlock >> box_shift(kBlock, page_size)) * kPanels;
 }
+
+namespace warp {
+
+/// Boxes of a block with a bad page id, as bits, from the box that each lane located (none:
+/// KeyBox{}); a box has kPanels neighbouring lanes.
+template <int kPanels>
+__device__ __forceinline__ unsigned bad_boxes(const KeyBox& box, int lane) {
+  const unsigned lanes = __ballot_sync(common::kAllLanes, box.bad);
+  if (kPanels == 1 || lanes == 0) return lanes;
+  return __reduce_or_sync(common::kAllLanes, box.bad ? 1u << (lane / kPanels) : 0u);
+}
+
+}  // namespace warp
 
 /// One lane's share of a block: call on every lane below key_box_lanes with box = lane / kPanels
 /// located before, after one lane's mbarrier_arrive_expect_tx of kBlock * kPanels * 128 bytes and a

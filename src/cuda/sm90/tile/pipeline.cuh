@@ -61,6 +61,11 @@ struct Ring {
   __device__ __forceinline__ void release(RingPosition<kStages> at) {
     ptx::mbarrier_arrive(&empty[at.stage]);
   }
+  /// The same by a whole warp: its reads of the stage are over whatever the others do.
+  __device__ __forceinline__ void warp_release(RingPosition<kStages> at, int lane) {
+    __syncwarp();
+    if (lane == 0) release(at);
+  }
 };
 
 }  // namespace msa::cuda::sm90

@@ -83,11 +83,10 @@ __device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeyTiles][4
   const int shift = box_shift(Traits::kBlock, page_size);
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int key = warp * Traits::kKeys + tile * 8 + (lane & 3) * 2 + (j & 1);
-      if (key >= visible || ((bad_boxes >> (key >> shift)) & 1) != 0) scores[tile][j] = -INFINITY;
-    }
+    mask_fragment(scores[tile], lane, [&](int, int column) {
+      const int key = warp * Traits::kKeys + tile * 8 + column;
+      return key >= visible || ((bad_boxes >> (key >> shift)) & 1) != 0;
+    });
   }
 }
 
@@ -186,7 +185,7 @@ class Consumer {
       shared_.ring.wait_full(at_);
       multiply_keys<Traits>(scores, state_, stages_ + at_.stage * Traits::kTileBytes, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      release();
+      warp_release();
       if (visible < Traits::kBlock || bad != 0) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
@@ -195,16 +194,15 @@ class Consumer {
       std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
       if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
       multiply_values<Traits>(state_, probabilities, values, warp_, lane_);
-      release();
+      warp_release();
     }
   }
 
   __device__ __forceinline__ WarpState<Traits>& state() { return state_; }
 
  private:
-  __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (lane_ == 0) shared_.ring.release(at_);
+  __device__ __forceinline__ void warp_release() {
+    shared_.ring.warp_release(at_, lane_);
     at_.advance();
   }
 

@@ -6,8 +6,8 @@
 // partials in split order, so the bits never depend on who came last.
 //
 // Instructions that run once are fetched from memory, which takes longer than they do. A CTA that
-// has to wait for scores anyway rehearses: it selects from a few items of its query and joins
-// shares of zeros, and writes nothing.
+// has to wait for scores anyway rehearses, which warms its instruction cache: it selects from a few
+// items of its query and joins shares of zeros, and writes nothing.
 #pragma once
 
 #include <algorithm>
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     touch_pages(p.select.batch, make_item(p).request, lane);
   RingPosition<Traits::kStages> at;
 #pragma unroll 1  // the rehearsal runs the very instructions
-  for (int act = rehearses(p) ? 0 : 1; act < 2; ++act) {
-    const bool rehearsal = act == 0;
+  for (int pass = rehearses(p) ? 0 : 1; pass < 2; ++pass) {
+    const bool rehearsal = pass == 0;
     Item item = make_item(p);
     const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
     item.row = r.q_begin + item.token;

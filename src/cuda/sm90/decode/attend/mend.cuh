@@ -6,7 +6,7 @@
 // time.
 #pragma once
 
-#include "cuda/common/number.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/attend/row.cuh"
@@ -27,12 +27,8 @@ class SuspectFinder {
 #pragma unroll 1
     for (; first_ < words; first_ += 32) {
       const unsigned bits = first_ + lane < words ? suspects.pairs[first_ + lane] : 0;
-      int behind = __popc(bits);  // set bits up to the end of this lane's word
-#pragma unroll
-      for (int lanes = 1; lanes < 32; lanes *= 2) {
-        const int below = __shfl_up_sync(common::kAllLanes, behind, lanes);
-        if (lane >= lanes) behind += below;
-      }
+      // Set bits up to the end of this lane's word.
+      const int behind = common::warp::inclusive_sum(__popc(bits), lane);
       const unsigned owners = __ballot_sync(common::kAllLanes, mine_ < before_ + behind);
       if (owners != 0) {
         const int owner = __ffs(static_cast<int>(owners)) - 1;

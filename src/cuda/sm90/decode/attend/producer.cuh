@@ -7,17 +7,6 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// Boxes of a block whose page id is out of range, as bits.
-template <class Traits>
-__device__ __forceinline__ unsigned find_bad_boxes(const KeyBox& box, int lanes, int lane) {
-  const bool counts = lane < lanes && lane % Traits::kPanels == 0 && box.bad;
-  unsigned bad = 0;
-  for (unsigned found = __ballot_sync(0xffffffffu, counts); found != 0; found &= found - 1) {
-    bad |= 1u << ((__ffs(static_cast<int>(found)) - 1) / Traits::kPanels);
-  }
-  return bad;
-}
-
 template <class Traits>
 class Producer {
  public:
@@ -41,7 +30,7 @@ class Producer {
         box =
             locate_key_box<Traits::kBlock>(batch, r, item.request, block, lane_ / Traits::kPanels);
       }
-      const unsigned bad = find_bad_boxes<Traits>(box, lanes_, lane_);
+      const unsigned bad = warp::bad_boxes<Traits::kPanels>(box, lane_);
       if (rehearsal) return;
       if (bad != 0 && lane_ == 0) report(batch.status, item.request, -1, FaultKind::PageId);
       load(&params_.k_map, item.head, box, bad);

@@ -4,6 +4,7 @@
 // contraction runs, so both operands take it in the order in which 16-byte loads deliver it.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/order.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
@@ -114,7 +115,7 @@ __device__ __forceinline__ void reduce_keys(float (&best)[Traits::kTiles][2],
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int lanes = 4; lanes < 32; lanes *= 2)
-        x[i] = fmaxf(x[i], __shfl_xor_sync(0xffffffffu, x[i], lanes));
+        x[i] = fmaxf(x[i], __shfl_xor_sync(common::kAllLanes, x[i], lanes));
       best[column_tile][i] = x[i];
     }
   }
@@ -187,8 +188,7 @@ class ScoreConsumer {
       }
       StepKeys<Traits> keys;
       read_keys<Traits>(keys, stages_ + at.stage * Traits::kTileBytes, warp_, lane_);
-      __syncwarp();
-      if (lane_ == 0) shared.ring.release(at);
+      shared.ring.warp_release(at, lane_);
       at.advance();
       unsigned bad = note.bad_boxes;
       if (bad != 0) {

@@ -2,6 +2,7 @@
 // The producer warp: streams the CTA's steps.
 #pragma once
 
+#include "cuda/common/number.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
@@ -40,8 +41,8 @@ class ScoreProducer {
         std::int64_t next = n;
         end = fixed_end;
         if (claiming) {
-          next =
-              deal.fixed * ctas + std::int64_t{__shfl_sync(0xffffffffu, claimed, 0)} * deal.claim;
+          next = deal.fixed * ctas +
+                 std::int64_t{__shfl_sync(common::kAllLanes, claimed, 0)} * deal.claim;
           if (next >= total) break;
           end = min(next + deal.claim, total);
         } else {
@@ -73,7 +74,7 @@ class ScoreProducer {
     const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
     KeyBox box;
     if (lane_ < boxes) box = locate_key_box<kScoreStep>(p.batch, r, request, step, lane_);
-    const unsigned bad = __ballot_sync(0xffffffffu, lane_ < boxes && box.bad);
+    const unsigned bad = warp::bad_boxes<1>(box, lane_);
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       shared_.notes[at_.stage] = {request, step, bad};  // the arrival below publishes it

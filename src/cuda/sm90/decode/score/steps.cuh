@@ -2,7 +2,7 @@
 // Steps of 128 keys, numbered over all requests: which there are, and which a CTA takes.
 #pragma once
 
-#include "cuda/common/number.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/score/traits.cuh"
@@ -57,11 +57,7 @@ class StepFinder {
       const RequestRecord r = early_request(params_.batch, params_.records, first + lane_);
       if (r.seqlen_q != 0) steps_ = (r.seqlen_k + kScoreStep - 1) / kScoreStep;
     }
-    behind_ = steps_;
-    for (int lanes = 1; lanes < 32; lanes *= 2) {
-      const std::int64_t below = __shfl_up_sync(common::kAllLanes, behind_, lanes);
-      if (lane_ >= lanes) behind_ += below;
-    }
+    behind_ = common::warp::inclusive_sum<std::int64_t>(steps_, lane_);
   }
 
   const ScoreParams& params_;
