@@ -177,11 +177,11 @@ class Consumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      const std::uint64_t step = (k & 3) * kDescriptorStepK;
+      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
       const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(s_, a + panel * (kTileRows * kPanelRowBytes >> 4) + step,
-                                         b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + step,
-                                         k != 0);
+      ptx::wgmma_ss<Item, ptx::Major::K>(
+          s_, a + panel * (kTileRows * kPanelRowBytes >> 4) + inside,
+          b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + inside, k != 0);
     }
     ptx::wgmma_commit_group();
   }
