@@ -17,7 +17,7 @@ inline constexpr int kPadding = -1;  // request of tiles of rows behind the last
 inline constexpr int kNoTile = -2;   // of records that no tile fills
 
 /// Query rows that share a tile: `first` is a row of the request, of padding a row of q.
-struct TileRecord {
+struct alignas(8) TileRecord {  // read at once
   int request;
   int first;
 };
@@ -57,6 +57,7 @@ struct TileView {
   const TileRecord* records = nullptr;
   const RequestRecord* requests = nullptr;
   std::int64_t total_q = 0;
+  int batch = 0;
   int tokens = 1;
 };
 
@@ -64,6 +65,7 @@ inline TileView view_of(const Params& params, const TileTable& table) {
   return {.records = table.records,
           .requests = params.requests,
           .total_q = params.batch.total_q,
+          .batch = params.batch.batch,
           .tokens = table.tokens};
 }
 
