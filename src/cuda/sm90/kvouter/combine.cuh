@@ -3,8 +3,9 @@
 // fragment order in, rows out.
 #pragma once
 
-#include "cuda/common/number.cuh"
+#include "cuda/common/join_by_lse.cuh"
 #include "cuda/common/rows.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
@@ -57,9 +58,8 @@ __device__ __forceinline__ void join(Joined& joined, const Params& p, std::int64
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const PartialRow row = rows[slot * kGroup + 8 * r];
-      const float base = joined.best[r] == -INFINITY ? 0.0f : joined.best[r];
       // A NaN makes the row NaN: it is computed again.
-      const float share = ptx::ex2(row.lse - base);
+      const float share = common::share_weight(row.lse, joined.best[r], 1.0f);
       joined.sum[r] += share;
       weight[r] = share * row.scale;
     }
@@ -74,8 +74,7 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
   float probe = 0.0f;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const bool empty = joined.sum[r] == 0.0f;
-    const float inverse = empty ? 0.0f : 1.0f / joined.sum[r];
+    const float inverse = common::inverse_of(joined.sum[r]);
     const int q_head = head * kGroup + lane / 4 + 8 * r;
     const std::int64_t at =
         row * p.to.out.stride_t + q_head * p.to.out.stride_h + fragment_column(lane);
@@ -97,7 +96,7 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
     }
     if (p.to.lse.data != nullptr && (lane & 3) == 0) {
       common::item_of(p.to.lse, row, q_head) =
-          empty ? -INFINITY : (joined.best[r] + log2f(joined.sum[r])) * common::kLn2;
+          common::lse_of(joined.best[r] * common::kLn2, joined.sum[r]);
     }
   }
   if (common::warp::any(probe != 0.0f) && lane == 0) note(p.suspects, row * p.heads_kv + head);
