@@ -33,9 +33,11 @@ float score(const Case& spec, const Stream64& random, std::uint64_t counter) {
       return 1.0f + static_cast<float>(random.below(counter, 64)) * 0x1p-23f;
     case Regime::Low:
       return -6e4f - static_cast<float>(random.below(counter, 3));
-    default:
-      return random.normal(counter);
+    case Regime::Random:
+    case Regime::Drift:
+      break;
   }
+  return random.normal(counter);
 }
 
 std::string part_name(const char* list, std::int64_t part) {

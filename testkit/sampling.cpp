@@ -29,9 +29,13 @@ double row_work(const Problem& p, const Request& r, std::int64_t i) {
     case Op::BlockScores:
     case Op::SelectBlocks:
       return index;
-    default:
-      return 0;
+    case Op::SelectTopk:
+    case Op::MergeStates:
+    case Op::MergeSelections:
+    case Op::InvertSelection:
+      break;
   }
+  return 0;
 }
 
 }  // namespace

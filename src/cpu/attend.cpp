@@ -20,18 +20,20 @@
 namespace msa::cpu {
 namespace {
 
-constexpr std::int64_t kDenseRows =
-    256;  // rows of a dense tile: packing a block costs 1 % of its products
-constexpr std::int64_t kDenseStep =
-    128;  // keys of a dense visit where nobody asks for block maxima
-constexpr std::int64_t kSparseBytes =
-    768 << 10;  // queries and accumulators of a sparse tile stay in a 1 MB L2
-constexpr std::int64_t kTasksWanted = 64;  // fewer tiles than this are split along the keys
-constexpr std::int64_t kFewColumns =
-    4;  // decode: the heads of a token lie side by side and are read together
-constexpr std::int64_t kVisitsOfPiece =
-    4;  // at least: a piece costs a packing of queries and a merge
-constexpr std::int64_t kPaddingRows = 64;  // padding rows that one task clears
+// Rows of a dense tile: packing a block costs 1 % of its products.
+constexpr std::int64_t kDenseRows = 256;
+// Keys of a dense visit where nobody asks for block maxima.
+constexpr std::int64_t kDenseStep = 128;
+// Queries and accumulators of a sparse tile stay in a 1 MB L2.
+constexpr std::int64_t kSparseBytes = 768 << 10;
+// Fewer tiles than this are split along the keys.
+constexpr std::int64_t kTasksWanted = 64;
+// Up to here, decode, the heads of a token lie side by side and are read together.
+constexpr std::int64_t kFewColumns = 4;
+// At least: a piece costs a packing of queries and a merge.
+constexpr std::int64_t kVisitsOfPiece = 4;
+// Padding rows that one task clears.
+constexpr std::int64_t kPaddingRows = 64;
 
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return core::ceil_div(a, b) * b; }
 
@@ -471,8 +473,8 @@ void AttentionStage::sweep(const AttendCall& call, std::span<const Job> jobs,
     ThreadScratch scratch = thread_scratch(shared, thread);
     const Place place = place_of(task, jobs, heads, l_.splits);
     AttendTile tile = make_tile(call, place, scratch);
-    const bool clears =
-        call.block_max != nullptr && tile.last;  // maxima of blocks that nobody sees
+    // Maxima of blocks that nobody sees.
+    const bool clears = call.block_max != nullptr && tile.last;
     if (tile.begin == tile.end && place.piece > 0 && !clears) return;
     for (std::int64_t h = 0; h < tile.heads && l_.splits > 1; ++h) {
       scratch.states[h] = state_of(shared, place, place.head + h);

@@ -95,13 +95,12 @@ struct AttendScratch {
   std::byte* q = nullptr;  // packed queries: [heads][columns][words of D][lanes]
   std::byte* k = nullptr;  // packed keys of a block: [step][words of D]
   std::byte* v = nullptr;  // packed values of a block: [Dv / lanes][words of step, one more][lanes]
-  float* s =
-      nullptr;  // scores [step][2][lanes]; also rows [lanes][max(D, Dv)] while packing and writing
+  // Scores [step][2][lanes]; also rows [lanes][max(D, Dv)] while packing and writing.
+  float* s = nullptr;
   std::byte* p = nullptr;           // probabilities [2][words of step][lanes]
   std::int32_t* visible = nullptr;  // [columns * lanes]: keys that a row sees
-  std::int32_t* limits =
-      nullptr;  // [columns * lanes]: keys of the block in hand that a row sees and lists
-  std::int32_t* active = nullptr;  // [columns]: columns of the block in hand
+  std::int32_t* limits = nullptr;   // [columns * lanes]: those of the block in hand that it lists
+  std::int32_t* active = nullptr;   // [columns]: columns of the block in hand
   // [3 * step + 1]: rows of keys, then of values, of the next block; rows of values of the one in
   // hand
   const std::byte** ahead = nullptr;

@@ -10,8 +10,8 @@
 namespace msa::cpu {
 
 struct Kernels {
-  const char* isa =
-      nullptr;  // the namespace that the table comes from: proves which level is in force
+  // The namespace that the table comes from: proves which level is in force.
+  const char* isa = nullptr;
   AttendKernels attend{};
   SelectKernels select{};
   VectorChecks vectors{};

@@ -13,8 +13,8 @@
 namespace msa::cpu {
 namespace {
 
-constexpr std::int64_t kChunkBytes = std::int64_t{4}
-                                     << 20;  // of block ids: 16K rows of 4 heads and 16 blocks
+// Of block ids: 16K rows of 4 heads and 16 blocks.
+constexpr std::int64_t kChunkBytes = std::int64_t{4} << 20;
 
 class MsaStage final : public Stage {
  public:
@@ -29,6 +29,7 @@ class MsaStage final : public Stage {
 
   std::size_t workspace_bytes() const override {
     Scratch count(nullptr);
+    take_mended(count);
     take_ids(count);
     return count.used() + std::max(selection_->workspace_bytes(), attention_->workspace_bytes());
   }
@@ -39,8 +40,10 @@ class MsaStage final : public Stage {
 
   void run(const core::Call& call, Rows rows, std::byte* workspace) const override {
     Scratch scratch(workspace);
+    std::int64_t* mended = take_mended(scratch);
     std::int32_t* ids = take_ids(scratch);
     std::byte* rest = workspace + scratch.used();
+    *mended = 0;
     for (Rows chunk{rows.begin, 0}; chunk.begin < rows.end; chunk.begin = chunk.end) {
       chunk.end = cut(call, chunk.begin, std::min(chunk.begin + chunk_rows_, rows.end), rows.end);
       core::Call part = call;
@@ -51,10 +54,16 @@ class MsaStage final : public Stage {
       selection_->run(part, chunk, rest);
       part.block_ids_in = part.block_ids;
       attention_->run(part, chunk, rest);
+      *mended += mended_tokens(rest);
     }
   }
 
  private:
+  /// See mended_tokens; as long as an alignment, so that what follows is aligned too.
+  static std::int64_t* take_mended(Scratch& scratch) {
+    return scratch.take<std::int64_t>(kWorkspaceAlignment / sizeof(std::int64_t));
+  }
+
   std::int32_t* take_ids(Scratch& scratch) const {
     static_assert(kWorkspaceAlignment % sizeof(std::int32_t) == 0);
     const std::int64_t count = chunk_rows_ * p_.attention.heads_kv * p_.selection.topk,

@@ -17,11 +17,12 @@ namespace msa::cpu {
 namespace {
 
 constexpr std::int64_t kMaxSlices = 64;
-constexpr std::int64_t kTasksPerThread =
-    16;  // of equal cost: the last one idles 1/16 of the others' time at most
+// Of equal cost: the last one idles 1/16 of the others' time at most.
+constexpr std::int64_t kTasksPerThread = 16;
 constexpr std::int64_t kMinSliceKeys = 2048;  // 30 us of one thread, to be worth a task
 constexpr std::int64_t kSerialMerges = 8;     // rows, 3 us each: what a second parallel loop costs
 constexpr std::int64_t kSliceBytes = std::int64_t{32} << 20;  // candidates of all slices of a call
+constexpr std::int64_t kPaddingRows = 64;                     // padding rows that one task clears
 
 /// One request's share of a call.
 struct Work {
@@ -103,6 +104,7 @@ class SelectionStage final : public Stage {
   void keep_slice(const Context& context, const Tile& tile, const TileRows& rows) const;
   void merge_slices(const Context& context, const Tile& tile) const;
   void write_padding(const Context& context) const;
+  void write_empty_rows(const Context& context, std::int64_t begin, std::int64_t end) const;
 
   Problem problem_;
   const SelectKernels& kernels_;
@@ -364,9 +366,20 @@ void SelectionStage::merge_slices(const Context& context, const Tile& tile) cons
 
 /// Rows of the tensors behind the last request.
 void SelectionStage::write_padding(const Context& context) const {
-  std::int64_t row = context.rows.begin;
-  for (const Work& w : context.work) row = std::max(row, w.request.q_begin + w.request.seqlen_q);
-  for (; row < context.rows.end; ++row) {
+  std::int64_t owned = context.rows.begin;
+  for (const Work& w : context.work)
+    owned = std::max(owned, w.request.q_begin + w.request.seqlen_q);
+  core::for_each_task(threads_, core::ceil_div(context.rows.end - owned, kPaddingRows),
+                      [&](std::int64_t task, int) {
+                        const std::int64_t begin = owned + task * kPaddingRows;
+                        write_empty_rows(context, begin,
+                                         std::min(begin + kPaddingRows, context.rows.end));
+                      });
+}
+
+void SelectionStage::write_empty_rows(const Context& context, std::int64_t begin,
+                                      std::int64_t end) const {
+  for (std::int64_t row = begin; row < end; ++row) {
     if (!writes_scores()) {
       context.writer.write_empty(row);
       continue;

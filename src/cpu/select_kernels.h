@@ -71,8 +71,8 @@ struct TileRows {
 struct TileBuffers {
   std::byte* q = nullptr;  // kTileRows rows of dim words
   std::byte* k = nullptr;  // a block of keys, dim words each
-  const std::byte** keys =
-      nullptr;  // where the keys of a block lie, padded to whole register tiles
+  // Where the keys of a block lie, padded to whole register tiles.
+  const std::byte** keys = nullptr;
 };
 
 /// Where block_scores puts its result: token 0 of the request, first head of the group. Strides in

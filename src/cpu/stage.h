@@ -45,7 +45,7 @@ using StagePtr = std::unique_ptr<const Stage>;
 // Planners: problem and machine in, stage out.
 StagePtr plan_attention(const Problem& problem,
                         const Machine& machine);  // dense, sparse, the half of msa
-/// Tokens, counted under each KV head, that the last run of a dense or sparse plan computed again
+/// Tokens, counted under each KV head, that the last run of an attention plan computed again
 /// because a sum of values was not finite: 0 for finite data. The workspace begins with it.
 inline std::int64_t mended_tokens(const void* workspace) {
   std::int64_t count = 0;

@@ -244,7 +244,7 @@ std::int64_t mended(Data& data, const std::string& isa, double* seconds = nullpt
 
 TEST_P(Attend, FiniteDataAreNeverComputedAgain) {
   const Case spec = testkit::parse_case(GetParam());
-  const bool counts = spec.op == Op::DenseAttention || spec.op == Op::SparseAttention;
+  const bool counts = spec.op != Op::MergeStates;
   if (!counts || spec.hostile != testkit::Hostile::None) return;  // the others are counted below
   for (const std::string& isa : levels()) {
     Data data(spec);
@@ -334,15 +334,36 @@ TEST(Mend, SumsOfTheLargestValuesDoNotOverflow) {
 // that must not stall a server (it once took 120 times as long).
 TEST(Mend, OneNanCostsAtMostFiveTimes) {
   const std::string isa = levels().front();
-  const Case spec = testkit::parse_case("op=sparse heads=16/1 dim=128 lens=512:2048 regime=drift");
-  double clean = 1e9, broken = 1e9;
-  Data good(spec), bad(spec);
-  std::memset(testkit::address(bad.operands().v, 0, 0), 0xff, 2);
-  for (int n = 0; n < 3; ++n) {
-    EXPECT_EQ(mended(good, isa, &clean), 0);
-    EXPECT_EQ(mended(bad, isa, &broken), 512);
+  for (const char* line : {"op=sparse heads=16/1 dim=128 lens=512:2048 regime=drift",
+                           "op=msa heads=16/1 dim=128 lens=512:2048 regime=drift init=1",
+                           "op=dense heads=16/1 dim=128 lens=256:1024"}) {
+    const Case spec = testkit::parse_case(line);
+    double clean = 1e9, broken = 1e9;
+    Data good(spec), bad(spec);
+    std::memset(testkit::address(bad.operands().v, 0, 0), 0xff, 2);
+    for (int n = 0; n < 3; ++n) {
+      EXPECT_EQ(mended(good, isa, &clean), 0) << line;
+      EXPECT_EQ(mended(bad, isa, &broken), spec.rows()) << line;
+    }
+    EXPECT_LE(broken, 5 * clean) << line;
   }
-  EXPECT_LE(broken, 5 * clean);
+}
+
+// A whole MSA prefill counts those of all its chunks of rows.
+TEST(Mend, CountsTheTokensOfEveryChunk) {
+  Data data(testkit::parse_case(
+      "op=msa dtype=f32 heads=16/16 dim=16 block=16 topk=256 lens=300:300,70:90,1:30 "
+      "init=1"));
+  Problem problem = data.problem();
+  problem.options = on(levels().front());
+  ASSERT_NE(make_plan(problem).to_string().find("chunk_rows 256\n"), std::string::npos);
+  const Tensor v = data.operands().v;
+  for (const std::int64_t key : {0, 300, 390}) {  // the first of each request
+    for (std::int64_t head = 0; head < v.shape[1]; ++head) {
+      std::memset(testkit::address(v, key, head), 0xff, sizeof(float));
+    }
+  }
+  EXPECT_EQ(mended(data, levels().front()), 371 * 16);
 }
 
 // ---- conversions ----

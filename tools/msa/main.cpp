@@ -24,9 +24,12 @@ int exit_code(const Error& error) {
       return kBadInput;
     case ErrorCode::InvalidArgument:
       return kUsage;
-    default:
-      return kCheckFailed;
+    case ErrorCode::Workspace:
+    case ErrorCode::OutOfMemory:
+    case ErrorCode::Internal:
+      break;
   }
+  return kCheckFailed;
 }
 
 int report(int code, const char* message) {

@@ -271,9 +271,16 @@ class HeaderSax : public nlohmann::json_sax<nlohmann::json> {
         fail_tensor(entry_.name, "expected shape to be an array, got " + what);
       case At::OffsetsArray:
         fail_tensor(entry_.name, "expected data_offsets to be an array, got " + what);
-      default:
+      case At::Shape:
+      case At::Offsets:
         fail_tensor(entry_.name, "expected an unsigned integer below 2^64, got " + what);
+      case At::Top:
+      case At::Metadata:
+      case At::Entry:
+      case At::End:
+        break;
     }
+    fail("expected a name, got " + what);
   }
 
   At at_ = At::Start;

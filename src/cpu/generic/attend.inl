@@ -135,8 +135,8 @@ inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int6
 template <class P, class S>
 inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* rows) {
   using T = typename S::T;
-  const std::int64_t width =
-      c.q_column / kLanes;  // words of a row, padded to the transposition's tile
+  // Words of a row, padded to the transposition's tile.
+  const std::int64_t width = c.q_column / kLanes;
   auto* words = reinterpret_cast<Bits*>(rows);
   std::memset(words, 0, static_cast<std::size_t>(kLanes * width) * sizeof *words);
   const T* q = reinterpret_cast<const T*>(c.call.q);
@@ -436,8 +436,8 @@ inline void turn_rows(const AttendContext<P>& c) {
   }
 }
 
-inline constexpr std::int64_t kDimsAtOnce =
-    32;  // 8 KB of packed bf16 values: they never leave the first-level cache
+/// 8 KB of packed bf16 values: they never leave the first-level cache.
+inline constexpr std::int64_t kDimsAtOnce = 32;
 
 /// Block maxima of a column to the caller's tensor.
 template <class P>
@@ -617,6 +617,8 @@ inline AttendContext<P> context_of(const AttendCall& call, const AttendTile& til
   const std::int64_t rows = tile.tokens * call.group, columns = round_up(rows, kLanes) / kLanes;
   const std::int64_t k_words = call.head_dim / P::kPack, p_column = call.step / P::kPack * kLanes;
   const std::int64_t q_column = round_up(k_words, kLanes) * kLanes;
+  // Off by a line: strips at a power of two would share a cache set.
+  const std::int64_t strip = p_column + kLanes;
   return {.call = call,
           .tile = tile,
           .state = state,
@@ -634,8 +636,7 @@ inline AttendContext<P> context_of(const AttendCall& call, const AttendTile& til
           .columns = columns,
           .k_words = k_words,
           .q_column = q_column,
-          .strip =
-              p_column + kLanes,  // off by a line: strips at a power of two would share a cache set
+          .strip = strip,
           .p_column = p_column};
 }
 

@@ -4,8 +4,8 @@
 // the vocabulary.
 
 inline constexpr int kLanes = 8;
-inline constexpr int kTile =
-    4;  // rows of the register tile: 4 x 2 accumulators leave room for operands in 16 registers
+/// Rows of the register tile: 4 x 2 accumulators leave room for operands in 16 registers.
+inline constexpr int kTile = 4;
 
 struct Vec {
   __m256 v;

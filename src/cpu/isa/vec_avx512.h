@@ -4,8 +4,8 @@
 // file lists the vocabulary.
 
 inline constexpr int kLanes = 16;
-inline constexpr int kTile =
-    8;  // rows of the register tile: 8 x 2 accumulators leave room for operands in 32 registers
+/// Rows of the register tile: 8 x 2 accumulators leave room for operands in 32 registers.
+inline constexpr int kTile = 8;
 
 struct Vec {
   __m512 v;
@@ -73,8 +73,8 @@ MSA_INLINE void store_bf16(std::uint16_t* p, Vec a) {
 /// 2^x: 0 below -1000, NaN stays NaN. Polynomial of degree 6, 0.95 ulp
 /// (docs/kernels/cpu-attend.md).
 MSA_INLINE Vec exp2(Vec x) {
-  const __m512 y =
-      _mm512_max_ps(_mm512_set1_ps(-1000.0f), x.v);  // a NaN in the second operand wins
+  // A NaN in the second operand wins.
+  const __m512 y = _mm512_max_ps(_mm512_set1_ps(-1000.0f), x.v);
   const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 f = _mm512_sub_ps(y, n);
   __m512 p = _mm512_set1_ps(0.000153458124f);

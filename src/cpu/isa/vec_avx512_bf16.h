@@ -21,8 +21,8 @@ struct Bf16Products {
 
   /// Two rows of lanes to one of words, rounded to nearest even; `even` in the low half.
   MSA_INLINE static IVec pair(Vec even, Vec odd) {
-    const __m512i halves =
-        (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);  // 16 of even, then 16 of odd
+    // 16 of even, then 16 of odd.
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
     const __m512i order =
         _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
