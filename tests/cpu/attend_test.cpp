@@ -12,6 +12,7 @@
 #include <cstring>
 #include <iostream>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -326,6 +327,117 @@ TEST(Mend, SumsOfTheLargestValuesDoNotOverflow) {
           }
         }
       }
+    }
+  }
+}
+
+// ---- scores that overflow fp32, and numbers below its normal ones ----
+
+struct Answer {
+  float out = 0, lse = 0;
+};
+
+/// One token of four heads of 16 dims: all elements of q are `q`, those of key j keys[j], those of
+/// its value `value`, or j where there is none.
+Answer attend_flat(const std::string& dtype, const std::string& isa, float q,
+                   const std::vector<float>& keys, float scale,
+                   std::optional<float> value = std::nullopt) {
+  Data data(testkit::parse_case("op=dense out=f32 heads=4/2 dim=16 lse=1 dtype=" + dtype +
+                                " lens=1:" + std::to_string(keys.size())));
+  const Operands& o = data.operands();
+  const auto fill = [](const Tensor& t, std::int64_t row, float x) {
+    const std::vector<float> values(16, x);
+    for (std::int64_t head = 0; head < t.shape[1]; ++head)
+      testkit::store(values.data(), 16, t.dtype, testkit::address(t, row, head));
+  };
+  fill(o.q, 0, q);
+  for (std::size_t j = 0; j < keys.size(); ++j) {
+    fill(o.k, static_cast<std::int64_t>(j), keys[j]);
+    fill(o.v, static_cast<std::int64_t>(j), value.value_or(static_cast<float>(j)));
+  }
+  Problem problem = data.problem();
+  problem.options = on(isa);
+  problem.attention.softmax_scale = scale;
+  const Plan plan = make_plan(problem);
+  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+  testkit::run(plan, o, workspace.view());
+  for (std::int64_t head = 1; head < 4; ++head) {
+    EXPECT_EQ(std::memcmp(testkit::address(o.out, 0, head), testkit::address(o.out, 0, 0), 64), 0);
+  }
+  return {testkit::float_at(o.out, 0, 0, 3), testkit::float_at(o.lse, 0, 0)};
+}
+
+class Overflow : public testing::TestWithParam<const char*> {
+ protected:
+  /// Keys [0, at) with one value, [at, count) with another.
+  static std::vector<float> keys(std::size_t at, float first, std::size_t count, float rest) {
+    std::vector<float> all(count, rest);
+    std::fill_n(all.begin(), at, first);
+    return all;
+  }
+  static constexpr float kInf = std::numeric_limits<float>::infinity();
+};
+
+// docs/numerics.md: nothing overflows while the sum of |q k| and that sum times |softmax_scale|
+// log2(e) stay within 2^127.
+TEST_P(Overflow, NothingOverflowsUpToTheBound) {
+  for (const std::string& isa : levels()) {
+    for (const float sign : {1.0f, -1.0f}) {
+      const Answer a = attend_flat(GetParam(), isa, 0x1p60f, keys(41, sign * 0x1p63f, 41, 0), 0.5f);
+      EXPECT_NEAR(a.out, 20, 0.1) << isa;
+      EXPECT_NEAR(a.lse / (sign * 0x1p126f), 1, 1e-5) << isa;
+    }
+  }
+}
+
+TEST_P(Overflow, AScoreBeyondIsInfinite) {
+  for (const std::string& isa : levels()) {
+    for (const std::size_t count : {41u, 5000u}) {  // one piece, and several
+      const Answer all =
+          attend_flat(GetParam(), isa, 0x1p60f, keys(count, 0x1p64f, count, 0), 1e-9f);
+      EXPECT_TRUE(std::isnan(all.out) && std::isnan(all.lse)) << isa;
+      const Answer one = attend_flat(GetParam(), isa, 0x1p60f, keys(1, 0x1p64f, count, 0), 1e-9f);
+      EXPECT_TRUE(std::isnan(one.out) && std::isnan(one.lse)) << isa;
+      const Answer none =
+          attend_flat(GetParam(), isa, -0x1p60f, keys(count, 0x1p64f, count, 0), 1e-9f);
+      EXPECT_EQ(none.out, 0) << isa;
+      EXPECT_EQ(none.lse, -kInf) << isa;
+      const Answer others =
+          attend_flat(GetParam(), isa, -0x1p60f, keys(count - 3, 0x1p64f, count, 0), 1e-9f);
+      EXPECT_NEAR(others.out / static_cast<float>(count - 2), 1, 0.01) << isa;
+      EXPECT_NEAR(others.lse, std::log(3.0f), 1e-5) << isa;
+    }
+  }
+}
+
+TEST_P(Overflow, AScaledScoreBeyondIsInfinite) {
+  for (const std::string& isa : levels()) {
+    for (const std::size_t count : {41u, 300u, 5000u}) {
+      const Answer all = attend_flat(GetParam(), isa, 0x1p60f, keys(count, 0x1p62f, count, 0), 8);
+      EXPECT_TRUE(std::isnan(all.out) && std::isnan(all.lse)) << isa << " " << all.out;
+      const Answer one = attend_flat(GetParam(), isa, 0x1p60f, keys(1, 0x1p62f, count, 0), 8);
+      EXPECT_TRUE(std::isnan(one.out) && std::isnan(one.lse)) << isa << " " << one.out;
+      const Answer none = attend_flat(GetParam(), isa, -0x1p60f, keys(count, 0x1p62f, count, 0), 8);
+      EXPECT_EQ(none.out, 0) << isa;
+      EXPECT_EQ(none.lse, -kInf) << isa;
+      // What overflowed comes first and weighs nothing; the others' scores are far below zero.
+      const Answer others =
+          attend_flat(GetParam(), isa, -0x1p60f, keys(count - 3, 0x1p62f, count, 0x1p30f), 8);
+      EXPECT_NEAR(others.out / static_cast<float>(count - 2), 1, 0.01) << isa;
+      EXPECT_NEAR(others.lse / -0x1p97f, 1, 1e-5) << isa;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, Overflow, testing::Values("f32", "bf16"));
+
+// The products of bf16 pairs, one instruction, take numbers below the normal ones for zero.
+TEST(Subnormal, ValuesAreKeptButByProductsOfPairs) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    for (const std::string& isa : levels()) {
+      const Answer a = attend_flat(dtype, isa, 1, std::vector<float>(8, 0.0f), 1, 0x1p-130f);
+      const bool pairs = isa == "avx512_bf16" && std::string(dtype) == "bf16";
+      EXPECT_EQ(a.out, pairs ? 0 : 0x1p-130f) << isa << " " << dtype;
     }
   }
 }

@@ -455,6 +455,12 @@ inline void write_block_max(const AttendContext<P>& c, std::int64_t column, std:
   }
 }
 
+/// Largest scores, without those that are minus infinity once they are scaled: they weigh nothing.
+MSA_INLINE Vec drop_lowest(Vec best, Vec scale) {
+  const Vec lowest = set1(-kInfinity);
+  return select(equal(mul(best, scale), lowest), lowest, best);
+}
+
 /// What exponents are relative to: the largest score so far, in base 2, and the tile's bias.
 /// Rounded once, so that a rescale takes away exactly what the exponentials subtracted; 0 for a row
 /// that has seen nothing.
@@ -462,6 +468,9 @@ MSA_INLINE Vec base_of(Vec m, Vec scale, Vec bias) {
   const Vec seen = select(equal(m, set1(-kInfinity)), zero(), m);
   return rounded(add(rounded(mul(seen, scale)), bias));
 }
+
+/// What is added to scaled scores. Where the largest is plus infinity, all weights are NaN.
+MSA_INLINE Vec shift_of(Vec base) { return fma(base, zero(), sub(zero(), base)); }
 
 template <class P, int Cols, bool Masked>
 inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
@@ -477,13 +486,13 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
   for (int col = 0; col < Cols; ++col) {
     float* m = c.state.m + column[col] * kLanes;
     float* l = c.state.l + column[col] * kLanes;
-    const Vec before = load(m), after = max(best[col], before);
+    const Vec before = load(m), after = max(drop_lowest(best[col], scale), before);
     const Vec base = base_of(after, scale, bias);
     // What a row held that had seen nothing is dropped.
     alpha[col] =
         select(equal(before, lowest), zero(), exp2(sub(base_of(before, scale, bias), base)));
     const IVec limit = iload(c.limits + column[col] * kLanes);
-    const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, sub(zero(), base), padded);
+    const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, shift_of(base), padded);
     store(l, fma(load(l), alpha[col], sum));
     store(m, after);
   }
