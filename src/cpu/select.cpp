@@ -366,15 +366,13 @@ void SelectionStage::merge_slices(const Context& context, const Tile& tile) cons
 
 /// Rows of the tensors behind the last request.
 void SelectionStage::write_padding(const Context& context) const {
-  std::int64_t owned = context.rows.begin;
-  for (const Work& w : context.work)
-    owned = std::max(owned, w.request.q_begin + w.request.seqlen_q);
-  core::for_each_task(threads_, core::ceil_div(context.rows.end - owned, kPaddingRows),
-                      [&](std::int64_t task, int) {
-                        const std::int64_t begin = owned + task * kPaddingRows;
-                        write_empty_rows(context, begin,
-                                         std::min(begin + kPaddingRows, context.rows.end));
-                      });
+  std::int64_t row = context.rows.begin;
+  for (const Work& w : context.work) row = std::max(row, w.request.q_begin + w.request.seqlen_q);
+  core::for_each_task(
+      threads_, core::ceil_div(context.rows.end - row, kPaddingRows), [&](std::int64_t task, int) {
+        const std::int64_t begin = row + task * kPaddingRows;
+        write_empty_rows(context, begin, std::min(begin + kPaddingRows, context.rows.end));
+      });
 }
 
 void SelectionStage::write_empty_rows(const Context& context, std::int64_t begin,
