@@ -84,7 +84,8 @@ Settings that count: `block_size`.""",
 
 class MsaField(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("offset", ctypes.c_size_t), ("role", ctypes.c_int32),
-                ("parts", ctypes.c_int32), ("element", ctypes.c_char_p), ("shape", ctypes.c_char_p)]
+                ("parts", ctypes.c_int32), ("element", ctypes.c_char_p), ("shape", ctypes.c_char_p),
+                ("flag", ctypes.c_size_t)]
 
 
 def read_tables(path):
@@ -102,18 +103,18 @@ def read_tables(path):
 
 
 def is_batch(field):
-    return field.role == OPTIONAL_INPUT
+    return field.role == OPTIONAL_INPUT and not field.flag
 
 
-def role(op, field):
-    name = field.name.decode()
+def role(field, fields):
     if field.role == INPUT:
-        return "in, needed where `out` is" if (op, name) == ("dense_attention", "v") else "in"
+        return "in"
     if field.role == OUTPUT:
         return "out"
-    if (op, name) == ("msa_attention", "block_ids"):
+    if not field.flag:
         return "out, optional"
-    return f"out, if `outputs.{name}`"
+    planned = next(f.name.decode() for f in fields if f.flag == field.flag and f.role == OPTIONAL_OUTPUT)
+    return f"in, needed where `{planned}` is" if field.role == OPTIONAL_INPUT else f"out, if `outputs.{planned}`"
 
 
 def shapes(field):
@@ -123,11 +124,11 @@ def shapes(field):
     return f"{parts}`{ragged}`" + (f" or `{paged}`" if paged != ragged else "")
 
 
-def field_line(op, field):
+def field_line(field, fields):
     element = field.element.decode()
     strides = "any" if element in ("f32", "i32") else "innermost 1"
     dtype = element if element in ("f32", "i32") else f"`{element}`"
-    return f"| `{field.name.decode()}` | {role(op, field)} | {dtype} | {shapes(field)} | {strides} |"
+    return f"| `{field.name.decode()}` | {role(field, fields)} | {dtype} | {shapes(field)} | {strides} |"
 
 
 def case_name(op):
@@ -161,7 +162,7 @@ def section(op, fields):
     own = [f for f in fields if not is_batch(f)]
     batch = [f"`{f.name.decode()}`" for f in fields if is_batch(f)]
     text = f"## {op}\n\n{WORDS[op]}\n\n| tensor | role | dtype | shape | strides |\n|---|---|---|---|---|\n"
-    text += "\n".join(field_line(op, f) for f in own) + "\n\n"
+    text += "\n".join(field_line(f, own) for f in own) + "\n\n"
     text += f"Batch: {', '.join(batch) if batch else 'none'}.\n\nServes:\n\n{serves(op)}\n"
     return text
 

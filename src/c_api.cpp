@@ -222,6 +222,31 @@ std::size_t member_of(const Field& field) {
   return static_cast<std::size_t>(member - std::begin(kMembers));
 }
 
+/// A flag of the problem that plans outputs.
+struct Flag {
+  bool Outputs::*planned;
+  std::int32_t msa_problem::*member;
+  std::size_t offset;
+};
+
+#define MSA_FLAG(planned, member) \
+  { &Outputs::planned, &msa_problem::member, offsetof(msa_problem, member) }
+constexpr Flag kFlags[] = {
+    MSA_FLAG(out, output),
+    MSA_FLAG(lse, lse),
+    MSA_FLAG(block_max, block_max),
+    MSA_FLAG(chosen_scores, chosen_scores),
+};
+#undef MSA_FLAG
+
+/// Where the flag lies in msa_problem; 0: the field has none.
+std::size_t flag_of(const Field& field) {
+  for (const Flag& flag : kFlags) {
+    if (field.planned == flag.planned) return flag.offset;
+  }
+  return 0;
+}
+
 constexpr std::size_t kOps = std::size_t{MSA_OP_INVERT_SELECTION} + 1;
 constexpr std::size_t kMostFields = 20;
 
@@ -240,7 +265,8 @@ struct FieldTable {
                                  .role = static_cast<msa_role>(field.role),
                                  .parts = field.parts != nullptr,
                                  .element = to_string(field.element),
-                                 .shape = field.shape.data()};
+                                 .shape = field.shape.data(),
+                                 .flag = flag_of(field)};
       }
     }
   }
@@ -363,12 +389,9 @@ Problem read_problem(const msa_problem* given) {
                                 .topk = p.topk,
                                 .local_blocks = p.local_blocks,
                                 .init_blocks = p.init_blocks},
-                  .outputs = {.dtype = read_dtype(p.out_dtype, "out_dtype"),
-                              .out = p.output != 0,
-                              .lse = p.lse != 0,
-                              .block_max = p.block_max != 0,
-                              .chosen_scores = p.chosen_scores != 0},
+                  .outputs = {.dtype = read_dtype(p.out_dtype, "out_dtype")},
                   .options = read_options(p.options)};
+  for (const Flag& flag : kFlags) problem.outputs.*flag.planned = p.*flag.member != 0;
   if (p.softmax_scale_given != 0) problem.attention.softmax_scale = p.softmax_scale;
   if (p.kv_given != 0) problem.attention.kv = read_format(p.kv, "kv");
   if (p.index_k_given != 0) problem.index.k = read_format(p.index_k, "index_k");

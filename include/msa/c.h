@@ -259,6 +259,9 @@ typedef struct msa_field {
   const char* element;
   /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts.
   const char* shape;
+  /// Where in msa_problem the flag lies (an int32_t) that plans an optional output, or that makes
+  /// an optional input needed. 0: there is none.
+  size_t flag;
 } msa_field;
 
 /// "0.2.0": of the library in use.

@@ -46,7 +46,8 @@ struct Field {
   Tensor Operands::*tensor = nullptr;
   Tensor Batch::*length = nullptr;
   Parts Operands::*parts = nullptr;
-  bool Outputs::*planned = nullptr;  // the problem's flag of an optional output
+  // The problem's flag: of an optional output, or of an input that is needed only where it is set.
+  bool Outputs::*planned = nullptr;
 
   constexpr bool is_input() const { return role == Role::Input || role == Role::OptionalInput; }
   /// The field's tensor; only where it is no list of parts.

@@ -32,13 +32,9 @@ bool is_format(const msa_field& field) {
 }
 
 // The flag of the problem that plans an output, or null where the operation always writes it.
-std::int32_t* flag_of(const char* name, msa_problem* problem) {
-  const std::string_view text = name;
-  if (text == "out") return &problem->output;
-  if (text == "lse") return &problem->lse;
-  if (text == "block_max") return &problem->block_max;
-  if (text == "chosen_scores") return &problem->chosen_scores;
-  return nullptr;
+std::int32_t* flag_of(const msa_field& field, msa_problem* problem) {
+  if (field.flag == 0) return nullptr;
+  return reinterpret_cast<std::int32_t*>(reinterpret_cast<char*>(problem) + field.flag);
 }
 
 }  // namespace
@@ -128,7 +124,7 @@ bool Call::gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* s
 void Call::want(msa_problem* problem) const {
   for (std::size_t i = 0; i < operation_.count; ++i) {
     if (!is_wanted(i)) continue;
-    std::int32_t* flag = flag_of(operation_.fields[i].name, problem);
+    std::int32_t* flag = flag_of(operation_.fields[i], problem);
     if (flag != nullptr) *flag = 1;
   }
 }
@@ -163,7 +159,7 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
 bool Call::is_planned(const msa_problem& problem, std::size_t field) const {
   const msa_field& row = operation_.fields[field];
   if (!is_output(row)) return false;
-  const std::int32_t* flag = flag_of(row.name, const_cast<msa_problem*>(&problem));
+  const std::int32_t* flag = flag_of(row, const_cast<msa_problem*>(&problem));
   if (flag != nullptr) return *flag != 0;
   return row.role == MSA_OUTPUT || is_wanted(field);
 }
@@ -344,11 +340,7 @@ void count_places(const Operation& operation, std::size_t* places, std::size_t* 
   *places = *required = 0;
   for (std::size_t i = 0; i < operation.inputs && !is_batch(operation.fields[i]); ++i) {
     *places = i + 1;
-    const msa_field& field = operation.fields[i];
-    // Block maxima alone need no values.
-    const bool needed = field.role == MSA_INPUT && !(operation.op == MSA_OP_DENSE_ATTENTION &&
-                                                     std::strcmp(field.name, "v") == 0);
-    if (needed && *required == i) *required = i + 1;
+    if (operation.fields[i].role == MSA_INPUT && *required == i) *required = i + 1;
   }
 }
 

@@ -61,6 +61,13 @@ constexpr Field optional_output(Field field, bool Outputs::*planned) {
   return field;
 }
 
+/// An input that may be left out where the problem's flag is not set.
+constexpr Field needed_where(bool Outputs::*planned, Field field) {
+  field.role = Role::OptionalInput;
+  field.planned = planned;
+  return field;
+}
+
 inline constexpr Field kLse =
     optional_output({"lse", "[T, Hq]", Element::F32, Role::Output, &Operands::lse}, &Outputs::lse);
 inline constexpr Field kBlockMax = optional_output(
@@ -130,7 +137,7 @@ struct FieldsOf<DenseAttentionArgs> {
   static constexpr auto kFields = std::to_array<ArgsField<A>>({
       {table::kQ, &A::q},
       {table::kK, &A::k},
-      {table::kV, &A::v},
+      {table::needed_where(&Outputs::out, table::kV), &A::v},  // block maxima need no values
       {table::optional_output(table::kOut, &Outputs::out), &A::out},
       {table::kLse, &A::lse},
       {table::kBlockMax, &A::block_max},
@@ -290,7 +297,7 @@ struct Axes {
 /// The letters of the shapes of fields_of(op), one entry a field.
 std::span<const Axes> axes_of(Op op);
 
-/// Whether the call is to write this output.
+/// Whether the call is to write this output, or needs this input.
 bool is_planned(const Problem& problem, const Field& field);
 
 /// Query rows of the call: the first extent of its first input.

@@ -27,7 +27,7 @@ static_assert(sizeof(msa_parts) == 16);
 static_assert(sizeof(msa_format) == 16);
 static_assert(sizeof(msa_options) == 24);
 static_assert(sizeof(msa_fault) == 128);
-static_assert(sizeof(msa_field) == 40);
+static_assert(sizeof(msa_field) == 48 && offsetof(msa_field, flag) == 40);
 static_assert(offsetof(msa_args, q) == 8 && offsetof(msa_args, outs) == 1240);
 static_assert(MSA_STRUCT_SIZE(msa_args, q_slots) == 1920);
 static_assert(MSA_STRUCT_SIZE(msa_settings, options) == 96);
@@ -218,6 +218,36 @@ TEST(CInterface, OutputsOf) {
       EXPECT_EQ(made.dtype, given.dtype) << fields[i].name;
     }
   }
+}
+
+TEST(CInterface, FlagsPlanWhatTheySay) {
+  for (const auto& [op, keys] : all_scenes()) {
+    const Scene scene(op, keys);
+    CArgs args(scene);
+    const msa_field* fields = nullptr;
+    const std::size_t count = msa_fields(static_cast<msa_op>(op), &fields);
+    for (std::size_t i = 0; i < count; ++i) {
+      const msa_field& field = fields[i];
+      if (field.role != MSA_OPTIONAL_OUTPUT || field.flag == 0) continue;
+      for (const bool given : {true, false}) {
+        CArgs call(scene);
+        char* place = reinterpret_cast<char*>(&call.args) + field.offset;
+        if (!given) std::memset(place, 0, sizeof(msa_tensor));
+        const msa_problem problem = c_problem(scene, call);
+        std::int32_t flag = -1;
+        std::memcpy(&flag, reinterpret_cast<const char*>(&problem) + field.flag, sizeof flag);
+        // Dense attention without an output, and without maxima, is still asked for its output.
+        const bool alone = op == Op::DenseAttention && field.name == std::string("out") &&
+                           call.args.block_max.rank == 0;
+        EXPECT_EQ(flag, given || alone) << msa_op_name(static_cast<msa_op>(op)) << field.name;
+      }
+    }
+  }
+  const msa_field* fields = nullptr;
+  msa_fields(MSA_OP_DENSE_ATTENTION, &fields);
+  EXPECT_STREQ(fields[2].name, "v");
+  EXPECT_EQ(fields[2].role, MSA_OPTIONAL_INPUT);
+  EXPECT_EQ(fields[2].flag, offsetof(msa_problem, output));
 }
 
 // ---- refusals ----

@@ -58,6 +58,22 @@ TEST(Fields, HaveOnePlaceAndInputsComeFirst) {
   EXPECT_TRUE(fields_of(static_cast<Op>(200)).empty());
 }
 
+TEST(Fields, WhatAFlagPlansIsOptional) {
+  for (const Op op : kOps) {
+    for (const Field& f : fields_of(op)) {
+      const bool optional = f.role == Role::OptionalInput || f.role == Role::OptionalOutput;
+      EXPECT_TRUE(optional || f.planned == nullptr) << to_string(op) << ": " << f.name;
+    }
+  }
+  // Block maxima need no values.
+  const auto table = fields_of(Op::DenseAttention);
+  const auto v =
+      std::find_if(table.begin(), table.end(), [](const Field& f) { return f.name == "v"; });
+  ASSERT_NE(v, table.end());
+  EXPECT_EQ(v->role, Role::OptionalInput);
+  EXPECT_EQ(v->planned, &Outputs::out);
+}
+
 Operands operands_of(const Scene& scene, std::vector<std::vector<Tensor>>& lists) {
   Operands o;
   for (const Field& f : fields_of(scene.problem.op)) {

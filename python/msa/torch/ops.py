@@ -47,7 +47,7 @@ def schema(op: str, out: bool) -> str:
     rows = _core.fields()[op]
     first, marks = [], iter("abcdefgh")
     for name, role, parts, _, _ in rows:
-        if role == _OPTIONAL_INPUT or (op, name) == ("dense_attention", "v"):
+        if role == _OPTIONAL_INPUT:
             first.append(f"Tensor? {name}=None")
         elif role == _INPUT:
             first.append(f"Tensor[] {name}" if parts else f"Tensor {name}")

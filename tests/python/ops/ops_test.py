@@ -29,7 +29,7 @@ def sample(op, dtype=torch.float32):
               "lses": [floats(T, HQ, kind=torch.float32), floats(T, HQ, kind=torch.float32)],
               "block_ids_parts": [ids, ids + 1],
               "chosen_scores_parts": [floats(T, HKV, K, kind=torch.float32) for _ in range(2)]}
-    given = [inputs[row[0]] for row in _core.fields()[op] if row[1] == 0]
+    given = [inputs[row[0]] for row in _core.fields()[op] if row[0] in inputs and row[1] < 2]
     keywords = {"block_size": BLOCK} if "block_size" in _core.settings()[op] else {}
     if keywords:
         keywords |= {"seqlens_k": torch.tensor([N], dtype=torch.int32), "max_seqlen_q": T, "max_seqlen_k": N}
