@@ -1,71 +1,90 @@
 // SPDX-License-Identifier: MIT
-// From Operands to the argument structs of the public operations.
+// Operands out of the library's table of fields.
 #include "testkit/operands.h"
+
+#include <algorithm>
 
 namespace msa::testkit {
 
 namespace {
 
-template <class Visit>
-auto with_args(Op op, const Operands& o, const Visit& visit) {
-  switch (op) {
-    case Op::DenseAttention:
-      return visit(DenseAttentionArgs{o.q, o.k, o.v, o.batch, o.out, o.lse, o.block_max});
-    case Op::BlockScores:
-      return visit(BlockScoresArgs{o.index_q, o.index_k, o.batch, o.scores});
-    case Op::SelectTopk:
-      return visit(SelectTopkArgs{o.scores_in, o.batch, o.block_ids, o.chosen_scores});
-    case Op::SelectBlocks:
-      return visit(SelectBlocksArgs{o.index_q, o.index_k, o.batch, o.block_ids, o.chosen_scores});
-    case Op::SparseAttention:
-      return visit(SparseAttentionArgs{o.q, o.k, o.v, o.block_ids_in, o.batch, o.out, o.lse});
-    case Op::MsaAttention:
-      return visit(MsaAttentionArgs{o.q, o.k, o.v, o.index_q, o.index_k, o.batch, o.out, o.lse,
-                                    o.block_ids});
-    case Op::MergeStates:
-      return visit(MergeStatesArgs{o.part_outs, o.part_lses, o.out, o.lse});
-    case Op::MergeSelections:
-      return visit(MergeSelectionsArgs{o.part_ids, o.part_scores, o.block_ids, o.chosen_scores});
-    case Op::InvertSelection:
-      break;
-  }
-  return visit(InvertSelectionArgs{o.block_ids_in, o.batch, o.row_ptr, o.q_indices, o.q_slots});
+struct List {
+  Parts msa::Operands::*view;
+  std::vector<Tensor> Operands::*own;
+};
+
+constexpr List kLists[] = {
+    {&msa::Operands::part_outs, &Operands::part_outs},
+    {&msa::Operands::part_lses, &Operands::part_lses},
+    {&msa::Operands::part_ids, &Operands::part_ids},
+    {&msa::Operands::part_scores, &Operands::part_scores},
+};
+
+constexpr Op kOps[] = {Op::DenseAttention, Op::BlockScores,     Op::SelectTopk,
+                       Op::SelectBlocks,   Op::SparseAttention, Op::MsaAttention,
+                       Op::MergeStates,    Op::MergeSelections, Op::InvertSelection};
+
+// Where for_each_tensor has a field.
+int turn(const Field& field) {
+  if (!field.is_input()) return 3;
+  if (field.parts != nullptr) return 2;
+  return field.length != nullptr ? 1 : 0;
 }
 
-struct OneCall {
-  const Settings& settings;
-  void operator()(const DenseAttentionArgs& a) const { dense_attention(a, settings); }
-  void operator()(const BlockScoresArgs& a) const { block_scores(a, settings); }
-  void operator()(const SelectTopkArgs& a) const { select_topk(a, settings); }
-  void operator()(const SelectBlocksArgs& a) const { select_blocks(a, settings); }
-  void operator()(const SparseAttentionArgs& a) const { sparse_attention(a, settings); }
-  void operator()(const MsaAttentionArgs& a) const { msa_attention(a, settings); }
-  void operator()(const MergeStatesArgs& a) const { merge_states(a, settings); }
-  void operator()(const MergeSelectionsArgs& a) const { merge_selections(a, settings); }
-  void operator()(const InvertSelectionArgs& a) const { invert_selection(a, settings); }
-};
+std::vector<Field> join_tables() {
+  std::vector<Field> all;
+  for (const Op op : kOps) {
+    for (const Field& field : fields_of(op)) {
+      const auto same = [&](const Field& known) {
+        return known.tensor == field.tensor && known.length == field.length &&
+               known.parts == field.parts;
+      };
+      if (std::none_of(all.begin(), all.end(), same)) all.push_back(field);
+    }
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Field& a, const Field& b) { return turn(a) < turn(b); });
+  return all;
+}
 
 }  // namespace
 
+msa::Operands Operands::view() const {
+  msa::Operands o = *this;
+  for (const List& list : kLists) o.*list.view = this->*list.own;
+  return o;
+}
+
+std::vector<Tensor>& Operands::list(const Field& field) {
+  const List* list = std::find_if(std::begin(kLists), std::end(kLists),
+                                  [&](const List& known) { return known.view == field.parts; });
+  return this->*list->own;
+}
+
 void run(const Plan& plan, const Operands& operands, Workspace workspace, Stream stream) {
-  with_args(plan.problem().op, operands,
-            [&](const auto& args) { msa::run(plan, args, workspace, stream); });
+  msa::run(plan, operands.view(), workspace, stream);
 }
 
 void run_once(Op op, const Operands& operands, const Settings& settings) {
-  with_args(op, operands, OneCall{settings});
+  msa::run_once(op, operands.view(), settings);
 }
 
 Problem problem_of(Op op, const Operands& operands, const Settings& settings) {
-  return with_args(op, operands, [&](const auto& args) { return msa::problem_of(args, settings); });
+  return msa::problem_of(op, operands.view(), settings);
+}
+
+std::span<const Field> all_fields() {
+  static const std::vector<Field> kFields = join_tables();
+  return kFields;
 }
 
 std::size_t first_output(const Operands& operands) {
-  Operands inputs = operands;
-  inputs.out = inputs.lse = inputs.block_max = inputs.scores = inputs.block_ids = {};
-  inputs.chosen_scores = inputs.row_ptr = inputs.q_indices = inputs.q_slots = {};
   std::size_t count = 0;
-  for_each_tensor(inputs, [&](Tensor&) { ++count; });
+  Operands inputs = operands;
+  for (const Field& field : all_fields()) {
+    if (!field.is_input()) break;
+    count += field.parts != nullptr ? inputs.list(field).size() : field.in(inputs) ? 1u : 0u;
+  }
   return count;
 }
 

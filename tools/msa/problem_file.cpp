@@ -63,21 +63,17 @@ std::int32_t as_int32(const TensorFiles& files, const std::string& name, std::in
   return static_cast<std::int32_t>(value);
 }
 
-/// Longest seqlens_k, each checked against the rows there are: output shapes follow from it.
-std::int64_t longest_key_length(const TensorFiles& files, const Tensor& seqlens_k,
-                                std::int64_t rows) {
+/// Each of seqlens_k against the rows there are: output shapes follow from them.
+void check_key_lengths(const TensorFiles& files, const Tensor& seqlens_k, std::int64_t rows) {
   const std::span lengths(static_cast<const std::int32_t*>(seqlens_k.data),
                           static_cast<std::size_t>(seqlens_k.shape[0]));
-  std::int64_t longest = 0;
   for (std::size_t b = 0; b < lengths.size(); ++b) {
     if (lengths[b] < 0 || lengths[b] > rows) {
       bad_input(
           fmt::format("{}: tensor 'seqlens_k': expected lengths of 0 to {}, got {} for request {}",
                       files.paths(), rows, lengths[b], b));
     }
-    longest = std::max<std::int64_t>(longest, lengths[b]);
   }
-  return longest;
 }
 
 void read_lengths(TensorFiles& files, const std::string& op, const Tensor& queries,
@@ -109,7 +105,7 @@ void read_lengths(TensorFiles& files, const std::string& op, const Tensor& queri
     bad_input(fmt::format("{}: tensor 'page_table': {} pages of {} tokens overflow", files.paths(),
                           batch.page_table.shape[1], keys.shape[1]));
   }
-  problem.longest_k = longest_key_length(files, batch.seqlens_k, rows);
+  check_key_lengths(files, batch.seqlens_k, rows);
 }
 
 std::string joined(const std::vector<std::string>& paths) {

@@ -82,7 +82,6 @@ struct FileProblem {
 
   Op op = Op::MsaAttention;
   testkit::Operands operands{};
-  std::int64_t longest_k = 0;
   std::array<std::int32_t, 2> one_cu{};
   std::array<std::int32_t, 1> one_k{};
 };

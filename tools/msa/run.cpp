@@ -22,32 +22,27 @@ struct RunCommand {
   std::string out;
 };
 
-/// Memory of what the operation writes.
-struct RunOutputs {
-  OwnedTensor out, lse, block_ids, scores;
+/// What the operation writes, under the name that it has in the file.
+struct Output {
+  std::string name;
+  OwnedTensor tensor;
 };
 
-void make_outputs(FileProblem& problem, const Settings& settings, RunOutputs& outputs) {
-  testkit::Operands& o = problem.operands;
-  const Op op = problem.op;
-  const std::int64_t rows = (attends(op) ? o.q : o.index_q).shape[0];
-  if (attends(op)) {
-    const std::int64_t heads = o.q.shape[1];
-    outputs.out = OwnedTensor(o.q.dtype, {rows, heads, o.v.shape[o.v.rank - 1]});
-    outputs.lse = OwnedTensor(DType::F32, {rows, heads});
+/// Memory of the outputs: whatever the operation can write but block maxima and chosen scores,
+/// which nobody asked for.
+std::vector<Output> make_outputs(FileProblem& file, Problem& problem) {
+  problem.outputs.lse = attends(file.op);
+  std::vector<Output> outputs;
+  for (const Field& field : fields_of(file.op)) {
+    if (field.is_input()) continue;
+    if (field.planned != nullptr && !(problem.outputs.*field.planned)) continue;
+    const Tensor like = output_of(problem, file.operands.view(), field);
+    const std::vector<std::int64_t> shape(like.shape.begin(), like.shape.begin() + like.rank);
+    const bool scores = field.tensor == &msa::Operands::scores;
+    outputs.push_back({scores ? "block_scores" : std::string(field.name), {like.dtype, shape}});
+    field.in(file.operands) = outputs.back().tensor.view;
   }
-  if (op == Op::SelectBlocks || op == Op::MsaAttention) {
-    outputs.block_ids = OwnedTensor(DType::I32, {rows, o.index_q.shape[1], settings.topk});
-  }
-  if (op == Op::BlockScores) {
-    const std::int64_t blocks =
-        problem.longest_k / settings.block_size + (problem.longest_k % settings.block_size != 0);
-    outputs.scores = OwnedTensor(DType::F32, {rows, o.index_q.shape[1], blocks});
-  }
-  o.out = outputs.out.view;
-  o.lse = outputs.lse.view;
-  o.block_ids = outputs.block_ids.view;
-  o.scores = outputs.scores.view;
+  return outputs;
 }
 
 struct Ran {
@@ -122,8 +117,7 @@ Ran run_on_gpu(const testkit::Operands& host, Problem problem, testkit::MemorySp
   return {plan.backend(), plan.isa()};
 }
 
-Ran compute(const FileProblem& file, const Settings& settings) {
-  const Problem problem = testkit::problem_of(file.op, file.operands, settings);
+Ran compute(const FileProblem& file, const Problem& problem, const Settings& settings) {
   if (settings.options.backend == "cuda") {
     return run_on_gpu(file.operands, problem, *testkit::cuda_memory(0));
   }
@@ -149,29 +143,25 @@ std::map<std::string, std::string> describe(const FileOptions& options, const Ra
   return metadata;
 }
 
-void write_outputs(const RunCommand& command, const RunOutputs& outputs, const Ran& ran) {
+void write_outputs(const RunCommand& command, const std::vector<Output>& outputs, const Ran& ran) {
   std::vector<safetensors::View> views;
-  const auto add = [&](const char* name, const OwnedTensor& tensor) {
-    if (!tensor) return;
+  for (const auto& [name, tensor] : outputs) {
     const auto* shape = tensor.view.shape.data();
     views.push_back({name, tensor.view.dtype, {shape, shape + tensor.view.rank}, tensor.view.data});
-  };
-  add("out", outputs.out);
-  add("lse", outputs.lse);
-  add("block_ids", outputs.block_ids);
-  add("block_scores", outputs.scores);
+  }
   safetensors::write(command.out, views, describe(command.options, ran));
 }
 
 int run_file(RunCommand command) {
   require_backend(command.options.settings.options);
   TensorFiles files({command.in}, false);
-  FileProblem problem;
-  read_problem(files, command.options, problem);
-  RunOutputs outputs;
-  make_outputs(problem, command.options.settings, outputs);
+  FileProblem file;
+  read_problem(files, command.options, file);
+  const Settings& settings = command.options.settings;
   try {
-    write_outputs(command, outputs, compute(problem, command.options.settings));
+    Problem problem = testkit::problem_of(file.op, file.operands, settings);
+    const std::vector<Output> outputs = make_outputs(file, problem);
+    write_outputs(command, outputs, compute(file, problem, settings));
   } catch (const Error& error) {
     const bool bad_argument = error.code() == ErrorCode::InvalidArgument && !blames_option(error);
     if (bad_argument || error.code() == ErrorCode::InvalidContent) {
