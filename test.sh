@@ -12,7 +12,7 @@ usage: ./test.sh [--quick] [--long] [--only SECTION]... [--no-install] [--gpu [-
 Installs what the tests need (apt-get, as root; otherwise it says what to install), builds and tests.
 
   --quick           style, unit tests, verification on the best instruction set, command line
-  --long            longer fuzzing, clang-tidy, ABI comparison with the last release
+  --long            longer fuzzing, cases of real size, clang-tidy, ABI comparison with the last release
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
@@ -268,6 +268,9 @@ section_verify() {
     tests/cases/all.txt
   step "verify reference" "$release/tools/msa/msa" verify --backend reference --support tests/support/reference.txt \
     tests/cases/smoke.txt
+  [ -n "$long" ] || return 0
+  step "verify cpu, real sizes" "$release/tools/msa/msa" verify --backend cpu --isa "${wanted_isas[0]}" \
+    --support tests/support/cpu.txt tests/cases/long.txt
 }
 
 # Cases are small: processes share them better than threads share one.

@@ -4,8 +4,14 @@
 
 One run does it all: `msa bench --roofline` for our own rows, then PyTorch's scaled_dot_product_attention (pinned, in a
 virtual environment under build/) between our own runs, after its output was checked against double precision.
+Rows are called cpu.*, and cpu.host.* on a machine of more than two cores, all of which they take. --own measures ours
+alone; with --msa it needs no network, no compiler and no history, only this tree and a tool that was built from a
+commit:
 
-usage: benchmarks/cpu.py [--filter GLOB]... [--threads N] [--allow-dirty] [--out FILE] [--msa PATH] [--pip-option OPT]...
+    benchmarks/cpu.py --own --msa build/release/tools/msa/msa --out cpu-host.json
+
+usage: benchmarks/cpu.py [--filter GLOB]... [--own] [--threads N] [--allow-dirty] [--out FILE] [--msa PATH]
+                         [--pip-option OPT]...
 """
 import argparse
 import datetime
@@ -194,6 +200,7 @@ def write_whole(path, document):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="rows to measure, as 'cpu.torch.*'")
+    parser.add_argument("--own", action="store_true", help="our rows alone, nothing beside PyTorch")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of ours and of PyTorch's")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with changes, for a trial")
     parser.add_argument("--out", type=pathlib.Path, help="default: benchmarks/results/cpu-<machine>.json")
@@ -215,7 +222,7 @@ def main():
     listed = subprocess.run([msa, "bench", "--list"], capture_output=True, text=True, check=True, env=environment).stdout
     own_ids = [line.split("\t")[0] for line in listed.splitlines()[1:]]
     own_filters = [row_id for row_id in own_ids if chosen(row_id)]
-    peers = [(prefix + row[0], *row[1:]) for row in TORCH_ROWS if chosen(prefix + row[0])]
+    peers = [(prefix + row[0], *row[1:]) for row in TORCH_ROWS if not args.own and chosen(prefix + row[0])]
     if not own_filters and not peers:
         fail("--filter: no row has such a name; `msa bench --list` shows ours")
     document = own_rows(msa, own_filters or ["cpu*.decode.dense.128k"], args.threads, environment)
