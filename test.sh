@@ -269,7 +269,7 @@ section_verify() {
   step "verify reference" "$release/tools/msa/msa" verify --backend reference --support tests/support/reference.txt \
     tests/cases/smoke.txt
   [ -n "$long" ] || return 0
-  step "verify cpu, real sizes" "$release/tools/msa/msa" verify --backend cpu --isa "${wanted_isas[0]}" \
+  step "verify cpu, real sizes" verify_in_parts --backend cpu --isa "${wanted_isas[0]}" \
     --support tests/support/cpu.txt tests/cases/long.txt
 }
 
