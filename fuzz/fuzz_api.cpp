@@ -35,7 +35,7 @@ Verdict check_spoiled(Choices& choices, Case spec, const Options& under_test) {
   const Plan plan = make_plan(problem);
   GuardedWorkspace memory(plan.workspace_bytes(), host_memory());
   Workspace workspace = memory.view();
-  Operands operands = data.prepare();
+  testkit::Operands operands = data.prepare();
   const std::string how = spoil(choices, operands, workspace);
   if (how.empty()) return Verdict::Skipped;
   const std::string story = to_line(spec) + "\n  " + how + ": ";
