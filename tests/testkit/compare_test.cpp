@@ -232,6 +232,18 @@ TEST(Compare, SwappedBlocks) {
   EXPECT_NE(ran.report().what.find("[9, 1, 3]"), std::string::npos) << ran.report().what;
 }
 
+TEST(Compare, AnIdFromNowhereWhereScoresAreGiven) {
+  for (const char* line : {"op=merge_selections heads=2/2 topk=4 lens=9:0 parts=3 chosen=1",
+                           "op=topk heads=2/2 block=16 topk=4 lens=20:400 chosen=1"}) {
+    Ran ran(line);
+    EXPECT_TRUE(ran.report().ok) << ran.report().what;
+    const Tensor& ids = ran.data.operands().block_ids;
+    set_int(ids, 1 << 30, 5, 1, 3);
+    EXPECT_FALSE(ran.report().ok);
+    EXPECT_NE(ran.report().what.find("block_ids[5, 1]"), std::string::npos) << ran.report().what;
+  }
+}
+
 TEST(Compare, UnsortedBlocks) {
   Ran ran("op=select heads=2/2 dim=32 block=16 topk=4 lens=20:300");
   const Tensor& ids = ran.data.operands().block_ids;
@@ -356,6 +368,9 @@ TEST(Data, VectorsArePinned) {
            Pinned{"onehot", {1, 1, 1, 1}, {1, 0, 0, 0}},
            Pinned{"low",
                   {-71, -73, -73, -73},
+                  {0x1.a1013ep-2f, 0x1.4517d8p-3f, -0x1.46d4b6p-2f, 0x1.4d951p-1f}},
+           Pinned{"rising",
+                  {0, 7, 0, 0},
                   {0x1.a1013ep-2f, 0x1.4517d8p-3f, -0x1.46d4b6p-2f, 0x1.4d951p-1f}},
        }) {
     const Data data(parse_case(std::string("op=msa dtype=f32 heads=2/1 dim=32 block=16 topk=4 "
