@@ -51,6 +51,7 @@ enum class Regime : std::uint8_t {
   Near,      // scores that differ in their last bits
   OneHot,    // all scores equal; v names its block
   Low,       // large negative scores
+  Rising,    // the later a key, the higher its score
 };
 
 /// What lies where it must not matter, and non-finite numbers where they do.

@@ -85,6 +85,8 @@ void Values::row(std::int64_t request, std::int64_t position, std::int64_t head,
       return index ? near(counter, out) : normal(counter, out);
     case Regime::Low:
       return role_ == Role::Value ? normal(counter, out) : low(counter, out);
+    case Regime::Rising:
+      return role_ == Role::Value ? normal(counter, out) : rising(position, out);
   }
 }
 
@@ -161,6 +163,16 @@ void Values::low(std::uint64_t counter, float* out) const {
   std::fill_n(out, dim_, query ? 73.0f : -73.0f);
   const Stream64 random(spec_.seed, stream_of(role_));
   if (!query) out[0] += static_cast<float>(random.below(counter, 3));
+}
+
+/// A query gives key j the score j, exactly up to 16,384: a key too many or too few shows wherever
+/// a row's window ends.
+void Values::rising(std::int64_t position, float* out) const {
+  constexpr std::int64_t kDigit = 64;
+  const bool query = role_ == Role::Query || role_ == Role::IndexQuery;
+  std::fill_n(out, dim_, 0.0f);
+  out[0] = static_cast<float>(query ? kDigit : position / kDigit);
+  out[1] = static_cast<float>(query ? 1 : position % kDigit);
 }
 
 }  // namespace msa::testkit

@@ -29,6 +29,7 @@ class Values {
   void ties(std::int64_t position, float* out) const;
   void near(std::uint64_t counter, float* out) const;
   void low(std::uint64_t counter, float* out) const;
+  void rising(std::int64_t position, float* out) const;
 
   const Case& spec_;
   Role role_;
