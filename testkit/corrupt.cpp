@@ -45,6 +45,7 @@ class Spoiler {
     set(o_.batch.page_table, id, r.index, last);
     return {.argument = "batch.page_table",
             .request = r.index,
+            .page_begin = last * spec_.page_size,
             .may_pass = !is_read(r, last * spec_.page_size)};
   }
 

@@ -15,7 +15,8 @@ namespace msa::testkit {
 struct PlantedFault {
   const char* argument = "";
   std::int64_t request = 0;
-  std::int64_t row = -1;  // query row of the request; -1: the fault is the request's
+  std::int64_t row = -1;         // query row of the request; -1: the fault is the request's
+  std::int64_t page_begin = -1;  // first key of a page that is not there, the request's last one
   // A GPU need not meet it: a page whose keys no row reads, or an id listed twice.
   bool may_pass = false;
 };
