@@ -16,7 +16,8 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
-  --mutants         some fifty small faults, one at a time, each of which a test must see; takes an hour
+  --mutants         some fifty small faults of the CPU's code, each of which a test must see; four minutes of 16
+                    cores. With --gpu: fifty of the CUDA backend; six minutes
   --build DIR       with --gpu: a build made elsewhere, of all and of msa_core, instead of building here
   --list            the sections, one a line
 
@@ -59,7 +60,10 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ -z "$gpu_build" ] || [ -n "$gpu" ] || { echo "test.sh: --build goes with --gpu" >&2; exit 2; }
+if [ -n "$gpu_build" ] && { [ -z "$gpu" ] || [ -n "$mutants" ]; }; then
+  echo "test.sh: --build goes with --gpu, and not with --mutants, which build their own" >&2
+  exit 2
+fi
 if [ ${#sections[@]} -eq 0 ]; then
   sections=("${all_sections[@]}")
   [ -z "$quick" ] || sections=("${quick_sections[@]}")
@@ -499,23 +503,25 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
 # ---- mutants ---------------------------------------------------------------------------------------------------------
 
 run_mutants() {
-  if [ -n "$install" ]; then install_packages || return 2; fi
+  if [ -n "$install" ] && [ -z "$gpu" ]; then install_packages || return 2; fi
   step "mutants" mutants_of_the_tree
   cat "$logs/mutants.log"
 }
 
 mutants_of_the_tree() { # a function, and so without the time limit of commands
-  python3 tests/mutants/mutants.py --jobs "$jobs"
+  local table=cpu
+  [ -z "$gpu" ] || table=cuda
+  python3 tests/mutants/mutants.py --table "$table" --jobs "$jobs"
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
 
 main() {
   local begin=$EPOCHREALTIME start start_cpu section
-  if [ -n "$gpu" ]; then
-    run_gpu
-  elif [ -n "$mutants" ]; then
+  if [ -n "$mutants" ]; then
     run_mutants
+  elif [ -n "$gpu" ]; then
+    run_gpu
   else
     if [ -n "$install" ]; then install_packages || return 2; fi
     for section in "${sections[@]}"; do

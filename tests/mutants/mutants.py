@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Plants small faults one at a time in a copy of the tree, builds what changed and says which test sees each.
+"""Plants small faults one at a time and says which test sees each.
 
-usage: mutants.py [--only WORD] [--list] [--build DIR] [--jobs N] [--no-tests]
+usage: mutants.py [--table cpu|cuda] [--only WORD] [--build DIR] [--jobs N] [--until STAGE] [--list] [--check]
 
-The faults stand in tests/mutants/cpu.txt. Each must be killed: by `msa verify` on the committed cases or by the unit
-tests. Ends with "N passed, N failed", a mutant that survives counting as failed."""
+The faults stand in tests/mutants/cpu.txt and cuda.txt; the latter needs a GPU. The tree is built once. Every mutant
+gets a copy of tree and build of its own, in which only what its lines touch is compiled again; several run at a time.
+Each must be killed: by the cases and tests that it names as likely, then by all committed cases, then by the unit tests.
+The tree without a mutant must pass all of them. Ends with "N passed, N failed": a mutant that survives, does not
+compile or no longer fits its file has failed. So has one that merely runs out of time, unless the table says that it
+hangs."""
 import argparse
 import fcntl
 import json
@@ -13,16 +17,43 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HANG = 300  # seconds; a hang is seen too
+HANG = 300  # seconds of one command
+TIME = f"no answer in {HANG} s"
+TESTS = "-*CostsAtMost*:Costs.*"  # all but those that measure: several mutants share the machine
 
 
 class MutantError(Exception):
-    """The list of mutants does not fit the tree."""
+    """The list of mutants does not fit the tree, or the tree does not build."""
+
+
+# ---- the tables ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """What mutants of a backend are built with and shown to."""
+    backend: str
+    cmake: tuple[str, ...]
+    smoke: tuple[str, ...]
+    cases: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+# Light optimisation of the host's code: most of the time goes into compiling.
+LIGHT = ("-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -DNDEBUG", "-DBUILD_SHARED_LIBS=ON")
+TABLES = {
+    "cpu": Table("cpu", (*LIGHT, "-DMSA_CUDA=OFF"), ("tests/cases/smoke.txt",), ("tests/cases/all.txt",),
+                 ("cpu_test", "core_test", "hostile_test")),
+    "cuda": Table("cuda", (*LIGHT, "-DMSA_CUDA=ON"), (), ("tests/cases/cuda.txt", "tests/cases/all.txt"),
+                  ("gpu_test", "cuda_test")),
+}
 
 
 @dataclass
@@ -36,7 +67,12 @@ class Place:
 class Mutant:
     name: str
     isa: str = ""
+    hangs: bool = False
+    tries: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+
+    def paths(self) -> set[str]:
+        return {place.path for place in self.places}
 
 
 def parse(text: str) -> list[Mutant]:
@@ -51,6 +87,10 @@ def parse(text: str) -> list[Mutant]:
             path = ""
         elif word == "isa" and mutants:
             mutants[-1].isa = rest
+        elif line.strip() == "hangs" and mutants:
+            mutants[-1].hangs = True
+        elif word == "try" and mutants:
+            mutants[-1].tries.append(rest)
         elif word == "in" and mutants:
             path = rest
         elif word == "-" and path:
@@ -59,9 +99,9 @@ def parse(text: str) -> list[Mutant]:
                 places.append(Place(path))
             places[-1].old.append(rest.strip())
         elif word == "+" and path and mutants[-1].places:
-            mutants[-1].places[-1].new.append(rest)
+            mutants[-1].places[-1].new.append(rest.strip())
         else:
-            raise MutantError(f"line {number}: expected mutant, isa, in, - or +, got '{line}'")
+            raise MutantError(f"line {number}: expected mutant, isa, hangs, try, in, - or +, got '{line}'")
     for mutant in mutants:
         if not mutant.places or not all(p.old and p.new for p in mutant.places):
             raise MutantError(f"mutant '{mutant.name}': expected lines with - and with +")
@@ -69,31 +109,109 @@ def parse(text: str) -> list[Mutant]:
 
 
 def planted(text: str, place: Place) -> str:
-    """The file with the place's lines replaced; they must stand there exactly once."""
-    lines = text.split("\n")
-    count = len(place.old)
-    found = [i for i in range(len(lines) - count + 1)
-             if [line.strip() for line in lines[i:i + count]] == place.old]
-    if len(found) != 1:
-        raise MutantError(f"{place.path}: expected once, got {len(found)} times: {place.old[0]}")
-    return "\n".join(lines[:found[0]] + place.new + lines[found[0] + count:])
+    """The file with the place's text replaced; it must stand there exactly once. Indentation is lost."""
+    lines = "\n".join(line.strip() for line in text.split("\n"))
+    old = "\n".join(place.old)
+    count = lines.count(old)
+    if count != 1:
+        raise MutantError(f"{place.path}: expected once, got {count} times: {place.old[0]}")
+    return lines.replace(old, "\n".join(place.new))
 
 
-def plant(mutant: Mutant, tree: Path) -> dict[str, str]:
-    """Changes the tree; returns what the changed files held."""
-    before: dict[str, str] = {}
+def plant(mutant: Mutant, tree: Path) -> None:
+    """All or nothing."""
+    texts: dict[str, str] = {}
     for place in mutant.places:
-        file = tree / place.path
-        text = file.read_text()
-        before.setdefault(place.path, text)
-        file.write_text(planted(text, place))
-    return before
+        if not (tree / place.path).is_file():
+            raise MutantError(f"no file {place.path}")
+        text = texts.get(place.path) or (tree / place.path).read_text()
+        texts[place.path] = planted(text, place)
+    for path, text in texts.items():
+        (tree / path).write_text(text)
+
+
+def narrowed(line: str, wanted: dict[str, str]) -> str:
+    """Those cases of a line that hold the wanted values, as a line; "" where there are none."""
+    words = dict(word.partition("=")[::2] for word in line.split("#")[0].split())
+    for key, value in wanted.items():
+        if value not in words.get(key, "").split("|"):
+            return ""
+        words[key] = value
+    return " ".join(f"{key}={value}" for key, value in words.items())
+
+
+def cases_like(words: str, files: tuple[str, ...]) -> list[str]:
+    """The committed cases that hold words such as op=dense page=64."""
+    wanted = dict(word.partition("=")[::2] for word in words.split())
+    lines = [line for file in files for line in (ROOT / file).read_text().splitlines()]
+    return [found for found in (narrowed(line, wanted) for line in lines) if found]
+
+
+def read_table(name: str) -> list[Mutant]:
+    """The mutants of a table, all of which fit the tree."""
+    path = Path(__file__).parent / f"{name}.txt"
+    try:
+        mutants = parse(path.read_text())
+    except MutantError as error:
+        raise MutantError(f"{path.name}: {error}") from None
+    wrong = []
+    names: set[str] = set()
+    for mutant in mutants:
+        try:
+            if mutant.name in names:
+                raise MutantError("its name stands twice")
+            names.add(mutant.name)
+            check_fits(mutant, TABLES[name])
+        except MutantError as error:
+            wrong.append(f"{path.name}: mutant '{mutant.name}': {error}")
+    if wrong:
+        raise MutantError("\n".join(wrong))
+    return mutants
+
+
+def check_fits(mutant: Mutant, table: Table) -> None:
+    texts: dict[str, str] = {}
+    for place in mutant.places:
+        if not (ROOT / place.path).is_file():
+            raise MutantError(f"no file {place.path}")
+        before = texts.get(place.path) or (ROOT / place.path).read_text()
+        texts[place.path] = planted(before, place)
+    for words in mutant.tries:
+        test = words.split()[0]
+        if "=" in test and not cases_like(words, table.cases):
+            raise MutantError(f"no committed case holds {words}")
+        if "=" not in test and test not in table.tests:
+            raise MutantError(f"expected words of cases or one of {', '.join(table.tests)}, got {words}")
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def run_logged(log: Path, *command: object) -> None:
+    with open(log, "w") as file:
+        done = subprocess.run([str(c) for c in command], stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise MutantError(f"{command[0]} failed, see {log}: {reason_in(log)}")
+
+
+def reason_in(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in lines if re.search(r"\berror\b", line, re.I)), lines[-1] if lines else "")
+
+
+def files_of_tree() -> list[str]:
+    """What git knows; in a tree that travels without its repository, everything but hidden and build folders."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    names = [name for name in done.stdout.split("\0") if name] if done.returncode == 0 else []
+    if not names:
+        found = (file.relative_to(ROOT) for file in ROOT.rglob("*"))
+        names = [str(file) for file in found if not re.match(r"\.|build", file.parts[0])]
+    return [name for name in names if (ROOT / name).is_file()]
 
 
 def copy_tree(tree: Path) -> None:
-    """The files that git knows. What did not change keeps its time, so that builds stay incremental."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode()
-    known = [name for name in names.split("\0") if name and (ROOT / name).is_file()]
+    """What did not change keeps its time, so that builds stay incremental."""
+    known = files_of_tree()
     for name in known:
         source, target = ROOT / name, tree / name
         if target.is_file() and target.read_bytes() == source.read_bytes():
@@ -106,139 +224,258 @@ def copy_tree(tree: Path) -> None:
             file.unlink()
 
 
-class Builder:
-    def __init__(self, folder: Path, jobs: int):
-        self.tree, self.build, self.jobs = folder / "tree", folder / "build", jobs
-        self.log = folder / "build.log"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.lock = open(folder / "lock", "w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MutantError(f"another run uses {folder}: two would see each other's mutants") from None
-        copy_tree(self.tree)
-        # Light optimisation: most of the time goes into compiling.
-        self.run("cmake", "-S", self.tree, "-B", self.build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-                 "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG", "-DMSA_CUDA=OFF", "-DBUILD_SHARED_LIBS=ON")
-
-    def run(self, *command: object) -> None:
-        with open(self.log, "w") as log:
-            done = subprocess.run([str(c) for c in command], stdout=log, stderr=subprocess.STDOUT)
-        if done.returncode != 0:
-            raise MutantError(f"{command[0]} failed, see {self.log}")
-
-    def make(self, *targets: str) -> None:
-        self.run("cmake", "--build", self.build, "-j", self.jobs, "--target", *targets)
-
-    def tool(self) -> Path:
-        return self.build / "tools/msa/msa"
+def make_movable(build: Path, tree: Path) -> None:
+    """Paths in build.ninja become relative, and neither CMake nor git is asked again: a copy of tree and build then
+    builds itself. The commit's header is there by then."""
+    blocks = re.split(r"\n(?=\S)", (build / "build.ninja").read_text())
+    kept = [block for block in blocks if not re.match(r"build [^\n]*: (RERUN_CMAKE|VERIFY_GLOBS)\b", block)]
+    text = re.sub(r" \|( \$\{cmake_ninja_workdir\}\S+?)+(?=:)", "", "\n".join(kept))
+    text = re.sub(r"(?m)^  COMMAND = cd .*$", "  COMMAND = :", text)
+    text = text.replace(f"{build}/", "").replace(str(build), ".").replace(str(tree), "../tree")
+    (build / "build.ninja").write_text(text)
 
 
-def first_failure(command: list[str], pattern: str) -> str:
-    """What the command says first that matches, "" where it ends well. It is stopped as soon as it has failed."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors="replace")
-    assert process.stdout is not None
-    end = time.monotonic() + HANG
-    try:
-        for line in process.stdout:
-            if re.match(pattern, line):
-                return line.strip()
-            if time.monotonic() > end:
-                return "it hangs"
-        code = process.wait(max(1.0, end - time.monotonic()))
-        return "" if code == 0 else f"exit status {code}"
-    except subprocess.TimeoutExpired:
-        return "it hangs"
-    finally:
-        process.kill()
-        process.wait()
+@dataclass
+class Build:
+    """A folder with a tree and its build. Commands run in the build's folder, as its paths are relative."""
+    folder: Path
+    table: Table
+
+    def __post_init__(self) -> None:
+        self.tree, self.build = self.folder / "tree", self.folder / "build"
+
+    def make(self, jobs: int, *targets: str) -> None:
+        run_logged(self.folder / "build.log", "ninja", "-C", self.build, "-j", jobs, *targets)
+
+    def tool(self) -> str:
+        return str(self.build / "tools/msa/msa")
+
+    def copy(self, folder: Path) -> "Build":
+        if folder.exists():
+            shutil.rmtree(folder)
+        subprocess.run(["cp", "-a", self.folder, folder], check=True)
+        return Build(folder, self.table)
 
 
-def killer_in_cases(builder: Builder, isa: str, jobs: int) -> str:
-    verify = [str(builder.tool()), "verify", "--backend", "cpu", "--repeats", "1", "--support", "tests/support/cpu.txt"]
-    verify += ["--isa", isa] if isa else []
-    found = first_failure([*verify, "tests/cases/smoke.txt"], "FAILED")
-    if found:
-        return f"smoke cases: {found}"
-    # Cases of one kind stand together; other parts see other kinds first.
-    for part in range(1, jobs + 1):
-        found = first_failure([*verify, "--part", f"{part}/{jobs}", "tests/cases/all.txt"], "FAILED")
+def make_base(folder: Path, table: Table, jobs: int) -> Build:
+    base = Build(folder, table)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_tree(base.tree)
+    run_logged(folder / "cmake.log", "cmake", "-S", base.tree, "-B", base.build, "-G", "Ninja", *table.cmake,
+               "-DCMAKE_GTEST_DISCOVER_TESTS_DISCOVERY_MODE=PRE_TEST")
+    base.make(jobs, "msa_commit")
+    make_movable(base.build, base.tree)
+    base.make(jobs, "msa_tool", *table.tests)
+    return base
+
+
+def dependents(base: Build) -> dict[str, int]:
+    """How many objects each file of the tree goes into."""
+    text = subprocess.run(["ninja", "-C", base.build, "-t", "deps"], capture_output=True, text=True).stdout
+    count: dict[str, int] = {}
+    for path in re.findall(r"^    \.\./tree/(\S+)$", text, re.M):
+        count[path] = count.get(path, 0) + 1
+    return count
+
+
+# ---- killing ---------------------------------------------------------------------------------------------------------
+
+
+class Race:
+    """Commands side by side, until one has failed or all are done. Of a failure, the line that says so and the next."""
+
+    def __init__(self, commands: list[list[str]], pattern: str, build: Build):
+        self.pattern, self.found, self.lock = pattern, "", threading.Lock()
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        self.processes = [subprocess.Popen(command, cwd=build.build, env=environment, text=True, errors="replace",
+                                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in commands]
+
+    def run(self) -> str:
+        timer = threading.Timer(HANG, self.stop, [TIME])
+        timer.start()
+        watchers = [threading.Thread(target=self.watch, args=[process]) for process in self.processes]
+        for watcher in watchers:
+            watcher.start()
+        for watcher in watchers:
+            watcher.join()
+        timer.cancel()
+        return self.found
+
+    def watch(self, process: "subprocess.Popen[str]") -> None:
+        last = ""
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last = line.strip() or last
+                if re.match(self.pattern, line):
+                    self.stop(line.strip() + " " + process.stdout.readline().strip())
+        if process.returncode != 0:
+            self.stop(f"exit status {process.returncode}: {last}")
+
+    def stop(self, found: str) -> None:
+        with self.lock:
+            if self.found:
+                return
+            self.found = found
+        for process in self.processes:
+            process.kill()
+
+
+def verify(build: Build, isa: str, cases: list[str], parts: int) -> str:
+    command = [build.tool(), "verify", "--backend", build.table.backend, "--repeats", "1"]
+    command += ["--support", str(ROOT / "tests/support" / f"{build.table.backend}.txt")] + (["--isa", isa] if isa else [])
+    files = [[*command, "--part", f"{part}/{parts}", *cases] for part in range(1, parts + 1)]
+    return Race(files, "FAILED", build).run()
+
+
+def run_test(build: Build, name: str, jobs: int, gtest_filter: str = TESTS) -> str:
+    build.make(jobs, name)
+    command = [str(build.build / "tests" / name), "--gtest_fail_fast", f"--gtest_filter={gtest_filter}"]
+    return Race([command], r"\[  FAILED  \]", build).run()
+
+
+def likely_killer(build: Build, mutant: Mutant, jobs: int) -> str:
+    for words in mutant.tries:
+        name, _, rest = words.partition(" ")
+        if "=" not in name:
+            found = run_test(build, name, jobs, rest or TESTS)
+            where = name
+        else:
+            build.make(jobs, "msa_tool")
+            cases = build.folder / "try.txt"
+            cases.write_text("\n".join(cases_like(words, build.table.cases)) + "\n")
+            found = verify(build, mutant.isa, [str(cases)], 1)
+            where = f"cases with {words}"
         if found:
-            return f"cases: {found}"
-    return ""
+            return f"{where}: {found}"
+    if not build.table.smoke:
+        return ""
+    build.make(jobs, "msa_tool")
+    found = verify(build, mutant.isa, [str(ROOT / file) for file in build.table.smoke], 1)
+    return found and f"smoke cases: {found}"
 
 
-def killer_in_tests(builder: Builder) -> str:
-    for name in ("cpu_test", "core_test", "hostile_test"):
-        builder.make(name)
-        found = first_failure([str(builder.build / "tests" / name), "--gtest_fail_fast"], r"\[  FAILED  \]")
+def any_killer(build: Build, isa: str, jobs: int, until: str) -> str:
+    """All cases, in processes of every N-th: a kind of cases stands together. Then the tests."""
+    if until == "likely":
+        return ""
+    build.make(jobs, "msa_tool")
+    found = verify(build, isa, [str(ROOT / file) for file in build.table.cases], jobs)
+    if found or until == "cases":
+        return found and f"cases: {found}"
+    for name in build.table.tests:
+        found = run_test(build, name, jobs)
         if found:
             return f"{name}: {found}"
     return ""
 
 
-def levels(builder: Builder) -> set[str]:
-    info = json.loads(subprocess.run([str(builder.tool()), "info", "--json"], check=True, capture_output=True).stdout)
+def levels(build: Build) -> set[str]:
+    info = json.loads(subprocess.run([build.tool(), "info", "--json"], check=True, capture_output=True).stdout)
+    cuda = [backend for backend in info["backends"] if backend["name"] == "cuda"]
+    if build.table.backend == "cuda" and not any(backend["available"] for backend in cuda):
+        raise MutantError("no GPU to run the mutants of cuda.txt on")
     return {isa["name"] for backend in info["backends"] for isa in backend.get("isas", []) if isa["available"]}
 
 
-def judge(builder: Builder, mutant: Mutant, options: argparse.Namespace) -> str:
-    """Which test sees the mutant, "" where none does. The tree is as it was afterwards."""
-    before = plant(mutant, builder.tree)
-    try:
-        builder.make("msa_tool")
-        found = killer_in_cases(builder, mutant.isa, options.jobs)
-        if not found and not options.no_tests:
-            found = killer_in_tests(builder)
-        return found
-    finally:
-        for path, text in before.items():
-            (builder.tree / path).write_text(text)
+class Run:
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.whole = threading.Lock()  # one run of all cases at a time takes the whole machine
+        self.killed = self.failed = 0
+
+    def judge(self, base: Build, mutant: Mutant, number: int) -> str:
+        """What kills the mutant, "" where nothing does."""
+        jobs = self.options.jobs
+        build = base.copy(self.options.build / f"mutant-{number}")
+        try:
+            plant(mutant, build.tree)
+            found = likely_killer(build, mutant, max(1, jobs // 4))
+            if not found:
+                with self.whole:
+                    found = any_killer(build, mutant.isa, jobs, self.options.until)
+            if found.endswith(TIME) and not mutant.hangs:
+                raise MutantError(found)
+            return found
+        finally:
+            shutil.rmtree(build.folder)
+
+    def check_base(self, base: Build) -> str:
+        with self.whole:
+            return any_killer(base, "", self.options.jobs, self.options.until)
+
+    def tell(self, mutant: Mutant, begin: float, found: str, fits: bool = True) -> None:
+        self.killed += bool(found) and fits
+        self.failed += not found or not fits
+        word = ("killed" if found else "SURVIVED") if fits else "BROKEN"
+        print(f"{word:9} {mutant.name} ({time.monotonic() - begin:.0f} s)", flush=True)
+        if found:
+            print(f"          {found[:300]}", flush=True)
+
+    def run(self, mutants: list[Mutant]) -> int:
+        options = self.options
+        options.build.mkdir(parents=True, exist_ok=True)
+        lock = open(options.build / "lock", "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MutantError(f"another run uses {options.build}: two would see each other's mutants") from None
+        begin = time.monotonic()
+        base = make_base(options.build / "base", TABLES[options.table], options.jobs)
+        available = levels(base)
+        print(f"built in {time.monotonic() - begin:.0f} s", flush=True)
+        there = [m for m in mutants if not m.isa or m.isa in available]
+        for mutant in (m for m in mutants if m not in there):
+            print(f"not run   {mutant.name}: this machine lacks {mutant.isa}")
+        weight = dependents(base)  # those that take longest to compile first
+        there.sort(key=lambda m: -sum(weight.get(path, 1) for path in m.paths()))
+        with ThreadPoolExecutor(options.jobs + 1) as pool:
+            sound = None if options.no_base else pool.submit(self.check_base, base)
+            jobs = {pool.submit(self.timed, base, mutant, number): mutant for number, mutant in enumerate(there)}
+            for job in as_completed(jobs):
+                started, found, fits = job.result()
+                self.tell(jobs[job], started, found, fits)
+            if sound is not None and sound.result():
+                raise MutantError(f"without a mutant a test fails already: {sound.result()}")
+        print(f"{self.killed} passed, {self.failed} failed")
+        return 1 if self.failed or not self.killed else 0
+
+    def timed(self, base: Build, mutant: Mutant, number: int) -> tuple[float, str, bool]:
+        begin = time.monotonic()
+        try:
+            return begin, self.judge(base, mutant, number), True
+        except MutantError as error:
+            return begin, str(error), False
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", metavar="WORD", help="mutants whose name or file holds it")
-    parser.add_argument("--list", action="store_true", help="the names; whether each fits its file")
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("--table", choices=sorted(TABLES), default="cpu")
+    parser.add_argument("--only", default=[], action="append", metavar="WORD", help="mutants whose name or file holds it")
+    parser.add_argument("--list", action="store_true", help="the names")
+    parser.add_argument("--check", action="store_true", help="whether every mutant of every table fits the tree")
+    parser.add_argument("--build", type=Path, default=None, help="default: build/mutants-TABLE")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--no-tests", action="store_true", help="cases alone, no unit tests")
-    return parser.parse_args()
+    parser.add_argument("--until", choices=("likely", "cases", "tests"), default="tests", metavar="STAGE",
+                        help="likely: what a mutant names; cases: all of them, too; tests: everything, the default")
+    parser.add_argument("--no-base", action="store_true", help="do not show that the tree without a mutant passes")
+    options = parser.parse_args()
+    options.build = (options.build or ROOT / "build" / f"mutants-{options.table}").resolve()
+    return options
 
 
 def main() -> int:
     options = parse_options()
-    mutants = parse((Path(__file__).parent / "cpu.txt").read_text())
-    mutants = [m for m in mutants if options.only in m.name or any(options.only in p.path for p in m.places)]
-    for mutant in mutants:  # before anything is built
-        for path in {p.path for p in mutant.places}:
-            text = (ROOT / path).read_text()
-            for place in (p for p in mutant.places if p.path == path):
-                text = planted(text, place)
+    if options.check:
+        count = sum(len(read_table(name)) for name in TABLES)
+        print(f"{count} mutants fit the tree")
+        return 0
+    mutants = [m for m in read_table(options.table)
+               if not options.only or any(word in m.name or any(word in path for path in m.paths()) for word in options.only)]
     if options.list:
         print("\n".join(m.name for m in mutants))
         return 0
-    builder = Builder(options.build, options.jobs)
-    builder.make("msa_tool")
-    sound = killer_in_cases(builder, "", options.jobs)
-    if sound:
-        raise MutantError(f"without a mutant a test fails already: {sound}")
-    available = levels(builder)
-    killed = survived = 0
-    for mutant in mutants:
-        if mutant.isa and mutant.isa not in available:
-            print(f"not run   {mutant.name}: this machine lacks {mutant.isa}")
-            continue
-        begin = time.monotonic()
-        found = judge(builder, mutant, options)
-        killed += bool(found)
-        survived += not found
-        print(f"{'killed  ' if found else 'SURVIVED'}  {mutant.name} ({time.monotonic() - begin:.0f} s)", flush=True)
-        if found:
-            print(f"            {found[:200]}", flush=True)
-    print(f"{killed} passed, {survived} failed")
-    return 1 if survived or not killed else 0
+    return Run(options).run(mutants)
 
 
 if __name__ == "__main__":
