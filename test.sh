@@ -16,8 +16,8 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
-  --mutants         some fifty small faults of the CPU's code, each of which a test must see; four minutes of 16
-                    cores. With --gpu: fifty of the CUDA backend; six minutes
+  --mutants         some fifty small faults of the CPU's code, each of which a test must see; some minutes
+                    of 16 cores. With --gpu: fifty of the CUDA backend
   --build DIR       with --gpu: a build made elsewhere, of all and of msa_core, instead of building here
   --list            the sections, one a line
 
