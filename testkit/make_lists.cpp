@@ -34,6 +34,7 @@ float score(const Case& spec, const Stream64& random, std::uint64_t counter) {
     case Regime::Low:
       return -6e4f - static_cast<float>(random.below(counter, 3));
     case Regime::Random:
+    case Regime::Rising:
     case Regime::Drift:
       break;
   }
