@@ -35,6 +35,15 @@ function(msa_unwatched)
   endif()
 endfunction()
 
+# Programs that call the library and compute little themselves: optimising them is half of their build time, with
+# sanitizers two thirds, and they run no faster for it. LEVEL is that of builds without sanitizers.
+function(msa_light_flags target level)
+  if(MSA_SANITIZE)
+    set(level -O0)
+  endif()
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${level}>)
+endfunction()
+
 # Kernels: half of their build time with sanitizers is optimisation.
 function(msa_watched_kernels)
   if(MSA_SANITIZE)

@@ -12,9 +12,7 @@
 #include <memory>
 #include <optional>
 
-#ifdef MSA_WITH_CUDA
 #include "bench_cuda.h"
-#endif
 #include "bench_rows.h"
 #include "cli.h"
 #include "msa/msa.h"
@@ -110,8 +108,7 @@ class Bench {
 
   /// Measures one row. False: its output was wrong, and nothing was timed.
   bool measure(const BenchRow& named) {
-#ifdef MSA_WITH_CUDA
-    if (options_.under_test.backend == "cuda") {
+    if (measures_on_gpu() && options_.under_test.backend == "cuda") {
       results_.gpu = gpu_name(options_.device);
       return measure_on_gpu(named,
                             {.under_test = options_.under_test,
@@ -121,7 +118,6 @@ class Bench {
                              .say = [&](const std::string& text) { progress_.say(text); }},
                             results_.rows);
     }
-#endif
     Options under_test = options_.under_test;
     if (!named.isa.empty()) under_test.isa = named.isa;
     say(named, "making data");

@@ -394,6 +394,8 @@ void measure_workspace(const BenchRow& named, const CudaBenchOptions& options,
 
 }  // namespace
 
+bool measures_on_gpu() { return true; }
+
 std::string gpu_name(int device) {
   cudaDeviceProp properties{};
   require(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");

@@ -21,6 +21,9 @@ struct CudaBenchOptions {
   std::function<void(const std::string&)> say;  // progress
 };
 
+/// Whether this tool was built to; the functions below are there either way.
+bool measures_on_gpu();
+
 /// What stands in the results file of the GPU.
 std::string gpu_name(int device);
 
