@@ -32,19 +32,26 @@ TEST_P(Hostile, AddressesPast2To31) {
   });
 }
 
+// 2^16, 2^17 and 2^20 keys, 2^16 sequences, rows and numbers of heads.
 TEST_P(HostileNumbers, Boundaries) {
   expect_all({
       "op=dense heads=1/1 dim=16 lens=1:65535|1:65536|1:65537|1:131071 lse=1",
       "op=select heads=1/1 dim=16 block=16 topk=4 lens=1:65535|1:65536|1:65537|1:131071 page=0|16",
-      "op=sparse heads=1/1 dim=16 block=16 topk=1 lens=65537:65537 lse=1",
-      "op=dense heads=1/1 dim=16 lens=65537x1:2 lse=1",
       "op=topk heads=1/1 block=16 topk=1 lens=65537x1:2",
-      "op=topk heads=1/1 block=16 topk=4 lens=65537:65537 chosen=1",
       "op=topk heads=1/1 block=16 topk=4 lens=1:1048577 chosen=1",
       "op=merge_states heads=1/1 dim=16 lens=65537:0 parts=2 lse=1",
-      "op=invert heads=1/1 block=16 topk=1 lens=65537:65537",
       "op=dense heads=1/1|2/2|3/3|4/4|5/5|6/6|7/7|8/8|9/9|11/1|13/1|17/17|31/1|33/33|64/64 dim=16 "
       "lens=2:20",
+  });
+}
+
+// More rows than 16 bits count, in the operations that take minutes for them under sanitizers.
+TEST_P(HostileNumbers, BoundariesOfManyRows) {
+  expect_all({
+      "op=sparse heads=1/1 dim=16 block=16 topk=1 lens=65537:65537 lse=1",
+      "op=dense heads=1/1 dim=16 lens=65537x1:2 lse=1",
+      "op=topk heads=1/1 block=16 topk=4 lens=65537:65537 chosen=1",
+      "op=invert heads=1/1 block=16 topk=1 lens=65537:65537",
   });
 }
 
