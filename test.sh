@@ -88,7 +88,7 @@ export CCACHE_DIR=$PWD/build/ccache CCACHE_DEPEND=1
 
 # ---- what the tests need ---------------------------------------------------------------------------------------------
 
-packages=(g++ ccache pkg-config python3 binutils git libgtest-dev libbenchmark-dev libcli11-dev nlohmann-json3-dev libfmt-dev)
+packages=(g++ ccache pkg-config python3 binutils git libgtest-dev libcli11-dev nlohmann-json3-dev libfmt-dev)
 command -v cmake >/dev/null || packages+=(cmake)
 command -v ninja >/dev/null || packages+=(ninja-build)
 wants() { [[ " ${sections[*]} " == *" $1 "* ]]; }

@@ -36,7 +36,7 @@ struct Arena {
 
   msa::Tensor take(msa::DType dtype, std::initializer_list<std::int64_t> shape) {
     const msa::Tensor t = msa::make_tensor(host.data() + used, dtype, shape);
-    const std::int64_t bytes = t.shape[0] * t.stride[0] * msa::item_bits(dtype) / 8;
+    const std::int64_t bytes = msa::size_in_bytes(dtype, t.shape[0] * t.stride[0]);
     used += static_cast<std::size_t>((bytes + 255) / 256 * 256);
     if (used > host.size()) std::exit(1);
     return t;

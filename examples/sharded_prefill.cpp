@@ -34,7 +34,7 @@ msa::Tensor floats(const std::vector<float>& data, std::int64_t heads, std::int6
 
 // Some of the rows of all keys.
 msa::Tensor rows(msa::Tensor t, std::int64_t first, std::int64_t count) {
-  t.data = static_cast<char*>(t.data) + first * t.stride[0] * msa::item_bits(t.dtype) / 8;
+  t.data = static_cast<char*>(t.data) + msa::size_in_bytes(t.dtype, first * t.stride[0]);
   t.shape[0] = count;
   return t;
 }

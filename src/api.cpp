@@ -26,6 +26,16 @@ struct PlanAccess {
 
 namespace {
 
+/// Errors of the body say which operation they are of.
+template <class Body>
+auto naming(Op op, const Body& body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    throw Error(error.code(), error.argument(), std::string(to_string(op)) + ": " + error.what());
+  }
+}
+
 void run_call(const Plan& plan, Op op, const core::Call& call, Workspace workspace, Stream stream) {
   const core::Planned& planned = PlanAccess::planned(plan);
   if (planned.problem.op != op) {
@@ -33,8 +43,10 @@ void run_call(const Plan& plan, Op op, const core::Call& call, Workspace workspa
                 std::string("plan: expected a plan of ") + to_string(op) + ", got one of " +
                     to_string(planned.problem.op));
   }
-  core::validate_call(planned.problem, call, workspace, planned.workspace_bytes);
-  planned.run(call, workspace, stream);
+  naming(op, [&] {
+    core::validate_call(planned.problem, call, workspace, planned.workspace_bytes);
+    planned.run(call, workspace, stream);
+  });
 }
 
 template <class Args>
@@ -64,15 +76,18 @@ class OwnedWorkspace {
   std::size_t bytes_;
 };
 
+Problem derive_call(Op op, const core::Call& call, const Settings& settings) {
+  return naming(op, [&] { return core::derive_problem(op, call, settings); });
+}
+
 template <class Args>
 Problem derive(const Args& args, const Settings& settings) {
-  return core::guarded([&] {
-    return core::derive_problem(core::FieldsOf<Args>::kOp, core::gather(args), settings);
-  });
+  return core::guarded(
+      [&] { return derive_call(core::FieldsOf<Args>::kOp, core::gather(args), settings); });
 }
 
 void call_once(Op op, const core::Call& call, const Settings& settings) {
-  const Problem problem = core::derive_problem(op, call, settings);
+  const Problem problem = derive_call(op, call, settings);
   if (problem.device.type != DeviceType::Cpu) {
     throw Error(ErrorCode::InvalidArgument, "device",
                 "device: one-call forms take tensors on cpu, got " + to_string(problem.device) +
@@ -166,7 +181,7 @@ Problem problem_of(Op op, const Operands& operands, const Settings& settings) {
   return core::guarded([&] {
     expect_op(op);
     core::expect_no_strays(op, operands);
-    return core::derive_problem(op, operands, settings);
+    return derive_call(op, operands, settings);
   });
 }
 

@@ -119,7 +119,7 @@ Operands Data::prepare() {
   if (!in_place) return call_;
   const auto copy_row = [](const Tensor& from, const Tensor& to, std::int64_t i, std::int64_t h,
                            std::int64_t count) {
-    const auto bytes = static_cast<std::size_t>(count * item_bits(from.dtype) / 8);
+    const auto bytes = static_cast<std::size_t>(size_in_bytes(from.dtype, count));
     std::memcpy(address(to, i, h), address(from, i, h), bytes);
   };
   for (std::int64_t i = 0; i < spec_.rows(); ++i) {
@@ -137,7 +137,7 @@ namespace {
 /// size where none is.
 std::size_t first_changed(const Buffer& buffer, const Tensor& view, bool ignore_elements) {
   std::vector<bool> element(buffer.bytes(), false);
-  const std::size_t item = static_cast<std::size_t>(item_bits(view.dtype) / 8);
+  const std::size_t item = static_cast<std::size_t>(size_in_bytes(view.dtype, 1));
   std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
   std::copy_n(view.shape.begin(), view.rank, shape.begin());
   for (std::int64_t a = 0; ignore_elements && a < shape[0]; ++a) {
@@ -157,7 +157,7 @@ std::size_t first_changed(const Buffer& buffer, const Tensor& view, bool ignore_
 bool is_dense(const Buffer& buffer, const Tensor& view) {
   std::int64_t elements = 1;
   for (int d = 0; d < view.rank; ++d) elements *= view.shape[d];
-  return static_cast<std::size_t>(elements * item_bits(view.dtype) / 8) == buffer.bytes();
+  return static_cast<std::size_t>(size_in_bytes(view.dtype, elements)) == buffer.bytes();
 }
 
 }  // namespace

@@ -163,7 +163,7 @@ void make_attention(Making& m) {
     m.operands.v = m.operands.k;
     m.operands.v.shape[m.operands.v.rank - 1] = dim_v;
     m.operands.v.data =
-        static_cast<std::byte*>(m.operands.v.data) + dim * item_bits(m.spec.dtype) / 8;
+        static_cast<std::byte*>(m.operands.v.data) + size_in_bytes(m.spec.dtype, dim);
   } else {
     m.operands.k = make_keys(m, "k", m.spec.dtype, heads, dim);
     m.operands.v = make_keys(m, "v", m.spec.dtype, heads, dim_v);

@@ -10,7 +10,7 @@ namespace msa::testkit {
 Tensor narrow(Tensor tensor, int dim, std::int64_t begin, std::int64_t count) {
   if (!tensor) return tensor;
   tensor.data = static_cast<std::byte*>(tensor.data) +
-                begin * tensor.stride[dim] * (item_bits(tensor.dtype) / 8);
+                size_in_bytes(tensor.dtype, begin * tensor.stride[dim]);
   tensor.shape[dim] = count;
   return tensor;
 }
@@ -98,7 +98,7 @@ Tensor Answer::own(DType dtype, const Tensor& like) {
     tensor.stride[d] = elements;
     elements *= like.shape[d];
   }
-  const auto bytes = static_cast<std::size_t>(elements * item_bits(dtype) / 8);
+  const auto bytes = static_cast<std::size_t>(size_in_bytes(dtype, elements));
   memory_.push_back(std::make_unique<std::byte[]>(bytes + 1));
   tensor.data = memory_.back().get();
   return tensor;

@@ -13,7 +13,7 @@ std::byte* address(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64
                    std::int64_t i3) {
   const std::int64_t element =
       i0 * t.stride[0] + i1 * t.stride[1] + i2 * t.stride[2] + i3 * t.stride[3];
-  return static_cast<std::byte*>(t.data) + element * (item_bits(t.dtype) / 8);
+  return static_cast<std::byte*>(t.data) + size_in_bytes(t.dtype, element);
 }
 
 std::int32_t int_at(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2) {

@@ -50,7 +50,7 @@ Shape TensorMaker::strides_for(const Shape& shape, const DimOrder& order, bool u
 
 Tensor TensorMaker::make(const std::string& name, bool output, DType dtype, const Shape& shape,
                          const Shape& strides) {
-  const std::size_t item = static_cast<std::size_t>(item_bits(dtype) / 8);
+  const std::size_t item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
   const auto bytes = static_cast<std::size_t>(extent(shape, strides)) * item;
   const bool sparse = spec_.strides == Strides::Huge || (spec_.pool > 0 && bytes > (1u << 30));
   const std::size_t misalign = spec_.strides == Strides::Padded ? item : 0;

@@ -33,7 +33,7 @@ Bits output_bits(const Data& data) {
     if (index++ < inputs) return;
     std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
     std::copy_n(t.shape.begin(), t.rank, shape.begin());
-    const auto item = static_cast<std::size_t>(item_bits(t.dtype) / 8);
+    const auto item = static_cast<std::size_t>(size_in_bytes(t.dtype, 1));
     std::vector<std::byte>& bytes = bits.emplace_back();
     bytes.reserve(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]) * item);
     for (std::int64_t a = 0; a < shape[0]; ++a) {

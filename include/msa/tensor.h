@@ -26,6 +26,11 @@ enum class DType : std::uint8_t {
 
 /// Bits of one element: 32, 16, ... 4.
 MSA_API int item_bits(DType dtype) noexcept;
+/// Bytes that so many elements fill, one behind the other; a byte begun counts whole.
+inline std::int64_t size_in_bytes(DType dtype, std::int64_t elements) noexcept {
+  const std::int64_t bits = item_bits(dtype);
+  return elements / 8 * bits + (elements % 8 * bits + 7) / 8;
+}
 /// "f32", "f16", "bf16", "i32", ...
 MSA_API const char* to_string(DType dtype) noexcept;
 

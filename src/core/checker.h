@@ -50,6 +50,9 @@ struct Argument {
   std::string text() const;
 };
 
+/// "rank 3", and where a batch dimension stands in front, that there is none.
+std::string rank_text(int expected, int given);
+
 /// Throws InvalidArgument for this argument.
 [[noreturn]] void reject(const Argument& argument, const std::string& where,
                          const std::string& expected, const std::string& given);

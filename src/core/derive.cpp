@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/checker.h"
 #include "core/fail.h"
 #include "core/op_traits.h"
 
@@ -18,7 +19,7 @@ std::int64_t extent(const Tensor& tensor, int dimension) {
   return there ? tensor.shape[static_cast<std::size_t>(dimension)] : 0;
 }
 
-// By memcpy: the pointer may be misaligned, which validation reports later.
+// By memcpy: the memory need not hold int32 objects.
 std::int64_t read_unchecked(const Tensor& tensor, std::int64_t i) {
   std::int32_t value = 0;
   std::memcpy(&value, static_cast<const char*>(tensor.data) + i * tensor.stride[0] * 4,
@@ -30,8 +31,9 @@ std::int64_t read_unchecked(const Tensor& tensor, std::int64_t i) {
 bool readable(const Tensor& t) {
   std::int64_t bytes = 0;
   return t.rank == 1 && t.dtype == DType::I32 && t.device.type == DeviceType::Cpu &&
-         t.data != nullptr && t.shape[0] <= INT32_MAX && t.stride[0] >= 0 &&
-         t.stride[0] < (std::int64_t{1} << 60) &&
+         t.data != nullptr &&
+         reinterpret_cast<std::uintptr_t>(t.data) % sizeof(std::int32_t) == 0 &&
+         t.shape[0] <= INT32_MAX && t.stride[0] >= 0 && t.stride[0] < (std::int64_t{1} << 60) &&
          !__builtin_mul_overflow(t.shape[0], t.stride[0] * 4, &bytes);
 }
 
@@ -46,12 +48,28 @@ struct Ranks {
 constexpr Ranks kRows{3, 3};
 constexpr Ranks kRowsOrPages{3, 4};
 
+void expect_extent(const char* name, const Tensor& tensor, int dimension, std::int64_t least) {
+  const std::int64_t given = extent(tensor, dimension);
+  if (given >= least) return;
+  fail(ErrorCode::InvalidArgument, name, "dimension " + std::to_string(dimension),
+       "at least " + std::to_string(least), std::to_string(given));
+}
+
 void expect_tensor(const char* name, const Tensor& tensor, Ranks ranks) {
   if (!tensor) fail(ErrorCode::InvalidArgument, name, "", "a tensor", "none");
-  if (tensor.rank >= ranks.low && tensor.rank <= ranks.high) return;
-  const std::string also = ranks.high > ranks.low ? " or " + std::to_string(ranks.high) : "";
-  fail(ErrorCode::InvalidArgument, name, "", "rank " + std::to_string(ranks.low) + also,
-       "rank " + std::to_string(tensor.rank));
+  if (tensor.rank < ranks.low || tensor.rank > ranks.high) {
+    const std::string also = ranks.high > ranks.low ? " or " + std::to_string(ranks.high) : "";
+    fail(ErrorCode::InvalidArgument, name, "", rank_text(ranks.low, tensor.rank) + also,
+         "rank " + std::to_string(tensor.rank));
+  }
+  for (int i = 0; i < tensor.rank; ++i) expect_extent(name, tensor, i, 0);
+}
+
+// Lengths count requests, whatever they hold.
+void expect_lengths(const char* name, const Tensor& tensor, std::int64_t least) {
+  if (!tensor) return;
+  expect_tensor(name, tensor, {1, 1});
+  expect_extent(name, tensor, 0, least);
 }
 
 void expect_floats(const char* name, const Tensor& tensor, Ranks ranks) {
@@ -82,6 +100,8 @@ void expect_sources(Op op, const Call& call) {
   if (op == Op::MergeSelections && !call.part_ids.empty()) {
     expect_tensor("block_ids_parts[0]", call.part_ids[0], kRows);
   }
+  expect_lengths("batch.cu_seqlens_q", call.batch.cu_seqlens_q, 1);
+  expect_lengths("batch.seqlens_k", call.batch.seqlens_k, 0);
 }
 
 const Tensor& first_given(std::initializer_list<const Tensor*> tensors) {

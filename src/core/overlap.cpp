@@ -13,7 +13,7 @@ constexpr std::int64_t kAddressSpace = std::int64_t{1} << 56;
 
 struct Dim {
   std::int64_t extent = 1;
-  std::int64_t stride = 0;  // bytes
+  std::int64_t stride = 0;  // bits: elements may be smaller than a byte
 };
 
 // The dimensions that move the address, innermost first. Extents of 1 and strides of 0 do not.
@@ -26,7 +26,7 @@ Dims moving_dims(const Tensor& t) {
   Dims dims;
   for (std::size_t i = 0; i < static_cast<std::size_t>(t.rank); ++i) {
     if (t.shape[i] <= 1 || t.stride[i] <= 0) continue;
-    const std::int64_t stride = t.stride[i] * (item_bits(t.dtype) / 8);
+    const std::int64_t stride = t.stride[i] * item_bits(t.dtype);
     std::size_t place = dims.count++;
     for (; place > 0 && dims.dim[place - 1].stride > stride; --place) {
       dims.dim[place] = dims.dim[place - 1];
@@ -49,10 +49,10 @@ std::int64_t bytes_of(const Tensor& t) {
   return bytes;
 }
 
-// Bytes that the dimensions inside `period` span, if every other dimension is a multiple of the
+// Bits that the dimensions inside `period` span, if every other dimension is a multiple of the
 // period; else 0.
 std::int64_t span_within(const Tensor& t, std::int64_t period) {
-  std::int64_t span = item_bits(t.dtype) / 8;
+  std::int64_t span = item_bits(t.dtype);
   const Dims dims = moving_dims(t);
   for (std::size_t i = 0; i < dims.count; ++i) {
     if (dims.dim[i].stride < period) {
@@ -65,11 +65,12 @@ std::int64_t span_within(const Tensor& t, std::int64_t period) {
 }
 
 // All bytes of a lie at [a0, a0 + a_span) modulo the period, those of b likewise: disjoint arcs
-// share nothing.
-bool apart_modulo(const Tensor& a, const Tensor& b, std::int64_t period) {
-  const std::int64_t a_span = span_within(a, period);
-  const std::int64_t b_span = span_within(b, period);
-  if (a_span == 0 || b_span == 0) return false;
+// share nothing. A period that is no whole number of bytes tells nothing.
+bool apart_modulo(const Tensor& a, const Tensor& b, std::int64_t period_bits) {
+  const std::int64_t period = period_bits / 8;
+  const std::int64_t a_span = (span_within(a, period_bits) + 7) / 8;
+  const std::int64_t b_span = (span_within(b, period_bits) + 7) / 8;
+  if (period_bits % 8 != 0 || a_span == 0 || b_span == 0) return false;
   const std::uintptr_t p = static_cast<std::uintptr_t>(period);
   const std::int64_t gap = static_cast<std::int64_t>((address(b) % p + p - address(a) % p) % p);
   return gap >= a_span && gap <= period - b_span;
@@ -108,7 +109,9 @@ bool byte_extent(const Tensor& t, std::int64_t& bytes) {
   }
   std::int64_t elements = 0;
   if (__builtin_add_overflow(last, std::int64_t{1}, &elements)) return false;
-  if (__builtin_mul_overflow(elements, item_bits(t.dtype) / 8, &bytes)) return false;
+  std::int64_t bits = 0;
+  if (__builtin_mul_overflow(elements, item_bits(t.dtype), &bits)) return false;
+  bytes = bits / 8 + (bits % 8 != 0 ? 1 : 0);
   std::uintptr_t end = 0;
   return bytes <= kAddressSpace &&
          !__builtin_add_overflow(address(t), static_cast<std::uintptr_t>(bytes), &end);
@@ -120,7 +123,7 @@ bool overlaps_itself(const Tensor& t) {
     if (t.shape[i] > 1 && t.stride[i] == 0) return true;
   }
   const Dims dims = moving_dims(t);
-  std::int64_t span = item_bits(t.dtype) / 8;
+  std::int64_t span = item_bits(t.dtype);
   for (std::size_t i = 0; i < dims.count; ++i) {
     if (dims.dim[i].stride < span) return true;
     span += (dims.dim[i].extent - 1) * dims.dim[i].stride;

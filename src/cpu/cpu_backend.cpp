@@ -93,6 +93,19 @@ bool serves(DType dtype) {
   return false;
 }
 
+/// Why a dtype that the operation uses is not served; empty: they all are.
+std::string rejects_dtypes(const Problem& p) {
+  const core::OpTraits op = core::op_traits(p.op);
+  const bool writes_out = op.attends || p.op == Op::MergeStates;
+  const auto odd = [](DType dtype) {
+    return std::string("dtype ") + msa::to_string(dtype) + " is not served";
+  };
+  if (writes_out && !serves(p.attention.q.storage)) return odd(p.attention.q.storage);
+  if (op.indexes && !serves(p.index.q.storage)) return odd(p.index.q.storage);
+  if (writes_out && p.outputs.out && !serves(p.outputs.dtype)) return odd(p.outputs.dtype);
+  return {};
+}
+
 class CpuPlanned final : public core::Planned {
  public:
   CpuPlanned(const Problem& given, const Machine& machine, StagePtr planned_stage)
@@ -127,10 +140,7 @@ class CpuBackend final : public core::Backend {
     }
     if (problem.device.type != DeviceType::Cpu)
       return "tensors on " + msa::to_string(problem.device);
-    for (const DType dtype :
-         {problem.attention.q.storage, problem.index.q.storage, problem.outputs.dtype}) {
-      if (!serves(dtype)) return std::string("dtype ") + msa::to_string(dtype) + " is not served";
-    }
+    if (const std::string dtypes = rejects_dtypes(problem); !dtypes.empty()) return dtypes;
     if (planner_of(problem.op) == nullptr)
       return std::string(msa::to_string(problem.op)) + " is not served";
     if (const std::string shape = rejects_shape(problem); !shape.empty()) return shape;

@@ -224,7 +224,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   const core::Request& request = tile.work->request;
   const Tensor& q = call.index_q;
   const Tensor& k = call.index_k;
-  const std::int64_t item = item_bits(q.dtype) / 8;
+  const std::int64_t item = size_in_bytes(q.dtype, 1);
   ScoreTile score{.request = &request, .dtype = q.dtype};
   score.q = static_cast<const std::byte*>(q.data) +
             (request.q_begin * q.stride[0] + tile.key_head * group_ * q.stride[1]) * item;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "testkit/nonsense.h"
 #include "tests/core/scene.h"
 
 namespace msa::test {
@@ -47,7 +48,8 @@ void expect_refused(Scene& scene, const Fault& fault, const std::function<void()
     EXPECT_EQ(error.code(), fault.code) << error.what();
     EXPECT_EQ(error.argument(), fault.argument) << error.what();
     const auto [expected, given] = halves(error.what());
-    EXPECT_EQ(expected.rfind(fault.argument, 0), 0u) << error.what();
+    const std::string op = to_string(scene.problem.op);
+    EXPECT_EQ(expected.rfind(op + ": " + fault.argument, 0), 0u) << error.what();
     EXPECT_TRUE(contains(expected, fault.expected)) << error.what() << "\nlacks " << fault.expected;
     EXPECT_TRUE(contains(given, fault.given)) << error.what() << "\nlacks " << fault.given;
   }
@@ -65,6 +67,24 @@ class EveryScene : public testing::TestWithParam<std::pair<Op, Keys>> {
       fault.spoil(spoiled);
       SCOPED_TRACE(backend + ": " + fault.argument + ": " + fault.what);
       expect_refused(spoiled, fault, [&] { spoiled.run(backend); });
+      expect_refused_or_another_problem(spoiled, backend);
+    }
+  }
+
+  // The one-call form reads its problem off the tensors: some faults are other legal problems there
+  // (a row more everywhere), and some are met under another name.
+  static void expect_refused_or_another_problem(Scene& scene, const std::string& backend) {
+    SCOPED_TRACE("one-call form");
+    const auto before = scene.snapshot();
+    try {
+      scene.run_once(backend);
+    } catch (const Error& error) {
+      EXPECT_TRUE(error.code() == ErrorCode::InvalidArgument ||
+                  error.code() == ErrorCode::InvalidContent ||
+                  error.code() == ErrorCode::Unsupported)
+          << error.what();
+      EXPECT_FALSE(error.argument().empty()) << error.what();
+      EXPECT_TRUE(scene.snapshot() == before) << "a tensor was written: " << error.what();
     }
   }
 
@@ -116,6 +136,75 @@ TEST_P(EveryScene, OptionalTensorMayBeMissing) {
       legal.tensor(arg->name) = {};
       EXPECT_NO_THROW(legal.run(backend)) << arg->name;
     }
+  }
+}
+
+// A fault of one tensor that no other problem explains: the one-call form refuses it by name, too.
+TEST_P(EveryScene, TheOneCallFormNamesTheTensor) {
+  struct OfOneTensor {
+    const char* what;
+    std::function<void(Tensor&)> spoil;
+  };
+  const OfOneTensor faults[] = {
+      {"rank 100", [](Tensor& t) { t.rank = 100; }},
+      {"rank -1", [](Tensor& t) { t.rank = -1; }},
+      {"null", [](Tensor& t) { t.data = nullptr; }},
+      {"an odd address", [](Tensor& t) { t.data = static_cast<char*>(t.data) + 1; }},
+      {"a negative stride", [](Tensor& t) { t.stride[0] = -1; }},
+      {"a wild stride", [](Tensor& t) { t.stride[0] = std::int64_t{1} << 60; }},
+      {"a dtype that nobody stores", [](Tensor& t) { t.dtype = DType::NVFP4; }},
+      {"a negative extent", [](Tensor& t) { t.shape[0] = -1; }},
+  };
+  for (const auto& arg : scene().args) {
+    for (const OfOneTensor& fault : faults) {
+      Scene spoiled = scene();
+      SCOPED_TRACE(arg->name + ": " + fault.what);
+      fault.spoil(spoiled.tensor(arg->name));
+      const auto before = spoiled.snapshot();
+      try {
+        spoiled.run_once("reference");
+        ADD_FAILURE() << "accepted";
+      } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find(arg->name), std::string::npos) << error.what();
+        EXPECT_TRUE(spoiled.snapshot() == before) << "a tensor was written: " << error.what();
+      }
+    }
+  }
+}
+
+TEST_P(EveryScene, TheOneCallFormDoesWhatThePlanDoes) {
+  for (const std::string& backend : serving_backends(scene().problem)) {
+    Scene planned = scene();
+    planned.run(backend);
+    Scene once = scene();
+    once.run_once(backend);
+    EXPECT_TRUE(once.snapshot() == planned.snapshot()) << backend;
+  }
+}
+
+TEST_P(EveryScene, GroupsThatTheOperationDoesNotUseAreIgnored) {
+  const std::vector<std::string> backends = serving_backends(scene().problem);
+  Scene strange = scene();
+  strange.problem = testkit::with_nonsense(strange.problem);
+  EXPECT_EQ(serving_backends(strange.problem), backends);
+  EXPECT_EQ(to_string(strange.problem), to_string(scene().problem));
+  for (const std::string& backend : backends) {
+    Scene usual = scene();
+    usual.run(backend);
+    Scene other = scene();
+    other.problem = strange.problem;
+    other.run(backend);
+    EXPECT_TRUE(other.snapshot() == usual.snapshot()) << backend;
+    EXPECT_EQ(strange.plan(backend).workspace_bytes(), scene().plan(backend).workspace_bytes());
+  }
+}
+
+TEST_P(EveryScene, ABatchDimensionIsToldOf) {
+  for (const auto& arg : scene().args) {
+    if (arg->tensor.rank != 3) continue;
+    refuse(
+        *arg, "a batch in front", [](Tensor& t) { t.rank = 4; },
+        "rank 3 (the rows of all requests one after the other)", "rank 4");
   }
 }
 
@@ -224,7 +313,7 @@ TEST_P(EveryScene, MisalignedPointer) {
   for (const auto& arg : scene().args) {
     refuse(
         *arg, "misaligned", [](Tensor& t) { t.data = static_cast<char*>(t.data) + 1; },
-        "a multiple of " + std::to_string(item_bits(arg->tensor.dtype) / 8), "1 bytes beyond");
+        "a multiple of " + std::to_string(size_in_bytes(arg->tensor.dtype, 1)), "1 bytes beyond");
   }
 }
 

@@ -9,6 +9,8 @@
 #include <random>
 #include <vector>
 
+#include "core/checker.h"
+
 namespace msa::core {
 namespace {
 
@@ -58,23 +60,29 @@ TEST(Overlap, ItselfByStrides) {
   EXPECT_FALSE(overlaps_itself(view(0, DType::F32, {1, 4}, {0, 1})));
 }
 
-std::vector<std::int64_t> bytes_of(const Tensor& t) {
-  std::vector<std::int64_t> bytes;
-  const std::int64_t item = item_bits(t.dtype) / 8;
-  const std::int64_t base = static_cast<char*>(t.data) - memory;
+// Half bytes that each element takes, ascending: two 4-bit elements share a byte.
+std::vector<std::int64_t> halves_of(const Tensor& t) {
+  std::vector<std::int64_t> halves;
+  const std::int64_t item = item_bits(t.dtype) / 4;
+  const std::int64_t base = 2 * (static_cast<char*>(t.data) - memory);
   for (std::int64_t i = 0; i < t.shape[0]; ++i) {
     for (std::int64_t j = 0; j < t.shape[1]; ++j) {
       for (std::int64_t l = 0; l < t.shape[2]; ++l) {
         const std::int64_t at = base + (i * t.stride[0] + j * t.stride[1] + l * t.stride[2]) * item;
-        for (std::int64_t byte = 0; byte < item; ++byte) bytes.push_back(at + byte);
+        for (std::int64_t half = 0; half < item; ++half) halves.push_back(at + half);
       }
     }
   }
-  std::sort(bytes.begin(), bytes.end());
-  return bytes;
+  std::sort(halves.begin(), halves.end());
+  return halves;
 }
 
 bool truly_overlap(const Tensor& a, const Tensor& b) {
+  const auto bytes_of = [](const Tensor& t) {
+    std::vector<std::int64_t> bytes = halves_of(t);
+    for (std::int64_t& half : bytes) half /= 2;
+    return bytes;
+  };
   const auto x = bytes_of(a);
   const auto y = bytes_of(b);
   std::vector<std::int64_t> both;
@@ -86,7 +94,8 @@ Tensor random_view(std::mt19937& random) {
   const auto pick = [&](int low, int high) {
     return static_cast<std::int64_t>(std::uniform_int_distribution<int>(low, high)(random));
   };
-  const DType dtype = pick(0, 1) != 0 ? DType::F32 : DType::BF16;
+  constexpr DType kSizes[] = {DType::F32, DType::BF16, DType::I8, DType::NVFP4};
+  const DType dtype = kSizes[pick(0, 3)];
   return view(4 * pick(0, 40), dtype, {pick(0, 3), pick(1, 4), pick(1, 4)},
               {pick(0, 24), pick(0, 12), pick(0, 2)});
 }
@@ -105,13 +114,44 @@ TEST(Overlap, NeverMissesASharedByte) {
     } else if (!overlap(a, b)) {
       ++apart;
     }
-    const auto bytes = bytes_of(a);
-    if (std::adjacent_find(bytes.begin(), bytes.end()) != bytes.end()) {
+    const auto halves = halves_of(a);
+    if (std::adjacent_find(halves.begin(), halves.end()) != halves.end()) {
       ASSERT_TRUE(overlaps_itself(a)) << to_string(a);
     }
   }
   EXPECT_GT(shared, 1000);
   EXPECT_GT(apart, 1000);
+}
+
+TEST(Overlap, HalfBytesFillWholeOnes) {
+  const Tensor a = view(0, DType::NVFP4, {2, 8}, {16, 1});
+  EXPECT_FALSE(overlaps_itself(a));
+  EXPECT_TRUE(overlaps_itself(view(0, DType::NVFP4, {2, 8}, {7, 1})));
+  EXPECT_FALSE(overlap(a, view(4, DType::NVFP4, {2, 8}, {16, 1})));
+  EXPECT_TRUE(overlap(a, view(3, DType::NVFP4, {2, 8}, {16, 1})));
+  // Their elements alternate, and a write of one writes its neighbour's byte.
+  const Tensor even = view(0, DType::NVFP4, {1, 5}, {16, 3});
+  EXPECT_TRUE(overlap(even, view(1, DType::NVFP4, {1, 5}, {16, 3})));
+}
+
+TEST(Extent, OfHalfBytesCountsThoseBegun) {
+  std::int64_t bytes = 0;
+  EXPECT_TRUE(byte_extent(view(0, DType::NVFP4, {3}, {1}), bytes));
+  EXPECT_EQ(bytes, 2);
+  EXPECT_TRUE(byte_extent(view(0, DType::NVFP4, {2, 4}, {32, 1}), bytes));
+  EXPECT_EQ(bytes, 18);
+  EXPECT_EQ(size_in_bytes(DType::NVFP4, 0), 0);
+  EXPECT_EQ(size_in_bytes(DType::NVFP4, 1), 1);
+  EXPECT_EQ(size_in_bytes(DType::NVFP4, 15), 8);
+  EXPECT_EQ(size_in_bytes(DType::BF16, 15), 30);
+  EXPECT_EQ(size_in_bytes(DType::I64, (std::int64_t{1} << 60) - 1), INT64_MAX - 7);
+}
+
+TEST(Extent, AlignmentOfHalfBytesIsAByte) {
+  const Tensor t = view(1, DType::NVFP4, {2, 8}, {8, 1});
+  Checker checker(Device{});
+  EXPECT_NO_THROW(checker.input({"t", -1, &t},
+                                {.dtype = DType::NVFP4, .shape = shape(exactly(2), exactly(8))}));
 }
 
 TEST(Extent, OverflowIsSeen) {

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include "core/fields.h"
+
 namespace msa::test {
 namespace {
 
@@ -100,7 +102,7 @@ void Scene::add(const Spec& spec, bool output) {
     t.stride[i] = count;
     count *= spec.shape[i];
   }
-  const std::size_t bytes = static_cast<std::size_t>(count * item_bits(spec.dtype) / 8);
+  const std::size_t bytes = static_cast<std::size_t>(size_in_bytes(spec.dtype, count));
   arg->memory.assign(bytes / 8 + 1 + 2 * kRoom, kSentinel);
   t.data = arg->memory.data() + kRoom;
   if (!output) std::memset(t.data, 0, bytes);
@@ -309,36 +311,52 @@ void Scene::run(const std::string& backend) {
 }
 
 void Scene::run(const Plan& plan, Workspace w) {
+  with_args([&](const auto& given) { msa::run(plan, given, w); });
+}
+
+void Scene::run_once(const std::string& backend) {
+  const Settings settings{.block_size = problem.selection.block_size,
+                          .topk = problem.selection.topk,
+                          .local_blocks = problem.selection.local_blocks,
+                          .init_blocks = problem.selection.init_blocks,
+                          .causal = problem.causal,
+                          .softmax_scale = problem.attention.softmax_scale,
+                          .options = {.backend = backend}};
+  with_args([&](const auto& given) { msa::run_once(problem.op, core::gather(given), settings); });
+}
+
+// The arguments of the operation, as its own struct.
+template <class Use>
+void Scene::with_args(const Use& use) const {
   const Tensor q = get("q"), k = get("k"), v = get("v"), out = get("out"), lse = get("lse");
   const Tensor index_q = get("index_q"), index_k = get("index_k"), scores = get("scores");
   const Tensor ids = get("block_ids"), chosen = get("chosen_scores");
   switch (problem.op) {
     case Op::DenseAttention:
-      return msa::run(plan, DenseAttentionArgs{q, k, v, batch(), out, lse, get("block_max")}, w);
+      return use(DenseAttentionArgs{q, k, v, batch(), out, lse, get("block_max")});
     case Op::BlockScores:
-      return msa::run(plan, BlockScoresArgs{index_q, index_k, batch(), scores}, w);
+      return use(BlockScoresArgs{index_q, index_k, batch(), scores});
     case Op::SelectTopk:
-      return msa::run(plan, SelectTopkArgs{scores, batch(), ids, chosen}, w);
+      return use(SelectTopkArgs{scores, batch(), ids, chosen});
     case Op::SelectBlocks:
-      return msa::run(plan, SelectBlocksArgs{index_q, index_k, batch(), ids, chosen}, w);
+      return use(SelectBlocksArgs{index_q, index_k, batch(), ids, chosen});
     case Op::SparseAttention:
-      return msa::run(plan, SparseAttentionArgs{q, k, v, ids, batch(), out, lse}, w);
+      return use(SparseAttentionArgs{q, k, v, ids, batch(), out, lse});
     case Op::MsaAttention:
-      return msa::run(plan, MsaAttentionArgs{q, k, v, index_q, index_k, batch(), out, lse, ids}, w);
+      return use(MsaAttentionArgs{q, k, v, index_q, index_k, batch(), out, lse, ids});
     case Op::MergeStates: {
       auto outs = parts("outs"), lses = parts("lses");
       outs.resize(outs.size() - drop_parts);
-      return msa::run(plan, MergeStatesArgs{outs, lses, out, lse}, w);
+      return use(MergeStatesArgs{outs, lses, out, lse});
     }
     case Op::MergeSelections: {
       auto lists = parts("block_ids_parts"), of = parts("chosen_scores_parts");
       of.resize(of.size() - drop_parts);
-      return msa::run(plan, MergeSelectionsArgs{lists, of, ids, chosen}, w);
+      return use(MergeSelectionsArgs{lists, of, ids, chosen});
     }
     case Op::InvertSelection:
-      return msa::run(
-          plan, InvertSelectionArgs{ids, batch(), get("row_ptr"), get("q_indices"), get("q_slots")},
-          w);
+      return use(
+          InvertSelectionArgs{ids, batch(), get("row_ptr"), get("q_indices"), get("q_slots")});
   }
 }
 

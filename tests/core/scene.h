@@ -45,6 +45,8 @@ class Scene {
   /// Plans for the backend and runs with these tensors.
   void run(const std::string& backend);
   void run(const Plan& plan, Workspace workspace);
+  /// The one-call form, which reads the problem off the tensors.
+  void run_once(const std::string& backend);
   Plan plan(const std::string& backend) const;
 
   Problem problem{};
@@ -72,6 +74,8 @@ class Scene {
   Tensor get(const std::string& name) const;
   Batch batch() const;
   std::vector<Tensor> parts(const std::string& name) const;
+  template <class Use>
+  void with_args(const Use& use) const;
 
   Keys keys_;
 };

@@ -63,7 +63,7 @@ void SelectCase::make_queries(Values values, std::uint32_t seed) {
   Generator random(values, seed);
   const std::int64_t head_stride = shape_.dim + shape_.stretch;
   const std::int64_t row_stride = head_stride * shape_.heads + shape_.stretch;
-  q_.resize(static_cast<std::size_t>((rows_ * row_stride + 1) * (item_bits(shape_.dtype) / 8)));
+  q_.resize(static_cast<std::size_t>(size_in_bytes(shape_.dtype, rows_ * row_stride + 1)));
   for (std::int64_t i = 0; i < rows_ * row_stride; ++i) put(q_, shape_.dtype, i, NAN);
   for (std::int64_t row = 0; row < cu_q_.back(); ++row) {
     for (std::int64_t h = 0; h < shape_.heads; ++h) {
@@ -95,7 +95,7 @@ void SelectCase::make_keys(Values values, Poison poison, std::uint32_t seed) {
   const std::int64_t head_stride = shape_.dim + shape_.stretch;
   const std::int64_t row_stride = head_stride * shape_.heads_k + shape_.stretch;
   const std::int64_t page_stride = row_stride * page + shape_.stretch;
-  k_.resize(static_cast<std::size_t>(num_pages * page_stride * (item_bits(shape_.dtype) / 8)));
+  k_.resize(static_cast<std::size_t>(size_in_bytes(shape_.dtype, num_pages * page_stride)));
   for (std::int64_t i = 0; i < num_pages * page_stride; ++i) put(k_, shape_.dtype, i, NAN);
   pages_.assign(static_cast<std::size_t>(batch * table_width_), 1 << 30);
   std::int64_t used = 0;

@@ -43,7 +43,7 @@ class Metamorphic : public OnTarget {
   static void expect_equal(const Tensor& a, const Tensor& b) {
     ASSERT_EQ(a.shape, b.shape);
     ASSERT_EQ(a.dtype, b.dtype);
-    const auto item = static_cast<std::size_t>(item_bits(a.dtype) / 8);
+    const auto item = static_cast<std::size_t>(size_in_bytes(a.dtype, 1));
     for (std::int64_t i = 0; i < a.shape[0]; ++i) {
       for (std::int64_t h = 0; h < a.shape[1]; ++h) {
         for (std::int64_t d = 0; d < (a.rank > 2 ? a.shape[2] : 1); ++d) {

@@ -34,7 +34,7 @@ class State : public OnTarget {
   /// Rows [begin, begin + count) of a tensor, element by element.
   static std::vector<std::byte> bits(const Tensor& t, std::int64_t begin, std::int64_t count) {
     std::vector<std::byte> bytes;
-    const auto item = static_cast<std::size_t>(item_bits(t.dtype) / 8);
+    const auto item = static_cast<std::size_t>(size_in_bytes(t.dtype, 1));
     for (std::int64_t i = begin; i < begin + count; ++i) {
       for (std::int64_t h = 0; h < t.shape[1]; ++h) {
         for (std::int64_t d = 0; d < (t.rank > 2 ? t.shape[2] : 1); ++d) {

@@ -44,7 +44,6 @@ FOREIGN = [
     (r"(fmt|nlohmann)/", {"testkit", "tools", "benchmarks", "fuzz", "tests"}),
     (r"CLI/", {"tools", "benchmarks"}),
     (r"(gtest|gmock)/", {"tests"}),
-    (r"benchmark/", {"benchmarks"}),
     (r"(dlpack|tvm)/", {"python"}),
     (r"(torch|ATen|c10)/", set()),
     (r"(cuda|cub/|cooperative_groups|thrust/|nv/)", {"src/cuda", "testkit", "tools", "benchmarks", "tests", "examples"}),
@@ -254,6 +253,24 @@ def check_unfinished():
                 if "-ffast-math" in line.split("#")[0] or "-Ofast" in line.split("#")[0]:
                     bad.append(f"{rel(f)}:{number}: fast-math")
     return bad
+
+
+def check_item_bits():
+    """Sizes in bytes come from size_in_bytes(): item_bits() / 8 is 0 for formats of four bits."""
+    # Where bits are what is meant, and where the function and its names for other languages stand.
+    allowed = {"include/msa/tensor.h", "src/core/tensor.cpp", "src/core/overlap.cpp", "src/c_api.cpp",
+               "tests/core/problem_test.cpp", "tests/core/overlap_test.cpp"}
+    return [f"{rel(f)}:{number}: item_bits" for f in code_files() if rel(f) not in allowed
+            for number, line in enumerate(strip_comments_and_strings(f.read_text()).splitlines(), 1)
+            if re.search(r"\bitem_bits\s*\(", line)]
+
+
+def check_cpuid():
+    """The processor is asked once, by cpu_features(): each cpuid leaves a virtual machine."""
+    return [f"{rel(f)}:{number}: {m.group(0)}" for f in code_files()
+            if rel(f).startswith("src/") and not rel(f).startswith("src/core/cpu_features.")
+            for number, line in enumerate(strip_comments_and_strings(f.read_text()).splitlines(), 1)
+            for m in [re.search(r"\b(detect_cpu_features|__get_cpuid\w*|__cpuid\w*|__builtin_cpu_\w+)\b", line)] if m]
 
 
 def check_environment():

@@ -335,7 +335,7 @@ std::uint64_t checksum_of_inputs(const Data& data) {
         for (std::int64_t c = 0; c < shape[2]; ++c) {
           for (std::int64_t d = 0; d < shape[3]; ++d) {
             const std::byte* element = address(t, a, b, c, d);
-            for (int byte = 0; byte < item_bits(t.dtype) / 8; ++byte) {
+            for (int byte = 0; byte < size_in_bytes(t.dtype, 1); ++byte) {
               sum = (sum ^ std::to_integer<std::uint64_t>(element[byte])) * 0x100000001b3u;
             }
           }

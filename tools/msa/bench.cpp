@@ -80,7 +80,7 @@ class Call {
     for (std::int64_t head = 0; head < heads; ++head) {
       std::byte* value =
           v.rank == 3 ? testkit::address(v, 0, head) : testkit::address(v, 0, 0, head);
-      std::memset(value, 0xff, static_cast<std::size_t>(item_bits(v.dtype) / 8));
+      std::memset(value, 0xff, static_cast<std::size_t>(size_in_bytes(v.dtype, 1)));
     }
   }
 

@@ -34,9 +34,9 @@ constexpr std::uint64_t kSampleStream = 400;
 constexpr std::int64_t kMaxDim = 256;
 
 std::size_t row_bytes(const Tensor& tensor) {
-  std::int64_t bits = item_bits(tensor.dtype);
-  for (int i = 1; i < tensor.rank; ++i) bits *= tensor.shape[i];
-  return static_cast<std::size_t>(bits / 8);
+  std::int64_t elements = 1;
+  for (int i = 1; i < tensor.rank; ++i) elements *= tensor.shape[i];
+  return static_cast<std::size_t>(size_in_bytes(tensor.dtype, elements));
 }
 
 std::size_t bytes_of(const Tensor& tensor) {
@@ -228,7 +228,7 @@ Tensor BenchData::make_queries(int role, DType dtype, std::int64_t heads, std::i
                                problem_.bounds.max_seqlen_k);
   const bool pooled = static_cast<Role>(role) == Role::Query;
   const std::int64_t period = pooled ? std::min(kPoolRows, spec_.rows()) : spec_.rows();
-  const auto item = static_cast<std::size_t>(item_bits(dtype) / 8);
+  const auto item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
   fill(tensor, spec_.rows(), period, [&](std::int64_t row, std::byte* out) {
     const Request& r = owner(row);
     std::array<float, kMaxDim> numbers;
@@ -249,7 +249,7 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
   if (page > 0) rows = view_of(tensor.data, dtype, {pages_ * page, heads, dim});
   const testkit::Values values(spec_, static_cast<Role>(role), dim, heads,
                                problem_.bounds.max_seqlen_k);
-  const auto item = static_cast<std::size_t>(item_bits(dtype) / 8);
+  const auto item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
   const auto locate = [&](std::int64_t row) -> std::pair<std::int64_t, std::int64_t> {
     if (page > 0) {
       const auto [request, logical] = page_owners_[static_cast<std::size_t>(row / page)];
@@ -307,7 +307,7 @@ Tensor BenchData::make_lists() {
 
 void BenchData::poison() {
   const Tensor& v = operands_.v;
-  const auto item = static_cast<std::size_t>(item_bits(v.dtype) / 8);
+  const auto item = static_cast<std::size_t>(size_in_bytes(v.dtype, 1));
   const float nan = std::numeric_limits<float>::quiet_NaN();
   std::array<std::byte, sizeof(float)> stored{};
   testkit::store(&nan, 1, v.dtype, stored.data());

@@ -10,9 +10,9 @@ namespace msa::cli {
 namespace {
 
 std::size_t row_bytes(const Tensor& tensor) {
-  std::int64_t bits = item_bits(tensor.dtype);
-  for (int d = 1; d < tensor.rank; ++d) bits *= tensor.shape[static_cast<std::size_t>(d)];
-  return static_cast<std::size_t>(bits / 8);
+  std::int64_t elements = 1;
+  for (int d = 1; d < tensor.rank; ++d) elements *= tensor.shape[static_cast<std::size_t>(d)];
+  return static_cast<std::size_t>(size_in_bytes(tensor.dtype, elements));
 }
 
 std::size_t bytes_of(const Tensor& tensor) {

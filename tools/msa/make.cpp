@@ -42,7 +42,7 @@ OwnedTensor dense_copy(const Tensor& tensor) {
   OwnedTensor copy(tensor.dtype, {tensor.shape.begin(), tensor.shape.begin() + tensor.rank});
   std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
   std::copy_n(tensor.shape.begin(), tensor.rank, shape.begin());
-  const auto item = static_cast<std::size_t>(item_bits(tensor.dtype) / 8);
+  const auto item = static_cast<std::size_t>(size_in_bytes(tensor.dtype, 1));
   auto* to = static_cast<std::byte*>(copy.memory.data());
   for (std::int64_t a = 0; a < shape[0]; ++a) {
     for (std::int64_t b = 0; b < shape[1]; ++b) {

@@ -51,7 +51,7 @@ struct Ran {
 };
 
 std::uint64_t bytes_of(const Tensor& tensor) {
-  auto bytes = static_cast<std::uint64_t>(item_bits(tensor.dtype) / 8);
+  auto bytes = static_cast<std::uint64_t>(size_in_bytes(tensor.dtype, 1));
   for (int i = 0; i < tensor.rank; ++i) bytes *= static_cast<std::uint64_t>(tensor.shape[i]);
   return bytes;
 }

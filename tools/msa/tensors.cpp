@@ -36,7 +36,7 @@ Tensor view_of(const void* data, DType dtype, const std::vector<std::int64_t>& s
 }
 
 OwnedTensor::OwnedTensor(DType dtype, const std::vector<std::int64_t>& shape) {
-  std::uint64_t bytes = static_cast<std::uint64_t>(item_bits(dtype)) / 8;
+  std::uint64_t bytes = static_cast<std::uint64_t>(size_in_bytes(dtype, 1));
   for (const std::int64_t extent : shape) {
     if (extent < 0 || __builtin_mul_overflow(bytes, static_cast<std::uint64_t>(extent), &bytes)) {
       throw std::bad_alloc();

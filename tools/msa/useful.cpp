@@ -12,7 +12,7 @@ namespace {
 using testkit::Operands;
 using testkit::Request;
 
-double item_bytes(DType dtype) { return item_bits(dtype) / 8.0; }
+double item_bytes(DType dtype) { return static_cast<double>(size_in_bytes(dtype, 2)) / 2; }
 
 double bytes_of(const Tensor& tensor) {
   if (!tensor) return 0;

@@ -775,7 +775,7 @@ inline unsigned broken_lanes(const float* o, std::int64_t dims, Vec l) {
 inline std::int64_t finish_tile(const AttendCall& call, const AttendTile& tile,
                                 const AttendScratch& scratch, const AttendState& state,
                                 std::int32_t* suspects) {
-  const std::int64_t rows = tile.tokens * call.group, item = item_bits(call.out_dtype) / 8;
+  const std::int64_t rows = tile.tokens * call.group, item = size_in_bytes(call.out_dtype, 1);
   const float scale = scale_of(call);
   std::int64_t found = 0;
   for (std::int64_t column = 0; column * kLanes < rows; ++column) {

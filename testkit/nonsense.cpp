@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+// What each operation uses is written out here on its own, not derived from the library's tables.
+#include "testkit/nonsense.h"
+
+#include <limits>
+
+namespace msa::testkit {
+namespace {
+
+constexpr std::int64_t kNonsense = -7;
+constexpr Format kNoFormat{.storage = DType::NVFP4, .group = kNonsense};
+
+bool attends(Op op) {
+  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
+}
+bool scores(Op op) {
+  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
+}
+bool selects(Op op) {
+  return op == Op::SelectTopk || op == Op::SelectBlocks || op == Op::MsaAttention;
+}
+
+void spoil_attention(Problem& p) {
+  if (attends(p.op)) return;
+  Attention& a = p.attention;
+  const bool states = p.op == Op::MergeStates;
+  const bool lists = p.op == Op::MergeSelections || p.op == Op::InvertSelection;
+  a.kv = kNoFormat;
+  a.head_dim = kNonsense;
+  a.softmax_scale = std::numeric_limits<float>::quiet_NaN();
+  if (!lists) a.heads_kv = kNonsense;
+  if (states) return;
+  a.q = kNoFormat;
+  a.heads_q = a.value_dim = kNonsense;
+  p.outputs.dtype = DType::I32;
+}
+
+void spoil_index(Problem& p) {
+  if (scores(p.op)) return;
+  p.index.q = kNoFormat;
+  p.index.k = kNoFormat;
+  p.index.heads_k = p.index.dim = kNonsense;
+  if (!selects(p.op)) p.index.heads = kNonsense;
+}
+
+void spoil_selection(Problem& p) {
+  Selection& s = p.selection;
+  if (!selects(p.op)) s.local_blocks = s.init_blocks = kNonsense;
+  const bool merges = p.op == Op::MergeStates || p.op == Op::MergeSelections;
+  if (merges) s.block_size = kNonsense;
+  if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates) {
+    s.topk = kNonsense;
+  }
+  Bounds& b = p.bounds;
+  if (merges) b.batch = b.max_seqlen_q = b.max_seqlen_k = b.page_size = kNonsense;
+  if (!merges) b.parts = kNonsense;
+}
+
+}  // namespace
+
+Problem with_nonsense(const Problem& problem) {
+  Problem p = problem;
+  spoil_attention(p);
+  spoil_index(p);
+  spoil_selection(p);
+  return p;
+}
+
+}  // namespace msa::testkit
