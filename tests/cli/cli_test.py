@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import pathlib
 import random
 import subprocess
 import sys
@@ -227,6 +228,15 @@ class BadFiles(CliTest):
     def test_missing_input(self):
         self.expect(BAD_INPUT, msa("run", "dense", self.path("none"), self.path("out")), "none")
         self.expect(BAD_INPUT, msa("run", "dense", self.folder, self.path("out")), "not a regular file")
+
+    def test_a_link_in_the_place_of_the_output_is_replaced(self):
+        st.write(self.path("in"), problem())
+        st.write(self.path("other"), problem())
+        before = pathlib.Path(self.path("other")).read_bytes()
+        os.symlink(self.path("other"), self.path("out"))
+        self.expect(GOOD, msa("run", "dense", self.path("in"), self.path("out")))
+        self.assertFalse(os.path.islink(self.path("out")))
+        self.assertEqual(pathlib.Path(self.path("other")).read_bytes(), before)
 
     def test_unknown_tensor_lists_known_ones(self):
         self.refuse({**problem(), "query": ("F32", [1], [0])}, "'query' is not known", "index_k_cache", "block_ids")
@@ -519,6 +529,10 @@ class Bench(CliTest):
                     "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.dense.8k.avx2", "cpu.memory.128k", "cpu.nan.8k"):
             self.assertIn(row, ids)
         self.expect(USAGE, msa("bench", "--filter", "no.such.row"))
+        several = self.bench("--case", f"op=sparse {SMALL}")
+        self.assertIn("2 rows: at least 0 s", several.stderr)
+        self.assertEqual(len(several.stdout.splitlines()), 3)
+        self.assertNotIn("rows:", self.bench().stderr)
         self.expect(USAGE, msa("bench", "--case", "op=dance"))
 
     def test_tsv_and_json(self):

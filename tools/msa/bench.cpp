@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <iostream>
@@ -106,6 +107,12 @@ class Bench {
     if (options.roofline) roofline_.emplace(threads_);
   }
 
+  /// Row `index` of `count` comes next: the progress line says how far the run is.
+  void begin(std::size_t index, std::size_t count) {
+    if (index == 0) begin_ = std::chrono::steady_clock::now();
+    where_ = count > 1 ? fmt::format("[{}/{}{}] ", index + 1, count, to_go(index, count)) : "";
+  }
+
   /// Measures one row. False: its output was wrong, and nothing was timed.
   bool measure(const BenchRow& named) {
     if (measures_on_gpu() && options_.under_test.backend == "cuda") {
@@ -115,7 +122,7 @@ class Bench {
                              .rule = options_.rule,
                              .device = options_.device,
                              .peers = !options_.no_peer,
-                             .say = [&](const std::string& text) { progress_.say(text); }},
+                             .say = [&](const std::string& text) { show(text); }},
                             results_.rows);
     }
     Options under_test = options_.under_test;
@@ -175,7 +182,18 @@ class Bench {
   }
 
  private:
-  void say(const BenchRow& row, const std::string& text) { progress_.say(row.id + ": " + text); }
+  void say(const BenchRow& row, const std::string& text) { show(row.id + ": " + text); }
+  void show(const std::string& text) { progress_.say(text.empty() ? text : where_ + text); }
+
+  /// As long for a row as for those before it, on average; unknown before the second.
+  std::string to_go(std::size_t done, std::size_t count) const {
+    if (done == 0) return "";
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin_;
+    const double left =
+        took.count() * static_cast<double>(count - done) / static_cast<double>(done);
+    return left < 90 ? fmt::format(", about {:.0f} s to go", left)
+                     : fmt::format(", about {:.0f} min to go", left / 60);
+  }
 
   /// One run, compared with the oracle. It is a warm-up, unless it took so long that no other will
   /// follow.
@@ -244,6 +262,8 @@ class Bench {
   HostTimer timer_;
   std::optional<Roofline> roofline_;
   Progress progress_;
+  std::string where_{};
+  std::chrono::steady_clock::time_point begin_{};
   Results results_;
 };
 
@@ -305,6 +325,18 @@ int list_rows(const std::vector<BenchRow>& rows) {
   return kGood;
 }
 
+/// Says what is to come where it may take minutes.
+void announce(const std::vector<BenchRow>& rows, const BenchOptions& options) {
+  if (rows.size() < 2) return;
+  double sides = 0;
+  for (const BenchRow& row : rows) sides += row.peer_line.empty() || options.no_peer ? 1 : 2;
+  fmt::print(
+      stderr,
+      "{} rows: at least {:.0f} s of timing, and each row's data and oracle before it; --list "
+      "shows them, --filter chooses\n",
+      rows.size(), sides * options.rule.min_time);
+}
+
 int bench(const BenchOptions& options) {
   require_backend(options.under_test);
   std::vector<BenchRow> rows;
@@ -322,8 +354,11 @@ int bench(const BenchOptions& options) {
     return bench.serve(rows.front()) ? kGood : kCheckFailed;
   }
   bool good = true;
-  for (const BenchRow& row : rows) {
-    if (runs_here(row)) good = bench.measure(row) && good;
+  std::erase_if(rows, [](const BenchRow& row) { return !runs_here(row); });
+  announce(rows, options);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    bench.begin(i, rows.size());
+    good = bench.measure(rows[i]) && good;
   }
   const Results& results = bench.finish();
   print_peaks(results.peaks);
