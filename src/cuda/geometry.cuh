@@ -165,6 +165,19 @@ __device__ __forceinline__ RequestRecord check_request(const BatchParams& batch,
   return r;
 }
 
+/// The first row of q behind all requests: padding of CUDA graphs. Where starts decrease, that is
+/// behind the longest end, not the last one: a row belongs to a request or to the padding. Whole
+/// warps call it.
+__device__ __forceinline__ std::int64_t padding_begin(const BatchParams& batch) {
+  const IntVector& starts = batch.cu_seqlens_q;
+  if (starts.data == nullptr) return batch.total_q;
+  int end = batch.batch == 0 ? load(starts, 0) : 0;
+#pragma unroll 1
+  for (int b = 1 + static_cast<int>(threadIdx.x % 32); b <= batch.batch; b += 32)
+    end = max(end, load(starts, b));
+  return clamp64(__reduce_max_sync(0xffffffffu, end), 0, batch.total_q);
+}
+
 /// The same for a batch without requests: its rows must begin at 0, too. One thread.
 __device__ __forceinline__ void check_empty_batch(const BatchParams& batch) {
   if (batch.batch == 0 && batch.cu_seqlens_q.data != nullptr && load(batch.cu_seqlens_q, 0) != 0)

@@ -29,11 +29,9 @@ __device__ void write_tiles(const TileTable& table, std::int64_t begin, std::int
   }
 }
 
-/// Rows behind the last request, from tile `tiles` on; and how many tiles there are.
+/// Rows behind all requests, from tile `tiles` on; and how many tiles there are.
 __device__ void finish_tiles(const BatchParams& batch, const TileTable& table, std::int64_t tiles) {
-  const IntVector& starts = batch.cu_seqlens_q;
-  const std::int64_t used =
-      starts.data != nullptr ? clamp64(load(starts, batch.batch), 0, batch.total_q) : batch.total_q;
+  const std::int64_t used = padding_begin(batch);
   const std::int64_t padding = ceil_div(batch.total_q - used, table.tokens);
   for (std::int64_t i = threadIdx.x; i < padding && tiles + i < table.most; i += kThreads)
     table.records[tiles + i] = {kPadding, static_cast<int>(used + i * table.tokens)};

@@ -36,13 +36,6 @@ __device__ __forceinline__ RequestRecord early_request(const BatchParams& batch,
   return load_request(batch, request, k_begin, &length_fault, &offset_fault);
 }
 
-/// The first row of q behind the last request: padding of CUDA graphs. As the prologue has it.
-__device__ __forceinline__ std::int64_t padding_begin(const BatchParams& batch) {
-  const IntVector& starts = batch.cu_seqlens_q;
-  if (starts.data == nullptr) return batch.total_q;
-  return clamp64(load(starts, batch.batch), 0, batch.total_q);
-}
-
 /// One warp brings a request's row of the page table into L1, up to 8,192 pages of it: ids are
 /// looked up one after the other later.
 __device__ __forceinline__ void touch_pages(const BatchParams& batch, int request, int lane) {
