@@ -282,6 +282,8 @@ tidy() {
 section_unit() {
   build_release || return
   step "unit tests" ctest --test-dir "$release" --output-on-failure --no-tests=error -j "$jobs" --exclude-regex '^cli$'
+  ctest --test-dir "$release" -N -R '^cuda\.machine_code$' | grep -q 'Total Tests: 1' ||
+    not_run "machine code of the CUDA kernels" "built without CUDA, or no cuobjdump and nvdisasm"
 }
 
 # Names of the machine's instruction sets, best first; the others are printed as not run. With --quick the best alone.
