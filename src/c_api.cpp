@@ -29,6 +29,7 @@ namespace {
 static_assert(MSA_INTERNAL == static_cast<int>(ErrorCode::Internal) + 1);
 static_assert(MSA_OP_INVERT_SELECTION == static_cast<int>(Op::InvertSelection));
 static_assert(MSA_NVFP4 == static_cast<int>(DType::NVFP4));
+static_assert(MSA_SCALE_TOKEN == static_cast<int>(Scale::Token));
 static_assert(MSA_CUDA == static_cast<int>(DeviceType::Cuda));
 static_assert(MSA_OPTIONAL_OUTPUT == static_cast<int>(Role::OptionalOutput));
 static_assert(sizeof(msa_tensor::shape) == sizeof(Tensor::shape));
@@ -105,7 +106,7 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, q_slots);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, v_scale);
 constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, options);
 constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, options);
 // Of version 0.2.0, the first that had them.
@@ -134,7 +135,7 @@ Device read_device(msa_device_type type, std::int32_t index, const char* argumen
 }
 
 Format read_format(const msa_format& f, const char* argument) {
-  return {read_dtype(f.storage, argument), read_enum(f.scale, Scale::None, argument, "a scale"),
+  return {read_dtype(f.storage, argument), read_enum(f.scale, Scale::Token, argument, "a scale"),
           f.group};
 }
 
@@ -205,6 +206,8 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(row_ptr),
     MSA_MEMBER(q_indices),
     MSA_MEMBER(q_slots),
+    MSA_MEMBER(k_scale),
+    MSA_MEMBER(v_scale),
 };
 #undef MSA_MEMBER
 

@@ -50,6 +50,9 @@ struct DenseAttentionArgs {
   Tensor lse{};  // f32 [T, Hq], optional
   // f32 [T, Hq, blocks], optional: unscaled maxima, blocks >= ceil(longest seqlen_k / Bk)
   Tensor block_max{};
+  // f32, where k and v are stored as e4m3 and scaled: [1], one for each head [Hkv], each page and
+  // head [P, Hkv], or each token and head [N, Hkv] ([P, S, Hkv] in pages); both the same way
+  Tensor k_scale{}, v_scale{};
 };
 
 struct BlockScoresArgs {
@@ -83,6 +86,7 @@ struct SparseAttentionArgs {
   Batch batch{};
   Tensor out{};  // [T, Hq, Dv]
   Tensor lse{};  // f32 [T, Hq], optional
+  Tensor k_scale{}, v_scale{};
 };
 
 struct MsaAttentionArgs {
@@ -95,6 +99,7 @@ struct MsaAttentionArgs {
   Tensor out{};
   Tensor lse{};        // optional
   Tensor block_ids{};  // int32 [T, Hkv, k], out, optional: what was selected
+  Tensor k_scale{}, v_scale{};
 };
 
 /// Parts of a merge: a list of tensors, or one tensor whose first dimension counts the parts (what

@@ -75,7 +75,13 @@ typedef int32_t msa_device_type;
 enum { MSA_CPU = 0, MSA_CUDA = 1 };
 
 typedef int32_t msa_scale;
-enum { MSA_SCALE_NONE = 0 };
+enum {
+  MSA_SCALE_NONE = 0,
+  MSA_SCALE_TENSOR = 1,
+  MSA_SCALE_HEAD = 2,
+  MSA_SCALE_PAGE = 3,
+  MSA_SCALE_TOKEN = 4
+};
 
 /// Room for one failure, filled by the call that failed and by no other.
 typedef struct msa_error {
@@ -132,19 +138,23 @@ typedef struct msa_args {
   msa_tensor row_ptr;
   msa_tensor q_indices;
   msa_tensor q_slots;
+  /// Where k and v are stored as MSA_E4M3 and scaled.
+  msa_tensor k_scale;
+  msa_tensor v_scale;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, q_slots),                                      \
+  {MSA_STRUCT_SIZE(msa_args, v_scale),                                      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE,                                        \
    MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,       \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE}
 // clang-format on
 
 /// What is stored and how it is scaled. The layout never changes.
@@ -255,9 +265,11 @@ typedef struct msa_field {
   msa_role role;
   /// 1: a msa_parts, else a msa_tensor.
   int32_t parts;
-  /// "q", "kv", "index_q", "index_k", "out", "f32" or "i32": a format of the problem, or a type.
+  /// "q", "kv", "index_q", "index_k" or "out": a format of the problem; "f32" or "i32": a type;
+  /// "kv_scale": f32, needed and shaped as the scale of the format kv says.
   const char* element;
-  /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts.
+  /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts; of
+  /// scales, where each token has one.
   const char* shape;
   /// Where in msa_problem the flag lies (an int32_t) that plans an optional output, or that makes
   /// an optional input needed. 0: there is none.

@@ -16,6 +16,7 @@ namespace msa {
 struct Operands {
   // inputs
   Tensor q{}, k{}, v{};
+  Tensor k_scale{}, v_scale{};  // where the format of k and v has a scale
   Tensor index_q{}, index_k{};
   Tensor scores_in{};     // select_topk
   Tensor block_ids_in{};  // sparse_attention, invert_selection
@@ -32,15 +33,17 @@ struct Operands {
 enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };
 
 /// What a field's elements are: a format of the problem, or a type.
-enum class Element : std::uint8_t { Q, Kv, IndexQ, IndexK, Out, F32, I32 };
+enum class Element : std::uint8_t { Q, Kv, KvScale, IndexQ, IndexK, Out, F32, I32 };
 
-/// "q", "kv", "index_q", "index_k", "out", "f32", "i32".
+/// "q", "kv", "kv_scale", "index_q", "index_k", "out", "f32", "i32".
 MSA_API const char* to_string(Element element) noexcept;
 
 /// One row of an operation's table. Exactly one of the three member pointers is set.
 struct Field {
-  std::string_view name;   // as in the argument struct: "q", "batch.seqlens_k", "outs"
-  std::string_view shape;  // "[T, Hq, D]", in the letters of docs/contract.md; of one part
+  std::string_view name;  // as in the argument struct: "q", "batch.seqlens_k", "outs"
+  // "[T, Hq, D]", in the letters of docs/contract.md; of one part; of scales, where each token has
+  // one
+  std::string_view shape;
   Element element = Element::Q;
   Role role = Role::Input;
   Tensor Operands::*tensor = nullptr;

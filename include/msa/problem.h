@@ -44,13 +44,17 @@ struct Options {
 
 /// Who shares a scale of a stored tensor.
 enum class Scale : std::uint8_t {
-  None,  // a value is its code
+  None,    // a value is its code
+  Tensor,  // one for all
+  Head,    // one for each head
+  Page,    // one for each page and head
+  Token,   // one for each token and head
 };
 
-/// "none".
+/// "none", "tensor", "head", ...
 MSA_API const char* to_string(Scale scale) noexcept;
 
-/// What is stored and how it is scaled.
+/// What is stored and how it is scaled. A value is code times scale, rounded to fp32.
 struct Format {
   DType storage = DType::BF16;
   Scale scale = Scale::None;
@@ -59,7 +63,7 @@ struct Format {
   friend bool operator==(const Format&, const Format&) = default;
 };
 
-/// "bf16".
+/// "bf16", "e4m3/page".
 MSA_API std::string to_string(const Format& format);
 
 /// Upper limits: a plan serves every call whose tensors stay within them.
@@ -75,12 +79,12 @@ struct Bounds {
 
 /// Queries, keys and values.
 struct Attention {
-  Format q{};                  // also the parts of merge_states
-  std::optional<Format> kv{};  // of k and v; left out: as q. No backend serves another yet
-  std::int64_t heads_q = 0;    // Hq
-  std::int64_t heads_kv = 0;   // Hkv; also heads of block ids
-  std::int64_t head_dim = 0;   // D
-  std::int64_t value_dim = 0;  // Dv
+  Format q{};                            // also the parts of merge_states
+  std::optional<Format> kv{};            // of k and v; left out: as q. The other one is e4m3
+  std::int64_t heads_q = 0;              // Hq
+  std::int64_t heads_kv = 0;             // Hkv; also heads of block ids
+  std::int64_t head_dim = 0;             // D
+  std::int64_t value_dim = 0;            // Dv
   std::optional<float> softmax_scale{};  // left out: 1 / sqrt(D)
   friend bool operator==(const Attention&, const Attention&) = default;
 };

@@ -18,8 +18,8 @@ enum class DType : std::uint8_t {
   BF16,
   I32,
   I64,
+  E4M3,  // keys and values alone; no infinities
   // Names are reserved; no backend serves the formats below yet.
-  E4M3,
   I8,
   NVFP4,
 };

@@ -166,7 +166,17 @@ std::int64_t longest_keys(const Call& call, const Problem& problem) {
   return std::clamp<std::int64_t>(most_keys(call, problem), 0, longest);
 }
 
+// Who shares a scale, as its rank says; validation checks the extents.
+Scale scale_of(const Tensor& scale, bool paged) {
+  if (!scale) return Scale::None;
+  if (scale.rank == 1) return scale.shape[0] == 1 ? Scale::Tensor : Scale::Head;
+  return scale.rank == 2 && paged ? Scale::Page : Scale::Token;
+}
+
 void derive_attention(Problem& p, const Call& call) {
+  if (call.k.dtype == DType::E4M3) {
+    p.attention.kv = Format{DType::E4M3, scale_of(call.k_scale, call.k.rank == 4)};
+  }
   p.attention.q.storage = call.q.dtype;
   p.outputs.dtype = call.out ? call.out.dtype : p.attention.q.storage;
   p.attention.heads_q = extent(call.q, 1);

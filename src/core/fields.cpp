@@ -48,6 +48,8 @@ constexpr Letter kLetters[] = {
     {"Hik", Axis::IndexHeadsK},
     {"Di", Axis::IndexDim},
     {"N", Axis::Keys},
+    {"P", Axis::Pool},
+    {"1", Axis::One},
     {"blocks", Axis::Blocks},
     {"k", Axis::Topk},
     {"part k", Axis::PartTopk},
@@ -140,6 +142,8 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
       return rows * p.selection.topk;
     // Of inputs alone: their tensors say.
     case Axis::Keys:
+    case Axis::Pool:
+    case Axis::One:
     case Axis::PartTopk:
     case Axis::Requests:
     case Axis::Starts:
@@ -175,6 +179,22 @@ std::span<const Axes> axes_of(Op op) {
   return with_table(op, []<class Args>() { return std::span<const Axes>(kAxes<Args>); });
 }
 
+Axes axes_of(Scale scale) {
+  switch (scale) {
+    case Scale::None:
+      break;
+    case Scale::Tensor:
+      return parse("[1]");
+    case Scale::Head:
+      return parse("[Hkv]");
+    case Scale::Page:
+      return parse("[P, Hkv]");
+    case Scale::Token:
+      return parse("[N, Hkv]");
+  }
+  return {};
+}
+
 std::int64_t rows_of(Op op, const Operands& operands) {
   for (const Field& field : fields_of(op)) {
     if (field.tensor != nullptr) return field.in(operands).shape[0];
@@ -186,6 +206,7 @@ std::int64_t rows_of(Op op, const Operands& operands) {
 }
 
 bool is_planned(const Problem& problem, const Field& field) {
+  if (field.element == Element::KvScale && kv_format(problem).scale == Scale::None) return false;
   return field.planned == nullptr || problem.outputs.*field.planned;
 }
 
@@ -194,7 +215,9 @@ DType dtype_of(const Problem& p, Element element) {
     case Element::Q:
       return p.attention.q.storage;
     case Element::Kv:
-      return p.attention.kv.value_or(p.attention.q).storage;
+      return kv_format(p).storage;
+    case Element::KvScale:
+      return DType::F32;
     case Element::IndexQ:
       return p.index.q.storage;
     case Element::IndexK:
@@ -217,6 +240,8 @@ const char* to_string(Element element) noexcept {
       return "q";
     case Element::Kv:
       return "kv";
+    case Element::KvScale:
+      return "kv_scale";
     case Element::IndexQ:
       return "index_q";
     case Element::IndexK:

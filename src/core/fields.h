@@ -32,6 +32,10 @@ namespace table {
 inline constexpr Field kQ{"q", "[T, Hq, D]", Element::Q, Role::Input, &Operands::q};
 inline constexpr Field kK{"k", "[N, Hkv, D]", Element::Kv, Role::Input, &Operands::k};
 inline constexpr Field kV{"v", "[N, Hkv, Dv]", Element::Kv, Role::Input, &Operands::v};
+inline constexpr Field kKScale{"k_scale", "[N, Hkv]", Element::KvScale, Role::OptionalInput,
+                               &Operands::k_scale};
+inline constexpr Field kVScale{"v_scale", "[N, Hkv]", Element::KvScale, Role::OptionalInput,
+                               &Operands::v_scale};
 inline constexpr Field kIndexQ{"index_q", "[T, Hi, Di]", Element::IndexQ, Role::Input,
                                &Operands::index_q};
 inline constexpr Field kIndexK{"index_k", "[N, Hik, Di]", Element::IndexK, Role::Input,
@@ -138,6 +142,8 @@ struct FieldsOf<DenseAttentionArgs> {
       {table::kQ, &A::q},
       {table::kK, &A::k},
       {table::needed_where(&Outputs::out, table::kV), &A::v},  // block maxima need no values
+      {table::kKScale, &A::k_scale},
+      {table::needed_where(&Outputs::out, table::kVScale), &A::v_scale},
       {table::optional_output(table::kOut, &Outputs::out), &A::out},
       {table::kLse, &A::lse},
       {table::kBlockMax, &A::block_max},
@@ -191,6 +197,8 @@ struct FieldsOf<SparseAttentionArgs> {
       {table::kK, &A::k},
       {table::kV, &A::v},
       {table::kListed, &A::block_ids},
+      {table::kKScale, &A::k_scale},
+      {table::kVScale, &A::v_scale},
       {table::kOut, &A::out},
       {table::kLse, &A::lse},
   });
@@ -207,6 +215,8 @@ struct FieldsOf<MsaAttentionArgs> {
       {table::kV, &A::v},
       {table::kIndexQ, &A::index_q},
       {table::kIndexK, &A::index_k},
+      {table::kKScale, &A::k_scale},
+      {table::kVScale, &A::v_scale},
       {table::kOut, &A::out},
       {table::kLse, &A::lse},
       // Written where somebody wants them; no flag of the problem.
@@ -279,6 +289,8 @@ enum class Axis : std::uint8_t {
   IndexHeadsK,   // Hik
   IndexDim,      // Di
   Keys,          // N: rows, or pages and their tokens
+  Pool,          // P: pages alone
+  One,           // 1
   Blocks,        // blocks
   Topk,          // k
   PartTopk,      // part k
@@ -296,6 +308,14 @@ struct Axes {
 
 /// The letters of the shapes of fields_of(op), one entry a field.
 std::span<const Axes> axes_of(Op op);
+
+/// Those of scales, in place of the ones that the table gives them.
+Axes axes_of(Scale scale);
+
+/// The format of keys and values.
+inline Format kv_format(const Problem& problem) {
+  return problem.attention.kv.value_or(problem.attention.q);
+}
 
 /// Whether the call is to write this output, or needs this input.
 bool is_planned(const Problem& problem, const Field& field);

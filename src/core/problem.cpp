@@ -37,6 +37,14 @@ const char* to_string(Scale scale) noexcept {
   switch (scale) {
     case Scale::None:
       return "none";
+    case Scale::Tensor:
+      return "tensor";
+    case Scale::Head:
+      return "head";
+    case Scale::Page:
+      return "page";
+    case Scale::Token:
+      return "token";
   }
   return "unknown";
 }
@@ -84,6 +92,8 @@ void add_batch(Line& line, const Problem& p) {
 
 void add_attention(Line& line, const Problem& p) {
   line.add("dtype", to_string(p.attention.q.storage));
+  const Format kv = p.attention.kv.value_or(p.attention.q);
+  if (kv != p.attention.q) line.add("kv", to_string(kv));
   if (p.outputs.out && p.outputs.dtype != p.attention.q.storage)
     line.add("out", to_string(p.outputs.dtype));
   line.add("heads", heads(p.attention.heads_q, p.attention.heads_kv));

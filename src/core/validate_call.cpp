@@ -29,7 +29,8 @@ class Extents {
   explicit Extents(const Problem& problem) : p_(problem) {}
 
   Expected expected(const Field& field, const Axes& axes) const {
-    const bool numbers = field.element == Element::F32 || field.element == Element::I32;
+    const bool numbers = field.element == Element::F32 || field.element == Element::I32 ||
+                         field.element == Element::KvScale;
     Expected expected{.dtype = dtype_of(p_, field.element),
                       .innermost = numbers ? Innermost::Strided : Innermost::Dense};
     for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
@@ -82,7 +83,10 @@ class Extents {
       case Axis::IndexDim:
         return exactly(p_.index.dim);
       case Axis::Keys:
+      case Axis::Pool:
         return keys_;
+      case Axis::One:
+        return exactly(1);
       case Axis::Blocks:
         return at_least(ceil_div(p_.bounds.max_seqlen_k, p_.selection.block_size));
       case Axis::Topk:
@@ -140,9 +144,14 @@ class CallCheck {
  private:
   // ---- inputs ----
 
-  void check_input(const Field& field, const Axes& axes) {
+  void check_input(const Field& field, const Axes& table_axes) {
     const Tensor& tensor = field.in(call_);
+    const bool scale = field.element == Element::KvScale;
+    if (scale && kv_format(p_).scale == Scale::None) {
+      return expect_none(field, tensor, "as the format has no scale");
+    }
     if (!tensor && !is_planned(p_, field)) return;
+    const Axes axes = scale ? axes_of(kv_format(p_).scale) : table_axes;
     checker_.input(argument(field, tensor), extents_.expected(field, axes));
     extents_.learn(axes, tensor);
   }

@@ -54,6 +54,21 @@ void expect_same(const char* field, const std::optional<Format>& given, const Fo
   reject(field, to_string(q) + ", as q", to_string(*given));
 }
 
+// Keys and values: as queries, or e4m3.
+void check_kv(const Problem& p) {
+  const std::optional<Format>& kv = p.attention.kv;
+  if (!kv || *kv == p.attention.q) return;
+  const auto refuse = [&](const std::string& expected) {
+    reject("attention.kv", expected, to_string(*kv));
+  };
+  if (kv->storage != DType::E4M3) refuse(to_string(p.attention.q) + ", as q, or e4m3");
+  if (kv->group != 0) refuse("e4m3 without a group");
+  if (kv->scale > Scale::Token) refuse("e4m3 with a scale of none, tensor, head, page or token");
+  if (kv->scale == Scale::Page && p.bounds.page_size == 0) {
+    refuse("no scale of a page, as keys are ragged");
+  }
+}
+
 // Bytes of a tensor with these extents, 4 for each element at most, must be a number.
 void expect_product(const char* field, std::initializer_list<std::int64_t> extents) {
   std::int64_t bytes = 4;
@@ -87,7 +102,7 @@ void check_batch(const Problem& p) {
 void check_attention(const Problem& p) {
   expect_float("dtype", p.attention.q.storage);
   expect_plain("attention.q", p.attention.q);
-  expect_same("attention.kv", p.attention.kv, p.attention.q);
+  check_kv(p);
   expect_range("heads_q", p.attention.heads_q, 1, kMaxCount);
   expect_range("heads_kv", p.attention.heads_kv, 1, kMaxCount);
   expect_divisor("heads_kv", p.attention.heads_kv, "heads_q", p.attention.heads_q);

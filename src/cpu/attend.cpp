@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/contents.h"
+#include "core/fields.h"
 #include "core/parallel.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -55,7 +56,8 @@ Layout make_layout(const Problem& p, const AttendKernels& kernels) {
   Layout l;
   l.sparse = p.op != Op::DenseAttention;
   l.group = p.attention.heads_q / p.attention.heads_kv;
-  l.pack = p.attention.q.storage == DType::BF16 ? kernels.words_of_bf16 : 1;
+  // Scaled values have no bf16: e4m3 is widened.
+  l.pack = core::kv_format(p).storage == DType::BF16 ? kernels.words_of_bf16 : 1;
   l.step = l.sparse || p.outputs.block_max ? p.selection.block_size : kDenseStep;
   const std::int64_t longest = std::max<std::int64_t>(1, p.bounds.max_seqlen_q);
   if (l.sparse) {
@@ -244,15 +246,44 @@ AttendState AttentionStage::state_of(const Shared& shared, const Place& place,
 
 // ---- what a call looks like to the kernels ----
 
-KeyTensor key_tensor(const Tensor& t) {
-  const auto* data = static_cast<const std::byte*>(t.data);
-  if (t.rank == 4) return {data, t.stride[0], t.stride[1], t.stride[2]};
-  return {data, 0, t.stride[0], t.stride[1]};
+constexpr float kOne = 1.0f;  // the scale of what has none
+
+void add_scales(KeyTensor& keys, const Tensor& scales, Scale scale, bool paged) {
+  keys.scales = scale == Scale::None ? &kOne : static_cast<const float*>(scales.data);
+  const auto& stride = scales.stride;
+  switch (scale) {
+    case Scale::None:
+    case Scale::Tensor:
+      return;
+    case Scale::Head:
+      keys.scale_head = stride[0];
+      return;
+    case Scale::Page:
+      keys.scale_page = stride[0];
+      keys.scale_head = stride[1];
+      return;
+    case Scale::Token:
+      keys.scale_page = paged ? stride[0] : 0;
+      keys.scale_row = paged ? stride[1] : stride[0];
+      keys.scale_head = paged ? stride[2] : stride[1];
+      return;
+  }
+}
+
+KeyTensor key_tensor(const Tensor& t, const Tensor& scales, const Format& format) {
+  const bool paged = t.rank == 4;
+  KeyTensor keys{.data = static_cast<const std::byte*>(t.data)};
+  keys.page = paged ? t.stride[0] : 0;
+  keys.row = paged ? t.stride[1] : t.stride[0];
+  keys.head = paged ? t.stride[2] : t.stride[1];
+  if (format.storage == DType::E4M3) add_scales(keys, scales, format.scale, paged);
+  return keys;
 }
 
 AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
   AttendCall c;
   c.dtype = p_.attention.q.storage;
+  c.kv_dtype = core::kv_format(p_).storage;
   c.out_dtype = p_.outputs.dtype;
   c.group = l_.group;
   c.head_dim = p_.attention.head_dim;
@@ -265,8 +296,8 @@ AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
   c.q = static_cast<const std::byte*>(call.q.data);
   c.q_row = call.q.stride[0];
   c.q_head = call.q.stride[1];
-  c.k = key_tensor(call.k);
-  c.v = key_tensor(call.v);
+  c.k = key_tensor(call.k, call.k_scale, core::kv_format(p_));
+  c.v = key_tensor(call.v, call.v_scale, core::kv_format(p_));
   if (call.batch.page_table) {
     c.page_table = static_cast<const std::int32_t*>(call.batch.page_table.data);
     c.table_row = call.batch.page_table.stride[0];

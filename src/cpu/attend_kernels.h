@@ -20,11 +20,15 @@ struct KeyTensor {
   std::int64_t page = 0;  // 0 when ragged
   std::int64_t row = 0;
   std::int64_t head = 0;
+  // Of e4m3: the scale of a row and head. Whoever shares one has a stride of 0.
+  const float* scales = nullptr;
+  std::int64_t scale_page = 0, scale_row = 0, scale_head = 0;
 };
 
 /// What is the same for all tiles of a call.
 struct AttendCall {
   DType dtype = DType::BF16;
+  DType kv_dtype = DType::BF16;  // of k and v: dtype, or E4M3
   DType out_dtype = DType::BF16;
   std::int64_t group = 1;      // G: query heads of a KV head
   std::int64_t head_dim = 0;   // D

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Single values between fp32 and the 16-bit storage types, in plain C++: round to nearest even, NaN
-// stays a quiet NaN.
+// Single values between fp32 and the storage types of 16 and 8 bits, in plain C++: round to nearest
+// even, NaN stays a quiet NaN.
 #pragma once
 
 #include <bit>
@@ -43,6 +43,13 @@ constexpr std::uint16_t float_to_f16(float x) {
     half = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   }
   return static_cast<std::uint16_t>(sign | half);
+}
+
+/// e4m3 has the fields of an f16 without its highest exponent bit, counted from 7 instead of 15.
+constexpr float e4m3_to_float(std::uint8_t x) {
+  const std::uint32_t magnitude = x & 0x7fu, sign = (x & 0x80u) << 8;
+  if (magnitude == 0x7fu) return std::bit_cast<float>((sign << 16) | 0x7fc00000u);
+  return f16_to_float(static_cast<std::uint16_t>(sign | magnitude << 7)) * 256.0f;
 }
 
 }  // namespace msa::cpu

@@ -7,6 +7,7 @@
 
 #include "core/backend.h"
 #include "core/contents.h"
+#include "core/fields.h"
 #include "core/floats.h"
 #include "core/op_traits.h"
 #include "cpu/isa.h"
@@ -101,6 +102,8 @@ std::string rejects_dtypes(const Problem& p) {
     return std::string("dtype ") + msa::to_string(dtype) + " is not served";
   };
   if (writes_out && !serves(p.attention.q.storage)) return odd(p.attention.q.storage);
+  const DType kv = core::kv_format(p).storage;
+  if (op.attends && kv != DType::E4M3 && !serves(kv)) return odd(kv);
   if (op.indexes && !serves(p.index.q.storage)) return odd(p.index.q.storage);
   if (writes_out && p.outputs.out && !serves(p.outputs.dtype)) return odd(p.outputs.dtype);
   return {};

@@ -13,6 +13,7 @@ struct VectorChecks {
   void (*exp2)(const float* x, float* y) = nullptr;
   void (*load_f16)(const std::uint16_t* x, float* y) = nullptr;
   void (*load_bf16)(const std::uint16_t* x, float* y) = nullptr;
+  void (*load_e4m3)(const std::uint8_t* x, float* y) = nullptr;
   void (*store_f16)(const float* x, std::uint16_t* y) = nullptr;
   void (*store_bf16)(const float* x, std::uint16_t* y) = nullptr;
   void (*max)(const float* a, const float* b, float* y) = nullptr;

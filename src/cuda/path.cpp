@@ -86,6 +86,9 @@ class AttentionPath final : public Path {
   }
 
   static std::string rejects(const Problem& problem) {
+    const Format kv = problem.attention.kv.value_or(problem.attention.q);
+    if (kv != problem.attention.q)
+      return "the kernels take keys and values stored as queries are, not " + to_string(kv);
     std::string why;
     if (problem.op == Op::MsaAttention) why = SelectStage::rejects(problem);
     if (problem.op == Op::DenseAttention && problem.outputs.block_max)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Storage formats as doubles: every f32, f16 and bf16 is a double exactly; back, rounding is to
-// nearest, ties to even.
+// Storage formats as doubles: every f32, f16, bf16 and e4m3 is a double exactly; back, rounding is
+// to nearest, ties to even.
 #pragma once
 
 #include <algorithm>
@@ -92,6 +92,17 @@ struct ReadBF16 {  // the upper half of an f32
   }
 };
 
+/// 1 sign bit, 4 of the exponent, 3 of the mantissa. No infinity: the largest magnitude is NaN.
+struct ReadE4M3 {
+  using Storage = std::uint8_t;
+  static double read(std::uint8_t code) {
+    const int magnitude = code & 0x7f, exponent = magnitude >> 3, mantissa = magnitude & 7;
+    double value = exponent == 0 ? mantissa * 0x1p-9 : (8 + mantissa) * power_of_two(exponent - 10);
+    if (magnitude == 0x7f) value = std::numeric_limits<double>::quiet_NaN();
+    return (code & 0x80) != 0 ? -value : value;
+  }
+};
+
 /// Calls f with the reader of a floating-point format.
 template <class F>
 auto with_reader(DType dtype, const F& f) {
@@ -102,9 +113,10 @@ auto with_reader(DType dtype, const F& f) {
       return f(ReadBF16{});
     case DType::F32:
       return f(ReadF32{});
+    case DType::E4M3:
+      return f(ReadE4M3{});
     case DType::I32:
     case DType::I64:
-    case DType::E4M3:
     case DType::I8:
     case DType::NVFP4:
       break;

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/geometry.h"
 #include "core/host_tensor.h"
+#include "msa/problem.h"
 #include "reference/number.h"
 
 namespace msa::reference {
@@ -18,11 +20,18 @@ inline void store_i32(const Tensor& t, std::int64_t offset, std::int64_t value) 
   static_cast<std::int32_t*>(t.data)[offset] = static_cast<std::int32_t>(value);
 }
 
+/// What a code stands for: its product with the scale, rounded to fp32. In fp64 it is exact.
+inline double scaled(double code, double scale) { return static_cast<float>(code * scale); }
+
 /// One head vector: elements d = 0 .. of a row.
 struct Vector {
   Tensor tensor{};
   std::int64_t begin = 0;  // element offset of d = 0; the innermost stride is 1
-  double operator[](std::int64_t d) const { return load(tensor, begin + d); }
+  std::optional<double> scale{};
+  double operator[](std::int64_t d) const {
+    const double code = load(tensor, begin + d);
+    return scale ? scaled(code, *scale) : code;
+  }
 };
 
 inline Vector row_vector(const Tensor& t, std::int64_t row, std::int64_t head) {
@@ -35,25 +44,54 @@ struct Keys {
   const Tensor& page_table;  // not given for ragged keys
   std::int64_t request = 0;
   std::int64_t k_begin = 0;
+  const Tensor* scales = nullptr;  // where `scale` says that there are any
+  Scale scale = Scale::None;
 
   Vector at(std::int64_t key, std::int64_t head) const {
-    if (!page_table) return row_vector(tensor, k_begin + key, head);
+    if (!page_table) {
+      const std::int64_t row = k_begin + key;
+      return {tensor, offset(tensor, row, head), scale_at(0, row, head)};
+    }
     const std::int64_t page_size = tensor.shape[1];
     const std::int64_t page = core::read_i32(page_table, request, key / page_size);
-    return {tensor,
-            page * tensor.stride[0] + key % page_size * tensor.stride[1] + head * tensor.stride[2]};
+    const std::int64_t slot = key % page_size;
+    return {tensor, offset(tensor, page, slot, head), scale_at(page, slot, head)};
+  }
+
+ private:
+  std::optional<double> scale_at(std::int64_t page, std::int64_t row, std::int64_t head) const {
+    switch (scale) {
+      case Scale::None:
+        break;
+      case Scale::Tensor:
+        return load(*scales, 0);
+      case Scale::Head:
+        return load(*scales, head * scales->stride[0]);
+      case Scale::Page:
+        return load(*scales, offset(*scales, page, head));
+      case Scale::Token:
+        return load(*scales,
+                    page_table ? offset(*scales, page, row, head) : offset(*scales, row, head));
+    }
+    return {};
   }
 };
 
-/// Of two vectors of one dtype.
+/// Of a plain vector and one that may have a scale.
 inline double dot(const Vector& x, const Vector& y, std::int64_t dim) {
-  return with_reader(x.tensor.dtype, [&](auto reader) {
-    using Storage = typename decltype(reader)::Storage;
-    const Storage* const a = static_cast<const Storage*>(x.tensor.data) + x.begin;
-    const Storage* const b = static_cast<const Storage*>(y.tensor.data) + y.begin;
-    double sum = 0;
-    for (std::int64_t d = 0; d < dim; ++d) sum += reader.read(a[d]) * reader.read(b[d]);
-    return sum;
+  return with_reader(x.tensor.dtype, [&](auto left) {
+    return with_reader(y.tensor.dtype, [&](auto right) {
+      const auto* const a =
+          static_cast<const typename decltype(left)::Storage*>(x.tensor.data) + x.begin;
+      const auto* const b =
+          static_cast<const typename decltype(right)::Storage*>(y.tensor.data) + y.begin;
+      double sum = 0;
+      for (std::int64_t d = 0; d < dim; ++d) {
+        const double code = right.read(b[d]);
+        sum += left.read(a[d]) * (y.scale ? scaled(code, *y.scale) : code);
+      }
+      return sum;
+    });
   });
 }
 

@@ -315,6 +315,10 @@ TEST(Problems, HashLikeTheyCompare) {
       [](Problem& p) { p.attention.q.storage = DType::F16; },
       [](Problem& p) { p.attention.q.group = 16; },
       [](Problem& p) { p.attention.kv = Format{}; },
+      [](Problem& p) { p.attention.kv = Format{DType::E4M3}; },
+      [](Problem& p) {
+        p.attention.kv = Format{DType::E4M3, Scale::Token};
+      },
       [](Problem& p) { ++p.attention.heads_q; },
       [](Problem& p) { ++p.attention.heads_kv; },
       [](Problem& p) { ++p.attention.head_dim; },
@@ -405,7 +409,7 @@ TEST(Edges, FormatsThatNobodyReadsAreRefused) {
   p.attention.kv = p.attention.q;
   p.index.k = p.index.q;
   EXPECT_NO_THROW(make_plan(p));
-  p.attention.kv = Format{DType::E4M3};
+  p.attention.kv = Format{DType::I8};
   error_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "attention.kv");
   p.attention.kv.reset();
   p.index.q.group = 16;

@@ -62,15 +62,17 @@ struct AttendContext {
 
 // ---- packing ----
 
-/// Calls f(first, count, base) for every run of keys that lie at a constant stride: [start, start +
-/// count) of the request.
+/// Calls f(first, count, base, scales) for every run of keys that lie at a constant stride: [start,
+/// start + count) of the request.
 template <class T, class F>
 inline void for_each_segment(const AttendCall& call, const AttendTile& tile, const KeyTensor& keys,
                              std::int64_t head, std::int64_t start, std::int64_t count,
                              const F& f) {
   const T* data = reinterpret_cast<const T*>(keys.data) + head * keys.head;
+  const float* scales = keys.scales + head * keys.scale_head;
   if (call.page_size == 0) {
-    f(std::int64_t{0}, count, data + (tile.request.k_begin + start) * keys.row);
+    const std::int64_t row = tile.request.k_begin + start;
+    f(std::int64_t{0}, count, data + row * keys.row, scales + row * keys.scale_row);
     return;
   }
   for (std::int64_t done = 0; done < count;) {
@@ -78,32 +80,41 @@ inline void for_each_segment(const AttendCall& call, const AttendTile& tile, con
                        in_page = (start + done) % call.page_size;
     const std::int64_t run = std::min(count - done, call.page_size - in_page);
     const std::int64_t id = call.page_table[tile.batch * call.table_row + page * call.table_col];
-    f(done, run, data + id * keys.page + in_page * keys.row);
+    f(done, run, data + id * keys.page + in_page * keys.row,
+      scales + id * keys.scale_page + in_page * keys.scale_row);
     done += run;
   }
 }
 
 /// One row of `dim` values as words: widened to fp32, or copied when words hold bf16 pairs.
 template <class P, class S>
-inline void pack_row(typename P::Word* to, const typename S::T* from, std::int64_t dim) {
+inline void pack_row(typename P::Word* to, const typename S::T* from, std::int64_t dim, Vec scale) {
   if constexpr (P::kPack == 1) {
-    for (std::int64_t d = 0; d < dim; d += kLanes) store(to + d, S::load_vec(from + d));
+    for (std::int64_t d = 0; d < dim; d += kLanes) store(to + d, load_values<S>(from + d, scale));
   } else {
     for (std::int64_t d = 0; d < dim; d += 16) std::memcpy(to + d / 2, from + d, 32);
   }
+}
+
+/// The scale of the keys of a run, one after the other; of codes alone.
+template <class S>
+MSA_INLINE Vec scale_at(const float* scales, std::int64_t at) {
+  if constexpr (std::is_same_v<S, StoredAs<DType::E4M3>>) return set1(scales[at]);
+  return zero();
 }
 
 /// Keys as rows of words; zero rows up to a multiple of the register tile.
 template <class P, class S>
 inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_t count) {
   using T = typename S::T;
-  for_each_segment<T>(c.call, c.tile, c.call.k, c.head, start, count,
-                      [&](std::int64_t first, std::int64_t run, const T* from) {
-                        for (std::int64_t j = 0; j < run; ++j) {
-                          pack_row<P, S>(c.k + (first + j) * c.k_words, from + j * c.call.k.row,
-                                         c.call.head_dim);
-                        }
-                      });
+  for_each_segment<T>(
+      c.call, c.tile, c.call.k, c.head, start, count,
+      [&](std::int64_t first, std::int64_t run, const T* from, const float* scales) {
+        for (std::int64_t j = 0; j < run; ++j) {
+          pack_row<P, S>(c.k + (first + j) * c.k_words, from + j * c.call.k.row, c.call.head_dim,
+                         scale_at<S>(scales, j * c.call.k.scale_row));
+        }
+      });
   const std::int64_t padded = round_up(count, kTile);
   std::memset(c.k + count * c.k_words, 0,
               static_cast<std::size_t>((padded - count) * c.k_words) * sizeof *c.k);
@@ -115,20 +126,21 @@ template <class P, class S>
 inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int64_t count,
                         std::int64_t begin, std::int64_t end) {
   using T = typename S::T;
-  for_each_segment<T>(c.call, c.tile, c.call.v, c.head, start, count,
-                      [&](std::int64_t first, std::int64_t run, const T* from) {
-                        for (std::int64_t j = 0; j < run; j += P::kPack) {
-                          const T* row = from + j * c.call.v.row + begin;
-                          typename P::Word* to = c.v + (first + j) / P::kPack * kLanes;
-                          if constexpr (P::kPack == 1) {
-                            for (std::int64_t d = 0; d < end - begin; d += kLanes)
-                              store(to + d / kLanes * c.strip, S::load_vec(row + d));
-                          } else {
-                            P::interleave(row, j + 1 < run ? row + c.call.v.row : row, end - begin,
-                                          to, c.strip);
-                          }
-                        }
-                      });
+  for_each_segment<T>(
+      c.call, c.tile, c.call.v, c.head, start, count,
+      [&](std::int64_t first, std::int64_t run, const T* from, const float* scales) {
+        for (std::int64_t j = 0; j < run; j += P::kPack) {
+          const Vec scale = scale_at<S>(scales, j * c.call.v.scale_row);
+          const T* row = from + j * c.call.v.row + begin;
+          typename P::Word* to = c.v + (first + j) / P::kPack * kLanes;
+          if constexpr (P::kPack == 1) {
+            for (std::int64_t d = 0; d < end - begin; d += kLanes)
+              store(to + d / kLanes * c.strip, load_values<S>(row + d, scale));
+          } else {
+            P::interleave(row, j + 1 < run ? row + c.call.v.row : row, end - begin, to, c.strip);
+          }
+        }
+      });
 }
 
 /// Queries of one column, transposed to [words][lanes]; rows behind the tile's last are zero.
@@ -146,7 +158,7 @@ inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* 
     const std::int64_t token = c.tile.request.q_begin + c.tile.token + r / c.call.group;
     const std::int64_t head = c.head * c.call.group + r % c.call.group;
     auto* to = reinterpret_cast<typename P::Word*>(words + lane * width);
-    pack_row<P, S>(to, q + token * c.call.q_row + head * c.call.q_head, c.call.head_dim);
+    pack_row<P, S>(to, q + token * c.call.q_row + head * c.call.q_head, c.call.head_dim, zero());
   }
   if (c.call.negate) {
     const std::uint32_t signs = P::kPack == 1 ? 0x80000000u : 0x80008000u;
@@ -164,7 +176,7 @@ inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
   if constexpr (P::kPack == 2) {
     for_each_segment<typename S::T>(
         c.call, c.tile, c.call.k, c.head, block.start, block.count,
-        [&](std::int64_t, std::int64_t run, const typename S::T* from) {
+        [&](std::int64_t, std::int64_t run, const typename S::T* from, const float*) {
           const bool aligned =
               reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) == 0;
           if (run != block.count || run % kTile != 0 || c.call.k.row % 2 != 0 || !aligned) return;
@@ -181,7 +193,7 @@ inline void list_rows(const AttendContext<P>& c, const KeyTensor& keys, std::int
                       std::int64_t start, std::int64_t count, const std::byte** rows) {
   for_each_segment<typename S::T>(
       c.call, c.tile, keys, head, start, count,
-      [&](std::int64_t first, std::int64_t run, const typename S::T* from) {
+      [&](std::int64_t first, std::int64_t run, const typename S::T* from, const float*) {
         for (std::int64_t j = 0; j < run; ++j)
           rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
       });
@@ -670,13 +682,14 @@ inline std::int64_t keys_of(const AttendCall& call, const AttendTile& tile, std:
   return std::min(call.step, tile.request.seqlen_k - block * call.step);
 }
 
-template <class P, class S>
+/// Queries are stored as Q, keys and values as S.
+template <class P, class Q, class S>
 inline void attend_tile(const AttendCall& call, const AttendTile& tile,
                         const AttendScratch& scratch, const AttendState* states) {
   const AttendContext<P> first = context_of<P>(call, tile, scratch, states[0], 0);
   fill_visible(first, scratch.visible);
   for (std::int64_t h = 0; h < tile.heads; ++h) {
-    begin_tile<P, S>(context_of<P>(call, tile, scratch, states[h], h), scratch.s);
+    begin_tile<P, Q>(context_of<P>(call, tile, scratch, states[h], h), scratch.s);
   }
   if (tile.begin < tile.end) {
     const std::int64_t block = block_of(tile, tile.begin);
@@ -730,8 +743,12 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
 inline void attend(const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
                    const AttendState* states) {
   with_storage(call.dtype, [&](auto storage) {
-    constexpr DType kType = decltype(storage)::kType;
-    attend_tile<ProductsAs<kType>, StoredAs<kType>>(call, tile, scratch, states);
+    using Q = StoredAs<decltype(storage)::kType>;
+    if (call.kv_dtype == DType::E4M3) {
+      attend_tile<F32Products, Q, StoredAs<DType::E4M3>>(call, tile, scratch, states);
+    } else {
+      attend_tile<ProductsAs<decltype(storage)::kType>, Q, Q>(call, tile, scratch, states);
+    }
   });
 }
 
@@ -818,14 +835,15 @@ inline void test_values(const AttendCall& call, const AttendTile& tile, Vec* tes
   for (std::int64_t i = tile.begin; i < tile.end; ++i) {
     const std::int64_t start = block_of(tile, i) * call.step,
                        count = std::min(call.step, visible - start);
-    for_each_segment<typename S::T>(call, tile, call.v, tile.head, start, count,
-                                    [&](std::int64_t, std::int64_t run, const typename S::T* row) {
-                                      for (std::int64_t j = 0; j < run; ++j, row += call.v.row) {
-                                        for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
-                                          test[d / kLanes] =
-                                              fma(S::load_vec(row + d), zero(), test[d / kLanes]);
-                                      }
-                                    });
+    for_each_segment<typename S::T>(
+        call, tile, call.v, tile.head, start, count,
+        [&](std::int64_t, std::int64_t run, const typename S::T* row, const float* scales) {
+          for (std::int64_t j = 0; j < run; ++j, row += call.v.row) {
+            const Vec scale = scale_at<S>(scales, j * call.v.scale_row);
+            for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
+              test[d / kLanes] = fma(load_values<S>(row + d, scale), zero(), test[d / kLanes]);
+          }
+        });
   }
 }
 
@@ -833,9 +851,13 @@ inline bool overflows(const AttendCall& call, const AttendTile& tile, const Atte
                       const AttendState& state) {
   Vec test[kMaxDim / kLanes];
   std::fill_n(test, kMaxDim / kLanes, zero());
-  with_storage(call.dtype, [&](auto storage) {
-    test_values<StoredAs<decltype(storage)::kType>>(call, tile, test);
-  });
+  if (call.kv_dtype == DType::E4M3) {
+    test_values<StoredAs<DType::E4M3>>(call, tile, test);
+  } else {
+    with_storage(call.dtype, [&](auto storage) {
+      test_values<StoredAs<decltype(storage)::kType>>(call, tile, test);
+    });
+  }
   float* finite = scratch.s;
   for (std::int64_t d = 0; d < call.value_dim; d += kLanes) store(finite + d, test[d / kLanes]);
   for (std::int64_t at = 0; at < call.group; at += kLanes) {

@@ -43,6 +43,7 @@ constexpr VectorChecks table() {
       .exp2 = [](const float* x, float* y) { store(y, exp2(load(x))); },
       .load_f16 = [](const std::uint16_t* x, float* y) { store(y, load_f16(x)); },
       .load_bf16 = [](const std::uint16_t* x, float* y) { store(y, load_bf16(x)); },
+      .load_e4m3 = [](const std::uint8_t* x, float* y) { store(y, load_e4m3(x)); },
       .store_f16 = [](const float* x, std::uint16_t* y) { store_f16(y, load(x)); },
       .store_bf16 = [](const float* x, std::uint16_t* y) { store_bf16(y, load(x)); },
       .max = [](const float* a, const float* b, float* y) { store(y, max(load(a), load(b))); },

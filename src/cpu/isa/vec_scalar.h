@@ -113,6 +113,10 @@ MSA_INLINE Vec load_f16(const std::uint16_t* p) {
 MSA_INLINE Vec load_bf16(const std::uint16_t* p) {
   return each<Vec>([&](int i) { return bf16_to_float(p[i]); });
 }
+/// The first 8 codes at p as floats.
+MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
+  return each<Vec>([&](int i) { return e4m3_to_float(p[i]); });
+}
 
 MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {
   for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
