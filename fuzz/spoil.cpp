@@ -32,8 +32,8 @@ std::string spoil_type(Choices& choices, Tensor& t) {
       t.dtype = t.dtype == DType::I64 ? DType::I32 : DType::I64;
       return "dtype i64";
     case 1:
-      t.dtype = DType::E4M3;
-      return "dtype e4m3";
+      t.dtype = t.dtype == DType::E4M3 ? DType::I8 : DType::E4M3;
+      return std::string("dtype ") + to_string(t.dtype);
     case 2:
       t.device = {DeviceType::Cuda, 0};
       return "device cuda:0";
@@ -55,6 +55,7 @@ std::string spoil_memory(Choices& choices, Tensor& t, bool output) {
       t.data = nullptr;
       return "null";
     case 1:
+      if (item_bits(t.dtype) == 8) return "";  // nothing is out of step with bytes
       t.data = static_cast<char*>(t.data) + 1;
       return "one byte on";
     case 2:
@@ -106,6 +107,21 @@ std::string spoil_workspace(Choices& choices, Workspace& workspace) {
   }
 }
 
+/// A scale that is missing, or one that the format does not have.
+std::string spoil_scales(Choices& choices, Operands& o) {
+  static const float kOne = 1.0f;
+  if (!o.q || !o.k) return "";
+  const bool keys = !o.out || choices.one_in(2);  // block maxima alone need no values
+  Tensor& scale = keys ? o.k_scale : o.v_scale;
+  const std::string name = keys ? "k_scale" : "v_scale";
+  if (scale) {
+    scale = {};
+    return name + ": missing";
+  }
+  scale = make_tensor(&kOne, DType::F32, {1});
+  return name + ": stray";
+}
+
 /// Head vectors, whose innermost stride is 1 and whose two last extents are planned.
 std::vector<Tensor*> vectors_of(Operands& o) {
   std::vector<Tensor*> tensors{&o.q, &o.k, &o.v, &o.index_q, &o.index_k, &o.out};
@@ -129,11 +145,13 @@ std::string overlap(Choices& choices, Operands& o) {
 }  // namespace
 
 std::string spoil(Choices& choices, Operands& o, Workspace& workspace) {
-  switch (choices.below(8)) {
+  switch (choices.below(9)) {
     case 0:
       return spoil_workspace(choices, workspace);
     case 1:
       return overlap(choices, o);
+    case 8:
+      return spoil_scales(choices, o);
     default:
       break;
   }

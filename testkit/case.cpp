@@ -41,6 +41,7 @@ const std::vector<Key>& keys() {
   static const std::vector<Key> table{
       key<&Case::op>("op", "the operation"),
       key<&Case::dtype>("dtype", "of q, k, v"),
+      key<&Case::kv>("kv", "format of k and v; auto: dtype"),
       key<&Case::index_dtype>("index_dtype", "of index_q and index_k; auto: dtype"),
       key<&Case::out_dtype>("out", "dtype of the output; auto: dtype"),
       {"heads", "query heads/key heads", read_heads, write_heads},

@@ -93,6 +93,7 @@ enum class Order : std::uint8_t { Ascending, Descending, Shuffled };
 struct Case {
   Op op = Op::MsaAttention;
   DType dtype = DType::BF16;
+  std::optional<Format> kv{};          // of k and v; left out: dtype
   std::optional<DType> index_dtype{};  // left out: dtype
   std::optional<DType> out_dtype{};    // left out: dtype
   std::int64_t heads_q = 64;
@@ -131,6 +132,7 @@ struct Case {
   Corrupt corrupt = Corrupt::None;
   std::uint64_t seed = 1;
 
+  Format kv_format() const { return kv.value_or(Format{.storage = dtype}); }
   DType index_type() const { return index_dtype.value_or(dtype); }
   DType out_type() const { return out_dtype.value_or(dtype); }
   std::int64_t dim_v() const { return value_dim == 0 ? head_dim : value_dim; }

@@ -156,6 +156,20 @@ void read_value(std::string_view text, std::optional<float>& value) {
   value = number;
 }
 
+void read_value(std::string_view text, std::optional<Format>& value) {
+  value.reset();
+  if (text == "auto") return;
+  for (const Scale scale : {Scale::None, Scale::Tensor, Scale::Head, Scale::Page, Scale::Token}) {
+    const Format format{.storage = DType::E4M3, .scale = scale};
+    if (text == to_string(format)) value = format;
+  }
+  if (!value) bad_value(text, "auto, e4m3 or e4m3/tensor, /head, /page or /token");
+}
+
+std::string write_value(const std::optional<Format>& value) {
+  return value ? to_string(*value) : "auto";
+}
+
 std::string write_value(const std::optional<DType>& value) {
   return value ? write_value(*value) : "auto";
 }

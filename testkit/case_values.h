@@ -44,6 +44,7 @@ void read_value(std::string_view text, std::uint64_t& value);
 void read_value(std::string_view text, bool& value);
 void read_value(std::string_view text, std::optional<DType>& value);
 void read_value(std::string_view text, std::optional<float>& value);
+void read_value(std::string_view text, std::optional<Format>& value);
 void read_value(std::string_view text, std::vector<Lengths>& value);
 
 template <class Value>
@@ -63,6 +64,7 @@ inline std::string write_value(std::uint64_t value) { return std::to_string(valu
 inline std::string write_value(bool value) { return value ? "1" : "0"; }
 std::string write_value(const std::optional<DType>& value);
 std::string write_value(const std::optional<float>& value);
+std::string write_value(const std::optional<Format>& value);
 std::string write_value(const std::vector<Lengths>& value);
 
 template <class Value>

@@ -41,8 +41,8 @@ std::int64_t SelectionComparison::key_head(std::int64_t head) const {
 }
 ScoreBound SelectionComparison::bound(const CallRow& row, std::int64_t head,
                                       std::int64_t id) const {
-  return score_of_block(score_queries(), row.row, head, score_keys(), key_head(head), o_.batch,
-                        *row.request, row.i, id);
+  return score_of_block(score_queries(), row.row, head, score_keys(), key_head(head), *row.request,
+                        row.i, id);
 }
 
 /// A score against the oracle's; the tolerance is worked out only where the two differ visibly.

@@ -28,7 +28,9 @@ class SelectionComparison {
   };
 
   const Tensor& score_queries() const { return p_.op == Op::DenseAttention ? o_.q : o_.index_q; }
-  const Tensor& score_keys() const { return p_.op == Op::DenseAttention ? o_.k : o_.index_k; }
+  KeyRows score_keys() const {
+    return p_.op == Op::DenseAttention ? key_rows(p_, o_) : KeyRows{o_.index_k, o_.batch};
+  }
   std::int64_t key_head(std::int64_t head) const;
   ScoreBound bound(const CallRow& row, std::int64_t head, std::int64_t id) const;
   void check_score(const CallRow& row, std::int64_t head, std::int64_t id, double expected,

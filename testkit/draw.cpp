@@ -124,6 +124,11 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
                               Regime::Near, Regime::OneHot});
   spec.hostile = choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV,
                                Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
+  if (choices.one_in(3)) {
+    spec.kv =
+        Format{DType::E4M3,
+               choices.pick({Scale::None, Scale::Tensor, Scale::Head, Scale::Page, Scale::Token})};
+  }
   spec.batch_invariant = choices.one_in(6);
   if (options.faults && choices.one_in(5)) {
     spec.corrupt =
@@ -138,6 +143,7 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   spec.local_blocks = std::min(spec.local_blocks, spec.topk);
   spec.init_blocks = std::min(spec.init_blocks, spec.topk - spec.local_blocks);
   if (spec.page_size == 0 && spec.layout == Layout::SlotMajor) spec.layout = Layout::Separate;
+  if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
   choose_lengths(choices, spec);
   choose_outputs(choices, spec);
   fit(spec, options.max_work);

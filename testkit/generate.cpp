@@ -49,6 +49,7 @@ Problem problem_of(const Case& spec) {
   Problem p;
   p.op = spec.op;
   p.attention.q.storage = spec.dtype;
+  if (reads_attention_keys(spec.op)) p.attention.kv = spec.kv;
   p.index.q.storage = spec.index_type();
   p.outputs.dtype = spec.out_type();
   p.bounds.batch = spec.requests() + (spec.slack > 0 ? 1 : 0);

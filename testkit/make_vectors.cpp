@@ -3,6 +3,7 @@
 // written that some query both lists and sees.
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
 #include <string>
 
@@ -16,6 +17,7 @@ namespace msa::testkit {
 namespace {
 
 constexpr std::uint64_t kPoisonStream = 303;
+constexpr std::uint64_t kScaleStream = 320;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
@@ -48,6 +50,30 @@ void fill_queries(const Making& m, const Tensor& q, Role role) {
   }
 }
 
+/// The scale of a key: no two neighbours have the same, and none is a power of two.
+float scale_of(const Making& m, Role role, const Request& r, std::int64_t key, std::int64_t head) {
+  std::uint64_t place = 0;
+  switch (m.spec.kv_format().scale) {
+    case Scale::None:
+      return 1;
+    case Scale::Tensor:
+      break;
+    case Scale::Head:
+      place = static_cast<std::uint64_t>(head);
+      break;
+    case Scale::Page:
+      place = (static_cast<std::uint64_t>(r.index) << 40) +
+              static_cast<std::uint64_t>(key / m.spec.page_size * m.spec.heads_kv + head);
+      break;
+    case Scale::Token:
+      place = (static_cast<std::uint64_t>(r.index) << 40) +
+              static_cast<std::uint64_t>(key * m.spec.heads_kv + head);
+      break;
+  }
+  const Stream64 random(m.spec.seed, kScaleStream + static_cast<std::uint64_t>(role));
+  return 0.37f + 0.011f * static_cast<float>(random.below(place, 97));
+}
+
 bool is_used(const Used& used, const Request& r, std::int64_t key, std::int64_t head,
              std::int64_t heads, bool one_head) {
   const std::vector<std::uint8_t>& marks = used[r.index];
@@ -58,6 +84,39 @@ bool is_used(const Used& used, const Request& r, std::int64_t key, std::int64_t 
   return false;
 }
 
+/// Scales of the keys that may be read. Where they count tokens or pages, `spoil` makes some of
+/// them not finite.
+void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& used, bool spoil) {
+  if (rows.scale == Scale::None) return;
+  const std::int64_t heads = m.spec.heads_kv;
+  const bool one_head = m.spec.strides == Strides::Broadcast;
+  const Stream64 poison(m.spec.seed, kScaleStream + 8 + static_cast<std::uint64_t>(role));
+  const bool shared = rows.scale == Scale::Tensor || rows.scale == Scale::Head;
+  const std::int64_t rarely = 2 * m.spec.block_size,
+                     step = rows.scale == Scale::Page ? m.spec.page_size : 1;
+  const auto write = [&](std::byte* place, float scale) {
+    std::memcpy(place, &scale, sizeof scale);
+  };
+  for (std::int64_t h = 0; shared && h < (one_head ? 1 : heads); ++h) {
+    const Request any{};
+    write(scale_address(rows, any, 0, h), scale_of(m, role, any, 0, h));
+  }
+  for (const Request& r : m.requests) {
+    for (std::int64_t key = 0; !shared && key < r.seqlen_k; ++key) {
+      for (std::int64_t h = 0; h < (one_head ? 1 : heads); ++h) {
+        if (!used.empty() && !is_used(used, r, key, h, heads, one_head)) continue;
+        float scale = scale_of(m, role, r, key, h);
+        const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
+                                      static_cast<std::uint64_t>(key / step * heads + h);
+        if (spoil && poison.below(counter, step == 1 ? rarely : 9) == 0) {
+          scale = std::array<float, 3>{kNan, kInf, -kInf}[mix(poison.bits(counter)) % 3];
+        }
+        write(scale_address(rows, r, key, h), scale);
+      }
+    }
+  }
+}
+
 void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used, bool spoil) {
   const bool paged = m.spec.page_size > 0;
   const std::int64_t heads = keys.shape[paged ? 2 : 1], dim = keys.shape[paged ? 3 : 2];
@@ -65,6 +124,8 @@ void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used,
   const Values values(m.spec, role, dim, one_head ? 1 : heads, m.longest);
   const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
   const std::int64_t rarely = std::max<std::int64_t>(2, 3 * m.spec.block_size / 2);
+  const bool index = role == Role::IndexKey;
+  const bool scaled = !index && m.spec.kv_format().scale != Scale::None;
   for (const Request& r : m.requests) {
     for_rows(r.seqlen_k, heads * dim, [&](std::int64_t key) {
       std::vector<float> row(static_cast<std::size_t>(dim));
@@ -74,6 +135,10 @@ void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used,
         const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
                                       static_cast<std::uint64_t>(key * heads + h);
         if (spoil && poison.below(counter, rarely) == 0) spoil_row(poison, counter, row);
+        if (scaled) {
+          const float scale = scale_of(m, role, r, key, h);
+          for (float& x : row) x /= scale;
+        }
         store(row.data(), dim, keys.dtype, key_row(keys, m.operands.batch, r, key, h));
       }
     });
@@ -152,22 +217,46 @@ void make_index(Making& m) {
   fill_keys(m, m.operands.index_k, Role::IndexKey, used, m.spec.hostile == Hostile::NanIndex);
 }
 
+namespace {
+
+Tensor make_scales(const Making& m, const std::string& name) {
+  const std::int64_t heads = m.spec.heads_kv;
+  switch (m.spec.kv_format().scale) {
+    case Scale::None:
+      break;
+    case Scale::Tensor:
+      return m.tensors.scales(name, {1});
+    case Scale::Head:
+      return m.tensors.scales(name, {heads});
+    case Scale::Page:
+      return m.tensors.scales(name, {m.key_extent, heads});
+    case Scale::Token:
+      if (m.spec.page_size == 0) return m.tensors.scales(name, {m.key_extent, heads});
+      return m.tensors.scales(name, {m.key_extent, m.spec.page_size, heads});
+  }
+  return {};
+}
+
+}  // namespace
+
 void make_attention(Making& m) {
+  const DType stored = m.spec.kv_format().storage;
   const std::int64_t heads = m.spec.heads_kv, dim = m.spec.head_dim, dim_v = m.spec.dim_v();
   m.operands.q = m.tensors.input("q", m.spec.dtype, {m.spec.rows(), m.spec.heads_q, dim},
                                  m.tensors.row_order());
   fill_queries(m, m.operands.q, Role::Query);
   if (m.spec.layout == Layout::Packed) {
-    m.operands.k = make_keys(m, "k and v", m.spec.dtype, heads, dim + dim_v);
+    m.operands.k = make_keys(m, "k and v", stored, heads, dim + dim_v);
     m.operands.k.shape[m.operands.k.rank - 1] = dim;
     m.operands.v = m.operands.k;
     m.operands.v.shape[m.operands.v.rank - 1] = dim_v;
-    m.operands.v.data =
-        static_cast<std::byte*>(m.operands.v.data) + size_in_bytes(m.spec.dtype, dim);
+    m.operands.v.data = static_cast<std::byte*>(m.operands.v.data) + size_in_bytes(stored, dim);
   } else {
-    m.operands.k = make_keys(m, "k", m.spec.dtype, heads, dim);
-    m.operands.v = make_keys(m, "v", m.spec.dtype, heads, dim_v);
+    m.operands.k = make_keys(m, "k", stored, heads, dim);
+    m.operands.v = make_keys(m, "v", stored, heads, dim_v);
   }
+  m.operands.k_scale = make_scales(m, "k_scale");
+  m.operands.v_scale = make_scales(m, "v_scale");
   Used used;
   if (is_hostile(m.spec)) {
     if (m.spec.op == Op::SparseAttention) {
@@ -178,6 +267,9 @@ void make_attention(Making& m) {
   }
   fill_keys(m, m.operands.k, Role::Key, used, m.spec.hostile == Hostile::NanK);
   fill_keys(m, m.operands.v, Role::Value, used, m.spec.hostile == Hostile::NanV);
+  fill_scales(m, key_rows(m.problem, m.operands), Role::Key, used, m.spec.hostile == Hostile::NanK);
+  fill_scales(m, value_rows(m.problem, m.operands), Role::Value, used,
+              m.spec.hostile == Hostile::NanV);
 }
 
 }  // namespace msa::testkit

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -28,9 +29,10 @@ Format format_of(DType dtype) {
       return {7, -126};
     case DType::F32:
       return {23, -126};
+    case DType::E4M3:
+      return {3, -6};
     case DType::I32:
     case DType::I64:
-    case DType::E4M3:
     case DType::I8:
     case DType::NVFP4:
       break;
@@ -66,6 +68,26 @@ std::uint16_t float_to_f16(float value) {
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+float e4m3_to_float(std::uint8_t code) {
+  const int magnitude = code & 0x7f;
+  float value = std::ldexp(static_cast<float>(magnitude & 7), -9);
+  if (magnitude >= 8)
+    value = std::ldexp(1 + static_cast<float>(magnitude & 7) / 8, magnitude / 8 - 7);
+  if (magnitude == 0x7f) value = std::numeric_limits<float>::quiet_NaN();
+  return (code & 0x80) != 0 ? -value : value;
+}
+
+std::uint8_t float_to_e4m3(float value) {
+  const int sign = std::signbit(value) ? 0x80 : 0;
+  const float magnitude = std::fabs(value);
+  if (!std::isfinite(value)) return static_cast<std::uint8_t>(sign | 0x7f);
+  if (magnitude >= 448) return static_cast<std::uint8_t>(sign | 0x7e);
+  // In steps of the last bit of the number's binade; the smallest normal one is 2^-6.
+  const int exponent = magnitude == 0 ? -6 : std::max(std::ilogb(magnitude), -6);
+  const auto steps = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
+  return static_cast<std::uint8_t>(sign | ((exponent + 6) * 8 + steps));
+}
+
 namespace {
 
 struct NumberF32 {
@@ -83,6 +105,11 @@ struct NumberBF16 {
   static float read(std::uint16_t x) { return bf16_to_float(x); }
   static std::uint16_t write(float x) { return float_to_bf16(x); }
 };
+struct NumberE4M3 {
+  using Storage = std::uint8_t;
+  static float read(std::uint8_t x) { return e4m3_to_float(x); }
+  static std::uint8_t write(float x) { return float_to_e4m3(x); }
+};
 
 /// f(format) for a floating-point dtype.
 template <class F>
@@ -94,9 +121,10 @@ auto with_format(DType dtype, const F& f) {
       return f(NumberF16{});
     case DType::BF16:
       return f(NumberBF16{});
+    case DType::E4M3:
+      return f(NumberE4M3{});
     case DType::I32:
     case DType::I64:
-    case DType::E4M3:
     case DType::I8:
     case DType::NVFP4:
       break;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// 16-bit floating-point numbers in software, and the spacing of each type: what generators and
-// comparisons convert with. Shares no code with the library, so that a wrong conversion there
-// cannot hide here.
+// Floating-point numbers of 16 and 8 bits in software, and the spacing of each type: what
+// generators and comparisons convert with. Shares no code with the library, so that a wrong
+// conversion there cannot hide here.
 #pragma once
 
 #include <bit>
@@ -25,10 +25,14 @@ inline std::uint16_t float_to_bf16(float value) {
 float f16_to_float(std::uint16_t bits);
 std::uint16_t float_to_f16(float value);  // nearest, ties to even
 
+/// e4m3 has no infinity: what is too large becomes 448, infinity and NaN become NaN.
+float e4m3_to_float(std::uint8_t code);
+std::uint8_t float_to_e4m3(float value);  // nearest, ties to even
+
 /// Nearest value of the type.
 float round_to(float value, DType dtype);
 
-/// `count` neighbouring elements from `source` to floats (f32, f16 or bf16), and back.
+/// `count` neighbouring elements from `source` to floats (f32, f16, bf16 or e4m3), and back.
 void load(const void* source, DType dtype, std::int64_t count, float* target);
 void store(const float* source, std::int64_t count, DType dtype, void* target);
 

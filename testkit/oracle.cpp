@@ -27,7 +27,10 @@ Answer::Answer(const Problem& problem, const Operands& operands)
 
 Answer::Answer(const Problem& problem, const Operands& operands, const Request& request,
                std::int64_t i, const Part& part)
-    : part_(part), problem_(problem), operands_(operands) {
+    : part_(part),
+      problem_(problem),
+      scale_(problem.attention.kv.value_or(problem.attention.q).scale),
+      operands_(operands) {
   part_.row_begin = request.q_begin + i;
   take_row(request, i);
   take_heads();
@@ -56,6 +59,11 @@ void Answer::take_row(const Request& request, std::int64_t i) {
     for (Tensor* t : {&o.k, &o.v, &o.index_k}) {
       *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
     }
+    if (scale_ == Scale::Token) {
+      for (Tensor* t : {&o.k_scale, &o.v_scale}) {
+        *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
+      }
+    }
   }
   problem_.bounds.batch = 1;
   problem_.bounds.total_q = 1;
@@ -74,6 +82,9 @@ void Answer::take_heads() {
       *t = narrow(*t, 1, first * group, count * group);
     }
     for (Tensor* t : {&o.k, &o.v}) *t = narrow(*t, key_heads, first, count);
+    for (Tensor* t : {&o.k_scale, &o.v_scale}) {
+      if (scale_ != Scale::Tensor) *t = narrow(*t, t->rank - 1, first, count);
+    }
     problem_.attention.heads_q = count * group;
     problem_.attention.heads_kv = count;
   }

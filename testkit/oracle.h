@@ -43,6 +43,7 @@ class Answer {
 
   Part part_{};
   Problem problem_;
+  Scale scale_ = Scale::None;  // of keys and values
   Operands operands_;
   std::vector<std::unique_ptr<std::byte[]>> memory_{};
   std::vector<std::int32_t> numbers_{};

@@ -103,8 +103,7 @@ class PlainRow {
     scores_.resize(keys_.size() * static_cast<std::size_t>(variants_ * group_));
     std::vector<float> key(static_cast<std::size_t>(p_.attention.head_dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load(key_row(o_.k, o_.batch, r_, keys_[n], kv_head_), p_.attention.q.storage,
-           p_.attention.head_dim, key.data());
+      load_key(key_rows(p_, o_), r_, keys_[n], kv_head_, p_.attention.head_dim, key.data());
       for (std::int64_t g = 0; g < group_; ++g) {
         const float *q = queries[g].data(), *q2 = scaled[g].data();
         for (int v = 0; v < variants_; ++v) {
@@ -137,8 +136,7 @@ class PlainRow {
     const std::int64_t dim = p_.attention.value_dim;
     std::vector<float> value(static_cast<std::size_t>(dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.attention.q.storage, dim,
-           value.data());
+      load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
       for (const float v : value) {
         if (std::isfinite(v)) result_.largest_v = std::max<double>(result_.largest_v, std::fabs(v));
       }
@@ -168,8 +166,7 @@ class PlainRow {
     std::vector<float> value(static_cast<std::size_t>(dim));
     std::vector<double> terms(static_cast<std::size_t>(group_ * dim), 0.0);
     for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load(key_row(o_.v, o_.batch, r_, keys_[n], kv_head_), p_.attention.q.storage, dim,
-           value.data());
+      load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
       for (std::int64_t g = 0; g < group_; ++g) {
         const double weight = score_at(0, g, n) / sums_[g];
         for (std::int64_t d = 0; d < dim; ++d) {
@@ -235,15 +232,15 @@ PlainMerge plain_merge(const Operands& o, std::int64_t row, std::int64_t head) {
 }
 
 ScoreBound score_of_block(const Tensor& queries, std::int64_t row, std::int64_t head,
-                          const Tensor& keys, std::int64_t key_head, const Batch& batch,
-                          const Request& request, std::int64_t i, std::int64_t id) {
+                          const KeyRows& keys, std::int64_t key_head, const Request& request,
+                          std::int64_t i, std::int64_t id) {
   const std::int64_t dim = queries.shape[2];
   const std::vector<float> query = load_row(address(queries, row, head), queries.dtype, dim);
   const auto [begin, end] = request.block_keys(i, id);
+  std::vector<float> key(static_cast<std::size_t>(dim));
   ScoreBound result{.score = -std::numeric_limits<double>::infinity()};
   for (std::int64_t n = begin; n < end; ++n) {
-    const std::vector<float> key =
-        load_row(key_row(keys, batch, request, n, key_head), keys.dtype, dim);
+    load_key(keys, request, n, key_head, dim, key.data());
     double sum = 0;
     for (std::int64_t d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * key[d];
     if (std::isnan(sum)) continue;

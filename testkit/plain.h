@@ -43,7 +43,7 @@ struct ScoreBound {
   double error = 0;
 };
 ScoreBound score_of_block(const Tensor& queries, std::int64_t row, std::int64_t head,
-                          const Tensor& keys, std::int64_t key_head, const Batch& batch,
-                          const Request& request, std::int64_t i, std::int64_t id);
+                          const KeyRows& keys, std::int64_t key_head, const Request& request,
+                          std::int64_t i, std::int64_t id);
 
 }  // namespace msa::testkit

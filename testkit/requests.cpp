@@ -73,4 +73,46 @@ std::byte* key_row(const Tensor& keys, const Batch& batch, const Request& reques
                  head);
 }
 
+KeyRows key_rows(const Problem& problem, const msa::Operands& operands) {
+  const Format format = problem.attention.kv.value_or(problem.attention.q);
+  return {operands.k, operands.batch, operands.k_scale, format.scale};
+}
+
+KeyRows value_rows(const Problem& problem, const msa::Operands& operands) {
+  const Format format = problem.attention.kv.value_or(problem.attention.q);
+  return {operands.v, operands.batch, operands.v_scale, format.scale};
+}
+
+std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,
+                         std::int64_t head) {
+  const bool paged = static_cast<bool>(rows.batch.page_table);
+  const std::int64_t page_size = paged ? rows.keys.shape[1] : 1;
+  const std::int64_t page =
+      paged ? int_at(rows.batch.page_table, request.index, key / page_size) : 0;
+  switch (rows.scale) {
+    case Scale::None:
+      break;
+    case Scale::Tensor:
+      return address(rows.scales, 0);
+    case Scale::Head:
+      return address(rows.scales, head);
+    case Scale::Page:
+      return address(rows.scales, page, head);
+    case Scale::Token:
+      return paged ? address(rows.scales, page, key % page_size, head)
+                   : address(rows.scales, request.k_begin + key, head);
+  }
+  return nullptr;
+}
+
+void load_key(const KeyRows& rows, const Request& request, std::int64_t key, std::int64_t head,
+              std::int64_t count, float* target) {
+  load(key_row(rows.keys, rows.batch, request, key, head), rows.keys.dtype, count, target);
+  const std::byte* place = scale_address(rows, request, key, head);
+  if (place == nullptr) return;
+  float scale = 0;
+  std::memcpy(&scale, place, sizeof scale);
+  for (std::int64_t d = 0; d < count; ++d) target[d] *= scale;
+}
+
 }  // namespace msa::testkit

@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "msa/attention.h"
+#include "msa/operands.h"
 
 namespace msa::testkit {
 
@@ -49,5 +49,24 @@ std::vector<Request> requests_of(const Problem& problem, const Batch& batch);
 /// Row of key `key` and head `head`: in ragged rows or through the page table.
 std::byte* key_row(const Tensor& keys, const Batch& batch, const Request& request, std::int64_t key,
                    std::int64_t head);
+
+/// Keys or values with what their format says of scales.
+struct KeyRows {
+  const Tensor& keys;
+  const Batch& batch;
+  Tensor scales{};
+  Scale scale = Scale::None;
+};
+
+KeyRows key_rows(const Problem& problem, const msa::Operands& operands);
+KeyRows value_rows(const Problem& problem, const msa::Operands& operands);
+
+/// Where the scale of a key lies; null where it has none.
+std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,
+                         std::int64_t head);
+
+/// `count` values of a key in fp32: codes times their scale.
+void load_key(const KeyRows& rows, const Request& request, std::int64_t key, std::int64_t head,
+              std::int64_t count, float* target);
 
 }  // namespace msa::testkit

@@ -27,7 +27,10 @@ TensorMaker::TensorMaker(const Case& spec) : spec_(spec) {
 }
 
 /// What inputs hold where nobody wrote: NaN, or numbers so large that a leak shows.
-int TensorMaker::background() const { return spec_.hostile != Hostile::None ? 0xff : 0x47; }
+int TensorMaker::background(DType dtype) const {
+  if (spec_.hostile != Hostile::None) return 0xff;
+  return dtype == DType::E4M3 ? 0x7e : 0x47;
+}
 
 Shape TensorMaker::strides_for(const Shape& shape, const DimOrder& order, bool unit_inner) const {
   Shape strides(shape.size());
@@ -65,7 +68,7 @@ Tensor TensorMaker::make(const std::string& name, bool output, DType dtype, cons
 Tensor TensorMaker::input(const std::string& name, DType dtype, const Shape& shape,
                           const DimOrder& order, bool unit_inner) {
   Tensor tensor = make(name, false, dtype, shape, strides_for(shape, order, unit_inner));
-  buffers_.back().fill(background());
+  buffers_.back().fill(background(dtype));
   return tensor;
 }
 
@@ -85,7 +88,24 @@ Tensor TensorMaker::keys(const std::string& name, DType dtype, const Shape& shap
   Shape strides = strides_for(one, order, true);
   strides[strides.size() - 2] = 0;
   Tensor tensor = make(name, false, dtype, shape, strides);
-  buffers_.back().fill(background());
+  buffers_.back().fill(background(dtype));
+  return tensor;
+}
+
+Tensor TensorMaker::scales(const std::string& name, const Shape& shape) {
+  const std::size_t heads = shape.size() - 1;
+  DimOrder order;
+  for (std::size_t d = 0; d < shape.size(); ++d) order.push_back(static_cast<int>(d));
+  if (spec_.layout == Layout::HeadMajor || spec_.strides == Strides::Transposed) {
+    std::rotate(order.begin(), order.end() - 1, order.end());
+  }
+  if (spec_.strides != Strides::Broadcast) return input(name, DType::F32, shape, order, false);
+  Shape one = shape;
+  one[heads] = 1;
+  Shape strides = strides_for(one, order, false);
+  strides[heads] = 0;
+  Tensor tensor = make(name, false, DType::F32, shape, strides);
+  buffers_.back().fill(background(DType::F32));
   return tensor;
 }
 

@@ -66,6 +66,26 @@ class Vector : public testing::TestWithParam<cpu::Isa> {
   VectorChecks v;
 };
 
+// ---- e4m3 ----
+
+TEST_P(Vector, CodesOfE4M3AreExact) {
+  std::vector<std::uint8_t> codes(256);
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint8_t>(i);
+  const std::vector<float> y = map(v.load_e4m3, codes);
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const double size =
+        std::ldexp(mantissa / 8.0 + (exponent > 0 ? 1 : 0), std::max(exponent, 1) - 7);
+    const float given = y[static_cast<std::size_t>(code)];
+    if ((code & 127) == 127) {
+      EXPECT_TRUE(std::isnan(given)) << code;
+    } else {
+      EXPECT_EQ(given, code < 128 ? size : -size) << code;
+      EXPECT_EQ(std::signbit(given), code >= 128) << code;
+    }
+  }
+}
+
 // ---- exp2 ----
 
 TEST_P(Vector, Exp2IsWithinAnUlp) {

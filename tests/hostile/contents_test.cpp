@@ -24,6 +24,9 @@ TEST_P(Hostile, AddressesPast2To31) {
       "op=scores heads=2/2 dim=32 block=16 lens=9:60 strides=huge",
       "op=topk heads=2/2 block=16 topk=2 lens=9:60 strides=huge chosen=1",
       "op=sparse heads=2/1 dim=32 block=16 topk=2 lens=9:60,1:90 page=0|16 strides=huge lse=1",
+      "op=sparse heads=4/2 dim=32 block=16 topk=2 lens=9:60,1:90 page=0|16 strides=huge "
+      "kv=e4m3/token",
+      "op=dense heads=4/2 dim=32 lens=9:60,1:90 page=16 strides=huge kv=e4m3/page",
       "op=sparse heads=2/1 dim=32 block=16 topk=2 lens=9:60,1:90 page=16 pool=4194310 lse=1",
       "op=msa heads=2/1 dim=32 block=16 topk=2 lens=9:60 page=16 pool=4194310 layout=packed",
       "op=merge_states heads=2/2 dim=32 lens=5:0 strides=huge lse=1",
