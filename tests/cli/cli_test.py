@@ -403,6 +403,9 @@ class Files(CliTest):
                      "op=scores heads=2/2 dim=32 block=16 lens=9:40 page=16 layout=head_major",
                      "op=select heads=2/2 dim=32 block=16 topk=2 init=1 lens=9:90,0:7 pool=200 strides=transposed",
                      "op=sparse heads=4/2 dim=32 block=16 topk=6 lens=9:96:380@288/384,9:96:380@192/384",
+                     "op=dense heads=4/2 dim=32 lens=9:40,3:33 kv=e4m3/head",
+                     "op=sparse heads=4/2 dim=32 block=16 topk=3 lens=9:90,4:40 kv=e4m3/token hostile=nan",
+                     "op=msa heads=4/2 dim=32 block=16 topk=2 lens=9:90 page=16 kv=e4m3/page strides=broadcast",
                      "op=msa dtype=f16 heads=4/2 dim=32 block=16 topk=2 lens=9:90:70 page=16 layout=packed hostile=nan"):
             with self.subTest(case=case):
                 command = self.make(case)
@@ -415,6 +418,20 @@ class Files(CliTest):
                 found = dict(line.split("\t") for line in result.stdout.splitlines())
                 self.assertEqual(found["rows"], found["compared"])
                 self.assertLessEqual(float(found["share_of_tolerance"]), 1)
+
+    def test_a_scale_is_never_ignored(self):
+        command = self.make("op=dense heads=4/2 dim=32 lens=9:40 kv=e4m3/head")
+        self.run_made(command)
+        tensors, metadata = st.read(self.path("in"))
+        self.assertEqual([tensors[name][0] for name in ("k", "v", "k_scale")], ["F8_E4M3", "F8_E4M3", "F32"])
+        for name in ("k_scale", "v_scale"):
+            changed = {**tensors, name: ("F32", [2], [2 * x for x in tensors[name][2]])}
+            st.write(self.path("changed"), changed, metadata)
+            self.expect(FAILED, msa("verify", command[2], self.path("changed"), self.path("out"),
+                                    *self.settings(command)), "FAILED")
+            del changed[name]
+            st.write(self.path("changed"), changed, metadata)
+            self.expect(BAD_INPUT, msa("run", "dense", self.path("changed"), self.path("new")), "v_scale")
 
     def test_made_tensors_are_those_of_the_case(self):
         self.make("op=dense heads=2/1 dim=16 lens=3:20 regime=integers dtype=f32", "plain")
@@ -526,7 +543,8 @@ class Bench(CliTest):
         lines = self.expect(GOOD, msa("bench", "--list")).stdout.splitlines()
         ids = {line.split("\t")[0].replace("cpu.host.", "cpu.") for line in lines[1:]}
         for row in ("cpu.dense.8k", "cpu.select.32k", "cpu.sparse.32k.drift", "cpu.sparse.32k.random", "cpu.msa.32k.drift",
-                    "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.dense.8k.avx2", "cpu.memory.128k", "cpu.nan.8k"):
+                    "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.decode.e4m3", "cpu.dense.8k.avx2",
+                    "cpu.memory.128k", "cpu.nan.8k"):
             self.assertIn(row, ids)
         self.expect(USAGE, msa("bench", "--filter", "no.such.row"))
         several = self.bench("--case", f"op=sparse {SMALL}")

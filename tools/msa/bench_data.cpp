@@ -59,7 +59,7 @@ void require_plain(const Case& spec) {
                       spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
   const bool contents =
       spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
-  if (op && lengths && memory && contents && !spec.block_max && spec.output &&
+  if (op && lengths && memory && contents && !spec.block_max && spec.output && !spec.kv &&
       !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
     return;
   }

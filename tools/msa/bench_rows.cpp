@@ -36,6 +36,12 @@ std::vector<BenchRow> named_rows(bool host) {
       {.id = "decode.dense.128k",
        .what = "dense decode of one token over 128K",
        .line = "op=dense lens=1:131072"},
+      {.id = "decode.e4m3",
+       .what = "dense decode of one token over 128K, keys and values in e4m3, a scale for each head, "
+               "against the same in bf16",
+       .line = "op=dense lens=1:131072 kv=e4m3/head",
+       .peer_line = "op=dense lens=1:131072",
+       .peer = "own bf16"},
       {.id = "decode.msa.1m",
        .what = "selection and attention, decode of one token over 1M",
        .line = "op=msa lens=1:1048576 regime=drift"},

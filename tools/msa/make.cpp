@@ -100,6 +100,8 @@ int make(const MakeCommand& command) {
   writer.add("q", o.q);
   writer.add("k" + cache, o.k);
   writer.add("v" + cache, o.v);
+  writer.add("k_scale", o.k_scale);
+  writer.add("v_scale", o.v_scale);
   writer.add("index_q", o.index_q);
   writer.add("index_k" + cache, o.index_k);
   writer.add("block_ids", o.block_ids_in);

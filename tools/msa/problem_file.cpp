@@ -22,11 +22,13 @@ const std::map<std::string, Op, std::less<>>& file_ops() {
   return ops;
 }
 
-constexpr std::array<const char*, 16> kInputs{"q",
+constexpr std::array<const char*, 18> kInputs{"q",
                                               "k",
                                               "v",
                                               "k_cache",
                                               "v_cache",
+                                              "k_scale",
+                                              "v_scale",
                                               "index_q",
                                               "index_k",
                                               "index_k_cache",
@@ -237,6 +239,8 @@ void read_problem(TensorFiles& files, FileOptions& options, FileProblem& problem
     o.q = files.required("q", options.op, 3);
     o.k = read_keys(files, options.op, "k", paged);
     o.v = read_keys(files, options.op, "v", paged);
+    o.k_scale = files.optional("k_scale");
+    o.v_scale = files.optional("v_scale");
   }
   if (indexes(op)) {
     o.index_q = files.required("index_q", options.op, 3);

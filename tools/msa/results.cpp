@@ -106,7 +106,9 @@ std::optional<double> Row::ratio() const {
 }
 
 void add_floor(Row& row, const Peaks& peaks) {
-  const double attend = peak_of(peaks, row.isa, row.spec.dtype);
+  // Codes of e4m3 are multiplied as fp32.
+  const bool widened = row.spec.kv_format().storage == DType::E4M3;
+  const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.dtype);
   const double index = peak_of(peaks, row.isa, row.spec.index_type());
   const double read = row.read_rate > 0 ? row.read_rate : peaks.read_bytes_per_s;
   if (attend <= 0 || index <= 0 || read <= 0) return;
