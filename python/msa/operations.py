@@ -13,6 +13,9 @@ max_seqlen_q, max_seqlen_k: bounds; must be given where the lengths lie on a GPU
 backend, isa, threads: who computes and how; the library chooses where they are left out
 batch_invariant: the bits of a request do not depend on the batch around it
 dtype: what arrays of 16-bit unsigned words hold ("bf16"), for numpy, which has no such type
+k_scale, v_scale: f32, where k and v are stored as e4m3 and scaled: [1], [Hkv], [P, Hkv] of pages, or one for each token
+    and head, [N, Hkv] or [P, S, Hkv]
+kv_dtype: what k and v of unsigned bytes hold ("e4m3")
 out_dtype: "f32" for an output of that type beside 16-bit queries
 out, lse, ...: arrays to write into; what is left out and wanted (return_lse, ...) is allocated as q was
 workspace: bytes on the device, as many as the plan says; left out: allocated for the call
@@ -31,16 +34,16 @@ __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selecti
            "select_blocks", "select_topk", "sparse_attention"]
 
 
-def dense_attention(q: Array, k: Array, v: Array | None = None, *, cu_seqlens_q: Array | None = None,
-                    seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
-                    q_offsets: Array | None = None, key_offsets: Array | None = None,
-                    total_seqlens_k: Array | None = None, block_size: int = 128, causal: bool = True,
-                    softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Array | None = None,
+                    v_scale: Array | None = None, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                    cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
+                    key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
+                    causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
-                    threads: int = 0, batch_invariant: bool = False, dtype: Any = None, out_dtype: Any = None,
-                    out: Array | None = None, lse: Array | None = None, block_max: Array | None = None,
-                    return_lse: bool = False, return_block_max: bool = False, workspace: Array | None = None,
-                    stream: Any = None) -> Any:
+                    threads: int = 0, batch_invariant: bool = False, dtype: Any = None, kv_dtype: Any = None,
+                    out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
+                    block_max: Array | None = None, return_lse: bool = False, return_block_max: bool = False,
+                    workspace: Array | None = None, stream: Any = None) -> Any:
     """Attends every visible key of every request.
 
     q: [T, Hq, D]
@@ -57,14 +60,15 @@ def dense_attention(q: Array, k: Array, v: Array | None = None, *, cu_seqlens_q:
     >>> msa.dense_attention(q, k, v).shape
     (3, 4, 16)
     """
-    return _core.dense_attention(q, k, v, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
-                                 page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
-                                 total_seqlens_k=total_seqlens_k, out=out, lse=lse if lse is not None else return_lse,
+    return _core.dense_attention(q, k, v, k_scale=k_scale, v_scale=v_scale, cu_seqlens_q=cu_seqlens_q,
+                                 seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                 q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
+                                 lse=lse if lse is not None else return_lse,
                                  block_max=block_max if block_max is not None else return_block_max,
                                  block_size=block_size, causal=causal, softmax_scale=softmax_scale,
                                  max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
                                  threads=threads, batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype,
-                                 workspace=workspace, stream=stream)
+                                 workspace=workspace, stream=stream, kv_dtype=kv_dtype)
 
 
 def block_scores(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
@@ -153,15 +157,15 @@ def select_blocks(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None 
                                workspace=workspace, stream=stream)
 
 
-def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, cu_seqlens_q: Array | None = None,
-                     seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
-                     q_offsets: Array | None = None, key_offsets: Array | None = None,
-                     total_seqlens_k: Array | None = None, block_size: int = 128, causal: bool = True,
-                     softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, k_scale: Array | None = None,
+                     v_scale: Array | None = None, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                     cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
+                     key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
+                     causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                      max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
-                     threads: int = 0, batch_invariant: bool = False, dtype: Any = None, out_dtype: Any = None,
-                     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-                     workspace: Array | None = None, stream: Any = None) -> Any:
+                     threads: int = 0, batch_invariant: bool = False, dtype: Any = None, kv_dtype: Any = None,
+                     out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
+                     return_lse: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
     """Attends the visible keys of the listed blocks.
 
     q: [T, Hq, D]
@@ -178,25 +182,26 @@ def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, cu_seqle
     >>> bool(np.isclose(lse[0, 0], np.log(128 + 44)))
     True
     """
-    return _core.sparse_attention(q, k, v, block_ids, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
-                                  cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                                  key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
-                                  lse=lse if lse is not None else return_lse, block_size=block_size, causal=causal,
-                                  softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                                  backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
-                                  out_dtype=out_dtype, dtype=dtype, workspace=workspace, stream=stream)
+    return _core.sparse_attention(q, k, v, block_ids, k_scale=k_scale, v_scale=v_scale, cu_seqlens_q=cu_seqlens_q,
+                                  seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                  q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                                  out=out, lse=lse if lse is not None else return_lse, block_size=block_size,
+                                  causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                                  max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                                  batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype,
+                                  workspace=workspace, stream=stream, kv_dtype=kv_dtype)
 
 
-def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None,
-                  seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
-                  q_offsets: Array | None = None, key_offsets: Array | None = None,
-                  total_seqlens_k: Array | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
-                  init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
-                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
-                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False, dtype: Any = None,
-                  out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
-                  block_ids: Array | None = None, return_lse: bool = False, return_block_ids: bool = False,
-                  workspace: Array | None = None, stream: Any = None) -> Any:
+def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, *, k_scale: Array | None = None,
+                  v_scale: Array | None = None, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+                  cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
+                  key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
+                  topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
+                  softmax_scale: float | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+                  backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                  dtype: Any = None, kv_dtype: Any = None, out_dtype: Any = None, out: Array | None = None,
+                  lse: Array | None = None, block_ids: Array | None = None, return_lse: bool = False,
+                  return_block_ids: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
     """select_blocks, then sparse_attention.
 
     q: [T, Hq, D]
@@ -214,16 +219,16 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
     >>> msa.msa_attention(q, kv, kv, iq, ik, topk=2, return_block_ids=True).block_ids[1, 0].tolist()
     [0, 2]
     """
-    return _core.msa_attention(q, k, v, index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
-                               cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                               key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
+    return _core.msa_attention(q, k, v, index_q, index_k, k_scale=k_scale, v_scale=v_scale, cu_seqlens_q=cu_seqlens_q,
+                               seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                               q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
                                lse=lse if lse is not None else return_lse,
                                block_ids=block_ids if block_ids is not None else return_block_ids,
                                block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                                causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
                                max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                                batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype, workspace=workspace,
-                               stream=stream)
+                               stream=stream, kv_dtype=kv_dtype)
 
 
 def merge_states(outs: Parts, lses: Parts, *, backend: str | None = None, isa: str | None = None, threads: int = 0,

@@ -27,8 +27,12 @@ bool is_batch(const msa_field& field) {
   return false;
 }
 
+bool is_kv(const msa_field& field) { return std::strcmp(field.element, "kv") == 0; }
+bool is_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
+
 bool is_format(const msa_field& field) {
-  return std::strcmp(field.element, "f32") != 0 && std::strcmp(field.element, "i32") != 0;
+  return std::strcmp(field.element, "f32") != 0 && std::strcmp(field.element, "i32") != 0 &&
+         !is_scale(field);
 }
 
 // The flag of the problem that plans an output, or null where the operation always writes it.
@@ -45,7 +49,7 @@ Call::Call(State& state, Operation& operation)
       views_(state),
       host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
   std::memset(&args_, 0, sizeof args_);
-  args_.struct_size = MSA_STRUCT_SIZE(msa_args, q_slots);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, v_scale);
 }
 
 std::size_t Call::find(const char* name) const {
@@ -54,11 +58,14 @@ std::size_t Call::find(const char* name) const {
   return i;
 }
 
-bool Call::gather_tensor(std::size_t field, PyObject* value, msa_dtype words) {
+bool Call::gather_tensor(std::size_t field, PyObject* value, const Stored& stored) {
   const msa_field& row = operation_.fields[field];
   const bool output = is_output(row);
-  const Wanted wanted{
-      .name = row.name, .writable = output, .words = is_format(row) ? words : msa_dtype{-1}};
+  const Wanted wanted{.name = row.name,
+                      .writable = output,
+                      .words = is_format(row) ? stored.words : msa_dtype{-1},
+                      .keys = is_kv(row),
+                      .bytes = stored.bytes};
   if (!views_.add(wanted, value, at<msa_tensor>(field))) return false;
   if (output) {
     outputs_[field] = Ref::borrow(value);
@@ -102,7 +109,7 @@ bool Call::gather_parts(std::size_t field, PyObject* value, msa_dtype words) {
 }
 
 bool Call::gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* stream,
-                  msa_dtype words) {
+                  const Stored& stored) {
   if (!views_.set_stream(stream)) return false;
   user_stream_ = stream;
   for (std::size_t i = 0; i < operation_.count; ++i) {
@@ -113,7 +120,7 @@ bool Call::gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* s
       if (value == Py_True) wanted_ |= std::uint32_t{1} << i;
       continue;
     }
-    if (row.parts != 0 ? !gather_parts(i, value, words) : !gather_tensor(i, value, words)) {
+    if (row.parts != 0 ? !gather_parts(i, value, stored.words) : !gather_tensor(i, value, stored)) {
       return false;
     }
   }
@@ -338,7 +345,8 @@ bool takes(const Operation& operation, const char* setting) {
 // The inputs that have a place in a call by hand, and how many of them must be given.
 void count_places(const Operation& operation, std::size_t* places, std::size_t* required) {
   *places = *required = 0;
-  for (std::size_t i = 0; i < operation.inputs && !is_batch(operation.fields[i]); ++i) {
+  for (std::size_t i = 0; i < operation.inputs; ++i) {
+    if (is_batch(operation.fields[i]) || is_scale(operation.fields[i])) break;
     *places = i + 1;
     if (operation.fields[i].role == MSA_INPUT && *required == i) *required = i + 1;
   }
@@ -357,6 +365,7 @@ bool make_operation(msa_op op, Operation* operation) {
   for (std::size_t i = 0; i < operation->count; ++i) {
     run.push_back(operation->fields[i].name);
     operation->writes_format |= std::strcmp(operation->fields[i].element, "out") == 0;
+    operation->reads_kv |= is_kv(operation->fields[i]);
   }
   call.assign(run.begin(), run.begin() + static_cast<std::ptrdiff_t>(operation->inputs));
   for (std::size_t i = 0; i < kSettings; ++i) {
@@ -369,6 +378,7 @@ bool make_operation(msa_op op, Operation* operation) {
   // Dispatchers hand over everything by its place; people name all but the first tensors.
   const std::size_t by_place = call.size();
   for (const char* name : {"dtype", "workspace", "stream"}) call.push_back(name);
+  if (operation->reads_kv) call.push_back("kv_dtype");
   for (const char* name : {"workspace", "stream"}) run.push_back(name);
   if (operation->count > 32 || call.size() > kMaxParameters) {
     PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");

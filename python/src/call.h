@@ -11,13 +11,20 @@
 
 namespace msa_python {
 
+/// What arrays of unsigned integers hold, for libraries without the type; -1: nobody said.
+struct Stored {
+  msa_dtype words = -1;  // of 16 bits
+  msa_dtype bytes = -1;  // keys and values
+};
+
 class Call {
  public:
   Call(State& state, Operation& operation);
 
   /// Inputs and given outputs. An output given as True is wanted and allocated later; False and
   /// None are not given. `words`: what 16-bit words hold, or -1.
-  bool gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* stream, msa_dtype words);
+  bool gather(PyObject* const* inputs, PyObject* const* outputs, PyObject* stream,
+              const Stored& stored);
   /// Whether any input was given.
   bool has_inputs() const { return first_ != nullptr; }
 
@@ -32,7 +39,7 @@ class Call {
   PyObject* result();
 
  private:
-  bool gather_tensor(std::size_t field, PyObject* value, msa_dtype words);
+  bool gather_tensor(std::size_t field, PyObject* value, const Stored& stored);
   bool gather_parts(std::size_t field, PyObject* value, msa_dtype words);
   bool is_wanted(std::size_t field) const { return (wanted_ >> field & 1) != 0; }
   bool is_given(std::size_t field) const { return static_cast<bool>(outputs_[field]); }

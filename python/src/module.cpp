@@ -29,11 +29,15 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
     const Number& number = numbers()[operation.settings[i]];
     if (setting[i] != nullptr && !put_number(state, number, setting[i], &staged)) return nullptr;
   }
-  msa_dtype words = -1;
-  if (dtype != nullptr && (words = parse_dtype(state, "dtype", dtype)) < 0) return nullptr;
+  Stored stored;
+  if (dtype != nullptr && (stored.words = parse_dtype(state, "dtype", dtype)) < 0) return nullptr;
+  if (operation.reads_kv && other[3] != nullptr &&
+      !parse_kv_dtype(state, other[3], &stored.bytes)) {
+    return nullptr;
+  }
   Call run(state, operation);
   msa_problem problem;
-  if (!run.gather(values, outputs, stream, words) || !run.pose(staged, &problem)) return nullptr;
+  if (!run.gather(values, outputs, stream, stored) || !run.pose(staged, &problem)) return nullptr;
   if (out_dtype != nullptr) {
     problem.out_dtype = parse_dtype(state, "out_dtype", out_dtype);
     if (problem.out_dtype < 0) return nullptr;
@@ -187,7 +191,8 @@ bool make_names(Names* names) {
          intern("requires_grad", &names->requires_grad) &&
          intern("cuda_stream", &names->cuda_stream) && intern("ptr", &names->ptr) &&
          intern("dtype", &names->dtype) && intern("name", &names->name) &&
-         intern("view", &names->view) && intern("uint16", &names->uint16);
+         intern("view", &names->view) && intern("uint16", &names->uint16) &&
+         intern("uint8", &names->uint8);
 }
 
 // From a module beside this one, whatever their package is called.

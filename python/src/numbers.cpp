@@ -34,6 +34,7 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(page_size, Int, page_size, false),
     MSA_NUMBER(parts, Int, parts, false),
     MSA_NUMBER(dtype, Dtype, q.storage, false),
+    MSA_NUMBER(kv, Format, kv, false),
     MSA_NUMBER(heads_q, Int, heads_q, false),
     MSA_NUMBER(heads_kv, Int, heads_kv, false),
     MSA_NUMBER(head_dim, Int, head_dim, false),
@@ -133,7 +134,42 @@ bool put_device(const State& state, const Number& number, PyObject* value, msa_p
   return true;
 }
 
+// By msa_scale.
+constexpr const char* kE4M3[] = {"e4m3", "e4m3/tensor", "e4m3/head", "e4m3/page", "e4m3/token"};
+
+bool put_kv(const State& state, const Number& number, PyObject* value, msa_problem* problem) {
+  if (!PyUnicode_Check(value)) return refuse(number, "text", value);
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+  if (text == nullptr) return false;
+  for (msa_scale scale = MSA_SCALE_NONE; scale <= MSA_SCALE_TOKEN; ++scale) {
+    if (std::string(kE4M3[scale]) != text) continue;
+    problem->kv = {MSA_E4M3, scale, 0};
+    problem->kv_given = 1;
+    return true;
+  }
+  raise(state, MSA_INVALID_ARGUMENT, number.name,
+        std::string("kv: expected e4m3 or e4m3/tensor, /head, /page or /token, got ") + text);
+  return false;
+}
+
+PyObject* get_kv(const msa_problem& problem) {
+  if (problem.kv_given == 0) Py_RETURN_NONE;
+  const bool known = problem.kv.storage == MSA_E4M3 && problem.kv.scale <= MSA_SCALE_TOKEN;
+  return PyUnicode_FromString(known ? kE4M3[problem.kv.scale] : msa_dtype_name(problem.kv.storage));
+}
+
 }  // namespace
+
+bool parse_kv_dtype(const State& state, PyObject* value, msa_dtype* dtype) {
+  *dtype = parse_dtype(state, "kv_dtype", value);
+  if (*dtype == MSA_E4M3) return true;
+  if (*dtype >= 0) {
+    raise(state, MSA_INVALID_ARGUMENT, "kv_dtype",
+          std::string("kv_dtype: expected e4m3, got ") + msa_dtype_name(*dtype));
+  }
+  return false;
+}
 
 std::span<const Number> numbers() { return kNumbers; }
 
@@ -174,6 +210,8 @@ bool put_number(const State& state, const Number& number, PyObject* value, msa_p
       return put_text(number, value, problem);
     case Kind::Device:
       return put_device(state, number, value, problem);
+    case Kind::Format:
+      return put_kv(state, number, value, problem);
     case Kind::Dtype:
       break;
   }
@@ -201,6 +239,8 @@ PyObject* get_number(const Number& number, const msa_problem& problem) {
     case Kind::Device:
       if (problem.device_type == MSA_CPU) return PyUnicode_FromString("cpu");
       return PyUnicode_FromFormat("cuda:%d", static_cast<int>(problem.device_index));
+    case Kind::Format:
+      return get_kv(problem);
     case Kind::Dtype:
       break;
   }

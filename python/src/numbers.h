@@ -10,7 +10,7 @@
 namespace msa_python {
 
 struct Number {
-  enum class Kind { Int, Flag, Float, Dtype, Text, Device };
+  enum class Kind { Int, Flag, Float, Dtype, Text, Device, Format };
   const char* name;
   Kind kind;
   std::size_t offset;  // in msa_problem
@@ -30,6 +30,9 @@ PyObject* get_number(const Number& number, const msa_problem& problem);
 
 /// msa_dtype of a name or of a dtype object of numpy, ml_dtypes or torch; -1 with an exception set.
 msa_dtype parse_dtype(const State& state, const char* argument, PyObject* value);
+
+/// What bytes of keys and values hold: e4m3. False with an exception set.
+bool parse_kv_dtype(const State& state, PyObject* value, msa_dtype* dtype);
 
 /// The settings among the numbers.
 msa_settings settings_of(const msa_problem& problem);

@@ -65,10 +65,11 @@ PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject*
       object->problem.op == MSA_OP_BLOCK_SCORES || object->problem.op == MSA_OP_SELECT_BLOCKS;
   const msa_format& format = indexes ? object->problem.index_q : object->problem.q;
   Call call(state, operation);
-  if (!call.gather(values, values + operation.inputs, stream,
-                   format.storage == MSA_BF16 ? MSA_BF16 : msa_dtype{-1})) {
-    return nullptr;
-  }
+  const msa_problem& problem = object->problem;
+  const bool e4m3 = problem.kv_given != 0 && problem.kv.storage == MSA_E4M3;
+  const Stored stored{.words = format.storage == MSA_BF16 ? MSA_BF16 : msa_dtype{-1},
+                      .bytes = e4m3 ? MSA_E4M3 : msa_dtype{-1}};
+  if (!call.gather(values, values + operation.inputs, stream, stored)) return nullptr;
   if (!call.complete(object->problem)) return nullptr;
   if (!call.run(object->plan, object->problem, workspace)) return nullptr;
   return call.result();
@@ -274,11 +275,12 @@ bool pose_by_name(State& state, PyObject* const* args, Py_ssize_t count, PyObjec
     if (!put_number(state, *row.number, row.value, &staged)) return false;
   }
   Call call(state, *operation);
-  msa_dtype words = -1;
+  Stored stored;
   for (const Given& row : given) {
-    if (std::strcmp(row.number->name, "dtype") == 0) words = staged.q.storage;
+    if (std::strcmp(row.number->name, "dtype") == 0) stored.words = staged.q.storage;
   }
-  if (!call.gather(values.data(), values.data() + operation->inputs, nullptr, words)) return false;
+  if (staged.kv_given != 0) stored.bytes = staged.kv.storage;
+  if (!call.gather(values.data(), values.data() + operation->inputs, nullptr, stored)) return false;
   if (!call.has_inputs()) {
     bool index_dtype = false, dtype = false, out_dtype = false;
     for (const Given& row : given) {

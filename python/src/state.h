@@ -37,6 +37,7 @@ struct Operation {
   std::size_t inputs = 0;             // the first fields
   std::vector<std::size_t> settings;  // rows of numbers() that the operation reads
   bool writes_format = false;         // takes out_dtype
+  bool reads_kv = false;              // it takes keys and values
   Signature call;  // inputs, settings, out_dtype, outputs; then by name dtype, workspace, stream
   Signature run;   // fields, workspace, stream
   std::string call_doc;
@@ -47,7 +48,7 @@ struct Operation {
 
 struct Names {
   Ref is_neg, dlpack, dlpack_device, exchange, requires_grad, cuda_stream, ptr, dtype, name, view,
-      uint16;
+      uint16, uint8;
 };
 
 struct State {

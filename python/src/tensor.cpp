@@ -88,6 +88,10 @@ bool is_words(const dlpack::DataType& dtype) {
   return dtype.code == dlpack::kUInt && dtype.bits == 16 && dtype.lanes == 1;
 }
 
+bool is_bytes(const dlpack::DataType& dtype) {
+  return dtype.code == dlpack::kUInt && dtype.bits == 8 && dtype.lanes == 1;
+}
+
 msa_dtype dtype_of(const dlpack::DataType& dtype) {
   if (dtype.lanes != 1) return -1;
   for (const DtypeRow& row : kDtypes) {
@@ -165,12 +169,14 @@ Ref Views::view_as_words(PyObject* object, msa_dtype* words) {
   const Ref dtype = Ref::steal(PyObject_GetAttr(object, state_.names.dtype.get()));
   const Ref name =
       Ref::steal(dtype ? PyObject_GetAttr(dtype.get(), state_.names.name.get()) : nullptr);
-  const bool bf16 = name && utf8(name.get()) == "bfloat16";
+  const std::string text = name ? utf8(name.get()) : "";
+  const bool bf16 = text == "bfloat16";
   Ref view;
-  if (bf16) {
-    view = Ref::steal(PyObject_CallMethodObjArgs(object, state_.names.view.get(),
-                                                 state_.names.uint16.get(), nullptr));
-    *words = MSA_BF16;
+  if (bf16 || text == "float8_e4m3fn") {
+    const Ref& as = bf16 ? state_.names.uint16 : state_.names.uint8;
+    view =
+        Ref::steal(PyObject_CallMethodObjArgs(object, state_.names.view.get(), as.get(), nullptr));
+    *words = bf16 ? MSA_BF16 : MSA_E4M3;
   }
   PyErr_Clear();
   return view;
@@ -293,6 +299,12 @@ bool Views::translate(const Wanted& wanted, const dlpack::Tensor& view, msa_tens
     tensor->dtype = words_ >= 0 ? words_ : wanted.words;
     if (tensor->dtype < 0) {
       return refuse(state_, wanted, "a dtype, or what the words hold (dtype=\"bf16\")", "uint16");
+    }
+  }
+  if (is_bytes(view.dtype) && (wanted.keys || words_ >= 0)) {
+    tensor->dtype = words_ >= 0 ? words_ : wanted.bytes;
+    if (tensor->dtype < 0) {
+      return refuse(state_, wanted, "a dtype, or what the bytes hold (kv_dtype=\"e4m3\")", "uint8");
     }
   }
   if (tensor->dtype < 0) {

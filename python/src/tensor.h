@@ -18,6 +18,8 @@ struct Wanted {
   int part = -1;          // of a merge, or -1
   bool writable = false;  // an output
   msa_dtype words = -1;   // what 16-bit unsigned words hold, or -1
+  bool keys = false;      // keys or values, which bytes may hold
+  msa_dtype bytes = -1;   // what unsigned bytes hold, or -1
 };
 
 /// Tensors of one call: their memory stays valid while this lives.

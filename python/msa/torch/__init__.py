@@ -30,11 +30,12 @@ _merge_selections = overload("merge_selections")
 _invert_selection = overload("invert_selection")
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
-                    seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-                    page_table: Tensor | None = None, q_offsets: Tensor | None = None,
-                    key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
-                    causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, k_scale: Tensor | None = None,
+                    v_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
+                    cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
+                    q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                    total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
+                    softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
                     threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
                     out: Tensor | None = None, lse: Tensor | None = None, block_max: Tensor | None = None,
@@ -43,14 +44,16 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, cu_seqlens
     if out is not None or lse is not None or block_max is not None:
         outputs = {"out": out if out is not None else v is not None, "lse": lse if lse is not None else return_lse,
                    "block_max": block_max if block_max is not None else return_block_max}
-        return write("dense_attention", (q, k, v), outputs, out_dtype, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
-                     cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
-                     total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, softmax_scale=softmax_scale,
-                     max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+        return write("dense_attention", (q, k, v), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                     block_size=block_size, causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                     max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
-    found = _dense_attention(q, k, v, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, cu_seqlens_k,
-                             page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa,
-                             threads, batch_invariant, out_dtype, None, return_lse, return_block_max)
+    found = _dense_attention(q, k, v, k_scale, v_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                             total_seqlens_k, cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q,
+                             max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, None, return_lse,
+                             return_block_max)
     if len(found) == 1:
         return found[0]
     return result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
@@ -126,31 +129,35 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | No
     return result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
-def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None,
-                     seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-                     page_table: Tensor | None = None, q_offsets: Tensor | None = None,
-                     key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
-                     causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, k_scale: Tensor | None = None,
+                     v_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
+                     cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
+                     q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                     total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
+                     softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                      max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
                      threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
                      out: Tensor | None = None, lse: Tensor | None = None, return_lse: bool = False) -> Any:
     """Attends the visible keys of the listed blocks. See msa.sparse_attention."""
     if out is not None or lse is not None:
         outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse}
-        return write("sparse_attention", (q, k, v, block_ids), outputs, out_dtype, cu_seqlens_q=cu_seqlens_q,
-                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
-                     softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
-                     isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _sparse_attention(q, k, v, block_ids, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
-                              cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k,
-                              backend, isa, threads, batch_invariant, out_dtype, True, return_lse)
+        return write("sparse_attention", (q, k, v, block_ids), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                     block_size=block_size, causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                     max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant)
+    found = _sparse_attention(q, k, v, block_ids, k_scale, v_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                              total_seqlens_k, cu_seqlens_k, page_table, block_size, causal, softmax_scale,
+                              max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, True,
+                              return_lse)
     if len(found) == 1:
         return found[0]
     return result(found, ("out", True), ("lse", return_lse))
 
 
 def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *,
+                  k_scale: Tensor | None = None, v_scale: Tensor | None = None,
                   cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
                   cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None, q_offsets: Tensor | None = None,
                   key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
@@ -163,16 +170,16 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
     if out is not None or lse is not None or block_ids is not None:
         outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse,
                    "block_ids": block_ids if block_ids is not None else return_block_ids}
-        return write("msa_attention", (q, k, v, index_q, index_k), outputs, out_dtype, cu_seqlens_q=cu_seqlens_q,
-                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
-                     local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
-                     max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                     batch_invariant=batch_invariant)
-    found = _msa_attention(q, k, v, index_q, index_k, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
-                           cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, softmax_scale,
-                           max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, True,
-                           return_lse, return_block_ids)
+        return write("msa_attention", (q, k, v, index_q, index_k), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                     block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
+                     causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
+    found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                           total_seqlens_k, cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks,
+                           causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
+                           out_dtype, True, return_lse, return_block_ids)
     if len(found) == 1:
         return found[0]
     return result(found, ("out", True), ("lse", return_lse), ("block_ids", return_block_ids))

@@ -30,9 +30,9 @@ def _letters(shape: str) -> list[str]:
 
 def _bind(rows: list[Row], given: dict[str, Any]) -> dict[str, Any]:
     bound: dict[str, Any] = {}
-    for name, _, parts, _, shape in rows:
+    for name, _, parts, element, shape in rows:
         value = given.get(name)
-        if value is None:
+        if value is None or element == "kv_scale":  # its rank says who shares a scale
             continue
         for tensor in value if parts else [value]:
             letters = _letters(shape)
