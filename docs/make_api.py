@@ -25,9 +25,10 @@ The same names hold in C++ (`{Op}Args` in [attention.h](../include/msa/attention
 in C (`msa_args` in [c.h](../include/msa/c.h)) and as keywords in Python.
 
 - **role**: *in* and *out* must be given; *out, if `x`* must be given where the problem's flag `x` is set, and must not elsewhere. `problem_of` and the one-call forms set a flag where its tensor is given.
-- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, today always that of q; `index_q` and `index_k` likewise; `out` is `outputs.dtype`, the type of q or f32.
+- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, that of q or e4m3; `index_q` and `index_k` likewise; `out` is `outputs.dtype`, the type of q or f32.
 - **strides**: *innermost 1* needs a dense last dimension; *any* takes every non-negative stride, zero (broadcast) included in inputs. Elements of an output never overlap each other, another output or an input.
 - **shape**: batches are flattened, `[T, H, D]` with `cu_seqlens_q`, never `[B, T, H, D]`. Where a paged shape stands beside it, keys may lie in pages of `bounds.page_size` tokens, found by `page_table`.
+- **scales**: `k_scale` and `v_scale` are given where k and v are e4m3 and scaled, and must not be elsewhere: one for all `[1]`, for each head `[Hkv]`, for each page and head `[P, Hkv]`, or for each token and head, `[N, Hkv]` of ragged keys and `[P, S, Hkv]` of pages. Both are shared the same way; `v_scale` is needed where `v` is. `problem_of` reads the format off `k` and the rank of `k_scale` (in rank 1 an extent of 1 is one for all).
 - **serves**: what a backend promises, a line a pattern, in the words of the [case language](case-language.md) (`group` is query heads over KV heads); from `tests/support/`, which the tests hold it to. The reference backend serves all legal problems, where `options.backend` names it. Attention and scoring on CUDA take starts and strides that are multiples of 16 bytes.
 """
 
@@ -103,7 +104,7 @@ def read_tables(path):
 
 
 def is_batch(field):
-    return field.role == OPTIONAL_INPUT and not field.flag
+    return field.role == OPTIONAL_INPUT and not field.flag and field.element != b"kv_scale"
 
 
 def role(field, fields):
@@ -111,6 +112,8 @@ def role(field, fields):
         return "in"
     if field.role == OUTPUT:
         return "out"
+    if field.element == b"kv_scale":
+        return "in, where the format has a scale"
     if not field.flag:
         return "out, optional"
     planned = next(f.name.decode() for f in fields if f.flag == field.flag and f.role == OPTIONAL_OUTPUT)
@@ -118,6 +121,8 @@ def role(field, fields):
 
 
 def shapes(field):
+    if field.element == b"kv_scale":
+        return "`[1]`, `[Hkv]`, `[P, Hkv]`, `[N, Hkv]` or `[P, S, Hkv]`"
     ragged = field.shape.decode()
     parts = "parts of " if field.parts else ""
     paged = ragged.replace("[N, ", "[P, S, ")
@@ -126,8 +131,8 @@ def shapes(field):
 
 def field_line(field, fields):
     element = field.element.decode()
-    strides = "any" if element in ("f32", "i32") else "innermost 1"
-    dtype = element if element in ("f32", "i32") else f"`{element}`"
+    strides = "any" if element in ("f32", "i32", "kv_scale") else "innermost 1"
+    dtype = {"f32": "f32", "i32": "i32", "kv_scale": "f32"}.get(element, f"`{element}`")
     return f"| `{field.name.decode()}` | {role(field, fields)} | {dtype} | {shapes(field)} | {strides} |"
 
 
