@@ -24,6 +24,8 @@ const std::vector<std::string> kCases{
     "op=select heads=2/2 dim=32 block=16 topk=4 lens=20:200,1:90 chosen=1",
     "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 page=16 order=shuffled lse=1",
     "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 hostile=nan_v lse=1",
+    "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200 page=16 hostile=nan_v kv=e4m3/page",
+    "op=dense heads=4/2 dim=32 lens=20:90,1:300 kv=e4m3/token lse=1",
     "op=msa heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 page=16 lse=1",
     "op=merge_states heads=2/2 dim=32 lens=20:0 parts=3 lse=1",
     "op=merge_selections heads=2/2 topk=4 lens=20:0 parts=3 chosen=1",

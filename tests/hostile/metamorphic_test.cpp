@@ -110,11 +110,73 @@ TEST_P(Metamorphic, PagesMayLieAnywhere) {
 
 TEST_P(Metamorphic, RaggedEqualsPaged) {
   for (const std::string op : {"dense", "sparse", "msa"}) {
-    const std::string rest = " heads=4/2 dim=64 block=32 topk=4 lens=40:300,1:200";
+    const std::string rest = " heads=4/2 dim=64 block=32 topk=4 lens=40:300,1:200" +
+                             std::string(op == "sparse" ? " kv=e4m3/token" : "");
     Data ragged(parse_case("op=" + op + rest)), paged(parse_case("op=" + op + rest + " page=16"));
     run_case(ragged);
     run_case(paged);
     expect_near(ragged.operands().out, paged.operands().out);
+  }
+}
+
+/// Row-major tensors of a case's keys and of its values as they stand for numbers, in f32.
+struct Widened {
+  std::vector<float> keys{}, values{};
+
+  Operands operands(const Data& data) {
+    Operands o = data.operands();
+    const KeyRows k = key_rows(data.problem(), o), v = value_rows(data.problem(), o);
+    const Tensor wide_k = fill(data, k, keys), wide_v = fill(data, v, values);
+    o.k = wide_k;
+    o.v = wide_v;
+    o.k_scale = o.v_scale = {};
+    return o;
+  }
+
+ private:
+  static Tensor fill(const Data& data, const KeyRows& rows, std::vector<float>& memory) {
+    Tensor wide = rows.keys;
+    std::int64_t elements = 1;
+    for (int d = wide.rank; d-- > 0;) {
+      wide.stride[d] = elements;
+      elements *= wide.shape[d];
+    }
+    memory.assign(static_cast<std::size_t>(elements), std::nanf(""));
+    wide.data = memory.data();
+    wide.dtype = DType::F32;
+    const std::int64_t heads = wide.shape[wide.rank - 2], dim = wide.shape[wide.rank - 1];
+    for (const Request& r : requests_of(data.problem(), data.operands().batch)) {
+      for (std::int64_t key = 0; key < r.seqlen_k; ++key) {
+        for (std::int64_t h = 0; h < heads; ++h) {
+          load_key(rows, r, key, h, dim,
+                   reinterpret_cast<float*>(key_row(wide, rows.batch, r, key, h)));
+        }
+      }
+    }
+    return wide;
+  }
+};
+
+// What is stored as codes with scales gives the bits of the values stored as they are.
+TEST_P(Metamorphic, CodesTimesScalesAreValues) {
+  for (const std::string op : {"dense", "sparse", "msa"}) {
+    for (const char* how : {"kv=e4m3", "kv=e4m3/tensor", "kv=e4m3/head", "kv=e4m3/token",
+                            "kv=e4m3/page page=16", "kv=e4m3/token page=32 hostile=nan"}) {
+      const std::string line = "op=" + op +
+                               " dtype=f32 heads=8/2 dim=64 block=32 topk=4 "
+                               "lens=40:300,1:500,3:3 lse=1 " +
+                               how;
+      SCOPED_TRACE(line);
+      Data coded(parse_case(line)), plain(parse_case(line));
+      run_case(coded);
+      Problem problem = plain.problem();
+      problem.attention.kv.reset();
+      plain.prepare();
+      Widened wide;
+      run_operands(problem, wide.operands(plain));
+      expect_equal(coded.operands().out, plain.operands().out);
+      expect_equal(coded.operands().lse, plain.operands().lse);
+    }
   }
 }
 
@@ -220,7 +282,8 @@ TEST_P(Metamorphic, KeyShardsMergeToTheWhole) {
 // Two calls that a whole MSA is made of, on one backend: the same bits.
 TEST_P(Metamorphic, MsaIsSelectThenSparse) {
   for (const char* how : {"lens=70:300,1:500,8:90", "lens=70:300,9:90 page=32 init=1 dtype=f16",
-                          "lens=300:300 regime=drift", "lens=9:200 causal=0 dtype=f32"}) {
+                          "lens=300:300 regime=drift", "lens=9:200 causal=0 dtype=f32",
+                          "lens=70:300,9:90 page=32 kv=e4m3/page"}) {
     const std::string rest = std::string(" heads=8/2 dim=64 block=32 topk=4 ") + how;
     Data whole(parse_case("op=msa lse=1" + rest)), select(parse_case("op=select" + rest));
     run_case(whole);
