@@ -37,8 +37,9 @@ std::vector<BenchRow> named_rows(bool host) {
        .what = "dense decode of one token over 128K",
        .line = "op=dense lens=1:131072"},
       {.id = "decode.e4m3",
-       .what = "dense decode of one token over 128K, keys and values in e4m3, a scale for each head, "
-               "against the same in bf16",
+       .what =
+           "dense decode of one token over 128K, keys and values in e4m3, a scale for each head, "
+           "against the same in bf16",
        .line = "op=dense lens=1:131072 kv=e4m3/head",
        .peer_line = "op=dense lens=1:131072",
        .peer = "own bf16"},
