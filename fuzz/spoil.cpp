@@ -55,7 +55,7 @@ std::string spoil_memory(Choices& choices, Tensor& t, bool output) {
       t.data = nullptr;
       return "null";
     case 1:
-      if (item_bits(t.dtype) == 8) return "";  // nothing is out of step with bytes
+      if (size_in_bytes(t.dtype, 1) == 1) return "";  // nothing is out of step with bytes
       t.data = static_cast<char*>(t.data) + 1;
       return "one byte on";
     case 2:

@@ -49,7 +49,7 @@ std::string GpuCase::difference() const {
 
 std::vector<std::byte> bits(const Tensor& tensor, std::int64_t begin, std::int64_t count) {
   std::vector<std::byte> bytes;
-  const auto item = static_cast<std::size_t>(item_bits(tensor.dtype) / 8);
+  const auto item = static_cast<std::size_t>(size_in_bytes(tensor.dtype, 1));
   const std::int64_t heads = tensor.rank > 1 ? tensor.shape[1] : 1;
   const std::int64_t width = tensor.rank > 2 ? tensor.shape[2] : 1;
   for (std::int64_t i = begin; i < begin + count; ++i) {
@@ -85,7 +85,7 @@ std::size_t spanned_bytes(const Tensor& tensor) {
     if (tensor.shape[n] == 0) return 0;
     last += (tensor.shape[n] - 1) * tensor.stride[n];
   }
-  return static_cast<std::size_t>((last + 1) * item_bits(tensor.dtype) / 8);
+  return static_cast<std::size_t>(size_in_bytes(tensor.dtype, last + 1));
 }
 
 Gate::Gate(CudaStream stream) : until_(std::chrono::steady_clock::now() + std::chrono::seconds(5)) {
