@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How a partial is stored: 16-bit steps of the row's largest magnitude. A partial in bf16 would add
-// a rounding as large as that of the output; steps err by 2^-16 of the largest value, in as few
-// bytes.
+// How a partial is stored: 16-bit steps of a bound of the row's magnitudes. A partial in bf16 would
+// add a rounding as large as that of the output; steps err by 2^-16 of the bound, in as few bytes.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +9,7 @@
 
 namespace msa::cuda::sm90::kvouter {
 
-inline constexpr float kSteps = 32767.0f;  // of the largest magnitude
+inline constexpr float kSteps = 32767.0f;  // of the bound
 /// A float of 2^23 to 2^24 has steps of 1: adding this rounds x to the nearest step, and leaves
 /// step + 2^15 in the low half of the bits.
 inline constexpr float kStepZero = 8388608.0f + 32768.0f;
@@ -22,7 +21,7 @@ struct Steps {
   float per_one;  // its reciprocal
 };
 
-/// The steps of a row whose largest magnitude is `peak`. Where that is NaN, infinite or too small
+/// The steps of a row whose magnitudes are at most `peak`. Where that is NaN, infinite or too small
 /// for steps a step is NaN, and the row is computed again.
 __device__ __forceinline__ Steps steps_of(float peak) {
   if (peak == 0.0f) return {0.0f, 0.0f};
