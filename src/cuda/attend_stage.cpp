@@ -119,8 +119,8 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   if (lists) first_blocks_ = layout.take<std::int64_t>(problem.bounds.batch + 1);
   run_begin_ = layout.bytes();
   const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
-  const std::int64_t steps =
-      lists ? std::min(visible, 2 * problem.selection.topk) : visible;  // neighbours share half
+  // Neighbours share half.
+  const std::int64_t steps = lists ? std::min(visible, 2 * problem.selection.topk) : visible;
   const std::int64_t items = max_tiles_ * problem.attention.heads_kv;
   if (items < tuning.split_waves * ctas_) splits_ = best_splits(items, steps, tuning);
   if (splits_ > 1) {

@@ -11,8 +11,8 @@ namespace {
 constexpr double kMeasuredFlops = 790e12;
 constexpr double kMeasuredBytes = 4.3e12;  // a second, read and written
 constexpr int kMeasuredSms = 132;
-constexpr double kMeasuredFactor =
-    2.1;  // lists of 33 to 36 blocks broke even: k = 16, 8 tokens a tile
+// Lists of 33 to 36 blocks broke even: k = 16, 8 tokens a tile.
+constexpr double kMeasuredFactor = 2.1;
 
 /// Bytes of one (query, block) of keys-outermost attention: q in and a partial out beside products,
 /// the partial in again alone. 16 heads of 128.

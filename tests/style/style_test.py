@@ -273,6 +273,17 @@ def check_cpuid():
             for m in [re.search(r"\b(detect_cpu_features|__get_cpuid\w*|__cpuid\w*|__builtin_cpu_\w+)\b", line)] if m]
 
 
+def check_comments():
+    """A comment stands above a declaration: behind one that is too long it tears the declaration apart."""
+    bad = []
+    for f in code_files():
+        lines = f.read_text().splitlines()
+        for number, (line, following) in enumerate(zip(lines, lines[1:]), 1):
+            if "//" not in line and re.search(r"[=(]\s*$", line) and re.search(r";\s+//", following):
+                bad.append(f"{rel(f)}:{number}: {line.strip()}")
+    return bad
+
+
 def check_environment():
     """Only core/environment.cpp reads the environment of the library."""
     bad = []

@@ -18,7 +18,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
-constexpr unsigned kMaxGridY = 65535;
 constexpr std::int64_t kMaxTailCtas = 256;  // of a head: the tail is mostly short
 constexpr int kTilesAtOnce = 16;
 constexpr int kMinTokens = 32;
@@ -192,7 +191,8 @@ void launch(const Params& p, cudaStream_t stream) {
   const LaunchConfig tiles{.grid = dim3(ctas_for(p.front.tiles[0].most, kWarps), heads),
                            .block = dim3(kWarps * 32),
                            .stream = stream};
-  const unsigned requests = std::min(static_cast<unsigned>(p.front.batch.batch), kMaxGridY);
+  const unsigned requests =
+      static_cast<unsigned>(std::min<std::int64_t>(p.front.batch.batch, kMaxGridYZ));
   launch_kernel(count_kernel, tiles, p);
   launch_kernel(sum_tiles_kernel,
                 {.grid = dim3(ctas_for(p.max_blocks, kThreads), requests, heads),

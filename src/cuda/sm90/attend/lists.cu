@@ -16,8 +16,8 @@ using common::kAllLanes;
 constexpr int kTokenBits = 5;
 static_assert(1 << kTokenBits == kMaxUnionTokens, "a key holds any token of a tile");
 constexpr unsigned kLatest = (1u << (32 - kTokenBits)) - 1;
-constexpr unsigned kNone =
-    0xffffffffu;  // sorts behind every key; block 0 of token 31 is below it, see pack_key
+// Sorts behind every key; block 0 of token 31 is below it, see pack_key.
+constexpr unsigned kNone = 0xffffffffu;
 
 /// Ascending keys are descending blocks, then ascending tokens. Blocks stay below kLatest.
 __device__ __forceinline__ unsigned pack_key(int block, int token) {

@@ -65,8 +65,8 @@ struct Traits {
     Ring<kKeyStages> k_ring;
     Ring<kKeyStages> v_ring;
   };
-  static constexpr int kSharedBytes =
-      sizeof(Shared) + 1024;  // dynamic shared memory is not aligned to 1024
+  // Dynamic shared memory is not aligned to 1024.
+  static constexpr int kSharedBytes = sizeof(Shared) + 1024;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 };
 

@@ -13,8 +13,8 @@ namespace msa::cuda::sm90::kvouter {
 template <Config cfg>
 struct Traits {
   using Item = common::ItemOf<cfg.storage>;
-  static constexpr int kConsumers =
-      3;  // warpgroups; two leave the tensor cores idle in every softmax
+  // Warpgroups; two leave the tensor cores idle in every softmax.
+  static constexpr int kConsumers = 3;
   static constexpr int kWarpgroupTokens = 4;  // 64 rows: one token a warp
   static constexpr int kTileTokens = kConsumers * kWarpgroupTokens;
   static constexpr int kThreads = (kConsumers + 1) * 128;
@@ -40,8 +40,8 @@ struct Traits {
     Ring<kKeyStages> kv_ring;
     Ring<kQueryStages> q_ring;
   };
-  static constexpr int kSharedBytes =
-      sizeof(Shared) + 1024;  // dynamic shared memory is not aligned to 1024
+  // Dynamic shared memory is not aligned to 1024.
+  static constexpr int kSharedBytes = sizeof(Shared) + 1024;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 };
 

@@ -46,12 +46,6 @@ __device__ __forceinline__ std::uint64_t createpolicy_evict_first() {
   return policy;
 }
 
-__device__ __forceinline__ std::uint64_t createpolicy_evict_last() {
-  std::uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 /// Loads 4 bytes that nobody needs yet: their line is in L1 afterwards. Does not wait.
 __device__ __forceinline__ void touch(const void* gmem) {
   [[maybe_unused]] std::uint32_t unused;

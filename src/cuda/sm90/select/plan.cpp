@@ -50,8 +50,8 @@ std::int64_t best_span(std::int64_t tiles, std::int64_t key_tiles, const Tuning&
 std::int64_t chunk_of(std::int64_t fitting, std::int64_t num_tiles, int groups,
                       int multiprocessors) {
   if (fitting >= num_tiles) return num_tiles;
-  const std::int64_t waves =
-      std::max<std::int64_t>(1, 2 * multiprocessors / groups);  // heavy and light ones pair up
+  // Heavy and light ones pair up.
+  const std::int64_t waves = std::max<std::int64_t>(1, 2 * multiprocessors / groups);
   return fitting >= waves ? fitting / waves * waves : std::max<std::int64_t>(1, fitting);
 }
 
@@ -66,8 +66,8 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   plan.columns = ceil_div(shape.max_seqlen_k, shape.block_size);
   plan.chunk_tiles = plan.num_tiles;
   if (shape.scratch) {
-    plan.scratch_stride =
-        std::max<std::int64_t>(8, round_up(plan.columns, 8));  // whole 32-byte sectors
+    // Whole 32-byte sectors.
+    plan.scratch_stride = std::max<std::int64_t>(8, round_up(plan.columns, 8));
     const std::int64_t tile_bytes = plan.scratch_stride * 4 * kTileRows * plan.groups;
     plan.chunk_tiles = chunk_of(tuning.scratch_bytes / tile_bytes, plan.num_tiles, plan.groups,
                                 tuning.multiprocessors);

@@ -25,8 +25,8 @@ __device__ __forceinline__ int box_shift(int block, int page_size) {
 struct KeyBox {
   int token = 0;  // in its page, or the row of ragged keys
   int page = 0;
-  bool bad =
-      false;  // the page table held an id out of range: zeros are loaded, the keys must not count
+  // The page table held an id out of range: zeros are loaded, the keys must not count.
+  bool bad = false;
 };
 
 inline constexpr int kNoPage = 0x7fffffff;  // outside every tensor: the box is filled with zeros
