@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/warp.cuh"
 
 namespace msa::cuda::common::topk {
 
@@ -183,15 +184,6 @@ __device__ __forceinline__ std::uint32_t transpose_bits(std::uint32_t v, int lan
   return v;
 }
 
-__device__ __forceinline__ int inclusive_sum(int v, int lane) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, v, step);
-    if (lane >= step) v += other;
-  }
-  return v;
-}
-
 /// Appends the scores whose bit is set, ascending in their index.
 template <int kMaxK, int kPerLane>
 __device__ __forceinline__ void append(ListStorage<kMaxK>& list, int size, std::uint32_t take,
@@ -213,7 +205,7 @@ __device__ __forceinline__ void append(ListStorage<kMaxK>& list, int size, std::
     // Lane i knows which lanes' scores of row i (of 32) to take. They are read again, as registers
     // have no run-time index.
     std::uint32_t lanes = transpose_bits(take, lane);
-    int at = size + inclusive_sum(__popc(lanes), lane) - __popc(lanes);
+    int at = size + warp::inclusive_sum(__popc(lanes), lane) - __popc(lanes);
     const auto put = [&](int slot, int index) {
       list.scores[slot] = ordered(row[index * stride]);
       list.indices[slot] = index;
