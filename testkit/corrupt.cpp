@@ -105,8 +105,12 @@ class Spoiler {
     const std::int64_t keys = requests_.empty() ? 0 : requests_.back().seqlen_k;
     if (!(o_.k || o_.index_k) || spec_.page_size > 0 || keys == 0)
       nothing_to_spoil(spec_, "ragged keys");
+    const bool scales_by_row = spec_.kv_format().scale == Scale::Token;
     for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k}) {
       if (*tensor) --tensor->shape[0];
+    }
+    for (Tensor* tensor : {&o_.k_scale, &o_.v_scale}) {
+      if (*tensor && scales_by_row) --tensor->shape[0];
     }
     return {.argument = o_.batch.cu_seqlens_k ? kKeyStarts : kLengths,
             .request = requests_.back().index};

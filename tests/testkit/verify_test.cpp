@@ -76,7 +76,9 @@ TEST(Corrupt, SaysWhereTheFaultLies) {
         Planted{"lens=3:40,20:200 corrupt=queries_above", "batch.cu_seqlens_q", 1, -1, false},
         Planted{"lens=3:40,20:200 corrupt=start_decreasing", "batch.cu_seqlens_q", 0, -1, false},
         Planted{"lens=3:40,20:200 corrupt=start_past_end", "batch.cu_seqlens_q", 1, -1, false},
-        Planted{"lens=3:40,20:200 corrupt=keys_past_end", "batch.seqlens_k", 1, -1, false}}) {
+        Planted{"lens=3:40,20:200 corrupt=keys_past_end", "batch.seqlens_k", 1, -1, false},
+        Planted{"lens=3:40,20:200 kv=e4m3/token corrupt=keys_past_end", "batch.seqlens_k", 1, -1,
+                false}}) {
     const Data data(parse_case(sparse + line));
     EXPECT_STREQ(data.planted().argument, argument) << line;
     EXPECT_EQ(data.planted().request, request) << line;
