@@ -7,7 +7,6 @@
 
 #include "core/contents.h"
 #include "cuda/batch.h"
-#include "cuda/common/exact/launch.h"
 #include "cuda/page_rule.h"
 #include "cuda/sm90/attend/combine.h"
 #include "cuda/sm90/attend/launch.h"
@@ -166,11 +165,6 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
                       cudaStream_t stream) const {
   const BatchParams& batch = front.batch;
   const sm90::attend::Params whole = attend_params(problem, call, front, workspace);
-  for (const Tensor* tensor : {&call.q, &call.k, &call.v}) {
-    if (*copy_engine_refuses(*tensor) != '\0') {
-      return run_exact(problem, call, block_ids, whole, stream);
-    }
-  }
   sm90::attend::Params params = whole;
   if (splits_ > 1) {
     const std::int64_t rows = batch.total_q * problem.attention.heads_q;
@@ -271,30 +265,6 @@ void AttendStage::run_mend(const core::Call& call, const Tensor& block_ids,
   }
   decode::launch_mend({.storage = config_.storage, .block = config_.block, .dim = config_.head_dim},
                       {.attend = row, .suspects = params.suspects}, ctas_, stream);
-}
-
-void AttendStage::run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                            const sm90::attend::Params& params, cudaStream_t stream) const {
-  const auto view = [&](const Tensor& keys) {
-    const bool paged = keys.rank == 4;
-    return common::exact::KeyView{.data = keys.data,
-                                  .stride_page = paged ? keys.stride[0] : 0,
-                                  .stride_token = keys.stride[paged ? 1 : 0],
-                                  .stride_head = keys.stride[paged ? 2 : 1]};
-  };
-  common::exact::Params exact{.batch = params.batch,
-                              .requests = params.requests,
-                              .storage = config_.storage,
-                              .head_dim = static_cast<int>(problem.attention.head_dim),
-                              .heads_kv = params.heads_kv,
-                              .group = params.group,
-                              .q = make_rows<const void>(call.q),
-                              .k = view(call.k),
-                              .v = view(call.v),
-                              .to = params.to,
-                              .scale = scale_of(problem)};
-  if (config_.walk == Walk::Union) exact.lists = make_lists(block_ids);
-  common::exact::launch(exact, ctas_, stream);
 }
 
 }  // namespace msa::cuda

@@ -47,9 +47,6 @@ class AttendStage {
   /// The rows whose tile ended non-finite, each by itself.
   void run_mend(const core::Call& call, const Tensor& block_ids, const sm90::attend::Params& params,
                 const sm90::attend::Maps& maps, cudaStream_t stream) const;
-  /// All rows, of tensors that the copy engine cannot take; slow.
-  void run_exact(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                 const sm90::attend::Params& params, cudaStream_t stream) const;
 
   sm90::attend::Config config_{};
   int ctas_ = 0;

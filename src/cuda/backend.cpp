@@ -12,6 +12,7 @@
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/path.h"
+#include "cuda/tensor_map.h"
 #include "msa/error.h"
 
 namespace msa::cuda {
@@ -56,6 +57,23 @@ std::optional<Fault> decode(StatusWord word) {
   return fault;
 }
 
+/// What kernels read 16 bytes at a time must lie so, whatever the kernel: the copy engine takes
+/// nothing else, and a kernel without it would be far slower without a word.
+void expect_aligned(Op op, const core::Call& call) {
+  for (const Field& field : fields_of(op)) {
+    const bool formatted = field.element == Element::Q || field.element == Element::Kv ||
+                           field.element == Element::IndexQ || field.element == Element::IndexK;
+    if (!field.is_input() || field.tensor == nullptr || !formatted) continue;
+    const Tensor& tensor = field.in(call);
+    if (!tensor) continue;
+    if (const char* why = copy_engine_refuses(tensor); *why != '\0') {
+      const std::string name(field.name);
+      throw Error(ErrorCode::InvalidArgument, name,
+                  name + ": " + why + ", got " + to_string(tensor));
+    }
+  }
+}
+
 class CudaPlanned final : public core::Planned {
  public:
   CudaPlanned(const Problem& given, const GpuInfo& gpu) : Planned(given) {
@@ -71,6 +89,7 @@ class CudaPlanned final : public core::Planned {
   }
 
   void run(const core::Call& call, Workspace workspace, Stream stream) const override {
+    expect_aligned(problem.op, call);
     const DeviceGuard guard(problem.device.index);
     path_->run(problem, call, workspace.data, static_cast<cudaStream_t>(stream.handle));
   }

@@ -36,14 +36,6 @@ std::string index_rejects(const Problem& p) {
   return page_rejects(p.bounds.page_size, decode::kScoreStep);
 }
 
-/// Throws where 16-byte loads cannot take the tensor.
-void require_aligned(const Tensor& tensor, const char* argument) {
-  if (const char* why = copy_engine_refuses(tensor); *why != '\0') {
-    throw Error(ErrorCode::InvalidArgument, argument,
-                std::string(argument) + ": " + why + ", got " + to_string(tensor));
-  }
-}
-
 }  // namespace
 
 std::string DecodeStage::rejects(const Problem& p) {
@@ -111,7 +103,7 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
                       cudaStream_t stream) const {
   const Tensor& keys = attends(problem.op) ? call.k : call.index_k;
   const BatchParams batch = make_batch(problem, call, keys, kStatus.in(workspace));
-  // All parameters first: a tensor that the copy engine refuses must leave the outputs as they are.
+  // All parameters first: a tensor that is refused must leave the outputs as they are.
   std::optional<decode::ScoreParams> score;
   std::optional<decode::AttendParams> attend;
   if (scores_keys(problem.op)) score = score_params(problem, call, batch, workspace);
@@ -159,7 +151,6 @@ Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& c
 
 decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
                                               const BatchParams& batch, void* workspace) const {
-  require_aligned(call.index_q, "index_q");
   const int box = box_tokens(decode::kScoreStep, problem.bounds.page_size);
   return {.k_map = make_row_map(call.index_k, box, "index_k"),
           .batch = batch,
@@ -195,7 +186,6 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
 
 decode::AttendParams DecodeStage::attend_params(const Problem& problem, const core::Call& call,
                                                 const BatchParams& batch, void* workspace) const {
-  require_aligned(call.q, "q");
   const int box =
       box_tokens(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
   const int group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv);

@@ -24,7 +24,7 @@ const std::vector<std::string> kCalls{
     "op=topk heads=4/4 block=64 topk=4 lens=70:700 chosen=1",
     "op=select heads=4/4 block=64 topk=64 lens=2:70000 regime=integers",
     "op=sparse heads=16/1 topk=16 lens=600:9000 page=128",
-    "op=sparse heads=16/2 block=64 topk=4 lens=70:700 strides=padded",
+    "op=sparse heads=16/2 block=64 topk=4 lens=70:700 strides=transposed",
     "op=msa heads=16/2 block=64 topk=4 lens=70:700,9:90 regime=integers",
     "op=msa heads=16/2 block=64 topk=4 lens=2:700,1:90 page=64 lse=1 regime=integers",
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",

@@ -35,7 +35,7 @@ const std::vector<std::string> kCalls{
     "op=sparse heads=16/2 block=64 topk=4 lens=70:700,9:90 lse=1",
     "op=sparse heads=16/1 topk=16 lens=600:9000 page=128",
     "op=sparse heads=16/2 block=64 topk=4 lens=2:700",
-    "op=sparse heads=16/2 block=64 topk=4 lens=70:700 strides=padded",
+    "op=sparse heads=16/2 block=64 topk=4 lens=70:700 strides=transposed",
     "op=msa heads=16/2 block=64 topk=4 lens=70:700,9:90 regime=integers",
     "op=msa heads=16/2 block=64 topk=4 lens=2:700,1:90 page=64 lse=1 regime=integers",
     "op=msa heads=16/2 block=64 topk=4 lens=40x1:90,1:700 regime=integers",

@@ -83,7 +83,9 @@ TEST(Refusals, TouchNoOutput) {
   for (const char* line : {"op=scores heads=4/4 lens=1:500 strides=padded",
                            "op=scores heads=4/4 lens=90:500 strides=padded",
                            "op=msa heads=16/2 lens=1:500 topk=4 strides=padded",
+                           "op=sparse heads=16/2 lens=90:500 topk=4 strides=padded",
                            "op=dense heads=16/2 lens=1:500 strides=padded",
+                           "op=dense heads=16/2 lens=90:500 strides=padded",
                            "op=select heads=4/4 lens=1:500 topk=4 strides=padded"}) {
     GpuCase call(line);
     bool refused = false;

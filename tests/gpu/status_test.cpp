@@ -52,7 +52,7 @@ const std::vector<std::string> kListed{
     "op=sparse heads=16/2 block=64 topk=4 lens=20:200,40:2000,90:900",
     "op=sparse heads=16/1 topk=16 lens=3:3,300:9000,200:5000",
     "op=sparse heads=16/2 block=64 topk=4 lens=1:200,8:2000,8:900",
-    "op=sparse heads=16/2 block=64 topk=4 lens=20:200,40:2000,90:900 strides=padded",
+    "op=sparse heads=16/2 block=64 topk=4 lens=20:200,40:2000,90:900 strides=transposed",
     "op=invert heads=16/2 block=64 topk=4 lens=20:200,40:2000,90:900",
 };
 
