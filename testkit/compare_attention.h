@@ -22,8 +22,8 @@ class AttentionComparison {
 
  private:
   KeyList keys_of(const CallRow& row, std::int64_t kv_head) const;
-  std::vector<double> plain_errors(const CallRow& row, std::int64_t kv_head, const Tensor& out,
-                                   std::int64_t first, Findings& found) const;
+  PlainErrors plain_errors(const CallRow& row, std::int64_t kv_head, const Tensor& out,
+                           const Tensor& lse, std::int64_t first, Findings& found) const;
   void attention_row(const CallRow& row, std::int64_t kv_head, const Tensor& out, const Tensor& lse,
                      std::int64_t first, Findings& found) const;
   void merge_row(const CallRow& row, const Operands& expected, std::int64_t at,

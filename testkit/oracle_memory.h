@@ -12,13 +12,18 @@
 
 namespace msa::testkit {
 
+/// Errors of the plain computation against the oracle, by query head of a KV head.
+struct PlainErrors {
+  std::vector<double> out{};
+  std::vector<double> lse{};  // empty where nobody asks for it
+};
+
 /// Of one operation on all rows of the case.
 struct Remembered {
   Remembered(const Problem& problem, const Operands& operands);
 
-  /// Errors of the plain computation, by query head of a KV head; empty until they are worked out.
-  /// Rows may be filled in at the same time.
-  std::vector<double>& marks(std::int64_t row, std::int64_t kv_head) {
+  /// Empty until they are worked out. Rows may be filled in at the same time.
+  PlainErrors& marks(std::int64_t row, std::int64_t kv_head) {
     return marks_[static_cast<std::size_t>(row * kv_heads_ + kv_head)];
   }
 
@@ -28,7 +33,7 @@ struct Remembered {
   friend class OracleMemory;
   std::vector<std::int32_t> lists_;  // that attention was computed over
   std::int64_t kv_heads_ = 0;
-  std::vector<std::vector<double>> marks_;
+  std::vector<PlainErrors> marks_;
 };
 
 /// For one case. Block lists that a call selected itself may differ from the last one's: what hangs

@@ -120,15 +120,19 @@ class PlainRow {
   /// Scores become weights relative to the row's maximum; sums_ their sums.
   void weigh() {
     sums_.assign(static_cast<std::size_t>(variants_ * group_), 0.0f);
+    result_.lse.reserve(sums_.size());
     for (std::int64_t row = 0; row < variants_ * group_; ++row) {
       const auto begin = scores_.begin() + row * static_cast<std::ptrdiff_t>(keys_.size());
       const auto end = begin + static_cast<std::ptrdiff_t>(keys_.size());
       const float top = begin == end ? -kInf : *std::max_element(begin, end);
+      const bool binary = base_2(row / group_);
       for (auto s = begin; s != end; ++s) {
-        const float weight = base_2(row / group_) ? std::exp2(*s - top) : std::exp(*s - top);
+        const float weight = binary ? std::exp2(*s - top) : std::exp(*s - top);
         *s = top == -kInf ? 0.0f : weight;
         sums_[row] += *s;
       }
+      const double unit = binary ? std::log(2.0) : 1.0;
+      result_.lse.push_back(unit * top + std::log(static_cast<double>(sums_[row])));
     }
   }
 

@@ -16,7 +16,8 @@ namespace msa::testkit {
 using KeyList = std::vector<std::int64_t>;
 
 struct PlainResult {
-  std::vector<float> out{};  // [variants, group, value_dim], in fp32
+  std::vector<float> out{};   // [variants, group, value_dim], in fp32
+  std::vector<double> lse{};  // [variants, group]
   int variants = 1;  // roundings of P: 16-bit storage has three, each against another maximum
   std::vector<double> error_floor{};  // [group]: f32 alone, three roundings of every |p * v|
   // No honest fp32 computation is further from the truth (relative to the largest |v|).
