@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/contents.h"
+#include "core/fields.h"
 #include "cuda/tensor_map.h"
 #include "msa/error.h"
 
@@ -26,6 +27,30 @@ void check_key_rows(const Tensor& keys) {
 IntVector make_int_vector(const Tensor& tensor, int dim) {
   if (!tensor) return {};
   return {static_cast<const int*>(tensor.data), tensor.stride[static_cast<std::size_t>(dim)]};
+}
+
+Scales make_scales(const Problem& problem, const Tensor& tensor) {
+  if (!tensor) return {};
+  const auto* const data = static_cast<const float*>(tensor.data);
+  const auto& stride = tensor.stride;
+  switch (core::kv_format(problem).scale) {
+    case Scale::None:
+      break;
+    case Scale::Tensor:
+      return {.data = data};
+    case Scale::Head:
+      return {.data = data, .stride_head = stride[0]};
+    case Scale::Page:
+      return {.data = data, .stride_page = stride[0], .stride_head = stride[1]};
+    case Scale::Token:
+      if (problem.bounds.page_size == 0)
+        return {.data = data, .stride_token = stride[0], .stride_head = stride[1]};
+      return {.data = data,
+              .stride_page = stride[0],
+              .stride_token = stride[1],
+              .stride_head = stride[2]};
+  }
+  throw Error(ErrorCode::Internal, "", "cuda: a scale that the format does not have");
 }
 
 RowsOut make_rows_out(const Tensor& out, const Tensor& lse) {

@@ -23,6 +23,8 @@ inline Storage storage_of(DType dtype) {
       return Storage::Bf16;
     case DType::F16:
       return Storage::F16;
+    case DType::E4M3:
+      return Storage::E4m3;
     default:
       throw Error(ErrorCode::Internal, "", std::string("no kernel stores ") + to_string(dtype));
   }
@@ -43,6 +45,9 @@ Slots<Item> make_slots(const Tensor& tensor) {
   if (!tensor) return {};
   return {static_cast<Item*>(tensor.data), tensor.stride[0], tensor.stride[1], tensor.stride[2]};
 }
+
+/// k_scale or v_scale of the problem's format, or none.
+Scales make_scales(const Problem& problem, const Tensor& tensor);
 
 inline Lists make_lists(const Tensor& ids) {
   return {.ids = make_slots<const int>(ids), .k = static_cast<int>(ids.shape[2])};

@@ -9,10 +9,12 @@
 namespace msa::cuda {
 
 /// Element types as kernels are compiled for.
-enum class Storage : std::uint32_t { F32, Bf16, F16 };
+enum class Storage : std::uint32_t { F32, Bf16, F16, E4m3 };
 
 /// Bits of one element.
-constexpr int bits_of(Storage storage) { return storage == Storage::F32 ? 32 : 16; }
+constexpr int bits_of(Storage storage) {
+  return storage == Storage::F32 ? 32 : (storage == Storage::E4m3 ? 8 : 16);
+}
 
 /// What a kernel found wrong in the contents of an index tensor. Order and values are part of the
 /// status word.
@@ -51,6 +53,18 @@ struct Slots {
   std::int64_t stride_h = 0;
   std::int64_t stride_slot = 1;
 };
+
+/// What codes of keys or values are multiplied by. Whoever shares a scale has a stride of 0; data
+/// nullptr: a value is its code.
+struct Scales {
+  const float* data = nullptr;
+  std::int64_t stride_page = 0;
+  std::int64_t stride_token = 0;  // of slots in a page, or of ragged rows
+  std::int64_t stride_head = 0;
+};
+
+/// Up to here no finite code times the scale overflows: 448 * 2^119 does not.
+inline constexpr float kLargestScale = 0x1p119f;
 
 /// Block lists as the caller gave them, contents unchecked; common/lists.cuh reads them.
 struct Lists {

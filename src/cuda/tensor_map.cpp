@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <string>
 
+#include "cuda/batch.h"
 #include "cuda/device.h"
 #include "msa/error.h"
 
@@ -30,6 +31,26 @@ Encode encoder() {
   static const Encode encode =
       std::bit_cast<Encode>(driver_entry_point("cuTensorMapEncodeTiled", 12000));
   return encode;
+}
+
+constexpr std::int64_t kPanelBytes = 128;  // of a swizzled row
+
+std::int64_t bytes_of(const Tensor& tensor, std::int64_t items) {
+  return items * bits_of(storage_of(tensor.dtype)) / 8;
+}
+
+/// Items of a swizzled row.
+std::int64_t panel_items(const Tensor& tensor) { return kPanelBytes / bytes_of(tensor, 1); }
+
+CUtensorMapDataType type_of(const Tensor& tensor) {
+  switch (tensor.dtype) {
+    case DType::BF16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::F16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  }
 }
 
 [[noreturn]] void refuse(const Tensor& tensor, const char* argument, const std::string& why) {
@@ -65,17 +86,16 @@ CUtensorMap encode(const Tensor& tensor, const std::array<Dimension, kRank>& dim
     boxes[i] = static_cast<cuuint32_t>(box[i]);
     // The stride of an extent of 1 is never used, but must be a legal one.
     if (i > 0)
-      strides[i - 1] = dims[i].extent > 1 ? static_cast<cuuint64_t>(dims[i].stride) * 2 : 16;
+      strides[i - 1] =
+          dims[i].extent > 1 ? static_cast<cuuint64_t>(bytes_of(tensor, dims[i].stride)) : 16;
   }
   // A tensor without elements may have no address, which the driver refuses; nothing reads it.
   alignas(16) static const std::byte nothing{};
   void* const address = holds_nothing(tensor) ? const_cast<std::byte*>(&nothing) : tensor.data;
   CUtensorMap map{};
-  const CUtensorMapDataType type = tensor.dtype == DType::BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const auto attempt = [&] {
-    return encoder()(&map, type, kRank, address, extents.data(), strides.data(), boxes.data(),
-                     steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+    return encoder()(&map, type_of(tensor), kRank, address, extents.data(), strides.data(),
+                     boxes.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   };
   CUresult result = attempt();
@@ -104,13 +124,14 @@ std::array<Dimension, kRank> key_dimensions(const Tensor& keys) {
 }  // namespace
 
 const char* copy_engine_refuses(const Tensor& tensor) {
-  if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16) return "expected bf16 or f16";
+  if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16 && tensor.dtype != DType::E4M3)
+    return "expected bf16, f16 or e4m3";
   if (holds_nothing(tensor)) return "";
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
     return "expected an address that is a multiple of 16";
   for (int i = 0; i + 1 < tensor.rank; ++i) {
     if (tensor.shape[i] <= 1) continue;
-    const std::uint64_t bytes = static_cast<std::uint64_t>(tensor.stride[i]) * 2;
+    const auto bytes = static_cast<std::uint64_t>(bytes_of(tensor, tensor.stride[i]));
     if (bytes % 16 != 0) return "expected strides that are multiples of 16 bytes";
     if (bytes >= kMaxStride) return "expected strides below 2^40 bytes";
   }
@@ -118,8 +139,8 @@ const char* copy_engine_refuses(const Tensor& tensor) {
 }
 
 CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argument) {
-  return encode(keys, key_dimensions(keys), {64, box_tokens, 1, 1}, CU_TENSOR_MAP_SWIZZLE_128B,
-                argument);
+  return encode(keys, key_dimensions(keys), {panel_items(keys), box_tokens, 1, 1},
+                CU_TENSOR_MAP_SWIZZLE_128B, argument);
 }
 
 CUtensorMap make_row_map(const Tensor& keys, int box_tokens, const char* argument) {
@@ -135,7 +156,8 @@ CUtensorMap make_query_map(const Tensor& q, std::int64_t heads_kv, int box_heads
                                            {group, q.stride[1]},
                                            {q.shape[0], q.stride[0]},
                                            {heads_kv, group * q.stride[1]}}};
-  return encode(q, dims, {64, box_heads, box_tokens, 1}, CU_TENSOR_MAP_SWIZZLE_128B, argument);
+  return encode(q, dims, {panel_items(q), box_heads, box_tokens, 1}, CU_TENSOR_MAP_SWIZZLE_128B,
+                argument);
 }
 
 }  // namespace msa::cuda

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -86,11 +87,27 @@ cudaError_t judge(const cudaLaunchConfig_t& config, const void* kernel) {
   return config.dynamicSmemBytes <= limit_of(kernel).bytes ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-CUresult encode(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void* address, const cuuint64_t*,
-                const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+/// What the driver asks of a tiled map without interleave.
+bool takes_map(CUtensorMapDataType type, cuuint32_t rank, const void* address,
+               const cuuint64_t* extents, const cuuint64_t* strides, const cuuint32_t* box,
+               CUtensorMapSwizzle swizzle) {
+  constexpr cuuint64_t kMostExtent = cuuint64_t{1} << 32, kMostStride = cuuint64_t{1} << 40;
+  if (address == nullptr || reinterpret_cast<std::uintptr_t>(address) % 16 != 0) return false;
+  for (cuuint32_t i = 0; i < rank; ++i) {
+    if (extents[i] == 0 || extents[i] > kMostExtent || box[i] == 0 || box[i] > 256) return false;
+    if (i > 0 && (strides[i - 1] % 16 != 0 || strides[i - 1] >= kMostStride)) return false;
+  }
+  const cuuint32_t row = box[0] * (type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2);
+  return row % 16 == 0 && (swizzle != CU_TENSOR_MAP_SWIZZLE_128B || row <= 128);
+}
+
+CUresult encode(CUtensorMap*, CUtensorMapDataType type, cuuint32_t rank, void* address,
+                const cuuint64_t* extents, const cuuint64_t* strides, const cuuint32_t* box,
+                const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   State& s = state();
-  if (address == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (!takes_map(type, rank, address, extents, strides, box, swizzle))
+    return CUDA_ERROR_INVALID_VALUE;
   if (s.encoder.empty()) return CUDA_SUCCESS;
   const auto result = static_cast<CUresult>(s.encoder.front());
   s.encoder.pop_front();

@@ -51,6 +51,27 @@ __device__ __forceinline__ std::uint32_t cvt_pack(float lo, float hi) {
   }
 }
 
+/// Two codes of e4m3, the first in the low byte, as a pair of f16: exact, NaN for NaN.
+__device__ __forceinline__ std::uint32_t cvt_f16x2_e4m3x2(std::uint16_t codes) {
+  std::uint32_t pair;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(codes));
+  return pair;
+}
+
+__device__ __forceinline__ float e4m3_to_float(std::uint8_t code) {
+  const std::uint32_t pair = cvt_f16x2_e4m3x2(code);
+  return __half22float2(reinterpret_cast<const __half2&>(pair)).x;
+}
+
+/// Two codes of e4m3 as a pair of T. Exact: T has more bits of exponent and of mantissa.
+template <class T>
+__device__ __forceinline__ std::uint32_t widen_e4m3x2(std::uint16_t codes) {
+  const std::uint32_t pair = cvt_f16x2_e4m3x2(codes);
+  if constexpr (std::is_same_v<T, __half>) return pair;
+  const float2 values = __half22float2(reinterpret_cast<const __half2&>(pair));
+  return cvt_pack<T>(values.x, values.y);
+}
+
 /// The two values of a packed pair, exact.
 template <class T>
 __device__ __forceinline__ float2 cvt_unpack(std::uint32_t pair) {

@@ -5,6 +5,7 @@
 #include "cuda/common/storage.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/combine.h"
+#include "msa/error.h"
 
 namespace msa::cuda::sm90::attend {
 namespace {
@@ -60,6 +61,8 @@ void launch_combine(const CombineParams& params, cudaStream_t stream) {
       return launch_kernel(kernel<common::ItemOf<Storage::Bf16>>, config, params);
     case Storage::F16:
       return launch_kernel(kernel<common::ItemOf<Storage::F16>>, config, params);
+    case Storage::E4m3:
+      throw Error(ErrorCode::Internal, "", "cuda attend: planned for outputs of e4m3");
   }
 }
 

@@ -8,9 +8,11 @@ namespace msa::cuda::sm90::ptx {
 
 using common::ptx::cvt_pack;
 using common::ptx::cvt_unpack;
+using common::ptx::e4m3_to_float;
 using common::ptx::ex2;
 using common::ptx::lg2;
 using common::ptx::max_nan;
 using common::ptx::vimax3;
+using common::ptx::widen_e4m3x2;
 
 }  // namespace msa::cuda::sm90::ptx

@@ -10,9 +10,12 @@
 
 namespace msa::cuda::sm90 {
 
-inline constexpr int kPanelItems = 64;          // 16-bit items of one swizzled row
 inline constexpr int kPanelRowBytes = 128;      // bytes of one swizzled row
 inline constexpr int kSwizzleAtomBytes = 1024;  // 8 rows: the unit of the swizzle pattern
+
+/// Items of so many bits in one swizzled row.
+constexpr int panel_items(int bits) { return kPanelRowBytes * 8 / bits; }
+inline constexpr int kPanelItems = panel_items(16);  // of what is multiplied
 
 namespace detail {
 inline constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // How a block of keys or values becomes boxes of the copy engine: one box of ragged rows, one box
 // inside a large page, or several small pages. A warp loads a block: lane l issues box l / panels,
-// panel l % panels (a panel is 64 columns). The tile in shared memory: panel after panel, each
-// [kBlock rows][128 swizzled bytes]; see tile/descriptor.cuh.
+// panel l % panels (a panel is 128 bytes of a row). The tile in shared memory: panel after panel,
+// each [kBlock rows][128 swizzled bytes]; see tile/descriptor.cuh.
 #pragma once
 
 #include <cstdint>
@@ -70,14 +70,14 @@ __device__ __forceinline__ unsigned bad_boxes(const KeyBox& box, int lane) {
 /// One lane's share of a block: call on every lane below key_box_lanes with box = lane / kPanels
 /// located before, after one lane's mbarrier_arrive_expect_tx of kBlock * kPanels * 128 bytes and a
 /// __syncwarp.
-template <int kBlock, int kPanels>
+template <int kBlock, int kPanels, int kItems = kPanelItems>
 __device__ __forceinline__ void load_key_box(std::uint8_t* tile, const CUtensorMap* map,
                                              ptx::Mbarrier* full, int head, const KeyBox& at,
                                              int page_size, int lane) {
   const int panel = lane % kPanels;
   const int row = lane / kPanels * box_tokens(kBlock, page_size);
   ptx::cp_async_bulk_tensor<4>(tile + (panel * kBlock + row) * kPanelRowBytes, map,
-                               {panel * kPanelItems, at.token, head, at.page}, full);
+                               {panel * kItems, at.token, head, at.page}, full);
 }
 
 }  // namespace msa::cuda::sm90

@@ -42,10 +42,11 @@ struct Ring {
   ptx::Mbarrier full[kStages];
   ptx::Mbarrier empty[kStages];
 
-  /// One thread calls this, then ptx::fence_mbarrier_init and a CTA barrier.
-  __device__ __forceinline__ void init(int consumers) {
+  /// One thread calls this, then ptx::fence_mbarrier_init and a CTA barrier. `fillings`: arrivals
+  /// that fill a stage, that of expect() among them.
+  __device__ __forceinline__ void init(int consumers, int fillings = 1) {
     for (int i = 0; i < kStages; ++i) {
-      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&full[i], fillings);
       ptx::mbarrier_init(&empty[i], consumers);
     }
   }
@@ -57,6 +58,10 @@ struct Ring {
   }
   __device__ __forceinline__ void expect(RingPosition<kStages> at, std::uint32_t bytes) {
     ptx::mbarrier_arrive_expect_tx(&full[at.stage], bytes);
+  }
+  /// What this thread wrote is in the stage, too.
+  __device__ __forceinline__ void arrive(RingPosition<kStages> at) {
+    ptx::mbarrier_arrive(&full[at.stage]);
   }
   __device__ __forceinline__ void release(RingPosition<kStages> at) {
     ptx::mbarrier_arrive(&empty[at.stage]);
