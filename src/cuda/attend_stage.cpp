@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/contents.h"
+#include "core/fields.h"
 #include "cuda/batch.h"
 #include "cuda/page_rule.h"
 #include "cuda/sm90/attend/combine.h"
@@ -33,6 +34,13 @@ std::string shape_rejects(const Problem& p) {
   if (p.attention.q.storage != DType::BF16 && p.attention.q.storage != DType::F16) {
     return std::string("the kernels take bf16 and f16, not ") + to_string(p.attention.q.storage);
   }
+  const Format kv = core::kv_format(p);
+  if (kv != p.attention.q && kv.storage != DType::E4M3)
+    return "the kernels take keys and values stored as queries are or as e4m3, not " +
+           to_string(kv);
+  if (kv.storage == DType::E4M3 && p.attention.head_dim != 128)
+    return "head_dim is 128 here where keys and values are e4m3, not " +
+           std::to_string(p.attention.head_dim);
   if (p.attention.head_dim != 64 && p.attention.head_dim != 128)
     return "head_dim is 64 or 128 here, not " + std::to_string(p.attention.head_dim);
   if (p.attention.value_dim != p.attention.head_dim)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "core/fields.h"
 #include "core/op_traits.h"
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
@@ -126,7 +127,8 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
   if (attend) {
     decode::launch_attend({.storage = storage_of(problem.attention.q.storage),
                            .block = static_cast<int>(problem.selection.block_size),
-                           .dim = static_cast<int>(problem.attention.head_dim)},
+                           .dim = static_cast<int>(problem.attention.head_dim),
+                           .kv = storage_of(core::kv_format(problem).storage)},
                           *attend, stream);
   }
 }
@@ -203,7 +205,9 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
       .scale_log2 = scale_log2_of(problem),
       .partial_out = partial_out_.in(workspace),
       .partial_state = partial_state_.in(workspace),
-      .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_)};
+      .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_),
+      .k_scales = make_scales(problem, call.k_scale),
+      .v_scales = make_scales(problem, call.v_scale)};
   if (problem.op == Op::SparseAttention) {
     params.blocks = decode::Blocks::Listed;
     params.lists = make_lists(call.block_ids_in);

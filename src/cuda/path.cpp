@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 
+#include "core/fields.h"
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
 #include "cuda/common/prologue/launch.h"
@@ -86,9 +87,11 @@ class AttentionPath final : public Path {
   }
 
   static std::string rejects(const Problem& problem) {
-    const Format kv = problem.attention.kv.value_or(problem.attention.q);
+    const Format kv = core::kv_format(problem);
     if (kv != problem.attention.q)
-      return "the kernels take keys and values stored as queries are, not " + to_string(kv);
+      return "requests of more than 8 query tokens, and block maxima, take keys and values stored "
+             "as queries are, not " +
+             to_string(kv);
     std::string why;
     if (problem.op == Op::MsaAttention) why = SelectStage::rejects(problem);
     if (problem.op == Op::DenseAttention && problem.outputs.block_max)

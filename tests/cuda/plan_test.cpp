@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "cuda/attend_stage.h"
+#include "cuda/batch.h"
 #include "cuda/decode_stage.h"
 #include "cuda/device.h"
 #include "cuda/invert_stage.h"
@@ -165,6 +167,43 @@ TEST(CudaPlans, DecodeTakesUpToEightTokens) {
   EXPECT_EQ(DecodeStage::rejects(problem("op=dense heads=8/1 lens=128x1:5000")), "");
   EXPECT_NE(DecodeStage::rejects(problem("op=msa lens=9:5000")), "");
   EXPECT_NE(DecodeStage::rejects(problem("op=topk lens=1:5000")), "");
+}
+
+TEST(CudaPlans, KeysAndValuesInCodes) {
+  for (const char* kv : {"e4m3", "e4m3/tensor", "e4m3/head", "e4m3/page", "e4m3/token"}) {
+    for (const char* op : {"dense", "sparse", "msa"}) {
+      const std::string line = std::string("op=") + op + " page=64 kv=" + kv;
+      EXPECT_EQ(DecodeStage::rejects(problem(line + " lens=8:5000")), "") << line;
+      EXPECT_EQ(DecodeStage::rejects(problem(line + " block=64 dtype=f16 lens=1:50")), "") << line;
+    }
+  }
+  const std::string why = DecodeStage::rejects(problem("op=sparse kv=e4m3 dim=64 lens=1:5000"));
+  EXPECT_NE(why.find("head_dim is 128 here where keys and values are e4m3"), std::string::npos)
+      << why;
+}
+
+// A stride that nobody reads would be a scale that nobody honours.
+TEST(CudaPlans, ScalesAreReadByTheirStrides) {
+  std::array<float, 1> memory{};
+  Tensor scale = make_tensor(memory.data(), DType::F32, {7, 5, 3});
+  scale.stride = {1000, 100, 10};
+  struct Expected {
+    const char* line;
+    std::int64_t page, token, head;
+  };
+  for (const auto& [line, page, token, head] : {Expected{"kv=e4m3/tensor", 0, 0, 0},
+                                                {"kv=e4m3/head", 0, 0, 1000},
+                                                {"kv=e4m3/page page=64", 1000, 0, 100},
+                                                {"kv=e4m3/token", 0, 1000, 100},
+                                                {"kv=e4m3/token page=64", 1000, 100, 10}}) {
+    const Problem p = problem(std::string("op=dense lens=1:500 ") + line);
+    const Scales read = make_scales(p, scale);
+    EXPECT_EQ(read.data, memory.data()) << line;
+    EXPECT_EQ(read.stride_page, page) << line;
+    EXPECT_EQ(read.stride_token, token) << line;
+    EXPECT_EQ(read.stride_head, head) << line;
+    EXPECT_EQ(make_scales(p, Tensor{}).data, nullptr) << line;
+  }
 }
 
 TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {

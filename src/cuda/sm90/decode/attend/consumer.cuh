@@ -3,7 +3,8 @@
 // with a softmax state of its own.
 #pragma once
 
-#include "cuda/sm90/decode/attend/item.cuh"
+#include "cuda/sm90/decode/attend/codes.cuh"
+#include "cuda/sm90/decode/attend/state.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
@@ -11,48 +12,6 @@
 #include "cuda/sm90/tile/swizzle.cuh"
 
 namespace msa::cuda::sm90::decode {
-
-/// Softmax state and output of the 16 heads over one warp's keys: lanes hold rows lane / 4 and lane
-/// / 4 + 8.
-template <class Traits>
-struct WarpState {
-  std::uint32_t q[Traits::kDim / 16][4];  // A fragments
-  float out[Traits::kDimTiles][4];
-  float best[2];
-  float sum[2];
-};
-
-template <class Traits>
-__device__ __forceinline__ void load_query(WarpState<Traits>& s, const AttendParams& p,
-                                           const Item& item, int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int member = item.tile * 16 + lane / 4 + half * 8;
-    const auto* head =
-        common::row_of<typename Traits::Item>(p.q, item.row, item.head * p.group + member) +
-        (lane & 3) * 2;
-#pragma unroll
-    for (int step = 0; step < Traits::kDim / 16; ++step) {
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        s.q[step][part * 2 + half] =
-            member < p.group ? *reinterpret_cast<const std::uint32_t*>(head + step * 16 + part * 8)
-                             : 0u;
-      }
-    }
-  }
-}
-
-template <class Traits>
-__device__ __forceinline__ void reset_output(WarpState<Traits>& s) {
-#pragma unroll
-  for (int i = 0; i < Traits::kDimTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) s.out[i][j] = 0.f;
-  }
-  s.best[0] = s.best[1] = -INFINITY;
-  s.sum[0] = s.sum[1] = 0.f;
-}
 
 /// S[heads][keys] of this warp's keys.
 template <class Traits>
@@ -96,7 +55,7 @@ __device__ __forceinline__ void clear_values(std::uint8_t* values, int visible, 
                                              int lane) {
   const int first = warp * Traits::kKeys;
   for (int key = max(first, visible); key < first + Traits::kKeys; ++key) {
-    for (int chunk = lane; chunk < Traits::kDim / 8; chunk += 32) {
+    for (int chunk = lane; chunk < Traits::kRowChunks; chunk += 32) {
       std::uint8_t* at =
           values + (chunk >> 3) * Traits::kBlock * kPanelRowBytes + swizzled_chunk(key, chunk & 7);
       *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};
@@ -178,6 +137,17 @@ class Consumer {
   /// All blocks of the item.
   __device__ __forceinline__ void run(const Item& item) {
     load_query<Traits>(state_, params_, item, lane_);
+    if constexpr (Traits::kCodes) {
+      run_codes(item);
+    } else {
+      run_items(item);
+    }
+  }
+
+  __device__ __forceinline__ WarpState<Traits>& state() { return state_; }
+
+ private:
+  __device__ __forceinline__ void run_items(const Item& item) {
     for (int i = item.begin; i < item.end; ++i) {
       const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
@@ -198,9 +168,38 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ WarpState<Traits>& state() { return state_; }
+  __device__ __forceinline__ void run_codes(const Item& item) {
+    for (int i = item.begin; i < item.end; ++i) {
+      const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
+      float scores[Traits::kKeyTiles][4];
+      float decay[2];
+      std::uint32_t probabilities[Traits::kSteps][4];
+      shared_.ring.wait_full(at_);
+      const std::uint8_t* keys = stages_ + at_.stage * Traits::kTileBytes;
+      const float* scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
+      multiply_key_codes<Traits>(scores, state_, keys, warp_, lane_);
+      scale_columns<Traits>(scores, scales, lane_);
+      if (shared_.odd_scales[at_.stage] != 0)
+        score_odd_keys<Traits>(scores, params_, item, keys, scales, warp_, lane_);
+      const unsigned bad = shared_.bad_boxes[at_.stage];
+      warp_release();
+      if (visible < Traits::kBlock || bad != 0) {
+        mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
+      }
+      weigh<Traits>(state_, scores, params_.scale_log2, decay);
+      shared_.ring.wait_full(at_);
+      std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
+      scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
+      if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
+      if (shared_.odd_scales[at_.stage] != 0)
+        spoil_odd_values<Traits>(values, scales, warp_, lane_);
+      scale_columns<Traits>(scores, scales, lane_);
+      pack_weights<Traits>(probabilities, state_, scores, decay);
+      multiply_value_codes<Traits>(state_, probabilities, values, warp_, lane_);
+      warp_release();
+    }
+  }
 
- private:
   __device__ __forceinline__ void warp_release() {
     shared_.ring.warp_release(at_, lane_);
     at_.advance();

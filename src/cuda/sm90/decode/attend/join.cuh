@@ -25,6 +25,21 @@ using RowEighth = RowPart<Traits::kDim / 32>;
 
 __device__ __forceinline__ int part_column(int thread) { return thread % 8 * 4; }
 
+/// A row's output of multiply_value_codes: four neighbours of every 16 columns are a lane's.
+template <class Traits>
+__device__ __forceinline__ void publish_code_columns(float* row, const WarpState<Traits>& s,
+                                                     int half, int lane) {
+  float unit = 1.0f;
+  if constexpr (Traits::kUnits) unit = s.unit[half];
+#pragma unroll
+  for (int i = 0; i < Traits::kDimTiles; i += 2) {
+    const float* even = s.out[i] + 2 * half;
+    const float* odd = s.out[i + 1] + 2 * half;
+    *reinterpret_cast<float4*>(row + i * 8 + (lane & 3) * 4) = {even[0] * unit, odd[0] * unit,
+                                                                even[1] * unit, odd[1] * unit};
+  }
+}
+
 /// Leaves the warp's share in shared memory, where the ring was: rows of `scratch` and `state`.
 template <class Traits>
 __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared<Traits>& shared,
@@ -35,10 +50,15 @@ __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared
   for (int half = 0; half < 2; ++half) {
     s.sum[half] = quad::sum(s.sum[half]);
     if ((lane & 3) == 0) shared.state[warp][lane / 4 + half * 8] = {s.best[half], s.sum[half]};
-    float* row = scratch + (warp * 16 + lane / 4 + half * 8) * Traits::kMergePitch + (lane & 3) * 2;
+    float* row = scratch + (warp * 16 + lane / 4 + half * 8) * Traits::kMergePitch;
+    if constexpr (Traits::kCodes) {
+      publish_code_columns<Traits>(row, s, half, lane);
+    } else {
+      row += (lane & 3) * 2;
 #pragma unroll
-    for (int i = 0; i < Traits::kDimTiles; ++i) {
-      *reinterpret_cast<float2*>(row + i * 8) = {s.out[i][2 * half], s.out[i][2 * half + 1]};
+      for (int i = 0; i < Traits::kDimTiles; ++i) {
+        *reinterpret_cast<float2*>(row + i * 8) = {s.out[i][2 * half], s.out[i][2 * half + 1]};
+      }
     }
   }
 }

@@ -23,6 +23,10 @@ constexpr std::array kInstances = {
     AttendConfig{.storage = Storage::F16, .block = 64, .dim = 128},
     AttendConfig{.storage = Storage::F16, .block = 128, .dim = 64},
     AttendConfig{.storage = Storage::F16, .block = 64, .dim = 64},
+    AttendConfig{.storage = Storage::Bf16, .block = 128, .dim = 128, .kv = Storage::E4m3},
+    AttendConfig{.storage = Storage::Bf16, .block = 64, .dim = 128, .kv = Storage::E4m3},
+    AttendConfig{.storage = Storage::F16, .block = 128, .dim = 128, .kv = Storage::E4m3},
+    AttendConfig{.storage = Storage::F16, .block = 64, .dim = 128, .kv = Storage::E4m3},
 };
 
 using LaunchAttend = void (*)(const AttendParams&, cudaStream_t);

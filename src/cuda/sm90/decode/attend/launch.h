@@ -14,9 +14,10 @@
 namespace msa::cuda::sm90::decode {
 
 struct AttendConfig {
-  Storage storage = Storage::Bf16;
-  int block = 128;  // keys of a block
-  int dim = 128;    // of q, k and v
+  Storage storage = Storage::Bf16;  // of queries, and what is multiplied
+  int block = 128;                  // keys of a block
+  int dim = 128;                    // of q, k and v
+  Storage kv = storage;             // of keys and values: as queries, or E4m3
   friend constexpr bool operator==(const AttendConfig&, const AttendConfig&) = default;
 };
 
@@ -29,7 +30,7 @@ enum class Blocks : int {
 
 struct AttendParams {
   SelectParams select{};  // batch, records, and what a selection needs
-  CUtensorMap k_map{};    // boxes of box_tokens(block, page) x 64
+  CUtensorMap k_map{};    // boxes of box_tokens(block, page) x 128 bytes
   CUtensorMap v_map{};
   Lists lists{};
   Rows<const void> q{};  // [T, Hq, D]
@@ -46,6 +47,8 @@ struct AttendParams {
   float* partial_out = nullptr;     // [slots, 16, D], not normalised
   float2* partial_state = nullptr;  // [slots, 16]: maximum, sum
   unsigned* arrivals = nullptr;     // [rows x heads x tiles], zero before the launch
+  Scales k_scales{};                // of codes
+  Scales v_scales{};
 };
 
 /// Pairs that another kernel left: `attend` says what a row is, with splits = 1.

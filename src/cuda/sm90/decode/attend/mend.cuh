@@ -50,7 +50,7 @@ class SuspectFinder {
 };
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
     mend_kernel(const __grid_constant__ MendParams mend) {
   const AttendParams& p = mend.attend;
   extern __shared__ std::uint8_t raw[];
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
   ptx::griddepcontrol_wait();
   if (*mend.suspects.any == 0) return;
   if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kConsumers);
+    shared.ring.init(Traits::kConsumers, Traits::kFillings);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -4,6 +4,7 @@
 
 #include "cuda/sm90/decode/attend/item.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/key_scales.cuh"
 
 namespace msa::cuda::sm90::decode {
 
@@ -22,6 +23,16 @@ class Producer {
 
   /// A rehearsal finds its first block and loads nothing.
   __device__ __forceinline__ void run(const RequestRecord& r, const Item& item, bool rehearsal) {
+    if constexpr (Traits::kCodes) {
+      run_codes(r, item, rehearsal);
+    } else {
+      run_items(r, item, rehearsal);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void run_items(const RequestRecord& r, const Item& item,
+                                            bool rehearsal) {
     const BatchParams& batch = params_.select.batch;
     for (int i = item.begin; i < item.end; ++i) {
       const int block = entry_block(params_, shared_.select, i);
@@ -38,7 +49,64 @@ class Producer {
     }
   }
 
- private:
+  /// A block of codes on its way: where it lies, and its scales.
+  struct Codes {
+    KeyBox box{};
+    unsigned bad = 0;
+    float k_scales[Traits::kBlock / 32];
+    float v_scales[Traits::kBlock / 32];
+  };
+
+  /// Scales are read a block ahead: they take as long as a tile.
+  __device__ __forceinline__ void run_codes(const RequestRecord& r, const Item& item,
+                                            bool rehearsal) {
+    Codes codes;
+#pragma unroll 1
+    for (int i = item.begin; i <= item.end; ++i) {
+      Codes next;
+      if (i < item.end) next = look_up(r, item, i);
+      if (rehearsal) return;
+      if (i > item.begin) {
+        if (codes.bad != 0 && lane_ == 0)
+          report(params_.select.batch.status, item.request, -1, FaultKind::PageId);
+        load_codes(&params_.k_map, item.head, codes, codes.k_scales);
+        load_codes(&params_.v_map, item.head, codes, codes.v_scales);
+      }
+      codes = next;
+    }
+  }
+
+  __device__ __forceinline__ Codes look_up(const RequestRecord& r, const Item& item, int i) const {
+    const BatchParams& batch = params_.select.batch;
+    const int block = entry_block(params_, shared_.select, i);
+    const int visible = item.visible - block * Traits::kBlock;
+    Codes codes;
+    if (lane_ < lanes_) {
+      codes.box =
+          locate_key_box<Traits::kBlock>(batch, r, item.request, block, lane_ / Traits::kPanels);
+    }
+    codes.bad = warp::bad_boxes<Traits::kPanels>(codes.box, lane_);
+    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.k_scales, params_.k_scales, codes.box,
+                                                       item.head, visible, batch.page_size, lane_);
+    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.v_scales, params_.v_scales, codes.box,
+                                                       item.head, visible, batch.page_size, lane_);
+    return codes;
+  }
+
+  /// The scales follow the copies into the stage, and their arrival fills it.
+  __device__ __forceinline__ void load_codes(const CUtensorMap* map, int head, const Codes& codes,
+                                             const float (&scales)[Traits::kBlock / 32]) {
+    const RingPosition<Traits::kStages> at = at_;
+    load(map, head, codes.box, codes.bad);
+    const bool odd = warp::any_odd_scale(scales);
+#pragma unroll
+    for (int i = 0; i < Traits::kBlock / 32; ++i)
+      shared_.scales[at.stage][i * 32 + lane_] = scales[i];
+    if (lane_ == 0) shared_.odd_scales[at.stage] = odd ? 1 : 0;
+    __syncwarp();
+    if (lane_ == 0) shared_.ring.arrive(at);
+  }
+
   __device__ __forceinline__ void load(const CUtensorMap* map, int head, const KeyBox& box,
                                        unsigned bad) {
     shared_.ring.wait_empty(at_);

@@ -13,27 +13,38 @@ namespace msa::cuda::sm90::decode {
 template <AttendConfig cfg>
 struct AttendTraits {
   using Item = common::ItemOf<cfg.storage>;
+  // Codes: keys and values come as bytes and are widened to Item between load and product.
+  static constexpr bool kCodes = cfg.kv == Storage::E4m3;
+  static constexpr int kKeyBits = bits_of(cfg.kv);
+  static constexpr bool kUnits = kCodes && cfg.storage == Storage::F16;
   static constexpr int kBlock = cfg.block;
   static constexpr int kDim = cfg.dim;
-  static constexpr int kPanels = kDim / kPanelItems;
-  static constexpr int kConsumers = 4;               // warps
+  static constexpr int kPanels = kDim / panel_items(kKeyBits);
+  static constexpr int kRowChunks = kDim * kKeyBits / 128;  // of 16 bytes
+  static constexpr int kConsumers = 4;                      // warps
+  // Arrivals that fill a stage: the copy engine's and, with codes, that of the scales.
+  static constexpr int kFillings = kCodes ? 2 : 1;
   static constexpr int kKeys = kBlock / kConsumers;  // of a block, for one warp
   static constexpr int kKeyTiles = kKeys / 8;        // n8 tiles of scores
   static constexpr int kSteps = kKeys / 16;          // k16 steps of P * V
   static constexpr int kDimTiles = kDim / 8;         // n8 tiles of the output
   static constexpr int kThreads = (kConsumers + 1) * 32;
-  static constexpr int kTileBytes = kBlock * kDim * 2;  // of K or V
+  static constexpr int kTileBytes = kBlock * kDim * kKeyBits / 8;  // of K or V
   // Two CTAs an SM, 96 KB of tiles each: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
+  // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
+  static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
   static constexpr int kRingBytes = 96 * 1024;
   static constexpr int kStages = kRingBytes / kTileBytes;
-  static constexpr int kMergePitch = kDim + 8;  // floats; keeps rows off each other's banks
+  // Floats; keeps rows off each other's banks. Of codes a lane holds four neighbours.
+  static constexpr int kMergePitch = kDim + (kCodes ? 16 : 8);
   static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
   static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
                 "the warps' outputs overlay the ring");
   static_assert(kRingBytes >= kMostSelectScratch, "so does the scratch of a selection");
   static_assert(kBlock == 64 || kBlock == 128, "what the copy engine's boxes are made for");
   static_assert(kDim == 64 || kDim == 128, "one or two panels of 64 columns");
+  static_assert(cfg.kv == cfg.storage || (kCodes && kDim == 128), "codes fill one panel of bytes");
 };
 
 enum NamedBarrier : int { kBarrierConsumers = 1 };  // 0 is __syncthreads
@@ -51,8 +62,17 @@ struct Item {
   int begin, end;   // entries of this split
 };
 
+/// What comes with a tile of codes.
+template <class Traits, bool kCodes = Traits::kCodes>
+struct TileScales {};
 template <class Traits>
-struct AttendShared {
+struct TileScales<Traits, true> {
+  alignas(16) float scales[Traits::kStages][Traits::kBlock];  // 0 where the row sees no key
+  int odd_scales[Traits::kStages];                            // some scale needs care
+};
+
+template <class Traits>
+struct AttendShared : TileScales<Traits> {
   Ring<Traits::kStages> ring;            // tiles of K and V in turn
   unsigned bad_boxes[Traits::kStages];   // boxes of a tile of K whose page id was out of range
   float2 state[Traits::kConsumers][16];  // maximum and sum of each warp's share
