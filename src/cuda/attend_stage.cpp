@@ -27,7 +27,8 @@ Config config_of(const Problem& problem, bool lists) {
   return {.storage = storage_of(problem.attention.q.storage),
           .head_dim = static_cast<int>(problem.attention.head_dim),
           .block = lists ? static_cast<int>(problem.selection.block_size) : kDenseBlock,
-          .walk = lists ? Walk::Union : Walk::Dense};
+          .walk = lists ? Walk::Union : Walk::Dense,
+          .kv = storage_of(core::kv_format(problem).storage)};
 }
 
 std::string shape_rejects(const Problem& p) {
@@ -222,6 +223,9 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
   params.scale_log2 = scale_log2_of(problem);
   int* const suspects = suspects_.in(workspace);
   params.suspects = {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
+  params.k_scales = make_scales(problem, call.k_scale);
+  params.v_scales = make_scales(problem, call.v_scale);
+  params.column_scales = has_column_scales(core::kv_format(problem)) ? 1 : 0;
   return params;
 }
 
@@ -266,12 +270,17 @@ void AttendStage::run_mend(const core::Call& call, const Tensor& block_ids,
                            .heads_kv = params.heads_kv,
                            .group = params.group,
                            .tiles = decode::head_tiles(params.group),
-                           .scale_log2 = params.scale_log2};
+                           .scale_log2 = params.scale_log2,
+                           .k_scales = params.k_scales,
+                           .v_scales = params.v_scales};
   if (config_.walk == Walk::Union) {
     row.blocks = decode::Blocks::Listed;
     row.lists = make_lists(block_ids);
   }
-  decode::launch_mend({.storage = config_.storage, .block = config_.block, .dim = config_.head_dim},
+  decode::launch_mend({.storage = config_.storage,
+                       .block = config_.block,
+                       .dim = config_.head_dim,
+                       .kv = config_.kv},
                       {.attend = row, .suspects = params.suspects}, ctas_, stream);
 }
 

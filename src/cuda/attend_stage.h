@@ -67,6 +67,11 @@ class AttendStage {
   Piece<sm90::attend::ListEntry> entries_{};
 };
 
+/// Whether keys of one block may have different scales.
+inline bool has_column_scales(const Format& kv) {
+  return kv.scale == Scale::Page || kv.scale == Scale::Token;
+}
+
 /// softmax_scale or its default.
 float scale_of(const Problem& problem);
 /// Times log2(e): what kernels multiply scores by.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/fields.h"
 #include "core/geometry.h"
 #include "cuda/batch.h"
 #include "cuda/page_rule.h"
@@ -38,6 +39,13 @@ KvOuterStage::Chunks KvOuterStage::chunks_of(const Problem& p, const Tuning& tun
                                         std::max<std::int64_t>(1, blocks_of(p)))};
 }
 
+/// Whether one scale serves all keys of a block, and one all values.
+bool shares_scales(const Problem& p) {
+  const Scale scale = core::kv_format(p).scale;
+  return scale != Scale::Token &&
+         (scale != Scale::Page || p.bounds.page_size % kvouter::kBlock == 0);
+}
+
 bool KvOuterStage::serves(const Problem& p, const Tuning& tuning, int tokens_per_tile,
                           int max_tiles) {
   const Chunks cut = chunks_of(p, tuning, tokens_per_tile, max_tiles);
@@ -46,7 +54,7 @@ bool KvOuterStage::serves(const Problem& p, const Tuning& tuning, int tokens_per
   return p.op != Op::DenseAttention && !p.options.batch_invariant &&
          p.attention.heads_q / p.attention.heads_kv == kvouter::kGroup &&
          p.attention.head_dim == kvouter::kDim && p.selection.block_size == kvouter::kBlock &&
-         p.selection.topk <= kvouter::kMaxTopk &&
+         p.selection.topk <= kvouter::kMaxTopk && shares_scales(p) &&
          cut.rows <= tuning.inverse_bytes / (2 * static_cast<std::int64_t>(sizeof(int))) /
                          std::max<std::int64_t>(1, cut.chunks) &&
          blocks_of(p) > kSharedLists * p.selection.topk;
@@ -91,13 +99,17 @@ void KvOuterStage::run(const Problem& problem, const core::Call& call, const Ten
                          .partial_rows = partial_rows_.in(workspace),
                          .to = attend.to,
                          .scale_log2 = attend.scale_log2,
-                         .suspects = attend.suspects};
+                         .suspects = attend.suspects,
+                         .k_scales = attend.k_scales,
+                         .v_scales = attend.v_scales};
   const int box = box_tokens(kvouter::kBlock, problem.bounds.page_size);
   const kvouter::Maps maps{
       .q = make_query_map(call.q, problem.attention.heads_kv, kvouter::kGroup, 1, "q"),
       .k = make_key_map(call.k, box, "k"),
       .v = make_key_map(call.v, box, "v")};
-  kvouter::launch({.storage = storage_of(problem.attention.q.storage)}, params, maps, ctas, stream);
+  kvouter::launch({.storage = storage_of(problem.attention.q.storage),
+                   .kv = storage_of(core::kv_format(problem).storage)},
+                  params, maps, ctas, stream);
 }
 
 }  // namespace msa::cuda

@@ -88,9 +88,13 @@ class AttentionPath final : public Path {
 
   static std::string rejects(const Problem& problem) {
     const Format kv = core::kv_format(problem);
-    if (kv != problem.attention.q)
-      return "requests of more than 8 query tokens, and block maxima, take keys and values stored "
-             "as queries are, not " +
+    const bool codes = kv.storage == DType::E4M3;
+    if (codes && problem.outputs.block_max)
+      return "block maxima take keys stored as queries are, not " + to_string(kv);
+    // Weights times the scales of their values may be more than f16 can hold.
+    if (codes && has_column_scales(kv) && problem.attention.q.storage == DType::F16)
+      return "requests of more than 8 query tokens in f16 take one scale for all or for each head, "
+             "not " +
              to_string(kv);
     std::string why;
     if (problem.op == Op::MsaAttention) why = SelectStage::rejects(problem);

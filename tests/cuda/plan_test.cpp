@@ -20,6 +20,7 @@
 #include "msa/msa.h"
 #include "testkit/case.h"
 #include "testkit/generate.h"
+#include "testkit/support.h"
 
 namespace msa::cuda {
 namespace {
@@ -180,6 +181,31 @@ TEST(CudaPlans, KeysAndValuesInCodes) {
   const std::string why = DecodeStage::rejects(problem("op=sparse kv=e4m3 dim=64 lens=1:5000"));
   EXPECT_NE(why.find("head_dim is 128 here where keys and values are e4m3"), std::string::npos)
       << why;
+  for (const auto& [line, reason] :
+       {Refused{"op=dense lens=90:500 kv=e4m3/head block_max=1", "block maxima"},
+        {"op=dense lens=1:500 kv=e4m3 block_max=1 output=0", "block maxima"},
+        {"op=msa lens=90:500 dtype=f16 kv=e4m3/token", "f16"},
+        {"op=sparse lens=9:500 dtype=f16 kv=e4m3/page page=128", "f16"},
+        {"op=sparse lens=90:500 dim=64 kv=e4m3", "head_dim"}}) {
+    std::string refusal;
+    EXPECT_EQ(find_path(problem(line), kHopper, refusal), nullptr) << line;
+    EXPECT_NE(refusal.find(reason), std::string::npos) << line << ": '" << refusal << "'";
+  }
+}
+
+// A block's keys share their scale there, so that it multiplies what is multiplied anyway.
+TEST(CudaPlans, KeysOutermostTakesOneScaleABlock) {
+  const auto serves = [](const std::string& kv) {
+    Layout layout;
+    const Problem p = problem("op=sparse lens=8192:8192 " + kv);
+    const AttendStage attend(p, kHopper, true, layout);
+    return attend.decisions().find("attend_keys_outermost no") == std::string::npos;
+  };
+  for (const char* kv : {"kv=e4m3", "kv=e4m3/tensor", "kv=e4m3/head", "kv=e4m3/head page=16",
+                         "kv=e4m3/page page=128", "kv=e4m3/page page=384"})
+    EXPECT_TRUE(serves(kv)) << kv;
+  for (const char* kv : {"kv=e4m3/page page=64", "kv=e4m3/token", "kv=e4m3/token page=128"})
+    EXPECT_FALSE(serves(kv)) << kv;
 }
 
 // A stride that nobody reads would be a scale that nobody honours.
@@ -341,6 +367,12 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
     const bool attends = op != "scores" && op != "select";
     EXPECT_EQ(name("op=" + op + " lens=9:5000"), attends ? "attention" : "select") << op;
   }
+  for (const std::string kv : {"e4m3", "e4m3/tensor", "e4m3/head", "e4m3/page", "e4m3/token"}) {
+    for (const std::string op : {"dense", "sparse", "msa"}) {
+      EXPECT_EQ(name("op=" + op + " page=64 lens=1:5000 kv=" + kv), "decode") << op << kv;
+      EXPECT_EQ(name("op=" + op + " page=64 lens=9:5000 kv=" + kv), "attention") << op << kv;
+    }
+  }
   EXPECT_EQ(name("op=topk lens=1:5000"), "select");
   EXPECT_EQ(name("op=merge_states parts=3 lens=20:0"), "merge");
   EXPECT_EQ(name("op=merge_selections parts=3 lens=20:0"), "merge");
@@ -353,6 +385,24 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
   std::string why;
   EXPECT_EQ(find_path(problem("op=dense"), other, why), nullptr);
   EXPECT_NE(why.find("dense_attention"), std::string::npos) << why;
+}
+
+TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
+  const std::string tests = MSA_TESTS_DIR;
+  const auto table = testkit::SupportTable::read(tests + "/support/cuda.txt");
+  int inside = 0, codes = 0;
+  for (const char* file : {"/cases/cuda.txt", "/cases/sanitizer.txt"}) {
+    for (const testkit::Case& spec : testkit::read_cases(tests + file)) {
+      if (!table.contains(spec)) continue;
+      ++inside;
+      codes += spec.kv_format().storage == DType::E4M3 ? 1 : 0;
+      std::string why;
+      EXPECT_NE(find_path(problem(testkit::to_line(spec)), kHopper, why), nullptr)
+          << testkit::to_line(spec) << ": " << why;
+    }
+  }
+  EXPECT_GE(inside, 1000);
+  EXPECT_GE(codes, 200);
 }
 
 TEST(CudaPaths, WorkspaceIsThatOfTheStages) {

@@ -50,6 +50,11 @@ const std::vector<std::string> kCases{
     "op=dense heads=16/2 kv=e4m3/head dtype=f16 lens=1:300,8:90 page=64 lse=1",
     "op=sparse heads=16/2 kv=e4m3/token block=64 topk=4 lens=2:700",
     "op=msa heads=16/2 kv=e4m3/page topk=4 lens=2:700,1:90 page=16 lse=1",
+    "op=dense heads=16/2 kv=e4m3/head dtype=f16 lens=70:300,9:90 lse=1",
+    "op=dense heads=16/2 kv=e4m3/token lens=70:300 strides=transposed",
+    "op=sparse heads=16/1 kv=e4m3 topk=16 lens=600:9000 page=128",
+    "op=sparse heads=16/2 kv=e4m3/token block=64 topk=4 lens=70:700,9:90 lse=1",
+    "op=msa heads=16/2 kv=e4m3/page topk=4 lens=70:700 page=64",
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",
     "op=merge_states heads=4/4 lens=20:0 parts=40",
     "op=merge_selections heads=4/4 topk=4 lens=20:0 parts=3 chosen=1",
@@ -286,7 +291,7 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
       {"index_k", &Operands::index_k}};
   for (const std::string op : {"dense", "sparse", "msa", "scores", "select"}) {
     for (const char* lens : {"lens=8:500", "lens=9:500", "lens=90:500", "lens=8:500 page=64",
-                             "lens=8:500 kv=e4m3/token"}) {
+                             "lens=8:500 kv=e4m3/token", "lens=90:500 kv=e4m3/head"}) {
       const std::string line = "op=" + op + " heads=8/4 topk=4 " + lens;
       FakeCase call(line);
       for (const auto& [name, field] : fields) {

@@ -20,4 +20,40 @@ __device__ __forceinline__ bool is_odd_scale(float scale) {
   return !(fabsf(scale) <= kLargestScale);
 }
 
+/// One scale for all keys of a head and one for all values, which multiply numbers that multiply
+/// anyway.
+template <bool kCodes>
+struct Folded {
+  __device__ __forceinline__ float scores(float scale) const { return scale; }
+  __device__ __forceinline__ float values(float scale) const { return scale; }
+};
+template <>
+struct Folded<true> {
+  float of_keys = 1.0f;
+  float of_values = 1.0f;
+  int odd = 0;  // they do not fold: what they give must be computed again
+  __device__ __forceinline__ float scores(float scale) const { return scale * of_keys; }
+  __device__ __forceinline__ float values(float scale) const { return scale * of_values; }
+};
+
+/// Scales of keys that fold into the softmax scale: with others a maximum would be none, or
+/// products leave f32.
+inline constexpr float kSmallestFolded = 0x1p-60f;
+inline constexpr float kLargestFolded = 0x1p60f;
+
+/// Those of a head, in a page where each has its own.
+__device__ __forceinline__ Folded<true> fold_scales(const Scales& of_keys, const Scales& of_values,
+                                                    int page, int head) {
+  Folded<true> folded;
+  folded.of_values = scale_of(of_values, page, 0, head);
+  folded.odd = is_odd_scale(folded.of_values) ? 1 : 0;
+  const float scale = scale_of(of_keys, page, 0, head);
+  if (scale >= kSmallestFolded && scale <= kLargestFolded) {
+    folded.of_keys = scale;
+  } else {
+    folded.odd = 1;
+  }
+  return folded;
+}
+
 }  // namespace msa::cuda::common

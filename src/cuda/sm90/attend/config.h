@@ -17,10 +17,11 @@ namespace msa::cuda::sm90::attend {
 enum class Walk : int { Dense, Union };
 
 struct Config {
-  Storage storage = Storage::Bf16;
-  int head_dim = 128;  // of keys and values
-  int block = 128;     // keys of one step; Union: the block size of the lists
+  Storage storage = Storage::Bf16;  // of queries, and what is multiplied
+  int head_dim = 128;               // of keys and values
+  int block = 128;                  // keys of one step; Union: the block size of the lists
   Walk walk = Walk::Dense;
+  Storage kv = storage;  // of keys and values: as queries, or E4m3
   friend constexpr bool operator==(const Config&, const Config&) = default;
 };
 
@@ -67,6 +68,9 @@ struct Params {
   std::int64_t stride_lse_split = 0;
   float scale_log2 = 0;  // softmax scale * log2(e), above 0
   Suspects suspects{};
+  Scales k_scales{};  // of codes
+  Scales v_scales{};
+  int column_scales = 0;  // keys of a block have scales of their own: those of tokens or pages
 };
 
 struct Maps {

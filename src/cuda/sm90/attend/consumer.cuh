@@ -52,12 +52,17 @@ class Consumer {
     visible_[0] = min(max(job.base + token_[0], 0), job.limit);
     visible_[1] = min(max(job.base + token_[1], 0), job.limit);
     softmax_ = Softmax{};
+    if constexpr (Traits::kCodes) folded_ = shared_.folded[q_at_.stage];
     shared_.q_ring.wait_full(q_at_);
     if (job.blocks > 0) {
       const auto& list = shared_.lists[q_at_.stage];
       first_step(q, entry_of<Traits>(params_, job, list, 0));
+      if constexpr (Traits::kCodes) pack_codes();
       int i = 1;
-      for (; i < job.masked; ++i) step<true>(q, entry_of<Traits>(params_, job, list, i), i > 1);
+      for (; i < job.masked; ++i) {
+        step<true>(q, entry_of<Traits>(params_, job, list, i), i > 1);
+        if constexpr (Traits::kCodes) pack_codes();
+      }
       const std::uint32_t mine = warpgroup_tokens();
       for (bool skips = false; i < job.blocks; ++i) {
         ListEntry entry = entry_of<Traits>(params_, job, list, i);
@@ -70,6 +75,7 @@ class Consumer {
         }
         step<false>(q, entry, i > 1 + (skips ? 1 : 0));
         if (skips) skip_values();
+        if constexpr (Traits::kCodes) pack_codes();
       }
       issue_pv(job.blocks > 1);
       ptx::wgmma_wait_group<0>();
@@ -80,7 +86,7 @@ class Consumer {
     }
     softmax_.finish();
     const bool suspect = shared_.suspects[q_at_.stage] != 0;
-    Epilogue<Traits> epilogue{params_, job, warpgroup_, thread_};
+    Epilogue<Traits> epilogue{params_, job, warpgroup_, thread_, folded_};
     ptx::bar_sync(kBarrierConsumer0 + warpgroup_,
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
@@ -114,10 +120,11 @@ class Consumer {
   __device__ __forceinline__ void first_step(const std::uint8_t* q, const ListEntry& entry) {
     issue_qk(q);
     ptx::wgmma_wait_group<0>();
+    if constexpr (Traits::kCodes) scale_keys();
     warp_release(shared_.k_ring, k_at_);
     float decay[2];
     softmax_masked(entry, decay);
-    pack();
+    if constexpr (!Traits::kCodes) pack();
   }
 
   template <bool kMasked>
@@ -126,6 +133,7 @@ class Consumer {
     issue_qk(q);
     issue_pv(accumulate);
     ptx::wgmma_wait_group<1>();
+    if constexpr (Traits::kCodes) scale_keys();
     warp_release(shared_.k_ring, k_at_);
     float decay[2];
     if constexpr (kMasked) {
@@ -134,7 +142,8 @@ class Consumer {
       const bool takes_part[2] = {listed(entry, 0), listed(entry, 1)};
       float raised[2];
       softmax_.raise(s_, takes_part, raised);
-      softmax_.template weigh<kLazy>(s_, raised, takes_part, params_.scale_log2, decay);
+      softmax_.template weigh<kLazy>(s_, raised, takes_part, folded_.scores(params_.scale_log2),
+                                     decay);
     }
     ptx::wgmma_wait_group<0>();
     warp_release(shared_.v_ring, v_at_);
@@ -143,7 +152,7 @@ class Consumer {
 #pragma unroll
       for (int x = 0; x < kOutputs; ++x) o_[x] *= decay[(x >> 1) & 1];
     }
-    pack();
+    if constexpr (!Traits::kCodes) pack();
   }
 
   /// Softmax of a block in which some rows do not see every key.
@@ -159,7 +168,7 @@ class Consumer {
     row_max(s_, raised);
     raised[0] = fmaxf(softmax_.max[0], raised[0]);
     raised[1] = fmaxf(softmax_.max[1], raised[1]);
-    softmax_.template weigh<kLazy>(s_, raised, all, params_.scale_log2, decay);
+    softmax_.template weigh<kLazy>(s_, raised, all, folded_.scores(params_.scale_log2), decay);
   }
 
   __device__ __forceinline__ bool listed(const ListEntry& entry, int r) const {
@@ -199,6 +208,33 @@ class Consumer {
     ptx::wgmma_commit_group();
   }
 
+  /// Scores of codes times their keys' scales, where those are the columns'.
+  __device__ __forceinline__ void scale_keys() {
+    if (params_.column_scales != 0) scale_columns(shared_.k_scales[k_at_.stage]);
+  }
+
+  /// Weights times their values' scales become the A fragments of the next product. Behind the
+  /// values that were given back: the next ones in the ring are the weights' own.
+  __device__ __forceinline__ void pack_codes() {
+    if (params_.column_scales != 0) {
+      shared_.v_ring.wait_full(v_at_);
+      scale_columns(shared_.v_scales[v_at_.stage]);
+    }
+    pack();
+  }
+
+  __device__ __forceinline__ void scale_columns(const float (&scales)[Traits::kBlock]) {
+#pragma unroll
+    for (int x = 0; x < kScores; x += 4) {
+      const float2 pair =
+          *reinterpret_cast<const float2*>(scales + 2 * x + fragment_column(thread_));
+      s_[x] *= pair.x;
+      s_[x + 1] *= pair.y;
+      s_[x + 2] *= pair.x;
+      s_[x + 3] *= pair.y;
+    }
+  }
+
   /// Weights become the A fragments of the next product.
   __device__ __forceinline__ void pack() {
 #pragma unroll
@@ -222,6 +258,7 @@ class Consumer {
   RingPosition<Traits::kKeyStages> k_at_{};
   RingPosition<Traits::kKeyStages> v_at_{};
   Softmax softmax_{};
+  common::Folded<Traits::kCodes> folded_{};
   float s_[kScores];
   float o_[kOutputs];
   std::uint32_t p_[kScores / 2];

@@ -23,6 +23,7 @@ struct Epilogue {
   const Job& job;
   const int warpgroup;
   const int thread;  // in the warpgroup
+  const common::Folded<Traits::kCodes>& folded;
 
   /// `stage` is the tile's q buffer; no warp of the warpgroup reads it any more.
   __device__ __forceinline__ void store(float (&o)[kOutputs], const Softmax& softmax,
@@ -31,7 +32,7 @@ struct Epilogue {
     bool again = suspect && valid(row & ~15);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float inverse = softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r];
+      const float inverse = folded.values(softmax.sum[r] == 0.0f ? 0.0f : 1.0f / softmax.sum[r]);
       float probe = softmax.sum[r] * 0.0f;  // NaN once anything of the row is not finite
 #pragma unroll
       for (int x = 2 * r; x < kOutputs; x += 4) {
@@ -41,7 +42,7 @@ struct Epilogue {
       }
       again |= valid(row + 8 * r) && probe != 0.0f;
       if (params.to.lse.data != nullptr && (thread & 3) == 0 && valid(row + 8 * r)) {
-        lse_at(row + 8 * r) = softmax.lse(r, params.scale_log2);
+        lse_at(row + 8 * r) = softmax.lse(r, folded.scores(params.scale_log2));
       }
     }
     if (common::warp::any(again)) note_rows();

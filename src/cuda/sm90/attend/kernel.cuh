@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // The attention kernel, dense and over unions of block lists: a persistent CTA an SM, one producer
-// warpgroup, two consumer warpgroups. See docs/kernels/attend.md.
+// warpgroup, two consumer warpgroups, and a converter where keys and values are codes. See
+// docs/kernels/attend.md.
 #pragma once
 
 #include "cuda/launch.h"
 #include "cuda/sm90/attend/consumer.cuh"
+#include "cuda/sm90/attend/converter.cuh"
 #include "cuda/sm90/attend/launch.h"
 #include "cuda/sm90/attend/loader.cuh"
 #include "cuda/sm90/attend/scheduler.cuh"
@@ -17,10 +19,17 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
-    shared.q_ring.init(Traits::kConsumerWarps + 1);  // and the loader
+    shared.q_ring.init(Traits::kConsumerWarps + 1 + Traits::kConverterWarps);  // and the loader
     for (ptx::Mbarrier& bar : shared.described) ptx::mbarrier_init(&bar, 32);
-    shared.k_ring.init(Traits::kConsumerWarps);
-    shared.v_ring.init(Traits::kConsumerWarps);
+    if constexpr (Traits::kCodes) {
+      for (ptx::Mbarrier& bar : shared.k_codes) ptx::mbarrier_init(&bar, 2);
+      for (ptx::Mbarrier& bar : shared.v_codes) ptx::mbarrier_init(&bar, 2);
+      shared.k_ring.init(Traits::kConsumerWarps, Traits::kConverterWarps);
+      shared.v_ring.init(Traits::kConsumerWarps, Traits::kConverterWarps);
+    } else {
+      shared.k_ring.init(Traits::kConsumerWarps);
+      shared.v_ring.init(Traits::kConsumerWarps);
+    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
@@ -32,6 +41,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     const int warp = (threadIdx.x & 127) >> 5;
     if (warp == 0) Loader<Traits>(params, maps, shared).run();
     if (warp == 1) Scheduler<Traits>(params, maps, shared).run();
+  } else if (Traits::kCodes && warpgroup == Traits::kConsumers + 1) {
+    ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
+    if constexpr (Traits::kCodes) Converter<Traits>(shared).run();
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     Consumer<Traits>(params, shared, warpgroup).run();

@@ -7,6 +7,8 @@
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/key_scales.cuh"
+#include "cuda/sm90/tile/widen.cuh"
 
 namespace msa::cuda::sm90::attend {
 
@@ -19,7 +21,7 @@ class Loader {
         maps_(maps),
         shared_(shared),
         lane_(threadIdx.x & 31),
-        lanes_(key_box_lanes<Traits::kBlock, Traits::kPanels>(params.batch.page_size)) {}
+        lanes_(key_box_lanes<Traits::kBlock, Traits::kKeyPanels>(params.batch.page_size)) {}
 
   __device__ __forceinline__ void run() {
     while (load_tile()) {
@@ -38,8 +40,12 @@ class Loader {
       const KeyBox box = next;
       if (i + 1 < job.blocks) next = locate(job, entry_of<Traits>(params_, job, list, i + 1).block);
       if (common::warp::any(box.bad)) mark_suspect(job.request);
-      load_block(shared_.k_ring, k_at_, shared_.k[k_at_.stage], &maps_.k, job.head, box);
-      load_block(shared_.v_ring, v_at_, shared_.v[v_at_.stage], &maps_.v, job.head, box);
+      if constexpr (Traits::kCodes) {
+        load_codes(job, box, entry_of<Traits>(params_, job, list, i).block);
+      } else {
+        load_block(shared_.k_ring, k_at_, shared_.k[k_at_.stage], &maps_.k, job.head, box);
+        load_block(shared_.v_ring, v_at_, shared_.v[v_at_.stage], &maps_.v, job.head, box);
+      }
     }
     shared_.q_ring.warp_release(at_, lane_);  // neither the job nor its mark is touched again
     at_.advance();
@@ -61,10 +67,59 @@ class Loader {
     at.advance();
   }
 
+  using Scaled = float[Traits::kBlock / 32];  // scales of a block: key lane + 32 i
+
+  /// Codes of keys and values, and their scales where those are the columns'.
+  __device__ __forceinline__ void load_codes(const Job& job, const KeyBox& box, int block) {
+    Scaled k_scales, v_scales;
+    if (params_.column_scales != 0) {
+      const int visible = job.limit - block * Traits::kBlock;
+      load_scales(k_scales, params_.k_scales, job.head, box, visible);
+      load_scales(v_scales, params_.v_scales, job.head, box, visible);
+    }
+    load_coded_block(shared_.k_ring, k_at_, shared_.k_codes, shared_.k[k_at_.stage], &maps_.k,
+                     job.head, box, k_scales, shared_.k_scales[k_at_.stage]);
+    load_coded_block(shared_.v_ring, v_at_, shared_.v_codes, shared_.v[v_at_.stage], &maps_.v,
+                     job.head, box, v_scales, shared_.v_scales[v_at_.stage]);
+  }
+
+  __device__ __forceinline__ void load_scales(Scaled& to, const Scales& scales, int head,
+                                              const KeyBox& box, int visible) const {
+    warp::load_scales<Traits::kBlock, Traits::kKeyPanels>(to, scales, box, head, visible,
+                                                          params_.batch.page_size, lane_);
+  }
+
+  /// The barrier of the codes takes two arrivals: the copies' and, behind it, that of the scales.
+  __device__ __forceinline__ void load_coded_block(Ring<Traits::kKeyStages>& ring,
+                                                   RingPosition<Traits::kKeyStages>& at,
+                                                   ptx::Mbarrier (&codes)[Traits::kKeyStages],
+                                                   std::uint8_t* tile, const CUtensorMap* map,
+                                                   int head, const KeyBox& box, const Scaled& from,
+                                                   float (&scales)[Traits::kBlock]) {
+    __syncwarp();
+    ring.wait_empty(at);
+    ptx::Mbarrier* arrived = &codes[at.stage];
+    if (lane_ == 0) ptx::mbarrier_arrive_expect_tx(arrived, Traits::kLoadBytes);
+    __syncwarp();
+    if (lane_ < lanes_) {
+      load_key_box<Traits::kBlock, Traits::kKeyPanels, Traits::kKeyItems>(
+          codes_of<Traits::kBlock>(tile), map, arrived, head, box, params_.batch.page_size, lane_);
+    }
+    if (params_.column_scales != 0) {
+      // What a scale beyond f32 makes of values is not what it makes of their sums.
+      if (warp::any_odd_scale(from) && lane_ == 0) shared_.suspects[at_.stage] = 1;
+#pragma unroll
+      for (int i = 0; i < Traits::kBlock / 32; ++i) scales[i * 32 + lane_] = from[i];
+      __syncwarp();
+    }
+    if (lane_ == 0) ptx::mbarrier_arrive(arrived);
+    at.advance();
+  }
+
   __device__ __forceinline__ KeyBox locate(const Job& job, int block) const {
     if (lane_ >= lanes_ || job.blocks == 0) return {};
     return locate_key_box<Traits::kBlock>(params_.batch, params_.requests[job.request], job.request,
-                                          block, lane_ / Traits::kPanels);
+                                          block, lane_ / Traits::kKeyPanels);
   }
 
   /// The consumers see the mark after any later step of the tile: lane 0 writes it before it

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/scales.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
@@ -71,6 +72,7 @@ class Scheduler {
     if (lane_ == 0) {
       shared_.jobs[at_.stage] = job;
       shared_.suspects[at_.stage] = 0;
+      if constexpr (Traits::kCodes) fold_scales(head);
     }
     ptx::mbarrier_arrive(&shared_.described[at_.stage]);
     if (lane_ == 0) {
@@ -84,6 +86,15 @@ class Scheduler {
     }
     __syncwarp();
     at_.advance();
+  }
+
+  /// What one scale for all keys of a head, and one for all values, come to.
+  __device__ __forceinline__ void fold_scales(int head) {
+    common::Folded<true> folded;
+    if (params_.column_scales == 0)
+      folded = common::fold_scales(params_.k_scales, params_.v_scales, 0, head);
+    shared_.suspects[at_.stage] = folded.odd;
+    shared_.folded[at_.stage] = folded;
   }
 
   __device__ __forceinline__ Job describe(const common::prologue::TileRecord& tile, int slot,

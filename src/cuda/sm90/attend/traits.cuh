@@ -2,9 +2,11 @@
 // Tile sizes, shared memory and roles of the attention kernel, derived from one Config.
 #pragma once
 
+#include "cuda/common/scales.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/attend/config.h"
 #include "cuda/sm90/tile/align.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::attend {
@@ -26,6 +28,18 @@ struct Job {
   int limit;
 };
 
+/// What codes need beside the tiles.
+template <bool kCodes, int kStages, int kQueryStages, int kBlock>
+struct CodesShared {};
+template <int kStages, int kQueryStages, int kBlock>
+struct CodesShared<true, kStages, kQueryStages, kBlock> {
+  ptx::Mbarrier k_codes[kStages];  // codes and scales are there, for the converter
+  ptx::Mbarrier v_codes[kStages];
+  alignas(16) float k_scales[kStages][kBlock];  // where they are the columns'
+  alignas(16) float v_scales[kStages][kBlock];
+  common::Folded<true> folded[kQueryStages];
+};
+
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
@@ -33,26 +47,36 @@ struct Traits {
   static constexpr int kHeadDim = cfg.head_dim;
   static constexpr int kBlock = cfg.block;
   static constexpr bool kUnion = cfg.walk == Walk::Union;
-  static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kPanels = kHeadDim / kPanelItems;
+  // Codes: keys and values come as bytes, and a warpgroup more widens them to Item in their stage.
+  static constexpr bool kCodes = cfg.kv == Storage::E4m3;
+  static constexpr int kKeyItems = panel_items(bits_of(cfg.kv));  // of a panel in flight
+  static constexpr int kKeyPanels = kHeadDim / kKeyItems;
   static constexpr int kQueryStages = 2;
   static constexpr int kKeyStages = 2;  // 3 measured the same
   static constexpr int kConsumers = 2;  // warpgroups of 64 rows
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kListedAhead = 32;  // one entry a lane; most lists are shorter
-  static constexpr int kThreads = (kConsumers + 1) * 128;
-  // Loader and scheduler spill with 40.
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kWarpgroups = kConsumers + 1 + (kCodes ? 1 : 0);
+  static constexpr int kThreads = kWarpgroups * 128;
+  static constexpr int kConverterWarps = kCodes ? 4 : 0;
+  // Loader and scheduler spill with 40, the loader of codes with 56.
+  static constexpr int kProducerRegisters = kCodes ? 64 : 56;  // the converter's, too
+  static constexpr int kConsumerRegisters = kCodes ? 192 : 224;
   static constexpr int kQueryBytes = kTileRows * kHeadDim * 2;
   static constexpr int kBlockBytes = kBlock * kHeadDim * 2;
-  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= 3 * 168,
-                "registers of a CTA's three warpgroups");
+  static constexpr int kLoadBytes = kBlock * kKeyPanels * kPanelRowBytes;  // in flight
+  static_assert(kConsumers * kConsumerRegisters + (kWarpgroups - kConsumers) * kProducerRegisters <=
+                    (kCodes ? 4 * 128 : 3 * 168),
+                "registers of a CTA's warpgroups");
+  static_assert(cfg.kv == cfg.storage || (kCodes && kHeadDim == 128),
+                "codes fill one panel of bytes, in the place of the second one of items");
   static_assert(kKeyStages >= 2,
                 "a skipped block holds a stage while the one before is multiplied");
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kBlock == 64 || kBlock == 128, "n64 or n128 products");
 
-  struct Shared {
+  struct Shared : CodesShared<kCodes, kKeyStages, kQueryStages, kBlock> {
     alignas(1024) std::uint8_t q[kQueryStages][kQueryBytes];  // later the tile's output
     alignas(1024) std::uint8_t k[kKeyStages][kBlockBytes];
     alignas(1024) std::uint8_t v[kKeyStages][kBlockBytes];

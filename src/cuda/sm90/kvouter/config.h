@@ -26,7 +26,8 @@ inline constexpr int kSpread = 32;
 inline constexpr int kPartialVectors = kGroup * kDim / 8;  // 16-byte vectors of one partial
 
 struct Config {
-  Storage storage = Storage::Bf16;  // of q, k and v
+  Storage storage = Storage::Bf16;  // of q, and what is multiplied
+  Storage kv = storage;             // of k and v: as q, or E4m3
   friend constexpr bool operator==(const Config&, const Config&) = default;
 };
 
@@ -82,6 +83,8 @@ struct Params {
   RowsOut to{};
   float scale_log2 = 0;
   Suspects suspects{};
+  Scales k_scales{};  // of codes, one for all keys of a block
+  Scales v_scales{};
 };
 
 struct Maps {

@@ -33,6 +33,7 @@ class Consumer {
       const WorkItem item = shared_.items[kv_at_.stage];
       if (item.count == 0) return;
       const Visible visible = visible_of(item);
+      if constexpr (Traits::kCodes) folded_ = shared_.folded[kv_at_.stage];
       const Entry* entries = entries_ + item.begin;
       Entry next = load_entry(entries, token_, item.count);
       for (int first = 0; first < item.count; first += Traits::kTileTokens) {
@@ -113,15 +114,16 @@ class Consumer {
 
   /// Scores become weights, packed; `sum` of each row over the whole block.
   __device__ __forceinline__ void weigh(const float (&largest)[2], float (&sum)[2]) {
-    const float offset[2] = {largest[0] == -INFINITY ? 0.0f : -largest[0] * params_.scale_log2,
-                             largest[1] == -INFINITY ? 0.0f : -largest[1] * params_.scale_log2};
+    const float scale_log2 = folded_.scores(params_.scale_log2);
+    const float offset[2] = {largest[0] == -INFINITY ? 0.0f : -largest[0] * scale_log2,
+                             largest[1] == -INFINITY ? 0.0f : -largest[1] * scale_log2};
     sum[0] = sum[1] = 0.0f;
 #pragma unroll
     for (int x = 0; x < kScores; x += 4) {
-      const float a = ptx::ex2(fmaf(s_[x], params_.scale_log2, offset[0]));
-      const float b = ptx::ex2(fmaf(s_[x + 1], params_.scale_log2, offset[0]));
-      const float c = ptx::ex2(fmaf(s_[x + 2], params_.scale_log2, offset[1]));
-      const float d = ptx::ex2(fmaf(s_[x + 3], params_.scale_log2, offset[1]));
+      const float a = ptx::ex2(fmaf(s_[x], scale_log2, offset[0]));
+      const float b = ptx::ex2(fmaf(s_[x + 1], scale_log2, offset[0]));
+      const float c = ptx::ex2(fmaf(s_[x + 2], scale_log2, offset[1]));
+      const float d = ptx::ex2(fmaf(s_[x + 3], scale_log2, offset[1]));
       sum[0] += a + b;
       sum[1] += c + d;
       p_[x / 2] = ptx::cvt_pack<Item>(a, b);
@@ -160,9 +162,14 @@ class Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool empty = sum[r] == 0.0f;
-      const PartialRow row{
-          .lse = empty ? -INFINITY : fmaf(largest[r], params_.scale_log2, ptx::lg2(sum[r])),
+      PartialRow row{
+          .lse = empty ? -INFINITY
+                       : fmaf(largest[r], folded_.scores(params_.scale_log2), ptx::lg2(sum[r])),
           .scale = empty ? 0.0f : __fdividef(steps[r].step, sum[r])};
+      row.scale = folded_.values(row.scale);
+      if constexpr (Traits::kCodes) {
+        if (folded_.odd != 0) row.scale = NAN;
+      }
       rows[8 * r] = row;
     }
   }
@@ -187,6 +194,7 @@ class Consumer {
   const int q_offset_;  // bytes to the warpgroup's rows in a panel
   RingPosition<Traits::kKeyStages> kv_at_{};
   RingPosition<Traits::kQueryStages> q_at_{};
+  common::Folded<Traits::kCodes> folded_{};
   float s_[kScores];
   float o_[kOutputs];
   std::uint32_t p_[kScores / 2];

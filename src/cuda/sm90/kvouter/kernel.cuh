@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The keys-outermost kernel: a persistent CTA an SM, one producer warp, three consumer warpgroups.
+// The keys-outermost kernel: a persistent CTA an SM, one producer warp, three consumer warpgroups,
+// and beside the producer three converter warps where keys and values are codes.
 // See docs/kernels/kvouter.md.
 #pragma once
 
 #include "cuda/launch.h"
 #include "cuda/sm90/kvouter/combine.cuh"
 #include "cuda/sm90/kvouter/consumer.cuh"
+#include "cuda/sm90/kvouter/converter.cuh"
 #include "cuda/sm90/kvouter/launch.h"
 #include "cuda/sm90/kvouter/producer.cuh"
 
@@ -17,7 +19,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
-    shared.kv_ring.init(Traits::kConsumers);
+    if constexpr (Traits::kCodes) {
+      for (ptx::Mbarrier& bar : shared.codes) ptx::mbarrier_init(&bar, 1);
+      shared.kv_ring.init(Traits::kConsumers, Traits::kConverterWarps);
+    } else {
+      shared.kv_ring.init(Traits::kConsumers);
+    }
     shared.q_ring.init(Traits::kConsumers);
     ptx::fence_mbarrier_init();
   }
@@ -28,6 +35,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if ((threadIdx.x & 127) < 32)
       Producer<Traits>(params, maps, shared, chunk).run(num_items, &chunk_next_item(params, chunk));
+    if constexpr (Traits::kCodes) {
+      if ((threadIdx.x & 127) >= 32)
+        Converter<Traits>(shared, static_cast<int>(threadIdx.x & 127) / 32 - 1).run();
+    }
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     Consumer<Traits>(params, shared, warpgroup, chunk).run();

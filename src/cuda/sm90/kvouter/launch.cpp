@@ -16,6 +16,8 @@ namespace {
 constexpr std::array kInstances = {
     Config{.storage = Storage::Bf16},
     Config{.storage = Storage::F16},
+    Config{.storage = Storage::Bf16, .kv = Storage::E4m3},
+    Config{.storage = Storage::F16, .kv = Storage::E4m3},
 };
 
 using Launch = void (*)(const Params&, const Maps&, int, int, cudaStream_t);

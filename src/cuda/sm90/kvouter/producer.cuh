@@ -9,6 +9,7 @@
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/widen.cuh"
 
 namespace msa::cuda::sm90::kvouter {
 
@@ -32,7 +33,11 @@ class Producer {
       if (lane_ == 0) at = atomicAdd(next_item, 1);
       at = __shfl_sync(common::kAllLanes, at, 0);
       const WorkItem item = at < num_items ? items_[at] : WorkItem{};
-      load_block(item);
+      if constexpr (Traits::kCodes) {
+        load_codes(item);
+      } else {
+        load_block(item);
+      }
       if (item.count == 0) return;
       for (int first = 0; first < item.count; first += Traits::kTileTokens) gather(item, first);
     }
@@ -64,6 +69,44 @@ class Producer {
                                             page_size, lane_);
       load_key_box<kBlock, Traits::kPanels>(shared_.v[kv_at_.stage], &maps_.v, full, item.head, box,
                                             page_size, lane_);
+    }
+    kv_at_.advance();
+  }
+
+  /// The same for codes: what fills the stage is the converter's arrival.
+  __device__ __forceinline__ void load_codes(const WorkItem& item) {
+    const int page_size = params_.batch.page_size;
+    const int lanes = item.count == 0 ? 0 : key_box_lanes<kBlock, Traits::kKeyPanels>(page_size);
+    KeyBox box;
+    if (lane_ < lanes) {
+      const RequestRecord request = params_.requests[item.request];
+      box = locate_key_box<kBlock>(params_.batch, request, item.request, item.block,
+                                   lane_ / Traits::kKeyPanels);
+    }
+    const unsigned bad = warp::bad_boxes<Traits::kKeyPanels>(box, lane_);
+    if (bad != 0 && lane_ == 0) report(params_.batch.status, item.request, -1, FaultKind::PageId);
+    common::Folded<true> folded;
+    // One page has the scales of the whole block; where it is none, no key counts.
+    const unsigned found = __ballot_sync(common::kAllLanes, lane_ < lanes && box.page != kNoPage);
+    const int page =
+        __shfl_sync(common::kAllLanes, box.page, max(__ffs(static_cast<int>(found)) - 1, 0));
+    if (found != 0 && lane_ == 0)
+      folded = common::fold_scales(params_.k_scales, params_.v_scales, page, item.head);
+    const int stage = kv_at_.stage;
+    ptx::Mbarrier* arrived = &shared_.codes[stage];
+    shared_.kv_ring.wait_empty(kv_at_);
+    if (lane_ == 0) {
+      shared_.items[stage] = item;  // the arrival below publishes these
+      shared_.bad_boxes[stage] = bad;
+      shared_.folded[stage] = folded;
+      ptx::mbarrier_arrive_expect_tx(arrived, item.count == 0 ? 0 : 2 * Traits::kLoadBytes);
+    }
+    __syncwarp();
+    if (lane_ < lanes) {
+      load_key_box<kBlock, Traits::kKeyPanels, Traits::kKeyItems>(
+          codes_of<kBlock>(shared_.k[stage]), &maps_.k, arrived, item.head, box, page_size, lane_);
+      load_key_box<kBlock, Traits::kKeyPanels, Traits::kKeyItems>(
+          codes_of<kBlock>(shared_.v[stage]), &maps_.v, arrived, item.head, box, page_size, lane_);
     }
     kv_at_.advance();
   }
