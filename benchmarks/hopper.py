@@ -163,7 +163,9 @@ DECODE = {"1m.b1": (1048576, 1, 64, 4), "128k.b1": (131072, 1, 64, 4), "128k.b32
           "16h.128k.b32": (131072, 32, 16, 1), "32h.128k.b32": (131072, 32, 32, 2)}
 HEADS = {"32h": (32, 2), "16h": (16, 1), "8h": (8, 1)}  # shares of 64/4 heads on 2, 4 and 8 cards
 # Rows whose other side is our own, timed by the tool itself.
-ROBUST = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k"]
+OWN = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k",
+       "attend.fp8.32k.drift", "attend.fp8.128k.drift", "attend.fp8.128k.random"]
+FP8_DECODE = ["1m.b1", "128k.b32", "32k.b128"]  # beside cuDNN over keys and values in bf16
 
 
 def groups():
@@ -171,7 +173,9 @@ def groups():
     yield ["hopper.workspace.max"], None
     for name, (keys, batch, heads, heads_kv) in DECODE.items():
         yield [f"hopper.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
-    for name in ROBUST:
+    for name in FP8_DECODE:
+        yield [f"hopper.decode.fp8.{name}"], lambda a=(1, *DECODE[name]): attention(*a)
+    for name in OWN:
         yield [f"hopper.{name}"], None
     yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk
     yield ["hopper.select.128k", "hopper.select.chunk128.1m"], None

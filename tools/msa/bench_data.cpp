@@ -59,12 +59,20 @@ void require_plain(const Case& spec) {
                       spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
   const bool contents =
       spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
-  if (op && lengths && memory && contents && !spec.block_max && spec.output && !spec.kv &&
+  const Scale scale = spec.kv_format().scale;
+  const bool shared = scale != Scale::Page && scale != Scale::Token;
+  if (op && lengths && memory && contents && !spec.block_max && spec.output && shared &&
       !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
     return;
   }
   throw Failure(kUsage, "bench --backend cuda: expected a case of plain memory and lengths, got " +
                             testkit::to_line(spec));
+}
+
+/// The scale of a head's keys or values; no power of two.
+float scale_of(const Case& spec, Role role, std::int64_t head) {
+  const std::int64_t place = spec.kv_format().scale == Scale::Head ? head : 0;
+  return (role == Role::Key ? 0.4f : 0.55f) + 0.1f * static_cast<float>(place % 8);
 }
 
 float score(const Case& spec, const testkit::Stream64& random, std::uint64_t counter) {
@@ -171,8 +179,13 @@ void BenchData::make_inputs() {
   }
   if (attends(spec_.op)) {
     operands_.q = make_queries(role(Role::Query), spec_.dtype, spec_.heads_q, spec_.head_dim);
-    operands_.k = make_keys(role(Role::Key), spec_.dtype, spec_.heads_kv, spec_.head_dim);
-    operands_.v = make_keys(role(Role::Value), spec_.dtype, spec_.heads_kv, spec_.dim_v());
+    const DType stored = spec_.kv_format().storage;
+    operands_.k = make_keys(role(Role::Key), stored, spec_.heads_kv, spec_.head_dim);
+    operands_.v = make_keys(role(Role::Value), stored, spec_.heads_kv, spec_.dim_v());
+    if (spec_.kv_format().scale != Scale::None) {
+      operands_.k_scale = make_scales(role(Role::Key));
+      operands_.v_scale = make_scales(role(Role::Value));
+    }
   }
   if (spec_.op == Op::SelectTopk) operands_.scores_in = make_scores();
   if (spec_.op == Op::SparseAttention) operands_.block_ids_in = make_lists();
@@ -250,6 +263,7 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
   const testkit::Values values(spec_, static_cast<Role>(role), dim, heads,
                                problem_.bounds.max_seqlen_k);
   const auto item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
+  const bool scaled = dtype == DType::E4M3 && spec_.kv_format().scale != Scale::None;
   const auto locate = [&](std::int64_t row) -> std::pair<std::int64_t, std::int64_t> {
     if (page > 0) {
       const auto [request, logical] = page_owners_[static_cast<std::size_t>(row / page)];
@@ -267,13 +281,28 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
            std::memset(out, 0xff, row_bytes(rows));
            return;
          }
-         std::array<float, kMaxDim> numbers;
+         std::array<float, kMaxDim> numbers{};
          for (std::int64_t h = 0; h < heads; ++h) {
            values.row(request, key, h, numbers.data());
+           if (scaled) {
+             const float scale = scale_of(spec_, static_cast<Role>(role), h);
+             for (float& x : numbers) x /= scale;
+           }
            testkit::store(numbers.data(), dim, dtype,
                           out + static_cast<std::size_t>(h * dim) * item);
          }
        });
+  return tensor;
+}
+
+/// One for all, or one a head; the host's copy is kept.
+Tensor BenchData::make_scales(int role) {
+  const std::int64_t count = spec_.kv_format().scale == Scale::Head ? spec_.heads_kv : 1;
+  std::vector<float>& host = host_scales_.emplace_back();
+  for (std::int64_t h = 0; h < count; ++h)
+    host.push_back(scale_of(spec_, static_cast<Role>(role), h));
+  const Tensor tensor = make(DType::F32, {count});
+  space_.copy_in(tensor.data, host.data(), host.size() * sizeof(float));
   return tensor;
 }
 
@@ -381,6 +410,10 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
     t->data = host.memory.back().get();
     t->shape[0] = 1;
     t->device = {};
+  }
+  if (o.k_scale) {
+    o.k_scale = view_of(host_scales_[0].data(), DType::F32, {o.k_scale.shape[0]});
+    o.v_scale = view_of(host_scales_[1].data(), DType::F32, {o.v_scale.shape[0]});
   }
   const std::array<std::int32_t, 4> numbers{0, 1, static_cast<std::int32_t>(request.seqlen_k),
                                             static_cast<std::int32_t>(request.offset + i)};

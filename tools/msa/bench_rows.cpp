@@ -95,6 +95,38 @@ void add_prefill_rows(std::vector<BenchRow>& rows) {
   }
 }
 
+/// Keys and values in e4m3, index keys as ever.
+void add_fp8_rows(std::vector<BenchRow>& rows) {
+  struct Fp8 {
+    const char* name;
+    const char* what;
+    const char* lens;
+  };
+  for (const auto& [name, what, lens] :
+       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+        {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
+        {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"}}) {
+    rows.push_back({.id = std::string("hopper.decode.fp8.") + name,
+                    .what = std::string("selection and attention in a CUDA graph, keys and values "
+                                        "in e4m3 with a scale for each head, index in bf16, ") +
+                            what,
+                    .line = std::string("op=msa page=128 kv=e4m3/head ") + lens,
+                    .graph = true});
+  }
+  for (const auto& [name, what, line] :
+       {Fp8{"32k.drift", "32K tokens, lists that drift", "lens=32768:32768 regime=drift"},
+        {"128k.drift", "128K tokens, lists that drift", "lens=131072:131072 regime=drift"},
+        {"128k.random", "128K tokens, independent lists", "lens=131072:131072"}}) {
+    rows.push_back({.id = std::string("hopper.attend.fp8.") + name,
+                    .what = std::string("sparse attention, keys and values in e4m3 with a scale "
+                                        "for each head, prefill of ") +
+                            what,
+                    .line = std::string("op=sparse kv=e4m3/head ") + line,
+                    .peer_line = std::string("op=sparse ") + line,
+                    .peer = "own bf16"});
+  }
+}
+
 /// Rows whose other side is our own: what an unusual batch costs beside a usual one.
 void add_robust_rows(std::vector<BenchRow>& rows) {
   rows.push_back({.id = "hopper.decode.ragged.128k.b1",
@@ -186,6 +218,7 @@ std::vector<BenchRow> named_gpu_rows() {
                     .line = "op=topk lens=32768:131072 causal=0 regime=" + regime});
   }
   add_decode_rows(rows);
+  add_fp8_rows(rows);
   add_robust_rows(rows);
   return rows;
 }

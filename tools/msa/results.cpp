@@ -106,8 +106,8 @@ std::optional<double> Row::ratio() const {
 }
 
 void add_floor(Row& row, const Peaks& peaks) {
-  // Codes of e4m3 are multiplied as fp32.
-  const bool widened = row.spec.kv_format().storage == DType::E4M3;
+  // Codes of e4m3 are multiplied as fp32, on a GPU as queries are stored.
+  const bool widened = row.spec.kv_format().storage == DType::E4M3 && row.backend != "cuda";
   const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.dtype);
   const double index = peak_of(peaks, row.isa, row.spec.index_type());
   const double read = row.read_rate > 0 ? row.read_rate : peaks.read_bytes_per_s;
