@@ -45,6 +45,33 @@ def test_same_as_the_cpu(given):
         torch.testing.assert_close(found.lse.cpu(), want.lse, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["none", "tensor", "head", "token"])
+@pytest.mark.parametrize("rows", [4, 256])  # decode and prefill
+def test_keys_and_values_in_e4m3(given, kind, rows):
+    generator = torch.Generator().manual_seed(3)
+    q, k, v, index_q, index_k = given
+    q, index_q = q[-rows:], index_q[-rows:]
+    shape = {"none": None, "tensor": (1,), "head": (HKV,), "token": (N, HKV)}[kind]
+    scales = {}
+    if shape is not None:
+        scales = {name: 0.3 + torch.rand(*shape, generator=generator) for name in ("k_scale", "v_scale")}
+    codes = [t.to(torch.float8_e4m3fn) for t in (k, v)]
+    want = msa.msa_attention(q, *codes, index_q, index_k, topk=K, return_lse=True, return_block_ids=True, **scales)
+    held, there = cuda([q, *codes, index_q, index_k]), {name: scale.cuda() for name, scale in scales.items()}
+    for run in (msa.msa_attention, msa.torch.msa_attention):
+        found = run(*held, topk=K, return_lse=True, return_block_ids=True, **there)
+        assert found.out.is_cuda and torch.equal(found.block_ids.cpu(), want.block_ids)
+        close(found.out, want.out)
+        torch.testing.assert_close(found.lse.cpu(), want.lse, rtol=1e-4, atol=1e-4)
+    bytes_ = [t.view(torch.uint8) for t in held[1:3]]
+    again = msa.msa_attention(held[0], *bytes_, *held[3:], topk=K, kv_dtype="e4m3", **there)
+    assert torch.equal(again, msa.msa_attention(*held, topk=K, **there))
+    for name, scale in scales.items():
+        with pytest.raises(msa.InvalidArgument) as caught:
+            msa.msa_attention(*held, topk=K, **{**there, name: scale})
+        assert caught.value.argument == name
+
+
 def test_lengths_on_the_device_need_bounds(given):
     held = cuda(given)
     lens = {"cu_seqlens_q": torch.tensor([0, 256], dtype=torch.int32, device="cuda"),
