@@ -181,6 +181,8 @@ TEST(BatchInvariance, NanInOneRequestLeavesTheBitsOfAllOthers) {
                            "op=sparse heads=16/1 topk=16 lens=300:2000,300:9000",
                            "op=msa heads=16/2 block=64 topk=8 lens=90:500,40:20000",
                            "op=dense heads=16/2 lens=2:9000,8:5000",
+                           "op=dense heads=16/2 kv=e4m3/token lens=2:9000,8:5000",
+                           "op=sparse heads=16/1 topk=16 kv=e4m3/head lens=300:2000,300:9000",
                            "op=msa heads=16/2 block=64 topk=8 lens=8:400,8:20000 page=64"}) {
     std::vector<std::vector<std::byte>> found[2];
     for (int poisoned = 0; poisoned < 2; ++poisoned) {
@@ -204,7 +206,11 @@ TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
        {"op=msa heads=16/2 block=64 topk=4 lens=70:3000,9:90 lse=1",
         "op=msa heads=16/2 block=64 topk=4 lens=2:9000,1:90 page=64 lse=1",
         "op=dense heads=16/2 lens=1:30000 lse=1", "op=dense heads=16/2 lens=60:6000 hostile=nan_v",
-        "op=sparse heads=16/1 topk=16 lens=600:9000 lse=1", "op=invert heads=4/4 lens=3000:9000"}) {
+        "op=sparse heads=16/1 topk=16 lens=600:9000 lse=1",
+        "op=msa heads=16/2 topk=4 kv=e4m3/token lens=2:9000,1:90 page=64 lse=1",
+        "op=dense heads=16/2 kv=e4m3/head lens=60:6000 hostile=nan_v",
+        "op=sparse heads=16/1 topk=16 kv=e4m3/head lens=600:9000 lse=1",
+        "op=invert heads=4/4 lens=3000:9000"}) {
     GpuCase call(line);
     const auto other = testkit::cuda_memory(0);
     std::vector<std::byte> first;

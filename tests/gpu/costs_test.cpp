@@ -62,7 +62,9 @@ void poison_sink(const GpuCase& call) {
 // long.
 TEST(Costs, ANanThatEveryRowSees) {
   for (const char* line : {"op=sparse heads=64/4 topk=16 lens=2048:16384 regime=drift",
-                           "op=dense heads=64/4 lens=1024:8192"}) {
+                           "op=dense heads=64/4 lens=1024:8192",
+                           "op=sparse heads=64/4 topk=16 kv=e4m3/head lens=2048:16384 regime=drift",
+                           "op=dense heads=64/4 kv=e4m3/token lens=1024:8192"}) {
     GpuCase call(line);
     const double finite = microseconds(call, 5);
     poison_sink(call);

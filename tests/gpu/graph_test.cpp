@@ -72,6 +72,7 @@ void replay(const std::string& line) {
 
 TEST(Graph, DecodeReplaysWithOtherLengths) {
   replay("op=msa heads=16/2 block=64 topk=4 lens=5x2:1500 page=64 regime=integers lse=1");
+  replay("op=msa heads=16/2 topk=4 kv=e4m3/token lens=5x2:1500 page=64 regime=integers lse=1");
 }
 
 TEST(Graph, PrefillReplaysWithOtherLengths) {
@@ -81,6 +82,7 @@ TEST(Graph, PrefillReplaysWithOtherLengths) {
 
 TEST(Graph, DenseReplaysWithOtherLengths) {
   replay("op=dense heads=16/2 lens=60:300,40:200,20:300 page=64 regime=integers lse=1");
+  replay("op=dense heads=16/2 kv=e4m3/page lens=60:300,40:200,20:300 page=64 lse=1");
 }
 
 /// One graph, replayed over tensors of the same shapes whose contents are others: lengths, lists,
@@ -118,6 +120,8 @@ TEST(Graph, SparseReplaysWithOtherListsAndLengths) {
   replay_inputs(line, decode);
   // Lists long enough for keys outermost.
   replay_inputs("op=sparse heads=16/1 topk=16 page=128 pool=200 lse=1",
+                {"365:9000,5:5", "300:9000,70:5000", "70:5000,300:9000"});
+  replay_inputs("op=sparse heads=16/1 topk=16 kv=e4m3/page page=128 pool=200 lse=1",
                 {"365:9000,5:5", "300:9000,70:5000", "70:5000,300:9000"});
 }
 
