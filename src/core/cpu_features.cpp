@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Processor features by cpuid and xgetbv.
+// Processor features: cpuid and xgetbv on x86-64, the system's word on 64-bit ARM.
 #include "core/cpu_features.h"
 
 #include <cstdint>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace msa::core {
@@ -65,6 +67,16 @@ CpuFeatures detect_cpu_features() {
       .amx_int8 = tile && bit(extended.edx, 25),
   };
 }
+#elif defined(__aarch64__) && defined(__linux__)
+CpuFeatures detect_cpu_features() {
+  // Of the kernel's list; the C library's headers may be older than the processor.
+  constexpr unsigned long kAdvancedSimd = 1ul << 1;  // AT_HWCAP
+  constexpr unsigned long kBf16 = 1ul << 14;         // AT_HWCAP2
+  const bool neon = (getauxval(AT_HWCAP) & kAdvancedSimd) != 0;
+  return {.neon = neon, .neon_bf16 = neon && (getauxval(AT_HWCAP2) & kBf16) != 0};
+}
+#elif defined(__aarch64__)
+CpuFeatures detect_cpu_features() { return {.neon = true}; }  // part of every such processor
 #else
 CpuFeatures detect_cpu_features() { return {}; }
 #endif
@@ -91,6 +103,8 @@ std::vector<std::string> feature_names(const CpuFeatures& f) {
   add(f.amx_tile, "amx_tile");
   add(f.amx_bf16, "amx_bf16");
   add(f.amx_int8, "amx_int8");
+  add(f.neon, "neon");
+  add(f.neon_bf16, "neon_bf16");
   return names;
 }
 

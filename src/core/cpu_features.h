@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What this processor and its operating system offer. Off x86-64 every flag is false.
+// What this processor and its operating system offer. Flags of other processors are false.
 #pragma once
 
 #include <string>
@@ -20,10 +20,13 @@ struct CpuFeatures {
   bool amx_tile = false;
   bool amx_bf16 = false;
   bool amx_int8 = false;
+  bool neon = false;
+  bool neon_bf16 = false;
   friend bool operator==(const CpuFeatures&, const CpuFeatures&) = default;
 };
 
-/// Asks the processor (cpuid) and whether the system saves the registers (xgetbv).
+/// Asks the processor (cpuid) and whether the system saves the registers (xgetbv); on 64-bit ARM
+/// the system.
 CpuFeatures detect_cpu_features();
 
 /// The same, asked once: each cpuid leaves a virtual machine, 3 us.

@@ -48,10 +48,10 @@ Isa choose_isa(const std::string& name, std::string& reason) {
   const core::CpuFeatures& cpu = core::cpu_features();
   std::string names;
   for (const Isa isa : kIsas) {
-    const std::string lacks = missing(isa, cpu);
+    const std::string lacks = why_not(isa, cpu);
     if (name.empty() && lacks.empty()) return isa;
     if (name == to_string(isa)) {
-      if (!lacks.empty()) reason = "isa " + name + " needs " + lacks;
+      if (!lacks.empty()) reason = "isa " + name + " " + lacks;
       return isa;
     }
     names += (names.empty()         ? ""
@@ -169,9 +169,9 @@ class CpuBackend final : public core::Backend {
     info.available = true;
     const core::CpuFeatures& cpu = core::cpu_features();
     for (const Isa isa : kIsas) {
-      const std::string lacks = missing(isa, cpu);
+      const std::string lacks = why_not(isa, cpu);
       info.isas.push_back(
-          {to_string(isa), lacks.empty(), lacks.empty() ? lacks : "needs " + lacks});
+          {to_string(isa), lacks.empty(), lacks});
     }
     return info;
   }

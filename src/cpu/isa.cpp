@@ -14,8 +14,8 @@ struct Feature {
   bool core::CpuFeatures::*has;
 };
 
-// Each level needs a prefix of what the next one needs.
-constexpr std::array kFeatures = {
+// Each level of a family needs a prefix of what its next one needs.
+constexpr std::array kX86 = {
     Feature{"avx2", &core::CpuFeatures::avx2},
     Feature{"fma", &core::CpuFeatures::fma},
     Feature{"f16c", &core::CpuFeatures::f16c},
@@ -25,11 +25,15 @@ constexpr std::array kFeatures = {
     Feature{"avx512vl", &core::CpuFeatures::avx512vl},
     Feature{"avx512_bf16", &core::CpuFeatures::avx512_bf16},
 };
+constexpr std::array kArm = {
+    Feature{"neon", &core::CpuFeatures::neon},
+    Feature{"neon_bf16", &core::CpuFeatures::neon_bf16},
+};
 
 struct Level {
   Isa isa;
   const char* name;
-  std::size_t needs;       // the first of kFeatures
+  std::span<const Feature> needs;
   const Kernels* kernels;  // null: not in this build
 };
 
@@ -42,12 +46,23 @@ constexpr const Kernels* kAvx512Bf16 = nullptr;
 constexpr const Kernels* kAvx512 = nullptr;
 constexpr const Kernels* kAvx2 = nullptr;
 #endif
+#if defined(__aarch64__)
+constexpr const Kernels* kNeonBf16 = &neon_bf16::kKernels;
+constexpr const Kernels* kNeon = &neon::kKernels;
+#else
+constexpr const Kernels* kNeonBf16 = nullptr;
+constexpr const Kernels* kNeon = nullptr;
+#endif
+
+constexpr std::span<const Feature> kX86Features{kX86}, kArmFeatures{kArm};
 
 constexpr std::array kLevels = {
-    Level{Isa::Avx512Bf16, "avx512_bf16", 8, kAvx512Bf16},
-    Level{Isa::Avx512, "avx512", 7, kAvx512},
-    Level{Isa::Avx2, "avx2", 3, kAvx2},
-    Level{Isa::Scalar, "scalar", 0, &scalar::kKernels},
+    Level{Isa::Avx512Bf16, "avx512_bf16", kX86Features, kAvx512Bf16},
+    Level{Isa::Avx512, "avx512", kX86Features.first(7), kAvx512},
+    Level{Isa::Avx2, "avx2", kX86Features.first(3), kAvx2},
+    Level{Isa::NeonBf16, "neon_bf16", kArmFeatures, kNeonBf16},
+    Level{Isa::Neon, "neon", kArmFeatures.first(1), kNeon},
+    Level{Isa::Scalar, "scalar", {}, &scalar::kKernels},
 };
 
 constexpr const Level& level(Isa isa) { return kLevels[static_cast<std::size_t>(isa)]; }
@@ -67,11 +82,11 @@ const char* to_string(Isa isa) noexcept { return level(isa).name; }
 
 const Kernels* find_kernels(Isa isa) noexcept { return level(isa).kernels; }
 
-std::string missing(Isa isa, const core::CpuFeatures& cpu) {
-  if (find_kernels(isa) == nullptr) return "not built for this processor family";
+std::string why_not(Isa isa, const core::CpuFeatures& cpu) {
+  if (find_kernels(isa) == nullptr) return "is not built for this processor family";
   std::string list;
-  for (const Feature& feature : std::span(kFeatures).first(level(isa).needs)) {
-    if (!(cpu.*feature.has)) list += (list.empty() ? "" : ", ") + std::string(feature.name);
+  for (const Feature& feature : level(isa).needs) {
+    if (!(cpu.*feature.has)) list += (list.empty() ? "needs " : ", ") + std::string(feature.name);
   }
   return list;
 }

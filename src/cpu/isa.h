@@ -12,21 +12,22 @@
 
 namespace msa::cpu {
 
-enum class Isa : std::uint8_t { Avx512Bf16, Avx512, Avx2, Scalar };
+enum class Isa : std::uint8_t { Avx512Bf16, Avx512, Avx2, NeonBf16, Neon, Scalar };
 
 /// Best first.
-inline constexpr std::array<Isa, 4> kIsas = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Scalar};
+inline constexpr std::array<Isa, 6> kIsas = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2,
+                                             Isa::NeonBf16,   Isa::Neon,   Isa::Scalar};
 
-/// "avx512_bf16", "avx512", "avx2", "scalar".
+/// "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "scalar".
 const char* to_string(Isa isa) noexcept;
 
-/// The features that `cpu` lacks for the level, comma-separated, or why this build lacks it; empty:
-/// it can run.
-std::string missing(Isa isa, const core::CpuFeatures& cpu);
+/// Why the level cannot run: "needs avx2, fma", what `cpu` lacks, or "is not built for this
+/// processor family". Empty: it can.
+std::string why_not(Isa isa, const core::CpuFeatures& cpu);
 
 struct Kernels;
 
-/// The table of a level; null where this build has none (vector levels off x86-64).
+/// The table of a level; null where this build has none: vector levels of other processors.
 const Kernels* find_kernels(Isa isa) noexcept;
 
 /// What every planner of this backend gets beside the problem.

@@ -29,6 +29,14 @@ namespace avx2 {
 extern const Kernels kKernels;
 }
 #endif
+#if defined(__aarch64__)
+namespace neon_bf16 {
+extern const Kernels kKernels;
+}
+namespace neon {
+extern const Kernels kKernels;
+}
+#endif
 namespace scalar {
 extern const Kernels kKernels;
 }

@@ -29,6 +29,10 @@
 #endif
 #endif
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace msa::cpu {
 using Bits [[gnu::may_alias]] = std::uint32_t;  // 32 bits of whatever lies there
 }

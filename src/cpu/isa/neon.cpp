@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// The kernels of the neon level: no target region, as every such processor has it.
+#include "cpu/isa/common.h"
+
+#if defined(__aarch64__)
+
+namespace msa::cpu::neon {
+#include "cpu/isa/vec_neon.h"
+
+using ProductsOfBf16 = F32Products;
+
+#include "cpu/generic/storage.inl"
+
+#include "cpu/generic/attend.inl"
+#include "cpu/generic/score.inl"
+#include "cpu/generic/topk.inl"
+#include "cpu/generic/vector_checks.inl"
+
+constinit const Kernels kKernels = {.isa = "neon",
+                                    .attend = attend_kernels(),
+                                    .select = selection::kernels(),
+                                    .vectors = checks::table()};
+}  // namespace msa::cpu::neon
+
+#endif
