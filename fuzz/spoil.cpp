@@ -112,8 +112,10 @@ std::string spoil_scales(Choices& choices, Operands& o) {
   static const float kOne = 1.0f;
   if (!o.q || !o.k) return "";
   const bool keys = !o.out || choices.one_in(2);  // block maxima alone need no values
-  Tensor& scale = keys ? o.k_scale : o.v_scale;
-  const std::string name = keys ? "k_scale" : "v_scale";
+  const bool global = choices.one_in(2);
+  Tensor& scale = keys ? global ? o.k_global_scale : o.k_scale
+                       : global ? o.v_global_scale : o.v_scale;
+  const std::string name = std::string(keys ? "k_" : "v_") + (global ? "global_scale" : "scale");
   if (scale) {
     scale = {};
     return name + ": missing";

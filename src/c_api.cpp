@@ -28,8 +28,8 @@ namespace {
 
 static_assert(MSA_INTERNAL == static_cast<int>(ErrorCode::Internal) + 1);
 static_assert(MSA_OP_INVERT_SELECTION == static_cast<int>(Op::InvertSelection));
-static_assert(MSA_NVFP4 == static_cast<int>(DType::NVFP4));
-static_assert(MSA_SCALE_TOKEN == static_cast<int>(Scale::Token));
+static_assert(MSA_E2M1 == static_cast<int>(DType::E2M1));
+static_assert(MSA_SCALE_GROUP_TENSOR == static_cast<int>(Scale::GroupTensor));
 static_assert(MSA_CUDA == static_cast<int>(DeviceType::Cuda));
 static_assert(MSA_OPTIONAL_OUTPUT == static_cast<int>(Role::OptionalOutput));
 static_assert(sizeof(msa_tensor::shape) == sizeof(Tensor::shape));
@@ -106,13 +106,13 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, v_scale);
-constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, options);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, v_global_scale);
+constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, kv_rounded);
 constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, options);
 // Of version 0.2.0, the first that had them.
 constexpr std::size_t kFirstArgsSize = 1920;
 constexpr std::size_t kFirstSettingsSize = 96;
-constexpr std::size_t kFirstProblemSize = 288;
+constexpr std::size_t kFirstProblemSize = 320;
 
 // ---- numbers in, enumerations out ----
 
@@ -127,7 +127,7 @@ Enum read_enum(std::int32_t value, Enum last, const char* argument, const char* 
 Op read_op(msa_op op) { return read_enum(op, Op::InvertSelection, "op", "an operation"); }
 
 DType read_dtype(msa_dtype dtype, const char* argument) {
-  return read_enum(dtype, DType::NVFP4, argument, "a dtype");
+  return read_enum(dtype, DType::E2M1, argument, "a dtype");
 }
 
 Device read_device(msa_device_type type, std::int32_t index, const char* argument) {
@@ -135,12 +135,16 @@ Device read_device(msa_device_type type, std::int32_t index, const char* argumen
 }
 
 Format read_format(const msa_format& f, const char* argument) {
-  return {read_dtype(f.storage, argument), read_enum(f.scale, Scale::Token, argument, "a scale"),
-          f.group};
+  if ((f.flags & ~std::int64_t{MSA_FORMAT_ROUNDED}) != 0) {
+    expect(argument, "flags that msa knows", std::to_string(f.flags));
+  }
+  return {read_dtype(f.storage, argument),
+          read_enum(f.scale, Scale::GroupTensor, argument, "a scale"), f.group, f.flags != 0};
 }
 
 msa_format write_format(const Format& f) {
-  return {static_cast<msa_dtype>(f.storage), static_cast<msa_scale>(f.scale), f.group};
+  return {static_cast<msa_dtype>(f.storage), static_cast<msa_scale>(f.scale), f.group,
+          f.rounded ? MSA_FORMAT_ROUNDED : 0};
 }
 
 Options read_options(const msa_options& o) {
@@ -208,6 +212,8 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(q_slots),
     MSA_MEMBER(k_scale),
     MSA_MEMBER(v_scale),
+    MSA_MEMBER(k_global_scale),
+    MSA_MEMBER(v_global_scale),
 };
 #undef MSA_MEMBER
 
@@ -251,7 +257,7 @@ std::size_t flag_of(const Field& field) {
 }
 
 constexpr std::size_t kOps = std::size_t{MSA_OP_INVERT_SELECTION} + 1;
-constexpr std::size_t kMostFields = 20;
+constexpr std::size_t kMostFields = 32;
 
 struct FieldTable {
   std::array<std::array<msa_field, kMostFields>, kOps> rows{};
@@ -361,6 +367,7 @@ Settings read_settings(const msa_settings* given) {
                     .local_blocks = s.local_blocks,
                     .init_blocks = s.init_blocks,
                     .causal = s.causal != 0,
+                    .kv_rounded = s.kv_rounded != 0,
                     .max_seqlen_q = s.max_seqlen_q,
                     .max_seqlen_k = s.max_seqlen_k,
                     .options = read_options(s.options)};
@@ -503,11 +510,11 @@ const char* msa_op_name(msa_op op) {
 }
 
 const char* msa_dtype_name(msa_dtype dtype) {
-  return dtype < 0 || dtype > MSA_NVFP4 ? nullptr : msa::to_string(static_cast<DType>(dtype));
+  return dtype < 0 || dtype > MSA_E2M1 ? nullptr : msa::to_string(static_cast<DType>(dtype));
 }
 
 int32_t msa_dtype_bits(msa_dtype dtype) {
-  return dtype < 0 || dtype > MSA_NVFP4 ? 0 : item_bits(static_cast<DType>(dtype));
+  return dtype < 0 || dtype > MSA_E2M1 ? 0 : item_bits(static_cast<DType>(dtype));
 }
 
 size_t msa_fields(msa_op op, const msa_field** fields) {

@@ -40,10 +40,11 @@ std::string write_heads(const Case& spec) {
 const std::vector<Key>& keys() {
   static const std::vector<Key> table{
       key<&Case::op>("op", "the operation"),
-      key<&Case::dtype>("dtype", "of q, k, v"),
+      key<&Case::dtype>("dtype", "of q, k, v; e4m3: of q, beside kv of codes"),
       key<&Case::kv>("kv", "format of k and v; auto: dtype"),
-      key<&Case::index_dtype>("index_dtype", "of index_q and index_k; auto: dtype"),
-      key<&Case::out_dtype>("out", "dtype of the output; auto: dtype"),
+      key<&Case::index_dtype>("index_dtype",
+                              "of index_q and index_k; auto: dtype, or bf16 where that is e4m3"),
+      key<&Case::out_dtype>("out", "dtype of the output; auto: dtype, or bf16 where that is e4m3"),
       {"heads", "query heads/key heads", read_heads, write_heads},
       key<&Case::head_dim>("dim", "head dim"),
       key<&Case::value_dim>("value_dim", "value dim; 0: dim"),

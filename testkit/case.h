@@ -133,8 +133,10 @@ struct Case {
   std::uint64_t seed = 1;
 
   Format kv_format() const { return kv.value_or(Format{.storage = dtype}); }
-  DType index_type() const { return index_dtype.value_or(dtype); }
-  DType out_type() const { return out_dtype.value_or(dtype); }
+  /// Of numbers that are no codes: bf16 where dtype is e4m3.
+  DType wide_type() const { return dtype == DType::E4M3 ? DType::BF16 : dtype; }
+  DType index_type() const { return index_dtype.value_or(wide_type()); }
+  DType out_type() const { return out_dtype.value_or(wide_type()); }
   std::int64_t dim_v() const { return value_dim == 0 ? head_dim : value_dim; }
   std::int64_t heads_index() const { return index_heads == 0 ? heads_kv : index_heads; }
   std::int64_t dim_index() const { return index_dim == 0 ? head_dim : index_dim; }

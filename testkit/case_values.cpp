@@ -44,8 +44,21 @@ const Names<Op>& names_of(Op) {
 }
 
 const Names<DType>& names_of(DType) {
-  static const Names<DType> names{{"f32", DType::F32}, {"f16", DType::F16}, {"bf16", DType::BF16}};
+  static const Names<DType> names{
+      {"f32", DType::F32}, {"f16", DType::F16}, {"bf16", DType::BF16}, {"e4m3", DType::E4M3}};
   return names;
+}
+
+const std::vector<Format>& coded_formats() {
+  static const std::vector<Format> formats{{DType::E4M3, Scale::None},
+                                           {DType::E4M3, Scale::Tensor},
+                                           {DType::E4M3, Scale::Head},
+                                           {DType::E4M3, Scale::Page},
+                                           {DType::E4M3, Scale::Token},
+                                           {DType::E2M1, Scale::Group, 16},
+                                           {DType::E2M1, Scale::GroupTensor, 16},
+                                           {DType::E2M1, Scale::Group, 16, true}};
+  return formats;
 }
 
 const Names<Layout>& names_of(Layout) {
@@ -159,11 +172,13 @@ void read_value(std::string_view text, std::optional<float>& value) {
 void read_value(std::string_view text, std::optional<Format>& value) {
   value.reset();
   if (text == "auto") return;
-  for (const Scale scale : {Scale::None, Scale::Tensor, Scale::Head, Scale::Page, Scale::Token}) {
-    const Format format{.storage = DType::E4M3, .scale = scale};
+  for (const Format& format : coded_formats()) {
     if (text == to_string(format)) value = format;
   }
-  if (!value) bad_value(text, "auto, e4m3 or e4m3/tensor, /head, /page or /token");
+  if (!value) {
+    bad_value(text,
+              "auto, e4m3, e4m3/tensor, /head, /page or /token, nvfp4, nvfp4/tensor or q8kv4");
+  }
 }
 
 std::string write_value(const std::optional<Format>& value) {

@@ -27,6 +27,9 @@ const Names<Hostile>& names_of(Hostile);
 const Names<Corrupt>& names_of(Corrupt);
 const Names<Order>& names_of(Order);
 
+/// Of keys and values that are stored as codes.
+const std::vector<Format>& coded_formats();
+
 template <class Value>
 std::string name_list(const Names<Value>& names) {
   std::string list;

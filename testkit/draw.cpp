@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "testkit/case_values.h"
+#include "testkit/making.h"
 
 namespace msa::testkit {
 
@@ -124,10 +125,11 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
                               Regime::Near, Regime::OneHot});
   spec.hostile = choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV,
                                Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
-  if (choices.one_in(3)) {
-    spec.kv =
-        Format{DType::E4M3,
-               choices.pick({Scale::None, Scale::Tensor, Scale::Head, Scale::Page, Scale::Token})};
+  if (choices.one_in(2)) {
+    const auto& formats = coded_formats();
+    spec.kv = formats[static_cast<std::size_t>(
+        choices.below(static_cast<std::int64_t>(formats.size())))];
+    if (reads_attention_keys(spec.op) && choices.one_in(4)) spec.dtype = DType::E4M3;
   }
   spec.batch_invariant = choices.one_in(6);
   if (options.faults && choices.one_in(5)) {
@@ -142,6 +144,7 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
 Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   spec.local_blocks = std::min(spec.local_blocks, spec.topk);
   spec.init_blocks = std::min(spec.init_blocks, spec.topk - spec.local_blocks);
+  if (!reads_attention_keys(spec.op)) spec.dtype = spec.wide_type();
   if (spec.page_size == 0 && spec.layout == Layout::SlotMajor) spec.layout = Layout::Separate;
   if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
   choose_lengths(choices, spec);

@@ -91,6 +91,7 @@ Settings settings_of(const Case& spec) {
   settings.init_blocks = spec.init_blocks;
   settings.causal = spec.causal;
   settings.softmax_scale = spec.softmax_scale;
+  settings.kv_rounded = reads_attention_keys(spec.op) && spec.kv_format().rounded;
   settings.options.batch_invariant = spec.batch_invariant;
   return settings;
 }

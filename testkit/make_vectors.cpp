@@ -3,6 +3,7 @@
 // written that some query both lists and sees.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -55,8 +56,10 @@ float scale_of(const Making& m, Role role, const Request& r, std::int64_t key, s
   std::uint64_t place = 0;
   switch (m.spec.kv_format().scale) {
     case Scale::None:
+    case Scale::Group:
       return 1;
     case Scale::Tensor:
+    case Scale::GroupTensor:
       break;
     case Scale::Head:
       place = static_cast<std::uint64_t>(head);
@@ -87,7 +90,7 @@ bool is_used(const Used& used, const Request& r, std::int64_t key, std::int64_t 
 /// Scales of the keys that may be read. Where they count tokens or pages, `spoil` makes some of
 /// them not finite.
 void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& used, bool spoil) {
-  if (rows.scale == Scale::None) return;
+  if (rows.scale == Scale::None || rows.has_groups()) return;
   const std::int64_t heads = m.spec.heads_kv;
   const bool one_head = m.spec.strides == Strides::Broadcast;
   const Stream64 poison(m.spec.seed, kScaleStream + 8 + static_cast<std::uint64_t>(role));
@@ -117,7 +120,33 @@ void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& us
   }
 }
 
-void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used, bool spoil) {
+/// A row of codes and the scales of its groups: such that every code occurs, over many binades, and
+/// now and then with a minus. `spoil` makes one of the scales NaN.
+void store_groups(const Making& m, const KeyRows& rows, Role role, const Request& r,
+                  std::int64_t key, std::int64_t head, bool spoil, std::vector<float>& row) {
+  const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
+                                static_cast<std::uint64_t>(key * m.spec.heads_kv + head);
+  const Stream64 random(m.spec.seed, kScaleStream + 16 + static_cast<std::uint64_t>(role));
+  const auto groups = static_cast<std::int64_t>(row.size()) / rows.group;
+  const float global = scale_of(m, role, r, key, head);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const std::uint64_t bits = mix(random.bits(counter * 64 + static_cast<std::uint64_t>(g)));
+    float* x = row.data() + g * rows.group;
+    float largest = 0;
+    for (std::int64_t d = 0; d < rows.group; ++d) largest = std::max(largest, std::fabs(x[d]));
+    const float stretch = (bits & 7) == 0 ? std::ldexp(1.0f, -static_cast<int>(bits >> 8 & 7))
+                                          : std::array{1.0f, 0.5f, 1.7f, 0.83f}[bits >> 16 & 3];
+    std::uint8_t code = float_to_e4m3(largest / 6 / global * stretch);
+    if (code == 0) code = 1;
+    if ((bits >> 32 & 31) == 0) code |= 0x80;
+    for (std::int64_t d = 0; d < rows.group; ++d) x[d] /= e4m3_to_float(code) * global;
+    if (spoil && static_cast<std::int64_t>(bits >> 40) % groups == g) code |= 0x7f;
+    *scale_address(rows, r, key, head, g) = std::byte{code};
+  }
+}
+
+void fill_keys(const Making& m, const KeyRows& rows, Role role, const Used& used, bool spoil) {
+  const Tensor& keys = rows.keys;
   const bool paged = m.spec.page_size > 0;
   const std::int64_t heads = keys.shape[paged ? 2 : 1], dim = keys.shape[paged ? 3 : 2];
   const bool one_head = m.spec.strides == Strides::Broadcast;
@@ -125,7 +154,7 @@ void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used,
   const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
   const std::int64_t rarely = std::max<std::int64_t>(2, 3 * m.spec.block_size / 2);
   const bool index = role == Role::IndexKey;
-  const bool scaled = !index && m.spec.kv_format().scale != Scale::None;
+  const bool scaled = !index && !rows.has_groups() && m.spec.kv_format().scale != Scale::None;
   for (const Request& r : m.requests) {
     for_rows(r.seqlen_k, heads * dim, [&](std::int64_t key) {
       std::vector<float> row(static_cast<std::size_t>(dim));
@@ -134,7 +163,12 @@ void fill_keys(const Making& m, const Tensor& keys, Role role, const Used& used,
         values.row(r.index, r.key_offset + key, h, row.data());
         const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
                                       static_cast<std::uint64_t>(key * heads + h);
-        if (spoil && poison.below(counter, rarely) == 0) spoil_row(poison, counter, row);
+        const bool bad = spoil && poison.below(counter, rarely) == 0;
+        if (rows.has_groups()) {
+          store_groups(m, rows, role, r, key, h, bad, row);
+        } else if (bad) {
+          spoil_row(poison, counter, row);
+        }
         if (scaled) {
           const float scale = scale_of(m, role, r, key, h);
           for (float& x : row) x /= scale;
@@ -214,27 +248,44 @@ void make_index(Making& m) {
   m.operands.index_k = make_keys(m, "index_k", dtype, m.spec.index_heads_k, m.spec.dim_index());
   fill_queries(m, m.operands.index_q, Role::IndexQuery);
   const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
-  fill_keys(m, m.operands.index_k, Role::IndexKey, used, m.spec.hostile == Hostile::NanIndex);
+  fill_keys(m, {m.operands.index_k, m.operands.batch}, Role::IndexKey, used,
+            m.spec.hostile == Hostile::NanIndex);
 }
 
 namespace {
 
-Tensor make_scales(const Making& m, const std::string& name) {
-  const std::int64_t heads = m.spec.heads_kv;
+Tensor make_scales(const Making& m, const std::string& name, std::int64_t dim) {
+  const std::int64_t heads = m.spec.heads_kv, groups = dim / 16;
+  constexpr DType kF32 = DType::F32;
   switch (m.spec.kv_format().scale) {
     case Scale::None:
       break;
     case Scale::Tensor:
-      return m.tensors.scales(name, {1});
+      return m.tensors.scales(name, kF32, {1}, 0);
     case Scale::Head:
-      return m.tensors.scales(name, {heads});
+      return m.tensors.scales(name, kF32, {heads}, 0);
     case Scale::Page:
-      return m.tensors.scales(name, {m.key_extent, heads});
+      return m.tensors.scales(name, kF32, {m.key_extent, heads}, 1);
     case Scale::Token:
-      if (m.spec.page_size == 0) return m.tensors.scales(name, {m.key_extent, heads});
-      return m.tensors.scales(name, {m.key_extent, m.spec.page_size, heads});
+      if (m.spec.page_size == 0) return m.tensors.scales(name, kF32, {m.key_extent, heads}, 1);
+      return m.tensors.scales(name, kF32, {m.key_extent, m.spec.page_size, heads}, 2);
+    case Scale::Group:
+    case Scale::GroupTensor:
+      if (m.spec.page_size == 0)
+        return m.tensors.scales(name, DType::E4M3, {m.key_extent, heads, groups}, 1);
+      return m.tensors.scales(name, DType::E4M3, {m.key_extent, m.spec.page_size, heads, groups},
+                              2);
   }
   return {};
+}
+
+/// One scale of all scales, where the format has it.
+Tensor make_global(const Making& m, const std::string& name, Role role) {
+  if (m.spec.kv_format().scale != Scale::GroupTensor) return {};
+  const Tensor tensor = m.tensors.scales(name, DType::F32, {1}, 0);
+  const float scale = scale_of(m, role, {}, 0, 0);
+  std::memcpy(tensor.data, &scale, sizeof scale);
+  return tensor;
 }
 
 }  // namespace
@@ -255,8 +306,10 @@ void make_attention(Making& m) {
     m.operands.k = make_keys(m, "k", stored, heads, dim);
     m.operands.v = make_keys(m, "v", stored, heads, dim_v);
   }
-  m.operands.k_scale = make_scales(m, "k_scale");
-  m.operands.v_scale = make_scales(m, "v_scale");
+  m.operands.k_scale = make_scales(m, "k_scale", dim);
+  m.operands.v_scale = make_scales(m, "v_scale", dim_v);
+  m.operands.k_global_scale = make_global(m, "k_global_scale", Role::Key);
+  m.operands.v_global_scale = make_global(m, "v_global_scale", Role::Value);
   Used used;
   if (is_hostile(m.spec)) {
     if (m.spec.op == Op::SparseAttention) {
@@ -265,11 +318,11 @@ void make_attention(Making& m) {
       used = m.spec.op == Op::MsaAttention ? selected_keys(m) : seen_keys(m, heads);
     }
   }
-  fill_keys(m, m.operands.k, Role::Key, used, m.spec.hostile == Hostile::NanK);
-  fill_keys(m, m.operands.v, Role::Value, used, m.spec.hostile == Hostile::NanV);
-  fill_scales(m, key_rows(m.problem, m.operands), Role::Key, used, m.spec.hostile == Hostile::NanK);
-  fill_scales(m, value_rows(m.problem, m.operands), Role::Value, used,
-              m.spec.hostile == Hostile::NanV);
+  const KeyRows k = key_rows(m.problem, m.operands), v = value_rows(m.problem, m.operands);
+  fill_keys(m, k, Role::Key, used, m.spec.hostile == Hostile::NanK);
+  fill_keys(m, v, Role::Value, used, m.spec.hostile == Hostile::NanV);
+  fill_scales(m, k, Role::Key, used, m.spec.hostile == Hostile::NanK);
+  fill_scales(m, v, Role::Value, used, m.spec.hostile == Hostile::NanV);
 }
 
 }  // namespace msa::testkit

@@ -8,7 +8,7 @@ namespace msa::testkit {
 namespace {
 
 constexpr std::int64_t kNonsense = -7;
-constexpr Format kNoFormat{.storage = DType::NVFP4, .group = kNonsense};
+constexpr Format kNoFormat{.storage = DType::E2M1, .group = kNonsense};
 
 bool attends(Op op) {
   return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;

@@ -34,7 +34,7 @@ Format format_of(DType dtype) {
     case DType::I32:
     case DType::I64:
     case DType::I8:
-    case DType::NVFP4:
+    case DType::E2M1:
       break;
   }
   return no_number(dtype);
@@ -90,6 +90,25 @@ std::uint8_t float_to_e4m3(float value) {
 
 namespace {
 
+constexpr float kMagnitudes[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+
+}  // namespace
+
+float e2m1_to_float(int code) { return (code & 8) != 0 ? -kMagnitudes[code - 8] : kMagnitudes[code]; }
+
+int float_to_e2m1(float value) {
+  const float magnitude = std::fabs(value);
+  int best = 7;
+  for (int code = 6; code >= 0; --code) {
+    // Halfway between two codes the even one is nearer.
+    const float middle = (kMagnitudes[code] + kMagnitudes[code + 1]) / 2;
+    if (magnitude < middle || (magnitude == middle && code % 2 == 0)) best = code;
+  }
+  return best + (std::signbit(value) ? 8 : 0);
+}
+
+namespace {
+
 struct NumberF32 {
   using Storage = float;
   static float read(float x) { return x; }
@@ -126,7 +145,7 @@ auto with_format(DType dtype, const F& f) {
     case DType::I32:
     case DType::I64:
     case DType::I8:
-    case DType::NVFP4:
+    case DType::E2M1:
       break;
   }
   no_number(dtype);
@@ -135,10 +154,17 @@ auto with_format(DType dtype, const F& f) {
 }  // namespace
 
 float round_to(float value, DType dtype) {
+  if (dtype == DType::E2M1) return e2m1_to_float(float_to_e2m1(value));
   return with_format(dtype, [&](auto format) { return format.read(format.write(value)); });
 }
 
 void load(const void* source, DType dtype, std::int64_t count, float* target) {
+  if (dtype == DType::E2M1) {
+    const auto* pairs = static_cast<const std::uint8_t*>(source);
+    for (std::int64_t i = 0; i < count; ++i)
+      target[i] = e2m1_to_float(i % 2 == 0 ? pairs[i / 2] % 16 : pairs[i / 2] / 16);
+    return;
+  }
   with_format(dtype, [&](auto format) {
     const auto* stored = static_cast<const typename decltype(format)::Storage*>(source);
     for (std::int64_t i = 0; i < count; ++i) target[i] = format.read(stored[i]);
@@ -146,6 +172,14 @@ void load(const void* source, DType dtype, std::int64_t count, float* target) {
 }
 
 void store(const float* source, std::int64_t count, DType dtype, void* target) {
+  if (dtype == DType::E2M1) {
+    auto* pairs = static_cast<std::uint8_t*>(target);
+    for (std::int64_t i = 0; i + 1 < count; i += 2) {
+      const int pair = float_to_e2m1(source[i]) + 16 * float_to_e2m1(source[i + 1]);
+      pairs[i / 2] = static_cast<std::uint8_t>(pair);
+    }
+    return;
+  }
   with_format(dtype, [&](auto format) {
     auto* stored = static_cast<typename decltype(format)::Storage*>(target);
     for (std::int64_t i = 0; i < count; ++i) stored[i] = format.write(source[i]);

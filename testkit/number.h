@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Floating-point numbers of 16 and 8 bits in software, and the spacing of each type: what
+// Floating-point numbers of 16, 8 and 4 bits in software, and the spacing of each type: what
 // generators and comparisons convert with. Shares no code with the library, so that a wrong
 // conversion there cannot hide here.
 #pragma once
@@ -29,10 +29,15 @@ std::uint16_t float_to_f16(float value);  // nearest, ties to even
 float e4m3_to_float(std::uint8_t code);
 std::uint8_t float_to_e4m3(float value);  // nearest, ties to even
 
+/// e2m1 has eight magnitudes and no NaN: what is too large becomes 6, and so does NaN.
+float e2m1_to_float(int code);
+int float_to_e2m1(float value);  // nearest, ties to even
+
 /// Nearest value of the type.
 float round_to(float value, DType dtype);
 
-/// `count` neighbouring elements from `source` to floats (f32, f16, bf16 or e4m3), and back.
+/// `count` neighbouring elements from `source` to floats (f32, f16, bf16, e4m3 or e2m1), and back.
+/// Codes of e2m1 begin with a byte.
 void load(const void* source, DType dtype, std::int64_t count, float* target);
 void store(const float* source, std::int64_t count, DType dtype, void* target);
 

@@ -59,7 +59,7 @@ void Answer::take_row(const Request& request, std::int64_t i) {
     for (Tensor* t : {&o.k, &o.v, &o.index_k}) {
       *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
     }
-    if (scale_ == Scale::Token) {
+    if (scale_ == Scale::Token || has_groups()) {
       for (Tensor* t : {&o.k_scale, &o.v_scale}) {
         *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
       }
@@ -83,7 +83,8 @@ void Answer::take_heads() {
     }
     for (Tensor* t : {&o.k, &o.v}) *t = narrow(*t, key_heads, first, count);
     for (Tensor* t : {&o.k_scale, &o.v_scale}) {
-      if (scale_ != Scale::Tensor) *t = narrow(*t, t->rank - 1, first, count);
+      const int heads = t->rank - (has_groups() ? 2 : 1);
+      if (scale_ != Scale::Tensor) *t = narrow(*t, heads, first, count);
     }
     problem_.attention.heads_q = count * group;
     problem_.attention.heads_kv = count;

@@ -43,6 +43,8 @@ class Answer {
 
   Part part_{};
   Problem problem_;
+  bool has_groups() const { return scale_ == Scale::Group || scale_ == Scale::GroupTensor; }
+
   Scale scale_ = Scale::None;  // of keys and values
   Operands operands_;
   std::vector<std::unique_ptr<std::byte[]>> memory_{};

@@ -55,7 +55,8 @@ class PlainRow {
         kv_head_(kv_head),
         keys_(keys),
         group_(p.attention.heads_q / p.attention.heads_kv),
-        variants_(p.attention.q.storage == DType::F32 ? kMaxVariants : 3) {}
+        weights_(p.attention.q.storage == DType::E4M3 ? DType::BF16 : p.attention.q.storage),
+        variants_(weights_ == DType::F32 ? kMaxVariants : 3) {}
 
   PlainResult run() {
     result_.variants = variants_;
@@ -66,7 +67,7 @@ class PlainRow {
     take_floor();
     const auto keys = static_cast<double>(keys_.size());
     result_.error_bound =
-        4 * half_ulp(p_.attention.q.storage) + 4 * (keys + 8) * kEps +
+        4 * half_ulp(weights_) + 4 * (keys + 8) * kEps +
         8 * static_cast<double>(p_.attention.head_dim + 4) * kEps * largest_score_;
     return std::move(result_);
   }
@@ -147,7 +148,7 @@ class PlainRow {
       for (int variant = 0; variant < variants_; ++variant) {
         for (std::int64_t g = 0; g < group_; ++g) {
           const float weight =
-              round_to(score_at(variant, g, n) * kScales[variant], p_.attention.q.storage);
+              round_to(score_at(variant, g, n) * kScales[variant], weights_);
           float* out = &result_.out[(variant * group_ + g) * dim];
           const bool is_fused = fused(variant);
           for (std::int64_t d = 0; d < dim; ++d)
@@ -166,7 +167,7 @@ class PlainRow {
   void take_floor() {
     const std::int64_t dim = p_.attention.value_dim;
     result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
-    if (p_.attention.q.storage != DType::F32) return;
+    if (weights_ != DType::F32) return;
     std::vector<float> value(static_cast<std::size_t>(dim));
     std::vector<double> terms(static_cast<std::size_t>(group_ * dim), 0.0);
     for (std::size_t n = 0; n < keys_.size(); ++n) {
@@ -191,6 +192,7 @@ class PlainRow {
   std::int64_t row_, kv_head_;
   const KeyList& keys_;
   std::int64_t group_;
+  DType weights_;  // what P is rounded to; beside queries in e4m3 bf16
   int variants_;
   std::vector<float> scores_{};  // [variants, group, keys]
   std::vector<float> sums_{};    // [variants, group]

@@ -75,16 +75,18 @@ std::byte* key_row(const Tensor& keys, const Batch& batch, const Request& reques
 
 KeyRows key_rows(const Problem& problem, const msa::Operands& operands) {
   const Format format = problem.attention.kv.value_or(problem.attention.q);
-  return {operands.k, operands.batch, operands.k_scale, format.scale};
+  return {operands.k,   operands.batch, operands.k_scale, format.scale, operands.k_global_scale,
+          format.group, format.rounded};
 }
 
 KeyRows value_rows(const Problem& problem, const msa::Operands& operands) {
   const Format format = problem.attention.kv.value_or(problem.attention.q);
-  return {operands.v, operands.batch, operands.v_scale, format.scale};
+  return {operands.v,   operands.batch, operands.v_scale, format.scale, operands.v_global_scale,
+          format.group, format.rounded};
 }
 
 std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,
-                         std::int64_t head) {
+                         std::int64_t head, std::int64_t group) {
   const bool paged = static_cast<bool>(rows.batch.page_table);
   const std::int64_t page_size = paged ? rows.keys.shape[1] : 1;
   const std::int64_t page =
@@ -101,13 +103,37 @@ std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64
     case Scale::Token:
       return paged ? address(rows.scales, page, key % page_size, head)
                    : address(rows.scales, request.k_begin + key, head);
+    case Scale::Group:
+    case Scale::GroupTensor:
+      return paged ? address(rows.scales, page, key % page_size, head, group)
+                   : address(rows.scales, request.k_begin + key, head, group);
   }
   return nullptr;
 }
 
+namespace {
+
+/// Every step is exact but the last product and the last rounding.
+void scale_groups(const KeyRows& rows, const Request& request, std::int64_t key, std::int64_t head,
+                  std::int64_t count, float* target) {
+  const float global = rows.scale == Scale::GroupTensor ? float_at(rows.global, 0) : 1.0f;
+  for (std::int64_t d = 0; d < count; ++d) {
+    const std::byte* place = scale_address(rows, request, key, head, d / rows.group);
+    target[d] *= e4m3_to_float(std::to_integer<std::uint8_t>(*place));
+    if (rows.rounded) {
+      target[d] = round_to(target[d], DType::E4M3);
+    } else {
+      target[d] *= global;
+    }
+  }
+}
+
+}  // namespace
+
 void load_key(const KeyRows& rows, const Request& request, std::int64_t key, std::int64_t head,
               std::int64_t count, float* target) {
   load(key_row(rows.keys, rows.batch, request, key, head), rows.keys.dtype, count, target);
+  if (rows.has_groups()) return scale_groups(rows, request, key, head, count, target);
   const std::byte* place = scale_address(rows, request, key, head);
   if (place == nullptr) return;
   float scale = 0;

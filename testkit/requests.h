@@ -56,16 +56,22 @@ struct KeyRows {
   const Batch& batch;
   Tensor scales{};
   Scale scale = Scale::None;
+  // of groups
+  Tensor global{};
+  std::int64_t group = 0;
+  bool rounded = false;
+
+  bool has_groups() const { return scale == Scale::Group || scale == Scale::GroupTensor; }
 };
 
 KeyRows key_rows(const Problem& problem, const msa::Operands& operands);
 KeyRows value_rows(const Problem& problem, const msa::Operands& operands);
 
-/// Where the scale of a key lies; null where it has none.
+/// Where the scale of a key, or of one of its groups, lies; null where it has none.
 std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,
-                         std::int64_t head);
+                         std::int64_t head, std::int64_t group = 0);
 
-/// `count` values of a key in fp32: codes times their scale.
+/// `count` values of a key in fp32: codes times their scale, rounded as the format says.
 void load_key(const KeyRows& rows, const Request& request, std::int64_t key, std::int64_t head,
               std::int64_t count, float* target);
 

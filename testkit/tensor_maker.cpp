@@ -29,17 +29,22 @@ TensorMaker::TensorMaker(const Case& spec) : spec_(spec) {
 /// What inputs hold where nobody wrote: NaN, or numbers so large that a leak shows.
 int TensorMaker::background(DType dtype) const {
   if (spec_.hostile != Hostile::None) return 0xff;
+  if (dtype == DType::E2M1) return 0x77;
   return dtype == DType::E4M3 ? 0x7e : 0x47;
 }
 
-Shape TensorMaker::strides_for(const Shape& shape, const DimOrder& order, bool unit_inner) const {
+Shape TensorMaker::strides_for(DType dtype, const Shape& shape, const DimOrder& order,
+                               bool unit_inner) const {
   Shape strides(shape.size());
+  // Strides are whole bytes.
+  const std::int64_t unit = std::max(8 / item_bits(dtype), 1);
   std::int64_t step = spec_.strides == Strides::Padded && !unit_inner ? 2 : 1;
   std::int64_t gap = 3;
   for (std::size_t n = order.size(); n-- > 0;) {
     const int dim = order[n];
     if (spec_.strides == Strides::Huge && n == 0 && shape[dim] > 1) {
       step = std::max(step, ((std::int64_t{1} << 31) + 4096) / (shape[dim] - 1) + 1);
+      step = (step + unit - 1) / unit * unit;
     }
     strides[dim] = step;
     step *= std::max<std::int64_t>(shape[dim], 1);
@@ -47,6 +52,7 @@ Shape TensorMaker::strides_for(const Shape& shape, const DimOrder& order, bool u
       step += gap;
       gap = 1;
     }
+    step = (step + unit - 1) / unit * unit;
   }
   return strides;
 }
@@ -54,7 +60,7 @@ Shape TensorMaker::strides_for(const Shape& shape, const DimOrder& order, bool u
 Tensor TensorMaker::make(const std::string& name, bool output, DType dtype, const Shape& shape,
                          const Shape& strides) {
   const std::size_t item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
-  const auto bytes = static_cast<std::size_t>(extent(shape, strides)) * item;
+  const auto bytes = static_cast<std::size_t>(size_in_bytes(dtype, extent(shape, strides)));
   const bool sparse = spec_.strides == Strides::Huge || (spec_.pool > 0 && bytes > (1u << 30));
   const std::size_t misalign = spec_.strides == Strides::Padded ? item : 0;
   Buffer& buffer = buffers_.emplace_back(name, bytes, misalign, sparse);
@@ -67,14 +73,14 @@ Tensor TensorMaker::make(const std::string& name, bool output, DType dtype, cons
 
 Tensor TensorMaker::input(const std::string& name, DType dtype, const Shape& shape,
                           const DimOrder& order, bool unit_inner) {
-  Tensor tensor = make(name, false, dtype, shape, strides_for(shape, order, unit_inner));
+  Tensor tensor = make(name, false, dtype, shape, strides_for(dtype, shape, order, unit_inner));
   buffers_.back().fill(background(dtype));
   return tensor;
 }
 
 Tensor TensorMaker::output(const std::string& name, DType dtype, const Shape& shape,
                            const DimOrder& order, bool unit_inner) {
-  return make(name, true, dtype, shape, strides_for(shape, order, unit_inner));
+  return make(name, true, dtype, shape, strides_for(dtype, shape, order, unit_inner));
 }
 
 Tensor TensorMaker::keys(const std::string& name, DType dtype, const Shape& shape) {
@@ -85,27 +91,27 @@ Tensor TensorMaker::keys(const std::string& name, DType dtype, const Shape& shap
   if (spec_.strides != Strides::Broadcast) return input(name, dtype, shape, order);
   Shape one = shape;
   one[one.size() - 2] = 1;
-  Shape strides = strides_for(one, order, true);
+  Shape strides = strides_for(dtype, one, order, true);
   strides[strides.size() - 2] = 0;
   Tensor tensor = make(name, false, dtype, shape, strides);
   buffers_.back().fill(background(dtype));
   return tensor;
 }
 
-Tensor TensorMaker::scales(const std::string& name, const Shape& shape) {
-  const std::size_t heads = shape.size() - 1;
+Tensor TensorMaker::scales(const std::string& name, DType dtype, const Shape& shape,
+                           std::size_t heads) {
   DimOrder order;
   for (std::size_t d = 0; d < shape.size(); ++d) order.push_back(static_cast<int>(d));
   if (spec_.layout == Layout::HeadMajor || spec_.strides == Strides::Transposed) {
     std::rotate(order.begin(), order.end() - 1, order.end());
   }
-  if (spec_.strides != Strides::Broadcast) return input(name, DType::F32, shape, order, false);
+  if (spec_.strides != Strides::Broadcast) return input(name, dtype, shape, order, false);
   Shape one = shape;
   one[heads] = 1;
-  Shape strides = strides_for(one, order, false);
+  Shape strides = strides_for(dtype, one, order, false);
   strides[heads] = 0;
-  Tensor tensor = make(name, false, DType::F32, shape, strides);
-  buffers_.back().fill(background(DType::F32));
+  Tensor tensor = make(name, false, dtype, shape, strides);
+  buffers_.back().fill(background(dtype));
   return tensor;
 }
 

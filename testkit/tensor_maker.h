@@ -27,8 +27,8 @@ class TensorMaker {
                 bool unit_inner = true);
   /// Key rows, [N, H, D] or [P, S, H, D], in the case's layout.
   Tensor keys(const std::string& name, DType dtype, const Shape& shape);
-  /// f32 scales of keys: [1], or with heads innermost, in the case's layout.
-  Tensor scales(const std::string& name, const Shape& shape);
+  /// Scales of keys: [1], or with dimension `heads`, in the case's layout.
+  Tensor scales(const std::string& name, DType dtype, const Shape& shape, std::size_t heads);
   /// Index tensors of the batch are small and dense.
   Tensor ints(const std::string& name, const Shape& shape, const std::vector<std::int32_t>& values);
 
@@ -43,7 +43,8 @@ class TensorMaker {
 
  private:
   int background(DType dtype) const;
-  Shape strides_for(const Shape& shape, const DimOrder& order, bool unit_inner) const;
+  Shape strides_for(DType dtype, const Shape& shape, const DimOrder& order,
+                    bool unit_inner) const;
   Tensor make(const std::string& name, bool output, DType dtype, const Shape& shape,
               const Shape& strides);
 

@@ -51,8 +51,11 @@ struct DenseAttentionArgs {
   // f32 [T, Hq, blocks], optional: unscaled maxima, blocks >= ceil(longest seqlen_k / Bk)
   Tensor block_max{};
   // f32, where k and v are stored as e4m3 and scaled: [1], one for each head [Hkv], each page and
-  // head [P, Hkv], or each token and head [N, Hkv] ([P, S, Hkv] in pages); both the same way
+  // head [P, Hkv], or each token and head [N, Hkv] ([P, S, Hkv] in pages); both the same way.
+  // e4m3, where they are stored as e2m1: [N, Hkv, D / 16] or [P, S, Hkv, D / 16], of v Dv / 16
   Tensor k_scale{}, v_scale{};
+  // f32 [1], where scales of groups are scaled by one more
+  Tensor k_global_scale{}, v_global_scale{};
 };
 
 struct BlockScoresArgs {
@@ -87,6 +90,7 @@ struct SparseAttentionArgs {
   Tensor out{};  // [T, Hq, Dv]
   Tensor lse{};  // f32 [T, Hq], optional
   Tensor k_scale{}, v_scale{};
+  Tensor k_global_scale{}, v_global_scale{};
 };
 
 struct MsaAttentionArgs {
@@ -100,6 +104,7 @@ struct MsaAttentionArgs {
   Tensor lse{};        // optional
   Tensor block_ids{};  // int32 [T, Hkv, k], out, optional: what was selected
   Tensor k_scale{}, v_scale{};
+  Tensor k_global_scale{}, v_global_scale{};
 };
 
 /// Parts of a merge: a list of tensors, or one tensor whose first dimension counts the parts (what
@@ -217,6 +222,7 @@ struct Settings {
   std::int64_t init_blocks = 0;
   bool causal = true;
   std::optional<float> softmax_scale{};
+  bool kv_rounded = false;  // Format::rounded of keys and values in e2m1
   // bounds; -1: read off the lengths, which must then lie in host memory
   std::int64_t max_seqlen_q = -1;
   std::int64_t max_seqlen_k = -1;

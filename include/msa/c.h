@@ -68,7 +68,7 @@ enum {
   MSA_I64 = 4,
   MSA_E4M3 = 5,
   MSA_I8 = 6,
-  MSA_NVFP4 = 7
+  MSA_E2M1 = 7
 };
 
 typedef int32_t msa_device_type;
@@ -80,7 +80,9 @@ enum {
   MSA_SCALE_TENSOR = 1,
   MSA_SCALE_HEAD = 2,
   MSA_SCALE_PAGE = 3,
-  MSA_SCALE_TOKEN = 4
+  MSA_SCALE_TOKEN = 4,
+  MSA_SCALE_GROUP = 5,
+  MSA_SCALE_GROUP_TENSOR = 6
 };
 
 /// Room for one failure, filled by the call that failed and by no other.
@@ -138,15 +140,18 @@ typedef struct msa_args {
   msa_tensor row_ptr;
   msa_tensor q_indices;
   msa_tensor q_slots;
-  /// Where k and v are stored as MSA_E4M3 and scaled.
+  /// Where k and v are stored as MSA_E4M3 and scaled, or as MSA_E2M1.
   msa_tensor k_scale;
   msa_tensor v_scale;
+  /// Of MSA_SCALE_GROUP_TENSOR.
+  msa_tensor k_global_scale;
+  msa_tensor v_global_scale;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, v_scale),                                      \
+  {MSA_STRUCT_SIZE(msa_args, v_global_scale),                               \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
@@ -154,14 +159,20 @@ typedef struct msa_args {
    MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,       \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE}
 // clang-format on
 
-/// What is stored and how it is scaled. The layout never changes.
+enum {
+  /// Values are rounded once more, to e4m3.
+  MSA_FORMAT_ROUNDED = 1
+};
+
+/// What is stored and how it is scaled. `flags` is a sum of MSA_FORMAT_... The layout never changes.
 typedef struct msa_format {
   msa_dtype storage;
   msa_scale scale;
   int64_t group;
+  int64_t flags;
 } msa_format;
 
 /// How to compute, not what. NULL and 0 leave the choice to the library. The layout never changes.
@@ -228,16 +239,19 @@ typedef struct msa_settings {
   int32_t softmax_scale_given;
   float softmax_scale;
   msa_options options;
+  /// 1: keys and values in MSA_E2M1 have MSA_FORMAT_ROUNDED.
+  int32_t kv_rounded;
 } msa_settings;
 // clang-format off
 #define MSA_SETTINGS_INIT \
-  {MSA_STRUCT_SIZE(msa_settings, options), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, {NULL, NULL, 0, 0}}
+  {MSA_STRUCT_SIZE(msa_settings, kv_rounded), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
+   {NULL, NULL, 0, 0}, 0}
 
 /// Every default of msa::Problem.
 #define MSA_PROBLEM_INIT                                                                         \
   {MSA_STRUCT_SIZE(msa_problem, options), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0, 0, 0, 0, 0, \
-   {MSA_BF16, MSA_SCALE_NONE, 0}, {MSA_BF16, MSA_SCALE_NONE, 0}, 0, 0, 0, 0, 0.0f, 0,            \
-   {MSA_BF16, MSA_SCALE_NONE, 0}, {MSA_BF16, MSA_SCALE_NONE, 0}, 0, 1, 0, 128, 16, 1, 0,         \
+   {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 0, 0, 0, 0.0f, 0,      \
+   {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 1, 0, 128, 16, 1, 0,   \
    MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}}
 // clang-format on
 
@@ -266,7 +280,8 @@ typedef struct msa_field {
   /// 1: a msa_parts, else a msa_tensor.
   int32_t parts;
   /// "q", "kv", "index_q", "index_k" or "out": a format of the problem; "f32" or "i32": a type;
-  /// "kv_scale": f32, needed and shaped as the scale of the format kv says.
+  /// "kv_scale": f32, or e4m3 of groups, needed and shaped as the scale of the format kv says;
+  /// "kv_global_scale": f32, needed where that is MSA_SCALE_GROUP_TENSOR.
   const char* element;
   /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts; of
   /// scales, where each token has one.

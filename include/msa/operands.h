@@ -17,6 +17,8 @@ struct Operands {
   // inputs
   Tensor q{}, k{}, v{};
   Tensor k_scale{}, v_scale{};  // where the format of k and v has a scale
+  // where groups share one more
+  Tensor k_global_scale{}, v_global_scale{};
   Tensor index_q{}, index_k{};
   Tensor scores_in{};     // select_topk
   Tensor block_ids_in{};  // sparse_attention, invert_selection
@@ -33,9 +35,9 @@ struct Operands {
 enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };
 
 /// What a field's elements are: a format of the problem, or a type.
-enum class Element : std::uint8_t { Q, Kv, KvScale, IndexQ, IndexK, Out, F32, I32 };
+enum class Element : std::uint8_t { Q, Kv, KvScale, KvGlobalScale, IndexQ, IndexK, Out, F32, I32 };
 
-/// "q", "kv", "kv_scale", "index_q", "index_k", "out", "f32", "i32".
+/// "q", "kv", "kv_scale", "kv_global_scale", "index_q", "index_k", "out", "f32", "i32".
 MSA_API const char* to_string(Element element) noexcept;
 
 /// One row of an operation's table. Exactly one of the three member pointers is set.

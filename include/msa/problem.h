@@ -49,21 +49,26 @@ enum class Scale : std::uint8_t {
   Head,    // one for each head
   Page,    // one for each page and head
   Token,   // one for each token and head
+  // one in e4m3 for every `group` elements of a token and head
+  Group,
+  GroupTensor,  // the same, times one in f32 for all
 };
 
 /// "none", "tensor", "head", ...
 MSA_API const char* to_string(Scale scale) noexcept;
 
-/// What is stored and how it is scaled. A value is code times scale, rounded to fp32.
+/// What is stored and how it is scaled. A value is code times scale, rounded to fp32, and where
+/// `rounded` says so once more: to e4m3, half to even, saturating.
 struct Format {
   DType storage = DType::BF16;
   Scale scale = Scale::None;
   // elements that share a scale, where the scale counts elements
   std::int64_t group = 0;
+  bool rounded = false;
   friend bool operator==(const Format&, const Format&) = default;
 };
 
-/// "bf16", "e4m3/page".
+/// "bf16", "e4m3/page"; of e2m1 with a scale for every 16: "nvfp4", "nvfp4/tensor", "q8kv4".
 MSA_API std::string to_string(const Format& format);
 
 /// Upper limits: a plan serves every call whose tensors stay within them.
@@ -80,7 +85,7 @@ struct Bounds {
 /// Queries, keys and values.
 struct Attention {
   Format q{};                            // also the parts of merge_states
-  std::optional<Format> kv{};            // of k and v; left out: as q. The other one is e4m3
+  std::optional<Format> kv{};            // of k and v; left out: as q. Others: e4m3, e2m1
   std::int64_t heads_q = 0;              // Hq
   std::int64_t heads_kv = 0;             // Hkv; also heads of block ids
   std::int64_t head_dim = 0;             // D
@@ -110,7 +115,7 @@ struct Selection {
 
 /// What is written.
 struct Outputs {
-  DType dtype = DType::BF16;   // of `out`: the storage of q, or F32
+  DType dtype = DType::BF16;   // of `out`: the storage of q, or F32; of e4m3 any float
   bool out = true;             // false, dense_attention alone: block maxima without an output
   bool lse = false;            // attention and merge_states
   bool block_max = false;      // dense_attention

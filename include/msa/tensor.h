@@ -18,10 +18,11 @@ enum class DType : std::uint8_t {
   BF16,
   I32,
   I64,
-  E4M3,  // keys and values alone; no infinities
-  // Names are reserved; no backend serves the formats below yet.
-  I8,
-  NVFP4,
+  E4M3,  // queries, keys and values, and scales of groups; no infinities
+  I8,    // a name that is reserved: no backend serves it yet
+  // Keys and values alone: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Two in a byte, the one of
+  // the even element in the low half: innermost extents are even, and so are all other strides.
+  E2M1,
 };
 
 /// Bits of one element: 32, 16, ... 4.

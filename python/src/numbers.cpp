@@ -188,7 +188,7 @@ msa_dtype parse_dtype(const State& state, const char* argument, PyObject* value)
   Py_ssize_t size = 0;
   const char* given = text ? PyUnicode_AsUTF8AndSize(text.get(), &size) : nullptr;
   if (given == nullptr) return -1;
-  for (msa_dtype dtype = MSA_F32; dtype <= MSA_NVFP4; ++dtype) {
+  for (msa_dtype dtype = MSA_F32; dtype <= MSA_E2M1; ++dtype) {
     if (std::string(given) == msa_dtype_name(dtype)) return dtype;
   }
   raise(state, MSA_INVALID_ARGUMENT, argument,

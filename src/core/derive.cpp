@@ -9,6 +9,7 @@
 
 #include "core/checker.h"
 #include "core/fail.h"
+#include "core/fields.h"
 #include "core/op_traits.h"
 
 namespace msa::core {
@@ -72,6 +73,14 @@ void expect_lengths(const char* name, const Tensor& tensor, std::int64_t least) 
   expect_extent(name, tensor, 0, least);
 }
 
+void expect_queries(const Tensor& tensor) {
+  expect_tensor("q", tensor, kRows);
+  const DType dtype = tensor.dtype;
+  if (dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16) return;
+  if (dtype == DType::E4M3) return;
+  fail(ErrorCode::InvalidArgument, "q", "dtype", "f32, f16, bf16 or e4m3", to_string(dtype));
+}
+
 void expect_floats(const char* name, const Tensor& tensor, Ranks ranks) {
   expect_tensor(name, tensor, ranks);
   const DType dtype = tensor.dtype;
@@ -83,7 +92,7 @@ void expect_floats(const char* name, const Tensor& tensor, Ranks ranks) {
 void expect_sources(Op op, const Call& call) {
   const OpTraits traits = op_traits(op);
   if (traits.attends) {
-    expect_floats("q", call.q, kRows);
+    expect_queries(call.q);
     expect_tensor("k", call.k, kRowsOrPages);
     if (call.out || !call.block_max) expect_tensor("v", call.v, {call.k.rank, call.k.rank});
   }
@@ -173,12 +182,21 @@ Scale scale_of(const Tensor& scale, bool paged) {
   return scale.rank == 2 && paged ? Scale::Page : Scale::Token;
 }
 
-void derive_attention(Problem& p, const Call& call) {
-  if (call.k.dtype == DType::E4M3) {
-    p.attention.kv = Format{DType::E4M3, scale_of(call.k_scale, call.k.rank == 4)};
+Format kv_of(const Call& call, const Settings& settings) {
+  if (call.k.dtype == DType::E2M1) {
+    const Scale scale = call.k_global_scale ? Scale::GroupTensor : Scale::Group;
+    return {DType::E2M1, scale, kGroup, settings.kv_rounded};
+  }
+  return {call.k.dtype, scale_of(call.k_scale, call.k.rank == 4), 0, settings.kv_rounded};
+}
+
+void derive_attention(Problem& p, const Call& call, const Settings& settings) {
+  if (call.k.dtype == DType::E4M3 || call.k.dtype == DType::E2M1 || settings.kv_rounded) {
+    p.attention.kv = kv_of(call, settings);
   }
   p.attention.q.storage = call.q.dtype;
-  p.outputs.dtype = call.out ? call.out.dtype : p.attention.q.storage;
+  const bool bytes = call.q.dtype == DType::E4M3;
+  p.outputs.dtype = call.out ? call.out.dtype : bytes ? DType::BF16 : call.q.dtype;
   p.attention.heads_q = extent(call.q, 1);
   p.attention.head_dim = extent(call.q, 2);
   p.attention.heads_kv = extent(call.k, call.k.rank - 2);
@@ -228,7 +246,7 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
             .attention = {.softmax_scale = settings.softmax_scale},
             .selection = {.block_size = settings.block_size},
             .options = settings.options};
-  if (traits.attends) derive_attention(p, call);
+  if (traits.attends) derive_attention(p, call, settings);
   if (traits.indexes) derive_index(p, call);
   if (traits.merges) derive_merge(p, call);
   if (traits.selects || traits.lists || op == Op::MergeSelections)

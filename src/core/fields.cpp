@@ -44,6 +44,8 @@ constexpr Letter kLetters[] = {
     {"Hkv", Axis::HeadsKv},
     {"D", Axis::HeadDim},
     {"Dv", Axis::ValueDim},
+    {"D / 16", Axis::HeadGroups},
+    {"Dv / 16", Axis::ValueGroups},
     {"Hi", Axis::IndexHeads},
     {"Hik", Axis::IndexHeadsK},
     {"Di", Axis::IndexDim},
@@ -126,6 +128,10 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
       return p.attention.head_dim;
     case Axis::ValueDim:
       return p.attention.value_dim;
+    case Axis::HeadGroups:
+      return p.attention.head_dim / kGroup;
+    case Axis::ValueGroups:
+      return p.attention.value_dim / kGroup;
     case Axis::IndexHeads:
       return p.index.heads;
     case Axis::IndexHeadsK:
@@ -179,7 +185,7 @@ std::span<const Axes> axes_of(Op op) {
   return with_table(op, []<class Args>() { return std::span<const Axes>(kAxes<Args>); });
 }
 
-Axes axes_of(Scale scale) {
+Axes axes_of(Scale scale, bool values) {
   switch (scale) {
     case Scale::None:
       break;
@@ -191,6 +197,9 @@ Axes axes_of(Scale scale) {
       return parse("[P, Hkv]");
     case Scale::Token:
       return parse("[N, Hkv]");
+    case Scale::Group:
+    case Scale::GroupTensor:
+      return values ? parse("[N, Hkv, Dv / 16]") : parse("[N, Hkv, D / 16]");
   }
   return {};
 }
@@ -206,7 +215,9 @@ std::int64_t rows_of(Op op, const Operands& operands) {
 }
 
 bool is_planned(const Problem& problem, const Field& field) {
-  if (field.element == Element::KvScale && kv_format(problem).scale == Scale::None) return false;
+  const Scale scale = kv_format(problem).scale;
+  if (field.element == Element::KvScale && scale == Scale::None) return false;
+  if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) return false;
   return field.planned == nullptr || problem.outputs.*field.planned;
 }
 
@@ -217,6 +228,8 @@ DType dtype_of(const Problem& p, Element element) {
     case Element::Kv:
       return kv_format(p).storage;
     case Element::KvScale:
+      return counts_groups(kv_format(p).scale) ? DType::E4M3 : DType::F32;
+    case Element::KvGlobalScale:
       return DType::F32;
     case Element::IndexQ:
       return p.index.q.storage;
@@ -242,6 +255,8 @@ const char* to_string(Element element) noexcept {
       return "kv";
     case Element::KvScale:
       return "kv_scale";
+    case Element::KvGlobalScale:
+      return "kv_global_scale";
     case Element::IndexQ:
       return "index_q";
     case Element::IndexK:

@@ -36,6 +36,10 @@ inline constexpr Field kKScale{"k_scale", "[N, Hkv]", Element::KvScale, Role::Op
                                &Operands::k_scale};
 inline constexpr Field kVScale{"v_scale", "[N, Hkv]", Element::KvScale, Role::OptionalInput,
                                &Operands::v_scale};
+inline constexpr Field kKGlobalScale{"k_global_scale", "[1]", Element::KvGlobalScale,
+                                     Role::OptionalInput, &Operands::k_global_scale};
+inline constexpr Field kVGlobalScale{"v_global_scale", "[1]", Element::KvGlobalScale,
+                                     Role::OptionalInput, &Operands::v_global_scale};
 inline constexpr Field kIndexQ{"index_q", "[T, Hi, Di]", Element::IndexQ, Role::Input,
                                &Operands::index_q};
 inline constexpr Field kIndexK{"index_k", "[N, Hik, Di]", Element::IndexK, Role::Input,
@@ -144,6 +148,8 @@ struct FieldsOf<DenseAttentionArgs> {
       {table::needed_where(&Outputs::out, table::kV), &A::v},  // block maxima need no values
       {table::kKScale, &A::k_scale},
       {table::needed_where(&Outputs::out, table::kVScale), &A::v_scale},
+      {table::kKGlobalScale, &A::k_global_scale},
+      {table::needed_where(&Outputs::out, table::kVGlobalScale), &A::v_global_scale},
       {table::optional_output(table::kOut, &Outputs::out), &A::out},
       {table::kLse, &A::lse},
       {table::kBlockMax, &A::block_max},
@@ -199,6 +205,8 @@ struct FieldsOf<SparseAttentionArgs> {
       {table::kListed, &A::block_ids},
       {table::kKScale, &A::k_scale},
       {table::kVScale, &A::v_scale},
+      {table::kKGlobalScale, &A::k_global_scale},
+      {table::kVGlobalScale, &A::v_global_scale},
       {table::kOut, &A::out},
       {table::kLse, &A::lse},
   });
@@ -217,6 +225,8 @@ struct FieldsOf<MsaAttentionArgs> {
       {table::kIndexK, &A::index_k},
       {table::kKScale, &A::k_scale},
       {table::kVScale, &A::v_scale},
+      {table::kKGlobalScale, &A::k_global_scale},
+      {table::kVGlobalScale, &A::v_global_scale},
       {table::kOut, &A::out},
       {table::kLse, &A::lse},
       // Written where somebody wants them; no flag of the problem.
@@ -285,6 +295,8 @@ enum class Axis : std::uint8_t {
   HeadsKv,       // Hkv
   HeadDim,       // D
   ValueDim,      // Dv
+  HeadGroups,    // D / 16
+  ValueGroups,   // Dv / 16
   IndexHeads,    // Hi
   IndexHeadsK,   // Hik
   IndexDim,      // Di
@@ -309,8 +321,15 @@ struct Axes {
 /// The letters of the shapes of fields_of(op), one entry a field.
 std::span<const Axes> axes_of(Op op);
 
-/// Those of scales, in place of the ones that the table gives them.
-Axes axes_of(Scale scale);
+/// Those of scales of keys or of values, in place of the ones that the table gives them.
+Axes axes_of(Scale scale, bool values);
+
+constexpr bool counts_groups(Scale scale) {
+  return scale == Scale::Group || scale == Scale::GroupTensor;
+}
+
+/// Elements that share a scale of a group.
+inline constexpr std::int64_t kGroup = 16;
 
 /// The format of keys and values.
 inline Format kv_format(const Problem& problem) {

@@ -45,14 +45,22 @@ const char* to_string(Scale scale) noexcept {
       return "page";
     case Scale::Token:
       return "token";
+    case Scale::Group:
+      return "group";
+    case Scale::GroupTensor:
+      return "group_tensor";
   }
   return "unknown";
 }
 
 std::string to_string(const Format& format) {
+  if (format == Format{DType::E2M1, Scale::Group, 16}) return "nvfp4";
+  if (format == Format{DType::E2M1, Scale::GroupTensor, 16}) return "nvfp4/tensor";
+  if (format == Format{DType::E2M1, Scale::Group, 16, true}) return "q8kv4";
   std::string text = to_string(format.storage);
   if (format.scale != Scale::None) text.append("/").append(to_string(format.scale));
   if (format.group != 0) text.append("/").append(std::to_string(format.group));
+  if (format.rounded) text.append("/rounded");
   return text;
 }
 
@@ -172,6 +180,7 @@ class Hash {
     add(f.storage);
     add(f.scale);
     add(f.group);
+    add(f.rounded);
   }
   void add(const std::optional<Format>& f) {
     add(f.has_value());

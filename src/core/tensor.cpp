@@ -25,7 +25,7 @@ int item_bits(DType dtype) noexcept {
       return 8;
     case DType::I8:
       return 8;
-    case DType::NVFP4:
+    case DType::E2M1:
       return 4;
   }
   return 0;
@@ -47,8 +47,8 @@ const char* to_string(DType dtype) noexcept {
       return "e4m3";
     case DType::I8:
       return "i8";
-    case DType::NVFP4:
-      return "nvfp4";
+    case DType::E2M1:
+      return "e2m1";
   }
   return "unknown";
 }

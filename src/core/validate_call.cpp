@@ -30,7 +30,8 @@ class Extents {
 
   Expected expected(const Field& field, const Axes& axes) const {
     const bool numbers = field.element == Element::F32 || field.element == Element::I32 ||
-                         field.element == Element::KvScale;
+                         field.element == Element::KvScale ||
+                         field.element == Element::KvGlobalScale;
     Expected expected{.dtype = dtype_of(p_, field.element),
                       .innermost = numbers ? Innermost::Strided : Innermost::Dense};
     for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
@@ -76,6 +77,10 @@ class Extents {
         return exactly(p_.attention.head_dim);
       case Axis::ValueDim:
         return exactly(p_.attention.value_dim);
+      case Axis::HeadGroups:
+        return exactly(p_.attention.head_dim / kGroup);
+      case Axis::ValueGroups:
+        return exactly(p_.attention.value_dim / kGroup);
       case Axis::IndexHeads:
         return exactly(p_.index.heads);
       case Axis::IndexHeadsK:
@@ -146,12 +151,17 @@ class CallCheck {
 
   void check_input(const Field& field, const Axes& table_axes) {
     const Tensor& tensor = field.in(call_);
-    const bool scale = field.element == Element::KvScale;
-    if (scale && kv_format(p_).scale == Scale::None) {
+    const Scale scale = kv_format(p_).scale;
+    const bool scales = field.element == Element::KvScale;
+    if (scales && scale == Scale::None) {
       return expect_none(field, tensor, "as the format has no scale");
     }
+    if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) {
+      return expect_none(field, tensor, "as the format has no scale of scales");
+    }
     if (!tensor && !is_planned(p_, field)) return;
-    const Axes axes = scale ? axes_of(kv_format(p_).scale) : table_axes;
+    const Axes axes =
+        scales ? axes_of(scale, field.tensor == &Operands::v_scale) : table_axes;
     checker_.input(argument(field, tensor), extents_.expected(field, axes));
     extents_.learn(axes, tensor);
   }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/fail.h"
+#include "core/fields.h"
 #include "core/geometry.h"
 #include "core/op_traits.h"
 #include "core/validate.h"
@@ -43,9 +44,15 @@ void expect_float(const char* field, DType dtype) {
   reject(field, "f32, f16 or bf16", to_string(dtype));
 }
 
+void expect_query(const char* field, DType dtype) {
+  if (dtype == DType::E4M3) return;
+  if (dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16) return;
+  reject(field, "f32, f16, bf16 or e4m3", to_string(dtype));
+}
+
 // Formats that no operation reads yet.
 void expect_plain(const char* field, const Format& format) {
-  if (format.scale == Scale::None && format.group == 0) return;
+  if (format.scale == Scale::None && format.group == 0 && !format.rounded) return;
   reject(field, "no scale", to_string(format));
 }
 
@@ -54,15 +61,29 @@ void expect_same(const char* field, const std::optional<Format>& given, const Fo
   reject(field, to_string(q) + ", as q", to_string(*given));
 }
 
-// Keys and values: as queries, or e4m3.
+// Four bits: every 16 elements along the dim share a scale.
+void check_groups(const Problem& p, const Format& kv) {
+  const bool group = kv.scale == Scale::Group && kv.group == kGroup;
+  const bool global = kv.scale == Scale::GroupTensor && kv.group == kGroup && !kv.rounded;
+  if (!group && !global) reject("attention.kv", "nvfp4, nvfp4/tensor or q8kv4", to_string(kv));
+  expect_multiple("head_dim", p.attention.head_dim, kGroup);
+  if (p.outputs.out) expect_multiple("value_dim", p.attention.value_dim, kGroup);
+}
+
+// Keys and values: as queries, e4m3, or e2m1.
 void check_kv(const Problem& p) {
   const std::optional<Format>& kv = p.attention.kv;
   if (!kv || *kv == p.attention.q) return;
   const auto refuse = [&](const std::string& expected) {
     reject("attention.kv", expected, to_string(*kv));
   };
-  if (kv->storage != DType::E4M3) refuse(to_string(p.attention.q) + ", as q, or e4m3");
+  if (kv->storage == DType::E2M1) return check_groups(p, *kv);
+  if (kv->storage != DType::E4M3) {
+    const bool same = p.attention.q.storage == DType::E4M3;
+    refuse((same ? "" : to_string(p.attention.q) + ", as q, or ") + "e4m3, nvfp4 or q8kv4");
+  }
   if (kv->group != 0) refuse("e4m3 without a group");
+  if (kv->rounded) refuse("e4m3 that is not rounded");
   if (kv->scale > Scale::Token) refuse("e4m3 with a scale of none, tensor, head, page or token");
   if (kv->scale == Scale::Page && p.bounds.page_size == 0) {
     refuse("no scale of a page, as keys are ragged");
@@ -82,6 +103,7 @@ void expect_product(const char* field, std::initializer_list<std::int64_t> exten
 }
 
 void check_out_dtype(const Problem& p) {
+  if (p.attention.q.storage == DType::E4M3) return expect_float("out_dtype", p.outputs.dtype);
   if (p.outputs.dtype == p.attention.q.storage || p.outputs.dtype == DType::F32) return;
   const std::string own = p.attention.q.storage == DType::F32
                               ? ""
@@ -100,7 +122,7 @@ void check_batch(const Problem& p) {
 }
 
 void check_attention(const Problem& p) {
-  expect_float("dtype", p.attention.q.storage);
+  expect_query("dtype", p.attention.q.storage);
   expect_plain("attention.q", p.attention.q);
   check_kv(p);
   expect_range("heads_q", p.attention.heads_q, 1, kMaxCount);

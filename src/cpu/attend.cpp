@@ -52,12 +52,20 @@ struct Layout {
   std::int64_t list = 0;         // upper bound of a tile's (block, token) pairs
 };
 
+/// Whether bf16 holds every query and every value as it is.
+bool fits_bf16(const Problem& p) {
+  const DType q = p.attention.q.storage;
+  const Format kv = core::kv_format(p);
+  if (q != DType::BF16 && q != DType::E4M3) return false;
+  if (kv.storage == DType::E4M3) return kv.scale == Scale::None;
+  return kv.storage == DType::BF16 || kv.scale == Scale::Group;
+}
+
 Layout make_layout(const Problem& p, const AttendKernels& kernels) {
   Layout l;
   l.sparse = p.op != Op::DenseAttention;
   l.group = p.attention.heads_q / p.attention.heads_kv;
-  // Scaled values have no bf16: e4m3 is widened.
-  l.pack = core::kv_format(p).storage == DType::BF16 ? kernels.words_of_bf16 : 1;
+  l.pack = fits_bf16(p) ? kernels.words_of_bf16 : 1;
   l.step = l.sparse || p.outputs.block_max ? p.selection.block_size : kDenseStep;
   const std::int64_t longest = std::max<std::int64_t>(1, p.bounds.max_seqlen_q);
   if (l.sparse) {
@@ -249,7 +257,8 @@ AttendState AttentionStage::state_of(const Shared& shared, const Place& place,
 constexpr float kOne = 1.0f;  // the scale of what has none
 
 void add_scales(KeyTensor& keys, const Tensor& scales, Scale scale, bool paged) {
-  keys.scales = scale == Scale::None ? &kOne : static_cast<const float*>(scales.data);
+  const void* const data = scale == Scale::None ? &kOne : scales.data;
+  keys.scales = static_cast<const std::byte*>(data);
   const auto& stride = scales.stride;
   switch (scale) {
     case Scale::None:
@@ -267,16 +276,31 @@ void add_scales(KeyTensor& keys, const Tensor& scales, Scale scale, bool paged) 
       keys.scale_row = paged ? stride[1] : stride[0];
       keys.scale_head = paged ? stride[2] : stride[1];
       return;
+    case Scale::Group:
+    case Scale::GroupTensor:
+      keys.scale_page = paged ? stride[0] : 0;
+      keys.scale_row = paged ? stride[1] : stride[0];
+      keys.scale_head = paged ? stride[2] : stride[1];
+      keys.scale_group = paged ? stride[3] : stride[2];
+      return;
   }
 }
 
-KeyTensor key_tensor(const Tensor& t, const Tensor& scales, const Format& format) {
+KeyTensor key_tensor(const Tensor& t, const Tensor& scales, const Tensor& global,
+                     const Format& format) {
   const bool paged = t.rank == 4;
   KeyTensor keys{.data = static_cast<const std::byte*>(t.data)};
   keys.page = paged ? t.stride[0] : 0;
   keys.row = paged ? t.stride[1] : t.stride[0];
   keys.head = paged ? t.stride[2] : t.stride[1];
   if (format.storage == DType::E4M3) add_scales(keys, scales, format.scale, paged);
+  if (format.storage == DType::E2M1) {
+    for (std::int64_t* stride : {&keys.page, &keys.row, &keys.head}) *stride /= 2;
+    add_scales(keys, scales, format.scale, paged);
+    keys.groups = format.rounded ? kRoundedProducts.data() : kProducts.data();
+    const bool one_more = format.scale == Scale::GroupTensor;
+    keys.global = one_more ? static_cast<const float*>(global.data) : &kOne;
+  }
   return keys;
 }
 
@@ -284,6 +308,7 @@ AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
   AttendCall c;
   c.dtype = p_.attention.q.storage;
   c.kv_dtype = core::kv_format(p_).storage;
+  c.pairs = l_.pack == 2;
   c.out_dtype = p_.outputs.dtype;
   c.group = l_.group;
   c.head_dim = p_.attention.head_dim;
@@ -296,8 +321,8 @@ AttendCall AttentionStage::describe(const core::Call& call, Rows rows) const {
   c.q = static_cast<const std::byte*>(call.q.data);
   c.q_row = call.q.stride[0];
   c.q_head = call.q.stride[1];
-  c.k = key_tensor(call.k, call.k_scale, core::kv_format(p_));
-  c.v = key_tensor(call.v, call.v_scale, core::kv_format(p_));
+  c.k = key_tensor(call.k, call.k_scale, call.k_global_scale, core::kv_format(p_));
+  c.v = key_tensor(call.v, call.v_scale, call.v_global_scale, core::kv_format(p_));
   if (call.batch.page_table) {
     c.page_table = static_cast<const std::int32_t*>(call.batch.page_table.data);
     c.table_row = call.batch.page_table.stride[0];

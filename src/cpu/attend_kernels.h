@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The interface between the runner of attention (attend.cpp) and its kernels (generic/attend.inl):
 // what a call looks like to a kernel, one tile of it, its state and its scratch. Strides count
-// elements.
+// elements, of keys in e2m1 bytes.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "core/geometry.h"
+#include "cpu/group_values.h"
 #include "cpu/storage.h"
 
 namespace msa::cpu {
@@ -20,15 +21,21 @@ struct KeyTensor {
   std::int64_t page = 0;  // 0 when ragged
   std::int64_t row = 0;
   std::int64_t head = 0;
-  // Of e4m3: the scale of a row and head. Whoever shares one has a stride of 0.
-  const float* scales = nullptr;
+  // Of codes: the scales of a row and head, f32 of e4m3, e4m3 of e2m1. Whoever shares one has a
+  // stride of 0.
+  const std::byte* scales = nullptr;
   std::int64_t scale_page = 0, scale_row = 0, scale_head = 0;
+  // Of e2m1: from group to group; what the codes of a group stand for; the scale of all.
+  std::int64_t scale_group = 0;
+  const GroupValues* groups = nullptr;
+  const float* global = nullptr;
 };
 
 /// What is the same for all tiles of a call.
 struct AttendCall {
   DType dtype = DType::BF16;
-  DType kv_dtype = DType::BF16;  // of k and v: dtype, or E4M3
+  DType kv_dtype = DType::BF16;  // of k and v: dtype, E4M3 or E2M1
+  bool pairs = false;            // multiplied as pairs of bf16, which hold every query and value
   DType out_dtype = DType::BF16;
   std::int64_t group = 1;      // G: query heads of a KV head
   std::int64_t head_dim = 0;   // D

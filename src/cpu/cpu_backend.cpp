@@ -88,7 +88,7 @@ bool serves(DType dtype) {
     case DType::I64:
     case DType::E4M3:
     case DType::I8:
-    case DType::NVFP4:
+    case DType::E2M1:
       return false;
   }
   return false;
@@ -101,9 +101,10 @@ std::string rejects_dtypes(const Problem& p) {
   const auto odd = [](DType dtype) {
     return std::string("dtype ") + msa::to_string(dtype) + " is not served";
   };
-  if (writes_out && !serves(p.attention.q.storage)) return odd(p.attention.q.storage);
-  const DType kv = core::kv_format(p).storage;
-  if (op.attends && kv != DType::E4M3 && !serves(kv)) return odd(kv);
+  const DType q = p.attention.q.storage, kv = core::kv_format(p).storage;
+  const bool codes = op.attends && q == DType::E4M3;
+  if (writes_out && !codes && !serves(q)) return odd(q);
+  if (op.attends && kv != DType::E4M3 && kv != DType::E2M1 && !serves(kv)) return odd(kv);
   if (op.indexes && !serves(p.index.q.storage)) return odd(p.index.q.storage);
   if (writes_out && p.outputs.out && !serves(p.outputs.dtype)) return odd(p.outputs.dtype);
   return {};

@@ -47,7 +47,7 @@ auto with_storage(DType dtype, const F& f) {
     case DType::I64:
     case DType::E4M3:
     case DType::I8:
-    case DType::NVFP4:
+    case DType::E2M1:
       break;
   }
   unserved(dtype);

@@ -14,6 +14,7 @@ struct VectorChecks {
   void (*load_f16)(const std::uint16_t* x, float* y) = nullptr;
   void (*load_bf16)(const std::uint16_t* x, float* y) = nullptr;
   void (*load_e4m3)(const std::uint8_t* x, float* y) = nullptr;
+  void (*load_e2m1)(const std::uint8_t* x, const float* magnitudes, float* y) = nullptr;
   void (*store_f16)(const float* x, std::uint16_t* y) = nullptr;
   void (*store_bf16)(const float* x, std::uint16_t* y) = nullptr;
   void (*max)(const float* a, const float* b, float* y) = nullptr;
@@ -32,6 +33,9 @@ struct VectorChecks {
 
   // Where the level has products of bf16 pairs; null elsewhere.
   void (*step_bf16)(const std::uint32_t* a, const std::uint32_t* b, float* acc) = nullptr;
+  void (*widen_e4m3)(const std::uint8_t* codes, std::uint16_t* to) = nullptr;
+  void (*widen_e2m1)(const std::uint8_t* pairs, const std::uint16_t* values,
+                     std::uint16_t* to) = nullptr;
   void (*pair)(const float* even, const float* odd, std::uint32_t* words) = nullptr;
   /// Two rows of `dim` values to strips of `lanes` words, `strip` words apart.
   void (*interleave)(const std::uint16_t* even, const std::uint16_t* odd, std::int64_t dim,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Storage formats as doubles: every f32, f16, bf16 and e4m3 is a double exactly; back, rounding is
-// to nearest, ties to even.
+// Storage formats as doubles: every f32, f16, bf16, e4m3 and e2m1 is a double exactly; back,
+// rounding is to nearest, ties to even.
 #pragma once
 
 #include <algorithm>
@@ -103,7 +103,33 @@ struct ReadE4M3 {
   }
 };
 
-/// Calls f with the reader of a floating-point format.
+/// Largest finite magnitude; beyond it, infinities included, numbers saturate.
+inline constexpr double kLargestE4M3 = 448;
+
+/// NaN becomes 0x7f, whatever its sign.
+inline std::uint8_t encode_e4m3(double value) {
+  if (std::isnan(value)) return 0x7f;
+  const std::uint32_t sign = std::signbit(value) ? 0x80u : 0u;
+  const double magnitude = std::min(std::fabs(value), kLargestE4M3);
+  const int exponent = magnitude == 0 ? -6 : std::max(std::ilogb(magnitude), -6);
+  // Whole steps of the last mantissa bit; a carry moves into the exponent by itself.
+  const double steps = std::nearbyint(std::ldexp(magnitude, 3 - exponent));
+  const std::uint32_t bits =
+      static_cast<std::uint32_t>(exponent + 6) * 8 + static_cast<std::uint32_t>(steps);
+  return static_cast<std::uint8_t>(sign | bits);
+}
+
+/// Element `at` of codes that lie two in a byte: 1 sign bit, 2 of the exponent, 1 of the mantissa.
+inline double read_e2m1(const void* data, std::int64_t at) {
+  const int pair = static_cast<const std::uint8_t*>(data)[at / 2];
+  const int code = at % 2 == 0 ? pair & 15 : pair >> 4;
+  const int exponent = code >> 1 & 3, mantissa = code & 1;
+  const double value =
+      exponent == 0 ? mantissa * 0.5 : (2 + mantissa) * power_of_two(exponent - 2);
+  return (code & 8) != 0 ? -value : value;
+}
+
+/// Calls f with the reader of a floating-point format whose elements are whole bytes.
 template <class F>
 auto with_reader(DType dtype, const F& f) {
   switch (dtype) {
@@ -118,7 +144,7 @@ auto with_reader(DType dtype, const F& f) {
     case DType::I32:
     case DType::I64:
     case DType::I8:
-    case DType::NVFP4:
+    case DType::E2M1:
       break;
   }
   unserved(dtype);
@@ -126,6 +152,7 @@ auto with_reader(DType dtype, const F& f) {
 
 /// Element at an offset counted in elements.
 inline double load(const Tensor& t, std::int64_t offset) {
+  if (t.dtype == DType::E2M1) return read_e2m1(t.data, offset);
   return with_reader(t.dtype, [&](auto reader) {
     return reader.read(static_cast<const typename decltype(reader)::Storage*>(t.data)[offset]);
   });
@@ -146,7 +173,7 @@ inline void store(const Tensor& t, std::int64_t offset, double value) {
     case DType::I64:
     case DType::E4M3:
     case DType::I8:
-    case DType::NVFP4:
+    case DType::E2M1:
       break;
   }
   unserved(t.dtype);

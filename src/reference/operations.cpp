@@ -51,9 +51,16 @@ Keys keys_of(const Call& call, const Tensor& tensor, const Request& r, std::int6
 }
 
 // Keys or values of attention, with their scales.
-Keys scaled_keys_of(const Problem& p, const Call& call, const Tensor& tensor, const Tensor& scales,
-                    const Request& r, std::int64_t b) {
-  return {tensor, call.batch.page_table, b, r.k_begin, &scales, core::kv_format(p).scale};
+Keys attended_keys(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
+  return {call.k,        call.batch.page_table, b,
+          r.k_begin,     &call.k_scale,         &call.k_global_scale,
+          core::kv_format(p)};
+}
+
+Keys attended_values(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
+  return {call.v,        call.batch.page_table, b,
+          r.k_begin,     &call.v_scale,         &call.v_global_scale,
+          core::kv_format(p)};
 }
 
 // ---- step 1: block scores ----
@@ -196,8 +203,8 @@ void attend(const Problem& p, const Call& call, const Scratch& scratch, const Re
   const std::int64_t head = h / (p.attention.heads_q / p.attention.heads_kv);
   const std::int64_t row = r.q_begin + i;
   const Vector query = row_vector(call.q, row, h);
-  const Keys keys = scaled_keys_of(p, call, call.k, call.k_scale, r, b);
-  const Keys values = scaled_keys_of(p, call, call.v, call.v_scale, r, b);
+  const Keys keys = attended_keys(p, call, r, b);
+  const Keys values = attended_values(p, call, r, b);
 
   const std::span<double> weights = scratch.scores.first(static_cast<std::size_t>(list.size()));
   list.for_each([&](std::int64_t key, std::size_t n) {
@@ -220,7 +227,7 @@ void write_block_max(const Problem& p, const Call& call, const Request& r, std::
                      std::int64_t i, std::int64_t h) {
   const Vector query = row_vector(call.q, r.q_begin + i, h);
   write_scores(call.block_max, r, i, h, [&](std::int64_t id) {
-    return block_score(query, scaled_keys_of(p, call, call.k, call.k_scale, r, b),
+    return block_score(query, attended_keys(p, call, r, b),
                        h / (p.attention.heads_q / p.attention.heads_kv), visible_keys(r, i, id),
                        p.attention.head_dim);
   });

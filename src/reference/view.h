@@ -23,13 +23,33 @@ inline void store_i32(const Tensor& t, std::int64_t offset, std::int64_t value) 
 /// What a code stands for: its product with the scale, rounded to fp32. In fp64 it is exact.
 inline double scaled(double code, double scale) { return static_cast<float>(code * scale); }
 
+/// The same, rounded once more to e4m3.
+inline double rounded_to_e4m3(double value) { return ReadE4M3::read(encode_e4m3(value)); }
+
+/// Scales of the groups of one row and head.
+struct GroupScales {
+  Tensor tensor{};
+  std::int64_t begin = 0;  // element offset of the first group's
+  std::int64_t step = 0;
+  std::int64_t group = 0;
+  double global = 1;
+  bool rounded = false;
+
+  double value(double code, std::int64_t d) const {
+    const double product = scaled(code, load(tensor, begin + d / group * step) * global);
+    return rounded ? rounded_to_e4m3(product) : product;
+  }
+};
+
 /// One head vector: elements d = 0 .. of a row.
 struct Vector {
   Tensor tensor{};
   std::int64_t begin = 0;  // element offset of d = 0; the innermost stride is 1
   std::optional<double> scale{};
+  std::optional<GroupScales> groups{};
   double operator[](std::int64_t d) const {
     const double code = load(tensor, begin + d);
+    if (groups) return groups->value(code, d);
     return scale ? scaled(code, *scale) : code;
   }
 };
@@ -44,24 +64,28 @@ struct Keys {
   const Tensor& page_table;  // not given for ragged keys
   std::int64_t request = 0;
   std::int64_t k_begin = 0;
-  const Tensor* scales = nullptr;  // where `scale` says that there are any
-  Scale scale = Scale::None;
+  const Tensor* scales = nullptr;  // where the format says that there are any
+  const Tensor* global = nullptr;
+  Format format{};
 
   Vector at(std::int64_t key, std::int64_t head) const {
     if (!page_table) {
       const std::int64_t row = k_begin + key;
-      return {tensor, offset(tensor, row, head), scale_at(0, row, head)};
+      return {tensor, offset(tensor, row, head), scale_at(0, row, head), groups_at(0, row, head)};
     }
     const std::int64_t page_size = tensor.shape[1];
     const std::int64_t page = core::read_i32(page_table, request, key / page_size);
     const std::int64_t slot = key % page_size;
-    return {tensor, offset(tensor, page, slot, head), scale_at(page, slot, head)};
+    return {tensor, offset(tensor, page, slot, head), scale_at(page, slot, head),
+            groups_at(page, slot, head)};
   }
 
  private:
   std::optional<double> scale_at(std::int64_t page, std::int64_t row, std::int64_t head) const {
-    switch (scale) {
+    switch (format.scale) {
       case Scale::None:
+      case Scale::Group:
+      case Scale::GroupTensor:
         break;
       case Scale::Tensor:
         return load(*scales, 0);
@@ -75,10 +99,28 @@ struct Keys {
     }
     return {};
   }
+
+  std::optional<GroupScales> groups_at(std::int64_t page, std::int64_t row,
+                                       std::int64_t head) const {
+    if (format.scale != Scale::Group && format.scale != Scale::GroupTensor) return {};
+    const std::int64_t begin =
+        page_table ? offset(*scales, page, row, head) : offset(*scales, row, head);
+    return GroupScales{.tensor = *scales,
+                       .begin = begin,
+                       .step = scales->stride[static_cast<std::size_t>(scales->rank - 1)],
+                       .group = format.group,
+                       .global = format.scale == Scale::GroupTensor ? load(*global, 0) : 1.0,
+                       .rounded = format.rounded};
+  }
 };
 
 /// Of a plain vector and one that may have a scale.
 inline double dot(const Vector& x, const Vector& y, std::int64_t dim) {
+  if (y.groups) {
+    double sum = 0;
+    for (std::int64_t d = 0; d < dim; ++d) sum += x[d] * y[d];
+    return sum;
+  }
   return with_reader(x.tensor.dtype, [&](auto left) {
     return with_reader(y.tensor.dtype, [&](auto right) {
       const auto* const a =

@@ -21,17 +21,17 @@ static_assert(sizeof(Fault) == 48);
 static_assert(sizeof(Plan) == 16);
 static_assert(sizeof(Error) == 56);
 
-static_assert(sizeof(Format) == 16);
+static_assert(sizeof(Format) == 24);
 static_assert(sizeof(Bounds) == 48);
-static_assert(sizeof(Attention) == 80);
-static_assert(sizeof(Index) == 64);
+static_assert(sizeof(Attention) == 96);
+static_assert(sizeof(Index) == 80);
 static_assert(sizeof(Selection) == 32);
 static_assert(sizeof(Outputs) == 5);
 static_assert(sizeof(Options) == 72);
-static_assert(sizeof(Problem) == 320);
+static_assert(sizeof(Problem) == 352);
 static_assert(offsetof(Problem, bounds) == 16 && offsetof(Problem, attention) == 64);
-static_assert(offsetof(Problem, index) == 144 && offsetof(Problem, selection) == 208);
-static_assert(offsetof(Problem, outputs) == 240 && offsetof(Problem, options) == 248);
+static_assert(offsetof(Problem, index) == 160 && offsetof(Problem, selection) == 240);
+static_assert(offsetof(Problem, outputs) == 272 && offsetof(Problem, options) == 280);
 static_assert(sizeof(Settings) == 136);
 static_assert(offsetof(Settings, options) == 64);
 static_assert(sizeof(Support) == 64);
@@ -39,21 +39,21 @@ static_assert(sizeof(BackendAnswer) == 72);
 static_assert(sizeof(BuildInfo) == 216);
 static_assert(sizeof(BackendInfo) == 120);
 
-static_assert(sizeof(Operands) == 2616);
+static_assert(sizeof(Operands) == 2792);
 static_assert(sizeof(Field) == 72);
-static_assert(sizeof(DenseAttentionArgs) == 1320);
+static_assert(sizeof(DenseAttentionArgs) == 1496);
 static_assert(sizeof(BlockScoresArgs) == 880);
 static_assert(sizeof(SelectTopkArgs) == 880);
 static_assert(sizeof(SelectBlocksArgs) == 968);
-static_assert(sizeof(SparseAttentionArgs) == 1320);
-static_assert(sizeof(MsaAttentionArgs) == 1496);
+static_assert(sizeof(SparseAttentionArgs) == 1496);
+static_assert(sizeof(MsaAttentionArgs) == 1672);
 static_assert(sizeof(MergeStatesArgs) == 384);
 static_assert(sizeof(MergeSelectionsArgs) == 384);
 static_assert(sizeof(InvertSelectionArgs) == 968);
 #endif
 
 // Callers' binaries hold these numbers, too.
-static_assert(static_cast<int>(DType::F32) == 0 && static_cast<int>(DType::NVFP4) == 7);
+static_assert(static_cast<int>(DType::F32) == 0 && static_cast<int>(DType::E2M1) == 7);
 static_assert(static_cast<int>(Op::DenseAttention) == 0);
 static_assert(static_cast<int>(Op::InvertSelection) == 8);
 static_assert(static_cast<int>(ErrorCode::InvalidArgument) == 0);

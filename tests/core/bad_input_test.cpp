@@ -152,7 +152,7 @@ TEST_P(EveryScene, TheOneCallFormNamesTheTensor) {
       {"an odd address", [](Tensor& t) { t.data = static_cast<char*>(t.data) + 1; }},
       {"a negative stride", [](Tensor& t) { t.stride[0] = -1; }},
       {"a wild stride", [](Tensor& t) { t.stride[0] = std::int64_t{1} << 60; }},
-      {"a dtype that nobody stores", [](Tensor& t) { t.dtype = DType::NVFP4; }},
+      {"a dtype that nobody stores", [](Tensor& t) { t.dtype = DType::I8; }},
       {"a negative extent", [](Tensor& t) { t.shape[0] = -1; }},
   };
   for (const auto& arg : scene().args) {
@@ -224,7 +224,7 @@ TEST_P(EveryScene, WrongDtype) {
   for (const auto& arg : scene().args) {
     const DType right = arg->tensor.dtype;
     for (const DType wrong : {DType::F32, DType::F16, DType::BF16, DType::I32, DType::I64,
-                              DType::E4M3, DType::I8, DType::NVFP4}) {
+                              DType::E4M3, DType::I8, DType::E2M1}) {
       if (wrong == right) continue;
       refuse(
           *arg, "dtype", [&](Tensor& t) { t.dtype = wrong; }, to_string(right), to_string(wrong));

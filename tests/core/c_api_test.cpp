@@ -24,16 +24,17 @@ static_assert(offsetof(msa_tensor, shape) == 8 && offsetof(msa_tensor, stride) =
 static_assert(offsetof(msa_tensor, dtype) == 72 && offsetof(msa_tensor, rank) == 76);
 static_assert(offsetof(msa_tensor, device_type) == 80 && offsetof(msa_tensor, device_index) == 84);
 static_assert(sizeof(msa_parts) == 16);
-static_assert(sizeof(msa_format) == 16);
+static_assert(sizeof(msa_format) == 24);
 static_assert(sizeof(msa_options) == 24);
 static_assert(sizeof(msa_fault) == 128);
 static_assert(sizeof(msa_field) == 48 && offsetof(msa_field, flag) == 40);
 static_assert(offsetof(msa_args, q) == 8 && offsetof(msa_args, outs) == 1240);
 static_assert(MSA_STRUCT_SIZE(msa_args, q_slots) == 1920);
 static_assert(offsetof(msa_args, k_scale) == 1920 && offsetof(msa_args, v_scale) == 2008);
-static_assert(MSA_STRUCT_SIZE(msa_args, v_scale) == 2096);
+static_assert(MSA_STRUCT_SIZE(msa_args, v_global_scale) == 2272);
 static_assert(MSA_STRUCT_SIZE(msa_settings, options) == 96);
-static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 288);
+static_assert(offsetof(msa_settings, kv_rounded) == 96);
+static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 320);
 
 TEST(CInterface, StructsStartAsTheCppOnesDo) {
   const msa_problem problem = MSA_PROBLEM_INIT;
@@ -62,7 +63,7 @@ TEST(CInterface, Names) {
   EXPECT_EQ(msa_op_name(-1), nullptr);
   EXPECT_STREQ(msa_dtype_name(MSA_BF16), "bf16");
   EXPECT_EQ(msa_dtype_name(99), nullptr);
-  EXPECT_EQ(msa_dtype_bits(MSA_NVFP4), 4);
+  EXPECT_EQ(msa_dtype_bits(MSA_E2M1), 4);
   EXPECT_EQ(msa_dtype_bits(-1), 0);
 }
 

@@ -319,6 +319,12 @@ TEST(Problems, HashLikeTheyCompare) {
       [](Problem& p) {
         p.attention.kv = Format{DType::E4M3, Scale::Token};
       },
+      [](Problem& p) {
+        p.attention.kv = Format{DType::E2M1, Scale::Group, 16};
+      },
+      [](Problem& p) {
+        p.attention.kv = Format{DType::E2M1, Scale::Group, 16, true};
+      },
       [](Problem& p) { ++p.attention.heads_q; },
       [](Problem& p) { ++p.attention.heads_kv; },
       [](Problem& p) { ++p.attention.head_dim; },

@@ -94,7 +94,7 @@ Tensor random_view(std::mt19937& random) {
   const auto pick = [&](int low, int high) {
     return static_cast<std::int64_t>(std::uniform_int_distribution<int>(low, high)(random));
   };
-  constexpr DType kSizes[] = {DType::F32, DType::BF16, DType::I8, DType::NVFP4};
+  constexpr DType kSizes[] = {DType::F32, DType::BF16, DType::I8, DType::E2M1};
   const DType dtype = kSizes[pick(0, 3)];
   return view(4 * pick(0, 40), dtype, {pick(0, 3), pick(1, 4), pick(1, 4)},
               {pick(0, 24), pick(0, 12), pick(0, 2)});
@@ -124,34 +124,34 @@ TEST(Overlap, NeverMissesASharedByte) {
 }
 
 TEST(Overlap, HalfBytesFillWholeOnes) {
-  const Tensor a = view(0, DType::NVFP4, {2, 8}, {16, 1});
+  const Tensor a = view(0, DType::E2M1, {2, 8}, {16, 1});
   EXPECT_FALSE(overlaps_itself(a));
-  EXPECT_TRUE(overlaps_itself(view(0, DType::NVFP4, {2, 8}, {7, 1})));
-  EXPECT_FALSE(overlap(a, view(4, DType::NVFP4, {2, 8}, {16, 1})));
-  EXPECT_TRUE(overlap(a, view(3, DType::NVFP4, {2, 8}, {16, 1})));
+  EXPECT_TRUE(overlaps_itself(view(0, DType::E2M1, {2, 8}, {7, 1})));
+  EXPECT_FALSE(overlap(a, view(4, DType::E2M1, {2, 8}, {16, 1})));
+  EXPECT_TRUE(overlap(a, view(3, DType::E2M1, {2, 8}, {16, 1})));
   // Their elements alternate, and a write of one writes its neighbour's byte.
-  const Tensor even = view(0, DType::NVFP4, {1, 5}, {16, 3});
-  EXPECT_TRUE(overlap(even, view(1, DType::NVFP4, {1, 5}, {16, 3})));
+  const Tensor even = view(0, DType::E2M1, {1, 5}, {16, 3});
+  EXPECT_TRUE(overlap(even, view(1, DType::E2M1, {1, 5}, {16, 3})));
 }
 
 TEST(Extent, OfHalfBytesCountsThoseBegun) {
   std::int64_t bytes = 0;
-  EXPECT_TRUE(byte_extent(view(0, DType::NVFP4, {3}, {1}), bytes));
+  EXPECT_TRUE(byte_extent(view(0, DType::E2M1, {3}, {1}), bytes));
   EXPECT_EQ(bytes, 2);
-  EXPECT_TRUE(byte_extent(view(0, DType::NVFP4, {2, 4}, {32, 1}), bytes));
+  EXPECT_TRUE(byte_extent(view(0, DType::E2M1, {2, 4}, {32, 1}), bytes));
   EXPECT_EQ(bytes, 18);
-  EXPECT_EQ(size_in_bytes(DType::NVFP4, 0), 0);
-  EXPECT_EQ(size_in_bytes(DType::NVFP4, 1), 1);
-  EXPECT_EQ(size_in_bytes(DType::NVFP4, 15), 8);
+  EXPECT_EQ(size_in_bytes(DType::E2M1, 0), 0);
+  EXPECT_EQ(size_in_bytes(DType::E2M1, 1), 1);
+  EXPECT_EQ(size_in_bytes(DType::E2M1, 15), 8);
   EXPECT_EQ(size_in_bytes(DType::BF16, 15), 30);
   EXPECT_EQ(size_in_bytes(DType::I64, (std::int64_t{1} << 60) - 1), INT64_MAX - 7);
 }
 
 TEST(Extent, AlignmentOfHalfBytesIsAByte) {
-  const Tensor t = view(1, DType::NVFP4, {2, 8}, {8, 1});
+  const Tensor t = view(1, DType::E2M1, {2, 8}, {8, 1});
   Checker checker(Device{});
   EXPECT_NO_THROW(checker.input({"t", -1, &t},
-                                {.dtype = DType::NVFP4, .shape = shape(exactly(2), exactly(8))}));
+                                {.dtype = DType::E2M1, .shape = shape(exactly(2), exactly(8))}));
 }
 
 TEST(Extent, OverflowIsSeen) {

@@ -49,7 +49,7 @@ TEST(Print, ItemBits) {
   EXPECT_EQ(item_bits(DType::F32), 32);
   EXPECT_EQ(item_bits(DType::BF16), 16);
   EXPECT_EQ(item_bits(DType::I64), 64);
-  EXPECT_EQ(item_bits(DType::NVFP4), 4);
+  EXPECT_EQ(item_bits(DType::E2M1), 4);
 }
 
 TEST(Print, EveryCodeHasANameOfItsOwn) {
@@ -165,12 +165,14 @@ const std::vector<Illegal>& illegal_problems() {
       {"block_size", "16 to 256", "-128", kMsa, [](P& p) { p.selection.block_size = -128; }},
       {"block_size", "16 to 256", "512", kMsa, [](P& p) { p.selection.block_size = 512; }},
       {"block_size", "a multiple of 16", "100", kMsa, [](P& p) { p.selection.block_size = 100; }},
-      {"dtype", "f32, f16 or bf16", "i32", kDense,
+      {"dtype", "f32, f16, bf16 or e4m3", "i32", kDense,
        [](P& p) { p.attention.q.storage = DType::I32; }},
-      {"dtype", "f32, f16 or bf16", "e4m3", kDense,
+      {"dtype", "f32, f16, bf16 or e4m3", "e2m1", kDense,
+       [](P& p) { p.attention.q.storage = DType::E2M1; }},
+      {"dtype", "f32, f16 or bf16", "e4m3", Op::MergeStates,
        [](P& p) { p.attention.q.storage = DType::E4M3; }},
-      {"index_dtype", "f32, f16 or bf16", "nvfp4", kMsa,
-       [](P& p) { p.index.q.storage = DType::NVFP4; }},
+      {"index_dtype", "f32, f16 or bf16", "e2m1", kMsa,
+       [](P& p) { p.index.q.storage = DType::E2M1; }},
       {"out_dtype", "bf16 or f32", "f16", kDense, [](P& p) { p.outputs.dtype = DType::F16; }},
       {"heads_q", "1 to", "0", kDense, [](P& p) { p.attention.heads_q = 0; }},
       {"heads_kv", "1 to", "0", kDense, [](P& p) { p.attention.heads_kv = 0; }},

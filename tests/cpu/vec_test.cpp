@@ -15,6 +15,7 @@
 #include "core/cpu_features.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "testkit/number.h"
 
 namespace msa::test {
 namespace {
@@ -83,6 +84,64 @@ TEST_P(Vector, CodesOfE4M3AreExact) {
       EXPECT_EQ(given, code < 128 ? size : -size) << code;
       EXPECT_EQ(std::signbit(given), code >= 128) << code;
     }
+  }
+}
+
+// ---- e2m1 ----
+
+TEST_P(Vector, CodesOfE2M1AreLookedUpAndSigned) {
+  for (const cpu::GroupTable* table : {&cpu::kProducts, &cpu::kRoundedProducts}) {
+    for (int scale = 0; scale < 256; ++scale) {
+      const cpu::GroupValues& values = (*table)[static_cast<std::size_t>(scale)];
+      const float factor = testkit::e4m3_to_float(static_cast<std::uint8_t>(scale));
+      for (int first = 0; first < 16; first += v.lanes) {
+        std::vector<std::uint8_t> pairs;
+        for (int code = first; code < first + v.lanes; code += 2)
+          pairs.push_back(static_cast<std::uint8_t>(code + 16 * (code + 1)));
+        std::vector<float> y(static_cast<std::size_t>(v.lanes));
+        v.load_e2m1(pairs.data(), values.magnitudes.data(), y.data());
+        for (int lane = 0; lane < v.lanes; ++lane) {
+          const int code = first + lane;
+          float expected = testkit::e2m1_to_float(code) * factor;
+          if (table == &cpu::kRoundedProducts)
+            expected = testkit::round_to(expected, DType::E4M3);
+          const float given = y[static_cast<std::size_t>(lane)];
+          if (std::isnan(expected)) {
+            EXPECT_TRUE(std::isnan(given)) << scale;
+          } else {
+            EXPECT_EQ(std::bit_cast<std::uint32_t>(given), std::bit_cast<std::uint32_t>(expected))
+                << scale << " " << code;
+          }
+        }
+      }
+      if (v.widen_e2m1 == nullptr) continue;
+      std::vector<std::uint8_t> pairs;
+      for (int code = 0; code < 16; code += 2)
+        pairs.push_back(static_cast<std::uint8_t>(code + 16 * (code + 1)));
+      std::vector<std::uint16_t> halves(16);
+      v.widen_e2m1(pairs.data(), values.halves.data(), halves.data());
+      for (int code = 0; code < 16; ++code) {
+        const float given = testkit::bf16_to_float(halves[static_cast<std::size_t>(code)]);
+        const float magnitude = values.magnitudes[static_cast<std::size_t>(code % 8)];
+        const float expected = code < 8 ? magnitude : -magnitude;
+        EXPECT_TRUE(given == expected || (std::isnan(given) && std::isnan(expected))) << scale;
+      }
+    }
+  }
+}
+
+TEST_P(Vector, CodesOfE4M3AreBfloats) {
+  if (v.widen_e4m3 == nullptr) GTEST_SKIP() << "no products of bf16";
+  std::vector<std::uint8_t> codes(256);
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint8_t>(i);
+  std::vector<std::uint16_t> halves(256);
+  for (std::size_t i = 0; i < codes.size(); i += 16) v.widen_e4m3(&codes[i], &halves[i]);
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    const float expected = testkit::e4m3_to_float(codes[i]);
+    const float given = testkit::bf16_to_float(halves[i]);
+    EXPECT_EQ(std::isnan(given), std::isnan(expected)) << i;
+    if (std::isnan(expected)) continue;
+    EXPECT_EQ(std::bit_cast<std::uint32_t>(given), std::bit_cast<std::uint32_t>(expected)) << i;
   }
 }
 

@@ -129,7 +129,7 @@ struct Widened {
     const Tensor wide_k = fill(data, k, keys), wide_v = fill(data, v, values);
     o.k = wide_k;
     o.v = wide_v;
-    o.k_scale = o.v_scale = {};
+    o.k_scale = o.v_scale = o.k_global_scale = o.v_global_scale = {};
     return o;
   }
 
@@ -161,7 +161,8 @@ struct Widened {
 TEST_P(Metamorphic, CodesTimesScalesAreValues) {
   for (const std::string op : {"dense", "sparse", "msa"}) {
     for (const char* how : {"kv=e4m3", "kv=e4m3/tensor", "kv=e4m3/head", "kv=e4m3/token",
-                            "kv=e4m3/page page=16", "kv=e4m3/token page=32 hostile=nan"}) {
+                            "kv=e4m3/page page=16", "kv=e4m3/token page=32 hostile=nan",
+                            "kv=nvfp4", "kv=nvfp4/tensor page=16", "kv=q8kv4 page=32 hostile=nan"}) {
       const std::string line = "op=" + op +
                                " dtype=f32 heads=8/2 dim=64 block=32 topk=4 "
                                "lens=40:300,1:500,3:3 lse=1 " +
@@ -174,6 +175,45 @@ TEST_P(Metamorphic, CodesTimesScalesAreValues) {
       plain.prepare();
       Widened wide;
       run_operands(problem, wide.operands(plain));
+      expect_equal(coded.operands().out, plain.operands().out);
+      expect_equal(coded.operands().lse, plain.operands().lse);
+    }
+  }
+}
+
+/// The same in e4m3 without a scale, which holds every value of q8kv4.
+Tensor in_e4m3(const Tensor& wide, std::vector<std::uint8_t>& codes) {
+  std::int64_t elements = 1;
+  for (int d = 0; d < wide.rank; ++d) elements *= wide.shape[static_cast<std::size_t>(d)];
+  codes.resize(static_cast<std::size_t>(elements));
+  testkit::store(static_cast<const float*>(wide.data), elements, DType::E4M3, codes.data());
+  Tensor tensor = wide;
+  tensor.data = codes.data();
+  tensor.dtype = DType::E4M3;
+  return tensor;
+}
+
+// Q8KV4 is attention over what its codes stand for, bit for bit.
+TEST_P(Metamorphic, Q8KV4IsAttentionOverE4M3) {
+  for (const std::string op : {"dense", "sparse", "msa"}) {
+    for (const char* how :
+         {"dtype=e4m3 lens=1:900,3:3", "dtype=e4m3 lens=4:400,8:700 page=16",
+          "dtype=bf16 lens=70:300,1:500 page=32 hostile=nan", "dtype=f16 lens=40:300,2:90",
+          "dtype=e4m3 lens=300:300 causal=0 out=f32", "dtype=f32 lens=40:300,1:500 page=16"}) {
+      const std::string line =
+          "op=" + op + " kv=q8kv4 heads=8/2 dim=64 block=32 topk=4 lse=1 " + how;
+      SCOPED_TRACE(line);
+      Data coded(parse_case(line)), plain(parse_case(line));
+      run_case(coded);
+      Problem problem = plain.problem();
+      problem.attention.kv = Format{DType::E4M3};
+      plain.prepare();
+      Widened wide;
+      Operands operands = wide.operands(plain);
+      std::vector<std::uint8_t> keys, values;
+      operands.k = in_e4m3(operands.k, keys);
+      operands.v = in_e4m3(operands.v, values);
+      run_operands(problem, operands);
       expect_equal(coded.operands().out, plain.operands().out);
       expect_equal(coded.operands().lse, plain.operands().lse);
     }

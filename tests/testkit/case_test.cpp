@@ -66,7 +66,7 @@ TEST(CaseLanguage, AlternativesAndRangesMultiply) {
 
 TEST(CaseLanguage, ErrorsNameTheKeyAndWhatIsKnown) {
   EXPECT_NE(error_of("hed=3").find("unknown key 'hed'; known keys: op dtype"), std::string::npos);
-  EXPECT_NE(error_of("dtype=fp8").find("dtype: expected one of f32|f16|bf16, got 'fp8'"),
+  EXPECT_NE(error_of("dtype=fp8").find("dtype: expected one of f32|f16|bf16|e4m3, got 'fp8'"),
             std::string::npos);
   EXPECT_NE(error_of("dim=16 dim=32").find("key 'dim' stands twice"), std::string::npos);
   EXPECT_NE(error_of("lens=5").find("new:keys"), std::string::npos);

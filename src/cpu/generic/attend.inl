@@ -3,7 +3,8 @@
 // of query rows; for each block of keys, S = K Q, an online softmax and O = O alpha + V P run over
 // one or two columns at a time, all vertical. The two products share one register tile of kTile x 2
 // accumulators over words that hold one float or a bf16 pair. Tiles of a column or two, decode,
-// read bf16 keys and values where they lie; their O has its value dims in the lanes.
+// read bf16 keys and values where they lie; their O has its value dims in the lanes. Codes become
+// values where they are packed.
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -64,12 +65,13 @@ struct AttendContext {
 
 /// Calls f(first, count, base, scales) for every run of keys that lie at a constant stride: [start,
 /// start + count) of the request.
-template <class T, class F>
+template <class S, class F>
 inline void for_each_segment(const AttendCall& call, const AttendTile& tile, const KeyTensor& keys,
                              std::int64_t head, std::int64_t start, std::int64_t count,
                              const F& f) {
-  const T* data = reinterpret_cast<const T*>(keys.data) + head * keys.head;
-  const float* scales = keys.scales + head * keys.scale_head;
+  const auto* data = reinterpret_cast<const typename S::T*>(keys.data) + head * keys.head;
+  const auto* scales =
+      reinterpret_cast<const typename S::Scale*>(keys.scales) + head * keys.scale_head;
   if (call.page_size == 0) {
     const std::int64_t row = tile.request.k_begin + start;
     f(std::int64_t{0}, count, data + row * keys.row, scales + row * keys.scale_row);
@@ -86,33 +88,35 @@ inline void for_each_segment(const AttendCall& call, const AttendTile& tile, con
   }
 }
 
-/// One row of `dim` values as words: widened to fp32, or copied when words hold bf16 pairs.
-template <class P, class S>
-inline void pack_row(typename P::Word* to, const typename S::T* from, std::int64_t dim, Vec scale) {
-  if constexpr (P::kPack == 1) {
-    for (std::int64_t d = 0; d < dim; d += kLanes) store(to + d, load_values<S>(from + d, scale));
-  } else {
-    for (std::int64_t d = 0; d < dim; d += 16) std::memcpy(to + d / 2, from + d, 32);
-  }
+/// Dims [begin, end) of a row as bf16.
+template <class P, class S, class Scaling>
+MSA_INLINE void row_to_halves(const typename S::T* row, std::int64_t begin, std::int64_t end,
+                              const Scaling& scaling, std::uint16_t* to) {
+  for (std::int64_t d = begin; d < end; d += 16)
+    S::template halves<P>(row, d, scaling, to + d - begin);
 }
 
-/// The scale of the keys of a run, one after the other; of codes alone.
-template <class S>
-MSA_INLINE Vec scale_at(const float* scales, std::int64_t at) {
-  if constexpr (std::is_same_v<S, StoredAs<DType::E4M3>>) return set1(scales[at]);
-  return zero();
+/// One row of `dim` values as words: widened to fp32, or bf16 when words hold pairs of it.
+template <class P, class S, class Scaling>
+MSA_INLINE void pack_row(typename P::Word* to, const typename S::T* row, std::int64_t dim,
+                         const Scaling& scaling) {
+  if constexpr (P::kPack == 1) {
+    for (std::int64_t d = 0; d < dim; d += kLanes) store(to + d, S::values(row, d, scaling));
+  } else {
+    row_to_halves<P, S>(row, 0, dim, scaling, reinterpret_cast<std::uint16_t*>(to));
+  }
 }
 
 /// Keys as rows of words; zero rows up to a multiple of the register tile.
 template <class P, class S>
 inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_t count) {
-  using T = typename S::T;
-  for_each_segment<T>(
-      c.call, c.tile, c.call.k, c.head, start, count,
-      [&](std::int64_t first, std::int64_t run, const T* from, const float* scales) {
+  const KeyTensor& k = c.call.k;
+  for_each_segment<S>(
+      c.call, c.tile, k, c.head, start, count,
+      [&](std::int64_t first, std::int64_t run, const auto* from, const auto* scales) {
         for (std::int64_t j = 0; j < run; ++j) {
-          pack_row<P, S>(c.k + (first + j) * c.k_words, from + j * c.call.k.row, c.call.head_dim,
-                         scale_at<S>(scales, j * c.call.k.scale_row));
+          pack_row<P, S>(c.k + (first + j) * c.k_words, from + j * k.row, c.call.head_dim,
+                         S::scaling(k, scales + j * k.scale_row));
         }
       });
   const std::int64_t padded = round_up(count, kTile);
@@ -125,20 +129,46 @@ inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_
 template <class P, class S>
 inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int64_t count,
                         std::int64_t begin, std::int64_t end) {
-  using T = typename S::T;
-  for_each_segment<T>(
-      c.call, c.tile, c.call.v, c.head, start, count,
-      [&](std::int64_t first, std::int64_t run, const T* from, const float* scales) {
+  const KeyTensor& v = c.call.v;
+  for_each_segment<S>(
+      c.call, c.tile, v, c.head, start, count,
+      [&](std::int64_t first, std::int64_t run, const auto* from, const auto* scales) {
         for (std::int64_t j = 0; j < run; j += P::kPack) {
-          const Vec scale = scale_at<S>(scales, j * c.call.v.scale_row);
-          const T* row = from + j * c.call.v.row + begin;
+          const auto* row = from + j * v.row;
+          const auto scaling = S::scaling(v, scales + j * v.scale_row);
           typename P::Word* to = c.v + (first + j) / P::kPack * kLanes;
           if constexpr (P::kPack == 1) {
-            for (std::int64_t d = 0; d < end - begin; d += kLanes)
-              store(to + d / kLanes * c.strip, load_values<S>(row + d, scale));
+            for (std::int64_t d = begin; d < end; d += kLanes)
+              store(to + (d - begin) / kLanes * c.strip, S::values(row, d, scaling));
+          } else if constexpr (kWordsAreStored<S>) {
+            const auto* next = j + 1 < run ? row + v.row : row;
+            P::interleave(row + begin, next + begin, end - begin, to, c.strip);
           } else {
-            P::interleave(row, j + 1 < run ? row + c.call.v.row : row, end - begin, to, c.strip);
+            std::uint16_t halves[2][kMaxDim];
+            row_to_halves<P, S>(row, begin, end, scaling, halves[0]);
+            if (j + 1 < run) {
+              row_to_halves<P, S>(row + v.row, begin, end,
+                                  S::scaling(v, scales + (j + 1) * v.scale_row), halves[1]);
+            }
+            P::interleave(halves[0], halves[j + 1 < run ? 1 : 0], end - begin, to, c.strip);
           }
+        }
+      });
+}
+
+/// Values as rows of bf16, where a tile whose dims are in the lanes reads them.
+template <class P, class S>
+inline void widen_values(const AttendContext<P>& c, std::int64_t start, std::int64_t count) {
+  const KeyTensor& v = c.call.v;
+  auto* rows = reinterpret_cast<std::uint16_t*>(c.v);
+  for_each_segment<S>(
+      c.call, c.tile, v, c.head, start, count,
+      [&](std::int64_t first, std::int64_t run, const auto* from, const auto* scales) {
+        for (std::int64_t j = 0; j < run; ++j) {
+          std::uint16_t* to = rows + (first + j) * c.call.value_dim;
+          row_to_halves<P, S>(from + j * v.row, 0, c.call.value_dim,
+                              S::scaling(v, scales + j * v.scale_row), to);
+          c.values[first + j] = reinterpret_cast<const std::byte*>(to);
         }
       });
 }
@@ -146,19 +176,23 @@ inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int6
 /// Queries of one column, transposed to [words][lanes]; rows behind the tile's last are zero.
 template <class P, class S>
 inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* rows) {
-  using T = typename S::T;
   // Words of a row, padded to the transposition's tile.
   const std::int64_t width = c.q_column / kLanes;
   auto* words = reinterpret_cast<Bits*>(rows);
   std::memset(words, 0, static_cast<std::size_t>(kLanes * width) * sizeof *words);
-  const T* q = reinterpret_cast<const T*>(c.call.q);
+  const auto* q = reinterpret_cast<const typename S::T*>(c.call.q);
   for (int lane = 0; lane < kLanes; ++lane) {
     const std::int64_t r = column * kLanes + lane;
     if (r >= c.rows) break;
     const std::int64_t token = c.tile.request.q_begin + c.tile.token + r / c.call.group;
     const std::int64_t head = c.head * c.call.group + r % c.call.group;
     auto* to = reinterpret_cast<typename P::Word*>(words + lane * width);
-    pack_row<P, S>(to, q + token * c.call.q_row + head * c.call.q_head, c.call.head_dim, zero());
+    const auto* row = q + token * c.call.q_row + head * c.call.q_head;
+    if constexpr (P::kPack == 1) {
+      for (std::int64_t d = 0; d < c.call.head_dim; d += kLanes) store(to + d, S::load_vec(row + d));
+    } else {
+      pack_row<P, S>(to, row, c.call.head_dim, Unscaled{});
+    }
   }
   if (c.call.negate) {
     const std::uint32_t signs = P::kPack == 1 ? 0x80000000u : 0x80008000u;
@@ -173,10 +207,10 @@ inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* 
 /// run, whole tiles.
 template <class P, class S>
 inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
-  if constexpr (P::kPack == 2) {
-    for_each_segment<typename S::T>(
+  if constexpr (P::kPack == 2 && kWordsAreStored<S>) {
+    for_each_segment<S>(
         c.call, c.tile, c.call.k, c.head, block.start, block.count,
-        [&](std::int64_t, std::int64_t run, const typename S::T* from, const float*) {
+        [&](std::int64_t, std::int64_t run, const auto* from, const auto*) {
           const bool aligned =
               reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) == 0;
           if (run != block.count || run % kTile != 0 || c.call.k.row % 2 != 0 || !aligned) return;
@@ -191,9 +225,9 @@ inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
 template <class P, class S>
 inline void list_rows(const AttendContext<P>& c, const KeyTensor& keys, std::int64_t head,
                       std::int64_t start, std::int64_t count, const std::byte** rows) {
-  for_each_segment<typename S::T>(
+  for_each_segment<S>(
       c.call, c.tile, keys, head, start, count,
-      [&](std::int64_t first, std::int64_t run, const typename S::T* from, const float*) {
+      [&](std::int64_t first, std::int64_t run, const auto* from, const auto*) {
         for (std::int64_t j = 0; j < run; ++j)
           rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
       });
@@ -203,10 +237,10 @@ inline void list_rows(const AttendContext<P>& c, const KeyTensor& keys, std::int
 template <class P, class S>
 inline Ahead look_ahead(const AttendContext<P>& c, std::int64_t head, std::int64_t start,
                         std::int64_t count) {
-  constexpr auto kItem = static_cast<std::int64_t>(sizeof(typename S::T));
   list_rows<P, S>(c, c.call.k, head, start, count, c.ahead);
   if (c.call.attend) list_rows<P, S>(c, c.call.v, head, start, count, c.ahead + c.call.step);
-  return {c.ahead, c.ahead + c.call.step, count, c.call.head_dim * kItem, c.call.value_dim * kItem};
+  return {c.ahead, c.ahead + c.call.step, count, S::bytes(c.call.head_dim),
+          S::bytes(c.call.value_dim)};
 }
 
 inline constexpr std::int64_t kLine = 64;
@@ -661,9 +695,23 @@ inline AttendContext<P> context_of(const AttendCall& call, const AttendTile& til
           .p_column = p_column};
 }
 
-template <class P, class S>
+/// f(storage) for the types of queries that P multiplies.
+template <class P, class F>
+inline void with_queries(DType dtype, const F& f) {
+  if (dtype == DType::E4M3) return f(StoredAs<DType::E4M3>{});
+  if constexpr (P::kPack == 2) {
+    f(StoredAs<DType::BF16>{});
+  } else {
+    with_storage(dtype, [&](auto storage) { f(StoredAs<decltype(storage)::kType>{}); });
+  }
+}
+
+template <class P>
 inline void begin_tile(const AttendContext<P>& c, float* rows) {
-  for (std::int64_t column = 0; column < c.columns; ++column) pack_queries<P, S>(c, column, rows);
+  with_queries<P>(c.call.dtype, [&](auto storage) {
+    for (std::int64_t column = 0; column < c.columns; ++column)
+      pack_queries<P, decltype(storage)>(c, column, rows);
+  });
   if (c.call.attend) {
     std::fill_n(c.state.o, c.columns * c.call.value_dim * kLanes, 0.0f);
     std::fill_n(c.state.l, c.columns * kLanes, 0.0f);
@@ -682,14 +730,14 @@ inline std::int64_t keys_of(const AttendCall& call, const AttendTile& tile, std:
   return std::min(call.step, tile.request.seqlen_k - block * call.step);
 }
 
-/// Queries are stored as Q, keys and values as S.
-template <class P, class Q, class S>
+/// Keys and values are stored as S.
+template <class P, class S>
 inline void attend_tile(const AttendCall& call, const AttendTile& tile,
                         const AttendScratch& scratch, const AttendState* states) {
   const AttendContext<P> first = context_of<P>(call, tile, scratch, states[0], 0);
   fill_visible(first, scratch.visible);
   for (std::int64_t h = 0; h < tile.heads; ++h) {
-    begin_tile<P, Q>(context_of<P>(call, tile, scratch, states[h], h), scratch.s);
+    begin_tile(context_of<P>(call, tile, scratch, states[h], h), scratch.s);
   }
   if (tile.begin < tile.end) {
     const std::int64_t block = block_of(tile, tile.begin);
@@ -712,16 +760,21 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
       const std::int64_t values =
           tile.tokens == 1 ? std::min(count, scratch.visible[0] - start) : count;
       Block<P> in_hand{
-          .id = block, .start = start, .count = count, .values = values, .values_packed = !few};
+          .id = block, .start = start, .count = count, .values = values};
+      in_hand.values_packed = !few || !kWordsAreStored<S>;
       if (!few || !keys_in_place<P, S>(c, in_hand)) {
         pack_keys<P, S>(c, start, count);
         in_hand.keys = c.k;
         in_hand.row = c.k_words;
       }
       if (call.attend && dims_in_lanes(c)) {
-        list_rows<P, S>(c, call.v, c.head, start, values, c.values);
+        if constexpr (P::kPack == 2 && !kWordsAreStored<S>) {
+          widen_values<P, S>(c, start, values);
+        } else {
+          list_rows<P, S>(c, call.v, c.head, start, values, c.values);
+        }
         c.values[values] = c.values[values - 1];  // the partner of the last of an odd count
-      } else if (call.attend && !few) {
+      } else if (call.attend && in_hand.values_packed) {
         pack_values<P, S>(c, start, values, 0, call.value_dim);
       }
       Ahead ahead;
@@ -740,15 +793,25 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
   }
 }
 
+/// f(storage) for the types of keys and values.
+template <class F>
+inline void with_keys(DType dtype, const F& f) {
+  if (dtype == DType::E4M3) return f(StoredAs<DType::E4M3>{});
+  if (dtype == DType::E2M1) return f(StoredAs<DType::E2M1>{});
+  with_storage(dtype, [&](auto storage) { f(StoredAs<decltype(storage)::kType>{}); });
+}
+
 inline void attend(const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
                    const AttendState* states) {
-  with_storage(call.dtype, [&](auto storage) {
-    using Q = StoredAs<decltype(storage)::kType>;
-    if (call.kv_dtype == DType::E4M3) {
-      attend_tile<F32Products, Q, StoredAs<DType::E4M3>>(call, tile, scratch, states);
-    } else {
-      attend_tile<ProductsAs<decltype(storage)::kType>, Q, Q>(call, tile, scratch, states);
+  with_keys(call.kv_dtype, [&](auto storage) {
+    using S = decltype(storage);
+    constexpr bool kWide = std::is_same_v<S, StoredAs<DType::F32>> ||
+                           std::is_same_v<S, StoredAs<DType::F16>>;
+    if constexpr (ProductsOfBf16::kPack == 2 && !kWide) {
+      if (call.pairs) return attend_tile<ProductsOfBf16, S>(call, tile, scratch, states);
     }
+    if constexpr (ProductsOfBf16::kPack == 1 || !kWordsAreStored<S>)
+      attend_tile<F32Products, S>(call, tile, scratch, states);
   });
 }
 
@@ -835,13 +898,13 @@ inline void test_values(const AttendCall& call, const AttendTile& tile, Vec* tes
   for (std::int64_t i = tile.begin; i < tile.end; ++i) {
     const std::int64_t start = block_of(tile, i) * call.step,
                        count = std::min(call.step, visible - start);
-    for_each_segment<typename S::T>(
+    for_each_segment<S>(
         call, tile, call.v, tile.head, start, count,
-        [&](std::int64_t, std::int64_t run, const typename S::T* row, const float* scales) {
+        [&](std::int64_t, std::int64_t run, const auto* row, const auto* scales) {
           for (std::int64_t j = 0; j < run; ++j, row += call.v.row) {
-            const Vec scale = scale_at<S>(scales, j * call.v.scale_row);
+            const auto scaling = S::scaling(call.v, scales + j * call.v.scale_row);
             for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
-              test[d / kLanes] = fma(load_values<S>(row + d, scale), zero(), test[d / kLanes]);
+              test[d / kLanes] = fma(S::values(row, d, scaling), zero(), test[d / kLanes]);
           }
         });
   }
@@ -851,13 +914,8 @@ inline bool overflows(const AttendCall& call, const AttendTile& tile, const Atte
                       const AttendState& state) {
   Vec test[kMaxDim / kLanes];
   std::fill_n(test, kMaxDim / kLanes, zero());
-  if (call.kv_dtype == DType::E4M3) {
-    test_values<StoredAs<DType::E4M3>>(call, tile, test);
-  } else {
-    with_storage(call.dtype, [&](auto storage) {
-      test_values<StoredAs<decltype(storage)::kType>>(call, tile, test);
-    });
-  }
+  with_keys(call.kv_dtype,
+            [&](auto storage) { test_values<decltype(storage)>(call, tile, test); });
   float* finite = scratch.s;
   for (std::int64_t d = 0; d < call.value_dim; d += kLanes) store(finite + d, test[d / kLanes]);
   for (std::int64_t at = 0; at < call.group; at += kLanes) {

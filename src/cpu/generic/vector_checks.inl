@@ -34,6 +34,8 @@ constexpr void add_pairs(VectorChecks& t) {
       istore(words, P::pair(load(even), load(odd)));
     };
     t.interleave = P::interleave;
+    t.widen_e4m3 = P::widen_e4m3;
+    t.widen_e2m1 = P::widen_e2m1;
   }
 }
 
@@ -44,6 +46,8 @@ constexpr VectorChecks table() {
       .load_f16 = [](const std::uint16_t* x, float* y) { store(y, load_f16(x)); },
       .load_bf16 = [](const std::uint16_t* x, float* y) { store(y, load_bf16(x)); },
       .load_e4m3 = [](const std::uint8_t* x, float* y) { store(y, load_e4m3(x)); },
+      .load_e2m1 = [](const std::uint8_t* x, const float* magnitudes,
+                      float* y) { store(y, load_e2m1(x, magnitudes)); },
       .store_f16 = [](const float* x, std::uint16_t* y) { store_f16(y, load(x)); },
       .store_bf16 = [](const float* x, std::uint16_t* y) { store_bf16(y, load(x)); },
       .max = [](const float* a, const float* b, float* y) { store(y, max(load(a), load(b))); },

@@ -73,6 +73,19 @@ MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
   return {_mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(256.0f))};
 }
 
+/// The first 8 codes at `pairs` as floats: looked up, then signed.
+MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
+  std::int32_t four = 0;
+  std::memcpy(&four, pairs, sizeof four);
+  const __m256i bytes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+  const __m256i odd = _mm256_slli_epi64(_mm256_and_si256(bytes, _mm256_set1_epi64x(0xf0)), 28);
+  const __m256i codes =
+      _mm256_or_si256(_mm256_and_si256(bytes, _mm256_set1_epi64x(0x0f)), odd);
+  const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(8)), 28);
+  return {_mm256_xor_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(magnitudes), codes),
+                        _mm256_castsi256_ps(sign))};
+}
+
 MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -43,6 +43,36 @@ struct Bf16Products {
     words[1].v = _mm512_permutex2var_epi16(a, second, b);
   }
 
+  /// 16 codes of e4m3 as bfloats: numbers below 2^-6, which have no exponent, out of a table.
+  MSA_INLINE static void widen_e4m3(const std::uint8_t* codes, std::uint16_t* to) {
+    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    const __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+    const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(x, 7), 15);
+    const __m256i normal =
+        _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), _mm256_set1_epi16(120 << 7));
+    // m x 2^-9
+    const __m256i small = _mm256_permutexvar_epi16(
+        magnitude, _mm256_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0x3c60, 0x3c40, 0x3c20, 0x3c00, 0x3bc0,
+                                    0x3b80, 0x3b00, 0));
+    const __mmask16 is_small = _mm256_cmplt_epi16_mask(magnitude, _mm256_set1_epi16(8));
+    const __mmask16 is_nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
+    const __m256i value =
+        _mm256_mask_mov_epi16(_mm256_mask_mov_epi16(normal, is_small, small), is_nan,
+                              _mm256_set1_epi16(0x7fc0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_or_si256(value, sign));
+  }
+
+  /// 16 codes of e2m1 as bfloats: `values` are those of codes 0 to 15.
+  MSA_INLINE static void widen_e2m1(const std::uint8_t* pairs, const std::uint16_t* values,
+                                    std::uint16_t* to) {
+    const __m256i bytes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pairs)));
+    // permutexvar reads the four lowest bits of a lane
+    const __m256i codes = _mm256_or_si256(bytes, _mm256_slli_epi32(bytes, 12));
+    const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutexvar_epi16(codes, table));
+  }
+
   /// Two rows of `dim` bfloats to words (even[i], odd[i]), 16 to a strip.
   MSA_INLINE static void interleave(const std::uint16_t* even, const std::uint16_t* odd,
                                     std::int64_t dim, std::uint32_t* to, std::int64_t strip) {

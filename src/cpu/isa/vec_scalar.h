@@ -118,6 +118,14 @@ MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
   return each<Vec>([&](int i) { return e4m3_to_float(p[i]); });
 }
 
+/// The first 8 codes at `pairs` as floats: looked up, then signed.
+MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
+  return each<Vec>([&](int i) {
+    const int code = pairs[i / 2] >> (i % 2 * 4) & 15;
+    return (code & 8) != 0 ? -magnitudes[code & 7] : magnitudes[code & 7];
+  });
+}
+
 MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {
   for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
 }
