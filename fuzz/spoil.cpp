@@ -113,8 +113,9 @@ std::string spoil_scales(Choices& choices, Operands& o) {
   if (!o.q || !o.k) return "";
   const bool keys = !o.out || choices.one_in(2);  // block maxima alone need no values
   const bool global = choices.one_in(2);
-  Tensor& scale = keys ? global ? o.k_global_scale : o.k_scale
-                       : global ? o.v_global_scale : o.v_scale;
+  Tensor& scale = keys     ? global ? o.k_global_scale : o.k_scale
+                  : global ? o.v_global_scale
+                           : o.v_scale;
   const std::string name = std::string(keys ? "k_" : "v_") + (global ? "global_scale" : "scale");
   if (scale) {
     scale = {};

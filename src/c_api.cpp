@@ -27,7 +27,7 @@ namespace msa {
 namespace {
 
 static_assert(MSA_INTERNAL == static_cast<int>(ErrorCode::Internal) + 1);
-static_assert(MSA_OP_INVERT_SELECTION == static_cast<int>(Op::InvertSelection));
+static_assert(MSA_OP_QUANTIZE_KV == static_cast<int>(kLastOp));
 static_assert(MSA_E2M1 == static_cast<int>(DType::E2M1));
 static_assert(MSA_SCALE_GROUP_TENSOR == static_cast<int>(Scale::GroupTensor));
 static_assert(MSA_CUDA == static_cast<int>(DeviceType::Cuda));
@@ -106,7 +106,7 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, v_global_scale);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, v_scale_cache);
 constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, kv_rounded);
 constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, options);
 // Of version 0.2.0, the first that had them.
@@ -124,7 +124,7 @@ Enum read_enum(std::int32_t value, Enum last, const char* argument, const char* 
   return static_cast<Enum>(value);
 }
 
-Op read_op(msa_op op) { return read_enum(op, Op::InvertSelection, "op", "an operation"); }
+Op read_op(msa_op op) { return read_enum(op, kLastOp, "op", "an operation"); }
 
 DType read_dtype(msa_dtype dtype, const char* argument) {
   return read_enum(dtype, DType::E2M1, argument, "a dtype");
@@ -214,6 +214,12 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(v_scale),
     MSA_MEMBER(k_global_scale),
     MSA_MEMBER(v_global_scale),
+    MSA_MEMBER(k_rows),
+    MSA_MEMBER(v_rows),
+    MSA_MEMBER(k_cache),
+    MSA_MEMBER(v_cache),
+    MSA_MEMBER(k_scale_cache),
+    MSA_MEMBER(v_scale_cache),
 };
 #undef MSA_MEMBER
 
@@ -256,7 +262,7 @@ std::size_t flag_of(const Field& field) {
   return 0;
 }
 
-constexpr std::size_t kOps = std::size_t{MSA_OP_INVERT_SELECTION} + 1;
+constexpr std::size_t kOps = std::size_t{MSA_OP_QUANTIZE_KV} + 1;
 constexpr std::size_t kMostFields = 32;
 
 struct FieldTable {
@@ -506,7 +512,7 @@ extern "C" {
 const char* msa_version(void) { return msa::version(); }
 
 const char* msa_op_name(msa_op op) {
-  return op < 0 || op > MSA_OP_INVERT_SELECTION ? nullptr : msa::to_string(static_cast<Op>(op));
+  return op < 0 || op > MSA_OP_QUANTIZE_KV ? nullptr : msa::to_string(static_cast<Op>(op));
 }
 
 const char* msa_dtype_name(msa_dtype dtype) {
@@ -518,7 +524,7 @@ int32_t msa_dtype_bits(msa_dtype dtype) {
 }
 
 size_t msa_fields(msa_op op, const msa_field** fields) {
-  const bool known = op >= 0 && op <= MSA_OP_INVERT_SELECTION;
+  const bool known = op >= 0 && op <= MSA_OP_QUANTIZE_KV;
   const std::size_t at = known ? static_cast<std::size_t>(op) : 0;
   if (fields != nullptr) *fields = known ? field_table().rows[at].data() : nullptr;
   return known ? field_table().count[at] : 0;

@@ -170,6 +170,7 @@ class Comparison {
   bool takes_whole(double work) const { return work <= options_.max_work || requests_.empty(); }
 
   void run_stage(const Problem& problem, const Operands& operands) {
+    if (problem.op == Op::QuantizeKv) return compare_caches(problem, operands);
     if (rows_.empty() && problem.op != Op::InvertSelection) return;
     const double work = work_of(problem, operands);
     if (!takes_whole(work)) {
@@ -180,6 +181,34 @@ class Comparison {
     } else {
       whole(problem, Answer(problem, operands), Stage(problem, operands, options_, nullptr));
     }
+  }
+
+  /// Every byte of the caches, those that must not be written included.
+  void compare_caches(const Problem& problem, const Operands& operands) {
+    const Answer answer(problem, operands);
+    for (const auto& [name, tensor] :
+         {std::pair{"k_cache", &Operands::k_cache}, std::pair{"v_cache", &Operands::v_cache},
+          std::pair{"k_scale_cache", &Operands::k_scale_cache},
+          std::pair{"v_scale_cache", &Operands::v_scale_cache}}) {
+      const Tensor& given = operands.*tensor;
+      std::vector<std::byte> expected, got;
+      const auto append_to = [](std::vector<std::byte>& bytes) {
+        return [&bytes](const std::byte* run, std::size_t count) {
+          bytes.insert(bytes.end(), run, run + count);
+        };
+      };
+      for_each_run(answer.operands().*tensor, append_to(expected));
+      for_each_run(given, append_to(got));
+      const auto differs = std::mismatch(expected.begin(), expected.end(), got.begin(), got.end());
+      if (differs.first == expected.end() && differs.second == got.end()) continue;
+      const auto at = differs.first - expected.begin();
+      std::ostringstream text;
+      text << name << ": byte " << at << " of its elements: expected "
+           << std::to_integer<int>(*differs.first) << ", got "
+           << std::to_integer<int>(*differs.second);
+      found_.fail(text.str());
+    }
+    report_.rows_compared = report_.rows;
   }
 
   void whole(const Problem& problem, const Answer& answer, const Stage& stage) {

@@ -49,7 +49,9 @@ class Spoiler {
             .may_pass = !is_read(r, last * spec_.page_size)};
   }
 
-  std::int64_t pages() const { return (o_.k ? o_.k : o_.index_k).shape[0]; }
+  std::int64_t pages() const {
+    return (o_.k ? o_.k : o_.index_k ? o_.index_k : o_.k_cache).shape[0];
+  }
 
   PlantedFault block(std::int64_t id) {
     const List list = first_list(1);

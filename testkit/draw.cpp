@@ -118,7 +118,7 @@ void choose_outputs(Choices& choices, Case& spec) {
 /// Everything but the lengths, which depend on the blocks.
 Case choose_all(Choices& choices, const DrawOptions& options) {
   Case spec;
-  spec.op = static_cast<Op>(choices.below(static_cast<std::int64_t>(Op::InvertSelection) + 1));
+  spec.op = static_cast<Op>(choices.below(static_cast<std::int64_t>(kLastOp) + 1));
   choose_shape(choices, spec);
   choose_memory(choices, spec);
   spec.regime = choices.pick({Regime::Random, Regime::Drift, Regime::Integers, Regime::Ties,
@@ -127,8 +127,8 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
                                Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
   if (choices.one_in(2)) {
     const auto& formats = coded_formats();
-    spec.kv = formats[static_cast<std::size_t>(
-        choices.below(static_cast<std::int64_t>(formats.size())))];
+    spec.kv =
+        formats[static_cast<std::size_t>(choices.below(static_cast<std::int64_t>(formats.size())))];
     if (reads_attention_keys(spec.op) && choices.one_in(4)) spec.dtype = DType::E4M3;
   }
   spec.batch_invariant = choices.one_in(6);
@@ -148,6 +148,10 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   if (spec.page_size == 0 && spec.layout == Layout::SlotMajor) spec.layout = Layout::Separate;
   if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
   choose_lengths(choices, spec);
+  for (Lengths& r : spec.lengths) {
+    if (!stores_keys(spec.op)) break;
+    r = {.seqlen_q = std::min(r.seqlen_q, r.seqlen_k), .seqlen_k = r.seqlen_k};
+  }
   choose_outputs(choices, spec);
   fit(spec, options.max_work);
   return spec;

@@ -40,6 +40,7 @@ void make_tensors(Making& making) {
   if (reads_attention_keys(op)) make_attention(making);
   if (op == Op::MergeStates) make_part_states(making);
   if (op == Op::MergeSelections) make_part_selections(making);
+  if (stores_keys(op)) make_rows(making);
   make_outputs(making);
 }
 
@@ -49,7 +50,7 @@ Problem problem_of(const Case& spec) {
   Problem p;
   p.op = spec.op;
   p.attention.q.storage = spec.dtype;
-  if (reads_attention_keys(spec.op)) p.attention.kv = spec.kv;
+  if (reads_attention_keys(spec.op) || stores_keys(spec.op)) p.attention.kv = spec.kv;
   p.index.q.storage = spec.index_type();
   p.outputs.dtype = spec.out_type();
   p.bounds.batch = spec.requests() + (spec.slack > 0 ? 1 : 0);
@@ -91,7 +92,8 @@ Settings settings_of(const Case& spec) {
   settings.init_blocks = spec.init_blocks;
   settings.causal = spec.causal;
   settings.softmax_scale = spec.softmax_scale;
-  settings.kv_rounded = reads_attention_keys(spec.op) && spec.kv_format().rounded;
+  settings.kv_rounded =
+      (reads_attention_keys(spec.op) || stores_keys(spec.op)) && spec.kv_format().rounded;
   settings.options.batch_invariant = spec.batch_invariant;
   return settings;
 }
@@ -139,17 +141,10 @@ namespace {
 /// size where none is.
 std::size_t first_changed(const Buffer& buffer, const Tensor& view, bool ignore_elements) {
   std::vector<bool> element(buffer.bytes(), false);
-  const std::size_t item = static_cast<std::size_t>(size_in_bytes(view.dtype, 1));
-  std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
-  std::copy_n(view.shape.begin(), view.rank, shape.begin());
-  for (std::int64_t a = 0; ignore_elements && a < shape[0]; ++a) {
-    for (std::int64_t b = 0; b < shape[1]; ++b) {
-      for (std::int64_t c = 0; c < shape[2]; ++c) {
-        const auto start = static_cast<std::size_t>(address(view, a, b, c) - buffer.data());
-        std::fill_n(element.begin() + static_cast<std::ptrdiff_t>(start), item, true);
-      }
-    }
-  }
+  const Tensor elements = ignore_elements ? view : Tensor{};
+  for_each_run(elements, [&](const std::byte* run, std::size_t bytes) {
+    std::fill_n(element.begin() + (run - buffer.data()), bytes, true);
+  });
   for (std::size_t i = 0; i < buffer.bytes(); ++i) {
     if (!element[i] && std::to_integer<int>(buffer.data()[i]) != Buffer::kSentinel) return i;
   }

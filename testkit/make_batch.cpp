@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::uint64_t kPageStream = 300;
 
-bool keyed(Op op) { return reads_attention_keys(op) || reads_index_keys(op); }
+bool keyed(Op op) { return reads_attention_keys(op) || reads_index_keys(op) || stores_keys(op); }
 
 /// A shard's total where the case gives none but another request does: long enough for every query.
 std::int64_t total_of(const Case& spec, const Lengths& r) {
@@ -100,6 +100,21 @@ void make_batch(Making& m) {
     m.operands.batch.total_seqlens_k = m.tensors.ints("batch.total_seqlens_k", {batch}, totals);
   if (keyed(m.spec.op)) m.spec.page_size > 0 ? make_page_table(m) : make_key_starts(m);
   m.requests = requests_of(m.problem, m.operands.batch);
+  if (!stores_keys(m.spec.op)) return;
+  for (const Lengths& r : m.spec.lengths) {
+    if (r.seqlen_q > r.seqlen_k && m.spec.page_size > 0)
+      throw CaseError("lens: op=quantize needs a position for every query");
+  }
+  // Rows outside pages have no batch, and pages no more than they need.
+  const Batch given = m.operands.batch;
+  m.operands.batch = {};
+  if (m.spec.page_size > 0) {
+    m.operands.batch.cu_seqlens_q = given.cu_seqlens_q;
+    m.operands.batch.seqlens_k = given.seqlens_k;
+    m.operands.batch.page_table = given.page_table;
+  } else {
+    m.key_extent = m.spec.rows();
+  }
 }
 
 }  // namespace msa::testkit

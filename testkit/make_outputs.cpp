@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The outputs that a case asks for.
 #include <algorithm>
+#include <cstddef>
+#include <tuple>
 
 #include "testkit/making.h"
 
@@ -18,9 +20,47 @@ void make_selection_outputs(Making& m, std::int64_t heads) {
   }
 }
 
+/// Keys and values of new tokens as a cache holds them, and the scales that are worked out.
+void make_caches(Making& m) {
+  const Format kv = m.spec.kv_format();
+  const std::int64_t heads = m.spec.heads_kv, dim = m.spec.head_dim, dim_v = m.spec.dim_v();
+  const auto shape = [&](std::initializer_list<std::int64_t> inner) {
+    Shape all{m.key_extent};
+    if (m.spec.page_size > 0) all.push_back(m.spec.page_size);
+    all.insert(all.end(), inner);
+    return all;
+  };
+  Operands& o = m.operands;
+  // With gaps behind every dimension nobody could tell that the two lie apart.
+  if (m.spec.layout == Layout::Packed && m.spec.strides != Strides::Padded) {
+    o.k_cache = o.v_cache =
+        m.tensors.stored_keys("k_cache and v_cache", kv.storage, shape({heads, dim + dim_v}));
+    const auto last = static_cast<std::size_t>(o.k_cache.rank - 1);
+    o.k_cache.shape[last] = dim;
+    o.v_cache.shape[last] = dim_v;
+    o.v_cache.data = static_cast<std::byte*>(o.v_cache.data) + size_in_bytes(kv.storage, dim);
+  } else {
+    o.k_cache = m.tensors.stored_keys("k_cache", kv.storage, shape({heads, dim}));
+    o.v_cache = m.tensors.stored_keys("v_cache", kv.storage, shape({heads, dim_v}));
+  }
+  if (!computes_scales(kv)) return;
+  for (const auto& [name, tensor, groups] :
+       {std::tuple{"k_scale_cache", &o.k_scale_cache, dim / 16},
+        std::tuple{"v_scale_cache", &o.v_scale_cache, dim_v / 16}}) {
+    const bool token = kv.scale == Scale::Token;
+    const Shape all = token ? shape({heads}) : shape({heads, groups});
+    DimOrder order;
+    for (std::size_t d = 0; d < all.size(); ++d) order.push_back(static_cast<int>(d));
+    if (m.spec.strides == Strides::Transposed)
+      std::rotate(order.begin(), order.end() - 1, order.end());
+    *tensor = m.tensors.output(name, token ? DType::F32 : DType::E4M3, all, order, false);
+  }
+}
+
 }  // namespace
 
 void make_outputs(Making& m) {
+  if (stores_keys(m.spec.op)) return make_caches(m);
   const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_q;
   const Op op = m.spec.op;
   const bool state = reads_attention_keys(op) || op == Op::MergeStates;

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "testkit/generate.h"
 #include "testkit/making.h"
@@ -19,6 +21,7 @@ namespace {
 
 constexpr std::uint64_t kPoisonStream = 303;
 constexpr std::uint64_t kScaleStream = 320;
+constexpr std::uint64_t kRowStream = 350;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
@@ -289,6 +292,56 @@ Tensor make_global(const Making& m, const std::string& name, Role role) {
 }
 
 }  // namespace
+
+void make_rows(Making& m) {
+  const std::int64_t heads = m.spec.heads_kv;
+  const Format kv = m.spec.kv_format();
+  const Stream64 random(m.spec.seed, kRowStream);
+  for (const auto& [name, tensor, role, dim] :
+       {std::tuple{"k_rows", &Operands::k_rows, Role::Key, m.spec.head_dim},
+        std::tuple{"v_rows", &Operands::v_rows, Role::Value, m.spec.dim_v()}}) {
+    const Tensor rows = m.operands.*tensor = m.tensors.input(
+                            name, m.spec.dtype, {m.spec.rows(), heads, dim}, m.tensors.row_order());
+    const Values values(m.spec, role, dim, heads, m.longest + m.spec.rows());
+    std::vector<float> row(static_cast<std::size_t>(dim));
+    for (std::int64_t i = 0; i < m.spec.rows(); ++i) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        values.row(0, i, h, row.data());
+        for (std::int64_t d = 0; d < dim; ++d) {
+          // Every 16 elements of another size; some of them zeros, some such that codes are ties.
+          const auto place = static_cast<std::uint64_t>((i * heads + h) * dim + d);
+          const std::uint64_t group = mix(random.bits(place / 16 * 16 + 7));
+          float& x = row[static_cast<std::size_t>(d)];
+          x = std::ldexp(x, static_cast<int>(group % 40) - 20);
+          if (group / 64 % 8 == 0) x = std::copysign(0.0f, x);
+          if (group / 64 % 8 == 1) {
+            const auto quarters = static_cast<float>(random.below(place, 25));
+            x = d % 16 == 0 ? 6.0f : std::copysign(quarters / 4, x);
+          }
+        }
+        const auto counter = static_cast<std::uint64_t>(i * heads + h);
+        if (is_hostile(m.spec) && random.below(counter, 3) == 0) spoil_row(random, counter, row);
+        store(row.data(), dim, rows.dtype, address(rows, i, h));
+      }
+    }
+  }
+  const bool given = kv.storage == DType::E4M3 && kv.scale != Scale::None;
+  if (given && !computes_scales(kv)) {
+    for (const auto& [name, tensor] :
+         {std::pair{"k_scale", &Operands::k_scale}, std::pair{"v_scale", &Operands::v_scale}}) {
+      const Tensor scales = m.operands.*tensor = make_scales(m, name, 0);
+      std::uint64_t place = 0;
+      for_each_run(scales, [&](std::byte* run, std::size_t bytes) {
+        for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
+          const float scale = 0.37f + 0.011f * static_cast<float>(random.below(++place, 97));
+          std::memcpy(run + at, &scale, sizeof scale);
+        }
+      });
+    }
+  }
+  m.operands.k_global_scale = make_global(m, "k_global_scale", Role::Key);
+  m.operands.v_global_scale = make_global(m, "v_global_scale", Role::Value);
+}
 
 void make_attention(Making& m) {
   const DType stored = m.spec.kv_format().storage;

@@ -37,6 +37,8 @@ void make_block_ids(Making& making);
 void make_scores(Making& making);
 void make_part_states(Making& making);
 void make_part_selections(Making& making);
+/// New keys and values, as quantize_kv takes them, and the scales that it is given.
+void make_rows(Making& making);
 void make_outputs(Making& making);
 
 inline bool reads_attention_keys(Op op) {
@@ -44,6 +46,11 @@ inline bool reads_attention_keys(Op op) {
 }
 inline bool reads_index_keys(Op op) {
   return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
+}
+inline bool stores_keys(Op op) { return op == Op::QuantizeKv; }
+/// Whether quantize_kv works out the scales of a format.
+inline bool computes_scales(const Format& format) {
+  return format.scale == Scale::Token || format.storage == DType::E2M1;
 }
 inline bool is_merge(Op op) { return op == Op::MergeStates || op == Op::MergeSelections; }
 inline bool is_hostile(const Case& spec) { return spec.hostile != Hostile::None; }

@@ -23,6 +23,12 @@ bool selects(Op op) {
 void spoil_attention(Problem& p) {
   if (attends(p.op)) return;
   Attention& a = p.attention;
+  if (p.op == Op::QuantizeKv) {
+    a.heads_q = kNonsense;
+    a.softmax_scale = std::numeric_limits<float>::quiet_NaN();
+    p.outputs.dtype = DType::I32;
+    return;
+  }
   const bool states = p.op == Op::MergeStates;
   const bool lists = p.op == Op::MergeSelections || p.op == Op::InvertSelection;
   a.kv = kNoFormat;
@@ -47,8 +53,9 @@ void spoil_selection(Problem& p) {
   Selection& s = p.selection;
   if (!selects(p.op)) s.local_blocks = s.init_blocks = kNonsense;
   const bool merges = p.op == Op::MergeStates || p.op == Op::MergeSelections;
-  if (merges) s.block_size = kNonsense;
-  if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates) {
+  if (merges || p.op == Op::QuantizeKv) s.block_size = kNonsense;
+  if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates ||
+      p.op == Op::QuantizeKv) {
     s.topk = kNonsense;
   }
   Bounds& b = p.bounds;

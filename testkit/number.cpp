@@ -94,7 +94,9 @@ constexpr float kMagnitudes[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
 
 }  // namespace
 
-float e2m1_to_float(int code) { return (code & 8) != 0 ? -kMagnitudes[code - 8] : kMagnitudes[code]; }
+float e2m1_to_float(int code) {
+  return (code & 8) != 0 ? -kMagnitudes[code - 8] : kMagnitudes[code];
+}
 
 int float_to_e2m1(float value) {
   const float magnitude = std::fabs(value);

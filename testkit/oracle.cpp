@@ -3,7 +3,10 @@
 #include "testkit/oracle.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
+
+#include "testkit/memory.h"
 
 namespace msa::testkit {
 
@@ -112,6 +115,8 @@ Tensor Answer::own(DType dtype, const Tensor& like) {
   }
   const auto bytes = static_cast<std::size_t>(size_in_bytes(dtype, elements));
   memory_.push_back(std::make_unique<std::byte[]>(bytes + 1));
+  // As outputs are before a call: some are written in part.
+  std::memset(memory_.back().get(), Buffer::kSentinel, bytes);
   tensor.data = memory_.back().get();
   return tensor;
 }
@@ -123,6 +128,9 @@ void Answer::make_outputs() {
   }
   for (Tensor* t : {&o.block_ids, &o.row_ptr, &o.q_indices, &o.q_slots}) {
     if (*t) *t = own(DType::I32, *t);
+  }
+  for (Tensor* t : {&o.k_cache, &o.v_cache, &o.k_scale_cache, &o.v_scale_cache}) {
+    if (*t) *t = own(t->dtype, *t);
   }
   if (o.out) {
     o.out = own(DType::F32, o.out);

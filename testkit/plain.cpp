@@ -147,8 +147,7 @@ class PlainRow {
       }
       for (int variant = 0; variant < variants_; ++variant) {
         for (std::int64_t g = 0; g < group_; ++g) {
-          const float weight =
-              round_to(score_at(variant, g, n) * kScales[variant], weights_);
+          const float weight = round_to(score_at(variant, g, n) * kScales[variant], weights_);
           float* out = &result_.out[(variant * group_ + g) * dim];
           const bool is_fused = fused(variant);
           for (std::int64_t d = 0; d < dim; ++d)

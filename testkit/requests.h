@@ -4,6 +4,8 @@
 // Reads host memory and trusts what it holds.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -18,6 +20,27 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b 
 /// Element of a tensor in host memory.
 std::byte* address(const Tensor& tensor, std::int64_t i0, std::int64_t i1 = 0, std::int64_t i2 = 0,
                    std::int64_t i3 = 0);
+
+/// f(address, bytes) for every run of elements that lie side by side.
+template <class F>
+void for_each_run(const Tensor& t, const F& f) {
+  if (t.rank == 0) return;
+  std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
+  std::copy_n(t.shape.begin(), t.rank, shape.begin());
+  const auto last = static_cast<std::size_t>(t.rank - 1);
+  const bool dense = t.stride[last] == 1;
+  const auto bytes =
+      static_cast<std::size_t>(size_in_bytes(t.dtype, dense ? shape[last] : std::int64_t{1}));
+  if (dense) shape[last] = std::min<std::int64_t>(shape[last], 1);
+  for (std::int64_t a = 0; a < shape[0]; ++a) {
+    for (std::int64_t b = 0; b < shape[1]; ++b) {
+      for (std::int64_t c = 0; c < shape[2]; ++c) {
+        for (std::int64_t d = 0; d < shape[3]; ++d) f(address(t, a, b, c, d), bytes);
+      }
+    }
+  }
+}
+
 std::int32_t int_at(const Tensor& tensor, std::int64_t i0, std::int64_t i1 = 0,
                     std::int64_t i2 = 0);
 float float_at(const Tensor& tensor, std::int64_t i0, std::int64_t i1 = 0, std::int64_t i2 = 0);

@@ -33,6 +33,7 @@ double row_work(const Problem& p, const Request& r, std::int64_t i) {
     case Op::MergeStates:
     case Op::MergeSelections:
     case Op::InvertSelection:
+    case Op::QuantizeKv:
       break;
   }
   return 0;
@@ -66,7 +67,7 @@ std::vector<CallRow> sample(const std::vector<CallRow>& rows, std::int64_t wante
 std::int64_t num_rows(const Operands& o) {
   if (!o.part_outs.empty()) return o.part_outs[0].shape[0];
   if (!o.part_ids.empty()) return o.part_ids[0].shape[0];
-  for (const Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in}) {
+  for (const Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.k_rows}) {
     if (*t) return t->shape[0];
   }
   return 0;

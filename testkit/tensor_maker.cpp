@@ -83,11 +83,18 @@ Tensor TensorMaker::output(const std::string& name, DType dtype, const Shape& sh
   return make(name, true, dtype, shape, strides_for(dtype, shape, order, unit_inner));
 }
 
+DimOrder TensorMaker::key_order(bool paged) const {
+  if (spec_.layout == Layout::HeadMajor) return paged ? DimOrder{0, 2, 1, 3} : DimOrder{1, 0, 2};
+  if (spec_.layout == Layout::SlotMajor && paged) return {1, 0, 2, 3};
+  return paged ? DimOrder{0, 1, 2, 3} : DimOrder{0, 1, 2};
+}
+
+Tensor TensorMaker::stored_keys(const std::string& name, DType dtype, const Shape& shape) {
+  return output(name, dtype, shape, key_order(shape.size() == 4));
+}
+
 Tensor TensorMaker::keys(const std::string& name, DType dtype, const Shape& shape) {
-  const bool paged = shape.size() == 4;
-  DimOrder order = paged ? DimOrder{0, 1, 2, 3} : DimOrder{0, 1, 2};
-  if (spec_.layout == Layout::HeadMajor) order = paged ? DimOrder{0, 2, 1, 3} : DimOrder{1, 0, 2};
-  if (spec_.layout == Layout::SlotMajor && paged) order = {1, 0, 2, 3};
+  const DimOrder order = key_order(shape.size() == 4);
   if (spec_.strides != Strides::Broadcast) return input(name, dtype, shape, order);
   Shape one = shape;
   one[one.size() - 2] = 1;

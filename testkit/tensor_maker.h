@@ -27,6 +27,8 @@ class TensorMaker {
                 bool unit_inner = true);
   /// Key rows, [N, H, D] or [P, S, H, D], in the case's layout.
   Tensor keys(const std::string& name, DType dtype, const Shape& shape);
+  /// The same as an output.
+  Tensor stored_keys(const std::string& name, DType dtype, const Shape& shape);
   /// Scales of keys: [1], or with dimension `heads`, in the case's layout.
   Tensor scales(const std::string& name, DType dtype, const Shape& shape, std::size_t heads);
   /// Index tensors of the batch are small and dense.
@@ -42,9 +44,9 @@ class TensorMaker {
   std::vector<Tensor> take_views() { return std::move(views_); }
 
  private:
+  DimOrder key_order(bool paged) const;
   int background(DType dtype) const;
-  Shape strides_for(DType dtype, const Shape& shape, const DimOrder& order,
-                    bool unit_inner) const;
+  Shape strides_for(DType dtype, const Shape& shape, const DimOrder& order, bool unit_inner) const;
   Tensor make(const std::string& name, bool output, DType dtype, const Shape& shape,
               const Shape& strides);
 

@@ -31,19 +31,13 @@ Bits output_bits(const Data& data) {
   std::size_t index = 0;
   for_each_tensor(operands, [&](Tensor& t) {
     if (index++ < inputs) return;
-    std::array<std::int64_t, kMaxRank> shape{1, 1, 1, 1};
-    std::copy_n(t.shape.begin(), t.rank, shape.begin());
-    const auto item = static_cast<std::size_t>(size_in_bytes(t.dtype, 1));
     std::vector<std::byte>& bytes = bits.emplace_back();
-    bytes.reserve(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]) * item);
-    for (std::int64_t a = 0; a < shape[0]; ++a) {
-      for (std::int64_t b = 0; b < shape[1]; ++b) {
-        for (std::int64_t c = 0; c < shape[2]; ++c) {
-          const std::byte* element = address(t, a, b, c);
-          bytes.insert(bytes.end(), element, element + item);
-        }
-      }
-    }
+    std::int64_t elements = 1;
+    for (int d = 0; d < t.rank; ++d) elements *= t.shape[static_cast<std::size_t>(d)];
+    bytes.reserve(static_cast<std::size_t>(size_in_bytes(t.dtype, elements)));
+    for_each_run(t, [&](const std::byte* run, std::size_t count) {
+      bytes.insert(bytes.end(), run, run + count);
+    });
   });
   return bits;
 }

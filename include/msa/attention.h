@@ -155,6 +155,24 @@ struct InvertSelectionArgs {
   Tensor q_slots{};  // int32 like q_indices: where in its list the query holds the block
 };
 
+/// Keys and values of new tokens, stored in the format of a cache. With a page table, request b's
+/// rows go to its positions seqlens_k[b] - seqlen_q .. seqlens_k[b] - 1, in ascending order, and
+/// nothing else of the caches is touched; without one there is no batch, and row i goes to row i.
+struct QuantizeKvArgs {
+  Tensor k_rows{};   // f32, f16 or bf16 [T, Hkv, D]
+  Tensor v_rows{};   // [T, Hkv, Dv]
+  Batch batch{};     // cu_seqlens_q, seqlens_k and page_table, or none
+  Tensor k_cache{};  // [T, Hkv, D], or pages [P, S, Hkv, D]
+  Tensor v_cache{};  // [T, Hkv, Dv], or pages [P, S, Hkv, Dv]
+  // in, of e4m3: f32 [1], [Hkv] or [P, Hkv]
+  Tensor k_scale{}, v_scale{};
+  // in, of groups that share one more: f32 [1]
+  Tensor k_global_scale{}, v_global_scale{};
+  // out: of e4m3 with a scale for each token f32 [T, Hkv] or [P, S, Hkv]; of e2m1 e4m3
+  // [T, Hkv, D / 16] or [P, S, Hkv, D / 16]
+  Tensor k_scale_cache{}, v_scale_cache{};
+};
+
 struct Workspace {
   void* data = nullptr;  // on the device of the tensors, aligned to kWorkspaceAlignment
   std::size_t bytes = 0;
@@ -213,6 +231,8 @@ MSA_API void run(const Plan& plan, const MergeSelectionsArgs& args, Workspace wo
                  Stream stream = {});
 MSA_API void run(const Plan& plan, const InvertSelectionArgs& args, Workspace workspace = {},
                  Stream stream = {});
+MSA_API void run(const Plan& plan, const QuantizeKvArgs& args, Workspace workspace = {},
+                 Stream stream = {});
 
 /// What tensors cannot tell. The fields mean what they mean in Problem.
 struct Settings {
@@ -240,6 +260,7 @@ MSA_API Problem problem_of(const MsaAttentionArgs& args, const Settings& setting
 MSA_API Problem problem_of(const MergeStatesArgs& args, const Settings& settings = {});
 MSA_API Problem problem_of(const MergeSelectionsArgs& args, const Settings& settings = {});
 MSA_API Problem problem_of(const InvertSelectionArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const QuantizeKvArgs& args, const Settings& settings = {});
 
 /// One call on the CPU: problem_of, make_plan, a workspace of its own, run.
 MSA_API void dense_attention(const DenseAttentionArgs& args, const Settings& settings = {});
@@ -251,6 +272,7 @@ MSA_API void msa_attention(const MsaAttentionArgs& args, const Settings& setting
 MSA_API void merge_states(const MergeStatesArgs& args, const Settings& settings = {});
 MSA_API void merge_selections(const MergeSelectionsArgs& args, const Settings& settings = {});
 MSA_API void invert_selection(const InvertSelectionArgs& args, const Settings& settings = {});
+MSA_API void quantize_kv(const QuantizeKvArgs& args, const Settings& settings = {});
 
 /// The first fault that a run on a GPU met in the contents of its index tensors: a bad page id,
 /// block id or length.

@@ -56,7 +56,8 @@ enum {
   MSA_OP_MSA_ATTENTION = 5,
   MSA_OP_MERGE_STATES = 6,
   MSA_OP_MERGE_SELECTIONS = 7,
-  MSA_OP_INVERT_SELECTION = 8
+  MSA_OP_INVERT_SELECTION = 8,
+  MSA_OP_QUANTIZE_KV = 9
 };
 
 typedef int32_t msa_dtype;
@@ -146,12 +147,19 @@ typedef struct msa_args {
   /// Of MSA_SCALE_GROUP_TENSOR.
   msa_tensor k_global_scale;
   msa_tensor v_global_scale;
+  /// Of MSA_OP_QUANTIZE_KV.
+  msa_tensor k_rows;
+  msa_tensor v_rows;
+  msa_tensor k_cache;
+  msa_tensor v_cache;
+  msa_tensor k_scale_cache;
+  msa_tensor v_scale_cache;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, v_global_scale),                               \
+  {MSA_STRUCT_SIZE(msa_args, v_scale_cache),                                \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
@@ -159,7 +167,9 @@ typedef struct msa_args {
    MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,  MSA_PARTS_NONE,       \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE}
 // clang-format on
 
 enum {
@@ -167,7 +177,8 @@ enum {
   MSA_FORMAT_ROUNDED = 1
 };
 
-/// What is stored and how it is scaled. `flags` is a sum of MSA_FORMAT_... The layout never changes.
+/// What is stored and how it is scaled. `flags` is a sum of MSA_FORMAT_... The layout never
+/// changes.
 typedef struct msa_format {
   msa_dtype storage;
   msa_scale scale;

@@ -20,8 +20,9 @@ struct Operands {
   // where groups share one more
   Tensor k_global_scale{}, v_global_scale{};
   Tensor index_q{}, index_k{};
-  Tensor scores_in{};     // select_topk
-  Tensor block_ids_in{};  // sparse_attention, invert_selection
+  Tensor scores_in{};         // select_topk
+  Tensor block_ids_in{};      // sparse_attention, invert_selection
+  Tensor k_rows{}, v_rows{};  // quantize_kv
   Batch batch{};
   Parts part_outs{}, part_lses{};   // merge_states
   Parts part_ids{}, part_scores{};  // merge_selections
@@ -30,6 +31,8 @@ struct Operands {
   Tensor scores{};                           // block_scores
   Tensor block_ids{}, chosen_scores{};       // selections
   Tensor row_ptr{}, q_indices{}, q_slots{};  // invert_selection
+  // quantize_kv
+  Tensor k_cache{}, v_cache{}, k_scale_cache{}, v_scale_cache{};
 };
 
 enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };

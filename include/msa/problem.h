@@ -26,7 +26,10 @@ enum class Op : std::uint8_t {
   MergeStates,
   MergeSelections,
   InvertSelection,
+  QuantizeKv,
 };
+
+inline constexpr Op kLastOp = Op::QuantizeKv;
 
 /// "dense_attention", "select_blocks", ...
 MSA_API const char* to_string(Op op) noexcept;

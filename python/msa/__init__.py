@@ -16,17 +16,18 @@ from .cache import PagedCache
 from .errors import (DeviceError, Error, InternalError, InvalidArgument, InvalidContent, OutOfMemory, Unsupported,
                      WorkspaceError)
 from .operations import (block_scores, dense_attention, invert_selection, merge_selections, merge_states,
-                         msa_attention, select_blocks, select_topk, sparse_attention)
+                         msa_attention, quantize_kv, select_blocks, select_topk, sparse_attention)
 from .plans import Plan, check, make_plan, supports
 from .plans import machine as info
-from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, Inverse, OutBlocks, OutMaxima, Selection)
+from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, Inverse, OutBlocks, OutMaxima, Selection, Stored,
+                      StoredScales)
 
 __all__ = [
     "Attention", "AttentionBlocks", "AttentionMaxima", "DeviceError", "Error", "Fault", "InternalError",
     "InvalidArgument", "InvalidContent", "Inverse", "OutBlocks", "OutMaxima", "OutOfMemory", "PagedCache", "Plan",
-    "Selection", "Unsupported", "WorkspaceError", "__version__", "block_scores", "check", "dense_attention", "info",
-    "invert_selection", "make_plan", "merge_selections", "merge_states", "msa_attention", "plans", "select_blocks",
-    "select_topk", "show", "sparse_attention", "stats", "supports",
+    "Selection", "Stored", "StoredScales", "Unsupported", "WorkspaceError", "__version__", "block_scores", "check",
+    "dense_attention", "info", "invert_selection", "make_plan", "merge_selections", "merge_states", "msa_attention",
+    "plans", "quantize_kv", "select_blocks", "select_topk", "show", "sparse_attention", "stats", "supports",
 ]
 
 # Loaded when they are first asked for: each stands on a library that not every process has, or is seldom needed.

@@ -20,8 +20,10 @@ class Array(Protocol):
 
 Parts: TypeAlias = "Array | list[Any] | tuple[Any, ...]"
 
-_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8"}
-_NUMPY = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "u8": "uint8"}
+_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8",
+          "e4m3": "float8_e4m3fn", "e2m1": "uint8"}
+_NUMPY = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "u8": "uint8", "e4m3": "uint8",
+          "e2m1": "uint8"}
 _NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int64": "i64",
           "float8_e4m3fn": "e4m3"}
 
@@ -78,7 +80,8 @@ def _torch_empty(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> 
 def _numpy_empty(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> Any:
     numpy = sys.modules["numpy"]
     # numpy has no bf16: the words, or the extension type, that the caller came with.
-    return numpy.empty(shape, dtype=like.dtype if dtype == "bf16" else _NUMPY[dtype])
+    words = like.dtype if like.dtype.itemsize == 2 else "uint16"
+    return numpy.empty(shape, dtype=words if dtype == "bf16" else _NUMPY[dtype])
 
 
 def _refuse(like: Any, shape: tuple[int, ...], dtype: str, stream: Any) -> Any:

@@ -14,8 +14,12 @@ backend, isa, threads: who computes and how; the library chooses where they are 
 batch_invariant: the bits of a request do not depend on the batch around it
 dtype: what arrays of 16-bit unsigned words hold ("bf16"), for numpy, which has no such type
 k_scale, v_scale: f32, where k and v are stored as e4m3 and scaled: [1], [Hkv], [P, Hkv] of pages, or one for each token
-    and head, [N, Hkv] or [P, S, Hkv]
+    and head, [N, Hkv] or [P, S, Hkv]; e4m3 (or bytes), where they are stored in four bits: [N, Hkv, D / 16] or
+    [P, S, Hkv, D / 16]
+k_global_scale, v_global_scale: f32 [1], of "nvfp4/tensor"
 kv_dtype: what k and v of unsigned bytes hold ("e4m3")
+kv_format: the whole format of k and v, which bytes in four bits need ("nvfp4", "nvfp4/tensor", "q8kv4"); two elements
+    lie in a byte, the even one in its low half, so that the last extent of the array is half the dim
 out_dtype: "f32" for an output of that type beside 16-bit queries
 out, lse, ...: arrays to write into; what is left out and wanted (return_lse, ...) is allocated as q was
 workspace: bytes on the device, as many as the plan says; left out: allocated for the call
@@ -31,17 +35,19 @@ from . import _core
 from .arrays import Array, Parts
 
 __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
-           "select_blocks", "select_topk", "sparse_attention"]
+           "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
 
 
 def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Array | None = None,
-                    v_scale: Array | None = None, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-                    cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
-                    key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
-                    causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                    v_scale: Array | None = None, k_global_scale: Array | None = None,
+                    v_global_scale: Array | None = None, cu_seqlens_q: Array | None = None,
+                    seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                    q_offsets: Array | None = None, key_offsets: Array | None = None,
+                    total_seqlens_k: Array | None = None, block_size: int = 128, causal: bool = True,
+                    softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
-                    threads: int = 0, batch_invariant: bool = False, dtype: Any = None, kv_dtype: Any = None,
-                    out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
+                    threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None, dtype: Any = None,
+                    kv_dtype: Any = None, out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
                     block_max: Array | None = None, return_lse: bool = False, return_block_max: bool = False,
                     workspace: Array | None = None, stream: Any = None) -> Any:
     """Attends every visible key of every request.
@@ -60,15 +66,17 @@ def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Arra
     >>> msa.dense_attention(q, k, v).shape
     (3, 4, 16)
     """
-    return _core.dense_attention(q, k, v, k_scale=k_scale, v_scale=v_scale, cu_seqlens_q=cu_seqlens_q,
-                                 seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
-                                 q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
+    return _core.dense_attention(q, k, v, k_scale=k_scale, v_scale=v_scale, k_global_scale=k_global_scale,
+                                 v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                                 cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                                 key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
                                  lse=lse if lse is not None else return_lse,
                                  block_max=block_max if block_max is not None else return_block_max,
                                  block_size=block_size, causal=causal, softmax_scale=softmax_scale,
                                  max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
-                                 threads=threads, batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype,
-                                 workspace=workspace, stream=stream, kv_dtype=kv_dtype)
+                                 threads=threads, batch_invariant=batch_invariant, kv_format=kv_format,
+                                 out_dtype=out_dtype, dtype=dtype, workspace=workspace, stream=stream,
+                                 kv_dtype=kv_dtype)
 
 
 def block_scores(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
@@ -158,13 +166,15 @@ def select_blocks(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None 
 
 
 def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, k_scale: Array | None = None,
-                     v_scale: Array | None = None, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-                     cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
-                     key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
-                     causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                     v_scale: Array | None = None, k_global_scale: Array | None = None,
+                     v_global_scale: Array | None = None, cu_seqlens_q: Array | None = None,
+                     seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                     q_offsets: Array | None = None, key_offsets: Array | None = None,
+                     total_seqlens_k: Array | None = None, block_size: int = 128, causal: bool = True,
+                     softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                      max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
-                     threads: int = 0, batch_invariant: bool = False, dtype: Any = None, kv_dtype: Any = None,
-                     out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
+                     threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None, dtype: Any = None,
+                     kv_dtype: Any = None, out_dtype: Any = None, out: Array | None = None, lse: Array | None = None,
                      return_lse: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
     """Attends the visible keys of the listed blocks.
 
@@ -182,23 +192,26 @@ def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, k_scale:
     >>> bool(np.isclose(lse[0, 0], np.log(128 + 44)))
     True
     """
-    return _core.sparse_attention(q, k, v, block_ids, k_scale=k_scale, v_scale=v_scale, cu_seqlens_q=cu_seqlens_q,
-                                  seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
-                                  q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
-                                  out=out, lse=lse if lse is not None else return_lse, block_size=block_size,
-                                  causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
-                                  max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                                  batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype,
-                                  workspace=workspace, stream=stream, kv_dtype=kv_dtype)
+    return _core.sparse_attention(q, k, v, block_ids, k_scale=k_scale, v_scale=v_scale, k_global_scale=k_global_scale,
+                                  v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                                  cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                                  key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
+                                  lse=lse if lse is not None else return_lse, block_size=block_size, causal=causal,
+                                  softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                                  backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                                  kv_format=kv_format, out_dtype=out_dtype, dtype=dtype, workspace=workspace,
+                                  stream=stream, kv_dtype=kv_dtype)
 
 
 def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, *, k_scale: Array | None = None,
-                  v_scale: Array | None = None, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-                  cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
-                  key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
-                  topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
-                  softmax_scale: float | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-                  backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                  v_scale: Array | None = None, k_global_scale: Array | None = None,
+                  v_global_scale: Array | None = None, cu_seqlens_q: Array | None = None,
+                  seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                  q_offsets: Array | None = None, key_offsets: Array | None = None,
+                  total_seqlens_k: Array | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
+                  init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
+                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
                   dtype: Any = None, kv_dtype: Any = None, out_dtype: Any = None, out: Array | None = None,
                   lse: Array | None = None, block_ids: Array | None = None, return_lse: bool = False,
                   return_block_ids: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
@@ -219,7 +232,8 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
     >>> msa.msa_attention(q, kv, kv, iq, ik, topk=2, return_block_ids=True).block_ids[1, 0].tolist()
     [0, 2]
     """
-    return _core.msa_attention(q, k, v, index_q, index_k, k_scale=k_scale, v_scale=v_scale, cu_seqlens_q=cu_seqlens_q,
+    return _core.msa_attention(q, k, v, index_q, index_k, k_scale=k_scale, v_scale=v_scale,
+                               k_global_scale=k_global_scale, v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q,
                                seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
                                q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
                                lse=lse if lse is not None else return_lse,
@@ -227,8 +241,8 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
                                block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                                causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
                                max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                               batch_invariant=batch_invariant, out_dtype=out_dtype, dtype=dtype, workspace=workspace,
-                               stream=stream, kv_dtype=kv_dtype)
+                               batch_invariant=batch_invariant, kv_format=kv_format, out_dtype=out_dtype, dtype=dtype,
+                               workspace=workspace, stream=stream, kv_dtype=kv_dtype)
 
 
 def merge_states(outs: Parts, lses: Parts, *, backend: str | None = None, isa: str | None = None, threads: int = 0,
@@ -304,3 +318,37 @@ def invert_selection(block_ids: Array, *, cu_seqlens_q: Array | None = None, seq
                                   q_indices=q_indices, q_slots=q_slots, block_size=block_size,
                                   max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
                                   threads=threads, batch_invariant=batch_invariant, workspace=workspace, stream=stream)
+
+
+def quantize_kv(k_rows: Array, v_rows: Array, *, k_scale: Array | None = None, v_scale: Array | None = None,
+                k_global_scale: Array | None = None, v_global_scale: Array | None = None,
+                cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None, page_table: Array | None = None,
+                max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
+                dtype: Any = None, kv_dtype: Any = None, k_cache: Array | None = None, v_cache: Array | None = None,
+                k_scale_cache: Array | None = None, v_scale_cache: Array | None = None, workspace: Array | None = None,
+                stream: Any = None) -> Any:
+    """Stores keys and values of new tokens in the format of a cache.
+
+    k_rows: [T, Hkv, D]
+    v_rows: [T, Hkv, Dv]
+    k_scale, v_scale: f32, of "e4m3/tensor", "/head" and "/page"; scales of other formats are worked out
+    k_cache, v_cache: what is written, row for row, or pages [P, S, Hkv, D] beside page_table: a request's rows go to
+    its last positions, and nothing else of the pages is touched
+    k_scale_cache, v_scale_cache: f32 of "e4m3/token", e4m3 of formats in four bits
+
+    Returns Stored(k_cache, v_cache), or StoredScales(k_cache, v_cache, k_scale_cache, v_scale_cache) where scales are
+    worked out.
+
+    >>> import numpy as np
+    >>> stored = msa.quantize_kv(np.full((1, 1, 16), 3.0, np.float32), np.ones((1, 1, 16), np.float32),
+    ...                          kv_format="q8kv4")
+    >>> hex(stored.k_cache[0, 0, 0]), stored.k_scale_cache[0, 0].tolist()
+    ('0x77', [48])
+    """
+    return _core.quantize_kv(k_rows, v_rows, k_scale=k_scale, v_scale=v_scale, k_global_scale=k_global_scale,
+                             v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+                             page_table=page_table, k_cache=k_cache, v_cache=v_cache, k_scale_cache=k_scale_cache,
+                             v_scale_cache=v_scale_cache, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                             backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                             kv_format=kv_format, dtype=dtype, workspace=workspace, stream=stream, kv_dtype=kv_dtype)

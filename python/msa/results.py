@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 __all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Inverse", "OutBlocks", "OutMaxima",
-           "Selection", "result_class"]
+           "Selection", "Stored", "StoredScales", "result_class"]
 
 
 class Attention(NamedTuple):
@@ -60,6 +60,22 @@ class Inverse(NamedTuple):
     q_slots: Any
 
 
+class Stored(NamedTuple):
+    """Keys and values as a cache holds them."""
+
+    k_cache: Any
+    v_cache: Any
+
+
+class StoredScales(NamedTuple):
+    """Keys and values as a cache holds them, and the scales that were worked out."""
+
+    k_cache: Any
+    v_cache: Any
+    k_scale_cache: Any
+    v_scale_cache: Any
+
+
 class Fault(NamedTuple):
     """The first fault that a run on a GPU met in its index tensors."""
 
@@ -69,7 +85,8 @@ class Fault(NamedTuple):
 
 
 _CLASSES: dict[tuple[str, ...], Any] = {
-    c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection, Inverse)}
+    c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection, Inverse, Stored,
+                           StoredScales)}
 
 
 def result_class(fields: tuple[str, ...]) -> Any:

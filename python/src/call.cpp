@@ -28,7 +28,23 @@ bool is_batch(const msa_field& field) {
 }
 
 bool is_kv(const msa_field& field) { return std::strcmp(field.element, "kv") == 0; }
-bool is_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
+bool is_kv_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
+bool is_scale(const msa_field& field) {
+  return is_kv_scale(field) || std::strcmp(field.element, "kv_global_scale") == 0;
+}
+
+/// What unsigned bytes of a field hold, or -1.
+msa_dtype bytes_of(const msa_field& field, const Stored& stored) {
+  if (is_kv(field)) return stored.bytes;
+  const bool groups = is_kv_scale(field) && stored.bytes == MSA_E2M1;
+  const bool query = std::strcmp(field.element, "q") == 0 && stored.words == MSA_E4M3;
+  return groups || query ? MSA_E4M3 : msa_dtype{-1};
+}
+
+/// What unsigned words hold beside queries in bytes: bf16.
+msa_dtype words_of(const Stored& stored) {
+  return stored.words == MSA_E4M3 ? MSA_BF16 : stored.words;
+}
 
 bool is_format(const msa_field& field) {
   return std::strcmp(field.element, "f32") != 0 && std::strcmp(field.element, "i32") != 0 &&
@@ -49,7 +65,7 @@ Call::Call(State& state, Operation& operation)
       views_(state),
       host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
   std::memset(&args_, 0, sizeof args_);
-  args_.struct_size = MSA_STRUCT_SIZE(msa_args, v_scale);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, v_scale_cache);
 }
 
 std::size_t Call::find(const char* name) const {
@@ -63,9 +79,9 @@ bool Call::gather_tensor(std::size_t field, PyObject* value, const Stored& store
   const bool output = is_output(row);
   const Wanted wanted{.name = row.name,
                       .writable = output,
-                      .words = is_format(row) ? stored.words : msa_dtype{-1},
-                      .keys = is_kv(row),
-                      .bytes = stored.bytes};
+                      .words = is_format(row) ? words_of(stored) : msa_dtype{-1},
+                      .keys = is_kv(row) || bytes_of(row, stored) >= 0,
+                      .bytes = bytes_of(row, stored)};
   if (!views_.add(wanted, value, at<msa_tensor>(field))) return false;
   if (output) {
     outputs_[field] = Ref::borrow(value);
@@ -159,6 +175,10 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
     raise(state_, error);
     return false;
   }
+  if (staged.kv_given != 0) {
+    problem->kv = staged.kv;
+    problem->kv_given = 1;
+  }
   want(problem);
   return true;
 }
@@ -168,6 +188,10 @@ bool Call::is_planned(const msa_problem& problem, std::size_t field) const {
   if (!is_output(row)) return false;
   const std::int32_t* flag = flag_of(row, const_cast<msa_problem*>(&problem));
   if (flag != nullptr) return *flag != 0;
+  if (is_kv_scale(row)) {
+    const msa_scale scale = problem.kv_given != 0 ? problem.kv.scale : msa_scale{MSA_SCALE_NONE};
+    return scale >= MSA_SCALE_TOKEN;  // those that are worked out
+  }
   return row.role == MSA_OUTPUT || is_wanted(field);
 }
 
@@ -181,6 +205,7 @@ bool Call::allocate(const msa_problem& problem, std::size_t field) {
   }
   const Ref shape = Ref::steal(PyTuple_New(like.rank));
   if (!shape) return false;
+  if (like.dtype == MSA_E2M1) like.shape[like.rank - 1] /= 2;  // bytes
   for (int d = 0; d < like.rank; ++d) {
     PyObject* extent = PyLong_FromLongLong(like.shape[d]);
     if (extent == nullptr || PyTuple_SetItem(shape.get(), d, extent) != 0) return false;
@@ -191,7 +216,8 @@ bool Call::allocate(const msa_problem& problem, std::size_t field) {
   Ref made = Ref::steal(PyObject_CallFunctionObjArgs(state_.allocate.get(), first_, shape.get(),
                                                      dtype.get(), stream, nullptr));
   if (!made) return false;
-  const Wanted wanted{.name = row.name, .writable = true, .words = like.dtype};
+  const Wanted wanted{
+      .name = row.name, .writable = true, .words = like.dtype, .keys = true, .bytes = like.dtype};
   if (!views_.add(wanted, made.get(), at<msa_tensor>(field))) return false;
   outputs_[field] = std::move(made);
   return true;
@@ -337,8 +363,11 @@ bool takes(const Operation& operation, const char* setting) {
   if (name == "softmax_scale") return attends;
   if (name == "topk") return chooses;
   if (name == "local_blocks" || name == "init_blocks") return chooses && batch;
-  if (name == "causal") return batch && operation.op != MSA_OP_INVERT_SELECTION;
-  if (name == "block_size" || name.starts_with("max_seqlen")) return batch;
+  if (name == "kv_format") return operation.reads_kv;
+  const bool stores = operation.op == MSA_OP_QUANTIZE_KV;
+  if (name == "causal") return batch && operation.op != MSA_OP_INVERT_SELECTION && !stores;
+  if (name == "block_size") return batch && !stores;
+  if (name.starts_with("max_seqlen")) return batch;
   return true;  // how to compute
 }
 

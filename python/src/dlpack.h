@@ -27,7 +27,8 @@ enum TypeCode : std::uint8_t {
   kBfloat = 4,
   kComplex = 5,
   kBool = 6,
-  kE4M3 = 10
+  kE4M3 = 10,
+  kE2M1 = 17
 };
 
 struct DataType {

@@ -35,6 +35,7 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
       !parse_kv_dtype(state, other[3], &stored.bytes)) {
     return nullptr;
   }
+  if (staged.kv_given != 0 && stored.bytes < 0) stored.bytes = staged.kv.storage;
   Call run(state, operation);
   msa_problem problem;
   if (!run.gather(values, outputs, stream, stored) || !run.pose(staged, &problem)) return nullptr;

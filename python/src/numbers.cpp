@@ -27,6 +27,7 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(isa, Text, options.isa, true),
     MSA_NUMBER(threads, Int, options.threads, true),
     MSA_NUMBER(batch_invariant, Flag, options.batch_invariant, true),
+    MSA_NUMBER(kv_format, Format, kv, true),
     MSA_NUMBER(out_dtype, Dtype, out_dtype, false),
     MSA_NUMBER(device, Device, device_type, false),
     MSA_NUMBER(batch, Int, batch, false),
@@ -134,29 +135,51 @@ bool put_device(const State& state, const Number& number, PyObject* value, msa_p
   return true;
 }
 
-// By msa_scale.
-constexpr const char* kE4M3[] = {"e4m3", "e4m3/tensor", "e4m3/head", "e4m3/page", "e4m3/token"};
+struct NamedFormat {
+  const char* name;
+  msa_format format;
+};
+
+constexpr NamedFormat kFormats[] = {
+    {"e4m3", {MSA_E4M3, MSA_SCALE_NONE, 0, 0}},
+    {"e4m3/tensor", {MSA_E4M3, MSA_SCALE_TENSOR, 0, 0}},
+    {"e4m3/head", {MSA_E4M3, MSA_SCALE_HEAD, 0, 0}},
+    {"e4m3/page", {MSA_E4M3, MSA_SCALE_PAGE, 0, 0}},
+    {"e4m3/token", {MSA_E4M3, MSA_SCALE_TOKEN, 0, 0}},
+    {"nvfp4", {MSA_E2M1, MSA_SCALE_GROUP, 16, 0}},
+    {"nvfp4/tensor", {MSA_E2M1, MSA_SCALE_GROUP_TENSOR, 16, 0}},
+    {"q8kv4", {MSA_E2M1, MSA_SCALE_GROUP, 16, MSA_FORMAT_ROUNDED}},
+};
+
+bool same(const msa_format& a, const msa_format& b) {
+  return a.storage == b.storage && a.scale == b.scale && a.group == b.group && a.flags == b.flags;
+}
 
 bool put_kv(const State& state, const Number& number, PyObject* value, msa_problem* problem) {
   if (!PyUnicode_Check(value)) return refuse(number, "text", value);
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(value, &size);
   if (text == nullptr) return false;
-  for (msa_scale scale = MSA_SCALE_NONE; scale <= MSA_SCALE_TOKEN; ++scale) {
-    if (std::string(kE4M3[scale]) != text) continue;
-    problem->kv = {MSA_E4M3, scale, 0};
+  for (const NamedFormat& known : kFormats) {
+    if (std::string(known.name) != text) continue;
+    problem->kv = known.format;
     problem->kv_given = 1;
     return true;
   }
   raise(state, MSA_INVALID_ARGUMENT, number.name,
-        std::string("kv: expected e4m3 or e4m3/tensor, /head, /page or /token, got ") + text);
+        std::string(number.name) +
+            ": expected e4m3 or e4m3/tensor, /head, /page or /token, nvfp4, "
+            "nvfp4/tensor or q8kv4, got " +
+            text);
   return false;
 }
 
 PyObject* get_kv(const msa_problem& problem) {
   if (problem.kv_given == 0) Py_RETURN_NONE;
-  const bool known = problem.kv.storage == MSA_E4M3 && problem.kv.scale <= MSA_SCALE_TOKEN;
-  return PyUnicode_FromString(known ? kE4M3[problem.kv.scale] : msa_dtype_name(problem.kv.storage));
+  for (const NamedFormat& known : kFormats) {
+    if (same(known.format, problem.kv)) return PyUnicode_FromString(known.name);
+  }
+  return PyUnicode_FromString(msa_dtype_name(problem.kv.storage));
 }
 
 }  // namespace
@@ -259,6 +282,7 @@ msa_settings settings_of(const msa_problem& problem) {
   settings.softmax_scale_given = problem.softmax_scale_given;
   settings.softmax_scale = problem.softmax_scale;
   settings.options = problem.options;
+  settings.kv_rounded = problem.kv_given != 0 && (problem.kv.flags & MSA_FORMAT_ROUNDED) != 0;
   return settings;
 }
 

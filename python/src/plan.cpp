@@ -66,9 +66,9 @@ PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject*
   const msa_format& format = indexes ? object->problem.index_q : object->problem.q;
   Call call(state, operation);
   const msa_problem& problem = object->problem;
-  const bool e4m3 = problem.kv_given != 0 && problem.kv.storage == MSA_E4M3;
-  const Stored stored{.words = format.storage == MSA_BF16 ? MSA_BF16 : msa_dtype{-1},
-                      .bytes = e4m3 ? MSA_E4M3 : msa_dtype{-1}};
+  const bool words = format.storage == MSA_BF16 || format.storage == MSA_E4M3;
+  const Stored stored{.words = words ? format.storage : msa_dtype{-1},
+                      .bytes = problem.kv_given != 0 ? problem.kv.storage : msa_dtype{-1}};
   if (!call.gather(values, values + operation.inputs, stream, stored)) return nullptr;
   if (!call.complete(object->problem)) return nullptr;
   if (!call.run(object->plan, object->problem, workspace)) return nullptr;
@@ -288,8 +288,9 @@ bool pose_by_name(State& state, PyObject* const* args, Py_ssize_t count, PyObjec
       dtype |= std::strcmp(row.number->name, "dtype") == 0;
       out_dtype |= std::strcmp(row.number->name, "out_dtype") == 0;
     }
-    if (dtype && !index_dtype) staged.index_q.storage = staged.q.storage;
-    if (dtype && !out_dtype) staged.out_dtype = staged.q.storage;
+    const bool codes = staged.q.storage == MSA_E4M3;  // beside them numbers are bf16
+    if (dtype && !index_dtype && !codes) staged.index_q.storage = staged.q.storage;
+    if (dtype && !out_dtype && !codes) staged.out_dtype = staged.q.storage;
     if (staged.max_seqlen_q < 0) staged.max_seqlen_q = staged.total_q;
     if (staged.max_seqlen_k < 0) staged.max_seqlen_k = 0;
     *problem = staged;

@@ -304,9 +304,14 @@ bool Views::translate(const Wanted& wanted, const dlpack::Tensor& view, msa_tens
   if (is_bytes(view.dtype) && (wanted.keys || words_ >= 0)) {
     tensor->dtype = words_ >= 0 ? words_ : wanted.bytes;
     if (tensor->dtype < 0) {
-      return refuse(state_, wanted, "a dtype, or what the bytes hold (kv_dtype=\"e4m3\")", "uint8");
+      return refuse(state_, wanted,
+                    "a dtype, or what the bytes hold (kv_dtype=\"e4m3\", kv_format=\"nvfp4\")",
+                    "uint8");
     }
   }
+  // Two elements a byte: torch.float4_e2m1fn_x2 says so itself.
+  if (view.dtype.code == dlpack::kE2M1 && view.dtype.bits * view.dtype.lanes == 8)
+    tensor->dtype = MSA_E2M1;
   if (tensor->dtype < 0) {
     return refuse(state_, wanted, "a dtype of f32, f16, bf16 or i32", text_of(view.dtype));
   }
@@ -322,6 +327,10 @@ bool Views::translate(const Wanted& wanted, const dlpack::Tensor& view, msa_tens
     if (__builtin_mul_overflow(dense, std::max<std::int64_t>(view.shape[d], 1), &dense)) {
       return refuse(state_, wanted, "an extent that can be counted", "an overflow");
     }
+  }
+  if (tensor->dtype == MSA_E2M1) {
+    tensor->shape[view.rank - 1] *= 2;
+    for (int d = 0; d < view.rank - 1; ++d) tensor->stride[d] *= 2;
   }
   tensor->data = static_cast<char*>(view.data) + view.byte_offset;
   return true;

@@ -32,7 +32,7 @@ void expect_range(std::int64_t value, std::int64_t low, std::int64_t high, const
 
 // Rows of ragged keys that the call holds; no limit where the operation takes no keys.
 std::int64_t num_key_rows(const Call& call) {
-  const Tensor& keys = call.k ? call.k : call.index_k;
+  const Tensor& keys = call.k ? call.k : call.index_k ? call.index_k : call.k_cache;
   return keys ? keys.shape[0] : kNoLimit;
 }
 
@@ -318,6 +318,21 @@ void check_row_ptr(const Call& call, std::int64_t blocks) {
        std::to_string(call.row_ptr.shape[1]));
 }
 
+// quantize_kv: every new row has a position, and a page that exists.
+void check_append(const Problem& problem, const Call& call) {
+  if (problem.bounds.page_size == 0) return;
+  check_queries(problem, call);
+  for (std::int64_t b = 0; b < num_requests(call); ++b) {
+    const Request r = read_request(problem, call, b, 0);
+    expect_range(r.seqlen_k, r.seqlen_q, problem.bounds.max_seqlen_k, "batch.seqlens_k", "request",
+                 b);
+    if (r.seqlen_q == 0) continue;
+    check_columns(problem, call, r, b);
+    check_pages(call, b, (r.seqlen_k - r.seqlen_q) / problem.bounds.page_size,
+                ceil_div(r.seqlen_k, problem.bounds.page_size));
+  }
+}
+
 }  // namespace
 
 std::int64_t num_requests(const Call& call) {
@@ -327,7 +342,8 @@ std::int64_t num_requests(const Call& call) {
 }
 
 std::int64_t num_query_rows(const Call& call) {
-  for (const Tensor* tensor : {&call.q, &call.index_q, &call.scores_in, &call.block_ids_in}) {
+  for (const Tensor* tensor :
+       {&call.q, &call.index_q, &call.scores_in, &call.block_ids_in, &call.k_rows}) {
     if (*tensor) return tensor->shape[0];
   }
   if (!call.part_outs.empty()) return call.part_outs[0].shape[0];
@@ -359,6 +375,7 @@ Request read_request(const Problem& problem, const Call& call, std::int64_t b,
 
 void validate_contents(const Problem& problem, const Call& call) {
   if (op_traits(problem.op).merges) return check_parts(problem, call);
+  if (op_traits(problem.op).stores) return check_append(problem, call);
   check_queries(problem, call);
   const bool has_keys = call.k || call.index_k;
   std::int64_t k_begin = 0;

@@ -100,6 +100,11 @@ void expect_sources(Op op, const Call& call) {
     expect_floats("index_q", call.index_q, kRows);
     expect_tensor("index_k", call.index_k, kRowsOrPages);
   }
+  if (traits.stores) {
+    expect_floats("k_rows", call.k_rows, kRows);
+    expect_floats("v_rows", call.v_rows, kRows);
+    if (call.k_cache) expect_tensor("k_cache", call.k_cache, kRowsOrPages);
+  }
   if (op == Op::SelectTopk) expect_tensor("scores", call.scores_in, kRows);
   if (traits.lists) expect_tensor("block_ids", call.block_ids_in, kRows);
   if (call.block_ids) expect_tensor("block_ids", call.block_ids, kRows);
@@ -123,7 +128,7 @@ const Tensor& first_given(std::initializer_list<const Tensor*> tensors) {
 Tensor first_input(const Call& call) {
   if (!call.part_outs.empty()) return call.part_outs[0];
   if (!call.part_ids.empty()) return call.part_ids[0];
-  return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in});
+  return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in, &call.k_rows});
 }
 
 const Tensor& keys_of(const Call& call) { return call.k ? call.k : call.index_k; }
@@ -203,6 +208,22 @@ void derive_attention(Problem& p, const Call& call, const Settings& settings) {
   p.attention.value_dim = call.v ? extent(call.v, call.v.rank - 1) : extent(call.out, 2);
 }
 
+// Where no cache is given, values stay as they are.
+void derive_store(Problem& p, const Call& call, const Settings& settings) {
+  const Tensor& cache = call.k_cache;
+  if (cache && (cache.dtype != call.k_rows.dtype || settings.kv_rounded)) {
+    Call stored;
+    stored.k = cache;
+    stored.k_scale = call.k_scale_cache ? call.k_scale_cache : call.k_scale;
+    stored.k_global_scale = call.k_global_scale;
+    p.attention.kv = kv_of(stored, settings);
+  }
+  p.attention.q.storage = call.k_rows.dtype;
+  p.attention.heads_kv = extent(call.k_rows, 1);
+  p.attention.head_dim = extent(call.k_rows, 2);
+  p.attention.value_dim = extent(call.v_rows, 2);
+}
+
 void derive_index(Problem& p, const Call& call) {
   p.index.q.storage = call.index_q.dtype;
   p.index.heads = extent(call.index_q, 1);
@@ -248,6 +269,7 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
             .options = settings.options};
   if (traits.attends) derive_attention(p, call, settings);
   if (traits.indexes) derive_index(p, call);
+  if (traits.stores) derive_store(p, call, settings);
   if (traits.merges) derive_merge(p, call);
   if (traits.selects || traits.lists || op == Op::MergeSelections)
     derive_selection(p, call, settings);
@@ -258,7 +280,7 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
   if (traits.merges) return p;
 
   p.bounds.batch = count_requests(call.batch);
-  const Tensor& keys = keys_of(call);
+  const Tensor& keys = traits.stores ? call.k_cache : keys_of(call);
   if (keys.rank == 4) p.bounds.page_size = extent(keys, 1);
   p.bounds.max_seqlen_q =
       settings.max_seqlen_q != -1 ? settings.max_seqlen_q : longest_query(call, p.bounds.total_q);

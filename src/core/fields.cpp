@@ -23,7 +23,9 @@ constexpr auto joined() {
   for (const auto& row : own) {
     if (row.field.is_input()) all[n++] = row.field;
   }
-  for (std::size_t i = 0; i < lengths; ++i) all[n++] = table::kBatch[i];
+  for (std::size_t i = 0; i < table::kBatch.size(); ++i) {
+    if (table::takes(FieldsOf<Args>::kBatch, i)) all[n++] = table::kBatch[i];
+  }
   for (const auto& row : own) {
     if (!row.field.is_input()) all[n++] = row.field;
   }
@@ -111,6 +113,8 @@ auto with_table(Op op, const Visit& visit) {
       return visit.template operator()<MergeSelectionsArgs>();
     case Op::InvertSelection:
       return visit.template operator()<InvertSelectionArgs>();
+    case Op::QuantizeKv:
+      return visit.template operator()<QuantizeKvArgs>();
   }
   return decltype(visit.template operator()<DenseAttentionArgs>()){};
 }
@@ -146,8 +150,10 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
       return blocks_of_batch + 1;
     case Axis::InverseSlots:
       return rows * p.selection.topk;
-    // Of inputs alone: their tensors say.
+    // Row for row; the keys of other operations are inputs.
     case Axis::Keys:
+      return rows;
+    // Of inputs alone: their tensors say.
     case Axis::Pool:
     case Axis::One:
     case Axis::PartTopk:
@@ -164,7 +170,13 @@ Tensor output(const Problem& problem, const Operands& operands, const Field& fie
     fail(ErrorCode::InvalidArgument, std::string(field.name), "", "an output", "an input");
   }
   validate_problem(problem);
-  const Axes axes = parse(field.shape);
+  if (op_traits(problem.op).stores && problem.bounds.page_size != 0) {
+    fail(ErrorCode::InvalidArgument, std::string(field.name), "",
+         "a cache of the caller's, as the problem is for pages", "none");
+  }
+  const bool scales = field.element == Element::KvScale;
+  const Axes axes =
+      scales ? axes_of(kv_format(problem).scale, is_of_values(field)) : parse(field.shape);
   const std::int64_t blocks =
       problem.bounds.batch * ceil_div(problem.bounds.max_seqlen_k, problem.selection.block_size);
   const std::int64_t rows = rows_of(problem.op, operands);
@@ -217,6 +229,8 @@ std::int64_t rows_of(Op op, const Operands& operands) {
 bool is_planned(const Problem& problem, const Field& field) {
   const Scale scale = kv_format(problem).scale;
   if (field.element == Element::KvScale && scale == Scale::None) return false;
+  if (field.element == Element::KvScale && op_traits(problem.op).stores)
+    return is_computed(scale) != field.is_input();
   if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) return false;
   return field.planned == nullptr || problem.outputs.*field.planned;
 }

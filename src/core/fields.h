@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 
+#include "core/op_traits.h"
 #include "msa/operands.h"
 
 namespace msa::core {
@@ -24,6 +25,7 @@ enum class BatchKind : std::uint8_t {
   None,     // merges
   Lengths,  // lengths and positions, no keys
   Keys,     // and where the keys lie
+  Append,   // lengths, and pages to write to
 };
 
 namespace table {
@@ -48,6 +50,16 @@ inline constexpr Field kScoresIn{"scores", "[T, Hi, blocks]", Element::F32, Role
                                  &Operands::scores_in};
 inline constexpr Field kListed{"block_ids", "[T, Hkv, k]", Element::I32, Role::Input,
                                &Operands::block_ids_in};
+inline constexpr Field kKRows{"k_rows", "[T, Hkv, D]", Element::Q, Role::Input, &Operands::k_rows};
+inline constexpr Field kVRows{"v_rows", "[T, Hkv, Dv]", Element::Q, Role::Input, &Operands::v_rows};
+inline constexpr Field kKCache{"k_cache", "[N, Hkv, D]", Element::Kv, Role::Output,
+                               &Operands::k_cache};
+inline constexpr Field kVCache{"v_cache", "[N, Hkv, Dv]", Element::Kv, Role::Output,
+                               &Operands::v_cache};
+inline constexpr Field kKScaleCache{"k_scale_cache", "[N, Hkv]", Element::KvScale,
+                                    Role::OptionalOutput, &Operands::k_scale_cache};
+inline constexpr Field kVScaleCache{"v_scale_cache", "[N, Hkv]", Element::KvScale,
+                                    Role::OptionalOutput, &Operands::v_scale_cache};
 inline constexpr Field kOut{"out", "[T, Hq, Dv]", Element::Out, Role::Output, &Operands::out};
 inline constexpr Field kScores{"scores", "[T, Hi, blocks]", Element::F32, Role::Output,
                                &Operands::scores};
@@ -119,16 +131,24 @@ inline constexpr auto kBatch = std::to_array<Field>({
 
 inline constexpr std::size_t kKeyFields = 2;
 
-constexpr std::size_t batch_fields(BatchKind kind) {
+constexpr bool takes(BatchKind kind, std::size_t field) {
   switch (kind) {
     case BatchKind::None:
-      return 0;
+      return false;
     case BatchKind::Lengths:
-      return kBatch.size() - kKeyFields;
+      return field < kBatch.size() - kKeyFields;
     case BatchKind::Keys:
-      return kBatch.size();
+      return true;
+    case BatchKind::Append:
+      return field < 2 || field + 1 == kBatch.size();
   }
-  return 0;
+  return false;
+}
+
+constexpr std::size_t batch_fields(BatchKind kind) {
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < kBatch.size(); ++i) count += takes(kind, i) ? 1 : 0;
+  return count;
 }
 
 }  // namespace table
@@ -273,6 +293,25 @@ struct FieldsOf<InvertSelectionArgs> {
   });
 };
 
+template <>
+struct FieldsOf<QuantizeKvArgs> {
+  using A = QuantizeKvArgs;
+  static constexpr Op kOp = Op::QuantizeKv;
+  static constexpr BatchKind kBatch = BatchKind::Append;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kKRows, &A::k_rows},
+      {table::kVRows, &A::v_rows},
+      {table::kKScale, &A::k_scale},
+      {table::kVScale, &A::v_scale},
+      {table::kKGlobalScale, &A::k_global_scale},
+      {table::kVGlobalScale, &A::v_global_scale},
+      {table::kKCache, &A::k_cache},
+      {table::kVCache, &A::v_cache},
+      {table::kKScaleCache, &A::k_scale_cache},
+      {table::kVScaleCache, &A::v_scale_cache},
+  });
+};
+
 /// The tensors of an argument struct under the names that all operations share.
 template <class Args>
 Operands gather(const Args& args) {
@@ -324,6 +363,10 @@ std::span<const Axes> axes_of(Op op);
 /// Those of scales of keys or of values, in place of the ones that the table gives them.
 Axes axes_of(Scale scale, bool values);
 
+inline bool is_of_values(const Field& field) {
+  return field.tensor == &Operands::v_scale || field.tensor == &Operands::v_scale_cache;
+}
+
 constexpr bool counts_groups(Scale scale) {
   return scale == Scale::Group || scale == Scale::GroupTensor;
 }
@@ -335,6 +378,9 @@ inline constexpr std::int64_t kGroup = 16;
 inline Format kv_format(const Problem& problem) {
   return problem.attention.kv.value_or(problem.attention.q);
 }
+
+/// Whether the scale is worked out from what it scales, where keys and values are stored.
+constexpr bool is_computed(Scale scale) { return scale == Scale::Token || counts_groups(scale); }
 
 /// Whether the call is to write this output, or needs this input.
 bool is_planned(const Problem& problem, const Field& field);

@@ -13,6 +13,7 @@ struct OpTraits {
   bool selects = false;  // ranks blocks: topk, local_blocks, init_blocks
   bool lists = false;    // takes block ids
   bool merges = false;   // takes parts and no batch
+  bool stores = false;   // writes keys and values
 };
 
 constexpr OpTraits op_traits(Op op) {
@@ -35,6 +36,8 @@ constexpr OpTraits op_traits(Op op) {
       return {.merges = true};
     case Op::InvertSelection:
       return {.lists = true};
+    case Op::QuantizeKv:
+      return {.stores = true};
   }
   return {};
 }

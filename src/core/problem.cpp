@@ -29,6 +29,8 @@ const char* to_string(Op op) noexcept {
       return "merge_selections";
     case Op::InvertSelection:
       return "invert_selection";
+    case Op::QuantizeKv:
+      return "quantize_kv";
   }
   return "unknown";
 }
@@ -130,6 +132,19 @@ void add_merge(Line& line, const Problem& p) {
   }
 }
 
+void add_store(Line& line, const Problem& p) {
+  if (p.bounds.page_size != 0) {
+    add_batch(line, p);
+  } else {
+    line.add("total_q", p.bounds.total_q);
+  }
+  line.add("dtype", to_string(p.attention.q.storage));
+  line.add("kv", to_string(p.attention.kv.value_or(p.attention.q)));
+  line.add("heads_kv", p.attention.heads_kv);
+  line.add("head_dim", p.attention.head_dim);
+  if (p.attention.value_dim != p.attention.head_dim) line.add("value_dim", p.attention.value_dim);
+}
+
 void add_options(Line& line, const Options& o) {
   if (!o.backend.empty()) line.add("backend", o.backend);
   if (!o.isa.empty()) line.add("isa", o.isa);
@@ -144,6 +159,8 @@ std::string to_string(const Problem& p) {
   Line line(std::string(to_string(p.op)) + " on " + to_string(p.device));
   if (traits.merges) {
     add_merge(line, p);
+  } else if (traits.stores) {
+    add_store(line, p);
   } else {
     add_batch(line, p);
     if (traits.attends) add_attention(line, p);

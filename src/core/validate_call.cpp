@@ -47,7 +47,8 @@ class Extents {
   void learn(const Axes& axes, const Tensor& tensor) {
     for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
       if (axes.axis[i] == Axis::Rows) rows_ = exactly(tensor.shape[i]);
-      if (axes.axis[i] == Axis::Keys) keys_ = exactly(tensor.shape[0]);
+      if (axes.axis[i] == Axis::Keys || axes.axis[i] == Axis::Pool)
+        keys_ = exactly(tensor.shape[0]);
       if (axes.axis[i] == Axis::PartTopk) part_topk_ = exactly(tensor.shape[i]);
       if (axes.axis[i] == Axis::InverseSlots) slots_ = exactly(tensor.shape[i]);
     }
@@ -88,6 +89,7 @@ class Extents {
       case Axis::IndexDim:
         return exactly(p_.index.dim);
       case Axis::Keys:
+        return op_traits(p_.op).stores && p_.bounds.page_size == 0 ? rows_ : keys_;
       case Axis::Pool:
         return keys_;
       case Axis::One:
@@ -134,12 +136,17 @@ class CallCheck {
     for (; i < fields.size() && fields[i].tensor != nullptr && fields[i].is_input(); ++i) {
       check_input(fields[i], axes[i]);
     }
+    if (op_traits(p_.op).stores && p_.bounds.page_size == 0) {
+      for (; i < fields.size() && fields[i].length != nullptr; ++i) {
+        expect_none(fields[i], fields[i].in(call_), "as the plan is for rows without a batch");
+      }
+    }
     if (i < fields.size() && fields[i].length != nullptr) {
       extents_.learn_requests(count_requests(fields[i], axes[i]));
       for (++i; i < fields.size() && fields[i].length != nullptr; ++i) {
         check_length(fields[i], axes[i]);
       }
-      if (!call_.k && !call_.index_k) expect_no_keys();
+      if (!call_.k && !call_.index_k && !call_.k_rows) expect_no_keys();
       check_missing_lengths();
     }
     for (; i < fields.size(); ++i) check_output(fields[i], axes[i]);
@@ -156,12 +163,14 @@ class CallCheck {
     if (scales && scale == Scale::None) {
       return expect_none(field, tensor, "as the format has no scale");
     }
+    if (scales && !is_planned(p_, field) && op_traits(p_.op).stores) {
+      return expect_none(field, tensor, "as the call works the scales out");
+    }
     if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) {
       return expect_none(field, tensor, "as the format has no scale of scales");
     }
     if (!tensor && !is_planned(p_, field)) return;
-    const Axes axes =
-        scales ? axes_of(scale, field.tensor == &Operands::v_scale) : table_axes;
+    const Axes axes = scales ? axes_of(scale, is_of_values(field)) : table_axes;
     checker_.input(argument(field, tensor), extents_.expected(field, axes));
     extents_.learn(axes, tensor);
   }
@@ -268,13 +277,16 @@ class CallCheck {
 
   // ---- outputs ----
 
-  void check_output(const Field& field, const Axes& axes) {
+  void check_output(const Field& field, const Axes& table_axes) {
     const Tensor& tensor = field.in(call_);
+    const bool scales = field.element == Element::KvScale;
+    const Axes axes = scales ? axes_of(kv_format(p_).scale, is_of_values(field)) : table_axes;
     if (!is_planned(p_, field)) {
       return expect_none(field, tensor, "as the plan does not write it");
     }
     // No flag plans it: it is written where somebody wants it.
-    if (field.role == Role::OptionalOutput && field.planned == nullptr && !tensor) return;
+    if (field.role == Role::OptionalOutput && field.planned == nullptr && !scales && !tensor)
+      return;
     checker_.output(field.name.data(), tensor, extents_.expected(field, axes), twin_of(field));
     extents_.learn(axes, tensor);
   }
@@ -314,7 +326,7 @@ void expect_no_strays(Op op, const Operands& operands) {
     }
     return false;
   };
-  for (int other = 0; other <= static_cast<int>(Op::InvertSelection); ++other) {
+  for (int other = 0; other <= static_cast<int>(kLastOp); ++other) {
     for (const Field& field : fields_of(static_cast<Op>(other))) {
       const bool given = field.parts != nullptr ? !(operands.*field.parts).empty()
                                                 : static_cast<bool>(field.in(operands));

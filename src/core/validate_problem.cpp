@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "core/fail.h"
 #include "core/fields.h"
@@ -140,6 +141,25 @@ void check_attention(const Problem& p) {
   }
 }
 
+void check_store(const Problem& p) {
+  expect_range("batch", p.bounds.batch, 0, kMaxCount - 1);
+  expect_range("page_size", p.bounds.page_size, 0, kMaxCount);
+  expect_multiple("page_size", p.bounds.page_size, 16);
+  if (p.bounds.page_size != 0) {
+    expect_range("max_seqlen_q", p.bounds.max_seqlen_q, 0, kMaxCount);
+    expect_range("max_seqlen_k", p.bounds.max_seqlen_k, 0, kMaxCount);
+  }
+  expect_float("dtype", p.attention.q.storage);
+  expect_plain("attention.q", p.attention.q);
+  check_kv(p);
+  expect_range("heads_kv", p.attention.heads_kv, 1, kMaxCount);
+  for (const auto& [name, dim] : {std::pair{"head_dim", p.attention.head_dim},
+                                  std::pair{"value_dim", p.attention.value_dim}}) {
+    expect_range(name, dim, 1, kMaxCount);
+    expect_product("total_q", {p.bounds.total_q, p.attention.heads_kv, dim});
+  }
+}
+
 void check_index(const Problem& p) {
   expect_float("index_dtype", p.index.q.storage);
   expect_plain("index.q", p.index.q);
@@ -218,7 +238,7 @@ void check_block_lists(const Problem& p, const OpTraits& traits) {
 }
 
 void check_op(const Problem& p) {
-  if (p.op > Op::InvertSelection) {
+  if (p.op > kLastOp) {
     reject("op", "an operation", std::to_string(static_cast<int>(p.op)));
   }
 }
@@ -240,6 +260,7 @@ void validate_problem(const Problem& p) {
   expect_range("total_q", p.bounds.total_q, 0, kMaxCount);
   check_flags(p, traits);
   if (traits.merges) return check_merge(p);
+  if (traits.stores) return check_store(p);
   check_batch(p);
   if (traits.attends) check_attention(p);
   if (traits.indexes || traits.selects) expect_range("index_heads", p.index.heads, 1, kMaxCount);

@@ -272,16 +272,12 @@ void add_scales(KeyTensor& keys, const Tensor& scales, Scale scale, bool paged) 
       keys.scale_head = stride[1];
       return;
     case Scale::Token:
-      keys.scale_page = paged ? stride[0] : 0;
-      keys.scale_row = paged ? stride[1] : stride[0];
-      keys.scale_head = paged ? stride[2] : stride[1];
-      return;
     case Scale::Group:
     case Scale::GroupTensor:
+      if (core::counts_groups(scale)) keys.scale_group = stride[paged ? 3 : 2];
       keys.scale_page = paged ? stride[0] : 0;
       keys.scale_row = paged ? stride[1] : stride[0];
       keys.scale_head = paged ? stride[2] : stride[1];
-      keys.scale_group = paged ? stride[3] : stride[2];
       return;
   }
 }

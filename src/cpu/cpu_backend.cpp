@@ -39,6 +39,8 @@ Planner planner_of(Op op) {
       return plan_merge_selections;
     case Op::InvertSelection:
       return plan_invert_selection;
+    case Op::QuantizeKv:
+      return plan_quantize_kv;
   }
   return nullptr;
 }

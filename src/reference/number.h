@@ -124,8 +124,7 @@ inline double read_e2m1(const void* data, std::int64_t at) {
   const int pair = static_cast<const std::uint8_t*>(data)[at / 2];
   const int code = at % 2 == 0 ? pair & 15 : pair >> 4;
   const int exponent = code >> 1 & 3, mantissa = code & 1;
-  const double value =
-      exponent == 0 ? mantissa * 0.5 : (2 + mantissa) * power_of_two(exponent - 2);
+  const double value = exponent == 0 ? mantissa * 0.5 : (2 + mantissa) * power_of_two(exponent - 2);
   return (code & 8) != 0 ? -value : value;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "core/contents.h"
@@ -52,14 +53,22 @@ Keys keys_of(const Call& call, const Tensor& tensor, const Request& r, std::int6
 
 // Keys or values of attention, with their scales.
 Keys attended_keys(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
-  return {call.k,        call.batch.page_table, b,
-          r.k_begin,     &call.k_scale,         &call.k_global_scale,
+  return {call.k,
+          call.batch.page_table,
+          b,
+          r.k_begin,
+          &call.k_scale,
+          &call.k_global_scale,
           core::kv_format(p)};
 }
 
 Keys attended_values(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
-  return {call.v,        call.batch.page_table, b,
-          r.k_begin,     &call.v_scale,         &call.v_global_scale,
+  return {call.v,
+          call.batch.page_table,
+          b,
+          r.k_begin,
+          &call.v_scale,
+          &call.v_global_scale,
           core::kv_format(p)};
 }
 
@@ -381,6 +390,167 @@ void invert_selection(const Problem& p, const Call& call) {
   for (std::int64_t h = 0; h < p.attention.heads_kv; ++h) invert_head(p, call, h);
 }
 
+// ---- storing keys and values ----
+
+// Numbers that fp32 holds, divided and rounded to fp32.
+float divided(double x, double by) { return static_cast<float>(x / by); }
+
+// The largest magnitude; NaN where one is.
+double largest_of(const Vector& row, std::int64_t begin, std::int64_t end) {
+  double largest = 0;
+  for (std::int64_t d = begin; d < end; ++d) {
+    if (std::isnan(row[d])) return kNaN;
+    largest = std::max(largest, std::fabs(row[d]));
+  }
+  return largest;
+}
+
+// The nearest code; of two that are as near the even one. Zero has no sign where `plain_zero`.
+int nearest_e2m1(double x, bool plain_zero) {
+  constexpr std::array<double, 8> kSizes{0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  int best = 0;
+  for (int code = 1; code < 8; ++code) {
+    const double now = std::fabs(std::fabs(x) - kSizes[static_cast<std::size_t>(best)]);
+    const double then = std::fabs(std::fabs(x) - kSizes[static_cast<std::size_t>(code)]);
+    if (then < now || (then == now && code % 2 == 0)) best = code;
+  }
+  if (std::isinf(x)) best = 7;
+  return best + (std::signbit(x) && !(best == 0 && plain_zero) ? 8 : 0);
+}
+
+void store_e2m1(const Tensor& t, std::int64_t at, int code) {
+  auto* const pair = static_cast<std::uint8_t*>(t.data) + at / 2;
+  const int other = at % 2 == 0 ? *pair & 0xf0 : *pair & 0x0f;
+  *pair = static_cast<std::uint8_t>(other | (at % 2 == 0 ? code : code << 4));
+}
+
+void store_e4m3(const Tensor& t, std::int64_t at, double value) {
+  static_cast<std::uint8_t*>(t.data)[at] = encode_e4m3(value);
+}
+
+/// A row's place in a cache and in its scales; outside pages, `page` is -1.
+struct Slot {
+  std::int64_t page = -1, row = 0, head = 0;
+  std::int64_t in(const Tensor& t) const {
+    return page < 0 ? offset(t, row, head) : offset(t, page, row, head);
+  }
+};
+
+// A row of a head in groups: each with the scale that makes its largest element 6.
+void store_groups(const Format& kv, const Vector& row, std::int64_t dim, double global,
+                  const Tensor& cache, std::int64_t at, const Tensor& scales,
+                  std::int64_t scales_at) {
+  const std::int64_t step = scales.stride[static_cast<std::size_t>(scales.rank - 1)];
+  for (std::int64_t begin = 0; begin < dim; begin += kv.group) {
+    const double largest = largest_of(row, begin, begin + kv.group);
+    const bool tensor = kv.scale == Scale::GroupTensor;
+    double scale = divided(tensor ? std::fabs(divided(largest, global)) : largest, 6);
+    if (kv.rounded) scale = std::isnan(scale) ? scale : std::clamp(scale, 0x1p-9, kLargestE4M3);
+    const std::int64_t place = scales_at + begin / kv.group * step;
+    store_e4m3(scales, place, scale);
+    const double stored = load(scales, place);
+    for (std::int64_t d = begin; d < begin + kv.group; ++d) {
+      const double x = tensor ? static_cast<double>(divided(row[d], global)) : row[d];
+      int code = nearest_e2m1(divided(x, stored), kv.rounded);
+      if (std::isnan(stored) || stored == 0) code = 0;
+      store_e2m1(cache, at + d, code);
+    }
+  }
+}
+
+double given_scale(const Format& kv, const Tensor& scales, const Slot& slot) {
+  switch (kv.scale) {
+    case Scale::Tensor:
+      return load(scales, 0);
+    case Scale::Head:
+      return load(scales, slot.head * scales.stride[0]);
+    case Scale::Page:
+      return load(scales, offset(scales, slot.page, slot.head));
+    case Scale::None:
+    case Scale::Token:
+    case Scale::Group:
+    case Scale::GroupTensor:
+      break;
+  }
+  return 1;
+}
+
+// fp32 for each token and head: what makes the largest element 448, 1 where that is no number
+// above 0.
+double token_scale(const Vector& row, std::int64_t dim) {
+  double largest = 0;
+  for (std::int64_t d = 0; d < dim; ++d) {
+    if (!std::isnan(row[d])) largest = std::max(largest, std::fabs(row[d]));
+  }
+  const float scale = divided(largest, kLargestE4M3);
+  return scale > 0 ? static_cast<double>(scale) : 1.0;
+}
+
+// The very bits, those of a NaN too.
+void copy_row(const Vector& row, std::int64_t dim, const Tensor& cache, std::int64_t at) {
+  const auto bytes = [&](std::int64_t n) { return size_in_bytes(cache.dtype, n); };
+  std::memcpy(static_cast<std::byte*>(cache.data) + bytes(at),
+              static_cast<const std::byte*>(row.tensor.data) + bytes(row.begin),
+              static_cast<std::size_t>(bytes(dim)));
+}
+
+struct Stored {
+  const Tensor &rows, &cache, &scales, &global, &written_scales;
+};
+
+void store_row(const Problem& p, const Stored& s, std::int64_t from, const Slot& slot) {
+  const Format kv = core::kv_format(p);
+  const Vector row = row_vector(s.rows, from, slot.head);
+  const std::int64_t dim = s.rows.shape[2], at = slot.in(s.cache);
+  if (kv.storage == DType::E2M1) {
+    const double global = kv.scale == Scale::GroupTensor ? load(s.global, 0) : 1.0;
+    const Tensor& scales = s.written_scales;
+    return store_groups(kv, row, dim, global, s.cache, at, scales, slot.in(scales));
+  }
+  double scale = given_scale(kv, s.scales, slot);
+  if (kv.scale == Scale::Token) {
+    scale = token_scale(row, dim);
+    store(s.written_scales, slot.in(s.written_scales), scale);
+  }
+  if (kv.storage != DType::E4M3) return copy_row(row, dim, s.cache, at);
+  for (std::int64_t d = 0; d < dim; ++d) {
+    if (kv.scale == Scale::None) {
+      store_e4m3(s.cache, at + d, row[d]);
+    } else {
+      store_e4m3(s.cache, at + d, divided(row[d], scale));
+    }
+  }
+}
+
+void store_both(const Problem& p, const Call& call, std::int64_t from, Slot slot) {
+  const Stored keys{call.k_rows, call.k_cache, call.k_scale, call.k_global_scale,
+                    call.k_scale_cache};
+  const Stored values{call.v_rows, call.v_cache, call.v_scale, call.v_global_scale,
+                      call.v_scale_cache};
+  for (slot.head = 0; slot.head < p.attention.heads_kv; ++slot.head) {
+    store_row(p, keys, from, slot);
+    store_row(p, values, from, slot);
+  }
+}
+
+void quantize_kv(const Problem& p, const Call& call) {
+  const std::int64_t page_size = p.bounds.page_size;
+  if (page_size == 0) {
+    for (std::int64_t i = 0; i < call.k_rows.shape[0]; ++i) {
+      store_both(p, call, i, {.page = -1, .row = i});
+    }
+    return;
+  }
+  for (std::int64_t b = 0; b < core::num_requests(call); ++b) {
+    const Request r = core::read_request(p, call, b, 0);
+    for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+      const std::int64_t position = r.seqlen_k - r.seqlen_q + i;
+      const std::int64_t page = core::read_i32(call.batch.page_table, b, position / page_size);
+      store_both(p, call, r.q_begin + i, {.page = page, .row = position % page_size});
+    }
+  }
+}
+
 // ---- working memory ----
 
 std::size_t num_scores(const Problem& p) {
@@ -431,6 +601,8 @@ void run(const Problem& p, const Call& call, const Scratch& scratch) {
       return merge_selections(p, call, scratch);
     case Op::InvertSelection:
       return invert_selection(p, call);
+    case Op::QuantizeKv:
+      return quantize_kv(p, call);
   }
 }
 

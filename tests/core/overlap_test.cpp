@@ -150,8 +150,8 @@ TEST(Extent, OfHalfBytesCountsThoseBegun) {
 TEST(Extent, AlignmentOfHalfBytesIsAByte) {
   const Tensor t = view(1, DType::E2M1, {2, 8}, {8, 1});
   Checker checker(Device{});
-  EXPECT_NO_THROW(checker.input({"t", -1, &t},
-                                {.dtype = DType::E2M1, .shape = shape(exactly(2), exactly(8))}));
+  EXPECT_NO_THROW(
+      checker.input({"t", -1, &t}, {.dtype = DType::E2M1, .shape = shape(exactly(2), exactly(8))}));
 }
 
 TEST(Extent, OverflowIsSeen) {

@@ -276,8 +276,8 @@ TEST(Codes, FourBitsAndBack) {
     const std::uint8_t pair = static_cast<std::uint8_t>(code | (15 - code) << 4);
     for (int at = 0; at < 2; ++at) {
       const int c = at == 0 ? code : 15 - code;
-      const double value = c < 8 ? kSizes[static_cast<std::size_t>(c)]
-                                 : -kSizes[static_cast<std::size_t>(c - 8)];
+      const double value =
+          c < 8 ? kSizes[static_cast<std::size_t>(c)] : -kSizes[static_cast<std::size_t>(c - 8)];
       std::array<float, 2> loaded{};
       testkit::load(&pair, DType::E2M1, 2, loaded.data());
       for (const double given :

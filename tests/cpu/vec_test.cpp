@@ -103,8 +103,7 @@ TEST_P(Vector, CodesOfE2M1AreLookedUpAndSigned) {
         for (int lane = 0; lane < v.lanes; ++lane) {
           const int code = first + lane;
           float expected = testkit::e2m1_to_float(code) * factor;
-          if (table == &cpu::kRoundedProducts)
-            expected = testkit::round_to(expected, DType::E4M3);
+          if (table == &cpu::kRoundedProducts) expected = testkit::round_to(expected, DType::E4M3);
           const float given = y[static_cast<std::size_t>(lane)];
           if (std::isnan(expected)) {
             EXPECT_TRUE(std::isnan(given)) << scale;

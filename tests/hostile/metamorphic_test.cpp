@@ -161,8 +161,8 @@ struct Widened {
 TEST_P(Metamorphic, CodesTimesScalesAreValues) {
   for (const std::string op : {"dense", "sparse", "msa"}) {
     for (const char* how : {"kv=e4m3", "kv=e4m3/tensor", "kv=e4m3/head", "kv=e4m3/token",
-                            "kv=e4m3/page page=16", "kv=e4m3/token page=32 hostile=nan",
-                            "kv=nvfp4", "kv=nvfp4/tensor page=16", "kv=q8kv4 page=32 hostile=nan"}) {
+                            "kv=e4m3/page page=16", "kv=e4m3/token page=32 hostile=nan", "kv=nvfp4",
+                            "kv=nvfp4/tensor page=16", "kv=q8kv4 page=32 hostile=nan"}) {
       const std::string line = "op=" + op +
                                " dtype=f32 heads=8/2 dim=64 block=32 topk=4 "
                                "lens=40:300,1:500,3:3 lse=1 " +

@@ -38,7 +38,7 @@ TEST(CaseLanguage, EveryCommittedCaseRoundTrips) {
 TEST(CaseLanguage, SmokeHasThirtyCasesOfEveryOperation) {
   const std::vector<Case> cases = read_cases(tests_dir() + "/cases/smoke.txt");
   EXPECT_EQ(cases.size(), 30u);
-  for (int op = 0; op <= static_cast<int>(Op::InvertSelection); ++op) {
+  for (int op = 0; op <= static_cast<int>(kLastOp); ++op) {
     EXPECT_TRUE(std::any_of(cases.begin(), cases.end(), [op](const Case& spec) {
       return static_cast<int>(spec.op) == op;
     })) << short_name(static_cast<Op>(op));

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..results import Inverse
+from .fakes import scales_of
 from .ops import overload, result, write
 
 __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
-           "select_blocks", "select_topk", "sparse_attention"]
+           "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
 
 # Looked up once, and called by place: both save as much as a small call takes.
 _dense_attention = overload("dense_attention")
@@ -28,32 +29,34 @@ _msa_attention = overload("msa_attention")
 _merge_states = overload("merge_states")
 _merge_selections = overload("merge_selections")
 _invert_selection = overload("invert_selection")
+_quantize_kv = overload("quantize_kv")
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, k_scale: Tensor | None = None,
-                    v_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
-                    cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
-                    q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
-                    total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
-                    softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                    v_scale: Tensor | None = None, k_global_scale: Tensor | None = None,
+                    v_global_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
+                    seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                    page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                    key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
+                    causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                     max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
-                    threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
-                    out: Tensor | None = None, lse: Tensor | None = None, block_max: Tensor | None = None,
-                    return_lse: bool = False, return_block_max: bool = False) -> Any:
+                    threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
+                    out_dtype: torch.dtype | None = None, out: Tensor | None = None, lse: Tensor | None = None,
+                    block_max: Tensor | None = None, return_lse: bool = False, return_block_max: bool = False) -> Any:
     """Attends every visible key of every request. See msa.dense_attention."""
     if out is not None or lse is not None or block_max is not None:
         outputs = {"out": out if out is not None else v is not None, "lse": lse if lse is not None else return_lse,
                    "block_max": block_max if block_max is not None else return_block_max}
         return write("dense_attention", (q, k, v), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
-                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
-                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
-                     block_size=block_size, causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
-                     max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                     batch_invariant=batch_invariant)
-    found = _dense_attention(q, k, v, k_scale, v_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
-                             total_seqlens_k, cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q,
-                             max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, None, return_lse,
-                             return_block_max)
+                     k_global_scale=k_global_scale, v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q,
+                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                     softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                     isa=isa, threads=threads, batch_invariant=batch_invariant, kv_format=kv_format)
+    found = _dense_attention(q, k, v, k_scale, v_scale, k_global_scale, v_global_scale, cu_seqlens_q, seqlens_k,
+                             q_offsets, key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size, causal,
+                             softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
+                             kv_format, out_dtype, None, return_lse, return_block_max)
     if len(found) == 1:
         return found[0]
     return result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
@@ -130,40 +133,43 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | No
 
 
 def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, k_scale: Tensor | None = None,
-                     v_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
-                     cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
-                     q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
-                     total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
-                     softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                     v_scale: Tensor | None = None, k_global_scale: Tensor | None = None,
+                     v_global_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
+                     seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                     page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                     key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
+                     causal: bool = True, softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                      max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
-                     threads: int = 0, batch_invariant: bool = False, out_dtype: torch.dtype | None = None,
-                     out: Tensor | None = None, lse: Tensor | None = None, return_lse: bool = False) -> Any:
+                     threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
+                     out_dtype: torch.dtype | None = None, out: Tensor | None = None, lse: Tensor | None = None,
+                     return_lse: bool = False) -> Any:
     """Attends the visible keys of the listed blocks. See msa.sparse_attention."""
     if out is not None or lse is not None:
         outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse}
         return write("sparse_attention", (q, k, v, block_ids), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
-                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
-                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
-                     block_size=block_size, causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
-                     max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                     batch_invariant=batch_invariant)
-    found = _sparse_attention(q, k, v, block_ids, k_scale, v_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
-                              total_seqlens_k, cu_seqlens_k, page_table, block_size, causal, softmax_scale,
-                              max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, out_dtype, True,
-                              return_lse)
+                     k_global_scale=k_global_scale, v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q,
+                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                     softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                     isa=isa, threads=threads, batch_invariant=batch_invariant, kv_format=kv_format)
+    found = _sparse_attention(q, k, v, block_ids, k_scale, v_scale, k_global_scale, v_global_scale, cu_seqlens_q,
+                              seqlens_k, q_offsets, key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size,
+                              causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
+                              kv_format, out_dtype, True, return_lse)
     if len(found) == 1:
         return found[0]
     return result(found, ("out", True), ("lse", return_lse))
 
 
-def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *,
-                  k_scale: Tensor | None = None, v_scale: Tensor | None = None,
-                  cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None,
-                  cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None, q_offsets: Tensor | None = None,
-                  key_offsets: Tensor | None = None, total_seqlens_k: Tensor | None = None, block_size: int = 128,
-                  topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
-                  softmax_scale: float | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-                  backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *, k_scale: Tensor | None = None,
+                  v_scale: Tensor | None = None, k_global_scale: Tensor | None = None,
+                  v_global_scale: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
+                  seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
+                  q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                  total_seqlens_k: Tensor | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
+                  init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
+                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
                   out_dtype: torch.dtype | None = None, out: Tensor | None = None, lse: Tensor | None = None,
                   block_ids: Tensor | None = None, return_lse: bool = False, return_block_ids: bool = False) -> Any:
     """select_blocks, then sparse_attention. See msa.msa_attention."""
@@ -171,15 +177,16 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
         outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse,
                    "block_ids": block_ids if block_ids is not None else return_block_ids}
         return write("msa_attention", (q, k, v, index_q, index_k), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
-                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
-                     q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
-                     block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
-                     causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
-                           total_seqlens_k, cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks,
-                           causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
-                           out_dtype, True, return_lse, return_block_ids)
+                     k_global_scale=k_global_scale, v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q,
+                     seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
+                     local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
+                     max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant, kv_format=kv_format)
+    found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, k_global_scale, v_global_scale, cu_seqlens_q,
+                           seqlens_k, q_offsets, key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size,
+                           topk, local_blocks, init_blocks, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend,
+                           isa, threads, batch_invariant, kv_format, out_dtype, True, return_lse, return_block_ids)
     if len(found) == 1:
         return found[0]
     return result(found, ("out", True), ("lse", return_lse), ("block_ids", return_block_ids))
@@ -234,3 +241,27 @@ def invert_selection(block_ids: Tensor, *, cu_seqlens_q: Tensor | None = None, s
     found = _invert_selection(block_ids, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k, block_size,
                               max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant)
     return Inverse(*found)
+
+
+def quantize_kv(k_rows: Tensor, v_rows: Tensor, *, k_scale: Tensor | None = None, v_scale: Tensor | None = None,
+                k_global_scale: Tensor | None = None, v_global_scale: Tensor | None = None,
+                cu_seqlens_q: Tensor | None = None, seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
+                max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+                isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
+                k_cache: Tensor | None = None, v_cache: Tensor | None = None, k_scale_cache: Tensor | None = None,
+                v_scale_cache: Tensor | None = None) -> Any:
+    """Stores keys and values of new tokens in the format of a cache. See msa.quantize_kv."""
+    if k_cache is not None or v_cache is not None or k_scale_cache is not None or v_scale_cache is not None:
+        scales = scales_of(kv_format)
+        outputs = {"k_cache": k_cache if k_cache is not None else True,
+                   "v_cache": v_cache if v_cache is not None else True,
+                   "k_scale_cache": k_scale_cache if k_scale_cache is not None else scales,
+                   "v_scale_cache": v_scale_cache if v_scale_cache is not None else scales}
+        return write("quantize_kv", (k_rows, v_rows), outputs, None, k_scale=k_scale, v_scale=v_scale,
+                     k_global_scale=k_global_scale, v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q,
+                     seqlens_k=seqlens_k, page_table=page_table, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant, kv_format=kv_format)
+    found = _quantize_kv(k_rows, v_rows, k_scale, v_scale, k_global_scale, v_global_scale, cu_seqlens_q, seqlens_k,
+                         page_table, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, kv_format)
+    scales = len(found) > 2
+    return result(found, ("k_cache", True), ("v_cache", True), ("k_scale_cache", scales), ("v_scale_cache", scales))

@@ -32,12 +32,14 @@ def _bind(rows: list[Row], given: dict[str, Any]) -> dict[str, Any]:
     bound: dict[str, Any] = {}
     for name, _, parts, element, shape in rows:
         value = given.get(name)
-        if value is None or element == "kv_scale":  # its rank says who shares a scale
+        if value is None or element in ("kv_scale", "kv_global_scale"):  # the rank says who shares a scale
             continue
+        pairs = element == "kv" and in_four_bits(given.get("kv_format"))
         for tensor in value if parts else [value]:
             letters = _letters(shape)
             torch._check(tensor.dim() >= len(letters), lambda: f"{name}: expected {shape}, got rank {tensor.dim()}")
-            for letter, extent in zip(reversed(letters), reversed(tensor.shape)):
+            shape_of = [*tensor.shape[:-1], 2 * tensor.shape[-1]] if pairs else tensor.shape
+            for letter, extent in zip(reversed(letters), reversed(shape_of)):
                 known = bound.setdefault(letter, extent)
                 if letter not in _FREE:
                     torch._check(known == extent, lambda: f"{name}: expected {letter} of {known}, got {extent}")
@@ -66,7 +68,31 @@ def _extent(op: str, letter: str, bound: dict[str, Any], given: dict[str, Any]) 
         return requests * ((_longest(op, given) + block - 1) // block) + 1
     if letter == "T * k":
         return bound["T"] * bound["k"]
+    if letter == "N":  # of an output: row for row
+        return bound["T"]
     return bound[letter]
+
+
+def in_four_bits(kv_format: str | None) -> bool:
+    """Whether two elements lie in a byte."""
+    return kv_format in ("nvfp4", "nvfp4/tensor", "q8kv4")
+
+
+def scales_of(kv_format: str | None) -> bool:
+    """Whether storing keys and values works their scales out."""
+    return in_four_bits(kv_format) or kv_format == "e4m3/token"
+
+
+def _stored(like: Any, kv_format: str | None, extents: list[Any]) -> Any:
+    if in_four_bits(kv_format):
+        return like.new_empty([*extents[:-1], extents[-1] // 2], dtype=torch.uint8)
+    return like.new_empty(extents, dtype=like.dtype if kv_format is None else torch.float8_e4m3fn)
+
+
+def _stored_scales(like: Any, kv_format: str | None, extents: list[Any], dim: Any) -> Any:
+    if in_four_bits(kv_format):
+        return like.new_empty([*extents, dim // 16], dtype=torch.float8_e4m3fn)
+    return like.new_empty(extents, dtype=torch.float32)
 
 
 def allocate(op: str, given: dict[str, Any], names: set[str]) -> dict[str, Any]:
@@ -74,12 +100,19 @@ def allocate(op: str, given: dict[str, Any], names: set[str]) -> dict[str, Any]:
     bound = _bind([row for row in _core.fields()[op] if row[1] in _INPUT_ROLES], given)
     first = given[_core.fields()[op][0][0]]
     like = first[0] if isinstance(first, (list, tuple)) else first
-    dtypes = {"i32": torch.int32, "f32": torch.float32, "out": given.get("out_dtype") or like.dtype}
+    wide = torch.bfloat16 if like.dtype == torch.float8_e4m3fn else like.dtype
+    dtypes = {"i32": torch.int32, "f32": torch.float32, "out": given.get("out_dtype") or wide}
+    kv_format = given.get("kv_format")
     made = {}
     for name, _, _, element, shape in OUTPUTS[op]:
         if name in names:
             extents = [_extent(op, letter, bound, given) for letter in _letters(shape)]
-            made[name] = like.new_empty(extents, dtype=dtypes[element])
+            if element == "kv":
+                made[name] = _stored(like, kv_format, extents)
+            elif element == "kv_scale":
+                made[name] = _stored_scales(like, kv_format, extents, bound["D" if name.startswith("k") else "Dv"])
+            else:
+                made[name] = like.new_empty(extents, dtype=dtypes[element])
     return made
 
 
@@ -89,6 +122,8 @@ def make_fake(op: str, parameters: list[str]) -> Any:
     def wanted(row: Row, given: dict[str, Any]) -> bool:
         if op == "dense_attention" and row[0] == "out":
             return given.get("v") is not None
+        if row[3] == "kv_scale":
+            return scales_of(given.get("kv_format"))
         return row[1] != _OPTIONAL_OUTPUT or bool(given.get(row[0], False))
 
     def fake(*args: Any, **given: Any) -> list[Any]:

@@ -189,7 +189,8 @@ inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* 
     auto* to = reinterpret_cast<typename P::Word*>(words + lane * width);
     const auto* row = q + token * c.call.q_row + head * c.call.q_head;
     if constexpr (P::kPack == 1) {
-      for (std::int64_t d = 0; d < c.call.head_dim; d += kLanes) store(to + d, S::load_vec(row + d));
+      for (std::int64_t d = 0; d < c.call.head_dim; d += kLanes)
+        store(to + d, S::load_vec(row + d));
     } else {
       pack_row<P, S>(to, row, c.call.head_dim, Unscaled{});
     }
@@ -225,12 +226,11 @@ inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
 template <class P, class S>
 inline void list_rows(const AttendContext<P>& c, const KeyTensor& keys, std::int64_t head,
                       std::int64_t start, std::int64_t count, const std::byte** rows) {
-  for_each_segment<S>(
-      c.call, c.tile, keys, head, start, count,
-      [&](std::int64_t first, std::int64_t run, const auto* from, const auto*) {
-        for (std::int64_t j = 0; j < run; ++j)
-          rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
-      });
+  for_each_segment<S>(c.call, c.tile, keys, head, start, count,
+                      [&](std::int64_t first, std::int64_t run, const auto* from, const auto*) {
+                        for (std::int64_t j = 0; j < run; ++j)
+                          rows[first + j] = reinterpret_cast<const std::byte*>(from + j * keys.row);
+                      });
 }
 
 /// Rows of the head and block that will be visited next.
@@ -759,8 +759,7 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
       // A lone token reads no value that it does not see, so that nothing but its own can reach it.
       const std::int64_t values =
           tile.tokens == 1 ? std::min(count, scratch.visible[0] - start) : count;
-      Block<P> in_hand{
-          .id = block, .start = start, .count = count, .values = values};
+      Block<P> in_hand{.id = block, .start = start, .count = count, .values = values};
       in_hand.values_packed = !few || !kWordsAreStored<S>;
       if (!few || !keys_in_place<P, S>(c, in_hand)) {
         pack_keys<P, S>(c, start, count);
@@ -805,8 +804,8 @@ inline void attend(const AttendCall& call, const AttendTile& tile, const AttendS
                    const AttendState* states) {
   with_keys(call.kv_dtype, [&](auto storage) {
     using S = decltype(storage);
-    constexpr bool kWide = std::is_same_v<S, StoredAs<DType::F32>> ||
-                           std::is_same_v<S, StoredAs<DType::F16>>;
+    constexpr bool kWide =
+        std::is_same_v<S, StoredAs<DType::F32>> || std::is_same_v<S, StoredAs<DType::F16>>;
     if constexpr (ProductsOfBf16::kPack == 2 && !kWide) {
       if (call.pairs) return attend_tile<ProductsOfBf16, S>(call, tile, scratch, states);
     }
@@ -898,15 +897,15 @@ inline void test_values(const AttendCall& call, const AttendTile& tile, Vec* tes
   for (std::int64_t i = tile.begin; i < tile.end; ++i) {
     const std::int64_t start = block_of(tile, i) * call.step,
                        count = std::min(call.step, visible - start);
-    for_each_segment<S>(
-        call, tile, call.v, tile.head, start, count,
-        [&](std::int64_t, std::int64_t run, const auto* row, const auto* scales) {
-          for (std::int64_t j = 0; j < run; ++j, row += call.v.row) {
-            const auto scaling = S::scaling(call.v, scales + j * call.v.scale_row);
-            for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
-              test[d / kLanes] = fma(S::values(row, d, scaling), zero(), test[d / kLanes]);
-          }
-        });
+    for_each_segment<S>(call, tile, call.v, tile.head, start, count,
+                        [&](std::int64_t, std::int64_t run, const auto* row, const auto* scales) {
+                          for (std::int64_t j = 0; j < run; ++j, row += call.v.row) {
+                            const auto scaling = S::scaling(call.v, scales + j * call.v.scale_row);
+                            for (std::int64_t d = 0; d < call.value_dim; d += kLanes)
+                              test[d / kLanes] =
+                                  fma(S::values(row, d, scaling), zero(), test[d / kLanes]);
+                          }
+                        });
   }
 }
 
@@ -914,8 +913,7 @@ inline bool overflows(const AttendCall& call, const AttendTile& tile, const Atte
                       const AttendState& state) {
   Vec test[kMaxDim / kLanes];
   std::fill_n(test, kMaxDim / kLanes, zero());
-  with_keys(call.kv_dtype,
-            [&](auto storage) { test_values<decltype(storage)>(call, tile, test); });
+  with_keys(call.kv_dtype, [&](auto storage) { test_values<decltype(storage)>(call, tile, test); });
   float* finite = scratch.s;
   for (std::int64_t d = 0; d < call.value_dim; d += kLanes) store(finite + d, test[d / kLanes]);
   for (std::int64_t at = 0; at < call.group; at += kLanes) {

@@ -73,11 +73,9 @@ MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
   const __m512i bytes =
       _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pairs)));
   const __m512i odd = _mm512_slli_epi64(_mm512_and_si512(bytes, _mm512_set1_epi64(0xf0)), 28);
-  const __m512i codes =
-      _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi64(0x0f)), odd);
+  const __m512i codes = _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi64(0x0f)), odd);
   const __m512 table = _mm512_broadcast_f32x8(_mm256_loadu_ps(magnitudes));
-  const __m512i sign =
-      _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(8)), 28);
+  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(8)), 28);
   return {_mm512_xor_ps(_mm512_permutexvar_ps(codes, table), _mm512_castsi512_ps(sign))};
 }
 

@@ -45,7 +45,8 @@ struct Bf16Products {
 
   /// 16 codes of e4m3 as bfloats: numbers below 2^-6, which have no exponent, out of a table.
   MSA_INLINE static void widen_e4m3(const std::uint8_t* codes, std::uint16_t* to) {
-    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    const __m256i x =
+        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
     const __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
     const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(x, 7), 15);
     const __m256i normal =
@@ -56,9 +57,8 @@ struct Bf16Products {
                                     0x3b80, 0x3b00, 0));
     const __mmask16 is_small = _mm256_cmplt_epi16_mask(magnitude, _mm256_set1_epi16(8));
     const __mmask16 is_nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
-    const __m256i value =
-        _mm256_mask_mov_epi16(_mm256_mask_mov_epi16(normal, is_small, small), is_nan,
-                              _mm256_set1_epi16(0x7fc0));
+    const __m256i value = _mm256_mask_mov_epi16(_mm256_mask_mov_epi16(normal, is_small, small),
+                                                is_nan, _mm256_set1_epi16(0x7fc0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_or_si256(value, sign));
   }
 
