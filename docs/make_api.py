@@ -25,10 +25,11 @@ The same names hold in C++ (`{Op}Args` in [attention.h](../include/msa/attention
 in C (`msa_args` in [c.h](../include/msa/c.h)) and as keywords in Python.
 
 - **role**: *in* and *out* must be given; *out, if `x`* must be given where the problem's flag `x` is set, and must not elsewhere. `problem_of` and the one-call forms set a flag where its tensor is given.
-- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, that of q or e4m3; `index_q` and `index_k` likewise; `out` is `outputs.dtype`, the type of q or f32.
+- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, that of q, e4m3 or e2m1; `index_q` and `index_k` likewise; `out` is `outputs.dtype`, the type of q or f32, beside queries in e4m3 bf16, f16 or f32; `kv_scale` is f32, of e2m1 e4m3.
 - **strides**: *innermost 1* needs a dense last dimension; *any* takes every non-negative stride, zero (broadcast) included in inputs. Elements of an output never overlap each other, another output or an input.
 - **shape**: batches are flattened, `[T, H, D]` with `cu_seqlens_q`, never `[B, T, H, D]`. Where a paged shape stands beside it, keys may lie in pages of `bounds.page_size` tokens, found by `page_table`.
-- **scales**: `k_scale` and `v_scale` are given where k and v are e4m3 and scaled, and must not be elsewhere: one for all `[1]`, for each head `[Hkv]`, for each page and head `[P, Hkv]`, or for each token and head, `[N, Hkv]` of ragged keys and `[P, S, Hkv]` of pages. Both are shared the same way; `v_scale` is needed where `v` is. `problem_of` reads the format off `k` and the rank of `k_scale` (in rank 1 an extent of 1 is one for all).
+- **scales**: `k_scale` and `v_scale` are given where k and v are e4m3 and scaled, and must not be elsewhere: one for all `[1]`, for each head `[Hkv]`, for each page and head `[P, Hkv]`, or for each token and head, `[N, Hkv]` of ragged keys and `[P, S, Hkv]` of pages. Both are shared the same way; `v_scale` is needed where `v` is. `problem_of` reads the format off `k` and the rank of `k_scale` (in rank 1 an extent of 1 is one for all). Of e2m1 they are e4m3, one for every 16 elements: `[N, Hkv, D / 16]`, `[P, S, Hkv, D / 16]`, of v `Dv / 16`; `k_global_scale` and `v_global_scale` make the format `nvfp4/tensor`, and `Settings::kv_rounded` makes it `q8kv4`.
+- **four bits**: extents and strides count elements, two of which lie in a byte, the even one in its low half; innermost extents are multiples of 16, all other strides are even.
 - **serves**: what a backend promises, a line a pattern, in the words of the [case language](case-language.md) (`group` is query heads over KV heads); from `tests/support/`, which the tests hold it to. The reference backend serves all legal problems, where `options.backend` names it. Attention and scoring on CUDA take starts and strides that are multiples of 16 bytes.
 """
 
@@ -80,6 +81,9 @@ Settings that count: `topk`, unless `block_ids` tells it.""",
     "invert_selection": """\
 For each KV head, which query rows hold each block, ascending, and in which slot of their list: the CSR form that walks keys outermost. Rows of the result are the blocks of request 0, then those of request 1, and so on; entries of `row_ptr` behind the last block repeat the total, and `q_indices` and `q_slots` hold `-1` behind it.
 Settings that count: `block_size`.""",
+    "quantize_kv": """\
+Stores keys and values of new tokens in the format of a cache. Without a batch row `i` goes to row `i`, and N is T. With a page table request `b`'s rows go to its positions `seqlens_k[b] - seqlen_q` to `seqlens_k[b] - 1`, in ascending order, so that of two rows in one place the last one stays; nothing else of the caches is touched, and rows of padding go nowhere.
+The rows are f32, f16 or bf16. [numerics.md](numerics.md) says how each format rounds. Settings that count: `kv_rounded`.""",
 }
 
 
@@ -104,7 +108,7 @@ def read_tables(path):
 
 
 def is_batch(field):
-    return field.role == OPTIONAL_INPUT and not field.flag and field.element != b"kv_scale"
+    return field.role == OPTIONAL_INPUT and not field.flag and field.element not in (b"kv_scale", b"kv_global_scale")
 
 
 def role(field, fields):
@@ -112,8 +116,14 @@ def role(field, fields):
         return "in"
     if field.role == OUTPUT:
         return "out"
+    if field.element == b"kv_scale" and field.role == OPTIONAL_OUTPUT:
+        return "out, where the scales are worked out"
+    if field.element == b"kv_scale" and any(f.name == b"k_scale_cache" for f in fields):
+        return "in, where the format has a scale of all, heads or pages"
     if field.element == b"kv_scale":
         return "in, where the format has a scale"
+    if field.element == b"kv_global_scale":
+        return "in, of `nvfp4/tensor`"
     if not field.flag:
         return "out, optional"
     planned = next(f.name.decode() for f in fields if f.flag == field.flag and f.role == OPTIONAL_OUTPUT)
@@ -121,8 +131,11 @@ def role(field, fields):
 
 
 def shapes(field):
+    groups = "Dv / 16" if field.name.startswith(b"v") else "D / 16"
+    if field.element == b"kv_scale" and field.role == OPTIONAL_OUTPUT:
+        return f"`[T, Hkv]` or `[P, S, Hkv]`, of four bits `[T, Hkv, {groups}]` or `[P, S, Hkv, {groups}]`"
     if field.element == b"kv_scale":
-        return "`[1]`, `[Hkv]`, `[P, Hkv]`, `[N, Hkv]` or `[P, S, Hkv]`"
+        return f"`[1]`, `[Hkv]`, `[P, Hkv]`, `[N, Hkv]` or `[P, S, Hkv]`, of four bits `[N, Hkv, {groups}]` or `[P, S, Hkv, {groups}]`"
     ragged = field.shape.decode()
     parts = "parts of " if field.parts else ""
     paged = ragged.replace("[N, ", "[P, S, ")
@@ -131,15 +144,16 @@ def shapes(field):
 
 def field_line(field, fields):
     element = field.element.decode()
-    strides = "any" if element in ("f32", "i32", "kv_scale") else "innermost 1"
-    dtype = {"f32": "f32", "i32": "i32", "kv_scale": "f32"}.get(element, f"`{element}`")
+    strides = "any" if element in ("f32", "i32", "kv_scale", "kv_global_scale") else "innermost 1"
+    dtype = {"f32": "f32", "i32": "i32", "kv_global_scale": "f32"}.get(element, f"`{element}`")
     return f"| `{field.name.decode()}` | {role(field, fields)} | {dtype} | {shapes(field)} | {strides} |"
 
 
 def case_name(op):
     """An operation's name in the case language."""
     return {"dense_attention": "dense", "block_scores": "scores", "select_topk": "topk", "select_blocks": "select",
-            "sparse_attention": "sparse", "msa_attention": "msa", "invert_selection": "invert"}.get(op, op)
+            "sparse_attention": "sparse", "msa_attention": "msa", "invert_selection": "invert",
+            "quantize_kv": "quantize"}.get(op, op)
 
 
 def promises(backend, op):

@@ -208,10 +208,11 @@ void derive_attention(Problem& p, const Call& call, const Settings& settings) {
   p.attention.value_dim = call.v ? extent(call.v, call.v.rank - 1) : extent(call.out, 2);
 }
 
-// Where no cache is given, values stay as they are.
+// Where no cache of codes is given, values stay as they are.
 void derive_store(Problem& p, const Call& call, const Settings& settings) {
   const Tensor& cache = call.k_cache;
-  if (cache && (cache.dtype != call.k_rows.dtype || settings.kv_rounded)) {
+  const bool codes = cache.dtype == DType::E4M3 || cache.dtype == DType::E2M1;
+  if (cache && (codes || settings.kv_rounded)) {
     Call stored;
     stored.k = cache;
     stored.k_scale = call.k_scale_cache ? call.k_scale_cache : call.k_scale;

@@ -21,7 +21,8 @@ def good(op):
     """Inputs and outputs of a small legal call."""
     floats = {"q": (T, HQ, DIM), "k": (N, HKV, DIM), "v": (N, HKV, DIM), "index_q": (T, HKV, DIM),
               "index_k": (N, 1, DIM), "scores": (T, HKV, 4), "out": (T, HQ, DIM), "lse": (T, HQ),
-              "block_max": (T, HQ, 4),
+              "block_max": (T, HQ, 4), "k_rows": (T, HKV, DIM), "v_rows": (T, HKV, DIM), "k_cache": (T, HKV, DIM),
+              "v_cache": (T, HKV, DIM),
               "chosen_scores": (T, HKV, K)}
     ints = {"block_ids": (T, HKV, K), "row_ptr": (HKV, 5), "q_indices": (HKV, T * K), "q_slots": (HKV, T * K)}
     given = {}
@@ -38,7 +39,8 @@ def good(op):
         elif name in ints:
             given[name] = np.zeros(ints[name], np.int32)
             given[name][...] = np.arange(ints[name][-1]) if name == "block_ids" and role == 0 else 5
-    if "seqlens_k" in [row[0] for row in _core.fields()[op]]:
+    # Rows that are stored one by one have no batch.
+    if "seqlens_k" in [row[0] for row in _core.fields()[op]] and op != "quantize_kv":
         given["seqlens_k"] = np.array([N], np.int32)
         given["block_size"] = 16
         given["max_seqlen_q"], given["max_seqlen_k"] = T, N
@@ -50,7 +52,7 @@ def good(op):
 OPS = list(_core.fields())
 INPUTS = [(op, row[0]) for op in OPS for row in _core.fields()[op]
           if row[1] < 2 and row[0] in good(op) and row[0] != "seqlens_k" and not row[2]]
-OUTPUTS = [(op, row[0]) for op in OPS for row in _core.fields()[op] if row[1] >= 2]
+OUTPUTS = [(op, row[0]) for op in OPS for row in _core.fields()[op] if row[1] >= 2 and row[0] in good(op)]
 TENSORS = INPUTS + OUTPUTS
 
 

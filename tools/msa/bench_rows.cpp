@@ -43,6 +43,12 @@ std::vector<BenchRow> named_rows(bool host) {
        .line = "op=dense lens=1:131072 kv=e4m3/head",
        .peer_line = "op=dense lens=1:131072",
        .peer = "own bf16"},
+      {.id = "decode.q8kv4",
+       .what = "dense decode of one token over 128K, keys and values in q8kv4, against the same in "
+               "bf16",
+       .line = "op=dense lens=1:131072 kv=q8kv4",
+       .peer_line = "op=dense lens=1:131072",
+       .peer = "own bf16"},
       {.id = "decode.msa.1m",
        .what = "selection and attention, decode of one token over 1M",
        .line = "op=msa lens=1:1048576 regime=drift"},

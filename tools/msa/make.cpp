@@ -31,6 +31,9 @@ testkit::Case read_case(const std::string& line) {
   if (!is_file_op(op)) {
     throw Failure(kUsage, "op: expected dense, scores, select, sparse or msa, got " + op);
   }
+  if (spec.kv_format().storage == DType::E2M1) {
+    throw Failure(kUsage, "kv: expected a format that files hold, got " + to_string(*spec.kv));
+  }
   if (spec.corrupt != testkit::Corrupt::None) {
     throw Failure(kUsage, "corrupt: expected none, got " + testkit::case_value(spec, "corrupt"));
   }

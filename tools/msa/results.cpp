@@ -106,9 +106,12 @@ std::optional<double> Row::ratio() const {
 }
 
 void add_floor(Row& row, const Peaks& peaks) {
-  // Codes of e4m3 are multiplied as fp32, on a GPU as queries are stored.
-  const bool widened = row.spec.kv_format().storage == DType::E4M3 && row.backend != "cuda";
-  const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.dtype);
+  // Codes with a scale in f32 are multiplied as fp32, on a GPU as queries are stored.
+  const Format kv = row.spec.kv_format();
+  const bool scaled =
+      kv.storage == DType::E4M3 ? kv.scale != Scale::None : kv.scale == Scale::GroupTensor;
+  const bool widened = scaled && row.backend != "cuda";
+  const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.wide_type());
   const double index = peak_of(peaks, row.isa, row.spec.index_type());
   const double read = row.read_rate > 0 ? row.read_rate : peaks.read_bytes_per_s;
   if (attend <= 0 || index <= 0 || read <= 0) return;

@@ -24,10 +24,10 @@ double bytes_of(const Tensor& tensor) {
 /// Bytes of one key of one head, in k and v together.
 double kv_row_bytes(const Problem& p) {
   const Format kv = p.attention.kv.value_or(p.attention.q);
-  const double scales = kv.scale == Scale::Token ? 2 * sizeof(float) : 0;
-  return static_cast<double>(p.attention.head_dim + p.attention.value_dim) *
-             item_bytes(kv.storage) +
-         scales;
+  const auto dims = static_cast<double>(p.attention.head_dim + p.attention.value_dim);
+  double scales = kv.scale == Scale::Token ? 2 * sizeof(float) : 0;
+  if (kv.group > 0) scales = dims / static_cast<double>(kv.group);
+  return dims * item_bytes(kv.storage) + scales;
 }
 
 /// Keys that rows of one request see, summed over rows.

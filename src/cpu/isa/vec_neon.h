@@ -113,6 +113,16 @@ MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
            vmulq_n_f32(vcvt_high_f32_f16(halves), 256.0f)}};
 }
 
+/// The first 8 codes at `pairs` as floats: looked up, then signed.
+MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
+  float values[8];
+  for (int i = 0; i < 8; ++i) {
+    const int code = pairs[i / 2] >> (i % 2 * 4) & 15;
+    values[i] = (code & 8) != 0 ? -magnitudes[code & 7] : magnitudes[code & 7];
+  }
+  return load(values);
+}
+
 MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {
   const float16x8_t halves = vcvt_high_f16_f32(vcvt_f16_f32(a.v[0]), a.v[1]);
   vst1q_u16(p, vreinterpretq_u16_f16(halves));

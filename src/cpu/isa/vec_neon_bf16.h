@@ -33,6 +33,17 @@ struct Bf16Products {
     return words;
   }
 
+  /// 16 codes of e4m3 as bfloats.
+  MSA_INLINE static void widen_e4m3(const std::uint8_t* codes, std::uint16_t* to) {
+    for (int i = 0; i < 16; ++i) to[i] = float_to_bf16(e4m3_to_float(codes[i]));
+  }
+
+  /// 16 codes of e2m1 as bfloats: `values` are those of codes 0 to 15.
+  MSA_INLINE static void widen_e2m1(const std::uint8_t* pairs, const std::uint16_t* values,
+                                    std::uint16_t* to) {
+    for (int i = 0; i < 16; ++i) to[i] = values[pairs[i / 2] >> (i % 2 * 4) & 15];
+  }
+
   /// The first `dim` (at most 16) bfloats of two rows as words (even[i], odd[i]), in two vectors.
   MSA_INLINE static void pair_rows(const std::uint16_t* even, const std::uint16_t* odd,
                                    std::int64_t dim, IVec (&words)[2]) {
