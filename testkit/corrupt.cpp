@@ -107,7 +107,8 @@ class Spoiler {
     const std::int64_t keys = requests_.empty() ? 0 : requests_.back().seqlen_k;
     if (!(o_.k || o_.index_k) || spec_.page_size > 0 || keys == 0)
       nothing_to_spoil(spec_, "ragged keys");
-    const bool scales_by_row = spec_.kv_format().scale == Scale::Token;
+    const Format kv = spec_.kv_format();
+    const bool scales_by_row = kv.scale == Scale::Token || kv.storage == DType::E2M1;
     for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k}) {
       if (*tensor) --tensor->shape[0];
     }

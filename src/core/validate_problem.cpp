@@ -145,10 +145,8 @@ void check_store(const Problem& p) {
   expect_range("batch", p.bounds.batch, 0, kMaxCount - 1);
   expect_range("page_size", p.bounds.page_size, 0, kMaxCount);
   expect_multiple("page_size", p.bounds.page_size, 16);
-  if (p.bounds.page_size != 0) {
-    expect_range("max_seqlen_q", p.bounds.max_seqlen_q, 0, kMaxCount);
-    expect_range("max_seqlen_k", p.bounds.max_seqlen_k, 0, kMaxCount);
-  }
+  expect_range("max_seqlen_q", p.bounds.max_seqlen_q, 0, kMaxCount);
+  expect_range("max_seqlen_k", p.bounds.max_seqlen_k, 0, kMaxCount);
   expect_float("dtype", p.attention.q.storage);
   expect_plain("attention.q", p.attention.q);
   check_kv(p);
