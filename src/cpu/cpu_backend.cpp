@@ -173,8 +173,7 @@ class CpuBackend final : public core::Backend {
     const core::CpuFeatures& cpu = core::cpu_features();
     for (const Isa isa : kIsas) {
       const std::string lacks = why_not(isa, cpu);
-      info.isas.push_back(
-          {to_string(isa), lacks.empty(), lacks});
+      info.isas.push_back({to_string(isa), lacks.empty(), lacks});
     }
     return info;
   }

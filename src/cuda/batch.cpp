@@ -35,6 +35,8 @@ Scales make_scales(const Problem& problem, const Tensor& tensor) {
   const auto& stride = tensor.stride;
   switch (core::kv_format(problem).scale) {
     case Scale::None:
+    case Scale::Group:
+    case Scale::GroupTensor:
       break;
     case Scale::Tensor:
       return {.data = data};

@@ -88,7 +88,7 @@ class AttentionPath final : public Path {
 
   static std::string rejects(const Problem& problem) {
     const Format kv = core::kv_format(problem);
-    const bool codes = kv.storage == DType::E4M3;
+    const bool codes = kv.storage == DType::E4M3 || kv.storage == DType::E2M1;
     if (codes && problem.outputs.block_max)
       return "block maxima take keys stored as queries are, not " + to_string(kv);
     // Weights times the scales of their values may be more than f16 can hold.
