@@ -175,8 +175,10 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
   const auto lines = static_cast<std::int64_t>(table.lines().size());
   if (lines == 0) throw CaseError("the support table is empty");
   std::int64_t group = 0;
+  bool maxima = true;
   for (const SupportTable::Condition& c : table.lines()[choices.below(lines)]) {
     const std::string& value = choose_value(choices, c);
+    if (c.key == "block_max" && value == "0") maxima = false;
     if (c.key == "group") {
       group = read_integer(value);
     } else if (value != "huge") {
@@ -190,7 +192,13 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
     if (spec.index_heads_k > 1) spec.index_heads_k = spec.heads_kv;
     spec.heads_q = spec.heads_kv * group;
   }
-  return finish(choices, spec, options);
+  spec = finish(choices, spec, options);
+  // Outputs are chosen last; what the line says of them holds.
+  if (!maxima) {
+    spec.block_max = false;
+    spec.output = true;
+  }
+  return spec;
 }
 
 }  // namespace msa::testkit

@@ -37,7 +37,7 @@ Shape TensorMaker::strides_for(DType dtype, const Shape& shape, const DimOrder& 
                                bool unit_inner) const {
   Shape strides(shape.size());
   // Strides are whole bytes.
-  const std::int64_t unit = std::max(8 / item_bits(dtype), 1);
+  const std::int64_t unit = dtype == DType::E2M1 ? 2 : 1;
   std::int64_t step = spec_.strides == Strides::Padded && !unit_inner ? 2 : 1;
   std::int64_t gap = 3;
   for (std::size_t n = order.size(); n-- > 0;) {

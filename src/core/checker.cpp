@@ -37,7 +37,7 @@ void check_strides(const Argument& a, Innermost innermost) {
     reject(a, "stride of " + dimension(i), "at least 0", std::to_string(t.stride[i]));
   }
   const std::size_t last = rank_of(t) - 1;
-  for (std::size_t i = 0; i < last && item_bits(t.dtype) < 8; ++i) {
+  for (std::size_t i = 0; i < last && t.dtype == DType::E2M1; ++i) {
     if (t.shape[i] <= 1 || t.stride[i] % 2 == 0) continue;
     reject(a, "stride of " + dimension(i), "an even one, as two elements share a byte",
            std::to_string(t.stride[i]));
