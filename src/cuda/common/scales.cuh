@@ -20,6 +20,15 @@ __device__ __forceinline__ bool is_odd_scale(float scale) {
   return !(fabsf(scale) <= kLargestScale);
 }
 
+/// A maximum to take weights against that scales of values multiply: the next one above `top` that
+/// is a whole power of two away from 0. Against `top` itself the largest weight of each row is 1,
+/// and its product with a scale that many rows share rounds to the same side in all of them.
+__device__ __forceinline__ float whole_power(float top, float scale_log2) {
+  const float whole = __fdividef(ceilf(top * scale_log2), scale_log2);
+  const float above = (whole - top) * scale_log2;  // not so where top or the scale is extreme
+  return above >= 0.0f && above < 2.0f ? whole : top;
+}
+
 /// One scale for all keys of a head and one for all values, which multiply numbers that multiply
 /// anyway.
 template <bool kCodes>

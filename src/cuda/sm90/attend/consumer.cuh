@@ -142,6 +142,7 @@ class Consumer {
       const bool takes_part[2] = {listed(entry, 0), listed(entry, 1)};
       float raised[2];
       softmax_.raise(s_, takes_part, raised);
+      if constexpr (Traits::kCodes) round_maxima(raised);
       softmax_.template weigh<kLazy>(s_, raised, takes_part, folded_.scores(params_.scale_log2),
                                      decay);
     }
@@ -168,6 +169,7 @@ class Consumer {
     row_max(s_, raised);
     raised[0] = fmaxf(softmax_.max[0], raised[0]);
     raised[1] = fmaxf(softmax_.max[1], raised[1]);
+    if constexpr (Traits::kCodes) round_maxima(raised);
     softmax_.template weigh<kLazy>(s_, raised, all, folded_.scores(params_.scale_log2), decay);
   }
 
@@ -211,6 +213,16 @@ class Consumer {
   /// Scores of codes times their keys' scales, where those are the columns'.
   __device__ __forceinline__ void scale_keys() {
     if (params_.column_scales != 0) scale_columns(shared_.k_scales[k_at_.stage]);
+  }
+
+  /// Maxima that moved, where scales of columns will multiply the weights.
+  __device__ __forceinline__ void round_maxima(float (&raised)[2]) const {
+    if (params_.column_scales == 0) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (raised[r] > softmax_.max[r])
+        raised[r] = common::whole_power(raised[r], params_.scale_log2);
+    }
   }
 
   /// Weights times their values' scales become the A fragments of the next product. Behind the

@@ -120,6 +120,7 @@ __device__ __forceinline__ void weigh(WarpState<Traits>& s, float (&scores)[Trai
       best = fmaxf(best, fmaxf(scores[tile][2 * half], scores[tile][2 * half + 1]));
     }
     best = quad::max(best);
+    if (best > s.best[half]) best = common::whole_power(best, scale_log2);
     shift[half] = best == -INFINITY ? 0.f : best;  // nothing but -inf so far: keep exp2(-inf) = 0
     decay[half] =
         s.best[half] == -INFINITY ? 0.f : ptx::ex2((s.best[half] - shift[half]) * scale_log2);
