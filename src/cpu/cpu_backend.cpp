@@ -172,6 +172,7 @@ class CpuBackend final : public core::Backend {
     info.available = true;
     const core::CpuFeatures& cpu = core::cpu_features();
     for (const Isa isa : kIsas) {
+      if (find_kernels(isa) == nullptr) continue;  // of another processor family
       const std::string lacks = why_not(isa, cpu);
       info.isas.push_back({to_string(isa), lacks.empty(), lacks});
     }

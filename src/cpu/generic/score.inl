@@ -141,8 +141,8 @@ MSA_INLINE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
 
 // ---- rows in the lanes ----
 
-inline constexpr int kScoreColumns =
-    kLanes == 16 ? 2 : 3;  // 8 x 2 of 32 registers, 4 x 3 of 16 or of 32 pairs
+// 8 x 2 of 32 registers, 4 x 3 of 16 or of 32 pairs.
+inline constexpr int kScoreColumns = kLanes == 16 ? 2 : 3;
 
 /// Queries as [column][word][lane]; lanes behind the last row are zero.
 template <DType kType>
