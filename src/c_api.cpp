@@ -106,9 +106,9 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, v_scale_cache);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, candidates);
 constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, kv_rounded);
-constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, options);
+constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
 // Of version 0.2.0, the first that had them.
 constexpr std::size_t kFirstArgsSize = 1920;
 constexpr std::size_t kFirstSettingsSize = 96;
@@ -220,6 +220,9 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(v_cache),
     MSA_MEMBER(k_scale_cache),
     MSA_MEMBER(v_scale_cache),
+    MSA_MEMBER(index_k8),
+    MSA_MEMBER(index_k8_bounds),
+    MSA_MEMBER(candidates),
 };
 #undef MSA_MEMBER
 
@@ -411,6 +414,7 @@ Problem read_problem(const msa_problem* given) {
   if (p.softmax_scale_given != 0) problem.attention.softmax_scale = p.softmax_scale;
   if (p.kv_given != 0) problem.attention.kv = read_format(p.kv, "kv");
   if (p.index_k_given != 0) problem.index.k = read_format(p.index_k, "index_k");
+  if (p.index_filter_given != 0) problem.index.filter = read_format(p.index_filter, "index_filter");
   return problem;
 }
 
@@ -456,7 +460,9 @@ msa_problem write_problem(const Problem& p, const Options& strings) {
           .options = {.backend = text_or_null(strings.backend),
                       .isa = text_or_null(strings.isa),
                       .threads = p.options.threads,
-                      .batch_invariant = p.options.batch_invariant}};
+                      .batch_invariant = p.options.batch_invariant},
+          .index_filter = write_format(p.index.filter.value_or(Format{})),
+          .index_filter_given = p.index.filter.has_value()};
 }
 
 /// Writes into the caller's struct as much as he knows.

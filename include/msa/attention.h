@@ -79,6 +79,13 @@ struct SelectBlocksArgs {
   Tensor block_ids{};  // int32 [T, Hi, k]
   // f32 [T, Hi, k], optional: +inf for forced blocks, -inf behind the last id
   Tensor chosen_scores{};
+  // A filter, both or none: index_k in i8 codes, of the same shape, and for each page (each 16 rows
+  // of ragged keys) f32 {scale, error, norm}: [P, Hik, 3] or [ceil(N / 16), Hik, 3]. The product of
+  // codes and scale differs from the key by at most `error`, and is at most `norm`, in Euclidean
+  // norm. The selection is the same bit for bit
+  Tensor index_k8{}, index_k8_bounds{};
+  // int32 [T, Hi], optional, with a filter: blocks that were scored from index_k; -1 where all were
+  Tensor candidates{};
 };
 
 struct SparseAttentionArgs {
@@ -105,6 +112,7 @@ struct MsaAttentionArgs {
   Tensor block_ids{};  // int32 [T, Hkv, k], out, optional: what was selected
   Tensor k_scale{}, v_scale{};
   Tensor k_global_scale{}, v_global_scale{};
+  Tensor index_k8{}, index_k8_bounds{};  // as in SelectBlocksArgs
 };
 
 /// Parts of a merge: a list of tensors, or one tensor whose first dimension counts the parts (what

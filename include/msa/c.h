@@ -154,12 +154,16 @@ typedef struct msa_args {
   msa_tensor v_cache;
   msa_tensor k_scale_cache;
   msa_tensor v_scale_cache;
+  /// A filter of index_k: MSA_I8 codes and their bounds; and what it did.
+  msa_tensor index_k8;
+  msa_tensor index_k8_bounds;
+  msa_tensor candidates;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, v_scale_cache),                                \
+  {MSA_STRUCT_SIZE(msa_args, candidates),                                   \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
@@ -169,7 +173,7 @@ typedef struct msa_args {
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE}
 // clang-format on
 
 enum {
@@ -234,6 +238,9 @@ typedef struct msa_problem {
   int32_t kv_given;
   int32_t index_k_given;
   msa_options options;
+  /// Of the copy of index_k that select_blocks and msa_attention may be given beside it.
+  msa_format index_filter;
+  int32_t index_filter_given;
 } msa_problem;
 
 /// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory
@@ -260,10 +267,11 @@ typedef struct msa_settings {
 
 /// Every default of msa::Problem.
 #define MSA_PROBLEM_INIT                                                                         \
-  {MSA_STRUCT_SIZE(msa_problem, options), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0, 0, 0, 0, 0, \
+  {MSA_STRUCT_SIZE(msa_problem, index_filter_given), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0,  \
+   0, 0, 0, 0,                                                                                   \
    {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 0, 0, 0, 0.0f, 0,      \
    {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 1, 0, 128, 16, 1, 0,   \
-   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}}
+   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0}
 // clang-format on
 
 typedef struct msa_plan msa_plan;
@@ -292,7 +300,8 @@ typedef struct msa_field {
   int32_t parts;
   /// "q", "kv", "index_q", "index_k" or "out": a format of the problem; "f32" or "i32": a type;
   /// "kv_scale": f32, or e4m3 of groups, needed and shaped as the scale of the format kv says;
-  /// "kv_global_scale": f32, needed where that is MSA_SCALE_GROUP_TENSOR.
+  /// "kv_global_scale": f32, needed where that is MSA_SCALE_GROUP_TENSOR; "filter": the format
+  /// index_filter, needed where it is given, and "filter_bounds": f32, likewise.
   const char* element;
   /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts; of
   /// scales, where each token has one.

@@ -20,9 +20,10 @@ struct Operands {
   // where groups share one more
   Tensor k_global_scale{}, v_global_scale{};
   Tensor index_q{}, index_k{};
-  Tensor scores_in{};         // select_topk
-  Tensor block_ids_in{};      // sparse_attention, invert_selection
-  Tensor k_rows{}, v_rows{};  // quantize_kv
+  Tensor index_k8{}, index_k8_bounds{};  // where the problem has a filter
+  Tensor scores_in{};                    // select_topk
+  Tensor block_ids_in{};                 // sparse_attention, invert_selection
+  Tensor k_rows{}, v_rows{};             // quantize_kv
   Batch batch{};
   Parts part_outs{}, part_lses{};   // merge_states
   Parts part_ids{}, part_scores{};  // merge_selections
@@ -30,6 +31,7 @@ struct Operands {
   Tensor out{}, lse{}, block_max{};
   Tensor scores{};                           // block_scores
   Tensor block_ids{}, chosen_scores{};       // selections
+  Tensor candidates{};                       // select_blocks with a filter
   Tensor row_ptr{}, q_indices{}, q_slots{};  // invert_selection
   // quantize_kv
   Tensor k_cache{}, v_cache{}, k_scale_cache{}, v_scale_cache{};
@@ -38,9 +40,22 @@ struct Operands {
 enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };
 
 /// What a field's elements are: a format of the problem, or a type.
-enum class Element : std::uint8_t { Q, Kv, KvScale, KvGlobalScale, IndexQ, IndexK, Out, F32, I32 };
+enum class Element : std::uint8_t {
+  Q,
+  Kv,
+  KvScale,
+  KvGlobalScale,
+  IndexQ,
+  IndexK,
+  Out,
+  F32,
+  I32,
+  Filter,        // codes of the filter
+  FilterBounds,  // f32, where the problem has a filter
+};
 
-/// "q", "kv", "kv_scale", "kv_global_scale", "index_q", "index_k", "out", "f32", "i32".
+/// "q", "kv", "kv_scale", "kv_global_scale", "index_q", "index_k", "out", "f32", "i32", "filter",
+/// "filter_bounds".
 MSA_API const char* to_string(Element element) noexcept;
 
 /// One row of an operation's table. Exactly one of the three member pointers is set.

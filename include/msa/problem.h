@@ -71,7 +71,8 @@ struct Format {
   friend bool operator==(const Format&, const Format&) = default;
 };
 
-/// "bf16", "e4m3/page"; of e2m1 with a scale for every 16: "nvfp4", "nvfp4/tensor", "q8kv4".
+/// "bf16", "e4m3/page", "i8/page"; of e2m1 with a scale for every 16: "nvfp4", "nvfp4/tensor",
+/// "q8kv4".
 MSA_API std::string to_string(const Format& format);
 
 /// Upper limits: a plan serves every call whose tensors stay within them.
@@ -104,6 +105,9 @@ struct Index {
   std::int64_t heads = 0;     // Hi: heads of index_q and of block scores
   std::int64_t heads_k = 1;   // Hik: heads of index_k
   std::int64_t dim = 0;       // Di
+  // Of a copy of index_k that spares reading most of it: i8, with bounds for each page (16 rows
+  // where keys are ragged). The selection is the same; select_blocks and msa_attention
+  std::optional<Format> filter{};
   friend bool operator==(const Index&, const Index&) = default;
 };
 
@@ -142,6 +146,8 @@ struct Problem {
 
 inline constexpr int kMaxParts = 64;  // of one merge call
 inline constexpr int kMaxTopk = 256;  // ids in a block list
+/// Rows of ragged index keys that share the bounds of a filter, counted from the first of the pool.
+inline constexpr int kFilterRows = 16;
 
 /// One line: the operation and every field that matters for it.
 MSA_API std::string to_string(const Problem& problem);

@@ -19,7 +19,7 @@ enum class DType : std::uint8_t {
   I32,
   I64,
   E4M3,  // queries, keys and values, and scales of groups; no infinities
-  I8,    // a name that is reserved: no backend serves it yet
+  I8,    // the filter of index keys alone
   // Keys and values alone: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Two in a byte, the one
   // of the even element in the low half: innermost extents are even, and so are all other strides.
   E2M1,

@@ -230,6 +230,7 @@ void derive_index(Problem& p, const Call& call) {
   p.index.heads = extent(call.index_q, 1);
   p.index.dim = extent(call.index_q, 2);
   p.index.heads_k = extent(call.index_k, call.index_k.rank - 2);
+  if (call.index_k8) p.index.filter = Format{DType::I8, Scale::Page};
 }
 
 void derive_merge(Problem& p, const Call& call) {

@@ -53,7 +53,9 @@ constexpr Letter kLetters[] = {
     {"Di", Axis::IndexDim},
     {"N", Axis::Keys},
     {"P", Axis::Pool},
+    {"F", Axis::BoundGroups},
     {"1", Axis::One},
+    {"3", Axis::Three},
     {"blocks", Axis::Blocks},
     {"k", Axis::Topk},
     {"part k", Axis::PartTopk},
@@ -155,7 +157,9 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
       return rows;
     // Of inputs alone: their tensors say.
     case Axis::Pool:
+    case Axis::BoundGroups:
     case Axis::One:
+    case Axis::Three:
     case Axis::PartTopk:
     case Axis::Requests:
     case Axis::Starts:
@@ -232,6 +236,9 @@ bool is_planned(const Problem& problem, const Field& field) {
   if (field.element == Element::KvScale && op_traits(problem.op).stores)
     return is_computed(scale) != field.is_input();
   if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) return false;
+  const bool filter = field.element == Element::Filter || field.element == Element::FilterBounds ||
+                      field.tensor == &Operands::candidates;
+  if (filter && !problem.index.filter) return false;
   return field.planned == nullptr || problem.outputs.*field.planned;
 }
 
@@ -255,6 +262,10 @@ DType dtype_of(const Problem& p, Element element) {
       return DType::F32;
     case Element::I32:
       return DType::I32;
+    case Element::Filter:
+      return p.index.filter.value_or(Format{DType::I8}).storage;
+    case Element::FilterBounds:
+      return DType::F32;
   }
   return DType::F32;
 }
@@ -281,6 +292,10 @@ const char* to_string(Element element) noexcept {
       return "f32";
     case Element::I32:
       return "i32";
+    case Element::Filter:
+      return "filter";
+    case Element::FilterBounds:
+      return "filter_bounds";
   }
   return "unknown";
 }

@@ -46,6 +46,10 @@ inline constexpr Field kIndexQ{"index_q", "[T, Hi, Di]", Element::IndexQ, Role::
                                &Operands::index_q};
 inline constexpr Field kIndexK{"index_k", "[N, Hik, Di]", Element::IndexK, Role::Input,
                                &Operands::index_k};
+inline constexpr Field kIndexK8{"index_k8", "[N, Hik, Di]", Element::Filter, Role::OptionalInput,
+                                &Operands::index_k8};
+inline constexpr Field kIndexK8Bounds{"index_k8_bounds", "[F, Hik, 3]", Element::FilterBounds,
+                                      Role::OptionalInput, &Operands::index_k8_bounds};
 inline constexpr Field kScoresIn{"scores", "[T, Hi, blocks]", Element::F32, Role::Input,
                                  &Operands::scores_in};
 inline constexpr Field kListed{"block_ids", "[T, Hkv, k]", Element::I32, Role::Input,
@@ -99,6 +103,10 @@ inline constexpr Field kChosenScores = optional_output(
 inline constexpr Field kMergedScores = optional_output(
     {"chosen_scores", "[T, Hkv, k]", Element::F32, Role::Output, &Operands::chosen_scores},
     &Outputs::chosen_scores);
+
+// Written where somebody wants them; no flag of the problem.
+inline constexpr Field kCandidates = optional_output(
+    {"candidates", "[T, Hi]", Element::I32, Role::Output, &Operands::candidates}, nullptr);
 
 /// Parts of a merge.
 constexpr Field list_of(const char* name, const char* shape, Element element,
@@ -208,8 +216,11 @@ struct FieldsOf<SelectBlocksArgs> {
   static constexpr auto kFields = std::to_array<ArgsField<A>>({
       {table::kIndexQ, &A::index_q},
       {table::kIndexK, &A::index_k},
+      {table::kIndexK8, &A::index_k8},
+      {table::kIndexK8Bounds, &A::index_k8_bounds},
       {table::kChosen, &A::block_ids},
       {table::kChosenScores, &A::chosen_scores},
+      {table::kCandidates, &A::candidates},
   });
 };
 
@@ -247,6 +258,8 @@ struct FieldsOf<MsaAttentionArgs> {
       {table::kVScale, &A::v_scale},
       {table::kKGlobalScale, &A::k_global_scale},
       {table::kVGlobalScale, &A::v_global_scale},
+      {table::kIndexK8, &A::index_k8},
+      {table::kIndexK8Bounds, &A::index_k8_bounds},
       {table::kOut, &A::out},
       {table::kLse, &A::lse},
       // Written where somebody wants them; no flag of the problem.
@@ -341,7 +354,9 @@ enum class Axis : std::uint8_t {
   IndexDim,      // Di
   Keys,          // N: rows, or pages and their tokens
   Pool,          // P: pages alone
+  BoundGroups,   // F: pages, or groups of kFilterRows rows
   One,           // 1
+  Three,         // 3
   Blocks,        // blocks
   Topk,          // k
   PartTopk,      // part k

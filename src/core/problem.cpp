@@ -116,6 +116,7 @@ void add_index(Line& line, const Problem& p) {
   line.add("index_dtype", to_string(p.index.q.storage));
   line.add("index_heads", heads(p.index.heads, p.index.heads_k));
   line.add("index_dim", p.index.dim);
+  if (p.index.filter) line.add("filter", to_string(*p.index.filter));
 }
 
 void add_merge(Line& line, const Problem& p) {
@@ -219,7 +220,7 @@ std::size_t hash_value(const Problem& p) noexcept {
   const auto& [op, device, causal, bounds, attention, index, selection, outputs, options] = p;
   const auto& [batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts] = bounds;
   const auto& [q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale] = attention;
-  const auto& [index_q, index_k, index_heads, index_heads_k, index_dim] = index;
+  const auto& [index_q, index_k, index_heads, index_heads_k, index_dim, filter] = index;
   const auto& [block_size, topk, local_blocks, init_blocks] = selection;
   const auto& [dtype, out, lse, block_max, chosen_scores] = outputs;
   const auto& [backend, isa, threads, batch_invariant] = options;
@@ -228,7 +229,7 @@ std::size_t hash_value(const Problem& p) noexcept {
   all.add_all(op, device.type, device.index, causal);
   all.add_all(batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts);
   all.add_all(q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale);
-  all.add_all(index_q, index_k, index_heads, index_heads_k, index_dim);
+  all.add_all(index_q, index_k, index_heads, index_heads_k, index_dim, filter);
   all.add_all(block_size, topk, local_blocks, init_blocks);
   all.add_all(dtype, out, lse, block_max, chosen_scores);
   all.add_all(backend, isa, threads, batch_invariant);

@@ -31,7 +31,8 @@ class Extents {
   Expected expected(const Field& field, const Axes& axes) const {
     const bool numbers = field.element == Element::F32 || field.element == Element::I32 ||
                          field.element == Element::KvScale ||
-                         field.element == Element::KvGlobalScale;
+                         field.element == Element::KvGlobalScale ||
+                         field.element == Element::FilterBounds;
     Expected expected{.dtype = dtype_of(p_, field.element),
                       .innermost = numbers ? Innermost::Strided : Innermost::Dense};
     for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
@@ -92,8 +93,12 @@ class Extents {
         return op_traits(p_.op).stores && p_.bounds.page_size == 0 ? rows_ : keys_;
       case Axis::Pool:
         return keys_;
+      case Axis::BoundGroups:
+        return p_.bounds.page_size != 0 ? keys_ : exactly(ceil_div(keys_.low, kFilterRows));
       case Axis::One:
         return exactly(1);
+      case Axis::Three:
+        return exactly(3);
       case Axis::Blocks:
         return at_least(ceil_div(p_.bounds.max_seqlen_k, p_.selection.block_size));
       case Axis::Topk:
@@ -168,6 +173,10 @@ class CallCheck {
     }
     if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) {
       return expect_none(field, tensor, "as the format has no scale of scales");
+    }
+    const bool filter = field.element == Element::Filter || field.element == Element::FilterBounds;
+    if (filter && !p_.index.filter) {
+      return expect_none(field, tensor, "as the problem has no filter");
     }
     if (!tensor && !is_planned(p_, field)) return;
     const Axes axes = scales ? axes_of(scale, is_of_values(field)) : table_axes;

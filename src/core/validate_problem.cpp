@@ -91,6 +91,17 @@ void check_kv(const Problem& p) {
   }
 }
 
+// The copy of index keys that spares reading most of them: codes of 8 bits with bounds of a page.
+void check_filter(const Problem& p) {
+  const std::optional<Format>& filter = p.index.filter;
+  if (!filter) return;
+  if (!op_traits(p.op).selects) {
+    reject("index.filter", std::string("none for ") + to_string(p.op), to_string(*filter));
+  }
+  constexpr Format kServed{DType::I8, Scale::Page};
+  if (*filter != kServed) reject("index.filter", to_string(kServed), to_string(*filter));
+}
+
 // Bytes of a tensor with these extents, 4 for each element at most, must be a number.
 void expect_product(const char* field, std::initializer_list<std::int64_t> extents) {
   std::int64_t bytes = 4;
@@ -162,6 +173,7 @@ void check_index(const Problem& p) {
   expect_float("index_dtype", p.index.q.storage);
   expect_plain("index.q", p.index.q);
   expect_same("index.k", p.index.k, p.index.q);
+  check_filter(p);
   expect_range("index_heads_k", p.index.heads_k, 1, kMaxCount);
   expect_divisor("index_heads_k", p.index.heads_k, "index_heads", p.index.heads);
   expect_range("index_dim", p.index.dim, 1, kMaxCount);

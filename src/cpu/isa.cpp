@@ -23,6 +23,7 @@ constexpr std::array kX86 = {
     Feature{"avx512bw", &core::CpuFeatures::avx512bw},
     Feature{"avx512dq", &core::CpuFeatures::avx512dq},
     Feature{"avx512vl", &core::CpuFeatures::avx512vl},
+    Feature{"avx512_vnni", &core::CpuFeatures::avx512_vnni},
     Feature{"avx512_bf16", &core::CpuFeatures::avx512_bf16},
 };
 constexpr std::array kArm = {

@@ -5,10 +5,12 @@
 #include "cpu/select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
 
 #include "core/parallel.h"
+#include "cpu/filter.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/select_rows.h"
@@ -23,6 +25,10 @@ constexpr std::int64_t kMinSliceKeys = 2048;  // 30 us of one thread, to be wort
 constexpr std::int64_t kSerialMerges = 8;     // rows, 3 us each: what a second parallel loop costs
 constexpr std::int64_t kSliceBytes = std::int64_t{32} << 20;  // candidates of all slices of a call
 constexpr std::int64_t kPaddingRows = 64;                     // padding rows that one task clears
+// Upper bounds of all tiles in slices, with a filter: as much as their candidates.
+constexpr std::int64_t kUpperFloats = std::int64_t{4} << 20;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr std::int64_t kCodeStride = 256;  // of rows in codes: the largest dim
 
 /// One request's share of a call.
 struct Work {
@@ -33,6 +39,9 @@ struct Work {
   std::int64_t slices = 1;  // per tile
   std::int64_t first_task = 0;
   std::int64_t first_slot = 0;  // where its slices' candidates begin
+  // with a filter, where there are slices: of its upper bounds, and of one of its tiles
+  std::int64_t first_upper = 0;
+  std::int64_t upper_floats = 0;
 };
 
 /// One tile of one request.
@@ -47,7 +56,12 @@ struct Tile {
 struct ThreadMemory {
   TileRows rows{};
   TileBuffers buffers{};
+  FilterRows filter{};
 };
+
+constexpr std::int64_t padded(std::int64_t rows) {
+  return core::ceil_div(rows, kMaxLanes) * kMaxLanes;
+}
 
 class SelectionStage final : public Stage {
  public:
@@ -58,6 +72,10 @@ class SelectionStage final : public Stage {
                                        2 * kTileRows * kTasksPerThread * std::int64_t{threads_});
     if (!writes_scores() && threads_ > 1)
       slots_ = std::min(most, kSliceBytes / (8 * problem.selection.topk));
+    if (filters() && slots_ > 0) {
+      const std::int64_t rows = std::min(problem.bounds.total_q * problem.index.heads, slots_);
+      upper_floats_ = std::min(kUpperFloats, rows * kMaxLanes * most_blocks());
+    }
   }
 
   std::size_t workspace_bytes() const override {
@@ -68,7 +86,7 @@ class SelectionStage final : public Stage {
   void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
   std::string decisions() const override {
     return "score_tile_rows " + std::to_string(kTileRows) + "\nscore_slices_at_most " +
-           std::to_string(slots_ > 0 ? kMaxSlices : 1) + "\n";
+           std::to_string(slots_ > 0 ? kMaxSlices : 1) + "\n" + (filters() ? "filter i8\n" : "");
   }
 
  private:
@@ -77,6 +95,10 @@ class SelectionStage final : public Stage {
     Work* work = nullptr;                 // [batch]
     Candidate* slots = nullptr;           // [slots, topk]
     std::int32_t* slot_counts = nullptr;  // [slots]
+    float* upper = nullptr;               // [upper_floats]
+    std::uint32_t* runs = nullptr;        // [upper_floats]
+    float* least = nullptr;               // [slots], of a row where its first slice is
+    std::int32_t* wanted = nullptr;       // [slots]
     std::byte* threads = nullptr;         // [threads, thread_bytes]
   };
   struct Context {
@@ -88,6 +110,13 @@ class SelectionStage final : public Stage {
   };
 
   bool writes_scores() const { return problem_.op == Op::BlockScores; }
+  bool filters() const { return problem_.index.filter.has_value(); }
+  std::int64_t most_blocks() const {
+    return core::ceil_div(problem_.bounds.max_seqlen_k, problem_.selection.block_size);
+  }
+  std::int64_t most_tile_rows() const {
+    return std::min(kTileRows, padded(problem_.bounds.total_q * group_));
+  }
   Memory cut(Scratch& scratch) const;
   ThreadMemory cut_thread(Scratch& scratch) const;
   std::size_t thread_bytes() const;
@@ -96,13 +125,28 @@ class SelectionStage final : public Stage {
   std::int64_t slice_slot(const Tile& tile, std::int64_t r) const;
   Tile tile_of_task(std::span<const Work> work, std::int64_t task) const;
   ScoreTile describe(const core::Call& call, const Tile& tile) const;
+  IndexKeys describe_keys(const core::Call& call, const Tensor& keys, const Tile& tile) const;
+  FilterKeys describe_filter(const core::Call& call, const Tile& tile) const;
   core::Range prepare_rows(const Tile& tile, bool wants_scores, const TileRows& rows) const;
   void run_tile(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
   ScoreTarget score_target(const core::Call& call, const Tile& tile) const;
   void finish_scores(const core::Call& call, const Tile& tile) const;
   void finish_rows(const Context& context, const Tile& tile, const TileRows& rows) const;
   void keep_slice(const Context& context, const Tile& tile, const TileRows& rows) const;
+  std::int64_t join_slices(const Context& context, const Tile& tile, std::int64_t slot) const;
+  std::int64_t wanted_of_slices(const Context& context, const Tile& tile, std::int64_t slot) const;
   void merge_slices(const Context& context, const Tile& tile) const;
+  void cut_filter(Scratch& scratch, FilterRows& rows) const;
+  core::Range slice_of(const Tile& tile, core::Range blocks) const;
+  void place_bounds(const Context& context, const Tile& tile, FilterRows& filter) const;
+  void quantize_rows(const ScoreTile& tile, const TileRows& rows, const FilterRows& filter) const;
+  float least_of(Candidate* list, std::int64_t count, const RowChoice& choice) const;
+  bool ranks(const RowChoice& choice, const SelectionWriter& writer) const;
+  void bound_tile(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
+  void merge_bounds(const Context& context, const Tile& tile) const;
+  void score_wanted(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
+  void write_wanted(const Context& context, const Tile& tile, std::int64_t r,
+                    std::int64_t count) const;
   void write_padding(const Context& context) const;
   void write_empty_rows(const Context& context, std::int64_t begin, std::int64_t end) const;
 
@@ -111,6 +155,7 @@ class SelectionStage final : public Stage {
   int threads_;
   std::int64_t group_ = 1;
   std::int64_t slots_ = 0;  // candidate lists of slices
+  std::int64_t upper_floats_ = 0;
 };
 
 // ---- memory ----
@@ -128,7 +173,26 @@ ThreadMemory SelectionStage::cut_thread(Scratch& scratch) const {
   memory.rows.count = scratch.take<std::int32_t>(kTileRows);
   memory.rows.list_stride = writes_scores() ? 0 : candidate_capacity(problem_.selection.topk);
   memory.rows.lists = scratch.take<Candidate>(kTileRows * memory.rows.list_stride);
+  if (filters()) {
+    memory.buffers.starts = scratch.take<std::int32_t>(problem_.selection.block_size);
+    memory.buffers.rows = scratch.take<std::byte>(kMaxLanes * row_bytes);
+    cut_filter(scratch, memory.filter);
+  }
   return memory;
+}
+
+void SelectionStage::cut_filter(Scratch& scratch, FilterRows& rows) const {
+  rows.code_stride = kCodeStride;
+  rows.codes = scratch.take<std::int8_t>(most_tile_rows() * kCodeStride);
+  rows.scale = scratch.take<float>(kTileRows);
+  rows.norm = scratch.take<float>(kTileRows);
+  rows.error = scratch.take<float>(kTileRows);
+  rows.least = scratch.take<float>(kTileRows);
+  rows.wanted = scratch.take<std::int32_t>(kTileRows);
+  rows.upper = scratch.take<float>(most_tile_rows() * most_blocks());
+  rows.runs = scratch.take<std::uint32_t>(most_tile_rows() * most_blocks());
+  rows.lower = scratch.take<float>(most_tile_rows() * problem_.selection.topk);
+  rows.topk = problem_.selection.topk;
 }
 
 std::size_t SelectionStage::thread_bytes() const {
@@ -143,6 +207,12 @@ SelectionStage::Memory SelectionStage::cut(Scratch& scratch) const {
   memory.work = scratch.take<Work>(problem_.bounds.batch);
   memory.slots = scratch.take<Candidate>(slots_ * problem_.selection.topk);
   memory.slot_counts = scratch.take<std::int32_t>(slots_);
+  if (filters()) {
+    memory.upper = scratch.take<float>(upper_floats_);
+    memory.runs = scratch.take<std::uint32_t>(upper_floats_);
+    memory.least = scratch.take<float>(slots_);
+    memory.wanted = scratch.take<std::int32_t>(slots_);
+  }
   memory.threads = scratch.take<std::byte>(static_cast<std::int64_t>(thread_bytes()) * threads_);
   return memory;
 }
@@ -183,13 +253,21 @@ void SelectionStage::choose_slices(std::span<Work> work) const {
   for (const Work& w : work) total += tile_cost(w) * w.tiles * problem_.index.heads_k;
   const std::int64_t target =
       std::max(core::ceil_div(total, kTasksPerThread * threads_), kMinSliceKeys);
-  std::int64_t slot = 0;
+  std::int64_t slot = 0, upper = 0;
   for (Work& w : work) {
     const std::int64_t lists = w.tokens.size() * problem_.index.heads;
     if (lists == 0) continue;
     w.slices =
         std::clamp<std::int64_t>(core::ceil_div(tile_cost(w), target), 1,
                                  std::clamp<std::int64_t>((slots_ - slot) / lists, 1, kMaxSlices));
+    if (filters()) {
+      w.upper_floats =
+          padded(std::min(w.tokens.size() * group_, kTileRows)) * w.request.blocks().size();
+      const std::int64_t floats = w.upper_floats * w.tiles * problem_.index.heads_k;
+      if (floats > upper_floats_ - upper) w.slices = 1;
+      w.first_upper = upper;
+      if (w.slices > 1) upper += floats;
+    }
     w.first_slot = slot;
     if (w.slices > 1) slot += lists * w.slices;
   }
@@ -220,10 +298,38 @@ Tile SelectionStage::tile_of_task(std::span<const Work> work, std::int64_t task)
   return tile;
 }
 
+IndexKeys SelectionStage::describe_keys(const core::Call& call, const Tensor& k,
+                                        const Tile& tile) const {
+  const core::Request& request = tile.work->request;
+  const std::int64_t item = size_in_bytes(k.dtype, 1);
+  const bool paged = problem_.bounds.page_size != 0;
+  const int token_axis = paged ? 1 : 0;
+  IndexKeys keys;
+  keys.data = static_cast<const std::byte*>(k.data) +
+              (request.k_begin * k.stride[0] + tile.key_head * k.stride[token_axis + 1]) * item;
+  keys.token_stride = k.stride[token_axis] * item;
+  if (paged) {
+    const Tensor& table = call.batch.page_table;
+    keys.page_stride = k.stride[0] * item;
+    keys.page_size = problem_.bounds.page_size;
+    keys.pages = static_cast<const std::int32_t*>(table.data) + tile.work->index * table.stride[0];
+    keys.pages_stride = table.stride[1];
+  }
+  return keys;
+}
+
+FilterKeys SelectionStage::describe_filter(const core::Call& call, const Tile& tile) const {
+  const Tensor& bounds = call.index_k8_bounds;
+  return {.codes = describe_keys(call, call.index_k8, tile),
+          .bounds = static_cast<const float*>(bounds.data) + tile.key_head * bounds.stride[1],
+          .page_stride = bounds.stride[0],
+          .item_stride = bounds.stride[2],
+          .first_row = tile.work->request.k_begin};
+}
+
 ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) const {
   const core::Request& request = tile.work->request;
   const Tensor& q = call.index_q;
-  const Tensor& k = call.index_k;
   const std::int64_t item = size_in_bytes(q.dtype, 1);
   ScoreTile score{.request = &request, .dtype = q.dtype};
   score.q = static_cast<const std::byte*>(q.data) +
@@ -235,20 +341,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   score.first_row = tile.first_row;
   score.num_rows = tile.num_rows;
   score.few_rows = request.seqlen_q * group_ <= kFewRows;
-  const bool paged = problem_.bounds.page_size != 0;
-  const int token_axis = paged ? 1 : 0;
-  score.keys.data =
-      static_cast<const std::byte*>(k.data) +
-      (request.k_begin * k.stride[0] + tile.key_head * k.stride[token_axis + 1]) * item;
-  score.keys.token_stride = k.stride[token_axis] * item;
-  if (paged) {
-    const Tensor& table = call.batch.page_table;
-    score.keys.page_stride = k.stride[0] * item;
-    score.keys.page_size = problem_.bounds.page_size;
-    score.keys.pages =
-        static_cast<const std::int32_t*>(table.data) + tile.work->index * table.stride[0];
-    score.keys.pages_stride = table.stride[1];
-  }
+  score.keys = describe_keys(call, call.index_k, tile);
   return score;
 }
 
@@ -292,16 +385,20 @@ ScoreTarget SelectionStage::score_target(const core::Call& call, const Tile& til
           t.stride[0], t.stride[1], t.stride[2]};
 }
 
+core::Range SelectionStage::slice_of(const Tile& tile, core::Range blocks) const {
+  const std::int64_t slices = tile.work->slices;
+  return {blocks.begin + blocks.size() * tile.slice / slices,
+          blocks.begin + blocks.size() * (tile.slice + 1) / slices};
+}
+
 void SelectionStage::run_tile(const Context& context, const Tile& tile,
                               const ThreadMemory& memory) const {
   ScoreTile score = describe(context.call, tile);
   const core::Range blocks = prepare_rows(tile, context.writer.wants_scores(), memory.rows);
-  const std::int64_t slices = tile.work->slices;
-  score.blocks = {blocks.begin + blocks.size() * tile.slice / slices,
-                  blocks.begin + blocks.size() * (tile.slice + 1) / slices};
+  score.blocks = slice_of(tile, blocks);
   kernels_.score_tile(score, memory.rows, memory.buffers, score_target(context.call, tile));
   if (writes_scores()) return finish_scores(context.call, tile);
-  if (slices > 1) return keep_slice(context, tile, memory.rows);
+  if (tile.work->slices > 1) return keep_slice(context, tile, memory.rows);
   finish_rows(context, tile, memory.rows);
 }
 
@@ -343,6 +440,31 @@ void SelectionStage::keep_slice(const Context& context, const Tile& tile,
   }
 }
 
+/// Moves the candidates of all slices of a row together; returns how many they are.
+std::int64_t SelectionStage::join_slices(const Context& context, const Tile& tile,
+                                         std::int64_t slot) const {
+  Candidate* list = context.memory.slots + slot * problem_.selection.topk;
+  std::int64_t count = 0;
+  for (std::int64_t s = 0; s < tile.work->slices; ++s) {
+    // A slice never lies before where it is moved to.
+    const Candidate* from = list + s * problem_.selection.topk;
+    std::copy_n(from, context.memory.slot_counts[slot + s], list + count);
+    count += context.memory.slot_counts[slot + s];
+  }
+  return count;
+}
+
+/// Blocks of a row that were scored; -1 where its query is not finite.
+std::int64_t SelectionStage::wanted_of_slices(const Context& context, const Tile& tile,
+                                              std::int64_t slot) const {
+  std::int64_t sum = 0;
+  for (std::int64_t s = 0; s < tile.work->slices; ++s) {
+    if (context.memory.wanted[slot + s] < 0) return -1;
+    sum += context.memory.wanted[slot + s];
+  }
+  return sum;
+}
+
 void SelectionStage::merge_slices(const Context& context, const Tile& tile) const {
   const core::Request& request = tile.work->request;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
@@ -350,18 +472,144 @@ void SelectionStage::merge_slices(const Context& context, const Tile& tile) cons
     const std::int64_t slot = slice_slot(tile, r);
     const RowChoice choice = choose_row(request, row / group_, problem_);
     Candidate* list = context.memory.slots + slot * problem_.selection.topk;
-    std::int64_t count = 0;
-    for (std::int64_t s = 0; s < tile.work->slices;
-         ++s) {  // a slice never lies before where it is moved to
-      const Candidate* from = list + s * problem_.selection.topk;
-      std::copy_n(from, context.memory.slot_counts[slot + s], list + count);
-      count += context.memory.slot_counts[slot + s];
-    }
-    count = keep_best(list, count, choice.room);
+    const std::int64_t count = keep_best(list, join_slices(context, tile, slot), choice.room);
     sort_by_id(list, count);
     context.writer.write(request.q_begin + row / group_, tile.key_head * group_ + row % group_,
                          choice, {list, static_cast<std::size_t>(count)});
+    if (filters()) write_wanted(context, tile, r, wanted_of_slices(context, tile, slot));
   }
+}
+
+// ---- the 8-bit filter ----
+//
+// A tile is scored in two passes. The first bounds all its blocks by codes: the k-th largest lower
+// bound is what a block's upper bound must reach. The second scores the blocks that do, with the
+// bits that they have without a filter; no other can be chosen. Tiles in slices pass one after the
+// other, as the k-th largest is that of all slices.
+
+/// Whether scores decide what the row takes, or are wanted.
+bool SelectionStage::ranks(const RowChoice& choice, const SelectionWriter& writer) const {
+  return choice.room > 0 && (writer.wants_scores() || !choice.takes_all());
+}
+
+/// Where the upper bounds of a tile in slices lie.
+void SelectionStage::place_bounds(const Context& context, const Tile& tile,
+                                  FilterRows& filter) const {
+  const Work& work = *tile.work;
+  const std::int64_t index = (tile.first_row - work.tokens.begin * group_) / kTileRows;
+  const std::int64_t at =
+      work.first_upper + (tile.key_head * work.tiles + index) * work.upper_floats;
+  filter.upper = context.memory.upper + at;
+  filter.runs = context.memory.runs + at;
+}
+
+void SelectionStage::quantize_rows(const ScoreTile& tile, const TileRows& rows,
+                                   const FilterRows& filter) const {
+  for (std::int64_t r = 0; r < padded(tile.num_rows); ++r) {
+    std::int8_t* codes = filter.codes + r * filter.code_stride;
+    std::fill_n(codes, filter.code_stride, std::int8_t{0});
+    QueryBound bound;
+    if (rows.threshold[r] != kTakeNone) {
+      const std::int64_t row = tile.first_row + r;
+      const std::byte* q =
+          tile.q + row / group_ * tile.q_token_stride + row % group_ * tile.q_head_stride;
+      bound = quantize_query(q, tile.dtype, tile.dim, codes);
+    }
+    filter.scale[r] = bound.scale;
+    filter.norm[r] = bound.norm;
+    filter.error[r] = bound.error;
+  }
+}
+
+/// The k-th largest of the lower bounds in a list; -inf where there are fewer.
+float SelectionStage::least_of(Candidate* list, std::int64_t count, const RowChoice& choice) const {
+  if (count < choice.room) return -kInfinity;
+  keep_best(list, count, choice.room);
+  return score_of(*std::min_element(list, list + choice.room));
+}
+
+void SelectionStage::bound_tile(const Context& context, const Tile& tile,
+                                const ThreadMemory& memory) const {
+  ScoreTile score = describe(context.call, tile);
+  const core::Range blocks = prepare_rows(tile, context.writer.wants_scores(), memory.rows);
+  const bool sliced = tile.work->slices > 1;
+  FilterRows filter = memory.filter;
+  filter.stride = padded(tile.num_rows);
+  if (sliced) place_bounds(context, tile, filter);
+  score.blocks = slice_of(tile, blocks);
+  quantize_rows(score, memory.rows, filter);
+  kernels_.bound_tile(score, describe_filter(context.call, tile), memory.rows, filter,
+                      memory.buffers);
+  for (std::int64_t r = 0; sliced && r < tile.num_rows; ++r)
+    context.memory.wanted[slice_slot(tile, r) + tile.slice] = std::isnan(filter.norm[r]) ? -1 : 0;
+  if (sliced) return keep_slice(context, tile, memory.rows);
+  for (std::int64_t r = 0; r < filter.stride; ++r) {
+    filter.least[r] = std::numeric_limits<float>::quiet_NaN();
+    if (r >= tile.num_rows) continue;
+    const RowChoice choice =
+        choose_row(tile.work->request, (tile.first_row + r) / group_, problem_);
+    if (!ranks(choice, context.writer)) continue;
+    filter.least[r] =
+        least_of(memory.rows.lists + r * memory.rows.list_stride, memory.rows.count[r], choice);
+  }
+  score_wanted(context, tile, memory);
+  for (std::int64_t r = 0; r < tile.num_rows; ++r)
+    write_wanted(context, tile, r, std::isnan(filter.norm[r]) ? -1 : filter.wanted[r]);
+}
+
+/// Of all slices.
+void SelectionStage::merge_bounds(const Context& context, const Tile& tile) const {
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    const std::int64_t slot = slice_slot(tile, r);
+    const RowChoice choice =
+        choose_row(tile.work->request, (tile.first_row + r) / group_, problem_);
+    Candidate* list = context.memory.slots + slot * problem_.selection.topk;
+    context.memory.least[slot] = ranks(choice, context.writer)
+                                     ? least_of(list, join_slices(context, tile, slot), choice)
+                                     : std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+/// The second pass; `least` is known, in memory.filter or, for tiles in slices, in the call's.
+void SelectionStage::score_wanted(const Context& context, const Tile& tile,
+                                  const ThreadMemory& memory) const {
+  ScoreTile score = describe(context.call, tile);
+  const core::Range blocks = prepare_rows(tile, context.writer.wants_scores(), memory.rows);
+  const bool sliced = tile.work->slices > 1;
+  FilterRows filter = memory.filter;
+  filter.stride = padded(tile.num_rows);
+  if (sliced) place_bounds(context, tile, filter);
+  score.blocks = slice_of(tile, blocks);
+  score.scattered = true;
+  for (std::int64_t r = 0; r < filter.stride; ++r) {
+    filter.wanted[r] = 0;
+    if (!sliced) continue;
+    filter.least[r] = r < tile.num_rows ? context.memory.least[slice_slot(tile, r)]
+                                        : std::numeric_limits<float>::quiet_NaN();
+  }
+  // So many scores reach `least` that others need no room.
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    if (memory.rows.threshold[r] != kTakeNone && filter.least[r] > -kInfinity)
+      memory.rows.threshold[r] = std::nextafter(filter.least[r], -kInfinity);
+  }
+  kernels_.score_wanted(score, memory.rows, filter, memory.buffers);
+  if (!sliced) return finish_rows(context, tile, memory.rows);
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    std::int32_t& count = context.memory.wanted[slice_slot(tile, r) + tile.slice];
+    if (count >= 0) count = filter.wanted[r];
+  }
+  keep_slice(context, tile, memory.rows);
+}
+
+/// `count`: -1 where the query is not finite, so that every block was scored.
+void SelectionStage::write_wanted(const Context& context, const Tile& tile, std::int64_t r,
+                                  std::int64_t count) const {
+  const Tensor& t = context.call.candidates;
+  if (!t) return;
+  const std::int64_t row = tile.first_row + r, head = tile.key_head * group_ + row % group_;
+  const std::int64_t token = tile.work->request.q_begin + row / group_;
+  static_cast<std::int32_t*>(t.data)[token * t.stride[0] + head * t.stride[1]] =
+      static_cast<std::int32_t>(count);
 }
 
 /// Rows of the tensors behind the last request.
@@ -380,6 +628,9 @@ void SelectionStage::write_empty_rows(const Context& context, std::int64_t begin
   for (std::int64_t row = begin; row < end; ++row) {
     if (!writes_scores()) {
       context.writer.write_empty(row);
+      const Tensor& t = context.call.candidates;
+      for (std::int64_t head = 0; t && head < t.shape[1]; ++head)
+        static_cast<std::int32_t*>(t.data)[row * t.stride[0] + head * t.stride[1]] = 0;
       continue;
     }
     const Tensor& t = context.call.scores;
@@ -402,17 +653,30 @@ void SelectionStage::run(const core::Call& call, Rows rows, std::byte* workspace
     tasks += w.tiles * problem_.index.heads_k * w.slices;
     if (w.slices > 1) merged_rows += w.tokens.size() * problem_.index.heads;
   }
-  core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
-    Scratch thread_scratch(memory.threads + thread_bytes() * static_cast<std::size_t>(thread));
-    run_tile(context, tile_of_task(work, task), cut_thread(thread_scratch));
-  });
-  if (merged_rows > 0) {
+  using Step = void (SelectionStage::*)(const Context&, const Tile&, const ThreadMemory&) const;
+  const auto for_tiles = [&](Step step, bool sliced_only) {
+    core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
+      const Tile tile = tile_of_task(work, task);
+      if (sliced_only && tile.work->slices == 1) return;
+      Scratch cut_from(memory.threads + thread_bytes() * static_cast<std::size_t>(thread));
+      (this->*step)(context, tile, cut_thread(cut_from));
+    });
+  };
+  using Merge = void (SelectionStage::*)(const Context&, const Tile&) const;
+  const auto for_merges = [&](Merge merge) {
     core::for_each_task(merged_rows > kSerialMerges ? threads_ : 1, tasks,
                         [&](std::int64_t task, int) {
                           const Tile tile = tile_of_task(work, task);
-                          if (tile.work->slices > 1 && tile.slice == 0) merge_slices(context, tile);
+                          if (tile.work->slices > 1 && tile.slice == 0)
+                            (this->*merge)(context, tile);
                         });
+  };
+  for_tiles(filters() ? &SelectionStage::bound_tile : &SelectionStage::run_tile, false);
+  if (merged_rows > 0 && filters()) {
+    for_merges(&SelectionStage::merge_bounds);
+    for_tiles(&SelectionStage::score_wanted, true);
   }
+  if (merged_rows > 0) for_merges(&SelectionStage::merge_slices);
   write_padding(context);
 }
 

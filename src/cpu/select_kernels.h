@@ -9,6 +9,7 @@
 
 #include "core/geometry.h"
 #include "cpu/candidates.h"
+#include "msa/problem.h"
 #include "msa/tensor.h"
 
 namespace msa::cpu {
@@ -52,6 +53,7 @@ struct ScoreTile {
   std::int64_t first_row = 0;
   std::int64_t num_rows = 0;  // at most kTileRows
   bool few_rows = false;      // the request has at most kFewRows rows
+  bool scattered = false;     // only some blocks are read: nothing is asked for ahead
   core::Range blocks{};       // to be scored; 0 is the first block of the request here
 };
 
@@ -67,12 +69,59 @@ struct TileRows {
   std::int64_t list_stride = 0;
 };
 
+/// The 8-bit copy of a request's index keys under one index-key head, and its bounds.
+struct FilterKeys {
+  IndexKeys codes{};
+  // {scale, error, norm} of page 0, or of the pool's first rows. Strides in floats
+  const float* bounds = nullptr;
+  std::int64_t page_stride = 0;
+  std::int64_t item_stride = 1;
+  std::int64_t first_row = 0;  // ragged: the pool's row that is key 0
+
+  /// The bounds of key j.
+  const float* bounds_of(std::int64_t j) const {
+    const std::int64_t page = codes.page_size == 0
+                                  ? (first_row + j) / kFilterRows
+                                  : codes.pages[j / codes.page_size * codes.pages_stride];
+    return bounds + page * page_stride;
+  }
+  /// The first key behind j that has others.
+  std::int64_t end_of_bounds(std::int64_t j) const {
+    if (codes.page_size != 0) return (j / codes.page_size + 1) * codes.page_size;
+    return ((first_row + j) / kFilterRows + 1) * kFilterRows - first_row;
+  }
+};
+
+/// What a filter knows of a tile's rows; arrays padded like those of TileRows, with zeros. See
+/// filter.h.
+struct FilterRows {
+  std::int8_t* codes = nullptr;  // [rows, code_stride], zeros behind the dim
+  std::int64_t code_stride = 0;  // a multiple of 64
+  float* scale = nullptr;
+  float* norm = nullptr;   // of the row; NaN where it is not finite
+  float* error = nullptr;  // of its codes
+  // a block is scored from its keys where its upper bound reaches this; NaN: none is
+  float* least = nullptr;
+  std::int32_t* wanted = nullptr;  // blocks that were
+  float* upper = nullptr;          // [blocks, stride]: upper bounds of scores
+  // [blocks, stride], where rows are in the lanes: bit i: the key of the block's best score may lie
+  // in its i-th run of 16
+  std::uint32_t* runs = nullptr;
+  std::int64_t stride = 0;
+  float* lower = nullptr;  // [rows / lanes, topk, lanes]: the largest lower bounds
+  std::int64_t topk = 0;
+};
+
 /// Buffers of one thread.
 struct TileBuffers {
   std::byte* q = nullptr;  // kTileRows rows of dim words
   std::byte* k = nullptr;  // a block of keys, dim words each
   // Where the keys of a block lie, padded to whole register tiles.
   const std::byte** keys = nullptr;
+  // With a filter: what the sums of products of a block's codes begin with, and a few keys before
+  // they are transposed
+  std::int32_t* starts = nullptr;
+  std::byte* rows = nullptr;
 };
 
 /// Where block_scores puts its result: token 0 of the request, first head of the group. Strides in
@@ -96,6 +145,14 @@ struct SelectKernels {
   /// Scores the blocks of a tile that its rows need; writes them or collects candidates.
   void (*score_tile)(const ScoreTile&, const TileRows&, const TileBuffers&,
                      const ScoreTarget&) = nullptr;
+  /// Bounds the scores of the same blocks by the codes: lower bounds become candidates, upper ones
+  /// are written.
+  void (*bound_tile)(const ScoreTile&, const FilterKeys&, const TileRows&, const FilterRows&,
+                     const TileBuffers&) = nullptr;
+  /// Scores the blocks whose upper bounds reach their row's `least`, with the bits of score_tile,
+  /// and collects candidates.
+  void (*score_wanted)(const ScoreTile&, const TileRows&, const FilterRows&,
+                       const TileBuffers&) = nullptr;
   /// Collects the best `room` > 0 of given scores in `list`, of capacity candidate_capacity(room).
   /// Returns their number, which may exceed `room`.
   std::int64_t (*scan_scores)(const ScoreRow&, std::int64_t room, Candidate* list) = nullptr;

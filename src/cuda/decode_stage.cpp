@@ -27,6 +27,7 @@ std::string index_rejects(const Problem& p) {
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
+  if (p.index.filter) return "no kernel takes a filter of index keys yet";
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);

@@ -55,6 +55,7 @@ std::string SelectStage::rejects(const Problem& p) {
                ? ""
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
+  if (p.index.filter) return "no kernel takes a filter of index keys yet";
   if (p.index.heads_k > kMaxGridYZ)
     return "at most 65535 index-key heads, not " + std::to_string(p.index.heads_k);
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {

@@ -32,9 +32,12 @@ static_assert(offsetof(msa_args, q) == 8 && offsetof(msa_args, outs) == 1240);
 static_assert(MSA_STRUCT_SIZE(msa_args, q_slots) == 1920);
 static_assert(offsetof(msa_args, k_scale) == 1920 && offsetof(msa_args, v_scale) == 2008);
 static_assert(MSA_STRUCT_SIZE(msa_args, v_scale_cache) == 2800);
+static_assert(MSA_STRUCT_SIZE(msa_args, candidates) == 3064);
 static_assert(MSA_STRUCT_SIZE(msa_settings, options) == 96);
 static_assert(offsetof(msa_settings, kv_rounded) == 96);
 static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 320);
+static_assert(offsetof(msa_problem, index_filter) == 320);
+static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == 348);
 
 TEST(CInterface, StructsStartAsTheCppOnesDo) {
   const msa_problem problem = MSA_PROBLEM_INIT;

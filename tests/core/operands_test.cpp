@@ -325,6 +325,9 @@ TEST(Problems, HashLikeTheyCompare) {
       [](Problem& p) {
         p.attention.kv = Format{DType::E2M1, Scale::Group, 16, true};
       },
+      [](Problem& p) {
+        p.index.filter = Format{DType::I8, Scale::Page};
+      },
       [](Problem& p) { ++p.attention.heads_q; },
       [](Problem& p) { ++p.attention.heads_kv; },
       [](Problem& p) { ++p.attention.head_dim; },

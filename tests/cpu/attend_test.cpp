@@ -158,7 +158,8 @@ TEST(Isa, UnknownNamesAndMissingFeaturesAreRejected) {
                                  .avx512f = true,
                                  .avx512bw = true,
                                  .avx512dq = true,
-                                 .avx512vl = true};
+                                 .avx512vl = true,
+                                 .avx512_vnni = true};
   EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512, cascade_lake), "");
   EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512Bf16, cascade_lake), "needs avx512_bf16");
 #elif defined(__aarch64__)

@@ -58,15 +58,16 @@ struct BlockSink {
   const TileRows& rows;
   const ScoreTarget& target;
 
+  void push_one(std::int64_t block, std::int64_t r, float best) const {
+    const auto id = static_cast<std::int32_t>(tile.request->blocks().begin + block);
+    rows.threshold[r] = push_candidate(rows.lists + r * rows.list_stride, rows.count[r],
+                                       rows.room[r], rows.threshold[r], make_candidate(best, id));
+  }
   [[gnu::noinline]] void push(std::int64_t block, std::int64_t row, unsigned passing,
                               const float* best) const {
-    const auto id = static_cast<std::int32_t>(tile.request->blocks().begin + block);
     for (; passing != 0; passing &= passing - 1) {
       const int lane = std::countr_zero(passing);
-      const std::int64_t r = row + lane;
-      rows.threshold[r] =
-          push_candidate(rows.lists + r * rows.list_stride, rows.count[r], rows.room[r],
-                         rows.threshold[r], make_candidate(best[lane], id));
+      push_one(block, row + lane, best[lane]);
     }
   }
   void write(std::int64_t block, std::int64_t row, std::int64_t lanes_begin, std::int64_t lanes_end,
@@ -136,7 +137,8 @@ struct Lookahead {
 
 template <DType kType>
 MSA_INLINE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
-  return {tile.keys, rows.visible[tile.num_rows - 1], tile.dim * kItemBytes<kType>};
+  const std::int64_t end = tile.scattered ? 0 : rows.visible[tile.num_rows - 1];
+  return {tile.keys, end, tile.dim * kItemBytes<kType>};
 }
 
 // ---- rows in the lanes ----
@@ -354,8 +356,9 @@ Vec score_few_block(const BlockSink& sink, const typename IndexProducts<kType>::
   return best;
 }
 
-template <DType kType, int kRows>
-void score_few_rows(const BlockSink& sink, const TileBuffers& buffers) {
+/// `wanted(block, first)`: whether the block is scored.
+template <DType kType, int kRows, class Wanted>
+void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
   using Word = typename IndexProducts<kType>::Word;
   const ScoreTile& tile = sink.tile;
   const std::int64_t row_bytes = tile.dim / IndexProducts<kType>::kPack * 4;
@@ -368,6 +371,7 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers) {
   for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
     while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
     if (first == tile.num_rows) return;
+    if (!wanted(block, first)) continue;
     const BlockKeys keys = keys_of_block(tile, sink.rows, block);
     const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
     alignas(64) float scores[kLanes];
@@ -381,14 +385,20 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers) {
 
 // ---- the way in ----
 
+/// At most kFewRows rows.
+template <DType kType, class Wanted>
+void score_few(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
+  const std::int64_t rows = sink.tile.num_rows;
+  if (rows <= 1) return score_few_rows<kType, 1>(sink, buffers, wanted);
+  if (rows <= 2) return score_few_rows<kType, 2>(sink, buffers, wanted);
+  if (rows <= 4) return score_few_rows<kType, 4>(sink, buffers, wanted);
+  return score_few_rows<kType, 8>(sink, buffers, wanted);
+}
+
 template <DType kType>
 void score_tile_as(const BlockSink& sink, const TileBuffers& buffers) {
-  const std::int64_t rows = sink.tile.num_rows;
   if (!sink.tile.few_rows) return score_many_rows<kType>(sink, buffers);
-  if (rows <= 1) return score_few_rows<kType, 1>(sink, buffers);
-  if (rows <= 2) return score_few_rows<kType, 2>(sink, buffers);
-  if (rows <= 4) return score_few_rows<kType, 4>(sink, buffers);
-  return score_few_rows<kType, 8>(sink, buffers);
+  score_few<kType>(sink, buffers, [](std::int64_t, std::int64_t) { return true; });
 }
 
 inline void score_tile(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,

@@ -96,3 +96,19 @@ inline constexpr bool kWordsAreStored = std::is_same_v<S, StoredAs<DType::BF16>>
 /// Pairs of bf16 where the level multiplies them, fp32 otherwise.
 template <DType kType>
 using ProductsAs = std::conditional_t<kType == DType::BF16, ProductsOfBf16, F32Products>;
+
+/// Products of 8-bit codes by 16-bit arithmetic, two to a word: where the level multiplies no
+/// bytes.
+struct PairProducts {
+  static constexpr int kPack = 2;
+  static constexpr std::int32_t kShift = 0;
+  MSA_INLINE static IVec step(IVec acc, IVec a, IVec b) { return pair_step(acc, a, b); }
+  MSA_INLINE static IVec broadcast(const std::byte* word) {
+    std::int32_t x = 0;
+    std::memcpy(&x, word, sizeof x);
+    return iset1(x);
+  }
+  MSA_INLINE static IVec codes(const std::int8_t* p, std::int64_t n) { return load_codes(p, n); }
+  MSA_INLINE static IVec shifted(IVec codes) { return codes; }
+  MSA_INLINE static std::int32_t sum(const std::int8_t*, std::int64_t) { return 0; }
+};

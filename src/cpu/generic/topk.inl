@@ -37,6 +37,11 @@ inline std::int64_t scan_scores(const ScoreRow& row, std::int64_t room, Candidat
   return count;
 }
 
-constexpr SelectKernels kernels() { return {.score_tile = score_tile, .scan_scores = scan_scores}; }
+constexpr SelectKernels kernels() {
+  return {.score_tile = score_tile,
+          .bound_tile = bound_tile,
+          .score_wanted = score_wanted,
+          .scan_scores = scan_scores};
+}
 
 }  // namespace selection

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT
-// The kernels of the avx512_bf16 level: bf16 products for bf16 storage, fp32 for the rest.
+// The kernels of the avx512_bf16 level: bf16 products for bf16 storage, products of bytes for
+// codes, fp32 for the rest.
 #include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                               \
-    __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+    __attribute__((                                                                         \
+        target("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#pragma GCC target("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
 namespace msa::cpu::avx512_bf16 {
@@ -21,8 +23,11 @@ using ProductsOfBf16 = Bf16Products;
 
 #include "cpu/generic/storage.inl"
 
+using ProductsOfCodes = ByteProducts;
+
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
+#include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
 #include "cpu/generic/vector_checks.inl"
 

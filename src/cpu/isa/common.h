@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -14,6 +15,7 @@
 
 #include "core/geometry.h"
 #include "cpu/convert.h"
+#include "cpu/filter.h"
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)

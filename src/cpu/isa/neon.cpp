@@ -11,8 +11,11 @@ using ProductsOfBf16 = F32Products;
 
 #include "cpu/generic/storage.inl"
 
+using ProductsOfCodes = PairProducts;
+
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
+#include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
 #include "cpu/generic/vector_checks.inl"
 

@@ -19,8 +19,11 @@ using ProductsOfBf16 = Bf16Products;
 
 #include "cpu/generic/storage.inl"
 
+using ProductsOfCodes = PairProducts;
+
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/score.inl"
+#include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
 #include "cpu/generic/vector_checks.inl"
 

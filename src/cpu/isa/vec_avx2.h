@@ -27,6 +27,13 @@ MSA_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 MSA_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 MSA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+MSA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+/// Of all lanes; none is NaN.
+MSA_INLINE float largest(Vec a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
 MSA_INLINE Vec rounded(Vec a) {
   asm("" : "+x"(a.v));
@@ -42,12 +49,19 @@ MSA_INLINE IVec iload(const void* p) {
   return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
 }
 MSA_INLINE void istore(void* p, IVec a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
+MSA_INLINE IVec iadd(IVec a, IVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
+MSA_INLINE IVec ior(IVec a, IVec b) { return {_mm256_or_si256(a.v, b.v)}; }
 MSA_INLINE IVec isub(IVec a, IVec b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imax(IVec a, IVec b) { return {_mm256_max_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imin(IVec a, IVec b) { return {_mm256_min_epi32(a.v, b.v)}; }
 MSA_INLINE Mask igreater(IVec a, IVec b) {
   return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.v, b.v))};
 }
+
+MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
+  return {_mm256_blendv_epi8(b.v, a.v, _mm256_castps_si256(m.m))};
+}
+MSA_INLINE Vec to_float(IVec a) { return {_mm256_cvtepi32_ps(a.v)}; }
 
 MSA_INLINE unsigned bits(Mask m) {
   return static_cast<unsigned>(_mm256_movemask_ps(m.m));
@@ -150,6 +164,23 @@ MSA_INLINE Vec sum_each(const Vec* v) {
   for (int i = 0; i < 2; ++i) quads[i] = _mm256_hadd_ps(pairs[2 * i], pairs[2 * i + 1]);
   return {_mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
                         _mm256_permute2f128_ps(quads[0], quads[1], 0x31))};
+}
+
+/// The same of integers.
+MSA_INLINE IVec isum_each(const IVec* v) {
+  __m256i pairs[4], quads[2];
+  for (int i = 0; i < 4; ++i) pairs[i] = _mm256_hadd_epi32(v[2 * i].v, v[2 * i + 1].v);
+  for (int i = 0; i < 2; ++i) quads[i] = _mm256_hadd_epi32(pairs[2 * i], pairs[2 * i + 1]);
+  return {_mm256_add_epi32(_mm256_permute2x128_si256(quads[0], quads[1], 0x20),
+                           _mm256_permute2x128_si256(quads[0], quads[1], 0x31))};
+}
+
+/// The first 16 codes at p as pairs of 16 bits.
+MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
+  return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+MSA_INLINE IVec pair_step(IVec acc, IVec a, IVec b) {
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(a.v, b.v))};
 }
 
 /// The operands of the register tile in fp32: one value a word.

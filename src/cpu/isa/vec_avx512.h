@@ -27,6 +27,9 @@ MSA_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 MSA_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 MSA_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+MSA_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+/// Of all lanes; none is NaN.
+MSA_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
 MSA_INLINE Vec rounded(Vec a) {
   asm("" : "+v"(a.v));
@@ -40,10 +43,15 @@ MSA_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, 
 MSA_INLINE IVec iset1(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
 MSA_INLINE IVec iload(const void* p) { return {_mm512_loadu_si512(p)}; }
 MSA_INLINE void istore(void* p, IVec a) { _mm512_storeu_si512(p, a.v); }
+MSA_INLINE IVec iadd(IVec a, IVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+MSA_INLINE IVec ior(IVec a, IVec b) { return {_mm512_or_si512(a.v, b.v)}; }
 MSA_INLINE IVec isub(IVec a, IVec b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imax(IVec a, IVec b) { return {_mm512_max_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imin(IVec a, IVec b) { return {_mm512_min_epi32(a.v, b.v)}; }
 MSA_INLINE Mask igreater(IVec a, IVec b) { return {_mm512_cmpgt_epi32_mask(a.v, b.v)}; }
+
+MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) { return {_mm512_mask_blend_epi32(m.m, b.v, a.v)}; }
+MSA_INLINE Vec to_float(IVec a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 MSA_INLINE unsigned bits(Mask m) { return m.m; }  // lane i is bit i
 MSA_INLINE Mask either(Mask a, Mask b) { return {static_cast<__mmask16>(a.m | b.m)}; }
@@ -156,6 +164,38 @@ MSA_INLINE Vec sum_each(const Vec* v) {
   }
   return {_mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
                         _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd))};
+}
+
+/// The same of integers.
+MSA_INLINE IVec isum_each(const IVec* v) {
+  __m512i pairs[8], quads[4], halves[2];
+  for (int i = 0; i < 8; ++i) {
+    const __m512i a = v[2 * i].v, b = v[2 * i + 1].v;
+    pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = pairs[2 * i], b = pairs[2 * i + 1];
+    quads[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512i a = quads[2 * i], b = quads[2 * i + 1];
+    halves[i] =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  }
+  return {_mm512_add_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88),
+                           _mm512_shuffle_i32x4(halves[0], halves[1], 0xdd))};
+}
+
+/// The first 32 codes at p as pairs of 16 bits; where `n` is 16, half of them and zeros.
+MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t n) {
+  if (n < 32) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi8_epi16(_mm256_zextsi128_si256(half))};
+  }
+  return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+MSA_INLINE IVec pair_step(IVec acc, IVec a, IVec b) {
+  return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(a.v, b.v))};
 }
 
 /// The operands of the register tile in fp32: one value a word.

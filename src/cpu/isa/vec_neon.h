@@ -59,6 +59,10 @@ MSA_INLINE Vec select(Mask m, Vec a, Vec b) {
 /// The processor's own maximum gives NaN where either is one; this keeps the second operand then.
 MSA_INLINE Vec max(Vec a, Vec b) { return select(greater(a, b), a, b); }
 
+MSA_INLINE Vec min(Vec a, Vec b) { return select(greater(b, a), a, b); }
+/// Of all lanes; none is NaN.
+MSA_INLINE float largest(Vec a) { return vmaxvq_f32(vmaxq_f32(a.v[0], a.v[1])); }
+
 MSA_INLINE IVec iset1(std::int32_t x) { return {{vdupq_n_s32(x), vdupq_n_s32(x)}}; }
 MSA_INLINE IVec iload(const void* p) {
   const auto* words = static_cast<const std::int32_t*>(p);
@@ -68,6 +72,12 @@ MSA_INLINE void istore(void* p, IVec a) {
   auto* words = static_cast<std::int32_t*>(p);
   vst1q_s32(words, a.v[0]);
   vst1q_s32(words + 4, a.v[1]);
+}
+MSA_INLINE IVec iadd(IVec a, IVec b) {
+  return {{vaddq_s32(a.v[0], b.v[0]), vaddq_s32(a.v[1], b.v[1])}};
+}
+MSA_INLINE IVec ior(IVec a, IVec b) {
+  return {{vorrq_s32(a.v[0], b.v[0]), vorrq_s32(a.v[1], b.v[1])}};
 }
 MSA_INLINE IVec isub(IVec a, IVec b) {
   return {{vsubq_s32(a.v[0], b.v[0]), vsubq_s32(a.v[1], b.v[1])}};
@@ -83,6 +93,11 @@ MSA_INLINE Mask igreater(IVec a, IVec b) {
 }
 
 /// Lane i is bit i.
+MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
+  return {{vbslq_s32(m.m[0], a.v[0], b.v[0]), vbslq_s32(m.m[1], a.v[1], b.v[1])}};
+}
+MSA_INLINE Vec to_float(IVec a) { return {{vcvtq_f32_s32(a.v[0]), vcvtq_f32_s32(a.v[1])}}; }
+
 MSA_INLINE unsigned bits(Mask m) {
   const uint32x4_t low = {1, 2, 4, 8}, high = {16, 32, 64, 128};
   return vaddvq_u32(vorrq_u32(vandq_u32(m.m[0], low), vandq_u32(m.m[1], high)));
@@ -196,6 +211,31 @@ MSA_INLINE Vec sum_each(const Vec* v) {
     pairs[i] = vpaddq_f32(a, b);
   }
   return {{vpaddq_f32(pairs[0], pairs[1]), vpaddq_f32(pairs[2], pairs[3])}};
+}
+
+/// The same of integers.
+MSA_INLINE IVec isum_each(const IVec* v) {
+  int32x4_t pairs[4];
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = vpaddq_s32(vaddq_s32(v[2 * i].v[0], v[2 * i].v[1]),
+                          vaddq_s32(v[2 * i + 1].v[0], v[2 * i + 1].v[1]));
+  }
+  return {{vpaddq_s32(pairs[0], pairs[1]), vpaddq_s32(pairs[2], pairs[3])}};
+}
+
+/// The first 16 codes at p as pairs of 16 bits.
+MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
+  const int8x16_t codes = vld1q_s8(p);
+  return {{vreinterpretq_s32_s16(vmovl_s8(vget_low_s8(codes))),
+           vreinterpretq_s32_s16(vmovl_high_s8(codes))}};
+}
+MSA_INLINE int32x4_t pair_sums(int32x4_t a, int32x4_t b) {
+  const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+  return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+}
+MSA_INLINE IVec pair_step(IVec acc, IVec a, IVec b) {
+  return {{vaddq_s32(acc.v[0], pair_sums(a.v[0], b.v[0])),
+           vaddq_s32(acc.v[1], pair_sums(a.v[1], b.v[1]))}};
 }
 
 /// The operands of the register tile in fp32: one value a word.

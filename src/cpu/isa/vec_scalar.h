@@ -59,6 +59,11 @@ MSA_INLINE Vec fma(Vec a, Vec b, Vec c) {
 MSA_INLINE Vec max(Vec a, Vec b) {
   return each<Vec>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+MSA_INLINE Vec min(Vec a, Vec b) {
+  return each<Vec>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+/// Of all lanes; none is NaN.
+MSA_INLINE float largest(Vec a) { return *std::max_element(a.v, a.v + kLanes); }
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
 MSA_INLINE Vec rounded(Vec a) { return a; }
 MSA_INLINE Mask greater(Vec a, Vec b) {
@@ -83,6 +88,12 @@ MSA_INLINE IVec iload(const void* p) {
   return r;
 }
 MSA_INLINE void istore(void* p, IVec a) { std::memcpy(p, a.v, sizeof a.v); }
+MSA_INLINE IVec iadd(IVec a, IVec b) {
+  return each<IVec>([&](int i) { return a.v[i] + b.v[i]; });
+}
+MSA_INLINE IVec ior(IVec a, IVec b) {
+  return each<IVec>([&](int i) { return a.v[i] | b.v[i]; });
+}
 MSA_INLINE IVec isub(IVec a, IVec b) {
   return each<IVec>([&](int i) { return a.v[i] - b.v[i]; });
 }
@@ -94,6 +105,14 @@ MSA_INLINE IVec imin(IVec a, IVec b) {
 }
 MSA_INLINE Mask igreater(IVec a, IVec b) {
   return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
+}
+
+MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
+  return each<IVec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
+}
+/// Exact below 2^24.
+MSA_INLINE Vec to_float(IVec a) {
+  return each<Vec>([&](int i) { return static_cast<float>(a.v[i]); });
 }
 
 /// Lane i is bit i.
@@ -167,6 +186,34 @@ MSA_INLINE Vec sum_each(const Vec* v) {
     float sum = 0;
     for (int j = 0; j < kLanes; ++j) sum += v[i].v[j];
     return sum;
+  });
+}
+
+/// The same of integers.
+MSA_INLINE IVec isum_each(const IVec* v) {
+  return each<IVec>([&](int i) {
+    std::int32_t sum = 0;
+    for (int j = 0; j < kLanes; ++j) sum += v[i].v[j];
+    return sum;
+  });
+}
+
+/// The first 16 codes at p as pairs of 16 bits, the first in the low half. Of `n`, a multiple of
+/// 16: zeros behind them.
+MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
+  return each<IVec>([&](int i) {
+    const auto low = static_cast<std::uint16_t>(p[2 * i]);
+    const auto high = static_cast<std::uint16_t>(p[2 * i + 1]);
+    return static_cast<std::int32_t>(low | static_cast<std::uint32_t>(high) << 16);
+  });
+}
+/// acc + the products of both pairs of each lane.
+MSA_INLINE IVec pair_step(IVec acc, IVec a, IVec b) {
+  return each<IVec>([&](int i) {
+    const std::int32_t x = a.v[i], y = b.v[i];
+    return acc.v[i] +
+           static_cast<std::int16_t>(x & 0xffff) * static_cast<std::int16_t>(y & 0xffff) +
+           (x >> 16) * (y >> 16);
   });
 }
 

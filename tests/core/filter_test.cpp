@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+// The filter of index keys: when its tensors must be there, what they must look like, and which
+// problem the tensors of a call pose.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "testkit/generate.h"
+
+namespace msa::test {
+namespace {
+
+using testkit::Data;
+using testkit::Operands;
+
+const std::string kBase = " heads=4/2 dim=16 block=16 topk=2 lens=3:40,2:20 filter=1 page=";
+constexpr std::array kOps{"select", "msa"};
+constexpr std::array kPages{0, 16, 32};
+
+Data data_of(const std::string& op, int page) {
+  return Data(testkit::parse_case("op=" + op + kBase + std::to_string(page)));
+}
+
+std::string error_of(const std::function<void()>& call, const char* argument) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
+    EXPECT_EQ(error.argument(), argument) << error.what();
+    return error.what();
+  }
+  ADD_FAILURE() << "no error";
+  return "";
+}
+
+/// Plans what the case says and runs other tensors.
+void run_with(const Data& data, const Operands& operands, const std::string& backend) {
+  Problem problem = data.problem();
+  problem.options.backend = backend;
+  const Plan plan = make_plan(problem);
+  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+  testkit::run(plan, operands, workspace.view());
+}
+
+struct Fault {
+  const char* what;
+  const char* expected;
+  std::function<void(Tensor&)> spoil;
+};
+
+TEST(Filter, EveryFaultOfATensorIsNamed) {
+  const std::array faults{Fault{"missing", "a tensor of", [](Tensor& t) { t = {}; }},
+                          Fault{"rank", "rank", [](Tensor& t) { ++t.rank; }},
+                          Fault{"dtype", "got f16", [](Tensor& t) { t.dtype = DType::F16; }},
+                          Fault{"device", "cpu",
+                                [](Tensor& t) {
+                                  t.device = {DeviceType::Cuda, 0};
+                                }},
+                          Fault{"last extent", "dimension",
+                                [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 1)]; }},
+                          Fault{"heads", "dimension",
+                                [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 2)]; }},
+                          Fault{"first extent", "dimension", [](Tensor& t) { ++t.shape[0]; }},
+                          Fault{"fewer pages", "dimension", [](Tensor& t) { --t.shape[0]; }},
+                          Fault{"stride", "at least 0", [](Tensor& t) { t.stride[0] = -1; }},
+                          Fault{"null", "the address", [](Tensor& t) { t.data = nullptr; }}};
+  for (const char* op : kOps) {
+    for (const int page : kPages) {
+      for (const Fault& fault : faults) {
+        for (const auto& [name, member] :
+             {std::pair{"index_k8", &Operands::index_k8},
+              std::pair{"index_k8_bounds", &Operands::index_k8_bounds}}) {
+          for (const char* backend : {"reference", "cpu"}) {
+            SCOPED_TRACE(std::string(op) + " " + std::to_string(page) + ": " + name + " " +
+                         fault.what);
+            Data data = data_of(op, page);
+            Operands operands = data.prepare();
+            fault.spoil(operands.*member);
+            const std::string text = error_of([&] { run_with(data, operands, backend); }, name);
+            EXPECT_NE(text.find(fault.expected), std::string::npos) << text;
+            EXPECT_EQ(data.touched(), "");
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Filter, CodesAreDenseAndCountsAreNot) {
+  Data data = data_of("select", 16);
+  Operands operands = data.prepare();
+  operands.index_k8.stride[3] = 2;
+  error_of([&] { run_with(data, operands, "cpu"); }, "index_k8");
+  operands = data.prepare();
+  operands.candidates.dtype = DType::F32;
+  error_of([&] { run_with(data, operands, "cpu"); }, "candidates");
+  operands = data.prepare();
+  operands.candidates = {};  // nobody needs to want them
+  EXPECT_NO_THROW(run_with(data, operands, "cpu"));
+  EXPECT_NO_THROW(run_with(data, operands, "reference"));
+}
+
+TEST(Filter, StraysAreRefusedNeverIgnored) {
+  for (const char* op : kOps) {
+    for (const auto& [name, member] : {std::pair{"index_k8", &Operands::index_k8},
+                                       std::pair{"index_k8_bounds", &Operands::index_k8_bounds}}) {
+      SCOPED_TRACE(std::string(op) + ": " + name);
+      Data with = data_of(op, 16);
+      Data plain(testkit::parse_case("op=" + std::string(op) +
+                                     " heads=4/2 dim=16 block=16 topk=2 lens=3:40,2:20 page=16"));
+      Operands operands = plain.prepare();
+      operands.*member = with.operands().*member;
+      const std::string text = error_of([&] { run_with(plain, operands, "cpu"); }, name);
+      EXPECT_NE(text.find("as the problem has no filter"), std::string::npos) << text;
+    }
+  }
+  Data with = data_of("select", 16);
+  Data plain(
+      testkit::parse_case("op=select heads=4/2 dim=16 block=16 topk=2 lens=3:40,2:20 page=16"));
+  Operands operands = plain.prepare();
+  operands.candidates = with.operands().candidates;
+  error_of([&] { run_with(plain, operands, "cpu"); }, "candidates");
+  Data scores(testkit::parse_case("op=scores heads=4/2 dim=16 block=16 lens=3:40,2:20 page=16"));
+  operands = scores.prepare();
+  operands.index_k8 = with.operands().index_k8;
+  error_of([&] { run_with(scores, operands, "cpu"); }, "index_k8");
+}
+
+TEST(Filter, TheProblemIsReadOffTheTensors) {
+  const Format expected{DType::I8, Scale::Page};
+  for (const char* op : kOps) {
+    for (const int page : kPages) {
+      Data data = data_of(op, page);
+      const Problem p = testkit::problem_of(data.spec().op, data.prepare(), data.settings());
+      EXPECT_EQ(p.index.filter, expected);
+      EXPECT_NE(to_string(p).find(", filter i8/page"), std::string::npos) << to_string(p);
+      Operands operands = data.prepare();
+      operands.index_k8 = {};
+      EXPECT_FALSE(
+          testkit::problem_of(data.spec().op, operands, data.settings()).index.filter.has_value());
+    }
+  }
+}
+
+TEST(Filter, IllegalProblemsNameTheField) {
+  const auto refused = [&](Problem p, const Format& filter, const char* expected) {
+    p.index.filter = filter;
+    const std::string text = error_of([&] { make_plan(p); }, "index.filter");
+    EXPECT_NE(text.find(expected), std::string::npos) << text;
+  };
+  for (const char* op : kOps) {
+    const Problem p = data_of(op, 16).problem();
+    refused(p, {DType::I8}, "i8/page");
+    refused(p, {DType::I8, Scale::Token}, "i8/page");
+    refused(p, {DType::E4M3, Scale::Page}, "i8/page");
+    refused(p, {DType::I8, Scale::Page, 16}, "i8/page");
+  }
+  const testkit::Case scores = testkit::parse_case("op=scores heads=2/2 dim=16 block=16 lens=3:40");
+  refused(testkit::problem_of(scores), {DType::I8, Scale::Page}, "none for block_scores");
+}
+
+TEST(Filter, GpusRefuseIt) {
+  for (const char* op : kOps) {
+    Problem p = data_of(op, 16).problem();
+    p.device = {DeviceType::Cuda, 0};
+    EXPECT_FALSE(supports(p).supported);
+  }
+}
+
+}  // namespace
+}  // namespace msa::test
