@@ -125,9 +125,23 @@ std::string spoil_scales(Choices& choices, Operands& o) {
   return name + ": stray";
 }
 
+/// Half a filter, or one that the problem does not have.
+std::string spoil_filter(Choices& choices, Operands& o) {
+  if (!o.index_k) return "";
+  const bool codes = choices.one_in(2);
+  Tensor& tensor = codes ? o.index_k8 : o.index_k8_bounds;
+  const std::string name = codes ? "index_k8" : "index_k8_bounds";
+  if (tensor) {
+    tensor = {};
+    return name + ": missing";
+  }
+  tensor = o.index_k;
+  return name + ": stray";
+}
+
 /// Head vectors, whose innermost stride is 1 and whose two last extents are planned.
 std::vector<Tensor*> vectors_of(Operands& o) {
-  std::vector<Tensor*> tensors{&o.q, &o.k, &o.v, &o.index_q, &o.index_k, &o.out};
+  std::vector<Tensor*> tensors{&o.q, &o.k, &o.v, &o.index_q, &o.index_k, &o.index_k8, &o.out};
   for (Tensor& part : o.part_outs) tensors.push_back(&part);
   return tensors;
 }
@@ -148,13 +162,15 @@ std::string overlap(Choices& choices, Operands& o) {
 }  // namespace
 
 std::string spoil(Choices& choices, Operands& o, Workspace& workspace) {
-  switch (choices.below(9)) {
+  switch (choices.below(10)) {
     case 0:
       return spoil_workspace(choices, workspace);
     case 1:
       return overlap(choices, o);
     case 8:
       return spoil_scales(choices, o);
+    case 9:
+      return spoil_filter(choices, o);
     default:
       break;
   }

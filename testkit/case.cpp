@@ -44,6 +44,7 @@ const std::vector<Key>& keys() {
       key<&Case::kv>("kv", "format of k and v; auto: dtype"),
       key<&Case::index_dtype>("index_dtype",
                               "of index_q and index_k; auto: dtype, or bf16 where that is e4m3"),
+      key<&Case::filter>("filter", "1: select and msa with an 8-bit filter of the index keys"),
       key<&Case::out_dtype>("out", "dtype of the output; auto: dtype, or bf16 where that is e4m3"),
       {"heads", "query heads/key heads", read_heads, write_heads},
       key<&Case::head_dim>("dim", "head dim"),

@@ -95,6 +95,7 @@ struct Case {
   DType dtype = DType::BF16;
   std::optional<Format> kv{};          // of k and v; left out: dtype
   std::optional<DType> index_dtype{};  // left out: dtype
+  bool filter = false;                 // select and msa: with an 8-bit filter of the index keys
   std::optional<DType> out_dtype{};    // left out: dtype
   std::int64_t heads_q = 64;
   std::int64_t heads_kv = 4;

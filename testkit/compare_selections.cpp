@@ -30,8 +30,20 @@ void SelectionComparison::row(const CallRow& row, const Answer& answer, Findings
   if (o_.block_max) score_row(row, "block_max", o_.block_max, e.block_max, at, first, found);
   if (o_.scores) score_row(row, "scores", o_.scores, e.scores, at, first, found);
   if (!o_.block_ids) return;
+  if (o_.candidates) candidates_row(row, found);
   for (std::int64_t h = 0; h < e.block_ids.shape[1]; ++h) {
     selection_row(row, first + h, e, at, h, found);
+  }
+}
+
+/// A count is a statistic that backends may differ in, but never of more blocks than there are.
+void SelectionComparison::candidates_row(const CallRow& row, Findings& found) const {
+  const std::int64_t most = row.request->visible_blocks(row.i);
+  for (std::int64_t h = 0; h < o_.candidates.shape[1]; ++h) {
+    const std::int32_t count = int_at(o_.candidates, row.row, h);
+    if (count >= -1 && count <= most) continue;
+    found.fail(Place{"candidates", row, h}() + ": expected -1 to " + std::to_string(most) +
+               ", got " + std::to_string(count));
   }
 }
 

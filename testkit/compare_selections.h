@@ -31,6 +31,7 @@ class SelectionComparison {
   KeyRows score_keys() const {
     return p_.op == Op::DenseAttention ? key_rows(p_, o_) : KeyRows{o_.index_k, o_.batch};
   }
+  void candidates_row(const CallRow& row, Findings& found) const;
   std::int64_t key_head(std::int64_t head) const;
   ScoreBound bound(const CallRow& row, std::int64_t head, std::int64_t id) const;
   void check_score(const CallRow& row, std::int64_t head, std::int64_t id, double expected,

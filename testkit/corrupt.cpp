@@ -109,9 +109,11 @@ class Spoiler {
       nothing_to_spoil(spec_, "ragged keys");
     const Format kv = spec_.kv_format();
     const bool scales_by_row = kv.scale == Scale::Token || kv.storage == DType::E2M1;
-    for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k}) {
+    for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k, &o_.index_k8}) {
       if (*tensor) --tensor->shape[0];
     }
+    if (o_.index_k8_bounds)
+      o_.index_k8_bounds.shape[0] = ceil_div(o_.index_k.shape[0], kFilterRows);
     for (Tensor* tensor : {&o_.k_scale, &o_.v_scale}) {
       if (*tensor && scales_by_row) --tensor->shape[0];
     }

@@ -131,6 +131,7 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
         formats[static_cast<std::size_t>(choices.below(static_cast<std::int64_t>(formats.size())))];
     if (reads_attention_keys(spec.op) && choices.one_in(4)) spec.dtype = DType::E4M3;
   }
+  spec.filter = choices.one_in(3);
   spec.batch_invariant = choices.one_in(6);
   if (options.faults && choices.one_in(5)) {
     spec.corrupt =

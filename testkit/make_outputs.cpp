@@ -82,6 +82,10 @@ void make_outputs(Making& m) {
   }
   if (op == Op::SelectTopk || op == Op::SelectBlocks)
     make_selection_outputs(m, m.spec.heads_index());
+  if (op == Op::SelectBlocks && m.problem.index.filter) {
+    m.operands.candidates = m.tensors.output("candidates", DType::I32, {rows, m.spec.heads_index()},
+                                             m.tensors.lse_order(), false);
+  }
   if (op == Op::MergeSelections || (op == Op::MsaAttention && m.spec.ids)) {
     make_selection_outputs(m, m.spec.heads_kv);
   }

@@ -30,6 +30,8 @@ struct Making {
 
 void make_batch(Making& making);
 void make_index(Making& making);
+/// The 8-bit copy of the index keys and its bounds.
+void make_filter(Making& making);
 void make_attention(Making& making);
 /// Lists of block ids, as sparse attention and inversion take them.
 void make_block_ids(Making& making);
@@ -47,6 +49,7 @@ inline bool reads_attention_keys(Op op) {
 inline bool reads_index_keys(Op op) {
   return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
 }
+inline bool takes_filter(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
 inline bool stores_keys(Op op) { return op == Op::QuantizeKv; }
 /// Whether quantize_kv works out the scales of a format.
 inline bool computes_scales(const Format& format) {

@@ -45,6 +45,7 @@ void spoil_index(Problem& p) {
   if (scores(p.op)) return;
   p.index.q = kNoFormat;
   p.index.k = kNoFormat;
+  p.index.filter = kNoFormat;
   p.index.heads_k = p.index.dim = kNonsense;
   if (!selects(p.op)) p.index.heads = kNonsense;
 }

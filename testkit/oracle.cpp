@@ -24,6 +24,7 @@ Answer::Answer(const Problem& problem, const Operands& operands)
                             : 0},
       problem_(problem),
       operands_(operands) {
+  drop_filter();
   make_outputs();
   run();
 }
@@ -35,10 +36,17 @@ Answer::Answer(const Problem& problem, const Operands& operands, const Request& 
       scale_(problem.attention.kv.value_or(problem.attention.q).scale),
       operands_(operands) {
   part_.row_begin = request.q_begin + i;
+  drop_filter();
   take_row(request, i);
   take_heads();
   make_outputs();
   run();
+}
+
+/// The truth is in the keys.
+void Answer::drop_filter() {
+  problem_.index.filter.reset();
+  operands_.index_k8 = operands_.index_k8_bounds = operands_.candidates = {};
 }
 
 void Answer::take_row(const Request& request, std::int64_t i) {

@@ -36,6 +36,7 @@ class Answer {
 
  private:
   Tensor own(DType dtype, const Tensor& like);
+  void drop_filter();
   void take_row(const Request& request, std::int64_t i);
   void take_heads();
   void make_outputs();

@@ -22,6 +22,7 @@ const std::vector<std::string> kCases{
     "op=scores heads=2/2 dim=32 block=16 lens=20:90",
     "op=topk heads=2/2 block=16 topk=4 lens=20:200 chosen=1",
     "op=select heads=2/2 dim=32 block=16 topk=4 lens=20:200,1:90 chosen=1",
+    "op=select heads=2/2 dim=32 block=16 topk=4 lens=20:900,1:9000 filter=1 page=16 chosen=1",
     "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 page=16 order=shuffled lse=1",
     "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200,1:90 hostile=nan_v lse=1",
     "op=sparse heads=4/2 dim=32 block=16 topk=4 lens=20:200 page=16 hostile=nan_v kv=e4m3/page",
