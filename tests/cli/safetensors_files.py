@@ -3,8 +3,8 @@
 import json
 import struct
 
-SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "I64": 8}
-CODES = {"F32": "f", "I32": "i", "I64": "q", "F16": "e", "F8_E4M3": "B"}  # F8_E4M3: its codes
+SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "I32": 4, "I64": 8}
+CODES = {"F32": "f", "I32": "i", "I64": "q", "F16": "e", "F8_E4M3": "B", "I8": "b"}  # F8_E4M3: its codes
 
 
 def bf16(value):

@@ -16,6 +16,18 @@ std::vector<BenchRow> named_rows(bool host) {
       {.id = "select.32k",
        .what = "selection for a prefill of 32K tokens",
        .line = "op=select lens=32768:32768 regime=drift"},
+      {.id = "select8.32k",
+       .what = "selection for a prefill of 32K tokens, pages of 128, with an 8-bit filter, against "
+               "the same without",
+       .line = "op=select lens=32768:32768 page=128 regime=drift filter=1",
+       .peer_line = "op=select lens=32768:32768 page=128 regime=drift",
+       .peer = "own bf16"},
+      {.id = "decode.select8.1m",
+       .what = "selection, decode of one token over 1M in pages of 128, with an 8-bit filter, "
+               "against the same without",
+       .line = "op=select lens=1:1048576 page=128 regime=drift filter=1",
+       .peer_line = "op=select lens=1:1048576 page=128 regime=drift",
+       .peer = "own bf16"},
       {.id = "sparse.32k.drift",
        .what = "sparse attention, prefill of 32K tokens, lists that drift",
        .line = "op=sparse lens=32768:32768 regime=drift"},

@@ -26,10 +26,11 @@ struct DTypeRow {
   const char* name;
   std::uint64_t bytes;
 };
-constexpr std::array<DTypeRow, 6> kDTypes{{{DType::F32, "F32", 4},
+constexpr std::array<DTypeRow, 7> kDTypes{{{DType::F32, "F32", 4},
                                            {DType::F16, "F16", 2},
                                            {DType::BF16, "BF16", 2},
                                            {DType::E4M3, "F8_E4M3", 1},
+                                           {DType::I8, "I8", 1},
                                            {DType::I32, "I32", 4},
                                            {DType::I64, "I64", 8}}};
 
@@ -67,7 +68,8 @@ DType parse_dtype(const std::string& tensor, const std::string& text) {
   for (const DTypeRow& row : kDTypes) {
     if (text == row.name) return row.dtype;
   }
-  fail_tensor(tensor, "expected dtype F32, F16, BF16, F8_E4M3, I32 or I64, got " + printable(text));
+  fail_tensor(tensor,
+              "expected dtype F32, F16, BF16, F8_E4M3, I8, I32 or I64, got " + printable(text));
 }
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
