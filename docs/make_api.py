@@ -30,6 +30,7 @@ in C (`msa_args` in [c.h](../include/msa/c.h)) and as keywords in Python.
 - **shape**: batches are flattened, `[T, H, D]` with `cu_seqlens_q`, never `[B, T, H, D]`. Where a paged shape stands beside it, keys may lie in pages of `bounds.page_size` tokens, found by `page_table`.
 - **scales**: `k_scale` and `v_scale` are given where k and v are e4m3 and scaled, and must not be elsewhere: one for all `[1]`, for each head `[Hkv]`, for each page and head `[P, Hkv]`, or for each token and head, `[N, Hkv]` of ragged keys and `[P, S, Hkv]` of pages. Both are shared the same way; `v_scale` is needed where `v` is. `problem_of` reads the format off `k` and the rank of `k_scale` (in rank 1 an extent of 1 is one for all). Of e2m1 they are e4m3, one for every 16 elements: `[N, Hkv, D / 16]`, `[P, S, Hkv, D / 16]`, of v `Dv / 16`; `k_global_scale` and `v_global_scale` make the format `nvfp4/tensor`, and `Settings::kv_rounded` makes it `q8kv4`.
 - **four bits**: extents and strides count elements, two of which lie in a byte, the even one in its low half; innermost extents are multiples of 16, all other strides are even.
+- **filters**: `index_k8` and `index_k8_bounds`, both or none. `F` counts pages, of ragged keys groups of 16 rows of the pool (`ceil(N / 16)`); the three numbers are scale, error and norm ([contract.md](contract.md)).
 - **serves**: what a backend promises, a line a pattern, in the words of the [case language](case-language.md) (`group` is query heads over KV heads); from `tests/support/`, which the tests hold it to. The reference backend serves all legal problems, where `options.backend` names it. Attention and scoring on CUDA take starts and strides that are multiples of 16 bytes.
 """
 
@@ -65,6 +66,7 @@ The k best visible blocks by given scores, ties to the lower id, forced blocks f
 Settings that count: `causal`, `block_size`, `topk`, `local_blocks`, `init_blocks`.""",
     "select_blocks": """\
 `block_scores`, then `select_topk`, in one pass that never holds the scores; the same ids, bit for bit. `chosen_scores` are what `merge_selections` needs: `+inf` for forced blocks, `-inf` behind the last id.
+"With `index_k8` and its bounds, a filter, the result is the same and most of `index_k` is not read; `candidates` tells how many blocks were, and is written where it is given.
 Settings that count: `causal`, `block_size`, `topk`, `local_blocks`, `init_blocks`.""",
     "sparse_attention": """\
 Softmax attention over the visible keys of the listed blocks; one list for all query heads of a KV head. Lists may have any order and end at the first `-1`; a block that is not visible, or that another shard holds, adds nothing.
@@ -107,8 +109,12 @@ def read_tables(path):
     return tables
 
 
+FILTER = (b"filter", b"filter_bounds")
+
+
 def is_batch(field):
-    return field.role == OPTIONAL_INPUT and not field.flag and field.element not in (b"kv_scale", b"kv_global_scale")
+    return (field.role == OPTIONAL_INPUT and not field.flag and
+            field.element not in (b"kv_scale", b"kv_global_scale", *FILTER))
 
 
 def role(field, fields):
@@ -124,6 +130,8 @@ def role(field, fields):
         return "in, where the format has a scale"
     if field.element == b"kv_global_scale":
         return "in, of `nvfp4/tensor`"
+    if field.element in FILTER:
+        return "in, where there is a filter"
     if not field.flag:
         return "out, optional"
     planned = next(f.name.decode() for f in fields if f.flag == field.flag and f.role == OPTIONAL_OUTPUT)
@@ -144,8 +152,9 @@ def shapes(field):
 
 def field_line(field, fields):
     element = field.element.decode()
-    strides = "any" if element in ("f32", "i32", "kv_scale", "kv_global_scale") else "innermost 1"
-    dtype = {"f32": "f32", "i32": "i32", "kv_global_scale": "f32"}.get(element, f"`{element}`")
+    strides = "any" if element in ("f32", "i32", "kv_scale", "kv_global_scale", "filter_bounds") else "innermost 1"
+    dtype = {"f32": "f32", "i32": "i32", "kv_global_scale": "f32", "filter": "i8",
+             "filter_bounds": "f32"}.get(element, f"`{element}`")
     return f"| `{field.name.decode()}` | {role(field, fields)} | {dtype} | {shapes(field)} | {strides} |"
 
 
