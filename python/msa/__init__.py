@@ -19,8 +19,8 @@ from .operations import (block_scores, dense_attention, invert_selection, merge_
                          msa_attention, quantize_kv, select_blocks, select_topk, sparse_attention)
 from .plans import Plan, check, make_plan, supports
 from .plans import machine as info
-from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, Inverse, OutBlocks, OutMaxima, Selection, Stored,
-                      StoredScales)
+from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, Inverse, OutBlocks, OutMaxima,
+                      ScoredCandidates, Selection, SelectionCandidates, Stored, StoredScales)
 
 __all__ = [
     "Attention", "AttentionBlocks", "AttentionMaxima", "DeviceError", "Error", "Fault", "InternalError",

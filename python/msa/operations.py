@@ -17,6 +17,8 @@ k_scale, v_scale: f32, where k and v are stored as e4m3 and scaled: [1], [Hkv], 
     and head, [N, Hkv] or [P, S, Hkv]; e4m3 (or bytes), where they are stored in four bits: [N, Hkv, D / 16] or
     [P, S, Hkv, D / 16]
 k_global_scale, v_global_scale: f32 [1], of "nvfp4/tensor"
+index_k8, index_k8_bounds: a filter, i8 codes of index_k and f32 {scale, error, norm} of each page, [P, Hik, 3], or of
+    each 16 rows of ragged keys, [ceil(N / 16), Hik, 3]: the same selection, and most of index_k is not read
 kv_dtype: what k and v of unsigned bytes hold ("e4m3")
 kv_format: the whole format of k and v, which bytes in four bits need ("nvfp4", "nvfp4/tensor", "q8kv4"); two elements
     lie in a byte, the even one in its low half, so that the last extent of the array is half the dim
@@ -134,31 +136,37 @@ def select_topk(scores: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: 
                              stream=stream)
 
 
-def select_blocks(index_q: Array, index_k: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-                  cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
-                  key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
-                  topk: int = 16, local_blocks: int = 1, init_blocks: int = 0, causal: bool = True,
-                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
-                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False, dtype: Any = None,
-                  block_ids: Array | None = None, chosen_scores: Array | None = None, return_scores: bool = False,
-                  workspace: Array | None = None, stream: Any = None) -> Any:
+def select_blocks(index_q: Array, index_k: Array, *, index_k8: Array | None = None,
+                  index_k8_bounds: Array | None = None, cu_seqlens_q: Array | None = None,
+                  seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
+                  q_offsets: Array | None = None, key_offsets: Array | None = None,
+                  total_seqlens_k: Array | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
+                  init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
+                  max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
+                  batch_invariant: bool = False, dtype: Any = None, block_ids: Array | None = None,
+                  chosen_scores: Array | None = None, candidates: Array | None = None, return_scores: bool = False,
+                  return_candidates: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
     """block_scores and select_topk in one, without the scores in memory.
 
     index_q: [T, Hi, Di]
     index_k: [N, Hik, Di], or pages [P, S, Hik, Di]
     block_ids: i32 [T, Hi, topk], ascending, -1 behind the last; chosen_scores: f32 like it, +inf for forced blocks
+    candidates: i32 [T, Hi], with a filter: blocks that were scored from index_k, -1 where all were
 
-    Returns block_ids, or Selection(block_ids, chosen_scores).
+    Returns block_ids, or Selection(block_ids, chosen_scores), SelectionCandidates(block_ids, candidates),
+    ScoredCandidates(block_ids, chosen_scores, candidates).
 
     >>> import numpy as np
     >>> ids = msa.select_blocks(np.ones((1, 1, 16), np.float32), np.ones((300, 1, 16), np.float32), topk=2)
     >>> ids[0, 0].tolist()
     [0, 2]
     """
-    return _core.select_blocks(index_q, index_k, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
-                               cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
-                               key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_ids=block_ids,
+    return _core.select_blocks(index_q, index_k, index_k8=index_k8, index_k8_bounds=index_k8_bounds,
+                               cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                               page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
+                               total_seqlens_k=total_seqlens_k, block_ids=block_ids,
                                chosen_scores=chosen_scores if chosen_scores is not None else return_scores,
+                               candidates=candidates if candidates is not None else return_candidates,
                                block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                                causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                                isa=isa, threads=threads, batch_invariant=batch_invariant, dtype=dtype,
@@ -205,7 +213,8 @@ def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, k_scale:
 
 def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, *, k_scale: Array | None = None,
                   v_scale: Array | None = None, k_global_scale: Array | None = None,
-                  v_global_scale: Array | None = None, cu_seqlens_q: Array | None = None,
+                  v_global_scale: Array | None = None, index_k8: Array | None = None,
+                  index_k8_bounds: Array | None = None, cu_seqlens_q: Array | None = None,
                   seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
                   q_offsets: Array | None = None, key_offsets: Array | None = None,
                   total_seqlens_k: Array | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
@@ -233,7 +242,8 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
     [0, 2]
     """
     return _core.msa_attention(q, k, v, index_q, index_k, k_scale=k_scale, v_scale=v_scale,
-                               k_global_scale=k_global_scale, v_global_scale=v_global_scale, cu_seqlens_q=cu_seqlens_q,
+                               k_global_scale=k_global_scale, v_global_scale=v_global_scale, index_k8=index_k8,
+                               index_k8_bounds=index_k8_bounds, cu_seqlens_q=cu_seqlens_q,
                                seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
                                q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
                                lse=lse if lse is not None else return_lse,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 __all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Inverse", "OutBlocks", "OutMaxima",
-           "Selection", "Stored", "StoredScales", "result_class"]
+           "ScoredCandidates", "Selection", "SelectionCandidates", "Stored", "StoredScales", "result_class"]
 
 
 class Attention(NamedTuple):
@@ -52,6 +52,21 @@ class Selection(NamedTuple):
     chosen_scores: Any
 
 
+class SelectionCandidates(NamedTuple):
+    """Chosen blocks, and how many were scored from their keys."""
+
+    block_ids: Any
+    candidates: Any
+
+
+class ScoredCandidates(NamedTuple):
+    """Everything that a selection with a filter writes."""
+
+    block_ids: Any
+    chosen_scores: Any
+    candidates: Any
+
+
 class Inverse(NamedTuple):
     """For each block its queries, as compressed rows."""
 
@@ -85,8 +100,8 @@ class Fault(NamedTuple):
 
 
 _CLASSES: dict[tuple[str, ...], Any] = {
-    c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection, Inverse, Stored,
-                           StoredScales)}
+    c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection,
+                           SelectionCandidates, ScoredCandidates, Inverse, Stored, StoredScales)}
 
 
 def result_class(fields: tuple[str, ...]) -> Any:

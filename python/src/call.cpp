@@ -29,9 +29,6 @@ bool is_batch(const msa_field& field) {
 
 bool is_kv(const msa_field& field) { return std::strcmp(field.element, "kv") == 0; }
 bool is_kv_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
-bool is_scale(const msa_field& field) {
-  return is_kv_scale(field) || std::strcmp(field.element, "kv_global_scale") == 0;
-}
 
 /// What unsigned bytes of a field hold, or -1.
 msa_dtype bytes_of(const msa_field& field, const Stored& stored) {
@@ -46,9 +43,17 @@ msa_dtype words_of(const Stored& stored) {
   return stored.words == MSA_E4M3 ? MSA_BF16 : stored.words;
 }
 
+// Given beside what they belong to, by name alone.
+bool is_beside(const msa_field& field) {
+  for (const char* element : {"kv_scale", "kv_global_scale", "filter", "filter_bounds"}) {
+    if (std::strcmp(field.element, element) == 0) return true;
+  }
+  return false;
+}
+
 bool is_format(const msa_field& field) {
   return std::strcmp(field.element, "f32") != 0 && std::strcmp(field.element, "i32") != 0 &&
-         !is_scale(field);
+         !is_beside(field);
 }
 
 // The flag of the problem that plans an output, or null where the operation always writes it.
@@ -65,7 +70,7 @@ Call::Call(State& state, Operation& operation)
       views_(state),
       host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
   std::memset(&args_, 0, sizeof args_);
-  args_.struct_size = MSA_STRUCT_SIZE(msa_args, v_scale_cache);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, candidates);
 }
 
 std::size_t Call::find(const char* name) const {
@@ -168,7 +173,7 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
   const msa_settings settings = settings_of(staged);
   msa_error error;
   std::memset(problem, 0, sizeof *problem);
-  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, options);
+  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
   const msa_status status = msa_problem_of(operation_.op, &args_, &settings, problem, &error);
   if (block_max != nullptr) *block_max = {};
   if (status != MSA_OK) {
@@ -375,7 +380,7 @@ bool takes(const Operation& operation, const char* setting) {
 void count_places(const Operation& operation, std::size_t* places, std::size_t* required) {
   *places = *required = 0;
   for (std::size_t i = 0; i < operation.inputs; ++i) {
-    if (is_batch(operation.fields[i]) || is_scale(operation.fields[i])) break;
+    if (is_batch(operation.fields[i]) || is_beside(operation.fields[i])) break;
     *places = i + 1;
     if (operation.fields[i].role == MSA_INPUT && *required == i) *required = i + 1;
   }

@@ -44,6 +44,7 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(index_heads, Int, index_heads, false),
     MSA_NUMBER(index_heads_k, Int, index_heads_k, false),
     MSA_NUMBER(index_dim, Int, index_dim, false),
+    MSA_NUMBER(index_filter, Filter, index_filter, false),
     MSA_NUMBER(output, Flag, output, false),
     MSA_NUMBER(lse, Flag, lse, false),
     MSA_NUMBER(block_max, Flag, block_max, false),
@@ -174,6 +175,23 @@ bool put_kv(const State& state, const Number& number, PyObject* value, msa_probl
   return false;
 }
 
+constexpr const char* kFilter = "i8/page";
+
+bool put_filter(const State& state, const Number& number, PyObject* value, msa_problem* problem) {
+  if (!PyUnicode_Check(value)) return refuse(number, "text", value);
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+  if (text == nullptr) return false;
+  if (std::string(kFilter) != text) {
+    raise(state, MSA_INVALID_ARGUMENT, number.name,
+          std::string(number.name) + ": expected " + kFilter + ", got " + text);
+    return false;
+  }
+  problem->index_filter = {MSA_I8, MSA_SCALE_PAGE, 0};
+  problem->index_filter_given = 1;
+  return true;
+}
+
 PyObject* get_kv(const msa_problem& problem) {
   if (problem.kv_given == 0) Py_RETURN_NONE;
   for (const NamedFormat& known : kFormats) {
@@ -235,6 +253,8 @@ bool put_number(const State& state, const Number& number, PyObject* value, msa_p
       return put_device(state, number, value, problem);
     case Kind::Format:
       return put_kv(state, number, value, problem);
+    case Kind::Filter:
+      return put_filter(state, number, value, problem);
     case Kind::Dtype:
       break;
   }
@@ -264,6 +284,9 @@ PyObject* get_number(const Number& number, const msa_problem& problem) {
       return PyUnicode_FromFormat("cuda:%d", static_cast<int>(problem.device_index));
     case Kind::Format:
       return get_kv(problem);
+    case Kind::Filter:
+      if (problem.index_filter_given == 0) Py_RETURN_NONE;
+      return PyUnicode_FromString(kFilter);
     case Kind::Dtype:
       break;
   }

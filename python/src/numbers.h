@@ -10,7 +10,7 @@
 namespace msa_python {
 
 struct Number {
-  enum class Kind { Int, Flag, Float, Dtype, Text, Device, Format };
+  enum class Kind { Int, Flag, Float, Dtype, Text, Device, Format, Filter };
   const char* name;
   Kind kind;
   std::size_t offset;  // in msa_problem

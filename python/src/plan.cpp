@@ -196,7 +196,7 @@ PyObject* new_plan(State& state, msa_plan* plan) {
   }
   object->plan = plan;
   std::memset(&object->problem, 0, sizeof object->problem);
-  object->problem.struct_size = MSA_STRUCT_SIZE(msa_problem, options);
+  object->problem.struct_size = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
   msa_error error;
   const Ref made = Ref::steal(reinterpret_cast<PyObject*>(object));
   if (msa_plan_problem(plan, &object->problem, &error) != MSA_OK) return raise(state, error);

@@ -48,6 +48,9 @@ std::string key_of(const msa_problem& problem) {
   constexpr std::size_t first = offsetof(msa_problem, op);
   constexpr std::size_t end = MSA_STRUCT_SIZE(msa_problem, index_k_given);
   std::string key(reinterpret_cast<const char*>(&problem) + first, end - first);
+  key.append(reinterpret_cast<const char*>(&problem.index_filter), sizeof problem.index_filter);
+  key.append(reinterpret_cast<const char*>(&problem.index_filter_given),
+             sizeof problem.index_filter_given);
   const msa_options& options = problem.options;
   key.append(reinterpret_cast<const char*>(&options.threads), sizeof options.threads);
   key.append(reinterpret_cast<const char*>(&options.batch_invariant),

@@ -32,7 +32,8 @@ def _bind(rows: list[Row], given: dict[str, Any]) -> dict[str, Any]:
     bound: dict[str, Any] = {}
     for name, _, parts, element, shape in rows:
         value = given.get(name)
-        if value is None or element in ("kv_scale", "kv_global_scale"):  # the rank says who shares a scale
+        # The rank of a scale says who shares it; bounds count pages, or groups of rows.
+        if value is None or element in ("kv_scale", "kv_global_scale", "filter_bounds"):
             continue
         pairs = element == "kv" and in_four_bits(given.get("kv_format"))
         for tensor in value if parts else [value]:
