@@ -220,6 +220,7 @@ TEST(CInterface, OutputsOf) {
       msa_tensor given;
       std::memcpy(&given, reinterpret_cast<const char*>(&args.args) + fields[i].offset,
                   sizeof given);
+      if (given.rank == 0) continue;  // the scenes have no filter
       EXPECT_EQ(made.rank, given.rank) << fields[i].name;
       EXPECT_EQ(made.dtype, given.dtype) << fields[i].name;
     }

@@ -162,6 +162,17 @@ TEST(Filter, IllegalProblemsNameTheField) {
   refused(testkit::problem_of(scores), {DType::I8, Scale::Page}, "none for block_scores");
 }
 
+TEST(Filter, CountsHaveARowAndAHead) {
+  Data data = data_of("select", 16);
+  const Operands operands = data.prepare();
+  for (const Field& field : fields_of(Op::SelectBlocks)) {
+    if (field.name != "candidates") continue;
+    const Tensor made = output_of(data.problem(), operands.view(), field);
+    EXPECT_EQ(to_string(made), "i32[5, 2] strides (2, 1) on cpu");
+    EXPECT_EQ(field.role, Role::OptionalOutput);
+  }
+}
+
 TEST(Filter, GpusRefuseIt) {
   for (const char* op : kOps) {
     Problem p = data_of(op, 16).problem();

@@ -122,6 +122,7 @@ TEST(Generic, OutputsHaveTheShapesThatTheCallTakes) {
         continue;
       }
       const Tensor made = output_of(scene.problem, operands, f), given = f.in(operands);
+      if (!given) continue;  // the scenes have no filter
       EXPECT_EQ(made.dtype, given.dtype) << f.name;
       EXPECT_EQ(made.rank, given.rank) << f.name;
       EXPECT_EQ(made.shape[0], given.shape[0]) << f.name;

@@ -22,9 +22,10 @@ def good(op):
     floats = {"q": (T, HQ, DIM), "k": (N, HKV, DIM), "v": (N, HKV, DIM), "index_q": (T, HKV, DIM),
               "index_k": (N, 1, DIM), "scores": (T, HKV, 4), "out": (T, HQ, DIM), "lse": (T, HQ),
               "block_max": (T, HQ, 4), "k_rows": (T, HKV, DIM), "v_rows": (T, HKV, DIM), "k_cache": (T, HKV, DIM),
-              "v_cache": (T, HKV, DIM),
+              "v_cache": (T, HKV, DIM), "index_k8_bounds": (N // 16, 1, 3),
               "chosen_scores": (T, HKV, K)}
-    ints = {"block_ids": (T, HKV, K), "row_ptr": (HKV, 5), "q_indices": (HKV, T * K), "q_slots": (HKV, T * K)}
+    ints = {"block_ids": (T, HKV, K), "candidates": (T, HKV), "row_ptr": (HKV, 5), "q_indices": (HKV, T * K),
+            "q_slots": (HKV, T * K)}
     given = {}
     for name, role, parts, _, _ in _core.fields()[op]:
         if parts:
@@ -34,6 +35,8 @@ def good(op):
             if name == "block_ids_parts":
                 given[name][0][:] = [0, 1]
                 given[name][1][:] = [2, 3]
+        elif name == "index_k8":
+            given[name] = np.zeros((N, 1, DIM), np.int8)
         elif name in floats:
             given[name] = np.zeros(floats[name], np.float32)
         elif name in ints:

@@ -91,12 +91,12 @@ def test_whole_attention_takes_it_too(paged):
 def test_plans_say_so():
     given = make(True)
     plan = msa.make_plan("select_blocks", **given)
-    assert plan.index_filter == "i8/page"
+    assert plan.problem["index_filter"] == "i8/page"
     run = {name: value for name, value in given.items() if name not in ("block_size", "topk")}
     assert np.array_equal(plan.run(**run), msa.select_blocks(**without(given)))
     numbers = {"batch": 3, "total_q": 46, "max_seqlen_q": 40, "max_seqlen_k": 900, "page_size": PAGE,
                "index_dtype": "f32", "index_heads": HI, "index_dim": DI, "block_size": BLOCK, "topk": 6}
-    assert msa.make_plan("select_blocks", **numbers).index_filter is None
+    assert msa.make_plan("select_blocks", **numbers).problem["index_filter"] is None
     planned = msa.make_plan("select_blocks", **numbers, index_filter="i8/page")
     assert np.array_equal(planned.run(**run), msa.select_blocks(**without(given)))
     with pytest.raises(msa.Error, match="i8/page"):
