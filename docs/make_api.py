@@ -66,7 +66,7 @@ The k best visible blocks by given scores, ties to the lower id, forced blocks f
 Settings that count: `causal`, `block_size`, `topk`, `local_blocks`, `init_blocks`.""",
     "select_blocks": """\
 `block_scores`, then `select_topk`, in one pass that never holds the scores; the same ids, bit for bit. `chosen_scores` are what `merge_selections` needs: `+inf` for forced blocks, `-inf` behind the last id.
-"With `index_k8` and its bounds, a filter, the result is the same and most of `index_k` is not read; `candidates` tells how many blocks were, and is written where it is given.
+With `index_k8` and its bounds, a filter, the result is the same and most of `index_k` is not read; `candidates` tells how many blocks were, and is written where it is given.
 Settings that count: `causal`, `block_size`, `topk`, `local_blocks`, `init_blocks`.""",
     "sparse_attention": """\
 Softmax attention over the visible keys of the listed blocks; one list for all query heads of a KV head. Lists may have any order and end at the first `-1`; a block that is not visible, or that another shard holds, adds nothing.

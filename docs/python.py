@@ -36,7 +36,7 @@ def section(title, function, doc=None):
     words, _, example = doc.partition(">>>")
     text = f"\n## {title}\n\n"
     lines = [line for line in words.strip().split("\n")]
-    shapes = [line for line in lines if re.match(r"[a-z_, .]+: ", line)]
+    shapes = [line for line in lines if re.match(r"[a-z0-9_, .]+: ", line)]
     text += "\n".join(f"- {line}" if line in shapes else line for line in lines).replace("\n\n- ", "\n\n- ")
     if example:
         text += "\n\n```python\n>>>" + example.rstrip() + "\n```"
