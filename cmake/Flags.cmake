@@ -44,10 +44,23 @@ function(msa_light_flags target level)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${level}>)
 endfunction()
 
-# Kernels: half of their build time with sanitizers is optimisation.
+# Kernels: half of their build time with sanitizers is optimisation. The scalar ones run for the longest; a lambda for each
+# number that clang leaves as a call there, and its operands that it copies, are most of that.
 function(msa_watched_kernels)
   if(MSA_SANITIZE)
     set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-O1")
+    if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+      list(FILTER ARGN INCLUDE REGEX "/scalar\\.cpp$")
+      set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-O1;SHELL:-mllvm -inline-threshold=1500")
+    endif()
+  endif()
+endfunction()
+
+# Most of the time of a small file is its headers: with MSA_UNITY up to eight files of a target are compiled as one. Files
+# with options of their own stay alone. The library that users get is always compiled file by file.
+function(msa_unity target)
+  if(MSA_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE BATCH UNITY_BUILD_BATCH_SIZE 8)
   endif()
 endfunction()
 

@@ -16,8 +16,6 @@ namespace {
 
 constexpr std::uint64_t kScoreStream = 301;
 constexpr std::uint64_t kPartStream = 302;
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 float score(const Case& spec, const Stream64& random, std::uint64_t counter) {
   if (spec.hostile == Hostile::NanIndex && random.below(~counter, 5) == 0) {

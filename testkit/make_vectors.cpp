@@ -22,8 +22,6 @@ namespace {
 constexpr std::uint64_t kPoisonStream = 303;
 constexpr std::uint64_t kScaleStream = 320;
 constexpr std::uint64_t kRowStream = 350;
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 /// Marks of keys, [requests][heads * keys]; empty: all.
 using Used = std::vector<std::vector<std::uint8_t>>;

@@ -12,16 +12,16 @@ namespace msa::testkit {
 
 namespace {
 
-struct Format {
+struct FloatFormat {
   int mantissa;      // bits behind the point
   int min_exponent;  // of normal numbers
 };
 
-[[noreturn]] Format no_number(DType dtype) {
+[[noreturn]] FloatFormat no_number(DType dtype) {
   throw std::logic_error(std::string("the test kit has no numbers of dtype ") + to_string(dtype));
 }
 
-Format format_of(DType dtype) {
+FloatFormat format_of(DType dtype) {
   switch (dtype) {
     case DType::F16:
       return {10, -14};
@@ -189,7 +189,7 @@ void store(const float* source, std::int64_t count, DType dtype, void* target) {
 }
 
 double ulp(double value, DType dtype) {
-  const Format format = format_of(dtype);
+  const FloatFormat format = format_of(dtype);
   const double magnitude = std::fabs(value);
   int exponent = format.min_exponent;
   if (std::isfinite(magnitude) && magnitude > 0) {

@@ -6,10 +6,14 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "msa/tensor.h"
 
 namespace msa::testkit {
+
+inline constexpr float kInf = std::numeric_limits<float>::infinity();
+inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 inline float bf16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);

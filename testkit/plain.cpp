@@ -13,7 +13,6 @@ namespace msa::testkit {
 
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr double kEps = 0x1p-24;
 
 std::vector<float> load_row(const std::byte* source, DType dtype, std::int64_t count) {

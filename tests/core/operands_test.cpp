@@ -15,9 +15,9 @@
 namespace msa::test {
 namespace {
 
-constexpr Op kOps[] = {Op::DenseAttention, Op::BlockScores,     Op::SelectTopk,
-                       Op::SelectBlocks,   Op::SparseAttention, Op::MsaAttention,
-                       Op::MergeStates,    Op::MergeSelections, Op::InvertSelection};
+constexpr Op kEveryOp[] = {Op::DenseAttention, Op::BlockScores,     Op::SelectTopk,
+                           Op::SelectBlocks,   Op::SparseAttention, Op::MsaAttention,
+                           Op::MergeStates,    Op::MergeSelections, Op::InvertSelection};
 
 std::string error_of(const std::function<void()>& call, ErrorCode code, const char* argument) {
   try {
@@ -44,7 +44,7 @@ TEST(Fields, NameEveryTensorThatASceneHas) {
 }
 
 TEST(Fields, HaveOnePlaceAndInputsComeFirst) {
-  for (const Op op : kOps) {
+  for (const Op op : kEveryOp) {
     bool outputs = false;
     for (const Field& f : fields_of(op)) {
       const int places = (f.tensor != nullptr) + (f.length != nullptr) + (f.parts != nullptr);
@@ -59,7 +59,7 @@ TEST(Fields, HaveOnePlaceAndInputsComeFirst) {
 }
 
 TEST(Fields, WhatAFlagPlansIsOptional) {
-  for (const Op op : kOps) {
+  for (const Op op : kEveryOp) {
     for (const Field& f : fields_of(op)) {
       const bool optional = f.role == Role::OptionalInput || f.role == Role::OptionalOutput;
       EXPECT_TRUE(optional || f.planned == nullptr) << to_string(op) << ": " << f.name;

@@ -63,7 +63,7 @@ constexpr std::array kKinds{
     Kind{"e4m3/token", Scale::Token, 16},  Kind{"nvfp4", Scale::Group, 0},
     Kind{"nvfp4", Scale::Group, 16},       Kind{"nvfp4/tensor", Scale::GroupTensor, 0},
     Kind{"q8kv4", Scale::Group, 0, true},  Kind{"q8kv4", Scale::Group, 16, true}};
-constexpr std::array kOps{"dense", "sparse", "msa"};
+constexpr std::array kOpNames{"dense", "sparse", "msa"};
 
 Data data_of(const char* op, const Kind& kind) {
   return Data(testkit::parse_case(std::string("op=") + op + kBase + kind.name +
@@ -71,7 +71,7 @@ Data data_of(const char* op, const Kind& kind) {
 }
 
 using Spoil = std::function<void(Tensor&)>;
-struct Fault {
+struct ScaleFault {
   const char* what;
   const char* expected;
   Spoil spoil;
@@ -79,22 +79,23 @@ struct Fault {
 
 TEST(Scales, EveryFaultOfATensorIsNamed) {
   const std::array faults{
-      Fault{"missing", "a tensor of ", [](Tensor& t) { t = {}; }},
-      Fault{"rank", "rank", [](Tensor& t) { t.rank += t.rank < kMaxRank ? 1 : -1; }},
-      Fault{"dtype", "got f16", [](Tensor& t) { t.dtype = DType::F16; }},
-      Fault{"device", "cpu",
-            [](Tensor& t) {
-              t.device = {DeviceType::Cuda, 0};
-            }},
-      Fault{"heads", "dimension",
-            [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 1)]; }},
-      Fault{"first extent", "dimension", [](Tensor& t) { ++t.shape[0]; }},
-      Fault{"stride", "at least 0", [](Tensor& t) { t.stride[0] = -1; }},
-      Fault{"null", "the address", [](Tensor& t) { t.data = nullptr; }},
-      Fault{"odd", "a multiple of 4", [](Tensor& t) { t.data = static_cast<char*>(t.data) + 1; }}};
-  for (const char* op : kOps) {
+      ScaleFault{"missing", "a tensor of ", [](Tensor& t) { t = {}; }},
+      ScaleFault{"rank", "rank", [](Tensor& t) { t.rank += t.rank < kMaxRank ? 1 : -1; }},
+      ScaleFault{"dtype", "got f16", [](Tensor& t) { t.dtype = DType::F16; }},
+      ScaleFault{"device", "cpu",
+                 [](Tensor& t) {
+                   t.device = {DeviceType::Cuda, 0};
+                 }},
+      ScaleFault{"heads", "dimension",
+                 [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 1)]; }},
+      ScaleFault{"first extent", "dimension", [](Tensor& t) { ++t.shape[0]; }},
+      ScaleFault{"stride", "at least 0", [](Tensor& t) { t.stride[0] = -1; }},
+      ScaleFault{"null", "the address", [](Tensor& t) { t.data = nullptr; }},
+      ScaleFault{"odd", "a multiple of 4",
+                 [](Tensor& t) { t.data = static_cast<char*>(t.data) + 1; }}};
+  for (const char* op : kOpNames) {
     for (const Kind& kind : kKinds) {
-      for (const Fault& fault : faults) {
+      for (const ScaleFault& fault : faults) {
         if (kind.groups() && fault.what == std::string("odd")) continue;  // bytes never are
         for (const auto& [name, member] :
              {std::pair{"k_scale", &Operands::k_scale}, std::pair{"v_scale", &Operands::v_scale}}) {
@@ -115,7 +116,7 @@ TEST(Scales, EveryFaultOfATensorIsNamed) {
 
 TEST(Scales, AScaleOfScalesIsNeededOrRefused) {
   const std::vector<float> one(1, 2.0f);
-  for (const char* op : kOps) {
+  for (const char* op : kOpNames) {
     for (const Kind& kind : kKinds) {
       for (const auto& [name, member] : {std::pair{"k_global_scale", &Operands::k_global_scale},
                                          std::pair{"v_global_scale", &Operands::v_global_scale}}) {
@@ -144,7 +145,7 @@ TEST(Scales, CodesLieTwoInAByte) {
 TEST(Scales, AStrayOneIsRefusedNeverIgnored) {
   const std::vector<float> one(1, 2.0f);
   for (const char* format : {"auto", "e4m3"}) {
-    for (const char* op : kOps) {
+    for (const char* op : kOpNames) {
       for (const auto& [name, member] :
            {std::pair{"k_scale", &Operands::k_scale}, std::pair{"v_scale", &Operands::v_scale}}) {
         SCOPED_TRACE(std::string(op) + " " + format + ": " + name);
@@ -175,7 +176,7 @@ TEST(Scales, BlockMaximaNeedThoseOfKeysAlone) {
 }
 
 TEST(Scales, TheFormatIsReadOffTheTensors) {
-  for (const char* op : kOps) {
+  for (const char* op : kOpNames) {
     for (const Kind& kind : kKinds) {
       Data data = data_of(op, kind);
       const Problem p = testkit::problem_of(data.spec().op, data.prepare(), data.settings());

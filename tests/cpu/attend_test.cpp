@@ -28,6 +28,7 @@
 #include "testkit/operands.h"
 #include "testkit/requests.h"
 #include "testkit/verify.h"
+#include "tests/cpu/options.h"
 
 namespace msa::test {
 namespace {
@@ -50,10 +51,6 @@ const std::vector<std::string>& levels() {
     return names;
   }();
   return list;
-}
-
-Options on(const std::string& isa, int threads = 2) {
-  return {.backend = "cpu", .isa = isa, .threads = threads};
 }
 
 /// What a call wrote, byte for byte.

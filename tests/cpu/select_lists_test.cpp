@@ -10,6 +10,7 @@
 #include <numeric>
 #include <random>
 
+#include "tests/cpu/options.h"
 #include "tests/cpu/select_case.h"
 
 namespace msa::test {
@@ -17,9 +18,6 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-Options on(const std::string& isa) { return {.backend = "cpu", .isa = isa, .threads = 2}; }
-const Options kReference{.backend = "reference"};
 
 /// Scores drawn from few values, so that ties and special values stand everywhere.
 std::vector<float> draw(std::size_t count, const std::vector<float>& values, std::uint32_t seed) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <ostream>
 
+#include "tests/cpu/options.h"
 #include "tests/cpu/select_case.h"
 
 namespace msa::test {
@@ -88,11 +89,6 @@ std::vector<Run> all_runs() {
   }
   return runs;
 }
-
-Options on(const std::string& isa, int threads = 2) {
-  return {.backend = "cpu", .isa = isa, .threads = threads};
-}
-const Options kReference{.backend = "reference"};
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() &&
