@@ -211,7 +211,7 @@ not_run() { # WHAT REASON
 build() { # DIR TARGET CMAKE-ARGUMENT...
   local dir=$1 target=$2
   shift 2
-  cmake -B "$dir" "$@" && cmake --build "$dir" -j "$jobs" --target "$target"
+  cmake -B "$dir" -DMSA_UNITY=ON "$@" && cmake --build "$dir" -j "$jobs" --target "$target"
 }
 
 build_release() {
@@ -401,7 +401,7 @@ python_environment() { # VENV
 python_wheel() { # VENV
   rm -rf build/wheel
   "$1/bin/python" -m pip wheel -q . --no-deps --no-build-isolation -w build/wheel -C cmake.define.MSA_CUDA=OFF \
-    -C cmake.define.MSA_WERROR=ON &&
+    -C cmake.define.MSA_WERROR=ON -C cmake.define.MSA_UNITY=ON &&
     "$1/bin/python" -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 }
 

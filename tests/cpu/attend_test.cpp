@@ -28,7 +28,7 @@
 #include "testkit/operands.h"
 #include "testkit/requests.h"
 #include "testkit/verify.h"
-#include "tests/cpu/options.h"
+#include "tests/cpu/common.h"
 
 namespace msa::test {
 namespace {
@@ -386,7 +386,6 @@ class Overflow : public testing::TestWithParam<const char*> {
     std::fill_n(all.begin(), at, first);
     return all;
   }
-  static constexpr float kInf = std::numeric_limits<float>::infinity();
 };
 
 // docs/numerics.md: nothing overflows while the sum of |q k| and that sum times |softmax_scale|

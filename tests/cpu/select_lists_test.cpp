@@ -10,14 +10,11 @@
 #include <numeric>
 #include <random>
 
-#include "tests/cpu/options.h"
+#include "tests/cpu/common.h"
 #include "tests/cpu/select_case.h"
 
 namespace msa::test {
 namespace {
-
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 /// Scores drawn from few values, so that ties and special values stand everywhere.
 std::vector<float> draw(std::size_t count, const std::vector<float>& values, std::uint32_t seed) {

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <ostream>
 
-#include "tests/cpu/options.h"
+#include "tests/cpu/common.h"
 #include "tests/cpu/select_case.h"
 
 namespace msa::test {
@@ -179,10 +179,10 @@ TEST(SelectRows, PiecesGiveTheWhole) {
   }
 }
 
-std::string name_of(const testing::TestParamInfo<Run>& info) {
+std::string run_name(const testing::TestParamInfo<Run>& info) {
   return info.param.named.name + "_" + to_string(info.param.dtype);
 }
-INSTANTIATE_TEST_SUITE_P(All, Select, testing::ValuesIn(all_runs()), name_of);
+INSTANTIATE_TEST_SUITE_P(All, Select, testing::ValuesIn(all_runs()), run_name);
 
 }  // namespace
 }  // namespace msa::test

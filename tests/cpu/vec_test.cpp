@@ -16,14 +16,13 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "testkit/number.h"
+#include "tests/cpu/common.h"
 
 namespace msa::test {
 namespace {
 
 using cpu::VectorChecks;
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr int kMaxLanes = 16;
 
 /// A 16-bit format, from its definition.

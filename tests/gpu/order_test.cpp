@@ -22,7 +22,7 @@ using gpu::GpuCase;
 using testkit::Operands;
 
 /// Every operation, by every way to serve it.
-const std::vector<std::string> kCalls{
+const std::vector<std::string> kOrderCalls{
     "op=dense heads=16/2 lens=70:300,9:90 lse=1",
     "op=dense heads=16/2 lens=1:3000,8:90 page=64 lse=1",
     "op=dense heads=16/2 lens=1:30000",
@@ -57,7 +57,7 @@ std::vector<Tensor> inputs_of(const Operands& operands) {
 // run that waited would find the gate opened by its clock; one that read on another stream, or
 // before its turn, would meet bytes of 0xee.
 TEST(Streams, InputsThatComeLateOnTheSameStream) {
-  for (const std::string& line : kCalls) {
+  for (const std::string& line : kOrderCalls) {
     GpuCase call(line);
     testkit::Data true_data(testkit::parse_case(line));
     testkit::Placement source(true_data, call.space());
@@ -93,7 +93,7 @@ TEST(Streams, InputsThatComeLateOnTheSameStream) {
 TEST(Streams, OthersMayStandStill) {
   cudaStream_t other = nullptr;
   ASSERT_EQ(cudaStreamCreateWithFlags(&other, cudaStreamDefault), cudaSuccess);
-  for (const std::string& line : kCalls) {
+  for (const std::string& line : kOrderCalls) {
     GpuCase call(line);
     call.run();
     call.refill();
@@ -253,12 +253,12 @@ class Slice {
 // Clusters of eight CTAs, grids meant for all SMs and kernels that wait for each other's tiles,
 // where only some SMs are there.
 TEST(Slices, EightSmsServeWhatWasPlannedForAll) {
-  GpuCase whole(kCalls.front());  // a context
+  GpuCase whole(kOrderCalls.front());  // a context
   for (const unsigned sms : {8U, 16U}) {
     const Slice slice(sms);
     if (!slice.made()) GTEST_SKIP() << "not run: the driver gives no part of the SMs";
     EXPECT_LE(slice.sms(), 2 * sms);
-    for (const std::string& line : kCalls) {
+    for (const std::string& line : kOrderCalls) {
       GpuCase call(line);
       call.run_on({slice.stream()});
       EXPECT_EQ(cudaStreamSynchronize(slice.stream()), cudaSuccess) << line;

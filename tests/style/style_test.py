@@ -158,12 +158,12 @@ def check_public_headers_alone():
 
 
 def first_included():
-    """Headers that a source of every build includes before anything else: compiling it compiles them alone. A source of
-    the tool does not count, as it is compiled behind others in one unit; nor one that a build may leave out."""
-    rooms = ("src/api.cpp", "src/c_api.cpp", "src/core", "src/cpu", "src/reference", "testkit", "tests")
+    """Headers that a source of the library includes before anything else: every build compiles them alone with it. Other
+    sources do not count, as a build may compile them behind others in one unit."""
+    rooms = ("src/api.cpp", "src/c_api.cpp", "src/core", "src/cpu", "src/reference")
     for f in code_files():
         first = next(includes(f), None) if f.suffix == ".cpp" else None
-        if first and first[1] == '"' and room_of(f) in rooms and not re.match("tests/(cuda|gpu|package)/", rel(f)):
+        if first and first[1] == '"' and room_of(f) in rooms:
             yield resolve(f, first[2])
 
 

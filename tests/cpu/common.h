@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
-// What the tests of the cpu backend run on.
+// What the tests of the cpu backend share.
 #pragma once
 
+#include <limits>
 #include <string>
 
 #include "msa/msa.h"
 
 namespace msa::test {
+
+inline constexpr float kInf = std::numeric_limits<float>::infinity();
+inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 inline const Options kReference{.backend = "reference"};
 
