@@ -41,10 +41,10 @@ function(msa_cuda_backend target)
                                              CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endfunction()
 
-# Instances of kernels, eight of one folder to a file: of the four to five CPU seconds that one takes alone, three and a half
+# Instances of kernels, four of one folder to a file: of the four to five CPU seconds that one takes alone, three and a half
 # are headers. The machine code of each is the same either way.
 function(msa_cuda_groups result)
-  set(size 8)
+  set(size 4)
   set(groups)
   set(folder)
   foreach(source IN LISTS ARGN)

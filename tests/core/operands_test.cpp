@@ -172,26 +172,28 @@ TEST(Generic, RefusesWhatIsNoOperation) {
 
 // ---- merges of one tensor ----
 
-constexpr std::int64_t kParts = 3, kRows = 5, kHeads = 2, kDim = 16, kTopk = 4;
+constexpr std::int64_t kStackedParts = 3, kStackedRows = 5, kHeads = 2, kDim = 16, kStackedTopk = 4;
 
 struct States {
-  std::vector<float> outs = std::vector<float>(kParts * kRows * kHeads * kDim);
-  std::vector<float> lses = std::vector<float>(kParts * kRows * kHeads);
-  std::vector<float> out = std::vector<float>(kRows * kHeads * kDim, -7.0f);
-  std::vector<float> lse = std::vector<float>(kRows * kHeads, -7.0f);
+  std::vector<float> outs = std::vector<float>(kStackedParts * kStackedRows * kHeads * kDim);
+  std::vector<float> lses = std::vector<float>(kStackedParts * kStackedRows * kHeads);
+  std::vector<float> out = std::vector<float>(kStackedRows * kHeads * kDim, -7.0f);
+  std::vector<float> lse = std::vector<float>(kStackedRows * kHeads, -7.0f);
 
   States() {
     for (std::size_t i = 0; i < outs.size(); ++i) outs[i] = static_cast<float>(i % 37) * 0.25f;
     for (std::size_t i = 0; i < lses.size(); ++i) lses[i] = static_cast<float>(i % 11) - 3.0f;
   }
   Tensor stacked_outs() const {
-    return make_tensor(outs.data(), DType::F32, {kParts, kRows, kHeads, kDim});
+    return make_tensor(outs.data(), DType::F32, {kStackedParts, kStackedRows, kHeads, kDim});
   }
   Tensor stacked_lses() const {
-    return make_tensor(lses.data(), DType::F32, {kParts, kRows, kHeads});
+    return make_tensor(lses.data(), DType::F32, {kStackedParts, kStackedRows, kHeads});
   }
-  Tensor out_view() const { return make_tensor(out.data(), DType::F32, {kRows, kHeads, kDim}); }
-  Tensor lse_view() const { return make_tensor(lse.data(), DType::F32, {kRows, kHeads}); }
+  Tensor out_view() const {
+    return make_tensor(out.data(), DType::F32, {kStackedRows, kHeads, kDim});
+  }
+  Tensor lse_view() const { return make_tensor(lse.data(), DType::F32, {kStackedRows, kHeads}); }
 };
 
 TEST(StackedParts, MergeLikeAList) {
@@ -225,23 +227,25 @@ TEST(StackedParts, MergeLikeAList) {
 }
 
 TEST(StackedParts, SelectionsMergeLikeAList) {
-  std::vector<std::int32_t> ids(kParts * kRows * kHeads * kTopk);
+  std::vector<std::int32_t> ids(kStackedParts * kStackedRows * kHeads * kStackedTopk);
   std::vector<float> scores(ids.size());
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    const std::size_t part = i / (kRows * kHeads * kTopk);
-    ids[i] = static_cast<std::int32_t>(part * 10 + i % kTopk);
+    const std::size_t part = i / (kStackedRows * kHeads * kStackedTopk);
+    ids[i] = static_cast<std::int32_t>(part * 10 + i % kStackedTopk);
     scores[i] = static_cast<float>((i * 7) % 23);
   }
-  std::vector<std::int32_t> a(kRows * kHeads * kTopk), b = a;
-  const Parts id_parts = make_tensor(ids.data(), DType::I32, {kParts, kRows, kHeads, kTopk});
-  const Parts score_parts = make_tensor(scores.data(), DType::F32, {kParts, kRows, kHeads, kTopk});
+  std::vector<std::int32_t> a(kStackedRows * kHeads * kStackedTopk), b = a;
+  const Parts id_parts =
+      make_tensor(ids.data(), DType::I32, {kStackedParts, kStackedRows, kHeads, kStackedTopk});
+  const Parts score_parts =
+      make_tensor(scores.data(), DType::F32, {kStackedParts, kStackedRows, kHeads, kStackedTopk});
   std::vector<Tensor> id_list, score_list;
   for (std::size_t i = 0; i < id_parts.size(); ++i) {
     id_list.push_back(id_parts[i]);
     score_list.push_back(score_parts[i]);
   }
   const auto view = [](std::vector<std::int32_t>& of) {
-    return make_tensor(of.data(), DType::I32, {kRows, kHeads, kTopk});
+    return make_tensor(of.data(), DType::I32, {kStackedRows, kHeads, kStackedTopk});
   };
   merge_selections({id_list, score_list, view(a)});
   merge_selections({id_parts, score_parts, view(b)});
