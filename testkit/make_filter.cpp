@@ -19,7 +19,6 @@ namespace msa::testkit {
 namespace {
 
 constexpr std::uint64_t kFilterStream = 340;
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 /// A key of a page: which request's, and where in it.
 struct Member {
