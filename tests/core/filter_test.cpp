@@ -45,31 +45,32 @@ void run_with(const Data& data, const Operands& operands, const std::string& bac
   testkit::run(plan, operands, workspace.view());
 }
 
-struct Fault {
+struct FilterFault {
   const char* what;
   const char* expected;
   std::function<void(Tensor&)> spoil;
 };
 
 TEST(Filter, EveryFaultOfATensorIsNamed) {
-  const std::array faults{Fault{"missing", "a tensor of", [](Tensor& t) { t = {}; }},
-                          Fault{"rank", "rank", [](Tensor& t) { ++t.rank; }},
-                          Fault{"dtype", "got f16", [](Tensor& t) { t.dtype = DType::F16; }},
-                          Fault{"device", "cpu",
-                                [](Tensor& t) {
-                                  t.device = {DeviceType::Cuda, 0};
-                                }},
-                          Fault{"last extent", "dimension",
-                                [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 1)]; }},
-                          Fault{"heads", "dimension",
-                                [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 2)]; }},
-                          Fault{"first extent", "dimension", [](Tensor& t) { ++t.shape[0]; }},
-                          Fault{"fewer pages", "dimension", [](Tensor& t) { --t.shape[0]; }},
-                          Fault{"stride", "at least 0", [](Tensor& t) { t.stride[0] = -1; }},
-                          Fault{"null", "the address", [](Tensor& t) { t.data = nullptr; }}};
+  const std::array faults{
+      FilterFault{"missing", "a tensor of", [](Tensor& t) { t = {}; }},
+      FilterFault{"rank", "rank", [](Tensor& t) { ++t.rank; }},
+      FilterFault{"dtype", "got f16", [](Tensor& t) { t.dtype = DType::F16; }},
+      FilterFault{"device", "cpu",
+                  [](Tensor& t) {
+                    t.device = {DeviceType::Cuda, 0};
+                  }},
+      FilterFault{"last extent", "dimension",
+                  [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 1)]; }},
+      FilterFault{"heads", "dimension",
+                  [](Tensor& t) { ++t.shape[static_cast<std::size_t>(t.rank - 2)]; }},
+      FilterFault{"first extent", "dimension", [](Tensor& t) { ++t.shape[0]; }},
+      FilterFault{"fewer pages", "dimension", [](Tensor& t) { --t.shape[0]; }},
+      FilterFault{"stride", "at least 0", [](Tensor& t) { t.stride[0] = -1; }},
+      FilterFault{"null", "the address", [](Tensor& t) { t.data = nullptr; }}};
   for (const char* op : kOps) {
     for (const int page : kPages) {
-      for (const Fault& fault : faults) {
+      for (const FilterFault& fault : faults) {
         for (const auto& [name, member] :
              {std::pair{"index_k8", &Operands::index_k8},
               std::pair{"index_k8_bounds", &Operands::index_k8_bounds}}) {
