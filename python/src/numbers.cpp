@@ -187,7 +187,7 @@ bool put_filter(const State& state, const Number& number, PyObject* value, msa_p
           std::string(number.name) + ": expected " + kFilter + ", got " + text);
     return false;
   }
-  problem->index_filter = {MSA_I8, MSA_SCALE_PAGE, 0};
+  problem->index_filter = {MSA_I8, MSA_SCALE_PAGE, 0, 0};
   problem->index_filter_given = 1;
   return true;
 }

@@ -74,8 +74,8 @@ TEST(Fields, WhatAFlagPlansIsOptional) {
   EXPECT_EQ(v->planned, &Outputs::out);
 }
 
-Operands operands_of(const Scene& scene, std::vector<std::vector<Tensor>>& lists) {
-  Operands o;
+msa::Operands operands_of(const Scene& scene, std::vector<std::vector<Tensor>>& lists) {
+  msa::Operands o;
   for (const Field& f : fields_of(scene.problem.op)) {
     if (f.parts != nullptr) {
       std::vector<Tensor>& list = lists.emplace_back();
@@ -98,7 +98,7 @@ TEST(Generic, GivesTheBitsOfTheTypedForm) {
     typed.run("reference");
     std::vector<std::vector<Tensor>> lists;
     lists.reserve(4);
-    const Operands operands = operands_of(generic, lists);
+    const msa::Operands operands = operands_of(generic, lists);
     const Plan plan = generic.plan("reference");
     std::vector<std::byte> memory(plan.workspace_bytes() + kWorkspaceAlignment);
     void* start = memory.data();
@@ -114,7 +114,7 @@ TEST(Generic, OutputsHaveTheShapesThatTheCallTakes) {
     Scene scene(op, keys);
     std::vector<std::vector<Tensor>> lists;
     lists.reserve(4);
-    const Operands operands = operands_of(scene, lists);
+    const msa::Operands operands = operands_of(scene, lists);
     for (const Field& f : fields_of(op)) {
       if (f.is_input()) {
         error_of([&] { output_of(scene.problem, operands, f); }, ErrorCode::InvalidArgument,
@@ -142,7 +142,7 @@ TEST(Generic, RefusesTensorsThatTheOperationDoesNotTake) {
       std::vector<std::vector<Tensor>> lists, theirs;
       lists.reserve(4);
       theirs.reserve(4);
-      const Operands spare = operands_of(stranger, theirs);
+      const msa::Operands spare = operands_of(stranger, theirs);
       for (const Field& f : fields_of(other)) {
         const auto own = [&](const Field& g) {
           return g.tensor == f.tensor && g.length == f.length && g.parts == f.parts;
@@ -150,7 +150,7 @@ TEST(Generic, RefusesTensorsThatTheOperationDoesNotTake) {
         const auto table = fields_of(op);
         if (std::any_of(table.begin(), table.end(), own)) continue;
         if (f.parts == nullptr && !f.in(spare)) continue;
-        Operands o = operands_of(scene, lists);
+        msa::Operands o = operands_of(scene, lists);
         if (f.parts != nullptr) {
           o.*f.parts = spare.*f.parts;
         } else {
@@ -166,8 +166,10 @@ TEST(Generic, RefusesTensorsThatTheOperationDoesNotTake) {
 }
 
 TEST(Generic, RefusesWhatIsNoOperation) {
-  error_of([] { problem_of(static_cast<Op>(99), Operands{}); }, ErrorCode::InvalidArgument, "op");
-  error_of([] { run_once(static_cast<Op>(99), Operands{}); }, ErrorCode::InvalidArgument, "op");
+  error_of([] { problem_of(static_cast<Op>(99), msa::Operands{}); }, ErrorCode::InvalidArgument,
+           "op");
+  error_of([] { run_once(static_cast<Op>(99), msa::Operands{}); }, ErrorCode::InvalidArgument,
+           "op");
 }
 
 // ---- merges of one tensor ----
@@ -291,7 +293,7 @@ TEST(EmptyPlan, ThrowsWhereItIsUsed) {
         [&] { plan.workspace_bytes(); },
         [&] { plan.to_string(); },
         [&] { run(plan, MsaAttentionArgs{}); },
-        [&] { run(plan, Operands{}); },
+        [&] { run(plan, msa::Operands{}); },
         [&] { check(plan, {}); },
     });
     for (const auto& use : uses) error_of(use, ErrorCode::InvalidArgument, "plan");

@@ -28,14 +28,15 @@ struct Output {
   OwnedTensor tensor;
 };
 
-/// Memory of the outputs: whatever the operation can write but block maxima and chosen scores,
-/// which nobody asked for.
+/// Memory of the outputs: whatever the operation can write but block maxima, chosen scores and
+/// counts of candidates, which nobody asked for.
 std::vector<Output> make_outputs(FileProblem& file, Problem& problem) {
   problem.outputs.lse = attends(file.op);
   std::vector<Output> outputs;
   for (const Field& field : fields_of(file.op)) {
     if (field.is_input()) continue;
     if (field.planned != nullptr && !(problem.outputs.*field.planned)) continue;
+    if (field.tensor == &msa::Operands::candidates) continue;
     const Tensor like = output_of(problem, file.operands.view(), field);
     const std::vector<std::int64_t> shape(like.shape.begin(), like.shape.begin() + like.rank);
     const bool scores = field.tensor == &msa::Operands::scores;
