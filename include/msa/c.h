@@ -10,7 +10,8 @@
 // Structs grow at their end. `struct_size` comes first and is MSA_STRUCT_SIZE of the last field
 // that the caller knows; the MSA_..._INIT macros set it and every default. A field that the caller
 // does not know is read as 0, which means "as before". A larger struct than the library knows is
-// accepted where the unknown tail is 0 and refused otherwise.
+// accepted where the unknown tail is 0 and refused otherwise; so no struct ends in padding, which
+// nobody sets.
 //
 // Errors. Functions that can fail return a msa_status; the text goes into the caller's msa_error,
 // which may be NULL. Outputs are untouched where a call failed.
@@ -240,7 +241,7 @@ typedef struct msa_problem {
   msa_options options;
   /// Of the copy of index_k that select_blocks and msa_attention may be given beside it.
   msa_format index_filter;
-  int32_t index_filter_given;
+  int64_t index_filter_given;
 } msa_problem;
 
 /// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory
@@ -258,7 +259,7 @@ typedef struct msa_settings {
   float softmax_scale;
   msa_options options;
   /// 1: keys and values in MSA_E2M1 have MSA_FORMAT_ROUNDED.
-  int32_t kv_rounded;
+  int64_t kv_rounded;
 } msa_settings;
 // clang-format off
 #define MSA_SETTINGS_INIT \

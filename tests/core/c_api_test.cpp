@@ -37,7 +37,11 @@ static_assert(MSA_STRUCT_SIZE(msa_settings, options) == 96);
 static_assert(offsetof(msa_settings, kv_rounded) == 96);
 static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 320);
 static_assert(offsetof(msa_problem, index_filter) == 320);
-static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == 348);
+static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == 352);
+// What a larger struct has behind these must not begin with padding.
+static_assert(MSA_STRUCT_SIZE(msa_args, candidates) == sizeof(msa_args));
+static_assert(MSA_STRUCT_SIZE(msa_settings, kv_rounded) == sizeof(msa_settings));
+static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == sizeof(msa_problem));
 
 TEST(CInterface, StructsStartAsTheCppOnesDo) {
   const msa_problem problem = MSA_PROBLEM_INIT;
