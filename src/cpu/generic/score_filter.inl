@@ -346,7 +346,8 @@ inline void bound_tile(const ScoreTile& tile, const FilterKeys& keys, const Tile
                        const FilterRows& filter, const TileBuffers& buffers) {
   const ScoreTarget lists;
   const BlockSink sink{tile, rows, lists};
-  if (tile.num_rows > kFewRows) return bound_many_rows(sink, keys, filter, buffers);
+  // As in the second pass: the last tile of many rows may hold few.
+  if (!tile.few_rows) return bound_many_rows(sink, keys, filter, buffers);
   if (tile.num_rows <= 1) return bound_few_rows<1>(sink, keys, filter);
   if (tile.num_rows <= 2) return bound_few_rows<2>(sink, keys, filter);
   if (tile.num_rows <= 4) return bound_few_rows<4>(sink, keys, filter);
