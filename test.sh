@@ -12,7 +12,8 @@ usage: ./test.sh [--quick] [--long] [--only SECTION]... [--no-install] [--gpu [-
 Installs what the tests need (apt-get, as root; otherwise it says what to install), builds and tests.
 
   --quick           style, unit tests, verification on the best instruction set, command line
-  --long            longer fuzzing, cases of real size, clang-tidy, ABI comparison with the last release
+  --long            longer fuzzing, cases of real size, clang-tidy, ABI comparison with the last release, 64-bit ARM
+                    cross-compiled and emulated
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
@@ -21,12 +22,12 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --build DIR       with --gpu: a build made elsewhere, of all and of msa_core, instead of building here
   --list            the sections, one a line
 
-Sections: style unit verify package cli python asan fuzz tsan
+Sections: style unit verify package cli python asan fuzz tsan; arm runs with --long, or where it is asked for
 Exit status: 0 all passed, 1 something failed, 2 wrong usage or missing tools.
 TEXT
 }
 
-all_sections=(style unit verify package cli python asan fuzz tsan)
+all_sections=(style unit verify package cli python asan fuzz tsan arm)
 quick_sections=(style unit verify cli)
 sections=()
 quick=
@@ -66,6 +67,7 @@ if [ -n "$gpu_build" ] && { [ -z "$gpu" ] || [ -n "$mutants" ]; }; then
 fi
 if [ ${#sections[@]} -eq 0 ]; then
   sections=("${all_sections[@]}")
+  [ -n "$long" ] || unset 'sections[-1]' # arm
   [ -z "$quick" ] || sections=("${quick_sections[@]}")
 fi
 
@@ -96,6 +98,7 @@ wants style && packages+=(clang-14 clang-format-14 g++-aarch64-linux-gnu shellch
 if wants asan || wants fuzz || wants tsan; then
   packages+=(clang-14 libclang-rt-14-dev libomp-14-dev llvm-14)
 fi
+wants arm && packages+=(g++-aarch64-linux-gnu qemu-user-static libgtest-dev:arm64 libfmt-dev:arm64)
 [ -z "$long" ] || packages+=(clang-tidy-14 abigail-tools)
 
 missing_packages() {
@@ -116,6 +119,7 @@ install_packages() {
   fi
   echo "installing ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
+  ! wants arm || dpkg --add-architecture arm64
   { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$logs/install.log" 2>&1 ||
     { tail -n 20 "$logs/install.log"; return 1; }
 }
@@ -470,6 +474,19 @@ section_tsan() {
   # clang's OpenMP runtime is not instrumented; its tool libarcher tells TSan what the runtime orders.
   step "concurrent callers with TSan" env \
     TSAN_OPTIONS=ignore_noninstrumented_modules=1:external_symbolizer_path=$symbolizer "$tsan/tests/threads_test"
+}
+
+# Under QEMU's user emulation a thread that waits holds up the one that works: one thread.
+section_arm() {
+  local arm=$PWD/build/aarch64 isa emulated=(env OMP_NUM_THREADS=1 qemu-aarch64-static -L /usr/aarch64-linux-gnu)
+  step "build for 64-bit ARM" build "$arm" msa_tool --preset aarch64 &&
+    step "build tests for 64-bit ARM" build "$arm" cpu_test --preset aarch64 || return
+  for isa in neon_bf16 neon scalar; do
+    begin_step "verify cpu on $isa, emulated" "${emulated[@]}" "$arm/tools/msa/msa" verify --backend cpu --isa "$isa" \
+      --support tests/support/cpu.txt tests/cases/smoke.txt
+  done
+  begin_step "vectors of 64-bit ARM, emulated" "${emulated[@]}" "$arm/tests/cpu_test" --gtest_filter='Isa/Vector*:Isa.*'
+  end_steps
 }
 
 # ---- GPU -------------------------------------------------------------------------------------------------------------
