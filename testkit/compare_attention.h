@@ -28,8 +28,9 @@ class AttentionComparison {
                      std::int64_t first, Findings& found) const;
   void merge_row(const CallRow& row, const Operands& expected, std::int64_t at,
                  Findings& found) const;
+  /// `independent`: of other heads' errors.
   void output_row(const CallRow& row, std::int64_t head, const float* expected, double plain_error,
-                  Findings& found) const;
+                  bool independent, Findings& found) const;
   void add_lean(const float* expected, const float* given, double tolerance, Findings& found) const;
   double rounding(double largest) const;
   double distance(const float* a, const float* b) const;

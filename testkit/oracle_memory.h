@@ -16,6 +16,8 @@ namespace msa::testkit {
 struct PlainErrors {
   std::vector<double> out{};
   std::vector<double> lse{};  // empty where nobody asks for it
+  // The row takes one key: every head gives its value, with the same rounding.
+  bool one_key = false;
 };
 
 /// Of one operation on all rows of the case.
