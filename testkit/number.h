@@ -48,7 +48,7 @@ void store(const float* source, std::int64_t count, DType dtype, void* target);
 /// Distance from |value| to the next larger number of the type.
 double ulp(double value, DType dtype);
 
-/// Relative rounding error of one conversion to the type: 2^-24 for f32, 2^-9 for bf16.
+/// Relative rounding error of one conversion to the type: 2^-24 for f32, 2^-8 for bf16.
 double half_ulp(DType dtype);
 
 }  // namespace msa::testkit

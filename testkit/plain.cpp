@@ -139,11 +139,13 @@ class PlainRow {
   void accumulate() {
     const std::int64_t dim = p_.attention.value_dim;
     std::vector<float> value(static_cast<std::size_t>(dim));
+    terms_.assign(static_cast<std::size_t>(group_ * dim), 0.0);
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
       for (const float v : value) {
         if (std::isfinite(v)) result_.largest_v = std::max<double>(result_.largest_v, std::fabs(v));
       }
+      add_terms(n, value);
       for (int variant = 0; variant < variants_; ++variant) {
         for (std::int64_t g = 0; g < group_; ++g) {
           const float weight = round_to(score_at(variant, g, n) * kScales[variant], weights_);
@@ -161,26 +163,33 @@ class PlainRow {
     }
   }
 
-  /// Where every program's error is luck, the terms' own roundings are what none can be blamed for.
-  void take_floor() {
-    const std::int64_t dim = p_.attention.value_dim;
-    result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
-    if (weights_ != DType::F32) return;
-    std::vector<float> value(static_cast<std::size_t>(dim));
-    std::vector<double> terms(static_cast<std::size_t>(group_ * dim), 0.0);
-    for (std::size_t n = 0; n < keys_.size(); ++n) {
-      load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
-      for (std::int64_t g = 0; g < group_; ++g) {
-        const double weight = score_at(0, g, n) / sums_[g];
-        for (std::int64_t d = 0; d < dim; ++d) {
-          if (std::isfinite(value[d])) terms[g * dim + d] += weight * std::fabs(value[d]);
-        }
+  /// Key n's share in what roundings may cost.
+  void add_terms(std::size_t n, const std::vector<float>& value) {
+    const bool rounded = weights_ != DType::F32;
+    for (std::int64_t g = 0; g < group_; ++g) {
+      const double weight = score_at(0, g, n) / sums_[g];
+      double* terms = &terms_[g * static_cast<std::int64_t>(value.size())];
+      for (std::size_t d = 0; d < value.size(); ++d) {
+        if (!std::isfinite(value[d])) continue;
+        const double term = weight * std::fabs(value[d]);
+        terms[d] += rounded ? term * term : term;
       }
     }
+  }
+
+  /// What none can be blamed for. In f32, where every program's error is luck, three roundings of
+  /// every term. In 16 bits the weights' roundings, which another maximum deals anew: 1.75 standard
+  /// deviations of their sum, of which a mark is twice as many.
+  void take_floor() {
+    const std::int64_t dim = p_.attention.value_dim;
+    const double deviation = half_ulp(weights_) / std::sqrt(3.0);
+    result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
     for (std::int64_t g = 0; g < group_; ++g) {
-      const auto begin = terms.begin() + g * dim;
+      const auto begin = terms_.begin() + g * dim;
       const double largest = dim == 0 ? 0.0 : *std::max_element(begin, begin + dim);
-      if (std::isfinite(largest)) result_.error_floor[g] = 3 * kEps * largest;
+      if (!std::isfinite(largest)) continue;
+      result_.error_floor[g] =
+          weights_ == DType::F32 ? 3 * kEps * largest : 1.75 * deviation * std::sqrt(largest);
     }
   }
 
@@ -194,6 +203,7 @@ class PlainRow {
   int variants_;
   std::vector<float> scores_{};  // [variants, group, keys]
   std::vector<float> sums_{};    // [variants, group]
+  std::vector<double> terms_{};  // [group, value_dim]: |p v|, or their squares, over all keys
   double largest_score_ = 0;     // of scaled sums of magnitudes
   PlainResult result_{};
 };

@@ -19,7 +19,7 @@ struct PlainResult {
   std::vector<float> out{};   // [variants, group, value_dim], in fp32
   std::vector<double> lse{};  // [variants, group]
   int variants = 1;  // roundings of P: 16-bit storage has three, each against another maximum
-  std::vector<double> error_floor{};  // [group]: f32 alone, three roundings of every |p * v|
+  std::vector<double> error_floor{};  // [group]: what roundings alone may cost any program
   // No honest fp32 computation is further from the truth (relative to the largest |v|).
   double error_bound = 0;
   double largest_v = 0;
