@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The converter: a warpgroup that widens codes of keys and values to items in their stages, between
-// the loader, whose codes and scales fill a barrier of their own, and the consumers.
+// the loader, whose codes and scales fill a barrier of their own, and the consumers. Keys go one
+// block ahead of values, as the consumers take them: the stage of a key is free early in a step,
+// that of a value at its end.
 #pragma once
 
 #include "cuda/sm90/attend/traits.cuh"
@@ -29,10 +31,11 @@ class Converter {
     wait(&shared_.described[at_.stage], at_.parity);
     const Job& job = shared_.jobs[at_.stage];
     if (job.head == kNoHead) return false;
-    for (int left = job.blocks; left > 0; --left) {
+    for (int i = 0; i < job.blocks; ++i) {
       widen(shared_.k_codes, shared_.k_ring, k_at_, shared_.k[k_at_.stage]);
-      widen(shared_.v_codes, shared_.v_ring, v_at_, shared_.v[v_at_.stage]);
+      if (i > 0) widen(shared_.v_codes, shared_.v_ring, v_at_, shared_.v[v_at_.stage]);
     }
+    if (job.blocks > 0) widen(shared_.v_codes, shared_.v_ring, v_at_, shared_.v[v_at_.stage]);
     shared_.q_ring.warp_release(at_, lane_);
     at_.advance();
     return true;

@@ -36,16 +36,23 @@ class Loader {
     if (job.head == kNoHead) return false;
     const auto& list = shared_.lists[at_.stage];
     KeyBox next = locate(job, entry_of<Traits>(params_, job, list, 0).block);
+    KeyBox behind{};  // codes: of the values, one block behind the keys
     for (int i = 0; i < job.blocks; ++i) {
       const KeyBox box = next;
       if (i + 1 < job.blocks) next = locate(job, entry_of<Traits>(params_, job, list, i + 1).block);
       if (common::warp::any(box.bad)) mark_suspect(job.request);
       if constexpr (Traits::kCodes) {
-        load_codes(job, box, entry_of<Traits>(params_, job, list, i).block);
+        load_keys(job, box, entry_of<Traits>(params_, job, list, i).block);
+        if (i > 0) load_values(job, behind, entry_of<Traits>(params_, job, list, i - 1).block);
+        behind = box;
       } else {
         load_block(shared_.k_ring, k_at_, shared_.k[k_at_.stage], &maps_.k, job.head, box);
         load_block(shared_.v_ring, v_at_, shared_.v[v_at_.stage], &maps_.v, job.head, box);
       }
+    }
+    if constexpr (Traits::kCodes) {
+      if (job.blocks > 0)
+        load_values(job, behind, entry_of<Traits>(params_, job, list, job.blocks - 1).block);
     }
     shared_.q_ring.warp_release(at_, lane_);  // neither the job nor its mark is touched again
     at_.advance();
@@ -69,23 +76,25 @@ class Loader {
 
   using Scaled = float[Traits::kBlock / 32];  // scales of a block: key lane + 32 i
 
-  /// Codes of keys and values, and their scales where those are the columns'.
-  __device__ __forceinline__ void load_codes(const Job& job, const KeyBox& box, int block) {
-    Scaled k_scales, v_scales;
-    if (params_.column_scales != 0) {
-      const int visible = job.limit - block * Traits::kBlock;
-      load_scales(k_scales, params_.k_scales, job.head, box, visible);
-      load_scales(v_scales, params_.v_scales, job.head, box, visible);
-    }
+  /// Codes, and their scales where those are the columns'.
+  __device__ __forceinline__ void load_keys(const Job& job, const KeyBox& box, int block) {
+    Scaled scales;
+    load_scales(scales, params_.k_scales, job, box, block);
     load_coded_block(shared_.k_ring, k_at_, shared_.k_codes, shared_.k[k_at_.stage], &maps_.k,
-                     job.head, box, k_scales, shared_.k_scales[k_at_.stage]);
+                     job.head, box, scales, shared_.k_scales[k_at_.stage]);
+  }
+  __device__ __forceinline__ void load_values(const Job& job, const KeyBox& box, int block) {
+    Scaled scales;
+    load_scales(scales, params_.v_scales, job, box, block);
     load_coded_block(shared_.v_ring, v_at_, shared_.v_codes, shared_.v[v_at_.stage], &maps_.v,
-                     job.head, box, v_scales, shared_.v_scales[v_at_.stage]);
+                     job.head, box, scales, shared_.v_scales[v_at_.stage]);
   }
 
-  __device__ __forceinline__ void load_scales(Scaled& to, const Scales& scales, int head,
-                                              const KeyBox& box, int visible) const {
-    warp::load_scales<Traits::kBlock, Traits::kKeyPanels>(to, scales, box, head, visible,
+  __device__ __forceinline__ void load_scales(Scaled& to, const Scales& scales, const Job& job,
+                                              const KeyBox& box, int block) const {
+    if (params_.column_scales == 0) return;
+    const int visible = job.limit - block * Traits::kBlock;
+    warp::load_scales<Traits::kBlock, Traits::kKeyPanels>(to, scales, box, job.head, visible,
                                                           params_.batch.page_size, lane_);
   }
 
