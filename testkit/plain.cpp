@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "testkit/number.h"
 
@@ -23,24 +24,72 @@ std::vector<float> load_row(const std::byte* source, DType dtype, std::int64_t c
 
 /// sum + a * b, the product rounded or, as compilers have it where the machine does, not: in fp64
 /// it is exact.
-float add_product(float a, float b, float sum, bool fused) {
-  return fused ? static_cast<float>(sum + static_cast<double>(a) * b) : sum + a * b;
+template <bool kFused>
+float add_product(float a, float b, float sum) {
+  return kFused ? static_cast<float>(sum + static_cast<double>(a) * b) : sum + a * b;
 }
 
-/// Sum of products in `lanes` running sums (at most 16), as vector code has them.
-float dot(const float* a, const float* b, std::int64_t count, int lanes, bool fused) {
-  std::array<float, 16> sums{};
-  for (std::int64_t d = 0; d < count; ++d)
-    sums[d % lanes] = add_product(a[d], b[d], sums[d % lanes], fused);
+/// Sum of products in kLanes running sums, as vector code has them.
+template <int kLanes, bool kFused>
+float dot(const float* a, const float* b, std::int64_t count) {
+  std::array<float, kLanes> sums{};
+  const std::int64_t whole = count / kLanes * kLanes;
+  for (std::int64_t d = 0; d < whole; d += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      sums[lane] = add_product<kFused>(a[d + lane], b[d + lane], sums[lane]);
+  }
+  for (std::int64_t d = whole; d < count; ++d)
+    sums[d - whole] = add_product<kFused>(a[d], b[d], sums[d - whole]);
   float sum = 0;
-  for (int lane = 0; lane < lanes; ++lane) sum += sums[lane];
+  for (const float lane : sums) sum += lane;
   return sum;
 }
 
 double dot_of_magnitudes(const float* a, const float* b, std::int64_t count) {
+  constexpr int kLanes = 8;
+  std::array<double, kLanes> sums{};
+  for (std::int64_t d = 0; d < count; ++d)
+    sums[d % kLanes] += std::fabs(static_cast<double>(a[d]) * b[d]);
   double sum = 0;
-  for (std::int64_t d = 0; d < count; ++d) sum += std::fabs(static_cast<double>(a[d]) * b[d]);
+  for (const double lane : sums) sum += lane;
   return sum;
+}
+
+/// One way to go about it that is as plain as the others.
+struct Variant {
+  int lanes;    // running sums of a score
+  float scale;  // P is rounded against the maximum / scale
+  bool base_2;  // works in powers of two, with the scale multiplied into q
+  bool fused;   // products are not rounded
+};
+
+// One program's error can be small by luck. So there are several: they sum in other orders, and
+// round P against other maxima (a running maximum that is not yet the final one does that). In f32
+// all error is such luck, so there are more of them, a third with fused products.
+constexpr int kMaxVariants = 12;
+constexpr int kVariantsOf16Bits = 3;
+constexpr std::array<Variant, kMaxVariants> kVariants{{
+    {8, 1.0f, false, false},
+    {1, 0.7391f, false, false},
+    {16, 0.5457f, true, false},
+    {4, 0.89123f, false, false},
+    {2, 0.6317f, false, false},
+    {1, 0.9543f, true, false},
+    {16, 0.8117f, false, false},
+    {8, 0.5911f, false, false},
+    {4, 0.6873f, true, true},
+    {1, 1.0f, false, true},
+    {8, 0.7713f, false, true},
+    {1, 0.9137f, true, true},
+}};
+
+/// visit.template operator()<n>() for the first `count` variants.
+template <class Visit>
+void for_variants(int count, const Visit& visit) {
+  [&]<int... n>(std::integer_sequence<int, n...>) {
+    ((n < count ? visit.template operator()<n>() : void()), ...);
+  }
+  (std::make_integer_sequence<int, kMaxVariants>{});
 }
 
 class PlainRow {
@@ -55,7 +104,7 @@ class PlainRow {
         keys_(keys),
         group_(p.attention.heads_q / p.attention.heads_kv),
         weights_(p.attention.q.storage == DType::E4M3 ? DType::BF16 : p.attention.q.storage),
-        variants_(weights_ == DType::F32 ? kMaxVariants : 3) {}
+        variants_(weights_ == DType::F32 ? kMaxVariants : kVariantsOf16Bits) {}
 
   PlainResult run() {
     result_.variants = variants_;
@@ -72,19 +121,6 @@ class PlainRow {
   }
 
  private:
-  // One program's error can be small by luck. So there are several, each as plain as the others:
-  // they sum in other orders, and round P against other maxima (a running maximum that is not yet
-  // the final one does that). In f32 all error is such luck, so there are more of them, a third
-  // with fused products.
-  static constexpr int kMaxVariants = 12;
-  static constexpr std::array<int, kMaxVariants> kLanes{8, 1, 16, 4, 2, 1, 16, 8, 4, 1, 8, 1};
-  static constexpr std::array<float, kMaxVariants> kScales{1.0f,    0.7391f, 0.5457f, 0.89123f,
-                                                           0.6317f, 0.9543f, 0.8117f, 0.5911f,
-                                                           0.6873f, 1.0f,    0.7713f, 0.9137f};
-  /// Every third one works in powers of two, with the scale multiplied into q.
-  static bool base_2(std::int64_t variant) { return variant % 3 == 2; }
-  static bool fused(std::int64_t variant) { return variant >= 8; }
-
   float& score_at(int variant, std::int64_t g, std::size_t n) {
     return scores_[(static_cast<std::size_t>(variant * group_ + g)) * keys_.size() + n];
   }
@@ -106,11 +142,12 @@ class PlainRow {
       load_key(key_rows(p_, o_), r_, keys_[n], kv_head_, p_.attention.head_dim, key.data());
       for (std::int64_t g = 0; g < group_; ++g) {
         const float *q = queries[g].data(), *q2 = scaled[g].data();
-        for (int v = 0; v < variants_; ++v) {
+        for_variants(variants_, [&]<int v>() {
+          constexpr Variant way = kVariants[v];
           const float product =
-              dot(base_2(v) ? q2 : q, key.data(), p_.attention.head_dim, kLanes[v], fused(v));
-          score_at(v, g, n) = base_2(v) ? product : scale * product;
-        }
+              dot<way.lanes, way.fused>(way.base_2 ? q2 : q, key.data(), p_.attention.head_dim);
+          score_at(v, g, n) = way.base_2 ? product : scale * product;
+        });
         const double size = dot_of_magnitudes(q, key.data(), p_.attention.head_dim);
         if (std::isfinite(size)) largest_score_ = std::max(largest_score_, std::fabs(scale) * size);
       }
@@ -125,7 +162,7 @@ class PlainRow {
       const auto begin = scores_.begin() + row * static_cast<std::ptrdiff_t>(keys_.size());
       const auto end = begin + static_cast<std::ptrdiff_t>(keys_.size());
       const float top = begin == end ? -kInf : *std::max_element(begin, end);
-      const bool binary = base_2(row / group_);
+      const bool binary = kVariants[row / group_].base_2;
       for (auto s = begin; s != end; ++s) {
         const float weight = binary ? std::exp2(*s - top) : std::exp(*s - top);
         *s = top == -kInf ? 0.0f : weight;
@@ -146,18 +183,17 @@ class PlainRow {
         if (std::isfinite(v)) result_.largest_v = std::max<double>(result_.largest_v, std::fabs(v));
       }
       add_terms(n, value);
-      for (int variant = 0; variant < variants_; ++variant) {
+      for_variants(variants_, [&]<int v>() {
         for (std::int64_t g = 0; g < group_; ++g) {
-          const float weight = round_to(score_at(variant, g, n) * kScales[variant], weights_);
-          float* out = &result_.out[(variant * group_ + g) * dim];
-          const bool is_fused = fused(variant);
+          const float weight = round_to(score_at(v, g, n) * kVariants[v].scale, weights_);
+          float* out = &result_.out[(v * group_ + g) * dim];
           for (std::int64_t d = 0; d < dim; ++d)
-            out[d] = add_product(weight, value[d], out[d], is_fused);
+            out[d] = add_product<kVariants[v].fused>(weight, value[d], out[d]);
         }
-      }
+      });
     }
     for (std::int64_t row = 0; row < variants_ * group_; ++row) {
-      const float sum = sums_[row] * kScales[row / group_];
+      const float sum = sums_[row] * kVariants[row / group_].scale;
       float* out = &result_.out[row * dim];
       for (std::int64_t d = 0; d < dim; ++d) out[d] = sum == 0 ? 0.0f : out[d] / sum;
     }
@@ -165,15 +201,19 @@ class PlainRow {
 
   /// Key n's share in what roundings may cost.
   void add_terms(std::size_t n, const std::vector<float>& value) {
+    std::vector<double>& size = magnitudes_;
+    size.resize(value.size());
+    for (std::size_t d = 0; d < size.size(); ++d)
+      size[d] = std::isfinite(value[d]) ? std::fabs(static_cast<double>(value[d])) : 0.0;
     const bool rounded = weights_ != DType::F32;
+    if (rounded) {
+      for (double& x : size) x *= x;
+    }
     for (std::int64_t g = 0; g < group_; ++g) {
-      const double weight = score_at(0, g, n) / sums_[g];
-      double* terms = &terms_[g * static_cast<std::int64_t>(value.size())];
-      for (std::size_t d = 0; d < value.size(); ++d) {
-        if (!std::isfinite(value[d])) continue;
-        const double term = weight * std::fabs(value[d]);
-        terms[d] += rounded ? term * term : term;
-      }
+      const double share = score_at(0, g, n) / sums_[g];
+      const double weight = rounded ? share * share : share;
+      double* terms = &terms_[g * static_cast<std::int64_t>(size.size())];
+      for (std::size_t d = 0; d < size.size(); ++d) terms[d] += weight * size[d];
     }
   }
 
@@ -201,10 +241,11 @@ class PlainRow {
   std::int64_t group_;
   DType weights_;  // what P is rounded to; beside queries in e4m3 bf16
   int variants_;
-  std::vector<float> scores_{};  // [variants, group, keys]
-  std::vector<float> sums_{};    // [variants, group]
-  std::vector<double> terms_{};  // [group, value_dim]: |p v|, or their squares, over all keys
-  double largest_score_ = 0;     // of scaled sums of magnitudes
+  std::vector<float> scores_{};       // [variants, group, keys]
+  std::vector<float> sums_{};         // [variants, group]
+  std::vector<double> terms_{};       // [group, value_dim]: |p v|, or their squares, over all keys
+  std::vector<double> magnitudes_{};  // of one value
+  double largest_score_ = 0;          // of scaled sums of magnitudes
   PlainResult result_{};
 };
 

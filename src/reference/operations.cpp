@@ -225,14 +225,19 @@ void attend(const Problem& p, const Call& call, const Scratch& scratch, const Re
   });
   const RowResult result = softmax(weights);
   if (call.lse) store(call.lse, offset(call.lse, row, h), result.lse);
-  for (std::int64_t d = 0; d < p.attention.value_dim; ++d) {
-    double sum = 0;
-    if (result.nan) sum = kNaN;
+  constexpr std::int64_t kColumns = 32;  // of a walk over the values
+  for (std::int64_t first = 0; first < p.attention.value_dim; first += kColumns) {
+    const std::int64_t columns = std::min(kColumns, p.attention.value_dim - first);
+    std::array<double, kColumns> sums{};
+    if (result.nan) sums.fill(kNaN);
     if (!result.nan && !result.zero) {
-      list.for_each(
-          [&](std::int64_t key, std::size_t n) { sum += weights[n] * values.at(key, head)[d]; });
+      list.for_each([&](std::int64_t key, std::size_t n) {
+        const Vector value = values.at(key, head);
+        for (std::int64_t c = 0; c < columns; ++c) sums[c] += weights[n] * value[first + c];
+      });
     }
-    store(call.out, offset(call.out, row, h, d), sum);
+    for (std::int64_t c = 0; c < columns; ++c)
+      store(call.out, offset(call.out, row, h, first + c), sums[c]);
   }
 }
 
