@@ -229,7 +229,7 @@ def test_builder_refuses_ids_out_of_range(fmha, naive):
 ATTENTION_CASES = {
     "qk_dtype": ({"qk_dtype": torch.float8_e4m3fn}, NotImplementedError),
     "pv_dtype": ({"pv_dtype": torch.float8_e4m3fn}, NotImplementedError),
-    "partial_dtype": ({"partial_dtype": torch.float8_e4m3fn}, NotImplementedError),
+    "partial_dtype": ({"partial_dtype": torch.float64}, NotImplementedError),
     "output_scale": ({"output_scale": 2.0}, NotImplementedError),
     "enable_2x_fp8": ({"enable_2x_fp8": True}, NotImplementedError),
     "blk_kv": ({"blk_kv": 64}, ValueError),

@@ -82,7 +82,9 @@ def test_run_against_its_plan(fmha, naive):
             wrapper.plan(**(plan | options)).run(b.q, k, v)
     with pytest.raises(ValueError, match="rows"):
         wrapper.plan(**plan).run(b.q[:1], k, v)
-    with pytest.raises(NotImplementedError, match="float8_e4m3fn"):
+    with pytest.raises(NotImplementedError, match="float8_e5m2"):
+        wrapper.plan(**plan).run(b.q.to(torch.float8_e5m2), k, v)
+    with pytest.raises(TypeError, match="float8_e4m3fn"):
         wrapper.plan(**plan).run(b.q.to(torch.float8_e4m3fn), k, v)
     with pytest.raises(ValueError, match="seqlen_q"):
         wrapper.plan(**(plan | {"seqlen_q": 0}))

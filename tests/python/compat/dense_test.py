@@ -160,8 +160,10 @@ def test_a_buffer_whose_shape_fits_both_layouts(fmha, naive):
 # ---- refusals ----
 
 CASES = {
-    "q: e4m3": (lambda b, c: c(q=b.q.to(torch.float8_e4m3fn)), NotImplementedError, "q"),
-    "k: e4m3": (lambda b, c: c(k=b.k.to(torch.float8_e4m3fn)), NotImplementedError, "k"),
+    "q: e5m2": (lambda b, c: c(q=b.q.to(torch.float8_e5m2)), NotImplementedError, "q"),
+    "k: e5m2": (lambda b, c: c(k=b.k.to(torch.float8_e5m2)), NotImplementedError, "k"),
+    "k: e4m3 beside other values": (lambda b, c: c(k=b.k.to(torch.float8_e4m3fn)), TypeError, "v"),
+    "q: e4m3 beside other keys": (lambda b, c: c(q=b.q.to(torch.float8_e4m3fn)), TypeError, "k"),
     "k: bytes": (lambda b, c: c(k=b.k.to(torch.uint8)), NotImplementedError, "k"),
     "k: another dtype": (lambda b, c: c(k=b.k.bfloat16()), TypeError, "k"),
     "q: no tensor": (lambda b, c: c(q=b.q.numpy()), TypeError, "q"),

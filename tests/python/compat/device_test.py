@@ -104,3 +104,61 @@ def test_decode_and_kvouter(fmha, parts):
         wrapper.plan(page_table=t.table, seqused_k=t.lens_k, seqlen_q=2, max_seqlen_k=600, q2k_indices=ids)
         assert wrapper.run(t.q[:6], t.pages_k, t.pages_v).shape == (6, 4, 128)
     fmha.kvouter_attention(t.q, t.pages_k, t.pages_v, t.ids, t.table, cu_seqlens_q=t.cu_q, page_size=128)
+
+
+E4M3 = torch.float8_e4m3fn
+
+
+def test_keys_in_e4m3(fmha, parts):
+    t, plans = moved(parts)
+    k, v = t.pages_k.to(E4M3), t.pages_v.to(E4M3)
+    scale = torch.empty(1, device="meta")
+    for q in (t.q, t.q.to(E4M3)):
+        for name, ids in (("dense", None), ("sparse", t.ids), ("sparse", t.ids_of_heads)):
+            out, _ = fmha.fmha_sm100(
+                q, k, v, plans[name], t.kv_indices, ids, k_scale=scale, v_scale=3.0, output_maxscore=False
+            )
+            assert out.dtype == torch.bfloat16 and out.device.type == "meta"
+        wrapper = fmha.SparseDecodePagedAttentionWrapper()
+        wrapper.plan(page_table=t.table, seqused_k=t.lens_k, seqlen_q=2, max_seqlen_k=600)
+        assert wrapper.run(q[:6], k, v).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("layout", ["128x4", "linear"])
+def test_nvfp4(fmha, parts, paged, layout):
+    t, _ = moved(parts)
+    longest = {"max_seqlen_q": 140, "max_seqlen_k": 600}
+    rows = fmha.build_k2q_csr(t.ids.permute(1, 0, 2), t.cu_q, t.cu_k, total_k=940, **longest)
+    k = (t.pages_k.contiguous() if paged else t.k).to(torch.uint8)[..., :64].contiguous()
+    scale = torch.empty(k.shape[:-1] + (8,), dtype=torch.uint8, device="meta")
+    if layout == "128x4":
+        scale = fmha.sparse.swizzle_nvfp4_scale_to_128x4(scale, rows=scale[..., 0].numel(), cols=8)
+    out = fmha.sparse_atten_nvfp4_kv_func(
+        t.q, k, k, scale, scale, torch.empty(1, device="meta"), None, *rows, 4, cu_seqlens_q=t.cu_q, cu_seqlens_k=t.cu_k,
+        page_table=t.table if paged else None, scale_layout=layout, **longest,
+    )
+    assert out.shape == t.q.shape and out.device.type == "meta"
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("mxfp4", 4), ("nvfp4", 8)])
+@pytest.mark.parametrize("layout", ["public", "preordered_mma"])
+def test_index_in_four_bits(fmha, parts, kind, groups, layout):
+    t, _ = moved(parts)
+    bytes_of = lambda *shape: torch.empty(shape, dtype=torch.uint8, device="meta")  # noqa: E731
+    pages = t.pages_k.shape[0]
+    scales = bytes_of(144, 4, groups), bytes_of(pages, 2, 128, groups)
+    if layout != "public":
+        scales = bytes_of(4, 2, groups // 4, 32, 4, 4), bytes_of(pages * 2, 1, groups // 4, 32, 4, 4)
+    for offset in (None, 5):
+        scores = fmha.fp4_indexer_block_scores(
+            bytes_of(144, 4, 64), bytes_of(pages, 2, 128, 64), *scales, t.cu_q, t.cu_k, t.cu_k, max_seqlen_q=140,
+            max_seqlen_k=600, kv_indices=t.kv_indices, fp4_format=kind, causal=True, qo_offset=offset, scale_layout=layout,
+        )
+        assert scores.shape == (4, 5, 144) and scores.device.type == "meta"
+
+
+def test_quantizer(fmha):
+    x = torch.empty(32, 2, 64, dtype=torch.bfloat16, device="meta")
+    for quantized in fmha.sparse.quantize_kv_bf16_to_nvfp4_128x4(x, x):
+        assert fmha.sparse.dequantize_nvfp4_128x4_to_bf16(quantized).shape == x.shape

@@ -75,13 +75,12 @@ def test_hints_change_nothing(fmha):
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        ({"use_fp8_kvcache": True}, "use_fp8_kvcache"),
         ({"decode_backend": "q8kv4"}, "decode_backend"),
         ({"prefill_backend": "cute_dsl"}, "prefill_backend"),
         ({"kv_dtype": "nvfp4"}, "kv_dtype"),
     ],
 )
-def test_formats_are_refused_by_name(fmha, options, argument):
+def test_named_backends_are_refused(fmha, options, argument):
     with pytest.raises(NotImplementedError, match=argument) as caught:
         fmha.fmha_sm100_plan(lens(1), lens(9), 4, 2, device="cpu", **options)
     assert isinstance(caught.value, msa.Unsupported) and caught.value.argument == argument
@@ -100,6 +99,7 @@ def test_formats_are_refused_by_name(fmha, options, argument):
         (lambda f: f(lens(1), lens(9), 4, kv_block_num=0), "kv_block_num"),
         (lambda f: f(lens(1), lens(9), 4, kv_block_num=4, output_maxscore=True), "output_maxscore"),
         (lambda f: f(lens(1), lens(9), 4, prefill_backend="other"), "prefill_backend"),
+        (lambda f: f(lens(1), lens(9), 4, kv_dtype="bf16"), "kv_dtype"),
     ],
 )
 def test_numbers_that_cannot_be(fmha, call, argument):

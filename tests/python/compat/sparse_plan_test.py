@@ -202,5 +202,6 @@ def test_bridge(fmha, naive, monkeypatch):
         sparse_fmha(b.q, k, v, plan, kv_indices=kv_indices)
     with pytest.raises(ValueError, match="output_maxscore"):
         sparse_fmha_plan(*b.plan_lens(), 4, 2, page_size=128, kv_block_num=4, output_maxscore=True)
-    with pytest.raises(NotImplementedError, match="use_fp8_kvcache"):
-        sparse_fmha_plan(*b.plan_lens(), 4, 2, page_size=128, kv_block_num=4, use_fp8_kvcache=True)
+    plan = sparse_fmha_plan(*b.plan_lens(), 4, 2, page_size=128, kv_block_num=4, use_fp8_kvcache=True)
+    with pytest.raises(ValueError, match="k: expected torch.float8_e4m3fn as planned"):
+        sparse_fmha(b.q, k, v, plan, kv_indices=kv_indices, kv_block_indexes=ids)

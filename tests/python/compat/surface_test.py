@@ -20,6 +20,9 @@ ATTEN = (
     "softmax_scale lse_temperature_scale return_temperature_lse partial_dtype return_softmax_lse page_table seqused_k "
     "schedule usable_SM_count qk_dtype pv_dtype output_scale out enable_fp16_softmax enable_2x_fp8"
 )
+NVFP4 = ATTEN.replace("v k2q", "v k_scale_128x4 v_scale_128x4 k_global_scale v_global_scale k2q").partition(
+    " usable_SM_count"
+)[0]
 DECODE = "q k v q2k_indices / page_table seqused_k seqlen_q max_seqlen_k blk_kv causal softmax_scale return_softmax_lse"
 # Names before the slash also go by position, in this order; the rest by keyword.
 SIGNATURES = {
@@ -29,6 +32,16 @@ SIGNATURES = {
     "sparse_topk_select": "max_score topk num_valid_pages output force_begin_blocks force_end_blocks max_score_layout "
     "block_table seq_lens block_size decode_query_len /",
     "sparse_atten_func": ATTEN,
+    "sparse_atten_nvfp4_kv_func": NVFP4,
+    "fp4_indexer_block_scores": "q_fp4 k_fp4 q_scale k_scale cu_seqlens_q cu_seqlens_k cu_page_offsets / max_seqlen_q "
+    "max_seqlen_k kv_indices fp4_format causal qo_offset scale_layout",
+    "sparse.quantize_bf16_to_nvfp4_128x4": "x /",
+    "sparse.quantize_kv_bf16_to_nvfp4_128x4": "k v /",
+    "sparse.dequantize_nvfp4_128x4_to_bf16": "qx / include_global_scale",
+    "sparse.swizzle_nvfp4_scale_to_128x4": "scale / rows cols",
+    "sparse.nvfp4_scale_128x4_offset": "row col scale_cols /",
+    "sparse.nvfp4_global_scale_from_amax": "amax /",
+    "sparse.Nvfp4QuantizedTensor": "data scale_128x4 global_scale logical_scale_shape original_shape /",
     "sparse_decode_atten_func": DECODE + " schedule O_partial LSE_partial",
     "build_k2q_csr": "q2k_indices cu_seqlens_q cu_seqlens_k kv_block_size / total_k max_seqlen_k max_seqlen_q total_rows "
     "qhead_per_kv return_schedule",
@@ -51,6 +64,8 @@ DEFAULTS = {
     "sparse_atten_func": {"causal": False, "blk_kv": 128, "partial_dtype": torch.bfloat16,
                           "lse_temperature_scale": 1.0},
     "sparse_decode_atten_func": {"causal": True},
+    "sparse_atten_nvfp4_kv_func": {"causal": False, "partial_dtype": torch.bfloat16, "scale_layout": "128x4"},
+    "fp4_indexer_block_scores": {"causal": False, "scale_layout": "preordered_mma"},
 }
 
 
@@ -90,17 +105,15 @@ def test_the_bridges_signatures():
 
 
 REFUSED = [
-    "sparse_atten_nvfp4_kv_func", "fp4_indexer_block_scores", "quantize_bf16_to_nvfp4_128x4",
-    "quantize_kv_bf16_to_nvfp4_128x4", "dequantize_nvfp4_128x4_to_bf16", "swizzle_nvfp4_scale_to_128x4",
-    "nvfp4_scale_128x4_offset", "nvfp4_global_scale_from_amax", "Nvfp4QuantizedTensor", "BatchDecodeIndexerQ8KV4Wrapper",
-    "BatchDecodeIndexerQ8KV8Wrapper", "BatchPrefillIndexerQ8KV8Wrapper", "sparse_atten_nvfp4_kv_cache_func",
+    "BatchDecodeIndexerQ8KV4Wrapper", "BatchDecodeIndexerQ8KV8Wrapper", "BatchPrefillIndexerQ8KV8Wrapper",
+    "sparse_atten_nvfp4_kv_cache_func", "plan_decode", "run_decode",
 ]
 
 
-@pytest.mark.parametrize("name", [*REFUSED, "plan_decode", "run_decode"])
-def test_formats_are_refused_by_name(name):
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_forks_packed_caches_are_refused_by_name(name):
     with pytest.raises(NotImplementedError, match=name) as caught:
-        getattr(sparse if name in REFUSED else dropin, name)()
+        getattr(dropin, name)()
     assert isinstance(caught.value, msa.Unsupported) and isinstance(caught.value, msa.Error)
 
 

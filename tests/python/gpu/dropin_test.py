@@ -4,14 +4,18 @@ CUDA graphs that follow tensors overwritten in place."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import msa
 import msa.compat.fmha_sm100 as fmha
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+E4M3 = torch.float8_e4m3fn
 HEADS, HEADS_KV, DIM, PAGE = 16, 2, 128, 128
 BATCHES = {
     "decode": ((1, 1, 1), (900, 40, 1300)),
@@ -46,13 +50,14 @@ class Batch:
         return {"max_seqlen_q": int(self.lens_q.max()), "max_seqlen_k": int(self.lens_k.max())}
 
 
-def make(kind, dtype=torch.bfloat16, seed=1):
+def make(kind, dtype=torch.bfloat16, seed=1, kv=None):
+    """kv: the dtype of keys and values, where it is not that of queries."""
     draw = torch.Generator().manual_seed(seed)
     lens_q, lens_k = (torch.tensor(n, dtype=torch.int32) for n in BATCHES[kind])
     counts = (lens_k + (PAGE - 1)) // PAGE
     pages = int(counts.sum())
     q = torch.randn(int(lens_q.sum()), HEADS, DIM, generator=draw).to(dtype)
-    k, v = (torch.randn(pages + 2, HEADS_KV, PAGE, DIM, generator=draw).to(dtype) for _ in range(2))
+    k, v = (torch.randn(pages + 2, HEADS_KV, PAGE, DIM, generator=draw).to(kv or dtype) for _ in range(2))
     kv_indices = torch.randperm(pages + 2, generator=draw)[:pages].to(torch.int32)
     table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int32)
     ids = torch.full((len(q), HEADS_KV, 4), -1, dtype=torch.int32)
@@ -110,7 +115,18 @@ def scheduled_rows(b, device):
     return rows(b, device, scheduled=True)
 
 
-CALLS = {f.__name__: f for f in (dense, sparse, sparse_of_heads, scores, rows, scheduled_rows)}
+def decode(b, device):
+    """Of requests with one query each."""
+    used = b.lens_k.to(device)
+    ids = b.ids.permute(1, 0, 2)
+    return lambda: fmha.sparse_decode_atten_func(
+        b.q, b.k, b.v, ids, page_table=b.table, seqused_k=used, seqlen_q=1, max_seqlen_k=int(b.lens_k.max())
+    )
+
+
+CALLS = {f.__name__: (f, None) for f in (dense, sparse, sparse_of_heads, scores, rows, scheduled_rows)}
+# Beside keys and values in e4m3, of which CUDA writes no scores.
+CALLS |= {f"{name} of e4m3": (f, E4M3) for name, (f, _) in CALLS.items() if f is not scores}
 
 
 def close(given, wanted, tolerance=2e-2):
@@ -123,20 +139,21 @@ def close(given, wanted, tolerance=2e-2):
 
 @pytest.fixture(params=CALLS)
 def entry(request):
-    return CALLS[request.param]
+    call, kv = CALLS[request.param]
+    return SimpleNamespace(call=call, make=partial(make, kv=kv))
 
 
 @pytest.mark.parametrize("kind", BATCHES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_as_on_the_cpu(entry, kind, dtype):
-    b = make(kind, dtype)
-    close(entry(b.on("cuda"), "cuda")(), entry(b, "cpu")())
+    b = entry.make(kind, dtype)
+    close(entry.call(b.on("cuda"), "cuda")(), entry.call(b, "cpu")())
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed", "one"])
 def test_nothing_waits_for_the_device(entry, kind):
-    b = make(kind).on("cuda")
-    call = entry(b, "cuda")
+    b = entry.make(kind).on("cuda")
+    call = entry.call(b, "cuda")
     call()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -147,11 +164,11 @@ def test_nothing_waits_for_the_device(entry, kind):
 
 @pytest.mark.parametrize("kind", ["decode", "mixed", "one"])
 def test_replays_equal_eager_runs(entry, kind):
-    b = make(kind).on("cuda")
-    call = entry(b, "cuda")
+    b = entry.make(kind).on("cuda")
+    call = entry.call(b, "cuda")
     replay, out = capture(call)
     for seed in (2, 3):
-        fresh = make(kind, seed=seed).on("cuda")
+        fresh = entry.make(kind, seed=seed).on("cuda")
         for name in ("q", "k", "v", "kv_indices", "table", "ids"):
             getattr(b, name).copy_(getattr(fresh, name))
         replay()
@@ -244,3 +261,77 @@ def test_devices_must_agree():
     plan = b.plan("cuda")
     with pytest.raises(ValueError, match="q: expected a tensor on"):
         fmha.fmha_sm100(b.q, b.k, b.v, plan, kv_indices=b.kv_indices)
+
+
+# ---- formats of 8 and 4 bits ----
+
+
+@pytest.mark.parametrize("kv", [None, E4M3])
+def test_decode_from_lists(kv):
+    b = make("decode", kv=kv)
+    close(decode(b.on("cuda"), "cuda")(), decode(b, "cpu")())
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+def test_scales_of_the_device_are_read_there(kind):
+    b = make(kind, kv=E4M3)
+    g = b.on("cuda")
+    k_scale, v_scale = (torch.ones(1, device="cuda") for _ in range(2))
+    plan, host = b.plan("cuda", kv_block_num=4), b.plan("cpu", kv_block_num=4)
+    replay, out = capture(
+        lambda: fmha.fmha_sm100(g.q, g.k, g.v, plan, g.kv_indices, g.ids, k_scale=k_scale, v_scale=v_scale)[0]
+    )
+    for k_number, v_number in ((0.5, 2.0), (1.25, 0.125)):
+        k_scale.fill_(k_number)
+        v_scale.fill_(v_number)
+        replay()
+        numbers = {"k_scale": k_number, "v_scale": v_number}
+        close(out, fmha.fmha_sm100(b.q, b.k, b.v, host, b.kv_indices, b.ids, **numbers)[0])
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("mxfp4", 4), ("nvfp4", 8)])
+@pytest.mark.parametrize("layout", ["public", "preordered_mma"])
+def test_index_in_four_bits(kind, groups, layout):
+    draw = torch.Generator().manual_seed(1)
+    b = make("mixed")
+    tokens, pages = b.q.shape[0], b.k.shape[0]
+    low = {"mxfp4": 126, "nvfp4": 0x34}[kind]
+    some = lambda low, high, *shape: torch.randint(low, high, shape, dtype=torch.uint8, generator=draw)  # noqa: E731
+    shapes = (tokens, 4, groups), (pages, HEADS_KV, PAGE, groups)
+    if layout != "public":
+        shapes = (4, -(-tokens // 128), groups // 4, 32, 4, 4), (pages * HEADS_KV, 1, groups // 4, 32, 4, 4)
+    tensors = [some(0, 256, tokens, 4, 64), some(0, 256, pages, HEADS_KV, PAGE, 64), *(some(low, low + 3, *s) for s in shapes)]
+    starts = torch.tensor([0, *((b.lens_k + 127) // 128).tolist()]).cumsum(0).to(torch.int32)
+    tensors += [b.cu_q, b.cu_k, starts]
+    found = [
+        fmha.fp4_indexer_block_scores(
+            *(x.to(device) for x in tensors), kv_indices=b.kv_indices.to(device), fp4_format=kind, causal=True,
+            scale_layout=layout, **b.longest,
+        ).cpu()
+        for device in ("cpu", "cuda")
+    ]
+    close(found[1], found[0], 1e-5)
+
+
+def four_bits_call(b, device):
+    k = torch.zeros(*b.k.shape[:3], DIM // 2, dtype=torch.uint8, device=device)
+    scale = torch.zeros(*b.k.shape[:3], DIM // 16, dtype=torch.uint8, device=device)
+    made = fmha.build_k2q_csr(b.ids.permute(1, 0, 2), b.cu_q, b.cu_k, total_k=int(b.lens_k.sum()), **b.longest)
+    return lambda: fmha.sparse_atten_nvfp4_kv_func(
+        b.q, k, k, scale, scale, None, None, *made, 4, cu_seqlens_q=b.cu_q, cu_seqlens_k=b.cu_k, page_table=b.table,
+        causal=True, scale_layout="linear", **b.longest,
+    )
+
+
+def quantizer_call(b, device):
+    return lambda: fmha.sparse.quantize_bf16_to_nvfp4_128x4(b.q)
+
+
+@pytest.mark.parametrize("call", [four_bits_call, quantizer_call, dense, sparse, rows, scores])
+def test_what_cuda_does_not_serve_yet_is_refused_by_the_library(call):
+    """Four bits, queries in e4m3, and scores of keys in e4m3; a row of these goes when a kernel comes."""
+    b = make("mixed", kv=E4M3).on("cuda")
+    if call in (dense, sparse, rows):
+        b.q = b.q.to(E4M3)
+    with pytest.raises(msa.Unsupported, match="cuda"):
+        call(b, "cuda")()

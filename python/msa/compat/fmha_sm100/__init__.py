@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """MiniMax's package `fmha_sm100` over msa: the same names, shapes and meanings on CPUs and Hopper GPUs.
 
-Reading order: plan.py, dense.py, topk.py, csr.py, sparse.py, decode.py. What is served, mended and
-refused stands in docs/dropin.md. `msa.compat.provide()` makes it importable as `fmha_sm100`.
+Reading order: plan.py, dense.py, topk.py, csr.py, sparse.py, decode.py, nvfp4.py, fp4_indexer.py.
+What is served, mended and refused stands in docs/dropin.md. `msa.compat.provide()` makes it importable as `fmha_sm100`.
 """
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from .csr import SparseAttentionSchedule, SparseK2qCsrBuilderSm100, build_k2q_cs
 from .decode import SparseDecodePagedAttentionWrapper, sparse_decode_atten_func
 from .dense import fmha_sm100
 from .ffi import register_tvm_ffi
+from .fp4_indexer import fp4_indexer_block_scores
 from .kvouter import can_run_sparse_kvouter, kvouter_attention
 from .plan import fmha_sm100_plan
 from .refused import (
     BatchDecodeIndexerQ8KV4Wrapper,
     BatchDecodeIndexerQ8KV8Wrapper,
     BatchPrefillIndexerQ8KV8Wrapper,
-    fp4_indexer_block_scores,
     plan_decode,
     run_decode,
     sparse_atten_nvfp4_kv_cache_func,
-    sparse_atten_nvfp4_kv_func,
 )
-from .sparse import sparse_atten_func
+from .sparse import sparse_atten_func, sparse_atten_nvfp4_kv_func
 from .topk import sparse_topk_select
 from .warm import plan_warmup, warmup
 

@@ -10,8 +10,10 @@ from msa.errors import InvalidArgument, InvalidContent, Unsupported
 
 BLOCK = 128  # tokens of a block: the only size that upstream knows
 
-_EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "uint8", "int8", "float4_e2m1fn_x2")
-_SERVED = "bf16 and f16 (f32 on the CPU)"
+E4M3 = torch.float8_e4m3fn
+
+_NOT_SERVED = ("float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2", "uint8", "int8")
+_SERVED = "keys, values and queries are e4m3, bf16 and f16 (f32 on the CPU); sparse_atten_nvfp4_kv_func takes four bits"
 
 
 class NotServed(Unsupported, NotImplementedError):
@@ -50,17 +52,35 @@ def want_int32(name: str, value: Any, rank: int, device: torch.device | None = N
 
 
 def check_attention_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None) -> None:
-    """Rank and dtype; the library checks shapes, strides, devices and alignment."""
-    if want_tensor("q", q).dim() != 3:
-        invalid("q", "[tokens, heads, head dim]", tuple(q.shape))
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    """Rank and dtype; the library checks shapes, strides, devices and alignment. Keys and values are of one dtype,
+    that of q or e4m3."""
+    check_queries(q)
+    for name, tensor in (("k", k), ("v", v)):
         if tensor is None:
             continue
-        dtype = str(want_tensor(name, tensor).dtype).removeprefix("torch.")
-        if dtype in _EIGHT_BITS:
-            not_served(f"{name} of {dtype}", f"keys, values and queries are {_SERVED}", name)
-        if tensor.dtype != q.dtype:
-            raise TypeError(f"{name}: expected q's dtype {q.dtype}, got {tensor.dtype}")
+        _check_served(name, tensor)
+        if tensor.dtype not in (q.dtype, E4M3):
+            expected = f"q's dtype {q.dtype}" + (f" or {E4M3}" if q.dtype != E4M3 else "")
+            raise TypeError(f"{name}: expected {expected}, got {tensor.dtype}")
+        if tensor.dtype != k.dtype:
+            raise TypeError(f"{name}: expected k's dtype {k.dtype}, got {tensor.dtype}")
+
+
+def check_queries(q: torch.Tensor) -> None:
+    if want_tensor("q", q).dim() != 3:
+        invalid("q", "[tokens, heads, head dim]", tuple(q.shape))
+    _check_served("q", q)
+
+
+def _check_served(name: str, tensor: torch.Tensor) -> None:
+    dtype = str(want_tensor(name, tensor).dtype).removeprefix("torch.")
+    if dtype in _NOT_SERVED:
+        not_served(f"{name} of {dtype}", _SERVED, name)
+
+
+def output_dtype(q: torch.Tensor) -> torch.dtype:
+    """That of q; beside queries in e4m3 bf16."""
+    return torch.bfloat16 if q.dtype == E4M3 else q.dtype
 
 
 def check_keys(k: torch.Tensor, v: torch.Tensor | None, page_size: int) -> None:
@@ -86,7 +106,7 @@ def host_scale(name: str, value: Any, default: float = 1.0) -> float:
         return default
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu" or value.numel() != 1:
-            not_served(f"{name} as a tensor of the device", "it goes with NVFP4 caches; give a host number", name)
+            not_served(f"{name} as a tensor of the device", "it goes with keys in e4m3; give a host number", name)
         return float(value)
     return float(value)
 

@@ -18,6 +18,7 @@ from ._checks import (
     check_block_size,
     check_keys,
     invalid,
+    output_dtype,
     slots_inside,
     want_int32,
 )
@@ -43,9 +44,10 @@ def sparse_decode_atten_func(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """O [B * seqlen_q, Hq, Dv], and the natural LSE f32 [B * seqlen_q, Hq] on request.
 
-    q: [B * seqlen_q, Hq, D]. k, v: pages [P, Hkv, 128, D]. q2k_indices: int32 [Hkv, B * seqlen_q, topK],
-    logical blocks of the request; left out: every block. page_table: int32 [B, pages]. seqused_k: int32
-    [B]. schedule, O_partial and LSE_partial are accepted and not used.
+    q: [B * seqlen_q, Hq, D]. k, v: pages [P, Hkv, 128, D], of q's dtype or in e4m3. q2k_indices: int32
+    [Hkv, B * seqlen_q, topK], logical blocks of the request; left out: every block. page_table: int32
+    [B, pages]. seqused_k: int32 [B]. O has q's dtype, beside q in e4m3 bf16. schedule, O_partial and
+    LSE_partial are accepted and not used.
     """
     del schedule, O_partial, LSE_partial
     wrapper = SparseDecodePagedAttentionWrapper(blk_kv=blk_kv, causal=causal)
@@ -129,7 +131,7 @@ class SparseDecodePagedAttentionWrapper:
         check_keys(k, v, BLOCK)
         self._check_planned(q, k)
         if out is None:
-            out = q.new_empty((q.shape[0], q.shape[1], v.shape[-1]))
+            out = q.new_empty((q.shape[0], q.shape[1], v.shape[-1]), dtype=output_dtype(q))
         if lse is None and return_softmax_lse:
             lse = q.new_empty(q.shape[:2], dtype=torch.float32)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)

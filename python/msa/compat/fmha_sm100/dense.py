@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from msa import torch as ops
 
 from ._checks import (
     BLOCK,
+    E4M3,
     check_attention_tensors,
     check_keys,
     host_scale,
     invalid,
+    not_served,
+    output_dtype,
     slots_inside,
     want_int32,
     want_tensor,
@@ -25,6 +28,7 @@ from ._pages import SharedList, of_requests, page_table
 from .plan import token_by_token
 
 Result = tuple[torch.Tensor | None, torch.Tensor | None]
+Scale = float | torch.Tensor | None
 
 
 def fmha_sm100(
@@ -53,9 +57,12 @@ def fmha_sm100(
 
     q: [T, Hq, D]. k, v: [N, Hkv, D], or pages [P, Hkv, page_size, D] in any strides. kv_indices: int32,
     the physical pages of one request after the other; longer than needed is fine. kv_block_indexes:
-    int32 [T, Hkv or Hq, kv_block_num], logical ids in any order, -1 ends a row. out: [T, Hq, Dv].
-    max_score: f32 [Hq, K, T] or [T, Hq, K]: unscaled maxima of tiles of 128 keys, -inf where nothing
-    is visible; it needs no filling beforehand. v may be None where only maxima are wanted.
+    int32 [T, Hkv or Hq, kv_block_num], logical ids in any order, -1 ends a row. out: [T, Hq, Dv], of
+    q's dtype, beside q in e4m3 bf16. max_score: f32 [Hq, K, T] or [T, Hq, K]: unscaled maxima of tiles
+    of 128 keys, -inf where nothing is visible; it needs no filling beforehand. v may be None where only
+    maxima are wanted. Keys and values are of q's dtype, or e4m3 beside any q; k_scale and v_scale are
+    host numbers, beside e4m3 also f32 tensors of one element on the device, which nobody reads on the
+    host.
 
     Beyond upstream: lse, f32 [T, Hq], receives the natural log-sum-exp; max_score_layout "HKT" or
     "THK" settles a buffer whose shape fits both.
@@ -70,6 +77,7 @@ def fmha_sm100(
     call.check_outputs(wants_out, out, lse)
     if check_input_valid:
         check_contents(plan, q, k, kv_indices, kv_block_indexes, q_offset_override)
+    k_scale, v_scale = call.take_device_scales(k_scale, v_scale, scores is not None)
     scale = (1.0 / math.sqrt(q.shape[-1]) if sm_scale is None else float(sm_scale)) * host_scale("q_scale", q_scale)
     scale *= host_scale("k_scale", k_scale)
     gain = host_scale("v_scale", v_scale) * host_scale("o_scale", o_scale)
@@ -93,6 +101,7 @@ class _Call:
     plan: dict[str, Any]
     kv_indices: torch.Tensor | None
     q_offset_override: int | torch.Tensor | None
+    scales: dict[str, torch.Tensor] = field(default_factory=dict)  # that the library applies
 
     # ---- checks ----
 
@@ -105,6 +114,8 @@ class _Call:
         if paged:
             want_int32("kv_indices", self.kv_indices, 1, q.device)
         check_keys(k, self.v, plan["page_size"])
+        if plan.get("use_fp8_kvcache") and k.dtype != E4M3:
+            invalid("k", f"{E4M3} as planned", k.dtype)
         if q.device != plan["qo_offset"].device:
             invalid("q", f"a tensor on the plan's device {plan['qo_offset'].device}", q.device)
         if q.shape[1] != plan["orig_num_qo_heads"]:
@@ -119,6 +130,24 @@ class _Call:
             invalid("v", "values, as an output is wanted", None)
         if not wants_out and (out is not None or lse is not None):
             invalid("out", "None where output_o is False", "a tensor")
+
+    def take_device_scales(self, k_scale: Scale, v_scale: Scale, has_scores: bool) -> tuple[Scale, Scale]:
+        """Tensors of a GPU become scales of keys and values in e4m3; what is left is for the host."""
+        given = {"k_scale": k_scale, "v_scale": v_scale}
+        on_device = [name for name, scale in given.items() if _lies_on_a_device(scale)]
+        if not on_device or self.k.dtype != E4M3 or self.v is None:
+            return k_scale, v_scale
+        if has_scores:
+            name = on_device[0]
+            not_served(f"{name} as a tensor of the device beside max_score", "scores are unscaled", name)
+        for name, scale in given.items():
+            if name not in on_device or not isinstance(scale, torch.Tensor):
+                scale = torch.full((1,), host_scale(name, scale), dtype=torch.float32, device=self.q.device)
+            elif scale.numel() != 1 or scale.dtype != torch.float32 or scale.device != self.q.device:
+                expected = f"one float32 element on {self.q.device}"
+                invalid(name, expected, f"{scale.dtype} {tuple(scale.shape)} on {scale.device}")
+            self.scales[name] = scale.reshape(1)
+        return None, None
 
     @property
     def kv_heads(self) -> int:
@@ -174,9 +203,8 @@ class _Call:
             ops.dense_attention(self.q, k, None, block_max=maxima, block_size=BLOCK, softmax_scale=scale, **self.batch())
             return None
         out, target = _output_of(self.q, v, gain, out)
-        ops.dense_attention(
-            self.q, k, v, out=target, lse=lse, block_max=maxima, block_size=BLOCK, softmax_scale=scale, **self.batch()
-        )
+        settings = {"block_size": BLOCK, "softmax_scale": scale, **self.scales, **self.batch()}
+        ops.dense_attention(self.q, k, v, out=target, lse=lse, block_max=maxima, **settings)
         return _scaled(target, gain, out)
 
     def sparse(
@@ -188,7 +216,7 @@ class _Call:
         batch = self.batch_of_lists(ids)
         ids = batch.pop("block_ids")
         out, target = _output_of(self.q, v, gain, out)
-        settings = {"block_size": BLOCK, "softmax_scale": scale, **batch}
+        settings = {"block_size": BLOCK, "softmax_scale": scale, **self.scales, **batch}
         if ids.shape[1] == self.kv_heads:
             ops.sparse_attention(self.q, k, v, ids, out=target, lse=lse, **settings)
             return _scaled(target, gain, out)
@@ -239,6 +267,10 @@ class _Call:
         return ids
 
 
+def _lies_on_a_device(scale: Scale) -> bool:
+    return isinstance(scale, torch.Tensor) and scale.device.type != "cpu"
+
+
 # ---- outputs ----
 
 
@@ -249,10 +281,11 @@ def _output_of(
     result is rounded once."""
     assert v is not None
     shape = (q.shape[0], q.shape[1], v.shape[-1])
+    dtype = output_dtype(q)
     if out is None:
-        out = q.new_empty(shape)
-    elif tuple(want_tensor("out", out).shape) != shape or out.dtype != q.dtype:
-        invalid("out", f"{q.dtype} {shape}", f"{out.dtype} {tuple(out.shape)}")
+        out = q.new_empty(shape, dtype=dtype)
+    elif tuple(want_tensor("out", out).shape) != shape or out.dtype != dtype:
+        invalid("out", f"{dtype} {shape}", f"{out.dtype} {tuple(out.shape)}")
     return out, out if gain == 1.0 else q.new_empty(shape, dtype=torch.float32)
 
 

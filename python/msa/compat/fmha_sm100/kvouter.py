@@ -6,17 +6,27 @@ import torch
 
 from msa import torch as ops
 
-from ._checks import BLOCK, check_attention_tensors, check_block_size, check_keys, invalid, slots_inside, want_int32
+from ._checks import (
+    BLOCK,
+    E4M3,
+    check_attention_tensors,
+    check_block_size,
+    check_keys,
+    invalid,
+    output_dtype,
+    slots_inside,
+    want_int32,
+)
 
 HEAD_DIM = 128
 BLOCK_SIZE = BLOCK
 
 
 def can_run_sparse_kvouter(dtype: torch.dtype | None = None) -> bool:
-    """Whether kvouter_attention serves tensors of this dtype here."""
+    """Whether kvouter_attention serves queries of this dtype here."""
     if dtype in (None, torch.bfloat16, torch.float16):
         return not torch.cuda.is_available() or torch.cuda.get_device_capability() == (9, 0)
-    return dtype == torch.float32 and not torch.cuda.is_available()
+    return dtype in (torch.float32, E4M3) and not torch.cuda.is_available()
 
 
 def kvouter_attention(
@@ -46,8 +56,8 @@ def kvouter_attention(
     check_keys(k_cache, v_cache, page_size)
     want_int32("selected", selected, 3, q.device)
     requests, pages = want_int32("block_tables", block_tables, 2, q.device).shape
-    if out_dtype not in (q.dtype, torch.float32):
-        invalid("out_dtype", f"{q.dtype} or torch.float32", out_dtype)
+    if out_dtype not in (output_dtype(q), torch.float32):
+        invalid("out_dtype", f"{output_dtype(q)} or torch.float32", out_dtype)
     if out is None:
         out = q.new_empty((q.shape[0], q.shape[1], v_cache.shape[-1]), dtype=out_dtype)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None

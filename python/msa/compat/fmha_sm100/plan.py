@@ -17,10 +17,15 @@ from ._checks import BLOCK, invalid, not_served
 PlanInfo = tuple[bool, int, int, dict[str, Any], None]
 
 _SHORT = 32  # tokens of the longest request up to which upstream reads lists token by token
-_NAMED_BACKENDS = {
+_HONOURED = {
+    "decode_backend": (None, "auto"),
+    "prefill_backend": (None, "auto"),
+    "kv_dtype": (None, "auto", "fp8"),
+}
+_NAMED = {
     "decode_backend": ("q8kv4", "kv_mode3"),
     "prefill_backend": ("q8kv4", "cute_dsl"),
-    "kv_dtype": ("fp8", "nvfp4"),
+    "kv_dtype": ("nvfp4",),
 }
 
 
@@ -56,12 +61,11 @@ def fmha_sm100_plan(
     causal=False puts every query behind the longest request, as upstream does.
 
     num_kv_splits, usable_SM_count, sparse_kernel_mode, split_prefill_decode and stream say how
-    upstream schedules; they are accepted and change nothing. use_fp8_kvcache and the fork's named
-    backends are refused.
+    upstream schedules; they are accepted and change nothing. Formats are those of a run's tensors:
+    use_fp8_kvcache and kv_dtype="fp8" only make runs refuse keys that are not e4m3. The fork's named
+    backends and its packed cache (kv_dtype="nvfp4") are refused.
     """
-    _refuse_formats(
-        use_fp8_kvcache, {"decode_backend": decode_backend, "prefill_backend": prefill_backend, "kv_dtype": kv_dtype}
-    )
+    _refuse_named({"decode_backend": decode_backend, "prefill_backend": prefill_backend, "kv_dtype": kv_dtype})
     plan = make_plan(
         qo_segment_lens,
         kv_segment_lens,
@@ -71,19 +75,18 @@ def fmha_sm100_plan(
         output_maxscore=bool(output_maxscore),
         kv_block_num=int(kv_block_num),
         causal=bool(causal),
+        fp8_cache=bool(use_fp8_kvcache) or kv_dtype == "fp8",
         device=device,
     )
     return (False, 0, plan["batch"], plan, None)
 
 
-def _refuse_formats(fp8: bool, named: dict[str, Any]) -> None:
-    if fp8:
-        not_served("use_fp8_kvcache", "caches are bf16 or f16", "use_fp8_kvcache")
+def _refuse_named(named: dict[str, Any]) -> None:
     for name, value in named.items():
-        if value in _NAMED_BACKENDS[name]:
-            not_served(f"{name}={value!r}", "it reads a quantized cache", name)
-        if value not in (None, "auto"):
-            invalid(name, f"'auto' or None, or one of {_NAMED_BACKENDS[name]}, which msa does not serve", repr(value))
+        if value in _NAMED[name]:
+            not_served(f"{name}={value!r}", "it reads a cache that is packed in the fork's own way", name)
+        if value not in _HONOURED[name]:
+            invalid(name, f"one of {_HONOURED[name]}, or of {_NAMED[name]}, which msa does not serve", repr(value))
 
 
 def make_plan(
@@ -96,6 +99,7 @@ def make_plan(
     output_maxscore: bool,
     kv_block_num: int,
     causal: bool,
+    fp8_cache: bool,
     device: torch.device | str | int | None,
 ) -> dict[str, Any]:
     """The dict of a plan: tensors that runs read, and host numbers under upstream's keys."""
@@ -127,6 +131,7 @@ def make_plan(
         "page_size": page_size,
         "kv_block_num": kv_block_num,
         "causal": causal,
+        "use_fp8_kvcache": fp8_cache,
         "output_maxscore": output_maxscore,
         "max_k_tiles": max(-(-tiles // 128) * 128, 128) if output_maxscore else -1,
         # upstream's scheduling, of which msa has none to tell

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ._checks import invalid, not_served
+from ._checks import invalid
 from .dense import fmha_sm100
 from .plan import make_plan
 
@@ -26,10 +26,8 @@ def sparse_fmha_plan(
     use_fp8_kvcache: bool = False,
 ) -> dict[str, Any]:
     """The dict of fmha_sm100_plan for sparse attention. num_kv_splits and usable_SM_count are
-    accepted and change nothing."""
+    accepted and change nothing; with use_fp8_kvcache runs refuse keys that are not e4m3."""
     del num_kv_splits, usable_SM_count
-    if use_fp8_kvcache:
-        not_served("use_fp8_kvcache", "caches are bf16 or f16", "use_fp8_kvcache")
     if kv_block_num < 1:
         invalid("kv_block_num", "ids per query", kv_block_num)
     if output_maxscore:
@@ -43,6 +41,7 @@ def sparse_fmha_plan(
         output_maxscore=False,
         kv_block_num=int(kv_block_num),
         causal=bool(causal),
+        fp8_cache=bool(use_fp8_kvcache),
         device=None,
     )
     plan["MM-SA-Nv"] = True
