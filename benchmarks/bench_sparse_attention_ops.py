@@ -11,6 +11,7 @@ and makes the exit status 1, and a share of a peak is given only for a card whos
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -20,16 +21,20 @@ from typing import Any, Callable, Iterator
 import torch
 
 from msa.compat import fmha_sm100 as fmha
+from msa.compat.fmha_sm100 import sparse
 
 PAGE = 128
 SECTIONS = ("prefill", "paged_prefill", "sparse_prefill", "decode", "paged_decode", "sparse_decode")
 HEADS = {1: (64, 4), 2: (32, 2), 4: (16, 1)}  # of a rank of so many
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "fp8": torch.float8_e4m3fn}
+# Bytes of an element of queries, and of keys and values, scales included.
+SIZES = {"bf16": 2.0, "f16": 2.0, "fp8": 1.0, "nvfp4": 0.5 + 1 / 16}
 COLUMNS = (
     "q_len kv_len dtype batch_size q_head kv_head head_dim latency_ms std_ms tflops gbs mfu_mbu_pct "
     "predicted_split_speedup_pct section_call pattern device"
 ).split()
-# TFLOP/s of dense bf16 and GB/s of memory, as published for the SXM cards.
+# TFLOP/s of dense bf16, in which products of bf16 and f16 queries are computed, and GB/s of memory, as published for
+# the SXM cards.
 PEAKS = {"H100": (989.0, 3350.0), "H200": (989.0, 4800.0)}
 
 
@@ -103,16 +108,30 @@ class Inputs:
 
     def __init__(self, case: Case, options: argparse.Namespace, paged: bool) -> None:
         self.case, self.options, self.paged = case, options, paged
-        device, dtype = options.device, DTYPES[options.dtype]
+        device = options.device
         heads, heads_kv = case.heads
         self.lens_q = torch.full((case.batch,), case.q_len, dtype=torch.int32)
         self.lens_k = torch.full((case.batch,), case.kv_len, dtype=torch.int32)
-        self.q = torch.randn(case.batch * case.q_len, heads, options.head_dim, device=device, dtype=dtype)
+        self.q = self._random(DTYPES[options.q_dtype], case.batch * case.q_len, heads)
         self.pages_each = -(-case.kv_len // PAGE)
         pages = case.batch * self.pages_each
         shape = (pages, heads_kv, PAGE) if paged else (case.batch * case.kv_len, heads_kv)
-        self.k, self.v = (torch.randn(*shape, options.head_dim, device=device, dtype=dtype) for _ in range(2))
+        self.scales: list[torch.Tensor] = []
+        if options.dtype == "nvfp4":
+            # Of all codes and scales none is no number.
+            self.k, self.v = (self._bytes(0, 256, *shape, options.head_dim // 2) for _ in range(2))
+            self.scales = [self._bytes(40, 56, *shape, options.head_dim // 16) for _ in range(2)]
+        else:
+            self.k, self.v = (self._random(DTYPES[options.dtype], *shape) for _ in range(2))
         self.kv_indices = torch.randperm(pages).to(device, torch.int32) if paged else None
+
+    def _random(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        size, device = (*shape, self.options.head_dim), self.options.device
+        drawn_as = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+        return torch.randn(size, device=device, dtype=drawn_as).to(dtype)
+
+    def _bytes(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, device=self.options.device, dtype=torch.uint8)
 
     def plan(self, topk: int = -1) -> Any:
         scores = topk < 1 and self.options.output_mode in ("full", "maxscore")
@@ -173,14 +192,25 @@ def sparse_prefill_call(inputs: Inputs) -> tuple[Callable[[], None], float]:
     assert inputs.kv_indices is not None
     table = inputs.kv_indices.view(case.batch, inputs.pages_each)
     longest = {"max_seqlen_q": case.q_len, "max_seqlen_k": case.kv_len}
+    attend = functools.partial(fmha.sparse_atten_func, inputs.q, inputs.k, inputs.v)
+    if inputs.scales:
+        scales = inputs.scales
+        layout = inputs.options.scale_layout
+        if layout == "128x4":
+            scales = [
+                sparse.swizzle_nvfp4_scale_to_128x4(x, rows=x[..., 0].numel(), cols=x.shape[-1]) for x in scales
+            ]
+        attend = functools.partial(
+            fmha.sparse_atten_nvfp4_kv_func, inputs.q, inputs.k, inputs.v, *scales, None, None, scale_layout=layout
+        )
 
     def call() -> None:
         row_ptr, q_indices, schedule = fmha.build_k2q_csr(
             q2k, cu_q, cu_k, PAGE, total_k=case.batch * case.kv_len, return_schedule=True,
             qhead_per_kv=case.heads[0] // case.heads[1], **longest,
         )
-        fmha.sparse_atten_func(
-            inputs.q, inputs.k, inputs.v, row_ptr, q_indices, topk, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, causal=True,
+        attend(
+            row_ptr, q_indices, topk, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, causal=True,
             page_table=table, schedule=schedule, **longest,
         )
 
@@ -219,15 +249,17 @@ def operations(case: Case, sparse: bool, options: argparse.Namespace) -> float:
 
 
 def bytes_moved(case: Case, sparse: bool, options: argparse.Namespace) -> float:
-    size = 2
     keys = min(options.topk * PAGE, case.kv_len) if sparse else case.kv_len
     queries = case.batch * case.q_len * case.heads[0] * options.head_dim
-    return queries * size + 2 * case.batch * keys * case.heads[1] * options.head_dim * size + 2 * queries
+    cache = 2 * case.batch * keys * case.heads[1] * options.head_dim * SIZES[options.dtype]
+    return queries * SIZES[options.q_dtype] + cache + 2 * queries
 
 
 def peaks_of(options: argparse.Namespace, name: str) -> tuple[float, float]:
-    known = next((peaks for card, peaks in PEAKS.items() if card in name), (float("nan"), float("nan")))
-    return options.peak_tflops or known[0], options.peak_gbs or known[1]
+    unknown = float("nan")
+    known = next((peaks for card, peaks in PEAKS.items() if card in name), (unknown, unknown))
+    tflops = unknown if options.q_dtype == "fp8" else known[0]
+    return options.peak_tflops or tflops, options.peak_gbs or known[1]
 
 
 def row_of(case: Case, kind: str, timing: Timing, options: argparse.Namespace, device: str) -> dict[str, str]:
@@ -235,9 +267,10 @@ def row_of(case: Case, kind: str, timing: Timing, options: argparse.Namespace, d
     tflops = operations(case, sparse, options) / seconds / 1e12
     gbs = bytes_moved(case, sparse, options) / seconds / 1e9
     peak_tflops, peak_gbs = peaks_of(options, device)
+    dtype = options.dtype if options.q_dtype in (options.dtype, "fp8") else f"{options.dtype} q={options.q_dtype}"
     share = 100 * (gbs / peak_gbs if case.is_decode else tflops / peak_tflops)
     numbers = (
-        case.q_len, case.kv_len, options.dtype, case.batch, *case.heads, options.head_dim, f"{timing.median:.5f}",
+        case.q_len, case.kv_len, dtype, case.batch, *case.heads, options.head_dim, f"{timing.median:.5f}",
         f"{timing.deviation:.5f}", f"{tflops:.2f}", f"{gbs:.2f}", f"{share:.2f}" if share == share else "",
         f"{100 * (timing.predicted_speedup - 1):.2f}", f"{case.section}:{kind}",
         options.pattern if sparse else "", device,
@@ -292,7 +325,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--gpu", default="0", help="number of the GPU, or cpu")
     add("--output_mode", choices=["full", "maxscore", "o"], default="o", help="of the dense rows")
     add("--dtype", choices=["fp8", "bf16", "nvfp4", "f16"], default="bf16",
-        help="fp8 and nvfp4 are refused: msa has no such formats yet (upstream's default is fp8)")
+        help="of keys and values; nvfp4 has sparse_prefill alone (upstream's default is fp8)")
+    add("--q-dtype", choices=["fp8", "bf16", "f16"],
+        help="of queries; left out: fp8 beside fp8 and nvfp4 as upstream has it, else that of keys")
+    add("--scale-layout", choices=["128x4", "linear"], default="128x4",
+        help="of nvfp4's scales: in tiles, as upstream has them and which each call turns, or row after row")
     add("--output", "-o", help="a TSV file")
     add("--sections", type=sections, default=list(SECTIONS), help=f"{','.join(SECTIONS)} or all")
     add("--seqs", type=numbers, default=[8192, 16384, 32768, 65536, 131072])
@@ -310,6 +347,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--peak-tflops", type=float, default=0, help="of the card, where it is not an H100 or H200")
     add("--peak-gbs", type=float, default=0)
     options = parser.parse_args(arguments)
+    options.q_dtype = options.q_dtype or ("fp8" if options.dtype in ("fp8", "nvfp4") else options.dtype)
+    if options.q_dtype != options.dtype and options.dtype in ("bf16", "f16"):
+        parser.error(f"--q-dtype {options.q_dtype}: queries beside keys in {options.dtype} are {options.dtype}")
+    if options.dtype == "nvfp4" and options.sections != ["sparse_prefill"]:
+        parser.error("--dtype nvfp4: of --sections sparse_prefill alone")
     if options.gpu != "cpu" and not torch.cuda.is_available():
         parser.error("there is no GPU here; --gpu cpu runs on the CPU")
     options.device = torch.device("cpu") if options.gpu == "cpu" else torch.device("cuda", int(options.gpu))
@@ -318,9 +360,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    if options.dtype not in DTYPES:
-        print(f"--dtype {options.dtype}: msa has no formats of 8 and 4 bits; bf16 and f16 are served", file=sys.stderr)
-        return 1
     torch.manual_seed(0)
     with torch.inference_mode():
         rows, failures = measure_all(options)

@@ -135,8 +135,8 @@ def test_nvfp4(fmha, parts, paged, layout):
     if layout == "128x4":
         scale = fmha.sparse.swizzle_nvfp4_scale_to_128x4(scale, rows=scale[..., 0].numel(), cols=8)
     out = fmha.sparse_atten_nvfp4_kv_func(
-        t.q, k, k, scale, scale, torch.empty(1, device="meta"), None, *rows, 4, cu_seqlens_q=t.cu_q, cu_seqlens_k=t.cu_k,
-        page_table=t.table if paged else None, scale_layout=layout, **longest,
+        t.q, k, k, scale, scale, torch.empty(1, device="meta"), None, *rows, 4, cu_seqlens_q=t.cu_q,
+        cu_seqlens_k=t.cu_k, page_table=t.table if paged else None, scale_layout=layout, **longest,
     )
     assert out.shape == t.q.shape and out.device.type == "meta"
 
@@ -153,7 +153,8 @@ def test_index_in_four_bits(fmha, parts, kind, groups, layout):
     for offset in (None, 5):
         scores = fmha.fp4_indexer_block_scores(
             bytes_of(144, 4, 64), bytes_of(pages, 2, 128, 64), *scales, t.cu_q, t.cu_k, t.cu_k, max_seqlen_q=140,
-            max_seqlen_k=600, kv_indices=t.kv_indices, fp4_format=kind, causal=True, qo_offset=offset, scale_layout=layout,
+            max_seqlen_k=600, kv_indices=t.kv_indices, fp4_format=kind, causal=True, qo_offset=offset,
+            scale_layout=layout,
         )
         assert scores.shape == (4, 5, 144) and scores.device.type == "meta"
 

@@ -62,7 +62,8 @@ def make(kind, lens=LENS, seed=1):
     kv_indices = torch.randperm(count + 2, generator=draw)[:count].to(torch.int32)
     lowest = {"mxfp4": 125, "nvfp4": 48}[kind]
     scale = lambda *shape: torch.randint(lowest, lowest + 5, shape, dtype=torch.uint8, generator=draw)  # noqa: E731
-    q, k = (four_bits.random_codes(s, draw) for s in ((sum(lens[0]), HEADS, DIM // 2), (count + 2, HEADS_K, 128, DIM // 2)))
+    shapes = (sum(lens[0]), HEADS, DIM // 2), (count + 2, HEADS_K, 128, DIM // 2)
+    q, k = (four_bits.random_codes(shape, draw) for shape in shapes)
     k_scale = scale(count + 2, HEADS_K, 128, groups)
     hidden = torch.ones(count + 2, dtype=torch.bool)
     hidden[kv_indices.long()] = False
@@ -115,14 +116,29 @@ def test_every_code_and_every_scale(fmha):
         k[:, 0, 0, 0] = codes | 0x70  # and 6 times the scale beside it, which counts nothing
         k_scale = torch.full((4096, 1, 128, DIM // GROUPS[kind]), one, dtype=torch.uint8)
         k_scale[:, 0, 0, 0] = scales
-        index = Index(kind, q.expand(4096, 1, -1), k, torch.full((4096, 1, DIM // GROUPS[kind]), one, dtype=torch.uint8),
-                      k_scale, torch.arange(4096, dtype=torch.int32))
+        q_scale = torch.full((4096, 1, DIM // GROUPS[kind]), one, dtype=torch.uint8)
+        index = Index(kind, q.expand(4096, 1, -1), k, q_scale, k_scale, torch.arange(4096, dtype=torch.int32))
         found = index.call(fmha, ((1,) * 4096, (1,) * 4096))[0, 0].double()
         wanted = four_bits.E2M1[codes] * table[scales]
         large = 6 * table[scales].abs() >= 2.0**128  # beyond f32 in the element beside it: 0 * inf
         wanted[wanted.isnan() | large] = -math.inf
         ok = (found == wanted) | ((wanted.abs() < 2.0**-126) & ((found - wanted).abs() <= 2.0**-126))
         assert ok.all(), (kind, codes[~ok], scales[~ok], found[~ok])
+
+
+def test_a_scale_that_is_no_number_hides_its_key(fmha):
+    # All codes and the other scales are 1, so that an infinite scale would give an infinite score.
+    ones = lambda *shape: torch.full(shape, 0x22, dtype=torch.uint8)  # noqa: E731
+    for kind, one, nan in (("mxfp4", 127, [255]), ("nvfp4", 0x38, [0x7F, 0xFF])):
+        groups = DIM // GROUPS[kind]
+        k_scale = torch.full((1, 1, 128, groups), one, dtype=torch.uint8)
+        index = Index(kind, ones(1, 1, DIM // 2), ones(1, 1, 128, DIM // 2), k_scale[:, :, 0], k_scale.clone(),
+                      torch.zeros(1, dtype=torch.int32))
+        assert index.call(fmha, ((1,), (2,))).tolist() == [[[DIM]]]
+        for code in nan:
+            index.k_scale[:, :, 0, 1] = code
+            assert index.call(fmha, ((1,), (2,))).tolist() == [[[DIM]]]
+            assert index.call(fmha, ((1,), (1,))).tolist() == [[[-math.inf]]]
 
 
 def test_bad_pages_are_errors(fmha):
@@ -137,7 +153,7 @@ def test_bad_pages_are_errors(fmha):
 def test_nothing_to_score(fmha):
     index = make("nvfp4", ((), ()))
     lens = ((0, 2), (0, 0))
-    index.q, index.q_scale = torch.zeros(2, HEADS, DIM // 2, dtype=torch.uint8), torch.zeros(2, HEADS, 4, dtype=torch.uint8)
+    index.q, index.q_scale = (torch.zeros(2, HEADS, n, dtype=torch.uint8) for n in (DIM // 2, 4))
     for pages in (2, 0):
         index.k, index.k_scale = index.k[:pages], index.k_scale[:pages]
         assert index.call(fmha, lens).shape == (HEADS, 0, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keys and values in e4m3, beside queries of every type, through each entry: against fp64 over the values of the codes."""
+"""Keys and values in e4m3, beside queries of every type, through each entry, against fp64 over what the codes say."""
 import dataclasses
 import itertools
 

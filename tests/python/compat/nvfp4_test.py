@@ -98,8 +98,8 @@ def test_other_spellings(fmha, naive):
     cache = Cache(naive)
     plain = cache.rows(fmha)
     out = torch.empty_like(plain)
-    wide = {f"{n}_scale_128x4": four_bits.tiles(torch.nn.functional.pad(cache.scales[n].flatten(0, 1), (0, 5), value=0x7F))
-            for n in "kv"}
+    padded = {n: torch.nn.functional.pad(cache.scales[n].flatten(0, 1), (0, 5), value=0x7F) for n in "kv"}
+    wide = {f"{n}_scale_128x4": four_bits.tiles(padded[n]) for n in "kv"}
     codes = {"k": cache.codes["k"].view(torch.int8), "v": cache.codes["v"].view(torch.float4_e2m1fn_x2)}
     assert cache.rows(fmha, out=out, **wide, **codes) is out
     assert torch.equal(out, plain)
@@ -202,10 +202,10 @@ def test_keys_and_values_have_scales_of_their_own(fmha, naive):
         b.q.float(), qk.data, qv.data, qk.scale_128x4, qv.scale_128x4, qk.global_scale, qv.global_scale, *made, 4,
         cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=4, max_seqlen_k=304, causal=True,
     )
-    real = [
-        four_bits.values(x.data, sparse.unswizzle_nvfp4_scale_from_128x4(x.scale_128x4, rows=608, cols=4).view(304, 2, 4))
-        * x.global_scale.double() for x in (qk, qv)
-    ]
+    real = []
+    for x in (qk, qv):
+        scale = sparse.unswizzle_nvfp4_scale_from_128x4(x.scale_128x4, rows=608, cols=4).view(304, 2, 4)
+        real.append(four_bits.values(x.data, scale) * x.global_scale.double())
     naive.close(out, naive.attend(b.q.double(), *real, b.lens_q, b.lens_k, ids=ids)[0], 1e-4)
     assert (out - naive.attend(b.q, b.k, v, b.lens_q, b.lens_k, ids=ids)[0]).abs().mean() < 0.2
     other = sparse.quantize_kv_bf16_to_nvfp4_128x4(b.k, v[:16])
@@ -233,7 +233,8 @@ def test_numbers_that_are_none():
         (lambda: sparse.quantize_bf16_to_nvfp4_128x4(torch.ones(16, dtype=torch.bfloat16)), ValueError, "x"),
         (lambda: sparse.quantize_bf16_to_nvfp4_128x4(torch.ones(16, 8, dtype=torch.bfloat16)), ValueError, "x"),
         (lambda: sparse.quantize_bf16_to_nvfp4_128x4(torch.ones(8, 16, dtype=torch.bfloat16)), ValueError, "x"),
-        (lambda: sparse.quantize_kv_bf16_to_nvfp4_128x4(*[torch.ones(8, 16, dtype=torch.bfloat16)] * 2), ValueError, "k"),
+        (lambda: sparse.quantize_kv_bf16_to_nvfp4_128x4(*[torch.ones(8, 16, dtype=torch.bfloat16)] * 2), ValueError,
+         "k"),
         (lambda: sparse.swizzle_nvfp4_scale_to_128x4(torch.ones(16, 2), rows=16, cols=2), TypeError, "scale"),
         (lambda: sparse.swizzle_nvfp4_scale_to_128x4(torch.ones(16, 2).to(E4M3), rows=16, cols=1), ValueError, "scale"),
         (lambda: sparse.unswizzle_nvfp4_scale_from_128x4(torch.ones(128, 4).to(E4M3), rows=129, cols=4), ValueError,

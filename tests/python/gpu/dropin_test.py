@@ -300,7 +300,8 @@ def test_index_in_four_bits(kind, groups, layout):
     shapes = (tokens, 4, groups), (pages, HEADS_KV, PAGE, groups)
     if layout != "public":
         shapes = (4, -(-tokens // 128), groups // 4, 32, 4, 4), (pages * HEADS_KV, 1, groups // 4, 32, 4, 4)
-    tensors = [some(0, 256, tokens, 4, 64), some(0, 256, pages, HEADS_KV, PAGE, 64), *(some(low, low + 3, *s) for s in shapes)]
+    tensors = [some(0, 256, tokens, 4, 64), some(0, 256, pages, HEADS_KV, PAGE, 64)]
+    tensors += [some(low, low + 3, *shape) for shape in shapes]
     starts = torch.tensor([0, *((b.lens_k + 127) // 128).tolist()]).cumsum(0).to(torch.int32)
     tensors += [b.cu_q, b.cu_k, starts]
     found = [

@@ -12,7 +12,8 @@ BLOCK = 128  # tokens of a block: the only size that upstream knows
 
 E4M3 = torch.float8_e4m3fn
 
-_NOT_SERVED = ("float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2", "uint8", "int8")
+_NOT_SERVED = ("float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2", "uint8",
+               "int8")
 _SERVED = "keys, values and queries are e4m3, bf16 and f16 (f32 on the CPU); sparse_atten_nvfp4_kv_func takes four bits"
 
 
