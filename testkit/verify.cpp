@@ -352,8 +352,10 @@ bool has_exact_scores(const Case& spec) {
 
 bool has_independent_errors(const Case& spec) {
   const bool random = spec.regime == Regime::Random || spec.regime == Regime::Drift;
-  const bool rounds = spec.out_type() != DType::F32 || spec.op != Op::MergeStates;
-  return random && rounds && spec.dtype != DType::F32 && !spec.softmax_scale;
+  // A merged state close to its heaviest part, which has 16 bits, is rounded to that: outwards, as
+  // the other parts had drawn it towards zero.
+  const bool attends = spec.op != Op::MergeStates;
+  return random && attends && spec.dtype != DType::F32 && !spec.softmax_scale;
 }
 
 std::vector<IsaInfo> isas_of(const std::string& backend) {
