@@ -65,7 +65,9 @@ void make_page(const Making& m, std::int64_t page, std::int64_t head,
   const std::int64_t dim = m.spec.dim_index();
   const auto size = static_cast<std::size_t>(dim);
   const Stream64 random(m.spec.seed, kFilterStream);
-  const std::uint64_t place = static_cast<std::uint64_t>(page * m.spec.index_heads_k + head) << 24;
+  // Heads whose keys are the same tensor have the same codes.
+  const std::int64_t own = m.spec.strides == Strides::Broadcast ? 0 : head;
+  const std::uint64_t place = static_cast<std::uint64_t>(page * m.spec.index_heads_k + own) << 24;
   const std::uint64_t bits = random.bits(place);
   std::vector<float> row(size);
   const auto read = [&](const Member& member) {
