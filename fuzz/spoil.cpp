@@ -125,9 +125,15 @@ std::string spoil_scales(Choices& choices, Operands& o) {
   return name + ": stray";
 }
 
-/// Half a filter, or one that the problem does not have.
+/// Half a filter, or one that the problem does not have; a scale of index keys likewise.
 std::string spoil_filter(Choices& choices, Operands& o) {
   if (!o.index_k) return "";
+  if (choices.one_in(3)) {
+    static const float kOne = 1.0f;
+    const bool given = static_cast<bool>(o.index_k_scale);
+    o.index_k_scale = given ? Tensor{} : make_tensor(&kOne, DType::F32, {1});
+    return std::string("index_k_scale: ") + (given ? "missing" : "stray");
+  }
   const bool codes = choices.one_in(2);
   Tensor& tensor = codes ? o.index_k8 : o.index_k8_bounds;
   const std::string name = codes ? "index_k8" : "index_k8_bounds";

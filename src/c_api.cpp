@@ -106,7 +106,7 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, candidates);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, index_k_scale);
 constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, kv_rounded);
 constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
 // Of version 0.2.0, the first that had them.
@@ -223,6 +223,7 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(index_k8),
     MSA_MEMBER(index_k8_bounds),
     MSA_MEMBER(candidates),
+    MSA_MEMBER(index_k_scale),
 };
 #undef MSA_MEMBER
 

@@ -94,7 +94,8 @@ struct Case {
   Op op = Op::MsaAttention;
   DType dtype = DType::BF16;
   std::optional<Format> kv{};          // of k and v; left out: dtype
-  std::optional<DType> index_dtype{};  // left out: dtype
+  std::optional<DType> index_dtype{};  // of index_q; left out: dtype
+  std::optional<Format> index_k{};     // left out: as index_q
   bool filter = false;                 // select and msa: with an 8-bit filter of the index keys
   std::optional<DType> out_dtype{};    // left out: dtype
   std::int64_t heads_q = 64;
@@ -137,6 +138,7 @@ struct Case {
   /// Of numbers that are no codes: bf16 where dtype is e4m3.
   DType wide_type() const { return dtype == DType::E4M3 ? DType::BF16 : dtype; }
   DType index_type() const { return index_dtype.value_or(wide_type()); }
+  Format index_k_format() const { return index_k.value_or(Format{.storage = index_type()}); }
   DType out_type() const { return out_dtype.value_or(wide_type()); }
   std::int64_t dim_v() const { return value_dim == 0 ? head_dim : value_dim; }
   std::int64_t heads_index() const { return index_heads == 0 ? heads_kv : index_heads; }

@@ -29,7 +29,7 @@ class SelectionComparison {
 
   const Tensor& score_queries() const { return p_.op == Op::DenseAttention ? o_.q : o_.index_q; }
   KeyRows score_keys() const {
-    return p_.op == Op::DenseAttention ? key_rows(p_, o_) : KeyRows{o_.index_k, o_.batch};
+    return p_.op == Op::DenseAttention ? key_rows(p_, o_) : index_rows(p_, o_);
   }
   void candidates_row(const CallRow& row, Findings& found) const;
   std::int64_t key_head(std::int64_t head) const;

@@ -117,6 +117,8 @@ class Spoiler {
     for (Tensor* tensor : {&o_.k_scale, &o_.v_scale}) {
       if (*tensor && scales_by_row) --tensor->shape[0];
     }
+    if (o_.index_k_scale && spec_.index_k_format().scale == Scale::Token)
+      --o_.index_k_scale.shape[0];
     return {.argument = o_.batch.cu_seqlens_k ? kKeyStarts : kLengths,
             .request = requests_.back().index};
   }

@@ -132,6 +132,12 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
     if (reads_attention_keys(spec.op) && choices.one_in(4)) spec.dtype = DType::E4M3;
   }
   spec.filter = choices.one_in(3);
+  if (choices.one_in(3)) {
+    spec.index_k =
+        Format{DType::E4M3,
+               choices.pick({Scale::None, Scale::Tensor, Scale::Head, Scale::Page, Scale::Token})};
+    if (choices.one_in(3)) spec.index_dtype = DType::E4M3;
+  }
   spec.batch_invariant = choices.one_in(6);
   if (options.faults && choices.one_in(5)) {
     spec.corrupt =
@@ -148,6 +154,9 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   if (!reads_attention_keys(spec.op)) spec.dtype = spec.wide_type();
   if (spec.page_size == 0 && spec.layout == Layout::SlotMajor) spec.layout = Layout::Separate;
   if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
+  if (spec.page_size == 0 && spec.index_k_format().scale == Scale::Page)
+    spec.index_k->scale = Scale::Token;
+  if (spec.index_k_format().storage == DType::E4M3) spec.filter = false;
   choose_lengths(choices, spec);
   for (Lengths& r : spec.lengths) {
     if (!stores_keys(spec.op)) break;

@@ -53,6 +53,7 @@ Problem problem_of(const Case& spec) {
   p.attention.q.storage = spec.dtype;
   if (reads_attention_keys(spec.op) || stores_keys(spec.op)) p.attention.kv = spec.kv;
   p.index.q.storage = spec.index_type();
+  if (reads_index_keys(spec.op)) p.index.k = spec.index_k;
   if (spec.filter && takes_filter(spec.op)) p.index.filter = Format{DType::I8, Scale::Page};
   p.outputs.dtype = spec.out_type();
   p.bounds.batch = spec.requests() + (spec.slack > 0 ? 1 : 0);

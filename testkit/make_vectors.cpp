@@ -52,10 +52,21 @@ void fill_queries(const Making& m, const Tensor& q, Role role) {
   }
 }
 
-/// The scale of a key: no two neighbours have the same, and none is a power of two.
+Format format_of(const Making& m, Role role) {
+  return role == Role::IndexKey ? m.spec.index_k_format() : m.spec.kv_format();
+}
+
+/// Of keys or values.
+std::int64_t heads_of(const Making& m, Role role) {
+  return role == Role::IndexKey ? m.spec.index_heads_k : m.spec.heads_kv;
+}
+
+/// The scale of a key: no two neighbours have the same, and none is a power of two. Of index keys
+/// whose scores are exact all are, so that scores stay so.
 float scale_of(const Making& m, Role role, const Request& r, std::int64_t key, std::int64_t head) {
+  const std::int64_t heads = heads_of(m, role);
   std::uint64_t place = 0;
-  switch (m.spec.kv_format().scale) {
+  switch (format_of(m, role).scale) {
     case Scale::None:
     case Scale::Group:
       return 1;
@@ -67,14 +78,17 @@ float scale_of(const Making& m, Role role, const Request& r, std::int64_t key, s
       break;
     case Scale::Page:
       place = (static_cast<std::uint64_t>(r.index) << 40) +
-              static_cast<std::uint64_t>(key / m.spec.page_size * m.spec.heads_kv + head);
+              static_cast<std::uint64_t>(key / m.spec.page_size * heads + head);
       break;
     case Scale::Token:
       place = (static_cast<std::uint64_t>(r.index) << 40) +
-              static_cast<std::uint64_t>(key * m.spec.heads_kv + head);
+              static_cast<std::uint64_t>(key * heads + head);
       break;
   }
   const Stream64 random(m.spec.seed, kScaleStream + static_cast<std::uint64_t>(role));
+  const bool inexact = m.spec.regime == Regime::Random || m.spec.regime == Regime::Drift;
+  if (role == Role::IndexKey && !inexact)
+    return std::ldexp(1.0f, static_cast<int>(random.below(place, 5)) - 2);
   return 0.37f + 0.011f * static_cast<float>(random.below(place, 97));
 }
 
@@ -92,7 +106,7 @@ bool is_used(const Used& used, const Request& r, std::int64_t key, std::int64_t 
 /// them not finite.
 void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& used, bool spoil) {
   if (rows.scale == Scale::None || rows.has_groups()) return;
-  const std::int64_t heads = m.spec.heads_kv;
+  const std::int64_t heads = heads_of(m, role);
   const bool one_head = m.spec.strides == Strides::Broadcast;
   const Stream64 poison(m.spec.seed, kScaleStream + 8 + static_cast<std::uint64_t>(role));
   const bool shared = rows.scale == Scale::Tensor || rows.scale == Scale::Head;
@@ -154,8 +168,7 @@ void fill_keys(const Making& m, const KeyRows& rows, Role role, const Used& used
   const Values values(m.spec, role, dim, one_head ? 1 : heads, m.longest);
   const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
   const std::int64_t rarely = std::max<std::int64_t>(2, 3 * m.spec.block_size / 2);
-  const bool index = role == Role::IndexKey;
-  const bool scaled = !index && !rows.has_groups() && m.spec.kv_format().scale != Scale::None;
+  const bool scaled = !rows.has_groups() && rows.scale != Scale::None;
   for (const Request& r : m.requests) {
     for_rows(r.seqlen_k, heads * dim, [&](std::int64_t key) {
       std::vector<float> row(static_cast<std::size_t>(dim));
@@ -219,6 +232,7 @@ Used selected_keys(const Making& m) {
   Operands select;
   select.index_q = m.operands.index_q;
   select.index_k = m.operands.index_k;
+  select.index_k_scale = m.operands.index_k_scale;
   select.batch = m.operands.batch;
   const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_index();
   std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * heads * m.spec.topk), -1);
@@ -229,36 +243,10 @@ Used selected_keys(const Making& m) {
   return listed_keys(m, select.block_ids);
 }
 
-}  // namespace
-
-void spoil_row(const Stream64& random, std::uint64_t counter, std::vector<float>& row) {
-  const std::uint64_t bits = mix(random.bits(counter));
-  const float value = std::array<float, 3>{kNan, kInf, -kInf}[bits % 3];
-  if ((bits >> 8) % 4 == 0) {
-    std::fill(row.begin(), row.end(), value);
-  } else {
-    row[(bits >> 16) % row.size()] = value;
-  }
-}
-
-void make_index(Making& m) {
-  const DType dtype = m.spec.index_type();
-  m.operands.index_q =
-      m.tensors.input("index_q", dtype, {m.spec.rows(), m.spec.heads_index(), m.spec.dim_index()},
-                      m.tensors.row_order());
-  m.operands.index_k = make_keys(m, "index_k", dtype, m.spec.index_heads_k, m.spec.dim_index());
-  fill_queries(m, m.operands.index_q, Role::IndexQuery);
-  const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
-  fill_keys(m, {m.operands.index_k, m.operands.batch}, Role::IndexKey, used,
-            m.spec.hostile == Hostile::NanIndex);
-}
-
-namespace {
-
-Tensor make_scales(const Making& m, const std::string& name, std::int64_t dim) {
-  const std::int64_t heads = m.spec.heads_kv, groups = dim / 16;
+Tensor make_scales(const Making& m, const std::string& name, Role role, std::int64_t dim) {
+  const std::int64_t heads = heads_of(m, role), groups = dim / 16;
   constexpr DType kF32 = DType::F32;
-  switch (m.spec.kv_format().scale) {
+  switch (format_of(m, role).scale) {
     case Scale::None:
       break;
     case Scale::Tensor:
@@ -279,6 +267,35 @@ Tensor make_scales(const Making& m, const std::string& name, std::int64_t dim) {
   }
   return {};
 }
+
+}  // namespace
+
+void spoil_row(const Stream64& random, std::uint64_t counter, std::vector<float>& row) {
+  const std::uint64_t bits = mix(random.bits(counter));
+  const float value = std::array<float, 3>{kNan, kInf, -kInf}[bits % 3];
+  if ((bits >> 8) % 4 == 0) {
+    std::fill(row.begin(), row.end(), value);
+  } else {
+    row[(bits >> 16) % row.size()] = value;
+  }
+}
+
+void make_index(Making& m) {
+  m.operands.index_q = m.tensors.input("index_q", m.spec.index_type(),
+                                       {m.spec.rows(), m.spec.heads_index(), m.spec.dim_index()},
+                                       m.tensors.row_order());
+  m.operands.index_k = make_keys(m, "index_k", m.spec.index_k_format().storage,
+                                 m.spec.index_heads_k, m.spec.dim_index());
+  m.operands.index_k_scale = make_scales(m, "index_k_scale", Role::IndexKey, m.spec.dim_index());
+  fill_queries(m, m.operands.index_q, Role::IndexQuery);
+  const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
+  const KeyRows keys = index_rows(m.problem, m.operands);
+  const bool spoil = m.spec.hostile == Hostile::NanIndex;
+  fill_keys(m, keys, Role::IndexKey, used, spoil);
+  fill_scales(m, keys, Role::IndexKey, used, spoil);
+}
+
+namespace {
 
 /// One scale of all scales, where the format has it.
 Tensor make_global(const Making& m, const std::string& name, Role role) {
@@ -327,7 +344,7 @@ void make_rows(Making& m) {
   if (given && !computes_scales(kv)) {
     for (const auto& [name, tensor] :
          {std::pair{"k_scale", &Operands::k_scale}, std::pair{"v_scale", &Operands::v_scale}}) {
-      const Tensor scales = m.operands.*tensor = make_scales(m, name, 0);
+      const Tensor scales = m.operands.*tensor = make_scales(m, name, Role::Key, 0);
       std::uint64_t place = 0;
       for_each_run(scales, [&](std::byte* run, std::size_t bytes) {
         for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
@@ -357,8 +374,8 @@ void make_attention(Making& m) {
     m.operands.k = make_keys(m, "k", stored, heads, dim);
     m.operands.v = make_keys(m, "v", stored, heads, dim_v);
   }
-  m.operands.k_scale = make_scales(m, "k_scale", dim);
-  m.operands.v_scale = make_scales(m, "v_scale", dim_v);
+  m.operands.k_scale = make_scales(m, "k_scale", Role::Key, dim);
+  m.operands.v_scale = make_scales(m, "v_scale", Role::Value, dim_v);
   m.operands.k_global_scale = make_global(m, "k_global_scale", Role::Key);
   m.operands.v_global_scale = make_global(m, "v_global_scale", Role::Value);
   Used used;

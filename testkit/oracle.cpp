@@ -34,6 +34,7 @@ Answer::Answer(const Problem& problem, const Operands& operands, const Request& 
     : part_(part),
       problem_(problem),
       scale_(problem.attention.kv.value_or(problem.attention.q).scale),
+      index_scale_(problem.index.k.value_or(problem.index.q).scale),
       operands_(operands) {
   part_.row_begin = request.q_begin + i;
   drop_filter();
@@ -75,6 +76,8 @@ void Answer::take_row(const Request& request, std::int64_t i) {
         *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
       }
     }
+    if (index_scale_ == Scale::Token)
+      o.index_k_scale = narrow(o.index_k_scale, 0, request.k_begin, request.seqlen_k);
   }
   problem_.bounds.batch = 1;
   problem_.bounds.total_q = 1;
@@ -109,6 +112,10 @@ void Answer::take_heads() {
     const std::int64_t first_key = first / shared;
     const std::int64_t last_key = (first + count - 1) / shared;
     o.index_k = narrow(o.index_k, key_heads, first_key, last_key - first_key + 1);
+    if (index_scale_ != Scale::Tensor) {
+      o.index_k_scale =
+          narrow(o.index_k_scale, o.index_k_scale.rank - 1, first_key, last_key - first_key + 1);
+    }
     problem_.index.heads_k = last_key - first_key + 1;
   }
   problem_.index.heads = count;

@@ -46,7 +46,8 @@ class Answer {
   Problem problem_;
   bool has_groups() const { return scale_ == Scale::Group || scale_ == Scale::GroupTensor; }
 
-  Scale scale_ = Scale::None;  // of keys and values
+  Scale scale_ = Scale::None;        // of keys and values
+  Scale index_scale_ = Scale::None;  // of index keys
   Operands operands_;
   std::vector<std::unique_ptr<std::byte[]>> memory_{};
   std::vector<std::int32_t> numbers_{};

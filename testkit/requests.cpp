@@ -85,6 +85,11 @@ KeyRows value_rows(const Problem& problem, const msa::Operands& operands) {
           format.group, format.rounded};
 }
 
+KeyRows index_rows(const Problem& problem, const msa::Operands& operands) {
+  const Format format = problem.index.k.value_or(problem.index.q);
+  return {operands.index_k, operands.batch, operands.index_k_scale, format.scale};
+}
+
 std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,
                          std::int64_t head, std::int64_t group) {
   const bool paged = static_cast<bool>(rows.batch.page_table);

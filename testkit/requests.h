@@ -89,6 +89,7 @@ struct KeyRows {
 
 KeyRows key_rows(const Problem& problem, const msa::Operands& operands);
 KeyRows value_rows(const Problem& problem, const msa::Operands& operands);
+KeyRows index_rows(const Problem& problem, const msa::Operands& operands);
 
 /// Where the scale of a key, or of one of its groups, lies; null where it has none.
 std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,

@@ -63,6 +63,9 @@ struct BlockScoresArgs {
   Tensor index_k{};  // [N, Hik, Di], or pages [P, S, Hik, Di]
   Batch batch{};
   Tensor scores{};  // f32 [T, Hi, blocks]: -inf where nothing is visible
+  // f32, where index_k is stored as e4m3 and scaled: [1], one for each head [Hik], each page and
+  // head [P, Hik], or each token and head [N, Hik] ([P, S, Hik] in pages)
+  Tensor index_k_scale{};
 };
 
 struct SelectTopkArgs {
@@ -86,6 +89,7 @@ struct SelectBlocksArgs {
   Tensor index_k8{}, index_k8_bounds{};
   // int32 [T, Hi], optional, with a filter: blocks that were scored from index_k; -1 where all were
   Tensor candidates{};
+  Tensor index_k_scale{};  // as in BlockScoresArgs
 };
 
 struct SparseAttentionArgs {
@@ -113,6 +117,7 @@ struct MsaAttentionArgs {
   Tensor k_scale{}, v_scale{};
   Tensor k_global_scale{}, v_global_scale{};
   Tensor index_k8{}, index_k8_bounds{};  // as in SelectBlocksArgs
+  Tensor index_k_scale{};                // as in BlockScoresArgs
 };
 
 /// Parts of a merge: a list of tensors, or one tensor whose first dimension counts the parts (what

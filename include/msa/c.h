@@ -159,12 +159,14 @@ typedef struct msa_args {
   msa_tensor index_k8;
   msa_tensor index_k8_bounds;
   msa_tensor candidates;
+  /// Where index_k is stored as MSA_E4M3 and scaled.
+  msa_tensor index_k_scale;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, candidates),                                   \
+  {MSA_STRUCT_SIZE(msa_args, index_k_scale),                                \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
@@ -174,7 +176,8 @@ typedef struct msa_args {
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE}
 // clang-format on
 
 enum {
@@ -302,7 +305,8 @@ typedef struct msa_field {
   /// "q", "kv", "index_q", "index_k" or "out": a format of the problem; "f32" or "i32": a type;
   /// "kv_scale": f32, or e4m3 of groups, needed and shaped as the scale of the format kv says;
   /// "kv_global_scale": f32, needed where that is MSA_SCALE_GROUP_TENSOR; "filter": the format
-  /// index_filter, needed where it is given, and "filter_bounds": f32, likewise.
+  /// index_filter, needed where it is given, and "filter_bounds": f32, likewise;
+  /// "index_k_scale": f32, needed and shaped as the scale of the format index_k says.
   const char* element;
   /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts; of
   /// scales, where each token has one.

@@ -20,6 +20,7 @@ struct Operands {
   // where groups share one more
   Tensor k_global_scale{}, v_global_scale{};
   Tensor index_q{}, index_k{};
+  Tensor index_k_scale{};                // where the format of index_k has a scale
   Tensor index_k8{}, index_k8_bounds{};  // where the problem has a filter
   Tensor scores_in{};                    // select_topk
   Tensor block_ids_in{};                 // sparse_attention, invert_selection
@@ -52,10 +53,11 @@ enum class Element : std::uint8_t {
   I32,
   Filter,        // codes of the filter
   FilterBounds,  // f32, where the problem has a filter
+  IndexKScale,
 };
 
 /// "q", "kv", "kv_scale", "kv_global_scale", "index_q", "index_k", "out", "f32", "i32", "filter",
-/// "filter_bounds".
+/// "filter_bounds", "index_k_scale".
 MSA_API const char* to_string(Element element) noexcept;
 
 /// One row of an operation's table. Exactly one of the three member pointers is set.

@@ -73,12 +73,12 @@ void expect_lengths(const char* name, const Tensor& tensor, std::int64_t least) 
   expect_extent(name, tensor, 0, least);
 }
 
-void expect_queries(const Tensor& tensor) {
-  expect_tensor("q", tensor, kRows);
+void expect_queries(const char* name, const Tensor& tensor) {
+  expect_tensor(name, tensor, kRows);
   const DType dtype = tensor.dtype;
   if (dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16) return;
   if (dtype == DType::E4M3) return;
-  fail(ErrorCode::InvalidArgument, "q", "dtype", "f32, f16, bf16 or e4m3", to_string(dtype));
+  fail(ErrorCode::InvalidArgument, name, "dtype", "f32, f16, bf16 or e4m3", to_string(dtype));
 }
 
 void expect_floats(const char* name, const Tensor& tensor, Ranks ranks) {
@@ -92,12 +92,12 @@ void expect_floats(const char* name, const Tensor& tensor, Ranks ranks) {
 void expect_sources(Op op, const Call& call) {
   const OpTraits traits = op_traits(op);
   if (traits.attends) {
-    expect_queries(call.q);
+    expect_queries("q", call.q);
     expect_tensor("k", call.k, kRowsOrPages);
     if (call.out || !call.block_max) expect_tensor("v", call.v, {call.k.rank, call.k.rank});
   }
   if (traits.indexes) {
-    expect_floats("index_q", call.index_q, kRows);
+    expect_queries("index_q", call.index_q);
     expect_tensor("index_k", call.index_k, kRowsOrPages);
   }
   if (traits.stores) {
@@ -230,6 +230,9 @@ void derive_index(Problem& p, const Call& call) {
   p.index.heads = extent(call.index_q, 1);
   p.index.dim = extent(call.index_q, 2);
   p.index.heads_k = extent(call.index_k, call.index_k.rank - 2);
+  if (call.index_k.dtype == DType::E4M3) {
+    p.index.k = Format{DType::E4M3, scale_of(call.index_k_scale, call.index_k.rank == 4)};
+  }
   if (call.index_k8) p.index.filter = Format{DType::I8, Scale::Page};
 }
 

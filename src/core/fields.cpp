@@ -178,9 +178,7 @@ Tensor output(const Problem& problem, const Operands& operands, const Field& fie
     fail(ErrorCode::InvalidArgument, std::string(field.name), "",
          "a cache of the caller's, as the problem is for pages", "none");
   }
-  const bool scales = field.element == Element::KvScale;
-  const Axes axes =
-      scales ? axes_of(kv_format(problem).scale, is_of_values(field)) : parse(field.shape);
+  const Axes axes = holds_scales(field) ? axes_of_scales(problem, field) : parse(field.shape);
   const std::int64_t blocks =
       problem.bounds.batch * ceil_div(problem.bounds.max_seqlen_k, problem.selection.block_size);
   const std::int64_t rows = rows_of(problem.op, operands);
@@ -201,18 +199,21 @@ std::span<const Axes> axes_of(Op op) {
   return with_table(op, []<class Args>() { return std::span<const Axes>(kAxes<Args>); });
 }
 
-Axes axes_of(Scale scale, bool values) {
-  switch (scale) {
+Axes axes_of_scales(const Problem& problem, const Field& field) {
+  const bool index = field.element == Element::IndexKScale;
+  const bool values =
+      field.tensor == &Operands::v_scale || field.tensor == &Operands::v_scale_cache;
+  switch (scale_of(problem, field)) {
     case Scale::None:
       break;
     case Scale::Tensor:
       return parse("[1]");
     case Scale::Head:
-      return parse("[Hkv]");
+      return index ? parse("[Hik]") : parse("[Hkv]");
     case Scale::Page:
-      return parse("[P, Hkv]");
+      return index ? parse("[P, Hik]") : parse("[P, Hkv]");
     case Scale::Token:
-      return parse("[N, Hkv]");
+      return index ? parse("[N, Hik]") : parse("[N, Hkv]");
     case Scale::Group:
     case Scale::GroupTensor:
       return values ? parse("[N, Hkv, Dv / 16]") : parse("[N, Hkv, D / 16]");
@@ -232,7 +233,7 @@ std::int64_t rows_of(Op op, const Operands& operands) {
 
 bool is_planned(const Problem& problem, const Field& field) {
   const Scale scale = kv_format(problem).scale;
-  if (field.element == Element::KvScale && scale == Scale::None) return false;
+  if (holds_scales(field) && scale_of(problem, field) == Scale::None) return false;
   if (field.element == Element::KvScale && op_traits(problem.op).stores)
     return is_computed(scale) != field.is_input();
   if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) return false;
@@ -255,7 +256,7 @@ DType dtype_of(const Problem& p, Element element) {
     case Element::IndexQ:
       return p.index.q.storage;
     case Element::IndexK:
-      return p.index.k.value_or(p.index.q).storage;
+      return index_k_format(p).storage;
     case Element::Out:
       return p.outputs.dtype;
     case Element::F32:
@@ -265,6 +266,7 @@ DType dtype_of(const Problem& p, Element element) {
     case Element::Filter:
       return p.index.filter.value_or(Format{DType::I8}).storage;
     case Element::FilterBounds:
+    case Element::IndexKScale:
       return DType::F32;
   }
   return DType::F32;
@@ -296,6 +298,8 @@ const char* to_string(Element element) noexcept {
       return "filter";
     case Element::FilterBounds:
       return "filter_bounds";
+    case Element::IndexKScale:
+      return "index_k_scale";
   }
   return "unknown";
 }

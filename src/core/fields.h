@@ -46,6 +46,8 @@ inline constexpr Field kIndexQ{"index_q", "[T, Hi, Di]", Element::IndexQ, Role::
                                &Operands::index_q};
 inline constexpr Field kIndexK{"index_k", "[N, Hik, Di]", Element::IndexK, Role::Input,
                                &Operands::index_k};
+inline constexpr Field kIndexKScale{"index_k_scale", "[N, Hik]", Element::IndexKScale,
+                                    Role::OptionalInput, &Operands::index_k_scale};
 inline constexpr Field kIndexK8{"index_k8", "[N, Hik, Di]", Element::Filter, Role::OptionalInput,
                                 &Operands::index_k8};
 inline constexpr Field kIndexK8Bounds{"index_k8_bounds", "[F, Hik, 3]", Element::FilterBounds,
@@ -192,6 +194,7 @@ struct FieldsOf<BlockScoresArgs> {
   static constexpr auto kFields = std::to_array<ArgsField<A>>({
       {table::kIndexQ, &A::index_q},
       {table::kIndexK, &A::index_k},
+      {table::kIndexKScale, &A::index_k_scale},
       {table::kScores, &A::scores},
   });
 };
@@ -216,6 +219,7 @@ struct FieldsOf<SelectBlocksArgs> {
   static constexpr auto kFields = std::to_array<ArgsField<A>>({
       {table::kIndexQ, &A::index_q},
       {table::kIndexK, &A::index_k},
+      {table::kIndexKScale, &A::index_k_scale},
       {table::kIndexK8, &A::index_k8},
       {table::kIndexK8Bounds, &A::index_k8_bounds},
       {table::kChosen, &A::block_ids},
@@ -258,6 +262,7 @@ struct FieldsOf<MsaAttentionArgs> {
       {table::kVScale, &A::v_scale},
       {table::kKGlobalScale, &A::k_global_scale},
       {table::kVGlobalScale, &A::v_global_scale},
+      {table::kIndexKScale, &A::index_k_scale},
       {table::kIndexK8, &A::index_k8},
       {table::kIndexK8Bounds, &A::index_k8_bounds},
       {table::kOut, &A::out},
@@ -375,12 +380,13 @@ struct Axes {
 /// The letters of the shapes of fields_of(op), one entry a field.
 std::span<const Axes> axes_of(Op op);
 
-/// Those of scales of keys or of values, in place of the ones that the table gives them.
-Axes axes_of(Scale scale, bool values);
-
-inline bool is_of_values(const Field& field) {
-  return field.tensor == &Operands::v_scale || field.tensor == &Operands::v_scale_cache;
+/// Whether the field holds scales that a format says the shape of.
+constexpr bool holds_scales(const Field& field) {
+  return field.element == Element::KvScale || field.element == Element::IndexKScale;
 }
+
+/// The shape of the field's scales, in place of the one that the table gives them.
+Axes axes_of_scales(const Problem& problem, const Field& field);
 
 constexpr bool counts_groups(Scale scale) {
   return scale == Scale::Group || scale == Scale::GroupTensor;
@@ -392,6 +398,17 @@ inline constexpr std::int64_t kGroup = 16;
 /// The format of keys and values.
 inline Format kv_format(const Problem& problem) {
   return problem.attention.kv.value_or(problem.attention.q);
+}
+
+/// The format of index keys.
+inline Format index_k_format(const Problem& problem) {
+  return problem.index.k.value_or(problem.index.q);
+}
+
+/// Who shares a scale of the tensor that the field's scales belong to.
+inline Scale scale_of(const Problem& problem, const Field& field) {
+  return (field.element == Element::IndexKScale ? index_k_format(problem) : kv_format(problem))
+      .scale;
 }
 
 /// Whether the scale is worked out from what it scales, where keys and values are stored.

@@ -114,6 +114,8 @@ void add_attention(Line& line, const Problem& p) {
 
 void add_index(Line& line, const Problem& p) {
   line.add("index_dtype", to_string(p.index.q.storage));
+  const Format k = p.index.k.value_or(p.index.q);
+  if (k != p.index.q) line.add("index_k", to_string(k));
   line.add("index_heads", heads(p.index.heads, p.index.heads_k));
   line.add("index_dim", p.index.dim);
   if (p.index.filter) line.add("filter", to_string(*p.index.filter));

@@ -30,8 +30,7 @@ class Extents {
 
   Expected expected(const Field& field, const Axes& axes) const {
     const bool numbers = field.element == Element::F32 || field.element == Element::I32 ||
-                         field.element == Element::KvScale ||
-                         field.element == Element::KvGlobalScale ||
+                         holds_scales(field) || field.element == Element::KvGlobalScale ||
                          field.element == Element::FilterBounds;
     Expected expected{.dtype = dtype_of(p_, field.element),
                       .innermost = numbers ? Innermost::Strided : Innermost::Dense};
@@ -163,15 +162,14 @@ class CallCheck {
 
   void check_input(const Field& field, const Axes& table_axes) {
     const Tensor& tensor = field.in(call_);
-    const Scale scale = kv_format(p_).scale;
-    const bool scales = field.element == Element::KvScale;
-    if (scales && scale == Scale::None) {
+    const bool scales = holds_scales(field);
+    if (scales && scale_of(p_, field) == Scale::None) {
       return expect_none(field, tensor, "as the format has no scale");
     }
     if (scales && !is_planned(p_, field) && op_traits(p_.op).stores) {
       return expect_none(field, tensor, "as the call works the scales out");
     }
-    if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) {
+    if (field.element == Element::KvGlobalScale && kv_format(p_).scale != Scale::GroupTensor) {
       return expect_none(field, tensor, "as the format has no scale of scales");
     }
     const bool filter = field.element == Element::Filter || field.element == Element::FilterBounds;
@@ -179,7 +177,7 @@ class CallCheck {
       return expect_none(field, tensor, "as the problem has no filter");
     }
     if (!tensor && !is_planned(p_, field)) return;
-    const Axes axes = scales ? axes_of(scale, is_of_values(field)) : table_axes;
+    const Axes axes = scales ? axes_of_scales(p_, field) : table_axes;
     checker_.input(argument(field, tensor), extents_.expected(field, axes));
     extents_.learn(axes, tensor);
   }
@@ -288,8 +286,8 @@ class CallCheck {
 
   void check_output(const Field& field, const Axes& table_axes) {
     const Tensor& tensor = field.in(call_);
-    const bool scales = field.element == Element::KvScale;
-    const Axes axes = scales ? axes_of(kv_format(p_).scale, is_of_values(field)) : table_axes;
+    const bool scales = holds_scales(field);
+    const Axes axes = scales ? axes_of_scales(p_, field) : table_axes;
     if (!is_planned(p_, field)) {
       return expect_none(field, tensor, "as the plan does not write it");
     }

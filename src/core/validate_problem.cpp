@@ -57,11 +57,6 @@ void expect_plain(const char* field, const Format& format) {
   reject(field, "no scale", to_string(format));
 }
 
-void expect_same(const char* field, const std::optional<Format>& given, const Format& q) {
-  if (!given || *given == q) return;
-  reject(field, to_string(q) + ", as q", to_string(*given));
-}
-
 // Four bits: every 16 elements along the dim share a scale.
 void check_groups(const Problem& p, const Format& kv) {
   const bool group = kv.scale == Scale::Group && kv.group == kGroup;
@@ -71,24 +66,40 @@ void check_groups(const Problem& p, const Format& kv) {
   if (p.outputs.out) expect_multiple("value_dim", p.attention.value_dim, kGroup);
 }
 
+// Codes of 8 bits with a scale that somebody shares.
+void check_codes(const char* field, const Format& format, std::int64_t page_size) {
+  const auto refuse = [&](const char* expected) { reject(field, expected, to_string(format)); };
+  if (format.group != 0) refuse("e4m3 without a group");
+  if (format.rounded) refuse("e4m3 that is not rounded");
+  if (format.scale > Scale::Token) refuse("e4m3 with a scale of none, tensor, head, page or token");
+  if (format.scale == Scale::Page && page_size == 0) {
+    refuse("no scale of a page, as keys are ragged");
+  }
+}
+
 // Keys and values: as queries, e4m3, or e2m1.
 void check_kv(const Problem& p) {
   const std::optional<Format>& kv = p.attention.kv;
   if (!kv || *kv == p.attention.q) return;
-  const auto refuse = [&](const std::string& expected) {
-    reject("attention.kv", expected, to_string(*kv));
-  };
   if (kv->storage == DType::E2M1) return check_groups(p, *kv);
   if (kv->storage != DType::E4M3) {
     const bool same = p.attention.q.storage == DType::E4M3;
-    refuse((same ? "" : to_string(p.attention.q) + ", as q, or ") + "e4m3, nvfp4 or q8kv4");
+    reject("attention.kv",
+           (same ? "" : to_string(p.attention.q) + ", as q, or ") + "e4m3, nvfp4 or q8kv4",
+           to_string(*kv));
   }
-  if (kv->group != 0) refuse("e4m3 without a group");
-  if (kv->rounded) refuse("e4m3 that is not rounded");
-  if (kv->scale > Scale::Token) refuse("e4m3 with a scale of none, tensor, head, page or token");
-  if (kv->scale == Scale::Page && p.bounds.page_size == 0) {
-    refuse("no scale of a page, as keys are ragged");
+  check_codes("attention.kv", *kv, p.bounds.page_size);
+}
+
+// Index keys: as index queries, or e4m3.
+void check_index_k(const Problem& p) {
+  const std::optional<Format>& k = p.index.k;
+  if (!k || *k == p.index.q) return;
+  if (k->storage != DType::E4M3) {
+    const bool same = p.index.q.storage == DType::E4M3;
+    reject("index.k", (same ? "" : to_string(p.index.q) + ", as q, or ") + "e4m3", to_string(*k));
   }
+  check_codes("index.k", *k, p.bounds.page_size);
 }
 
 // The copy of index keys that spares reading most of them: codes of 8 bits with bounds of a page.
@@ -100,6 +111,10 @@ void check_filter(const Problem& p) {
   }
   constexpr Format kServed{DType::I8, Scale::Page};
   if (*filter != kServed) reject("index.filter", to_string(kServed), to_string(*filter));
+  const Format keys = index_k_format(p);
+  if (keys.storage == DType::E4M3) {
+    reject("index.filter", "none beside index keys in " + to_string(keys), to_string(*filter));
+  }
 }
 
 // Bytes of a tensor with these extents, 4 for each element at most, must be a number.
@@ -170,9 +185,9 @@ void check_store(const Problem& p) {
 }
 
 void check_index(const Problem& p) {
-  expect_float("index_dtype", p.index.q.storage);
+  expect_query("index_dtype", p.index.q.storage);
   expect_plain("index.q", p.index.q);
-  expect_same("index.k", p.index.k, p.index.q);
+  check_index_k(p);
   check_filter(p);
   expect_range("index_heads_k", p.index.heads_k, 1, kMaxCount);
   expect_divisor("index_heads_k", p.index.heads_k, "index_heads", p.index.heads);

@@ -107,7 +107,9 @@ std::string rejects_dtypes(const Problem& p) {
   const bool codes = op.attends && q == DType::E4M3;
   if (writes_out && !codes && !serves(q)) return odd(q);
   if (op.attends && kv != DType::E4M3 && kv != DType::E2M1 && !serves(kv)) return odd(kv);
-  if (op.indexes && !serves(p.index.q.storage)) return odd(p.index.q.storage);
+  const DType index_q = p.index.q.storage, index_k = core::index_k_format(p).storage;
+  if (op.indexes && index_q != DType::E4M3 && !serves(index_q)) return odd(index_q);
+  if (op.indexes && index_k != DType::E4M3 && !serves(index_k)) return odd(index_k);
   if (writes_out && p.outputs.out && !serves(p.outputs.dtype)) return odd(p.outputs.dtype);
   return {};
 }

@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 
+#include "core/fields.h"
 #include "core/parallel.h"
 #include "cpu/filter.h"
 #include "cpu/kernels.h"
@@ -29,6 +30,7 @@ constexpr std::int64_t kPaddingRows = 64;                     // padding rows th
 constexpr std::int64_t kUpperFloats = std::int64_t{4} << 20;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kCodeStride = 256;  // of rows in codes: the largest dim
+constexpr float kOne = 1.0f;               // the scale of what has none
 
 /// One request's share of a call.
 struct Work {
@@ -126,6 +128,7 @@ class SelectionStage final : public Stage {
   Tile tile_of_task(std::span<const Work> work, std::int64_t task) const;
   ScoreTile describe(const core::Call& call, const Tile& tile) const;
   IndexKeys describe_keys(const core::Call& call, const Tensor& keys, const Tile& tile) const;
+  void add_scales(const core::Call& call, const Tile& tile, IndexKeys& keys) const;
   FilterKeys describe_filter(const core::Call& call, const Tile& tile) const;
   core::Range prepare_rows(const Tile& tile, bool wants_scores, const TileRows& rows) const;
   void run_tile(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
@@ -318,6 +321,32 @@ IndexKeys SelectionStage::describe_keys(const core::Call& call, const Tensor& k,
   return keys;
 }
 
+void SelectionStage::add_scales(const core::Call& call, const Tile& tile, IndexKeys& keys) const {
+  const Tensor& t = call.index_k_scale;
+  const bool paged = problem_.bounds.page_size != 0;
+  const std::int64_t head = tile.key_head, first = tile.work->request.k_begin;
+  keys.scales = t ? static_cast<const float*>(t.data) : &kOne;
+  switch (core::index_k_format(problem_).scale) {
+    case Scale::None:
+    case Scale::Tensor:
+    case Scale::Group:
+    case Scale::GroupTensor:
+      return;
+    case Scale::Head:
+      keys.scales += head * t.stride[0];
+      return;
+    case Scale::Page:
+      keys.scales += head * t.stride[1];
+      keys.scale_page = t.stride[0];
+      return;
+    case Scale::Token:
+      keys.scales += paged ? head * t.stride[2] : first * t.stride[0] + head * t.stride[1];
+      keys.scale_token = t.stride[paged ? 1 : 0];
+      keys.scale_page = paged ? t.stride[0] : 0;
+      return;
+  }
+}
+
 FilterKeys SelectionStage::describe_filter(const core::Call& call, const Tile& tile) const {
   const Tensor& bounds = call.index_k8_bounds;
   return {.codes = describe_keys(call, call.index_k8, tile),
@@ -331,7 +360,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   const core::Request& request = tile.work->request;
   const Tensor& q = call.index_q;
   const std::int64_t item = size_in_bytes(q.dtype, 1);
-  ScoreTile score{.request = &request, .dtype = q.dtype};
+  ScoreTile score{.request = &request, .dtype = q.dtype, .key_dtype = call.index_k.dtype};
   score.q = static_cast<const std::byte*>(q.data) +
             (request.q_begin * q.stride[0] + tile.key_head * group_ * q.stride[1]) * item;
   score.q_token_stride = q.stride[0] * item;
@@ -342,6 +371,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   score.num_rows = tile.num_rows;
   score.few_rows = request.seqlen_q * group_ <= kFewRows;
   score.keys = describe_keys(call, call.index_k, tile);
+  add_scales(call, tile, score.keys);
   return score;
 }
 

@@ -31,11 +31,20 @@ struct IndexKeys {
   std::int64_t page_size = 0;           // 0: ragged
   const std::int32_t* pages = nullptr;  // the request's row of the page table
   std::int64_t pages_stride = 0;        // in entries
+  // Of codes: what scales key 0 or page 0; whoever shares one has a stride of 0. Strides in floats
+  const float* scales = nullptr;
+  std::int64_t scale_token = 0;
+  std::int64_t scale_page = 0;
 
   /// Key j; the 16 keys from a multiple of 16 on lie token_stride apart.
   const std::byte* key(std::int64_t j) const {
     if (page_size == 0) return data + j * token_stride;
     return data + pages[j / page_size * pages_stride] * page_stride + j % page_size * token_stride;
+  }
+  /// What scales key j; those of the keys behind it lie scale_token apart, as key says.
+  const float* scale(std::int64_t j) const {
+    if (page_size == 0) return scales + j * scale_token;
+    return scales + pages[j / page_size * pages_stride] * scale_page + j % page_size * scale_token;
   }
 };
 
@@ -43,7 +52,8 @@ struct IndexKeys {
 /// `group`, and of the `group` heads that share the index-key head the rest of that division.
 struct ScoreTile {
   const core::Request* request = nullptr;
-  DType dtype = DType::BF16;
+  DType dtype = DType::BF16;      // of queries
+  DType key_dtype = DType::BF16;  // dtype, or E4M3
   IndexKeys keys{};
   const std::byte* q = nullptr;     // token 0 of the request, first head of the group
   std::int64_t q_token_stride = 0;  // in bytes

@@ -28,6 +28,9 @@ std::string index_rejects(const Problem& p) {
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
   if (p.index.filter) return "no kernel takes a filter of index keys yet";
+  if (core::index_k_format(p) != p.index.q)
+    return "the kernels take index keys stored as index queries are, not " +
+           to_string(core::index_k_format(p));
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);

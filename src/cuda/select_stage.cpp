@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "core/fields.h"
 #include "cuda/batch.h"
 #include "cuda/page_rule.h"
 #include "cuda/tensor_map.h"
@@ -56,6 +57,9 @@ std::string SelectStage::rejects(const Problem& p) {
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
   if (p.index.filter) return "no kernel takes a filter of index keys yet";
+  if (core::index_k_format(p) != p.index.q)
+    return "the kernels take index keys stored as index queries are, not " +
+           to_string(core::index_k_format(p));
   if (p.index.heads_k > kMaxGridYZ)
     return "at most 65535 index-key heads, not " + std::to_string(p.index.heads_k);
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {

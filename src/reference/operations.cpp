@@ -47,8 +47,10 @@ Range visible_keys(const Request& r, std::int64_t i, std::int64_t id) {
   return {std::max(begin, all.begin), std::min(begin + r.block_size, all.end)};
 }
 
-Keys keys_of(const Call& call, const Tensor& tensor, const Request& r, std::int64_t b) {
-  return {tensor, call.batch.page_table, b, r.k_begin};
+// Index keys, with their scales.
+Keys index_keys(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
+  return {call.index_k, call.batch.page_table,  b, r.k_begin, &call.index_k_scale,
+          nullptr,      core::index_k_format(p)};
 }
 
 // Keys or values of attention, with their scales.
@@ -78,7 +80,7 @@ Keys attended_values(const Problem& p, const Call& call, const Request& r, std::
 float score_of(const Problem& p, const Call& call, const Request& r, std::int64_t b, std::int64_t i,
                std::int64_t h, std::int64_t id) {
   const Vector query = row_vector(call.index_q, r.q_begin + i, h);
-  return block_score(query, keys_of(call, call.index_k, r, b), h * p.index.heads_k / p.index.heads,
+  return block_score(query, index_keys(p, call, r, b), h * p.index.heads_k / p.index.heads,
                      visible_keys(r, i, id), p.index.dim);
 }
 

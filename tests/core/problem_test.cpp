@@ -171,7 +171,7 @@ const std::vector<Illegal>& illegal_problems() {
        [](P& p) { p.attention.q.storage = DType::E2M1; }},
       {"dtype", "f32, f16 or bf16", "e4m3", Op::MergeStates,
        [](P& p) { p.attention.q.storage = DType::E4M3; }},
-      {"index_dtype", "f32, f16 or bf16", "e2m1", kMsa,
+      {"index_dtype", "f32, f16, bf16 or e4m3", "e2m1", kMsa,
        [](P& p) { p.index.q.storage = DType::E2M1; }},
       {"out_dtype", "bf16 or f32", "f16", kDense, [](P& p) { p.outputs.dtype = DType::F16; }},
       {"heads_q", "1 to", "0", kDense, [](P& p) { p.attention.heads_q = 0; }},

@@ -235,9 +235,6 @@ TEST(Formats, IllegalOnesNameTheField) {
   p.attention.head_dim = 32;
   p.attention.value_dim = 40;
   error_of([&] { make_plan(p); }, "value_dim");
-  p = testkit::problem_of(testkit::parse_case("op=msa heads=2/2 lens=3:40"));
-  p.index.k = Format{DType::E4M3};
-  error_of([&] { make_plan(p); }, "index.k");
 }
 
 TEST(Formats, GpusRefuseWhatTheirKernelsDoNotTake) {

@@ -107,6 +107,7 @@ int make(const MakeCommand& command) {
   writer.add("v_scale", o.v_scale);
   writer.add("index_q", o.index_q);
   writer.add("index_k" + cache, o.index_k);
+  writer.add("index_k_scale", o.index_k_scale);
   writer.add("index_k8", o.index_k8);
   writer.add("index_k8_bounds", o.index_k8_bounds);
   writer.add("block_ids", o.block_ids_in);

@@ -22,7 +22,7 @@ const std::map<std::string, Op, std::less<>>& file_ops() {
   return ops;
 }
 
-constexpr std::array<const char*, 20> kInputs{"q",
+constexpr std::array<const char*, 21> kInputs{"q",
                                               "k",
                                               "v",
                                               "k_cache",
@@ -32,6 +32,7 @@ constexpr std::array<const char*, 20> kInputs{"q",
                                               "index_q",
                                               "index_k",
                                               "index_k_cache",
+                                              "index_k_scale",
                                               "index_k8",
                                               "index_k8_bounds",
                                               "page_table",
@@ -247,6 +248,7 @@ void read_problem(TensorFiles& files, FileOptions& options, FileProblem& problem
   if (indexes(op)) {
     o.index_q = files.required("index_q", options.op, 3);
     o.index_k = read_keys(files, options.op, "index_k", paged);
+    o.index_k_scale = files.optional("index_k_scale");
     if (op != Op::BlockScores) {
       o.index_k8 = files.optional("index_k8");
       o.index_k8_bounds = files.optional("index_k8_bounds");

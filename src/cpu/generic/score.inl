@@ -13,8 +13,8 @@ inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
 template <DType kType>
 inline constexpr std::int64_t kItemBytes = sizeof(typename StoredAs<kType>::T);
 
-/// Products of one index storage type: pairs of bf16 where the level multiplies them, fp32
-/// otherwise.
+/// Products of keys of one storage type with their queries: pairs of bf16 where the level
+/// multiplies them, fp32 otherwise.
 template <DType kType>
 using IndexProducts = ProductsAs<kType>;
 
@@ -22,26 +22,57 @@ using IndexProducts = ProductsAs<kType>;
 template <DType kType>
 inline constexpr bool kDirect = kType == DType::F32 || IndexProducts<kType>::kPack == 2;
 
-/// kLanes words of operand from stored values.
+/// Whether keys are codes, each with what scales it.
 template <DType kType>
-MSA_INLINE auto load_operand(const std::byte* p) {
+inline constexpr bool kScaled = kType == DType::E4M3;
+
+/// What multiplies a key's codes.
+template <DType kType>
+MSA_INLINE auto scaling_of(const float* scale) {
+  if constexpr (kScaled<kType>) {
+    return set1(*scale);
+  } else {
+    return Unscaled{};
+  }
+}
+
+/// kLanes words of operand from a row's values, from dim `d` on.
+template <DType kType, class Scaling>
+MSA_INLINE auto load_operand(const std::byte* row, std::int64_t d, Scaling scaling) {
   if constexpr (IndexProducts<kType>::kPack == 2) {
-    return iload(p);
+    return iload(row + d * kItemBytes<kType>);
   } else {
     using S = StoredAs<kType>;
-    return S::load_vec(reinterpret_cast<const typename S::T*>(p));
+    return S::values(reinterpret_cast<const typename S::T*>(row), d, scaling);
   }
 }
 
 /// A stored row as operand words.
-template <DType kType>
-MSA_INLINE void pack_row(const std::byte* from, std::int64_t dim, std::byte* to) {
+template <DType kType, class Scaling = Unscaled>
+MSA_INLINE void pack_row(const std::byte* from, std::int64_t dim, std::byte* to,
+                         Scaling scaling = {}) {
   if constexpr (kDirect<kType>) {
     std::memcpy(to, from, static_cast<std::size_t>(dim * kItemBytes<kType>));
   } else {
-    for (std::int64_t d = 0; d < dim; d += kLanes) {
-      store(reinterpret_cast<float*>(to) + d, load_operand<kType>(from + d * kItemBytes<kType>));
-    }
+    for (std::int64_t d = 0; d < dim; d += kLanes)
+      store(reinterpret_cast<float*>(to) + d, load_operand<kType>(from, d, scaling));
+  }
+}
+
+/// A query as the operand words that keys of type kType meet: of their type, or any beside codes.
+template <DType kType>
+void pack_query(const ScoreTile& tile, const std::byte* from, std::byte* to) {
+  if constexpr (!kScaled<kType>) {
+    pack_row<kType>(from, tile.dim, to);
+  } else if (tile.dtype == DType::E4M3) {
+    pack_row<DType::E4M3>(from, tile.dim, to, set1(1.0f));
+  } else {
+    with_storage(tile.dtype, [&](auto storage) {
+      using S = StoredAs<decltype(storage)::kType>;
+      const auto* row = reinterpret_cast<const typename S::T*>(from);
+      for (std::int64_t d = 0; d < tile.dim; d += kLanes)
+        store(reinterpret_cast<float*>(to) + d, S::load_vec(row + d));
+    });
   }
 }
 
@@ -155,7 +186,7 @@ void pack_queries(const ScoreTile& tile, const TileBuffers& buffers) {
   alignas(64) Word row[256];
   for (std::int64_t r = 0; r < core::ceil_div(tile.num_rows, kLanes) * kLanes; ++r) {
     if (r < tile.num_rows) {
-      pack_row<kType>(query_row(tile, r), tile.dim, reinterpret_cast<std::byte*>(row));
+      pack_query<kType>(tile, query_row(tile, r), reinterpret_cast<std::byte*>(row));
     } else {
       std::fill(row, row + words, Word{});
     }
@@ -171,12 +202,14 @@ void stage_keys(const ScoreTile& tile, const BlockKeys& block, const TileBuffers
   const std::int64_t bytes = tile.dim / IndexProducts<kType>::kPack * 4;
   for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
     const std::byte* run = tile.keys.key(block.begin + j);
+    const float* scale = kScaled<kType> ? tile.keys.scale(block.begin + j) : nullptr;
     const std::int64_t end = std::min(j + kKeyRun, block.size);
     for (std::int64_t i = j; i < end; ++i, run += tile.keys.token_stride) {
       if constexpr (kDirect<kType>) {
         buffers.keys[i] = run;
       } else {
-        pack_row<kType>(run, tile.dim, buffers.k + i * bytes);
+        pack_row<kType>(run, tile.dim, buffers.k + i * bytes,
+                        scaling_of<kType>(scale + (i - j) * tile.keys.scale_token));
         buffers.keys[i] = buffers.k + i * bytes;
       }
     }
@@ -288,9 +321,9 @@ void score_many_rows(const BlockSink& sink, const TileBuffers& buffers) {
 // ---- head dim in the lanes ----
 
 /// Scores of kLanes / kRows keys for kRows rows: lane = key * kRows + row.
-template <DType kType, int kRows>
+template <DType kType, int kRows, class Scaling>
 MSA_INLINE Vec score_run(const typename IndexProducts<kType>::Word* q, std::int64_t dim,
-                         const std::byte* const* keys) {
+                         const std::byte* const* keys, const Scaling* scaling) {
   using P = IndexProducts<kType>;
   constexpr int kKeys = kLanes / kRows;
   constexpr std::int64_t kStep = kLanes * P::kPack;
@@ -299,8 +332,8 @@ MSA_INLINE Vec score_run(const typename IndexProducts<kType>::Word* q, std::int6
   for (int i = 0; i < kLanes; ++i) acc[i] = zero();
   std::int64_t d = 0;
   for (; d + kStep <= dim; d += kStep) {
-    decltype(load_operand<kType>(keys[0])) key[kKeys];
-    for (int k = 0; k < kKeys; ++k) key[k] = load_operand<kType>(keys[k] + d * kItemBytes<kType>);
+    decltype(load_operand<kType>(keys[0], d, scaling[0])) key[kKeys];
+    for (int k = 0; k < kKeys; ++k) key[k] = load_operand<kType>(keys[k], d, scaling[k]);
     for (int r = 0; r < kRows; ++r) {
       const auto row = P::load_lanes(q + r * words + d / P::kPack);
       for (int k = 0; k < kKeys; ++k) acc[k * kRows + r] = P::step(acc[k * kRows + r], row, key[k]);
@@ -337,15 +370,19 @@ Vec score_few_block(const BlockSink& sink, const typename IndexProducts<kType>::
   Vec best = set1(kLowest);
   for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
     const std::byte* run = keys.key(block.begin + j);
+    const float* scale = kScaled<kType> ? keys.scale(block.begin + j) : nullptr;
     ahead.start_run(block.begin + j);
     const std::int64_t last = std::min(kKeyRun, block.size - j) - 1;
     for (std::int64_t i = 0; i <= last; i += kKeys) {
       const std::byte* key[kKeys];
+      decltype(scaling_of<kType>(scale)) scaling[kKeys];
       for (int k = 0; k < kKeys; ++k) {
-        key[k] = run + std::min(i + k, last) * keys.token_stride;
+        const std::int64_t at = std::min(i + k, last);
+        key[k] = run + at * keys.token_stride;
+        scaling[k] = scaling_of<kType>(scale + at * keys.scale_token);
         ahead.ask(i + k);
       }
-      Vec score = score_run<kType, kRows>(q, sink.tile.dim, key);
+      Vec score = score_run<kType, kRows>(q, sink.tile.dim, key, scaling);
       if (masked) {
         score = select(igreater(iload(limits), iset1(static_cast<std::int32_t>(j + i))), score,
                        set1(kLowest));
@@ -363,7 +400,7 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wan
   const ScoreTile& tile = sink.tile;
   const std::int64_t row_bytes = tile.dim / IndexProducts<kType>::kPack * 4;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    pack_row<kType>(query_row(tile, r), tile.dim, buffers.q + r * row_bytes);
+    pack_query<kType>(tile, query_row(tile, r), buffers.q + r * row_bytes);
   }
   std::memset(buffers.q + tile.num_rows * row_bytes, 0,
               static_cast<std::size_t>((kRows - tile.num_rows) * row_bytes));
@@ -404,7 +441,8 @@ void score_tile_as(const BlockSink& sink, const TileBuffers& buffers) {
 inline void score_tile(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
                        const ScoreTarget& target) {
   const BlockSink sink{tile, rows, target};
-  with_storage(tile.dtype,
+  if (tile.key_dtype == DType::E4M3) return score_tile_as<DType::E4M3>(sink, buffers);
+  with_storage(tile.key_dtype,
                [&](auto storage) { score_tile_as<decltype(storage)::kType>(sink, buffers); });
 }
 

@@ -493,7 +493,7 @@ void score_wanted_many(const BlockSink& sink, const FilterRows& filter,
     const std::int64_t count = rows_that_want(tile, filter, block, first, wanting);
     if (count == 0) continue;
     for (std::int64_t r = 0; !packed && r < tile.num_rows; ++r)
-      pack_row<kType>(query_row(tile, r), tile.dim, buffers.q + r * row_bytes);
+      pack_query<kType>(tile, query_row(tile, r), buffers.q + r * row_bytes);
     packed = true;
     const BlockKeys keys = keys_of_block(tile, sink.rows, block);
     for (RunRows& run : runs) run.count = 0;
