@@ -28,11 +28,15 @@ bool is_batch(const msa_field& field) {
 }
 
 bool is_kv(const msa_field& field) { return std::strcmp(field.element, "kv") == 0; }
+bool is_index(const msa_field& field) {
+  return std::strcmp(field.element, "index_q") == 0 || std::strcmp(field.element, "index_k") == 0;
+}
 bool is_kv_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
 
 /// What unsigned bytes of a field hold, or -1.
 msa_dtype bytes_of(const msa_field& field, const Stored& stored) {
   if (is_kv(field)) return stored.bytes;
+  if (is_index(field)) return stored.index;
   const bool groups = is_kv_scale(field) && stored.bytes == MSA_E2M1;
   const bool query = std::strcmp(field.element, "q") == 0 && stored.words == MSA_E4M3;
   return groups || query ? MSA_E4M3 : msa_dtype{-1};
@@ -45,7 +49,8 @@ msa_dtype words_of(const Stored& stored) {
 
 // Given beside what they belong to, by name alone.
 bool is_beside(const msa_field& field) {
-  for (const char* element : {"kv_scale", "kv_global_scale", "filter", "filter_bounds"}) {
+  for (const char* element :
+       {"kv_scale", "kv_global_scale", "filter", "filter_bounds", "index_k_scale"}) {
     if (std::strcmp(field.element, element) == 0) return true;
   }
   return false;
@@ -70,7 +75,7 @@ Call::Call(State& state, Operation& operation)
       views_(state),
       host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
   std::memset(&args_, 0, sizeof args_);
-  args_.struct_size = MSA_STRUCT_SIZE(msa_args, candidates);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, index_k_scale);
 }
 
 std::size_t Call::find(const char* name) const {
@@ -400,6 +405,7 @@ bool make_operation(msa_op op, Operation* operation) {
     run.push_back(operation->fields[i].name);
     operation->writes_format |= std::strcmp(operation->fields[i].element, "out") == 0;
     operation->reads_kv |= is_kv(operation->fields[i]);
+    operation->reads_index |= is_index(operation->fields[i]);
   }
   call.assign(run.begin(), run.begin() + static_cast<std::ptrdiff_t>(operation->inputs));
   for (std::size_t i = 0; i < kSettings; ++i) {
@@ -413,6 +419,7 @@ bool make_operation(msa_op op, Operation* operation) {
   const std::size_t by_place = call.size();
   for (const char* name : {"dtype", "workspace", "stream"}) call.push_back(name);
   if (operation->reads_kv) call.push_back("kv_dtype");
+  if (operation->reads_index) call.push_back("index_k_dtype");
   for (const char* name : {"workspace", "stream"}) run.push_back(name);
   if (operation->count > 32 || call.size() > kMaxParameters) {
     PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");

@@ -15,6 +15,7 @@ namespace msa_python {
 struct Stored {
   msa_dtype words = -1;  // of 16 bits
   msa_dtype bytes = -1;  // keys and values
+  msa_dtype index = -1;  // bytes of index queries and index keys
 };
 
 class Call {

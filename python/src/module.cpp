@@ -32,7 +32,12 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
   Stored stored;
   if (dtype != nullptr && (stored.words = parse_dtype(state, "dtype", dtype)) < 0) return nullptr;
   if (operation.reads_kv && other[3] != nullptr &&
-      !parse_kv_dtype(state, other[3], &stored.bytes)) {
+      !parse_byte_dtype(state, "kv_dtype", other[3], &stored.bytes)) {
+    return nullptr;
+  }
+  PyObject* const index_dtype = operation.reads_index ? other[3 + operation.reads_kv] : nullptr;
+  if (index_dtype != nullptr &&
+      !parse_byte_dtype(state, "index_k_dtype", index_dtype, &stored.index)) {
     return nullptr;
   }
   if (staged.kv_given != 0 && stored.bytes < 0) stored.bytes = staged.kv.storage;

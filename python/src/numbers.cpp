@@ -44,6 +44,7 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(index_heads, Int, index_heads, false),
     MSA_NUMBER(index_heads_k, Int, index_heads_k, false),
     MSA_NUMBER(index_dim, Int, index_dim, false),
+    MSA_NUMBER(index_k_format, Format, index_k, false),
     MSA_NUMBER(index_filter, Filter, index_filter, false),
     MSA_NUMBER(output, Flag, output, false),
     MSA_NUMBER(lse, Flag, lse, false),
@@ -156,15 +157,21 @@ bool same(const msa_format& a, const msa_format& b) {
   return a.storage == b.storage && a.scale == b.scale && a.group == b.group && a.flags == b.flags;
 }
 
-bool put_kv(const State& state, const Number& number, PyObject* value, msa_problem* problem) {
+/// Whether the format of keys is not that of queries.
+std::int32_t& given_flag(const Number& number, msa_problem& problem) {
+  const bool index = number.offset == offsetof(msa_problem, index_k);
+  return index ? problem.index_k_given : problem.kv_given;
+}
+
+bool put_keys(const State& state, const Number& number, PyObject* value, msa_problem* problem) {
   if (!PyUnicode_Check(value)) return refuse(number, "text", value);
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(value, &size);
   if (text == nullptr) return false;
   for (const NamedFormat& known : kFormats) {
     if (std::string(known.name) != text) continue;
-    problem->kv = known.format;
-    problem->kv_given = 1;
+    at<msa_format>(problem, number) = known.format;
+    given_flag(number, *problem) = 1;
     return true;
   }
   raise(state, MSA_INVALID_ARGUMENT, number.name,
@@ -192,22 +199,23 @@ bool put_filter(const State& state, const Number& number, PyObject* value, msa_p
   return true;
 }
 
-PyObject* get_kv(const msa_problem& problem) {
-  if (problem.kv_given == 0) Py_RETURN_NONE;
+PyObject* get_keys(const Number& number, msa_problem problem) {
+  if (given_flag(number, problem) == 0) Py_RETURN_NONE;
+  const msa_format& format = at<msa_format>(&problem, number);
   for (const NamedFormat& known : kFormats) {
-    if (same(known.format, problem.kv)) return PyUnicode_FromString(known.name);
+    if (same(known.format, format)) return PyUnicode_FromString(known.name);
   }
-  return PyUnicode_FromString(msa_dtype_name(problem.kv.storage));
+  return PyUnicode_FromString(msa_dtype_name(format.storage));
 }
 
 }  // namespace
 
-bool parse_kv_dtype(const State& state, PyObject* value, msa_dtype* dtype) {
-  *dtype = parse_dtype(state, "kv_dtype", value);
+bool parse_byte_dtype(const State& state, const char* name, PyObject* value, msa_dtype* dtype) {
+  *dtype = parse_dtype(state, name, value);
   if (*dtype == MSA_E4M3) return true;
   if (*dtype >= 0) {
-    raise(state, MSA_INVALID_ARGUMENT, "kv_dtype",
-          std::string("kv_dtype: expected e4m3, got ") + msa_dtype_name(*dtype));
+    raise(state, MSA_INVALID_ARGUMENT, name,
+          std::string(name) + ": expected e4m3, got " + msa_dtype_name(*dtype));
   }
   return false;
 }
@@ -252,7 +260,7 @@ bool put_number(const State& state, const Number& number, PyObject* value, msa_p
     case Kind::Device:
       return put_device(state, number, value, problem);
     case Kind::Format:
-      return put_kv(state, number, value, problem);
+      return put_keys(state, number, value, problem);
     case Kind::Filter:
       return put_filter(state, number, value, problem);
     case Kind::Dtype:
@@ -283,7 +291,7 @@ PyObject* get_number(const Number& number, const msa_problem& problem) {
       if (problem.device_type == MSA_CPU) return PyUnicode_FromString("cpu");
       return PyUnicode_FromFormat("cuda:%d", static_cast<int>(problem.device_index));
     case Kind::Format:
-      return get_kv(problem);
+      return get_keys(number, problem);
     case Kind::Filter:
       if (problem.index_filter_given == 0) Py_RETURN_NONE;
       return PyUnicode_FromString(kFilter);

@@ -32,7 +32,7 @@ PyObject* get_number(const Number& number, const msa_problem& problem);
 msa_dtype parse_dtype(const State& state, const char* argument, PyObject* value);
 
 /// What bytes of keys and values hold: e4m3. False with an exception set.
-bool parse_kv_dtype(const State& state, PyObject* value, msa_dtype* dtype);
+bool parse_byte_dtype(const State& state, const char* name, PyObject* value, msa_dtype* dtype);
 
 /// The settings among the numbers.
 msa_settings settings_of(const msa_problem& problem);

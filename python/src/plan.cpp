@@ -52,6 +52,12 @@ PyObject* repr(PyObject* self) {
                               msa_plan_isa(plan));
 }
 
+/// What unsigned bytes of index tensors hold, or -1.
+msa_dtype bytes_of_index(const msa_problem& problem) {
+  if (problem.index_k_given != 0) return problem.index_k.storage;
+  return problem.index_q.storage == MSA_E4M3 ? MSA_E4M3 : msa_dtype{-1};
+}
+
 PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   State& state = state_of_plan(self);
   const PlanObject* object = plan_of(self);
@@ -68,7 +74,8 @@ PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject*
   const msa_problem& problem = object->problem;
   const bool words = format.storage == MSA_BF16 || format.storage == MSA_E4M3;
   const Stored stored{.words = words ? format.storage : msa_dtype{-1},
-                      .bytes = problem.kv_given != 0 ? problem.kv.storage : msa_dtype{-1}};
+                      .bytes = problem.kv_given != 0 ? problem.kv.storage : msa_dtype{-1},
+                      .index = bytes_of_index(problem)};
   if (!call.gather(values, values + operation.inputs, stream, stored)) return nullptr;
   if (!call.complete(object->problem)) return nullptr;
   if (!call.run(object->plan, object->problem, workspace)) return nullptr;
@@ -280,6 +287,7 @@ bool pose_by_name(State& state, PyObject* const* args, Py_ssize_t count, PyObjec
     if (std::strcmp(row.number->name, "dtype") == 0) stored.words = staged.q.storage;
   }
   if (staged.kv_given != 0) stored.bytes = staged.kv.storage;
+  stored.index = bytes_of_index(staged);
   if (!call.gather(values.data(), values.data() + operation->inputs, nullptr, stored)) return false;
   if (!call.has_inputs()) {
     bool index_dtype = false, dtype = false, out_dtype = false;

@@ -62,7 +62,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, k_scale: T
     return result(found, ("out", v is not None), ("lse", return_lse), ("block_max", return_block_max))
 
 
-def block_scores(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | None = None,
+def block_scores(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | None = None,
+                 cu_seqlens_q: Tensor | None = None,
                  seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
                  q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
                  total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
@@ -72,12 +73,14 @@ def block_scores(index_q: Tensor, index_k: Tensor, *, cu_seqlens_q: Tensor | Non
     """The largest index score of each block that a query sees; -inf where it sees nothing. See msa.block_scores."""
     if scores is not None:
         outputs = {"scores": scores if scores is not None else True}
-        return write("block_scores", (index_q, index_k), outputs, None, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
+        return write("block_scores", (index_q, index_k), outputs, None, index_k_scale=index_k_scale,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
                      cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
                      total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, max_seqlen_q=max_seqlen_q,
                      max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant)
-    found = _block_scores(index_q, index_k, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
+    found = _block_scores(index_q, index_k, index_k_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                          total_seqlens_k,
                           cu_seqlens_k, page_table, block_size, causal, max_seqlen_q, max_seqlen_k, backend, isa,
                           threads, batch_invariant)
     return found[0]
@@ -107,7 +110,8 @@ def select_topk(scores: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k
     return result(found, ("block_ids", True), ("chosen_scores", return_scores))
 
 
-def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k8: Tensor | None = None,
+def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | None = None,
+                  index_k8: Tensor | None = None,
                   index_k8_bounds: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
                   seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
                   q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
@@ -122,13 +126,14 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k8: Tensor | None =
         outputs = {"block_ids": block_ids if block_ids is not None else True,
                    "chosen_scores": chosen_scores if chosen_scores is not None else return_scores,
                    "candidates": candidates if candidates is not None else return_candidates}
-        return write("select_blocks", (index_q, index_k), outputs, None, index_k8=index_k8,
+        return write("select_blocks", (index_q, index_k), outputs, None, index_k_scale=index_k_scale, index_k8=index_k8,
                      index_k8_bounds=index_k8_bounds, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
                      cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
                      total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
                      init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
                      backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _select_blocks(index_q, index_k, index_k8, index_k8_bounds, cu_seqlens_q, seqlens_k, q_offsets,
+    found = _select_blocks(index_q, index_k, index_k_scale, index_k8, index_k8_bounds, cu_seqlens_q, seqlens_k,
+                           q_offsets,
                            key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size, topk, local_blocks,
                            init_blocks, causal, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
                            True, return_scores, return_candidates)
@@ -168,7 +173,8 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, k_sc
 
 def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *, k_scale: Tensor | None = None,
                   v_scale: Tensor | None = None, k_global_scale: Tensor | None = None,
-                  v_global_scale: Tensor | None = None, index_k8: Tensor | None = None,
+                  v_global_scale: Tensor | None = None, index_k_scale: Tensor | None = None,
+                  index_k8: Tensor | None = None,
                   index_k8_bounds: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
                   seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
                   q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
@@ -183,14 +189,16 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
         outputs = {"out": out if out is not None else True, "lse": lse if lse is not None else return_lse,
                    "block_ids": block_ids if block_ids is not None else return_block_ids}
         return write("msa_attention", (q, k, v, index_q, index_k), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
-                     k_global_scale=k_global_scale, v_global_scale=v_global_scale, index_k8=index_k8,
+                     k_global_scale=k_global_scale, v_global_scale=v_global_scale, index_k_scale=index_k_scale,
+                     index_k8=index_k8,
                      index_k8_bounds=index_k8_bounds, cu_seqlens_q=cu_seqlens_q,
                      seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
                      key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
                      local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant, kv_format=kv_format)
-    found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, k_global_scale, v_global_scale, index_k8,
+    found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, k_global_scale, v_global_scale, index_k_scale,
+                           index_k8,
                            index_k8_bounds, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
                            cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, softmax_scale,
                            max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, kv_format, out_dtype,

@@ -33,7 +33,7 @@ def _bind(rows: list[Row], given: dict[str, Any]) -> dict[str, Any]:
     for name, _, parts, element, shape in rows:
         value = given.get(name)
         # The rank of a scale says who shares it; bounds count pages, or groups of rows.
-        if value is None or element in ("kv_scale", "kv_global_scale", "filter_bounds"):
+        if value is None or element in ("kv_scale", "kv_global_scale", "filter_bounds", "index_k_scale"):
             continue
         pairs = element == "kv" and in_four_bits(given.get("kv_format"))
         for tensor in value if parts else [value]:
