@@ -544,7 +544,7 @@ class Bench(CliTest):
         lines = self.expect(GOOD, msa("bench", "--list")).stdout.splitlines()
         ids = {line.split("\t")[0].replace("cpu.host.", "cpu.") for line in lines[1:]}
         for row in ("cpu.dense.8k", "cpu.select.32k", "cpu.sparse.32k.drift", "cpu.sparse.32k.random", "cpu.msa.32k.drift",
-                    "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.decode.e4m3", "cpu.dense.8k.avx2",
+                    "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.decode.e4m3", "cpu.select.e4m3.32k", "cpu.dense.8k.avx2",
                     "cpu.memory.128k", "cpu.nan.8k"):
             self.assertIn(row, ids)
         self.expect(USAGE, msa("bench", "--filter", "no.such.row"))
@@ -566,7 +566,7 @@ class Bench(CliTest):
         self.assertTrue(found["verified"])
         self.assertLessEqual(found["spread"][0], found["seconds"])
         self.assertLessEqual(found["seconds"], found["spread"][1])
-        for absent in ("ratio", "peer", "bytes", "blocks_per_8"):
+        for absent in ("ratio", "peer", "bytes", "blocks_per_8", "recall"):
             self.assertNotIn(absent, found)
 
     def test_baseline(self):

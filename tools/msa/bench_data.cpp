@@ -57,8 +57,9 @@ void require_plain(const Case& spec) {
       [](const testkit::Lengths& r) { return !r.q_offset && r.key_offset == 0 && !r.total_k; });
   const bool memory = spec.layout == testkit::Layout::Separate && spec.pool == 0 &&
                       spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
-  const bool contents =
-      spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
+  const bool contents = spec.hostile == testkit::Hostile::None &&
+                        spec.corrupt == testkit::Corrupt::None &&
+                        spec.index_k_format() == Format{spec.index_type()};
   const Scale scale = spec.kv_format().scale;
   const bool shared = scale != Scale::Page && scale != Scale::Token;
   if (op && lengths && memory && contents && !spec.block_max && spec.output && shared &&

@@ -47,6 +47,7 @@ Json to_json(const Row& row) {
   }
   if (row.bytes) json["bytes"] = *row.bytes;
   if (row.blocks_per_8) json["blocks_per_8"] = *row.blocks_per_8;
+  if (row.recall) json["recall"] = *row.recall;
   if (row.verified) json["verified"] = *row.verified;
   return json;
 }
@@ -112,7 +113,8 @@ void add_floor(Row& row, const Peaks& peaks) {
       kv.storage == DType::E4M3 ? kv.scale != Scale::None : kv.scale == Scale::GroupTensor;
   const bool widened = scaled && row.backend != "cuda";
   const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.wide_type());
-  const double index = peak_of(peaks, row.isa, row.spec.index_type());
+  const bool codes = row.spec.index_k_format().storage == DType::E4M3 && row.backend != "cuda";
+  const double index = peak_of(peaks, row.isa, codes ? DType::F32 : row.spec.index_type());
   const double read = row.read_rate > 0 ? row.read_rate : peaks.read_bytes_per_s;
   if (attend <= 0 || index <= 0 || read <= 0) return;
   row.floor_seconds =
@@ -123,7 +125,7 @@ std::string tsv_header() {
   return "id\top\tregime\tdtype\tbatch_size\tq_len\tkv_len\tq_head\tkv_head\thead_"
          "dim\tbackend\tisa\tthreads\t"
          "latency_ms\tmin_ms\tmax_ms\truns\ttflops\tgbs\tfloor_ms\tshare\tratio\tbytes\tblocks_per_"
-         "8\tverified";
+         "8\trecall\tverified";
 }
 
 std::string tsv_line(const Row& row) {
@@ -148,7 +150,7 @@ std::string tsv_line(const Row& row) {
                         row.work.bytes / seconds / 1e9);
   }
   line += field(row.floor_seconds, 1e3, 4) + field(row.share(), 1, 3) + field(row.ratio(), 1, 3);
-  line += field(row.bytes, 1, 0) + field(row.blocks_per_8, 1, 2);
+  line += field(row.bytes, 1, 0) + field(row.blocks_per_8, 1, 2) + field(row.recall, 1, 5);
   line += !row.verified ? "\t-" : *row.verified ? "\tyes" : "\tno";
   return line;
 }

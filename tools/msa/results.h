@@ -30,6 +30,7 @@ struct Row {
   std::vector<double> peer_seconds{};
   std::optional<double> bytes{};  // where the figure is bytes
   std::optional<double> blocks_per_8{};
+  std::optional<double> recall{};        // of the peer's selection, where keys are ranked by codes
   std::optional<double> executed_ops{};  // with what tiles multiply in vain, where that is known
   std::optional<bool> verified = false;  // left out where nothing is computed
 
