@@ -380,6 +380,14 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
   EXPECT_EQ(name("op=dense lens=1:5000 block_max=1 output=0"), "attention");
   // The reason is that of the row that takes longer requests, too.
   EXPECT_NE(name("op=sparse lens=1:5000 topk=65").find("topk is at most 64"), std::string::npos);
+  for (const char* lens : {"1:5000", "300:5000"}) {
+    for (const char* op : {"scores", "select", "msa"}) {
+      const std::string line = std::string("op=") + op + " page=128 index_k=e4m3/page lens=" + lens;
+      EXPECT_NE(name(line).find("index keys stored as index queries are, not e4m3/page"),
+                std::string::npos)
+          << name(line);
+    }
+  }
   GpuInfo other = kHopper;
   other.major = 8;
   std::string why;
