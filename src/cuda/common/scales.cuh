@@ -6,12 +6,18 @@
 
 namespace msa::cuda::common {
 
-/// The scale of a key or value; page 0 where keys are ragged rows.
+/// Where it lies; page 0 where keys are ragged rows.
+__device__ __forceinline__ const float* scale_at(const Scales& scales, std::int64_t page,
+                                                 std::int64_t token, std::int64_t head) {
+  return scales.data + page * scales.stride_page + token * scales.stride_token +
+         head * scales.stride_head;
+}
+
+/// The scale of a key or value.
 __device__ __forceinline__ float scale_of(const Scales& scales, std::int64_t page,
                                           std::int64_t token, std::int64_t head) {
   if (scales.data == nullptr) return 1.0f;
-  return __ldg(scales.data + page * scales.stride_page + token * scales.stride_token +
-               head * scales.stride_head);
+  return __ldg(scale_at(scales, page, token, head));
 }
 
 /// Whether a finite code times the scale may be infinite or NaN: folded into a sum of codes, such a

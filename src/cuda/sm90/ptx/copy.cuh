@@ -60,6 +60,20 @@ __device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int by
                : "memory");
 }
 
+/// 4 bytes, or zero where `bytes` is.
+__device__ __forceinline__ void cp_async_4(void* smem, const void* gmem, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(cvta_to_shared(smem)),
+               "l"(gmem), "r"(bytes)
+               : "memory");
+}
+
+/// Arrives once the cp_async of the calling thread up to here are done: one of the arrivals that
+/// the barrier was made for.
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(Mbarrier* bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(cvta_to_shared(bar))
+               : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -4,122 +4,14 @@
 // contraction runs, so both operands take it in the order in which 16-byte loads deliver it.
 #pragma once
 
-#include "cuda/common/number.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/order.cuh"
+#include "cuda/sm90/decode/score/codes.cuh"
+#include "cuda/sm90/decode/score/keys.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
-#include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
 namespace msa::cuda::sm90::decode {
-
-/// Fragments of the query columns: lane / 4 is the column in its tile, lane % 4 the 16-byte chunk.
-template <class Traits>
-struct Queries {
-  std::uint32_t fragments[Traits::kTiles][Traits::kChunks][4];
-  int limit[Traits::kTiles][2];  // visible keys of the accumulator columns that this lane holds
-  int min_limit;                 // keys below it are seen by every column
-};
-
-template <class Traits>
-__device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScoreParams& p,
-                                             const RequestRecord& r, int head_k, int lane) {
-  const int group = p.heads / p.heads_k;
-  const int columns = r.seqlen_q * group;
-#pragma unroll
-  for (int tile = 0; tile < Traits::kTiles; ++tile) {
-    const int column = tile * 8 + lane / 4;
-    const bool used = column < columns;
-    const std::int64_t row = r.q_begin + (used ? column / group : 0);
-    const int head = head_k * group + (used ? column % group : 0);
-    const auto* items = common::row_of<typename Traits::Item>(p.index_q, row, head);
-#pragma unroll
-    for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-      uint4 x{0, 0, 0, 0};
-      if (used) x = *reinterpret_cast<const uint4*>(items + chunk * 32 + (lane & 3) * 8);
-      q.fragments[tile][chunk][0] = x.x;
-      q.fragments[tile][chunk][1] = x.y;
-      q.fragments[tile][chunk][2] = x.z;
-      q.fragments[tile][chunk][3] = x.w;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int held = tile * 8 + (lane & 3) * 2 + i;
-      q.limit[tile][i] = held < columns ? visible_keys(r, held / group, p.batch.causal != 0) : 0;
-    }
-  }
-  q.min_limit = visible_keys(r, 0, p.batch.causal != 0);  // the first token sees least
-}
-
-/// A warp's keys of one step.
-template <class Traits>
-struct StepKeys {
-  uint4 items[2][2][Traits::kChunks];  // [m16 tile][row half][chunk]
-};
-
-template <class Traits>
-__device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uint8_t* stage,
-                                          int warp, int lane) {
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::uint8_t* row =
-          stage + (warp * Traits::kKeys + tile * 16 + half * 8 + lane / 4) * Traits::kRowBytes;
-#pragma unroll
-      for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-        keys.items[tile][half][chunk] =
-            *reinterpret_cast<const uint4*>(row + chunk * 64 + (lane & 3) * 16);
-      }
-    }
-  }
-}
-
-/// Maxima of a warp's keys, the first of which is `first`, for this lane's two columns of every
-/// tile; equal in all lanes of a column. `bad`: m16 tiles without a page, as bits.
-template <class Traits>
-__device__ __forceinline__ void reduce_keys(float (&best)[Traits::kTiles][2],
-                                            const StepKeys<Traits>& keys, const Queries<Traits>& q,
-                                            int first, unsigned bad, int lane) {
-  constexpr float kNegInf = -INFINITY;
-  const bool masked = first + Traits::kKeys > q.min_limit || bad != 0;
-#pragma unroll
-  for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
-    float x[2] = {kNegInf, kNegInf};
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      float d[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-      for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-        const uint4& upper = keys.items[tile][0][chunk];
-        const uint4& lower = keys.items[tile][1][chunk];
-        const std::uint32_t(&b)[4] = q.fragments[column_tile][chunk];
-        ptx::mma_m16n8k16<typename Traits::Item>(d, {upper.x, lower.x, upper.y, lower.y}, b[0],
-                                                 b[1]);
-        ptx::mma_m16n8k16<typename Traits::Item>(d, {upper.z, lower.z, upper.w, lower.w}, b[2],
-                                                 b[3]);
-      }
-      if (masked) {
-        const int key = first + tile * 16 + lane / 4;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const bool seen =
-              key + (i / 2) * 8 < q.limit[column_tile][i & 1] && ((bad >> tile) & 1) == 0;
-          d[i] = seen ? d[i] : kNegInf;
-        }
-      }
-      x[0] = fmaxf(x[0], fmaxf(d[0], d[2]));  // fmaxf drops NaN: a NaN token score counts as -inf
-      x[1] = fmaxf(x[1], fmaxf(d[1], d[3]));
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2)
-        x[i] = fmaxf(x[i], __shfl_xor_sync(common::kAllLanes, x[i], lanes));
-      best[column_tile][i] = x[i];
-    }
-  }
-}
 
 /// Writes the block scores of `held` steps, whose maxima lie in shared memory.
 template <class Traits>
@@ -186,18 +78,14 @@ class ScoreConsumer {
         wanted = note.request;
         continue;
       }
-      StepKeys<Traits> keys;
-      read_keys<Traits>(keys, stages_ + at.stage * Traits::kTileBytes, warp_, lane_);
-      shared.ring.warp_release(at, lane_);
-      at.advance();
       unsigned bad = note.bad_boxes;
       if (bad != 0) {
         const int key = warp_ * Traits::kKeys;
         bad = ((bad >> (key >> shift)) & 1) | ((bad >> ((key + 16) >> shift)) & 1) << 1;
       }
       float best[Traits::kTiles][2];
-      reduce_keys<Traits>(best, keys, q, note.step * kScoreStep + warp_ * Traits::kKeys, bad,
-                          lane_);
+      reduce(best, q, at, note.step * kScoreStep + warp_ * Traits::kKeys, bad, r);
+      at.advance();
       if (threadIdx.x == 0) shared.steps[held] = note.step;
       if (lane_ < 4) {
 #pragma unroll
@@ -212,6 +100,30 @@ class ScoreConsumer {
   }
 
  private:
+  /// The maxima of this warp's keys of a stage, which it gives back.
+  __device__ __forceinline__ void reduce(float (&best)[Traits::kTiles][2], const Queries<Traits>& q,
+                                         RingPosition<Traits::kStages> at, int first, unsigned bad,
+                                         const RequestRecord& r) {
+    const std::uint8_t* stage = stages_ + at.stage * Traits::kTileBytes;
+    StepKeys<Traits> keys;
+    read_keys<Traits>(keys, stage, warp_, lane_);
+    if constexpr (Traits::kCodes) {
+      const float* of_keys = shared_.scales[at.stage] + warp_ * Traits::kKeys;
+      KeyScales scales;
+      read_scales(scales, params_, of_keys, lane_);
+      if (scales.odd) {
+        const std::uint8_t* codes = stage + warp_ * Traits::kKeys * Traits::kRowBytes;
+        reduce_odd_codes<Traits>(best, codes, of_keys, q, params_, r, first, bad, lane_);
+        return shared_.ring.warp_release(at, lane_);
+      }
+      shared_.ring.warp_release(at, lane_);
+      reduce_codes<Traits>(best, keys, scales, q, first, bad, lane_);
+    } else {
+      shared_.ring.warp_release(at, lane_);
+      reduce_keys<Traits>(best, keys, q, first, bad, lane_);
+    }
+  }
+
   const ScoreParams& params_;
   ScoreShared<Traits>& shared_;
   const std::uint8_t* stages_;

@@ -12,9 +12,10 @@
 namespace msa::cuda::sm90::decode {
 
 struct ScoreConfig {
-  Storage storage = Storage::Bf16;  // of index vectors
+  Storage storage = Storage::Bf16;  // of index queries
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
   int dim = 128;                    // 128 or 64
+  Storage keys = storage;           // of index keys: as queries, or E4m3
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 
@@ -32,6 +33,7 @@ struct ScoreParams {
   unsigned* claims = nullptr;              // [Hik], zero before the launch
   Slots<float> scores{};                   // [T, Hi, blocks]: the caller's, or scratch
   bool orders = false;                     // for a selection: rows of orders (decode/order.cuh)
+  Scales k_scales{};                       // of index keys in codes
 };
 
 /// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/scales.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
@@ -63,6 +64,7 @@ class ScoreProducer {
       shared_.notes[at_.stage] = {-1, 0, 0};
       shared_.ring.expect(at_, 0);
     }
+    if (Traits::kCodes && p.k_scales.data != nullptr) shared_.ring.arrive(at_);
     if (bad_request >= 0 && lane_ == 0) report(p.batch.status, bad_request, -1, FaultKind::PageId);
   }
 
@@ -87,8 +89,31 @@ class ScoreProducer {
           {0, box.token, static_cast<int>(blockIdx.y), box.page}, &shared_.ring.full[at_.stage],
           policy_);
     }
+    if constexpr (Traits::kCodes) {
+      if (p.k_scales.data != nullptr) load_scales(r, step, box);
+    }
     at_.advance();
     return bad;
+  }
+
+  /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the
+  /// stage.
+  __device__ __forceinline__ void load_scales(const RequestRecord& r, int step, const KeyBox& box) {
+    const ScoreParams& p = params_;
+    const int shift = box_shift(kScoreStep, p.batch.page_size);
+#pragma unroll
+    for (int key = lane_; key < kScoreStep; key += 32) {
+      const int from = key >> shift;  // the lane of the key's box
+      const int first = __shfl_sync(common::kAllLanes, box.token, from);
+      const int page = __shfl_sync(common::kAllLanes, box.page, from);
+      const bool there = step * kScoreStep + key < r.seqlen_k && page != kNoPage;
+      const float* scale = p.k_scales.data;
+      if (there)
+        scale = common::scale_at(p.k_scales, page, first + (key & ((1 << shift) - 1)),
+                                 static_cast<int>(blockIdx.y));
+      ptx::cp_async_4(&shared_.scales[at_.stage][key], scale, there ? 4 : 0);
+    }
+    ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
   const ScoreParams& params_;

@@ -13,20 +13,25 @@ namespace msa::cuda::sm90::decode {
 template <ScoreConfig cfg>
 struct ScoreTraits {
   using Item = common::ItemOf<cfg.storage>;
+  // Keys in codes: bytes in the ring, widened to Item in front of the product.
+  static constexpr bool kCodes = cfg.keys == Storage::E4m3;
+  static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
   static constexpr int kConsumers = 4;  // warps
   static constexpr int kThreads = (kConsumers + 1) * 32;
   static constexpr int kKeys = kScoreStep / kConsumers;  // of a step, for one warp: two m16 tiles
-  static constexpr int kChunks = kDim / 32;              // 16-byte loads of a lane along one key
+  static constexpr int kRowBytes = kDim * kKeyBits / 8;
+  static constexpr int kChunks = kRowBytes / 64;        // 16-byte loads of a lane along one key
+  static constexpr int kPairs = 16 * 8 / kKeyBits / 2;  // of items, in one of them
   static constexpr int kColumns = 8 * kTiles;
-  static constexpr int kRowBytes = kDim * 2;
   static constexpr int kTileBytes = kScoreStep * kRowBytes;
   // Half of an SM's shared memory: the first CTAs of the attention kernel wait beside this one.
   static constexpr int kRingBytes = 96 * 1024;
   static constexpr int kStages = kRingBytes / kTileBytes;
   static constexpr int kSpan = 16;  // steps whose maxima are written together
   static_assert(kDim == 64 || kDim == 128, "whole 16-byte loads of four lanes");
+  static_assert(cfg.keys == cfg.storage || kCodes, "keys are stored as queries or in codes");
   static_assert(8 * kTiles <= kMaxColumns, "as the host plans");
 };
 
@@ -40,8 +45,16 @@ struct StageNote {
   unsigned bad_boxes;  // boxes whose page id was out of range
 };
 
+/// The scales of a step's keys, 0 where there is no key.
+template <class Traits, bool kCodes = Traits::kCodes>
+struct StepScales {};
 template <class Traits>
-struct ScoreShared {
+struct StepScales<Traits, true> {
+  float scales[Traits::kStages][kScoreStep];
+};
+
+template <class Traits>
+struct ScoreShared : StepScales<Traits> {
   Ring<Traits::kStages> ring;
   StageNote notes[Traits::kStages];
   int steps[Traits::kSpan];  // whose maxima follow
