@@ -165,7 +165,9 @@ HEADS = {"32h": (32, 2), "16h": (16, 1), "8h": (8, 1)}  # shares of 64/4 heads o
 # Rows whose other side is our own, timed by the tool itself.
 OWN = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k",
        "attend.fp8.32k.drift", "attend.fp8.128k.drift", "attend.fp8.128k.random"]
-FP8_DECODE = ["1m.b1", "128k.b32", "32k.b128"]  # beside cuDNN over keys and values in bf16
+# Beside cuDNN over keys and values in bf16. Fast: index keys in e4m3, too.
+FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
+              "fp8fast.1m.b1", "fp8fast.128k.b1", "fp8fast.128k.b32", "fp8fast.32k.b128"]
 
 
 def groups():
@@ -174,7 +176,7 @@ def groups():
     for name, (keys, batch, heads, heads_kv) in DECODE.items():
         yield [f"hopper.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
     for name in FP8_DECODE:
-        yield [f"hopper.decode.fp8.{name}"], lambda a=(1, *DECODE[name]): attention(*a)
+        yield [f"hopper.decode.{name}"], lambda a=(1, *DECODE[name.split(".", 1)[1]]): attention(*a)
     for name in OWN:
         yield [f"hopper.{name}"], None
     yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk

@@ -228,10 +228,22 @@ std::string case_keys() {
   return text;
 }
 
+namespace {
+
+/// Query tokens of a request that the plan allows.
+std::int64_t most_queries(const Case& spec) {
+  std::int64_t most = 0;
+  for (const Lengths& lengths : spec.lengths) most = std::max(most, lengths.seqlen_q);
+  return most + spec.slack;
+}
+
+}  // namespace
+
 std::string case_value(const Case& spec, std::string_view name) {
   if (name == "group") {
     return std::to_string(spec.heads_kv > 0 ? spec.heads_q / spec.heads_kv : 0);
   }
+  if (name == "queries") return std::to_string(most_queries(spec));
   return find_key(name).write(spec);
 }
 

@@ -184,13 +184,15 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
   Case spec = choose_all(choices, options);
   const auto lines = static_cast<std::int64_t>(table.lines().size());
   if (lines == 0) throw CaseError("the support table is empty");
-  std::int64_t group = 0;
+  std::int64_t group = 0, queries = -1;
   bool maxima = true;
   for (const SupportTable::Condition& c : table.lines()[choices.below(lines)]) {
     const std::string& value = choose_value(choices, c);
     if (c.key == "block_max" && value == "0") maxima = false;
     if (c.key == "group") {
       group = read_integer(value);
+    } else if (c.key == "queries") {
+      queries = read_integer(value);
     } else if (value != "huge") {
       set_case_value(spec, c.key, value);
     } else {
@@ -201,6 +203,10 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
     if (group > 16) spec.heads_kv = 1;
     if (spec.index_heads_k > 1) spec.index_heads_k = spec.heads_kv;
     spec.heads_q = spec.heads_kv * group;
+  }
+  if (queries >= 0) {
+    spec.slack = 0;
+    for (Lengths& lengths : spec.lengths) lengths.seqlen_q = std::min(lengths.seqlen_q, queries);
   }
   spec = finish(choices, spec, options);
   // Outputs are chosen last; what the line says of them holds.

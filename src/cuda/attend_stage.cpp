@@ -223,8 +223,8 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
   params.scale_log2 = scale_log2_of(problem);
   int* const suspects = suspects_.in(workspace);
   params.suspects = {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
-  params.k_scales = make_scales(problem, call.k_scale);
-  params.v_scales = make_scales(problem, call.v_scale);
+  params.k_scales = make_scales(problem, core::kv_format(problem), call.k_scale);
+  params.v_scales = make_scales(problem, core::kv_format(problem), call.v_scale);
   params.column_scales = has_column_scales(core::kv_format(problem)) ? 1 : 0;
   return params;
 }

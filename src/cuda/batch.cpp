@@ -29,11 +29,11 @@ IntVector make_int_vector(const Tensor& tensor, int dim) {
   return {static_cast<const int*>(tensor.data), tensor.stride[static_cast<std::size_t>(dim)]};
 }
 
-Scales make_scales(const Problem& problem, const Tensor& tensor) {
+Scales make_scales(const Problem& problem, const Format& format, const Tensor& tensor) {
   if (!tensor) return {};
   const auto* const data = static_cast<const float*>(tensor.data);
   const auto& stride = tensor.stride;
-  switch (core::kv_format(problem).scale) {
+  switch (format.scale) {
     case Scale::None:
     case Scale::Group:
     case Scale::GroupTensor:

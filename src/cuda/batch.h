@@ -46,8 +46,8 @@ Slots<Item> make_slots(const Tensor& tensor) {
   return {static_cast<Item*>(tensor.data), tensor.stride[0], tensor.stride[1], tensor.stride[2]};
 }
 
-/// k_scale or v_scale of the problem's format, or none.
-Scales make_scales(const Problem& problem, const Tensor& tensor);
+/// Scales of keys or values of that format, or none.
+Scales make_scales(const Problem& problem, const Format& format, const Tensor& tensor);
 
 inline Lists make_lists(const Tensor& ids) {
   return {.ids = make_slots<const int>(ids), .k = static_cast<int>(ids.shape[2])};

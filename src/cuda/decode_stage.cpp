@@ -28,9 +28,13 @@ std::string index_rejects(const Problem& p) {
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
   if (p.index.filter) return "no kernel takes a filter of index keys yet";
-  if (core::index_k_format(p) != p.index.q)
-    return "the kernels take index keys stored as index queries are, not " +
-           to_string(core::index_k_format(p));
+  const Format keys = core::index_k_format(p);
+  const bool codes = keys.storage == DType::E4M3;
+  if (keys != p.index.q && !codes)
+    return "the kernels take index keys stored as index queries are or in e4m3, not " +
+           to_string(keys);
+  if (codes && p.index.dim != 128)
+    return "index keys in e4m3 have an index_dim of 128 here, not " + std::to_string(p.index.dim);
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
@@ -123,7 +127,8 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
         problem.bounds.max_seqlen_q * (problem.index.heads / problem.index.heads_k);
     decode::launch_score({.storage = storage_of(problem.index.q.storage),
                           .tiles = decode::score_tiles(columns),
-                          .dim = static_cast<int>(problem.index.dim)},
+                          .dim = static_cast<int>(problem.index.dim),
+                          .keys = storage_of(core::index_k_format(problem).storage)},
                          *score, stream);
   }
   if (problem.op == Op::SelectBlocks)
@@ -167,7 +172,8 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .ctas = score_ctas_,
           .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
           .scores = score_rows(problem, call, workspace),
-          .orders = problem.op != Op::BlockScores};
+          .orders = problem.op != Op::BlockScores,
+          .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale)};
 }
 
 decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
@@ -210,8 +216,8 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
       .partial_out = partial_out_.in(workspace),
       .partial_state = partial_state_.in(workspace),
       .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_),
-      .k_scales = make_scales(problem, call.k_scale),
-      .v_scales = make_scales(problem, call.v_scale)};
+      .k_scales = make_scales(problem, core::kv_format(problem), call.k_scale),
+      .v_scales = make_scales(problem, core::kv_format(problem), call.v_scale)};
   if (problem.op == Op::SparseAttention) {
     params.blocks = decode::Blocks::Listed;
     params.lists = make_lists(call.block_ids_in);

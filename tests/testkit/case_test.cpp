@@ -85,6 +85,9 @@ TEST(SupportTables, ContainWhatTheySay) {
   EXPECT_FALSE(table.contains(parse_case("op=dense dim=48 heads=8/1")));
   EXPECT_FALSE(table.contains(parse_case("op=dense dim=40 heads=8/2")));
   EXPECT_TRUE(table.contains(parse_case("op=topk dim=40")));
+  const SupportTable few("queries=0..8");
+  EXPECT_TRUE(few.contains(parse_case("lens=3:40,6:9 slack=2")));
+  EXPECT_FALSE(few.contains(parse_case("lens=3:40,6:9 slack=3")));
   EXPECT_THROW(SupportTable("op=dense dims=3"), CaseError);
 }
 

@@ -148,6 +148,19 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                     .line = std::string("op=msa page=128 kv=e4m3/head ") + lens,
                     .graph = true});
   }
+  for (const auto& [name, what, lens] :
+       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+        {"128k.b1", "one token over 128K", "lens=1:131072"},
+        {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
+        {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"}}) {
+    rows.push_back({.id = std::string("hopper.decode.fp8fast.") + name,
+                    .what = std::string("selection and attention in a CUDA graph, keys, values and "
+                                        "index keys in e4m3 with a scale for each head, blocks "
+                                        "ranked by the index keys as they are stored, ") +
+                            what,
+                    .line = std::string("op=msa page=128 kv=e4m3/head index_k=e4m3/head ") + lens,
+                    .graph = true});
+  }
   for (const auto& [name, what, line] :
        {Fp8{"32k.drift", "32K tokens, lists that drift", "lens=32768:32768 regime=drift"},
         {"128k.drift", "128K tokens, lists that drift", "lens=131072:131072 regime=drift"},
