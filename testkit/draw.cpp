@@ -204,11 +204,11 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
     if (spec.index_heads_k > 1) spec.index_heads_k = spec.heads_kv;
     spec.heads_q = spec.heads_kv * group;
   }
+  spec = finish(choices, spec, options);
   if (queries >= 0) {
     spec.slack = 0;
     for (Lengths& lengths : spec.lengths) lengths.seqlen_q = std::min(lengths.seqlen_q, queries);
   }
-  spec = finish(choices, spec, options);
   // Outputs are chosen last; what the line says of them holds.
   if (!maxima) {
     spec.block_max = false;

@@ -145,12 +145,15 @@ Operands operands_of_stage(Op op, const Operands& whole) {
   if (op == Op::SelectBlocks) {
     o.index_q = whole.index_q;
     o.index_k = whole.index_k;
+    o.index_k_scale = whole.index_k_scale;
     o.block_ids = whole.block_ids;
     return o;
   }
   o.q = whole.q;
   o.k = whole.k;
   o.v = whole.v;
+  o.k_scale = whole.k_scale;
+  o.v_scale = whole.v_scale;
   o.block_ids_in = whole.block_ids;
   o.out = whole.out;
   o.lse = whole.lse;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "cli.h"
 #include "tensors.h"
@@ -57,11 +58,14 @@ void require_plain(const Case& spec) {
       [](const testkit::Lengths& r) { return !r.q_offset && r.key_offset == 0 && !r.total_k; });
   const bool memory = spec.layout == testkit::Layout::Separate && spec.pool == 0 &&
                       spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
-  const bool contents = spec.hostile == testkit::Hostile::None &&
-                        spec.corrupt == testkit::Corrupt::None &&
-                        spec.index_k_format() == Format{spec.index_type()};
-  const Scale scale = spec.kv_format().scale;
-  const bool shared = scale != Scale::Page && scale != Scale::Token;
+  const bool contents =
+      spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
+  const auto is_shared = [](const Format& format) {
+    return format.scale == Scale::None || format.scale == Scale::Tensor ||
+           format.scale == Scale::Head;
+  };
+  const bool shared =
+      is_shared(spec.kv_format()) && is_shared(spec.index_k_format()) && !spec.filter;
   if (op && lengths && memory && contents && !spec.block_max && spec.output && shared &&
       !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
     return;
@@ -70,10 +74,15 @@ void require_plain(const Case& spec) {
                             testkit::to_line(spec));
 }
 
-/// The scale of a head's keys or values; no power of two.
+/// Of keys, values or index keys.
+Format format_of(const Case& spec, Role role) {
+  return role == Role::IndexKey ? spec.index_k_format() : spec.kv_format();
+}
+
+/// The scale of a head's keys, values or index keys; no power of two.
 float scale_of(const Case& spec, Role role, std::int64_t head) {
-  const std::int64_t place = spec.kv_format().scale == Scale::Head ? head : 0;
-  return (role == Role::Key ? 0.4f : 0.55f) + 0.1f * static_cast<float>(place % 8);
+  const std::int64_t place = format_of(spec, role).scale == Scale::Head ? head : 0;
+  return (role == Role::Value ? 0.55f : 0.4f) + 0.1f * static_cast<float>(place % 8);
 }
 
 float score(const Case& spec, const testkit::Stream64& random, std::uint64_t counter) {
@@ -175,18 +184,15 @@ void BenchData::make_inputs() {
   if (indexes(spec_.op)) {
     operands_.index_q = make_queries(role(Role::IndexQuery), spec_.index_type(),
                                      spec_.heads_index(), spec_.dim_index());
-    operands_.index_k =
-        make_keys(role(Role::IndexKey), spec_.index_type(), spec_.index_heads_k, spec_.dim_index());
+    operands_.index_k = make_keys(role(Role::IndexKey), spec_.index_heads_k, spec_.dim_index());
+    operands_.index_k_scale = make_scales(role(Role::IndexKey), spec_.index_heads_k);
   }
   if (attends(spec_.op)) {
     operands_.q = make_queries(role(Role::Query), spec_.dtype, spec_.heads_q, spec_.head_dim);
-    const DType stored = spec_.kv_format().storage;
-    operands_.k = make_keys(role(Role::Key), stored, spec_.heads_kv, spec_.head_dim);
-    operands_.v = make_keys(role(Role::Value), stored, spec_.heads_kv, spec_.dim_v());
-    if (spec_.kv_format().scale != Scale::None) {
-      operands_.k_scale = make_scales(role(Role::Key));
-      operands_.v_scale = make_scales(role(Role::Value));
-    }
+    operands_.k = make_keys(role(Role::Key), spec_.heads_kv, spec_.head_dim);
+    operands_.v = make_keys(role(Role::Value), spec_.heads_kv, spec_.dim_v());
+    operands_.k_scale = make_scales(role(Role::Key), spec_.heads_kv);
+    operands_.v_scale = make_scales(role(Role::Value), spec_.heads_kv);
   }
   if (spec_.op == Op::SelectTopk) operands_.scores_in = make_scores();
   if (spec_.op == Op::SparseAttention) operands_.block_ids_in = make_lists();
@@ -254,7 +260,9 @@ Tensor BenchData::make_queries(int role, DType dtype, std::int64_t heads, std::i
   return tensor;
 }
 
-Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int64_t dim) {
+Tensor BenchData::make_keys(int role, std::int64_t heads, std::int64_t dim) {
+  const Format format = format_of(spec_, static_cast<Role>(role));
+  const DType dtype = format.storage;
   const std::int64_t page = spec_.page_size;
   const std::int64_t ragged = requests_.back().k_begin + requests_.back().seqlen_k;
   const Tensor tensor =
@@ -264,7 +272,7 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
   const testkit::Values values(spec_, static_cast<Role>(role), dim, heads,
                                problem_.bounds.max_seqlen_k);
   const auto item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
-  const bool scaled = dtype == DType::E4M3 && spec_.kv_format().scale != Scale::None;
+  const bool scaled = format.scale != Scale::None;
   const auto locate = [&](std::int64_t row) -> std::pair<std::int64_t, std::int64_t> {
     if (page > 0) {
       const auto [request, logical] = page_owners_[static_cast<std::size_t>(row / page)];
@@ -296,13 +304,14 @@ Tensor BenchData::make_keys(int role, DType dtype, std::int64_t heads, std::int6
   return tensor;
 }
 
-/// One for all, or one a head; the host's copy is kept.
-Tensor BenchData::make_scales(int role) {
-  const std::int64_t count = spec_.kv_format().scale == Scale::Head ? spec_.heads_kv : 1;
-  std::vector<float>& host = host_scales_.emplace_back();
-  for (std::int64_t h = 0; h < count; ++h)
+/// One for all, or one a head, or none; the host's copy is kept.
+Tensor BenchData::make_scales(int role, std::int64_t heads) {
+  const Scale scale = format_of(spec_, static_cast<Role>(role)).scale;
+  if (scale == Scale::None) return {};
+  std::vector<float>& host = host_scales_[role];
+  for (std::int64_t h = 0; h < (scale == Scale::Head ? heads : 1); ++h)
     host.push_back(scale_of(spec_, static_cast<Role>(role), h));
-  const Tensor tensor = make(DType::F32, {count});
+  const Tensor tensor = make(DType::F32, {static_cast<std::int64_t>(host.size())});
   space_.copy_in(tensor.data, host.data(), host.size() * sizeof(float));
   return tensor;
 }
@@ -412,9 +421,12 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
     t->shape[0] = 1;
     t->device = {};
   }
-  if (o.k_scale) {
-    o.k_scale = view_of(host_scales_[0].data(), DType::F32, {o.k_scale.shape[0]});
-    o.v_scale = view_of(host_scales_[1].data(), DType::F32, {o.v_scale.shape[0]});
+  const std::array<std::pair<Tensor*, Role>, 3> scales{
+      {{&o.k_scale, Role::Key}, {&o.v_scale, Role::Value}, {&o.index_k_scale, Role::IndexKey}}};
+  for (const auto& [tensor, role] : scales) {
+    if (!*tensor) continue;
+    const std::vector<float>& numbers = host_scales_.at(static_cast<int>(role));
+    *tensor = view_of(numbers.data(), DType::F32, {static_cast<std::int64_t>(numbers.size())});
   }
   const std::array<std::int32_t, 4> numbers{0, 1, static_cast<std::int32_t>(request.seqlen_k),
                                             static_cast<std::int32_t>(request.offset + i)};

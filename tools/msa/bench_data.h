@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -59,8 +60,8 @@ class BenchData {
   Tensor make(DType dtype, const std::vector<std::int64_t>& shape);
   Tensor make_ints(const std::vector<std::int32_t>& values, const std::vector<std::int64_t>& shape);
   Tensor make_queries(int role, DType dtype, std::int64_t heads, std::int64_t dim);
-  Tensor make_keys(int role, DType dtype, std::int64_t heads, std::int64_t dim);
-  Tensor make_scales(int role);
+  Tensor make_keys(int role, std::int64_t heads, std::int64_t dim);
+  Tensor make_scales(int role, std::int64_t heads);
   Tensor make_scores();
   Tensor make_lists();
   /// Writes the rows (outermost extent) of a tensor; row n holds what `maker` makes of n % period.
@@ -78,7 +79,7 @@ class BenchData {
   testkit::Operands operands_{};
   Batch host_batch_{};
   std::vector<std::vector<std::int32_t>> host_ints_{};
-  std::vector<std::vector<float>> host_scales_{};  // of keys, of values
+  std::map<int, std::vector<float>> host_scales_{};  // by role
   std::vector<testkit::Request> requests_{};
   std::int64_t pages_ = 0;
   std::vector<std::pair<std::int32_t, std::int32_t>> page_owners_{};  // request, page of it
