@@ -134,73 +134,83 @@ class Consumer {
     reset_output<Traits>(state_);
   }
 
-  /// All blocks of the item.
-  __device__ __forceinline__ void run(const Item& item) {
+  /// All blocks of the item. A rehearsal multiplies whatever lies where the first will be.
+  __device__ __forceinline__ void run(Item item, bool rehearsal) {
     load_query<Traits>(state_, params_, item, lane_);
+    if (rehearsal) {
+      item.end = item.begin + 1;
+    }
     if constexpr (Traits::kCodes) {
-      run_codes(item);
+      run_codes(item, rehearsal);
     } else {
-      run_items(item);
+      run_items(item, rehearsal);
     }
   }
 
   __device__ __forceinline__ WarpState<Traits>& state() { return state_; }
 
  private:
-  __device__ __forceinline__ void run_items(const Item& item) {
+  __device__ __forceinline__ void run_items(const Item& item, bool rehearsal) {
     for (int i = item.begin; i < item.end; ++i) {
       const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       std::uint32_t probabilities[Traits::kSteps][4];
-      shared_.ring.wait_full(at_);
+      wait_full(rehearsal);
       multiply_keys<Traits>(scores, state_, stages_ + at_.stage * Traits::kTileBytes, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      warp_release();
-      if (visible < Traits::kBlock || bad != 0) {
+      warp_release(rehearsal);
+      if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
       softmax_step<Traits>(probabilities, state_, scores, params_.scale_log2);
-      shared_.ring.wait_full(at_);
+      wait_full(rehearsal);
       std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
-      if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
+      if (!rehearsal && visible < Traits::kBlock)
+        clear_values<Traits>(values, visible, warp_, lane_);
       multiply_values<Traits>(state_, probabilities, values, warp_, lane_);
-      warp_release();
+      warp_release(rehearsal);
     }
   }
 
-  __device__ __forceinline__ void run_codes(const Item& item) {
+  __device__ __forceinline__ void run_codes(const Item& item, bool rehearsal) {
     for (int i = item.begin; i < item.end; ++i) {
       const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
-      shared_.ring.wait_full(at_);
+      wait_full(rehearsal);
       const std::uint8_t* keys = stages_ + at_.stage * Traits::kTileBytes;
       const float* scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
       multiply_key_codes<Traits>(scores, state_, keys, warp_, lane_);
       scale_columns<Traits>(scores, scales, lane_);
-      if (shared_.odd_scales[at_.stage] != 0)
+      if (!rehearsal && shared_.odd_scales[at_.stage] != 0)
         score_odd_keys<Traits>(scores, params_, item, keys, scales, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      warp_release();
-      if (visible < Traits::kBlock || bad != 0) {
+      warp_release(rehearsal);
+      if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
       weigh<Traits>(state_, scores, params_.scale_log2, decay);
-      shared_.ring.wait_full(at_);
+      wait_full(rehearsal);
       std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
       scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
-      if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
-      if (shared_.odd_scales[at_.stage] != 0)
+      if (!rehearsal && visible < Traits::kBlock)
+        clear_values<Traits>(values, visible, warp_, lane_);
+      if (!rehearsal && shared_.odd_scales[at_.stage] != 0)
         spoil_odd_values<Traits>(values, scales, warp_, lane_);
       scale_columns<Traits>(scores, scales, lane_);
       pack_weights<Traits>(probabilities, state_, scores, decay);
       multiply_value_codes<Traits>(state_, probabilities, values, warp_, lane_);
-      warp_release();
+      warp_release(rehearsal);
     }
   }
 
-  __device__ __forceinline__ void warp_release() {
+  __device__ __forceinline__ void wait_full(bool rehearsal) {
+    if (!rehearsal) shared_.ring.wait_full(at_);
+  }
+
+  __device__ __forceinline__ void warp_release(bool rehearsal) {
+    if (rehearsal) return;
     shared_.ring.warp_release(at_, lane_);
     at_.advance();
   }

@@ -18,8 +18,8 @@ __device__ __forceinline__ void attend_item(const AttendParams& p, const Request
   Consumer<Traits> consumer(p, shared, stages, at, warp, lane);
   if (!consumes) {
     Producer<Traits>(p, shared, stages, at, lane).run(r, item, rehearsal);
-  } else if (!rehearsal) {
-    consumer.run(item);
+  } else {
+    consumer.run(item, rehearsal);
   }
   float* scratch = reinterpret_cast<float*>(stages);
   __syncthreads();  // every warp has left the ring
