@@ -47,8 +47,8 @@ __device__ __forceinline__ void widen_rows(std::uint8_t* tile, int warp, int lan
     uint4 codes[kTurns];
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      codes[turn] = *reinterpret_cast<const uint4*>(
-          codes_of<kRows>(tile) + swizzled_chunk(first + my.row(turn), my.chunk));
+      codes[turn] = *reinterpret_cast<const uint4*>(codes_of<kRows>(tile) +
+                                                    swizzled_chunk(first + my.row(turn), my.chunk));
     }
     __syncwarp();
 #pragma unroll

@@ -134,41 +134,40 @@ class Consumer {
     reset_output<Traits>(state_);
   }
 
-  /// All blocks of the item. A rehearsal multiplies whatever lies where the first will be.
+  /// All blocks of the item. A rehearsal multiplies whatever codes lie where the first block will
+  /// be; with items, whose code is half as long, that took longer than it gave.
   __device__ __forceinline__ void run(Item item, bool rehearsal) {
-    load_query<Traits>(state_, params_, item, lane_);
-    if (rehearsal) {
-      item.end = item.begin + 1;
-    }
     if constexpr (Traits::kCodes) {
+      load_query<Traits>(state_, params_, item, lane_);
+      if (rehearsal) item.end = item.begin + 1;
       run_codes(item, rehearsal);
-    } else {
-      run_items(item, rehearsal);
+    } else if (!rehearsal) {
+      load_query<Traits>(state_, params_, item, lane_);
+      run_items(item);
     }
   }
 
   __device__ __forceinline__ WarpState<Traits>& state() { return state_; }
 
  private:
-  __device__ __forceinline__ void run_items(const Item& item, bool rehearsal) {
+  __device__ __forceinline__ void run_items(const Item& item) {
     for (int i = item.begin; i < item.end; ++i) {
       const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       std::uint32_t probabilities[Traits::kSteps][4];
-      wait_full(rehearsal);
+      shared_.ring.wait_full(at_);
       multiply_keys<Traits>(scores, state_, stages_ + at_.stage * Traits::kTileBytes, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      warp_release(rehearsal);
-      if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
+      warp_release();
+      if (visible < Traits::kBlock || bad != 0) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
       softmax_step<Traits>(probabilities, state_, scores, params_.scale_log2);
-      wait_full(rehearsal);
+      shared_.ring.wait_full(at_);
       std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
-      if (!rehearsal && visible < Traits::kBlock)
-        clear_values<Traits>(values, visible, warp_, lane_);
+      if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
       multiply_values<Traits>(state_, probabilities, values, warp_, lane_);
-      warp_release(rehearsal);
+      warp_release();
     }
   }
 
@@ -178,7 +177,7 @@ class Consumer {
       float scores[Traits::kKeyTiles][4];
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
-      wait_full(rehearsal);
+      if (!rehearsal) shared_.ring.wait_full(at_);
       const std::uint8_t* keys = stages_ + at_.stage * Traits::kTileBytes;
       const float* scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
       multiply_key_codes<Traits>(scores, state_, keys, warp_, lane_);
@@ -186,12 +185,12 @@ class Consumer {
       if (!rehearsal && shared_.odd_scales[at_.stage] != 0)
         score_odd_keys<Traits>(scores, params_, item, keys, scales, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      warp_release(rehearsal);
+      if (!rehearsal) warp_release();
       if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
       weigh<Traits>(state_, scores, params_.scale_log2, decay);
-      wait_full(rehearsal);
+      if (!rehearsal) shared_.ring.wait_full(at_);
       std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
       scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
       if (!rehearsal && visible < Traits::kBlock)
@@ -201,16 +200,11 @@ class Consumer {
       scale_columns<Traits>(scores, scales, lane_);
       pack_weights<Traits>(probabilities, state_, scores, decay);
       multiply_value_codes<Traits>(state_, probabilities, values, warp_, lane_);
-      warp_release(rehearsal);
+      if (!rehearsal) warp_release();
     }
   }
 
-  __device__ __forceinline__ void wait_full(bool rehearsal) {
-    if (!rehearsal) shared_.ring.wait_full(at_);
-  }
-
-  __device__ __forceinline__ void warp_release(bool rehearsal) {
-    if (rehearsal) return;
+  __device__ __forceinline__ void warp_release() {
     shared_.ring.warp_release(at_, lane_);
     at_.advance();
   }

@@ -3,6 +3,8 @@
 // front of the product, and multiplied by the scales of their keys behind it.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/number.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/scales.cuh"
@@ -33,12 +35,11 @@ __device__ __forceinline__ void read_scales(KeyScales& to, const ScoreParams& p,
   if (p.k_scales.data != nullptr) to.odd = __any_sync(common::kAllLanes, odd) != 0;
 }
 
-/// Adds an m16 tile of keys times every column.
-template <class Traits>
+/// Adds an m16 tile of keys times every column, whose items are of type Item.
+template <class Traits, class Item>
 __device__ __forceinline__ void multiply_codes(float (&d)[Traits::kTiles][4],
                                                const StepKeys<Traits>& keys, int tile,
                                                const Queries<Traits>& q) {
-  using Item = typename Traits::Item;
 #pragma unroll
   for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
     const uint4& u = keys.items[tile][0][chunk];
@@ -61,8 +62,8 @@ __device__ __forceinline__ void multiply_codes(float (&d)[Traits::kTiles][4],
   }
 }
 
-/// As reduce_keys.
-template <class Traits>
+/// As reduce_keys, over columns of type Item.
+template <class Traits, class Item>
 __device__ __forceinline__ void reduce_codes(float (&best)[Traits::kTiles][2],
                                              const StepKeys<Traits>& keys, const KeyScales& scales,
                                              const Queries<Traits>& q, int first, unsigned bad,
@@ -74,11 +75,15 @@ __device__ __forceinline__ void reduce_codes(float (&best)[Traits::kTiles][2],
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
     float d[Traits::kTiles][4] = {};
-    multiply_codes<Traits>(d, keys, tile, q);
+    multiply_codes<Traits, Item>(d, keys, tile, q);
 #pragma unroll
     for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) d[column_tile][i] *= scales.of[tile][i / 2];
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (!std::is_same_v<Item, typename Traits::Item>)
+          d[column_tile][i] *= q.unit[column_tile][i & 1];
+        d[column_tile][i] *= scales.of[tile][i / 2];
+      }
       if (masked) mask_scores<Traits>(d[column_tile], q, column_tile, tile, first, bad, lane);
 #pragma unroll
       for (int i = 0; i < 2; ++i)  // fmaxf drops NaN: a NaN token score counts as -inf

@@ -117,7 +117,10 @@ class ScoreConsumer {
         return shared_.ring.warp_release(at, lane_);
       }
       shared_.ring.warp_release(at, lane_);
-      reduce_codes<Traits>(best, keys, scales, q, first, bad, lane_);
+      if constexpr (Traits::kNarrows) {
+        if (q.narrow) return reduce_codes<Traits, __half>(best, keys, scales, q, first, bad, lane_);
+      }
+      reduce_codes<Traits, typename Traits::Item>(best, keys, scales, q, first, bad, lane_);
     } else {
       shared_.ring.warp_release(at, lane_);
       reduce_keys<Traits>(best, keys, q, first, bad, lane_);

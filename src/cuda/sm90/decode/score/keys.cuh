@@ -2,10 +2,13 @@
 // What a consumer warp multiplies: the query columns, its keys of a step, and their maxima.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/number.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/score/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
 
 namespace msa::cuda::sm90::decode {
@@ -17,7 +20,60 @@ struct Queries {
   std::uint32_t fragments[Traits::kTiles][Traits::kChunks][Traits::kPairs];
   int limit[Traits::kTiles][2];  // visible keys of the accumulator columns that this lane holds
   int min_limit;                 // keys below it are seen by every column
+  // Beside codes: the fragments are f16, and what the products of a column are multiplied by.
+  bool narrow;
+  float unit[Traits::kTiles][2];
 };
+
+/// Queries in bf16 become f16 where that is exact, each column times a power of two: codes are
+/// widened to f16 in one instruction a pair and to bf16 in four. Items up to 2^32 below the
+/// largest of their column fit.
+template <class Traits>
+__device__ __forceinline__ void narrow_queries(Queries<Traits>& q, int lane) {
+  static_assert(std::is_same_v<typename Traits::Item, __nv_bfloat16>, "f16 is narrow");
+  constexpr int kTop = 15;  // exponent of the largest item
+  std::uint32_t narrow[Traits::kTiles][Traits::kChunks][Traits::kPairs];
+  bool exact = true;
+#pragma unroll
+  for (int tile = 0; tile < Traits::kTiles; ++tile) {
+    float largest = 0.f;
+#pragma unroll
+    for (int n = 0; n < Traits::kChunks * Traits::kPairs; ++n) {
+      const float2 x =
+          ptx::cvt_unpack<__nv_bfloat16>(q.fragments[tile][n / Traits::kPairs][n % Traits::kPairs]);
+      largest = ptx::max_nan(largest, ptx::max_nan(fabsf(x.x), fabsf(x.y)));
+    }
+    largest = ptx::max_nan(largest, __shfl_xor_sync(common::kAllLanes, largest, 1));
+    largest = ptx::max_nan(largest, __shfl_xor_sync(common::kAllLanes, largest, 2));
+    // Of 2^e with e from -100 to 100; other columns are none.
+    const int exponent = (__float_as_int(largest) >> 23) - 127;
+    exact &= largest == 0.f || (exponent >= -100 && exponent <= 100);
+    const int shift = largest == 0.f ? 0 : kTop - min(max(exponent, -100), 100);
+    const float scale = __int_as_float((127 + shift) << 23);
+#pragma unroll
+    for (int n = 0; n < Traits::kChunks * Traits::kPairs; ++n) {
+      const float2 x =
+          ptx::cvt_unpack<__nv_bfloat16>(q.fragments[tile][n / Traits::kPairs][n % Traits::kPairs]);
+      const std::uint32_t pair = ptx::cvt_pack<__half>(x.x * scale, x.y * scale);
+      const float2 back = ptx::cvt_unpack<__half>(pair);
+      exact &= back.x == x.x * scale && back.y == x.y * scale;
+      narrow[tile][n / Traits::kPairs][n % Traits::kPairs] = pair;
+    }
+    const float unit = __int_as_float((127 - shift) << 23);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)  // lane 4 c holds column c
+      q.unit[tile][i] = __shfl_sync(common::kAllLanes, unit, ((lane & 3) * 2 + i) * 4);
+  }
+  q.narrow = __all_sync(common::kAllLanes, exact) != 0;
+  if (!q.narrow) return;
+#pragma unroll
+  for (int tile = 0; tile < Traits::kTiles; ++tile) {
+#pragma unroll
+    for (int n = 0; n < Traits::kChunks * Traits::kPairs; ++n)
+      q.fragments[tile][n / Traits::kPairs][n % Traits::kPairs] =
+          narrow[tile][n / Traits::kPairs][n % Traits::kPairs];
+  }
+}
 
 template <class Traits>
 __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScoreParams& p,
@@ -51,6 +107,7 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
     }
   }
   q.min_limit = visible_keys(r, 0, p.batch.causal != 0);  // the first token sees least
+  if constexpr (Traits::kNarrows) narrow_queries<Traits>(q, lane);
 }
 
 /// A warp's keys of one step.

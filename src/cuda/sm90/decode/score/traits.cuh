@@ -15,6 +15,7 @@ struct ScoreTraits {
   using Item = common::ItemOf<cfg.storage>;
   // Keys in codes: bytes in the ring, widened to Item in front of the product.
   static constexpr bool kCodes = cfg.keys == Storage::E4m3;
+  static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;  // keys.cuh
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
