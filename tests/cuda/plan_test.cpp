@@ -380,12 +380,13 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
   EXPECT_EQ(name("op=dense lens=1:5000 block_max=1 output=0"), "attention");
   // The reason is that of the row that takes longer requests, too.
   EXPECT_NE(name("op=sparse lens=1:5000 topk=65").find("topk is at most 64"), std::string::npos);
-  for (const char* lens : {"1:5000", "300:5000"}) {
-    for (const char* op : {"scores", "select", "msa"}) {
-      const std::string line = std::string("op=") + op + " page=128 index_k=e4m3/page lens=" + lens;
-      EXPECT_NE(name(line).find("index keys stored as index queries are, not e4m3/page"),
+  for (const std::string op : {"scores", "select", "msa"}) {
+    const std::string line = "op=" + op + " page=128 index_k=e4m3/page lens=";
+    EXPECT_EQ(name(line + "8:5000"), "decode") << op;
+    for (const std::string& other : {line + "1:5000 index_dim=64", line + "9:5000"}) {
+      EXPECT_NE(name(other).find("index keys stored as index queries are, not e4m3/page"),
                 std::string::npos)
-          << name(line);
+          << name(other);
     }
   }
   GpuInfo other = kHopper;
