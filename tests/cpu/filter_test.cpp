@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -133,6 +134,16 @@ struct Numbers {
   std::function<float(std::mt19937&, std::int64_t row, std::size_t d)> query, key;
 };
 
+/// A number that depends on nothing but `row` and `which`; its bits differ for neighbours.
+std::uint32_t scattered(std::int64_t row, std::uint32_t which = 0) {
+  std::uint32_t x = static_cast<std::uint32_t>(row) * 2 + which + 1;
+  for (const std::uint32_t factor : {0x7feb352du, 0x846ca68bu}) {
+    x ^= x >> 16;
+    x *= factor;
+  }
+  return x ^ x >> 16;
+}
+
 float normal(std::mt19937& random) {
   std::normal_distribution<float> numbers;
   return numbers(random);
@@ -194,7 +205,7 @@ const std::vector<Numbers>& regimes() {
        [](std::mt19937&, std::int64_t, std::size_t d) { return d == 0 ? 0.0f : 1.0f; },
        [](std::mt19937& random, std::int64_t row, std::size_t d) {
          if (d == 0) return 50.0f + static_cast<float>(random() % 150);
-         return static_cast<float>(std::mt19937(static_cast<unsigned>(row))() % 1000) * 1e-3f;
+         return static_cast<float>(scattered(row) % 1000) * 1e-3f;
        }},
       {"errors of queries that align",
        [](std::mt19937&, std::int64_t, std::size_t d) {
@@ -202,9 +213,8 @@ const std::vector<Numbers>& regimes() {
          return d < 32 ? 0.49f : 0.51f;
        },
        [](std::mt19937&, std::int64_t row, std::size_t d) {
-         std::mt19937 of_row(static_cast<unsigned>(row));
-         const bool low = of_row() % 2 == 0;
-         const float size = 1 + static_cast<float>(of_row() % 300) * 1e-3f;
+         const bool low = scattered(row, 0) % 2 == 0;
+         const float size = 1 + static_cast<float>(scattered(row, 1) % 300) * 1e-3f;
          return d != 0 && (d < 32) == low ? size : 0.0f;
        }},
       {"near ties",
