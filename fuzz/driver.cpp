@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The command line of the fuzz targets:
-//   fuzz_api --cases N [--seed S] [--first I] [--backend B] [--isa X] [--verbose]
+//   fuzz_api --cases N [--seed S] [--first I] [--backend B] [--isa X[,Y]...] [--verbose]
 //   fuzz_api [libFuzzer's options] [corpus]
 #include "driver.h"
 
@@ -9,6 +9,7 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <vector>
 
 extern "C" int LLVMFuzzerRunDriver(int* argc, char*** argv,
                                    int (*target)(const std::uint8_t* data, std::size_t size));
@@ -21,8 +22,9 @@ Target g_target = nullptr;  // libFuzzer's callback takes no context
 
 int one_input(const std::uint8_t* data, std::size_t size) {
   Choices choices(data, size);
+  testkit::OracleMemory memory;
   try {
-    g_target(choices, {});
+    g_target(choices, {}, memory);
   } catch (const std::runtime_error& failure) {
     std::fprintf(stderr, "%s\n", failure.what());
     std::abort();
@@ -35,26 +37,45 @@ struct Arguments {
   long first = 0;
   std::uint64_t seed = 1;
   bool verbose = false;
-  Options under_test{};
+  std::string backend{};
+  std::vector<std::string> isas{};
 };
+
+/// The names between the commas of a list.
+std::vector<std::string> names_in(const std::string& list) {
+  std::vector<std::string> names{""};
+  for (const char c : list) {
+    if (c == ',') {
+      names.emplace_back();
+    } else {
+      names.back() += c;
+    }
+  }
+  return names;
+}
 
 int usage(const char* word) {
   std::fprintf(stderr, "unknown or incomplete argument: %s\n", word);
   return 2;
 }
 
+/// Each case on each instruction set, from the same choices; the oracle answers once.
 int run_cases(const Arguments& arguments, Target target) {
   std::map<Verdict, long> counts;
   long failed = 0;
   for (long n = arguments.first; n < arguments.first + arguments.cases; ++n) {
     if (arguments.verbose) std::fprintf(stderr, "case %ld\n", n);
-    Choices choices(arguments.seed, static_cast<std::uint64_t>(n));
-    try {
-      ++counts[target(choices, arguments.under_test)];
-    } catch (const std::runtime_error& failure) {
-      ++failed;
-      std::printf("FAILED case %ld (--seed %llu --first %ld --cases 1): %s\n", n,
-                  static_cast<unsigned long long>(arguments.seed), n, failure.what());
+    testkit::OracleMemory memory;
+    for (const std::string& isa : arguments.isas) {
+      Choices choices(arguments.seed, static_cast<std::uint64_t>(n));
+      try {
+        ++counts[target(choices, {.backend = arguments.backend, .isa = isa}, memory)];
+      } catch (const std::runtime_error& failure) {
+        ++failed;
+        std::printf("FAILED case %ld (--seed %llu --first %ld --cases 1%s%s): %s\n", n,
+                    static_cast<unsigned long long>(arguments.seed), n,
+                    isa.empty() ? "" : " --isa ", isa.c_str(), failure.what());
+      }
     }
   }
   std::printf("%ld passed, %ld failed, %ld rejected, %ld without a fault to plant\n",
@@ -87,15 +108,17 @@ int drive(int argc, char** argv, Target target) {
     } else if (word == "--seed") {
       arguments.seed = std::strtoull(value, nullptr, 10);
     } else if (word == "--backend") {
-      arguments.under_test.backend = value;
+      arguments.backend = value;
     } else if (word == "--isa") {
-      arguments.under_test.isa = value;
+      arguments.isas = names_in(value);
     } else {
       return usage(argv[i - 1]);
     }
   }
-  if (arguments.under_test.backend.empty() && !arguments.under_test.isa.empty()) {
-    arguments.under_test.backend = "cpu";
+  if (arguments.isas.empty()) {
+    arguments.isas = {""};
+  } else if (arguments.backend.empty()) {
+    arguments.backend = "cpu";
   }
   return run_cases(arguments, target);
 }

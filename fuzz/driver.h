@@ -6,6 +6,7 @@
 #include <string>
 
 #include "testkit/draw.h"
+#include "testkit/oracle_memory.h"
 #include "testkit/verify.h"
 
 namespace msa::fuzz {
@@ -15,8 +16,9 @@ using testkit::Choices;
 enum class Verdict { Passed, Rejected, Skipped };
 
 /// What a fuzz target does with one sequence of choices. Throws std::runtime_error with the whole
-/// story of a failure.
-using Target = Verdict (*)(Choices& choices, const Options& under_test);
+/// story of a failure. `memory` is of the case that these choices draw, whoever is under test.
+using Target = Verdict (*)(Choices& choices, const Options& under_test,
+                           testkit::OracleMemory& memory);
 
 int drive(int argc, char** argv, Target target);
 

@@ -31,12 +31,11 @@ std::vector<std::int32_t> selection(const Case& spec, const Options& under_test)
   return all;
 }
 
-Verdict target(Choices& choices, const Options&) {
+Verdict target(Choices& choices, const Options&, OracleMemory& memory) {
   const Case spec = draw_case(choices, {.faults = false});
   Verdict verdict = Verdict::Skipped;
   std::vector<std::int32_t> first;
   std::string first_isa;
-  OracleMemory memory;
   for (const IsaInfo& isa : isas_of("cpu")) {
     if (!isa.available) continue;
     const Options options{.backend = "cpu", .isa = isa.name};
