@@ -41,10 +41,14 @@ function(msa_cuda_backend target)
                                              CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endfunction()
 
-# Instances of kernels, four of one folder to a file: of the four to five CPU seconds that one takes alone, three and a half
-# are headers. The machine code of each is the same either way.
+# Instances of kernels, four of one folder to a file, twelve with MSA_UNITY: of the four to five CPU seconds that one takes
+# alone, three and a half are headers. The machine code of each is the same either way, which is not so for other kernels
+# of several files.
 function(msa_cuda_groups result)
   set(size 4)
+  if(MSA_UNITY)
+    set(size 12)
+  endif()
   set(groups)
   set(folder)
   foreach(source IN LISTS ARGN)
