@@ -53,7 +53,7 @@ TEST_P(HostileNumbers, BoundariesOfManyRows) {
   expect_all({
       "op=sparse heads=1/1 dim=16 block=16 topk=1 lens=65537:65537 lse=1",
       "op=dense heads=1/1 dim=16 lens=65537x1:2 lse=1",
-      "op=topk heads=1/1 block=16 topk=4 lens=65537:65537 chosen=1",
+      "op=topk heads=1/1 block=128 topk=4 lens=65537:65537 chosen=1",
       "op=invert heads=1/1 block=16 topk=1 lens=65537:65537",
   });
 }
