@@ -6,6 +6,7 @@
 #include <array>
 #include <string>
 
+#include "core/fields.h"
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
 #include "cuda/decode_stage.h"
@@ -223,12 +224,12 @@ TEST(CudaPlans, ScalesAreReadByTheirStrides) {
                                                 {"kv=e4m3/token", 0, 1000, 100},
                                                 {"kv=e4m3/token page=64", 1000, 100, 10}}) {
     const Problem p = problem(std::string("op=dense lens=1:500 ") + line);
-    const Scales read = make_scales(p, scale);
+    const Scales read = make_scales(p, core::kv_format(p), scale);
     EXPECT_EQ(read.data, memory.data()) << line;
     EXPECT_EQ(read.stride_page, page) << line;
     EXPECT_EQ(read.stride_token, token) << line;
     EXPECT_EQ(read.stride_head, head) << line;
-    EXPECT_EQ(make_scales(p, Tensor{}).data, nullptr) << line;
+    EXPECT_EQ(make_scales(p, core::kv_format(p), Tensor{}).data, nullptr) << line;
   }
 }
 
