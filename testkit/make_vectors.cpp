@@ -169,7 +169,10 @@ void fill_keys(const Making& m, const KeyRows& rows, Role role, const Used& used
   const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
   const std::int64_t rarely = std::max<std::int64_t>(2, 3 * m.spec.block_size / 2);
   const bool scaled = !rows.has_groups() && rows.scale != Scale::None;
+  const bool spoils_scales = rows.scale == Scale::Page || rows.scale == Scale::Token;
   for (const Request& r : m.requests) {
+    // Of every second request only scales are spoilt: codes beside them would hide what they do.
+    const bool spoils_codes = spoil && (!spoils_scales || r.index % 2 != 0);
     for_rows(r.seqlen_k, heads * dim, [&](std::int64_t key) {
       std::vector<float> row(static_cast<std::size_t>(dim));
       for (std::int64_t h = 0; h < (one_head ? 1 : heads); ++h) {
@@ -177,7 +180,7 @@ void fill_keys(const Making& m, const KeyRows& rows, Role role, const Used& used
         values.row(r.index, r.key_offset + key, h, row.data());
         const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
                                       static_cast<std::uint64_t>(key * heads + h);
-        const bool bad = spoil && poison.below(counter, rarely) == 0;
+        const bool bad = spoils_codes && poison.below(counter, rarely) == 0;
         if (rows.has_groups()) {
           store_groups(m, rows, role, r, key, h, bad, row);
         } else if (bad) {
