@@ -79,7 +79,7 @@ class Consumer {
       }
       issue_pv(job.blocks > 1);
       ptx::wgmma_wait_group<0>();
-      warp_release(shared_.v_ring, v_at_);
+      give_back(shared_.v_ring, v_at_);
     } else {
 #pragma unroll
       for (int x = 0; x < kOutputs; ++x) o_[x] = 0.0f;
@@ -90,7 +90,8 @@ class Consumer {
     ptx::bar_sync(kBarrierConsumer0 + warpgroup_,
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
-    warp_release(shared_.q_ring, q_at_);
+    shared_.q_ring.warp_release(q_at_, thread_ & 31);
+    q_at_.advance();
     return true;
   }
 
@@ -109,11 +110,11 @@ class Consumer {
   /// block before; with two stages that allows one skipped block at a time.
   __device__ __forceinline__ void skip_keys() {
     shared_.k_ring.wait_full(k_at_);
-    warp_release(shared_.k_ring, k_at_);
+    give_back(shared_.k_ring, k_at_);
   }
   __device__ __forceinline__ void skip_values() {
     shared_.v_ring.wait_full(v_at_);
-    warp_release(shared_.v_ring, v_at_);
+    give_back(shared_.v_ring, v_at_);
   }
 
   /// Scores of the first block, which always get element masks; nothing runs beside it.
@@ -121,7 +122,7 @@ class Consumer {
     issue_qk(q);
     ptx::wgmma_wait_group<0>();
     if constexpr (Traits::kCodes) scale_keys();
-    warp_release(shared_.k_ring, k_at_);
+    give_back(shared_.k_ring, k_at_);
     float decay[2];
     softmax_masked(entry, decay);
     if constexpr (!Traits::kCodes) pack();
@@ -134,7 +135,7 @@ class Consumer {
     issue_pv(accumulate);
     ptx::wgmma_wait_group<1>();
     if constexpr (Traits::kCodes) scale_keys();
-    warp_release(shared_.k_ring, k_at_);
+    give_back(shared_.k_ring, k_at_);
     float decay[2];
     if constexpr (kMasked) {
       softmax_masked(entry, decay);
@@ -147,7 +148,7 @@ class Consumer {
                                      decay);
     }
     ptx::wgmma_wait_group<0>();
-    warp_release(shared_.v_ring, v_at_);
+    give_back(shared_.v_ring, v_at_);
     // Most blocks move no maximum: 459 ms instead of 484 at 128K dense.
     if (common::warp::any(decay[0] != 1.0f || decay[1] != 1.0f)) {
 #pragma unroll
@@ -254,8 +255,12 @@ class Consumer {
   }
 
   template <int kStages>
-  __device__ __forceinline__ void warp_release(Ring<kStages>& ring, RingPosition<kStages>& at) {
-    ring.warp_release(at, thread_ & 31);
+  __device__ __forceinline__ void give_back(Ring<kStages>& ring, RingPosition<kStages>& at) {
+    if constexpr (Traits::kCodes) {
+      ring.release(at);  // every lane has read scales
+    } else {
+      ring.warp_release(at, thread_ & 31);
+    }
     at.advance();
   }
 

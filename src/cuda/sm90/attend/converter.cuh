@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The converter: a warpgroup that widens codes of keys and values to items in their stages, between
-// the loader, whose codes and scales fill a barrier of their own, and the consumers. Keys go one
-// block ahead of values, as the consumers take them: the stage of a key is free early in a step,
-// that of a value at its end.
+// the loader, whose codes fill a barrier of their own, and the consumers. Keys go one block ahead
+// of values, as the consumers take them: the stage of a key is free early in a step, that of a
+// value at its end.
 #pragma once
 
 #include "cuda/sm90/attend/traits.cuh"

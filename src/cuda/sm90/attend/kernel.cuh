@@ -22,10 +22,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     shared.q_ring.init(Traits::kConsumerWarps + 1 + Traits::kConverterWarps);  // and the loader
     for (ptx::Mbarrier& bar : shared.described) ptx::mbarrier_init(&bar, 32);
     if constexpr (Traits::kCodes) {
-      for (ptx::Mbarrier& bar : shared.k_codes) ptx::mbarrier_init(&bar, 2);
-      for (ptx::Mbarrier& bar : shared.v_codes) ptx::mbarrier_init(&bar, 2);
-      shared.k_ring.init(Traits::kConsumerWarps, Traits::kConverterWarps);
-      shared.v_ring.init(Traits::kConsumerWarps, Traits::kConverterWarps);
+      for (ptx::Mbarrier& bar : shared.k_codes) ptx::mbarrier_init(&bar, 1);
+      for (ptx::Mbarrier& bar : shared.v_codes) ptx::mbarrier_init(&bar, 1);
+      constexpr int kFillings = Traits::kConverterWarps + 32;  // and the loader's lanes
+      shared.k_ring.init(Traits::kConsumerWarps * 32, kFillings);
+      shared.v_ring.init(Traits::kConsumerWarps * 32, kFillings);
     } else {
       shared.k_ring.init(Traits::kConsumerWarps);
       shared.v_ring.init(Traits::kConsumerWarps);

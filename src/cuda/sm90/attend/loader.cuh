@@ -98,7 +98,8 @@ class Loader {
                                                           params_.batch.page_size, lane_);
   }
 
-  /// The barrier of the codes takes two arrivals: the copies' and, behind it, that of the scales.
+  /// The scales, by an arrival of every lane, fill the stage beside the items that the converter
+  /// makes of the codes.
   __device__ __forceinline__ void load_coded_block(Ring<Traits::kKeyStages>& ring,
                                                    RingPosition<Traits::kKeyStages>& at,
                                                    ptx::Mbarrier (&codes)[Traits::kKeyStages],
@@ -119,9 +120,8 @@ class Loader {
       if (warp::any_odd_scale(from) && lane_ == 0) shared_.suspects[at_.stage] = 1;
 #pragma unroll
       for (int i = 0; i < Traits::kBlock / 32; ++i) scales[i * 32 + lane_] = from[i];
-      __syncwarp();
     }
-    if (lane_ == 0) ptx::mbarrier_arrive(arrived);
+    ring.arrive(at);
     at.advance();
   }
 

@@ -33,7 +33,7 @@ template <bool kCodes, int kStages, int kQueryStages, int kBlock>
 struct CodesShared {};
 template <int kStages, int kQueryStages, int kBlock>
 struct CodesShared<true, kStages, kQueryStages, kBlock> {
-  ptx::Mbarrier k_codes[kStages];  // codes and scales are there, for the converter
+  ptx::Mbarrier k_codes[kStages];  // codes are there, for the converter
   ptx::Mbarrier v_codes[kStages];
   alignas(16) float k_scales[kStages][kBlock];  // where they are the columns'
   alignas(16) float v_scales[kStages][kBlock];

@@ -158,7 +158,7 @@ class Consumer {
       shared_.ring.wait_full(at_);
       multiply_keys<Traits>(scores, state_, stages_ + at_.stage * Traits::kTileBytes, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      warp_release();
+      release();
       if (visible < Traits::kBlock || bad != 0) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
@@ -167,7 +167,7 @@ class Consumer {
       std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
       if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
       multiply_values<Traits>(state_, probabilities, values, warp_, lane_);
-      warp_release();
+      release();
     }
   }
 
@@ -185,7 +185,7 @@ class Consumer {
       if (!rehearsal && shared_.odd_scales[at_.stage] != 0)
         score_odd_keys<Traits>(scores, params_, item, keys, scales, warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
-      if (!rehearsal) warp_release();
+      if (!rehearsal) release();
       if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
         mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
       }
@@ -200,12 +200,13 @@ class Consumer {
       scale_columns<Traits>(scores, scales, lane_);
       pack_weights<Traits>(probabilities, state_, scores, decay);
       multiply_value_codes<Traits>(state_, probabilities, values, warp_, lane_);
-      if (!rehearsal) warp_release();
+      if (!rehearsal) release();
     }
   }
 
-  __device__ __forceinline__ void warp_release() {
-    shared_.ring.warp_release(at_, lane_);
+  /// Every lane gives back what it has read.
+  __device__ __forceinline__ void release() {
+    shared_.ring.release(at_);
     at_.advance();
   }
 

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kConsumers, Traits::kFillings);
+    shared.ring.init(Traits::kReleases, Traits::kFillings);
     ptx::mbarrier_init(&shared.exchange_full, 1);
     ptx::fence_mbarrier_init();
     ptx::mbarrier_arrive_expect_tx(&shared.exchange_full,

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
   ptx::griddepcontrol_wait();
   if (*mend.suspects.any == 0) return;
   if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kConsumers, Traits::kFillings);
+    shared.ring.init(Traits::kReleases, Traits::kFillings);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

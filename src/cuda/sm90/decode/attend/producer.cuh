@@ -45,7 +45,9 @@ class Producer {
       if (rehearsal) return;
       if (bad != 0 && lane_ == 0) report(batch.status, item.request, -1, FaultKind::PageId);
       load(&params_.k_map, item.head, box, bad);
+      at_.advance();
       load(&params_.v_map, item.head, box, bad);
+      at_.advance();
     }
   }
 
@@ -63,7 +65,7 @@ class Producer {
     Codes codes;
 #pragma unroll 1
     for (int i = item.begin; i <= item.end; ++i) {
-      Codes next;
+      Codes next{};
       if (i < item.end) next = look_up(r, item, i);
       if (rehearsal) return;
       if (i > item.begin) {
@@ -93,18 +95,17 @@ class Producer {
     return codes;
   }
 
-  /// The scales follow the copies into the stage, and their arrival fills it.
+  /// The scales follow the copies into the stage, and the arrival of every lane fills it.
   __device__ __forceinline__ void load_codes(const CUtensorMap* map, int head, const Codes& codes,
                                              const float (&scales)[Traits::kBlock / 32]) {
-    const RingPosition<Traits::kStages> at = at_;
     load(map, head, codes.box, codes.bad);
     const bool odd = warp::any_odd_scale(scales);
 #pragma unroll
     for (int i = 0; i < Traits::kBlock / 32; ++i)
-      shared_.scales[at.stage][i * 32 + lane_] = scales[i];
-    if (lane_ == 0) shared_.odd_scales[at.stage] = odd ? 1 : 0;
-    __syncwarp();
-    if (lane_ == 0) shared_.ring.arrive(at);
+      shared_.scales[at_.stage][i * 32 + lane_] = scales[i];
+    if (lane_ == 0) shared_.odd_scales[at_.stage] = odd ? 1 : 0;
+    shared_.ring.arrive(at_);
+    at_.advance();
   }
 
   __device__ __forceinline__ void load(const CUtensorMap* map, int head, const KeyBox& box,
@@ -120,7 +121,6 @@ class Producer {
                                                     &shared_.ring.full[at_.stage], head, box,
                                                     params_.select.batch.page_size, lane_);
     }
-    at_.advance();
   }
 
   const AttendParams& params_;

@@ -22,8 +22,10 @@ struct AttendTraits {
   static constexpr int kPanels = kDim / panel_items(kKeyBits);
   static constexpr int kRowChunks = kDim * kKeyBits / 128;  // of 16 bytes
   static constexpr int kConsumers = 4;                      // warps
-  // Arrivals that fill a stage: the copy engine's and, with codes, that of the scales.
-  static constexpr int kFillings = kCodes ? 2 : 1;
+  // Arrivals that empty a stage and fill it. Lanes count where lanes read or write: racecheck does
+  // not always see that __syncwarp puts them in front of another lane's arrival.
+  static constexpr int kReleases = kConsumers * 32;
+  static constexpr int kFillings = kCodes ? 1 + 32 : 1;
   static constexpr int kKeys = kBlock / kConsumers;  // of a block, for one warp
   static constexpr int kKeyTiles = kKeys / 8;        // n8 tiles of scores
   static constexpr int kSteps = kKeys / 16;          // k16 steps of P * V
