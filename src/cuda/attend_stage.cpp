@@ -31,6 +31,13 @@ Config config_of(const Problem& problem, bool lists) {
           .kv = storage_of(core::kv_format(problem).storage)};
 }
 
+/// Keys and values of the longest request, all heads.
+std::int64_t key_bytes(const Problem& p) {
+  return p.bounds.max_seqlen_k * p.attention.heads_kv *
+         (p.attention.head_dim + p.attention.value_dim) *
+         bits_of(storage_of(core::kv_format(p).storage)) / 8;
+}
+
 std::string shape_rejects(const Problem& p) {
   if (p.attention.q.storage != DType::BF16 && p.attention.q.storage != DType::F16) {
     return std::string("the kernels take bf16 and f16, not ") + to_string(p.attention.q.storage);
@@ -126,6 +133,7 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
       layout.take<int>(1 + suspect_words(problem.bounds.total_q * problem.attention.heads_kv));
   if (lists) first_blocks_ = layout.take<std::int64_t>(problem.bounds.batch + 1);
   run_begin_ = layout.bytes();
+  heads_outermost_ = lists || key_bytes(problem) > tuning.cached_bytes;
   const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
   // Neighbours share half.
   const std::int64_t steps = lists ? std::min(visible, 2 * problem.selection.topk) : visible;
@@ -151,7 +159,8 @@ std::string AttendStage::decisions() const {
   return std::string("attend ") + (lists ? "union" : "dense") + "\nattend_tile " +
          std::to_string(tokens_per_tile_) + " tokens x group, " + std::to_string(config_.block) +
          " keys\nattend_splits " + std::to_string(splits_) + "\nattend_launches " +
-         std::to_string(launches(max_tiles_)) + "\nattend_keys_outermost " +
+         std::to_string(launches(max_tiles_)) + "\nattend_heads " +
+         (heads_outermost_ ? "outermost" : "innermost") + "\nattend_keys_outermost " +
          (kvouter_ ? "beyond " + std::to_string(kvouter_->longest_list()) + " blocks a list"
                    : "no") +
          "\n";
@@ -216,6 +225,7 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
       .tokens_per_tile = tokens_per_tile_,
       .group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv),
       .heads_kv = static_cast<int>(problem.attention.heads_kv),
+      .heads_outermost = heads_outermost_,
       .list_headers = headers_.in(workspace),
       .list_entries = entries_.in(workspace),
       .list_capacity = tokens_per_tile_ * static_cast<int>(problem.selection.topk)};

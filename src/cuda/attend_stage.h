@@ -55,6 +55,7 @@ class AttendStage {
   int max_tiles_ = 0;
   int chunk_tiles_ = 0;  // of one launch: bounds the memory of the lists
   int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
+  bool heads_outermost_ = false;
   std::size_t run_begin_ = 0;
   Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};

@@ -27,7 +27,8 @@ struct Tuning {
   std::int64_t select_overhead = 0;    // what an item costs beside its key tiles, in key tiles
   std::int64_t select_full_waves = 0;  // query tiles an SM from which on whole ones balance
   std::int64_t select_most_waves = 0;  // of items
-  std::int64_t cached_bytes = 0;       // index keys that stay in L2, read in any order
+
+  std::int64_t cached_bytes = 0;  // keys that stay in L2, read in any order
 
   friend bool operator==(const Tuning&, const Tuning&) = default;
 };

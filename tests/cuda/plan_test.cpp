@@ -268,6 +268,23 @@ TEST(CudaPlans, DecodeSelectsInTheMemoryOfOneCta) {
   EXPECT_NE(why.find("blocks"), std::string::npos) << why;
 }
 
+TEST(CudaPlans, HeadsFollowEachOtherWhereTheirKeysOutgrowTheCache) {
+  const auto order = [](const char* line, bool lists) {
+    Layout layout;
+    const AttendStage attend(problem(line), kHopper, lists, layout);
+    return attend.decisions();
+  };
+  const char* outermost = "attend_heads outermost";
+  const char* innermost = "attend_heads innermost";
+  EXPECT_NE(order("op=dense heads=64/4 lens=8192:8192", false).find(innermost), std::string::npos);
+  EXPECT_NE(order("op=dense heads=64/4 lens=32768:32768", false).find(outermost),
+            std::string::npos);
+  EXPECT_NE(order("op=dense heads=64/4 kv=e4m3 lens=12000:12000", false).find(innermost),
+            std::string::npos);
+  EXPECT_NE(order("op=sparse heads=64/4 topk=16 lens=8192:8192", true).find(outermost),
+            std::string::npos);
+}
+
 TEST(CudaPlans, KeysOutermostChunksAreEquallyLarge) {
   const Problem p = problem("op=sparse heads=64/4 topk=16 lens=8192:8192");
   Layout layout;

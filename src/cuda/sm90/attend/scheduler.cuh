@@ -47,12 +47,12 @@ class Scheduler {
     int split;
   };
 
-  /// Dense: heads innermost, so that the heaviest tiles of all heads come first. Union: heads
-  /// outermost, because the keys of one head that neighbouring tiles list then stay in L2.
+  /// Heads innermost: the heaviest tiles of all heads come first. Outermost: the CTAs walk the keys
+  /// of one head together, which then come from L2.
   __device__ __forceinline__ Place place_of(int item, int tiles) const {
     const int pair = item / params_.splits;
-    const int head = Traits::kUnion ? pair / tiles : pair % params_.heads_kv;
-    const int back = Traits::kUnion ? pair % tiles : pair / params_.heads_kv;
+    const int head = params_.heads_outermost ? pair / tiles : pair % params_.heads_kv;
+    const int back = params_.heads_outermost ? pair % tiles : pair / params_.heads_kv;
     return {tiles - 1 - back, head, item - pair * params_.splits};
   }
 

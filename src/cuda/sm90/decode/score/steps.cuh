@@ -35,6 +35,10 @@ class StepFinder {
 
   /// The request and step of number `n` below count(); its record where the request is another one.
   __device__ __forceinline__ void find(std::int64_t n, int& request, int& step, RequestRecord& r) {
+    if (n < owner_end_) {
+      step = static_cast<int>(n - owner_begin_);
+      return;
+    }
 #pragma unroll 1
     while (n - before_ >= __shfl_sync(common::kAllLanes, behind_, 31)) {
       before_ += __shfl_sync(common::kAllLanes, behind_, 31);
@@ -42,7 +46,9 @@ class StepFinder {
     }
     const unsigned owners = __ballot_sync(common::kAllLanes, n - before_ < behind_);
     const int owner = __ffs(static_cast<int>(owners)) - 1;
-    step = static_cast<int>(n - before_ - __shfl_sync(common::kAllLanes, behind_ - steps_, owner));
+    owner_end_ = before_ + __shfl_sync(common::kAllLanes, behind_, owner);
+    owner_begin_ = owner_end_ - __shfl_sync(common::kAllLanes, steps_, owner);
+    step = static_cast<int>(n - owner_begin_);
     if (first_ + owner == request) return;
     request = first_ + owner;
     r = early_request(params_.batch, params_.records, request);
@@ -67,6 +73,8 @@ class StepFinder {
   std::int64_t behind_ = 0;  // steps of the group's requests up to this lane's
   std::int64_t before_ = 0;  // of the groups before
   std::int64_t total_ = 0;
+  std::int64_t owner_begin_ = 0;  // numbers of the request that was found last
+  std::int64_t owner_end_ = 0;
 };
 
 /// How the steps are dealt out: CTA c takes numbers c * fixed to (c + 1) * fixed - 1, what lies
