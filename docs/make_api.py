@@ -87,6 +87,9 @@ Settings that count: `block_size`.""",
     "quantize_kv": """\
 Stores keys and values of new tokens in the format of a cache. Without a batch row `i` goes to row `i`, and N is T. With a page table request `b`'s rows go to its positions `seqlens_k[b] - seqlen_q` to `seqlens_k[b] - 1`, in ascending order, so that of two rows in one place the last one stays; nothing else of the caches is touched, and rows of padding go nowhere.
 The rows are f32, f16 or bf16. [numerics.md](numerics.md) says how each format rounds. Settings that count: `kv_rounded`.""",
+    "quantize_index": """\
+Makes the filter that `select_blocks` and `msa_attention` take beside index keys: codes of 8 bits and bounds that are true. Pages, of ragged keys groups of 16 rows of the pool, that hold a position from `q_offsets` on (0 where they are left out) are made anew, of all keys of the batch that lie in them; nothing else is touched. A batch that leaves out requests of a ragged pool leaves out their keys where a group holds keys of both.
+The keys are f32, f16 or bf16. [numerics.md](numerics.md) says what is written, bit for bit.""",
 }
 
 

@@ -204,6 +204,7 @@ void run(const Plan& p, const MergeStatesArgs& a, Workspace w, Stream s) { run_a
 void run(const Plan& p, const MergeSelectionsArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 void run(const Plan& p, const InvertSelectionArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 void run(const Plan& p, const QuantizeKvArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const QuantizeIndexArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 
 Problem problem_of(const DenseAttentionArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const BlockScoresArgs& a, const Settings& s) { return derive(a, s); }
@@ -215,6 +216,7 @@ Problem problem_of(const MergeStatesArgs& a, const Settings& s) { return derive(
 Problem problem_of(const MergeSelectionsArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const InvertSelectionArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const QuantizeKvArgs& a, const Settings& s) { return derive(a, s); }
+Problem problem_of(const QuantizeIndexArgs& a, const Settings& s) { return derive(a, s); }
 
 void dense_attention(const DenseAttentionArgs& a, const Settings& s) { args_once(a, s); }
 void block_scores(const BlockScoresArgs& a, const Settings& s) { args_once(a, s); }
@@ -226,6 +228,7 @@ void merge_states(const MergeStatesArgs& a, const Settings& s) { args_once(a, s)
 void merge_selections(const MergeSelectionsArgs& a, const Settings& s) { args_once(a, s); }
 void invert_selection(const InvertSelectionArgs& a, const Settings& s) { args_once(a, s); }
 void quantize_kv(const QuantizeKvArgs& a, const Settings& s) { args_once(a, s); }
+void quantize_index(const QuantizeIndexArgs& a, const Settings& s) { args_once(a, s); }
 // clang-format on
 
 }  // namespace msa

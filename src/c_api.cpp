@@ -27,7 +27,7 @@ namespace msa {
 namespace {
 
 static_assert(MSA_INTERNAL == static_cast<int>(ErrorCode::Internal) + 1);
-static_assert(MSA_OP_QUANTIZE_KV == static_cast<int>(kLastOp));
+static_assert(MSA_OP_QUANTIZE_INDEX == static_cast<int>(kLastOp));
 static_assert(MSA_E2M1 == static_cast<int>(DType::E2M1));
 static_assert(MSA_SCALE_GROUP_TENSOR == static_cast<int>(Scale::GroupTensor));
 static_assert(MSA_CUDA == static_cast<int>(DeviceType::Cuda));
@@ -266,7 +266,7 @@ std::size_t flag_of(const Field& field) {
   return 0;
 }
 
-constexpr std::size_t kOps = std::size_t{MSA_OP_QUANTIZE_KV} + 1;
+constexpr std::size_t kOps = std::size_t{MSA_OP_QUANTIZE_INDEX} + 1;
 constexpr std::size_t kMostFields = 32;
 
 struct FieldTable {
@@ -519,7 +519,7 @@ extern "C" {
 const char* msa_version(void) { return msa::version(); }
 
 const char* msa_op_name(msa_op op) {
-  return op < 0 || op > MSA_OP_QUANTIZE_KV ? nullptr : msa::to_string(static_cast<Op>(op));
+  return op < 0 || op > MSA_OP_QUANTIZE_INDEX ? nullptr : msa::to_string(static_cast<Op>(op));
 }
 
 const char* msa_dtype_name(msa_dtype dtype) {
@@ -531,7 +531,7 @@ int32_t msa_dtype_bits(msa_dtype dtype) {
 }
 
 size_t msa_fields(msa_op op, const msa_field** fields) {
-  const bool known = op >= 0 && op <= MSA_OP_QUANTIZE_KV;
+  const bool known = op >= 0 && op <= MSA_OP_QUANTIZE_INDEX;
   const std::size_t at = known ? static_cast<std::size_t>(op) : 0;
   if (fields != nullptr) *fields = known ? field_table().rows[at].data() : nullptr;
   return known ? field_table().count[at] : 0;

@@ -169,7 +169,7 @@ std::vector<Case> read_cases(const std::string& path);
 std::string to_line(const Case& spec);
 
 /// Short name of an operation: dense, scores, topk, select, sparse, msa, merge_states,
-/// merge_selections, invert, quantize.
+/// merge_selections, invert, quantize, quantize_index.
 const char* short_name(Op op);
 
 /// All keys with their values and meanings, one a line, for help texts.

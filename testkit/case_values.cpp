@@ -39,7 +39,8 @@ const Names<Op>& names_of(Op) {
       {"topk", Op::SelectTopk},          {"select", Op::SelectBlocks},
       {"sparse", Op::SparseAttention},   {"msa", Op::MsaAttention},
       {"merge_states", Op::MergeStates}, {"merge_selections", Op::MergeSelections},
-      {"invert", Op::InvertSelection},   {"quantize", Op::QuantizeKv}};
+      {"invert", Op::InvertSelection},   {"quantize", Op::QuantizeKv},
+      {"quantize_index", Op::QuantizeIndex}};
   return names;
 }
 

@@ -171,7 +171,8 @@ class Comparison {
   bool takes_whole(double work) const { return work <= options_.max_work || requests_.empty(); }
 
   void run_stage(const Problem& problem, const Operands& operands) {
-    if (problem.op == Op::QuantizeKv) return compare_caches(problem, operands);
+    if (problem.op == Op::QuantizeKv || problem.op == Op::QuantizeIndex)
+      return compare_caches(problem, operands);
     if (rows_.empty() && problem.op != Op::InvertSelection) return;
     const double work = work_of(problem, operands);
     if (!takes_whole(work)) {
@@ -190,7 +191,9 @@ class Comparison {
     for (const auto& [name, tensor] :
          {std::pair{"k_cache", &Operands::k_cache}, std::pair{"v_cache", &Operands::v_cache},
           std::pair{"k_scale_cache", &Operands::k_scale_cache},
-          std::pair{"v_scale_cache", &Operands::v_scale_cache}}) {
+          std::pair{"v_scale_cache", &Operands::v_scale_cache},
+          std::pair{"index_k8", &Operands::index_k8_out},
+          std::pair{"index_k8_bounds", &Operands::index_k8_bounds_out}}) {
       const Tensor& given = operands.*tensor;
       std::vector<std::byte> expected, got;
       const auto append_to = [](std::vector<std::byte>& bytes) {

@@ -36,6 +36,7 @@ class Spoiler {
   Spoiler(const Case& spec, Problem& problem, Operands& operands)
       : spec_(spec), problem_(problem), o_(operands) {
     if (o_.batch.cu_seqlens_q) requests_ = requests_of(problem, o_.batch);
+    if (spec.op == Op::QuantizeIndex) requests_ = with_new_keys();
   }
 
   PlantedFault page(std::int64_t id) {
@@ -109,11 +110,12 @@ class Spoiler {
       nothing_to_spoil(spec_, "ragged keys");
     const Format kv = spec_.kv_format();
     const bool scales_by_row = kv.scale == Scale::Token || kv.storage == DType::E2M1;
-    for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k, &o_.index_k8}) {
+    for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k, &o_.index_k8, &o_.index_k8_out}) {
       if (*tensor) --tensor->shape[0];
     }
-    if (o_.index_k8_bounds)
-      o_.index_k8_bounds.shape[0] = ceil_div(o_.index_k.shape[0], kFilterRows);
+    for (Tensor* tensor : {&o_.index_k8_bounds, &o_.index_k8_bounds_out}) {
+      if (*tensor) tensor->shape[0] = ceil_div(o_.index_k.shape[0], kFilterRows);
+    }
     for (Tensor* tensor : {&o_.k_scale, &o_.v_scale}) {
       if (*tensor && scales_by_row) --tensor->shape[0];
     }
@@ -137,8 +139,23 @@ class Spoiler {
   }
 
  private:
+  /// Requests whose new keys are their queries, where there are no others.
+  std::vector<Request> with_new_keys() const {
+    std::vector<Request> requests;
+    for (std::int64_t b = 0; b < spec_.requests(); ++b) {
+      const Lengths& r = spec_.lengths[static_cast<std::size_t>(b)];
+      const std::int64_t first = o_.batch.q_offsets ? int_at(o_.batch.q_offsets, b) : 0;
+      requests.push_back({.index = b,
+                          .seqlen_q = r.seqlen_k - first,
+                          .seqlen_k = r.seqlen_k,
+                          .offset = first});
+    }
+    return requests;
+  }
+
   void need_batch() const {
-    if (!o_.batch.cu_seqlens_q) nothing_to_spoil(spec_, "a batch of requests");
+    if (!o_.batch.cu_seqlens_q && spec_.op != Op::QuantizeIndex)
+      nothing_to_spoil(spec_, "a batch of requests");
   }
 
   template <class Wanted>

@@ -162,8 +162,17 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
     if (!stores_keys(spec.op)) break;
     r = {.seqlen_q = std::min(r.seqlen_q, r.seqlen_k), .seqlen_k = r.seqlen_k};
   }
+  if (copies_index(spec.op)) {
+    spec.index_k.reset();
+    if (spec.index_dtype == DType::E4M3) spec.index_dtype.reset();
+    spec.filter = false;
+  }
   choose_outputs(choices, spec);
   fit(spec, options.max_work);
+  for (Lengths& r : spec.lengths) {
+    if (!copies_index(spec.op)) break;
+    r = {.seqlen_q = std::min(r.seqlen_q, r.seqlen_k), .seqlen_k = r.seqlen_k};
+  }
   return spec;
 }
 

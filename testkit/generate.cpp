@@ -34,8 +34,8 @@ std::uint64_t checksum(const Buffer& buffer) {
 void make_tensors(Making& making) {
   const Op op = making.spec.op;
   if (!is_merge(op)) make_batch(making);
-  if (reads_index_keys(op)) make_index(making);
-  if (making.problem.index.filter) make_filter(making);
+  if (reads_index_keys(op) || copies_index(op)) make_index(making);
+  if (making.problem.index.filter && !copies_index(op)) make_filter(making);
   if (op == Op::SelectTopk) make_scores(making);
   if (op == Op::SparseAttention || op == Op::InvertSelection) make_block_ids(making);
   if (reads_attention_keys(op)) make_attention(making);
@@ -54,7 +54,8 @@ Problem problem_of(const Case& spec) {
   if (reads_attention_keys(spec.op) || stores_keys(spec.op)) p.attention.kv = spec.kv;
   p.index.q.storage = spec.index_type();
   if (reads_index_keys(spec.op)) p.index.k = spec.index_k;
-  if (spec.filter && takes_filter(spec.op)) p.index.filter = Format{DType::I8, Scale::Page};
+  if ((spec.filter && takes_filter(spec.op)) || copies_index(spec.op))
+    p.index.filter = Format{DType::I8, Scale::Page};
   p.outputs.dtype = spec.out_type();
   p.bounds.batch = spec.requests() + (spec.slack > 0 ? 1 : 0);
   p.bounds.total_q = spec.rows() + spec.slack;

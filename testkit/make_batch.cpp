@@ -12,7 +12,9 @@ namespace {
 
 constexpr std::uint64_t kPageStream = 300;
 
-bool keyed(Op op) { return reads_attention_keys(op) || reads_index_keys(op) || stores_keys(op); }
+bool keyed(Op op) {
+  return reads_attention_keys(op) || reads_index_keys(op) || stores_keys(op) || copies_index(op);
+}
 
 /// A shard's total where the case gives none but another request does: long enough for every query.
 std::int64_t total_of(const Case& spec, const Lengths& r) {
@@ -72,12 +74,27 @@ void make_key_starts(Making& m) {
   m.operands.batch.cu_seqlens_k = m.tensors.ints("batch.cu_seqlens_k", {batch + 1}, starts);
 }
 
+/// Index keys where they lie, and the first new position of each request, where one is not 0.
+void take_index_batch(Making& m) {
+  bool all = true;
+  for (const Lengths& r : m.spec.lengths) {
+    if (r.key_offset != 0 || offset_of(r) < 0 || offset_of(r) > r.seqlen_k)
+      throw CaseError("lens: op=quantize_index needs first positions from 0 to the keys");
+    all = all && offset_of(r) == 0;
+  }
+  const Batch given = m.operands.batch;
+  m.operands.batch = {.seqlens_k = given.seqlens_k,
+                      .cu_seqlens_k = given.cu_seqlens_k,
+                      .page_table = given.page_table};
+  if (!all) m.operands.batch.q_offsets = given.q_offsets;
+}
+
 }  // namespace
 
 void make_batch(Making& m) {
   const std::int64_t batch = m.spec.requests();
   std::vector<std::int32_t> starts{0}, keys, offsets, shards, totals;
-  bool offset_given = false, shard_given = false, total_given = false;
+  bool offset_given = copies_index(m.spec.op), shard_given = false, total_given = false;
   for (const Lengths& r : m.spec.lengths) {
     starts.push_back(starts.back() + static_cast<std::int32_t>(r.seqlen_q));
     keys.push_back(static_cast<std::int32_t>(r.seqlen_k));
@@ -100,6 +117,7 @@ void make_batch(Making& m) {
     m.operands.batch.total_seqlens_k = m.tensors.ints("batch.total_seqlens_k", {batch}, totals);
   if (keyed(m.spec.op)) m.spec.page_size > 0 ? make_page_table(m) : make_key_starts(m);
   m.requests = requests_of(m.problem, m.operands.batch);
+  if (copies_index(m.spec.op)) return take_index_batch(m);
   if (!stores_keys(m.spec.op)) return;
   for (const Lengths& r : m.spec.lengths) {
     if (r.seqlen_q > r.seqlen_k && m.spec.page_size > 0)

@@ -57,9 +57,23 @@ void make_caches(Making& m) {
   }
 }
 
+/// The 8-bit copy of index keys, and its bounds.
+void make_copy(Making& m) {
+  const std::int64_t heads = m.spec.index_heads_k, pages = m.spec.page_size;
+  Shape shape{m.key_extent, heads, m.spec.dim_index()};
+  if (pages > 0) shape.insert(shape.begin() + 1, pages);
+  m.operands.index_k8_out = m.tensors.stored_keys("index_k8", DType::I8, shape);
+  const std::int64_t count = pages > 0 ? m.key_extent : ceil_div(m.key_extent, kFilterRows);
+  const bool heads_first = m.spec.layout == Layout::HeadMajor;
+  m.operands.index_k8_bounds_out =
+      m.tensors.output("index_k8_bounds", DType::F32, {count, heads, 3},
+                       heads_first ? DimOrder{1, 0, 2} : DimOrder{0, 1, 2}, false);
+}
+
 }  // namespace
 
 void make_outputs(Making& m) {
+  if (copies_index(m.spec.op)) return make_copy(m);
   if (stores_keys(m.spec.op)) return make_caches(m);
   const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_q;
   const Op op = m.spec.op;

@@ -284,13 +284,15 @@ void spoil_row(const Stream64& random, std::uint64_t counter, std::vector<float>
 }
 
 void make_index(Making& m) {
-  m.operands.index_q = m.tensors.input("index_q", m.spec.index_type(),
-                                       {m.spec.rows(), m.spec.heads_index(), m.spec.dim_index()},
-                                       m.tensors.row_order());
+  if (!copies_index(m.spec.op)) {
+    m.operands.index_q = m.tensors.input("index_q", m.spec.index_type(),
+                                         {m.spec.rows(), m.spec.heads_index(), m.spec.dim_index()},
+                                         m.tensors.row_order());
+    fill_queries(m, m.operands.index_q, Role::IndexQuery);
+  }
   m.operands.index_k = make_keys(m, "index_k", m.spec.index_k_format().storage,
                                  m.spec.index_heads_k, m.spec.dim_index());
   m.operands.index_k_scale = make_scales(m, "index_k_scale", Role::IndexKey, m.spec.dim_index());
-  fill_queries(m, m.operands.index_q, Role::IndexQuery);
   const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
   const KeyRows keys = index_rows(m.problem, m.operands);
   const bool spoil = m.spec.hostile == Hostile::NanIndex;

@@ -51,6 +51,7 @@ inline bool reads_index_keys(Op op) {
 }
 inline bool takes_filter(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
 inline bool stores_keys(Op op) { return op == Op::QuantizeKv; }
+inline bool copies_index(Op op) { return op == Op::QuantizeIndex; }
 /// Whether quantize_kv works out the scales of a format.
 inline bool computes_scales(const Format& format) {
   return format.scale == Scale::Token || format.storage == DType::E2M1;

@@ -29,6 +29,7 @@ void spoil_attention(Problem& p) {
     p.outputs.dtype = DType::I32;
     return;
   }
+  if (p.op == Op::QuantizeIndex) a.q = kNoFormat;
   const bool states = p.op == Op::MergeStates;
   const bool lists = p.op == Op::MergeSelections || p.op == Op::InvertSelection;
   a.kv = kNoFormat;
@@ -43,6 +44,10 @@ void spoil_attention(Problem& p) {
 
 void spoil_index(Problem& p) {
   if (scores(p.op)) return;
+  if (p.op == Op::QuantizeIndex) {
+    p.index.heads = kNonsense;
+    return;
+  }
   p.index.q = kNoFormat;
   p.index.k = kNoFormat;
   p.index.filter = kNoFormat;
@@ -54,14 +59,16 @@ void spoil_selection(Problem& p) {
   Selection& s = p.selection;
   if (!selects(p.op)) s.local_blocks = s.init_blocks = kNonsense;
   const bool merges = p.op == Op::MergeStates || p.op == Op::MergeSelections;
-  if (merges || p.op == Op::QuantizeKv) s.block_size = kNonsense;
+  const bool stores = p.op == Op::QuantizeKv || p.op == Op::QuantizeIndex;
+  if (merges || stores) s.block_size = kNonsense;
   if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates ||
-      p.op == Op::QuantizeKv) {
+      stores) {
     s.topk = kNonsense;
   }
   Bounds& b = p.bounds;
   if (merges) b.batch = b.max_seqlen_q = b.max_seqlen_k = b.page_size = kNonsense;
   if (!merges) b.parts = kNonsense;
+  if (p.op == Op::QuantizeIndex) b.max_seqlen_q = kNonsense;
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ constexpr List kLists[] = {
 
 constexpr Op kOps[] = {Op::DenseAttention,  Op::BlockScores,  Op::SelectTopk,  Op::SelectBlocks,
                        Op::SparseAttention, Op::MsaAttention, Op::MergeStates, Op::MergeSelections,
-                       Op::InvertSelection, Op::QuantizeKv};
+                       Op::InvertSelection, Op::QuantizeKv,  Op::QuantizeIndex};
 
 // Where for_each_tensor has a field.
 int turn(const Field& field) {

@@ -46,6 +46,7 @@ Answer::Answer(const Problem& problem, const Operands& operands, const Request& 
 
 /// The truth is in the keys.
 void Answer::drop_filter() {
+  if (problem_.op == Op::QuantizeIndex) return;
   problem_.index.filter.reset();
   operands_.index_k8 = operands_.index_k8_bounds = operands_.candidates = {};
 }
@@ -144,7 +145,8 @@ void Answer::make_outputs() {
   for (Tensor* t : {&o.block_ids, &o.row_ptr, &o.q_indices, &o.q_slots}) {
     if (*t) *t = own(DType::I32, *t);
   }
-  for (Tensor* t : {&o.k_cache, &o.v_cache, &o.k_scale_cache, &o.v_scale_cache}) {
+  for (Tensor* t : {&o.k_cache, &o.v_cache, &o.k_scale_cache, &o.v_scale_cache,
+                    &o.index_k8_out, &o.index_k8_bounds_out}) {
     if (*t) *t = own(t->dtype, *t);
   }
   if (o.out) {

@@ -34,6 +34,7 @@ double row_work(const Problem& p, const Request& r, std::int64_t i) {
     case Op::MergeSelections:
     case Op::InvertSelection:
     case Op::QuantizeKv:
+    case Op::QuantizeIndex:
       break;
   }
   return 0;

@@ -186,6 +186,18 @@ struct QuantizeKvArgs {
   Tensor k_scale_cache{}, v_scale_cache{};
 };
 
+/// The filter of index keys that select_blocks and msa_attention take: codes, and bounds that are
+/// true. Each page (each 16 rows of ragged keys) that holds a key from position q_offsets[b] on is
+/// made anew, of all its keys; nothing else is touched.
+struct QuantizeIndexArgs {
+  Tensor index_k{};  // f32, f16 or bf16 [N, Hik, Di], or pages [P, S, Hik, Di]
+  // seqlens_k; cu_seqlens_k or page_table; q_offsets: the first new position of each request, 0
+  // where they are left out
+  Batch batch{};
+  Tensor index_k8{};         // i8 like index_k
+  Tensor index_k8_bounds{};  // f32 [ceil(N / 16), Hik, 3], or [P, Hik, 3] of pages
+};
+
 struct Workspace {
   void* data = nullptr;  // on the device of the tensors, aligned to kWorkspaceAlignment
   std::size_t bytes = 0;
@@ -246,6 +258,8 @@ MSA_API void run(const Plan& plan, const InvertSelectionArgs& args, Workspace wo
                  Stream stream = {});
 MSA_API void run(const Plan& plan, const QuantizeKvArgs& args, Workspace workspace = {},
                  Stream stream = {});
+MSA_API void run(const Plan& plan, const QuantizeIndexArgs& args, Workspace workspace = {},
+                 Stream stream = {});
 
 /// What tensors cannot tell. The fields mean what they mean in Problem.
 struct Settings {
@@ -274,6 +288,7 @@ MSA_API Problem problem_of(const MergeStatesArgs& args, const Settings& settings
 MSA_API Problem problem_of(const MergeSelectionsArgs& args, const Settings& settings = {});
 MSA_API Problem problem_of(const InvertSelectionArgs& args, const Settings& settings = {});
 MSA_API Problem problem_of(const QuantizeKvArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const QuantizeIndexArgs& args, const Settings& settings = {});
 
 /// One call on the CPU: problem_of, make_plan, a workspace of its own, run.
 MSA_API void dense_attention(const DenseAttentionArgs& args, const Settings& settings = {});
@@ -286,6 +301,7 @@ MSA_API void merge_states(const MergeStatesArgs& args, const Settings& settings 
 MSA_API void merge_selections(const MergeSelectionsArgs& args, const Settings& settings = {});
 MSA_API void invert_selection(const InvertSelectionArgs& args, const Settings& settings = {});
 MSA_API void quantize_kv(const QuantizeKvArgs& args, const Settings& settings = {});
+MSA_API void quantize_index(const QuantizeIndexArgs& args, const Settings& settings = {});
 
 /// The first fault that a run on a GPU met in the contents of its index tensors: a bad page id,
 /// block id or length.

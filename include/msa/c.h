@@ -58,7 +58,8 @@ enum {
   MSA_OP_MERGE_STATES = 6,
   MSA_OP_MERGE_SELECTIONS = 7,
   MSA_OP_INVERT_SELECTION = 8,
-  MSA_OP_QUANTIZE_KV = 9
+  MSA_OP_QUANTIZE_KV = 9,
+  MSA_OP_QUANTIZE_INDEX = 10
 };
 
 typedef int32_t msa_dtype;
@@ -155,7 +156,8 @@ typedef struct msa_args {
   msa_tensor v_cache;
   msa_tensor k_scale_cache;
   msa_tensor v_scale_cache;
-  /// A filter of index_k: MSA_I8 codes and their bounds; and what it did.
+  /// A filter of index_k: MSA_I8 codes and their bounds, which MSA_OP_QUANTIZE_INDEX writes; and
+  /// what it did.
   msa_tensor index_k8;
   msa_tensor index_k8_bounds;
   msa_tensor candidates;

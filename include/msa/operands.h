@@ -36,6 +36,7 @@ struct Operands {
   Tensor row_ptr{}, q_indices{}, q_slots{};  // invert_selection
   // quantize_kv
   Tensor k_cache{}, v_cache{}, k_scale_cache{}, v_scale_cache{};
+  Tensor index_k8_out{}, index_k8_bounds_out{};  // quantize_index
 };
 
 enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };

@@ -27,9 +27,10 @@ enum class Op : std::uint8_t {
   MergeSelections,
   InvertSelection,
   QuantizeKv,
+  QuantizeIndex,
 };
 
-inline constexpr Op kLastOp = Op::QuantizeKv;
+inline constexpr Op kLastOp = Op::QuantizeIndex;
 
 /// "dense_attention", "select_blocks", ...
 MSA_API const char* to_string(Op op) noexcept;
@@ -106,7 +107,8 @@ struct Index {
   std::int64_t heads_k = 1;   // Hik: heads of index_k
   std::int64_t dim = 0;       // Di
   // Of a copy of index_k that spares reading most of it: i8, with bounds for each page (16 rows
-  // where keys are ragged). The selection is the same; select_blocks and msa_attention
+  // where keys are ragged). The selection is the same; select_blocks and msa_attention.
+  // quantize_index makes it
   std::optional<Format> filter{};
   friend bool operator==(const Index&, const Index&) = default;
 };

@@ -21,9 +21,9 @@ class Array(Protocol):
 Parts: TypeAlias = "Array | list[Any] | tuple[Any, ...]"
 
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8",
-          "e4m3": "float8_e4m3fn", "e2m1": "uint8"}
-_NUMPY = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "u8": "uint8", "e4m3": "uint8",
-          "e2m1": "uint8"}
+          "i8": "int8", "e4m3": "float8_e4m3fn", "e2m1": "uint8"}
+_NUMPY = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "u8": "uint8", "i8": "int8",
+          "e4m3": "uint8", "e2m1": "uint8"}
 _NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int64": "i64",
           "float8_e4m3fn": "e4m3"}
 

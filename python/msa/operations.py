@@ -39,7 +39,7 @@ from . import _core
 from .arrays import Array, Parts
 
 __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
-           "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
+           "quantize_index", "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
 
 
 def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Array | None = None,
@@ -373,3 +373,29 @@ def quantize_kv(k_rows: Array, v_rows: Array, *, k_scale: Array | None = None, v
                              v_scale_cache=v_scale_cache, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
                              backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
                              kv_format=kv_format, dtype=dtype, workspace=workspace, stream=stream, kv_dtype=kv_dtype)
+
+
+def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
+                   page_table: Array | None = None, q_offsets: Array | None = None, max_seqlen_k: int | None = None,
+                   backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                   dtype: Any = None, index_k8: Array | None = None, index_k8_bounds: Array | None = None,
+                   workspace: Array | None = None, stream: Any = None) -> Any:
+    """Makes the filter of index keys that select_blocks and msa_attention take: 8-bit codes, and bounds that are true.
+
+    index_k: [N, Hik, Di], or pages [P, S, Hik, Di]
+    q_offsets: i32 [B], the first new position of each request; left out: 0. Pages (groups of 16 rows of ragged keys)
+    that hold a new key are made anew, of all their keys, and nothing else is touched
+    index_k8: i8 like index_k; index_k8_bounds: f32 [P, Hik, 3], or [ceil(N / 16), Hik, 3]; both must be given beside
+    q_offsets. Where they are left out, entries of no request hold anything
+
+    Returns IndexCopy(index_k8, index_k8_bounds).
+
+    >>> import numpy as np
+    >>> copy = msa.quantize_index(np.array([[[1.0, -127.0, 0.5, 0.0]]], np.float32))
+    >>> copy.index_k8[0, 0].tolist(), copy.index_k8_bounds[0, 0, :2].tolist()
+    ([1, -127, 0, 0], [1.0, 0.5000000596046448])
+    """
+    return _core.quantize_index(index_k, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                q_offsets=q_offsets, index_k8=index_k8, index_k8_bounds=index_k8_bounds,
+                                max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                                batch_invariant=batch_invariant, dtype=dtype, workspace=workspace, stream=stream)

@@ -91,6 +91,13 @@ class StoredScales(NamedTuple):
     v_scale_cache: Any
 
 
+class IndexCopy(NamedTuple):
+    """The filter of index keys that selections take."""
+
+    index_k8: Any
+    index_k8_bounds: Any
+
+
 class Fault(NamedTuple):
     """The first fault that a run on a GPU met in its index tensors."""
 
@@ -101,7 +108,7 @@ class Fault(NamedTuple):
 
 _CLASSES: dict[tuple[str, ...], Any] = {
     c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection,
-                           SelectionCandidates, ScoredCandidates, Inverse, Stored, StoredScales)}
+                           SelectionCandidates, ScoredCandidates, Inverse, Stored, StoredScales, IndexCopy)}
 
 
 def result_class(fields: tuple[str, ...]) -> Any:

@@ -374,10 +374,11 @@ bool takes(const Operation& operation, const char* setting) {
   if (name == "topk") return chooses;
   if (name == "local_blocks" || name == "init_blocks") return chooses && batch;
   if (name == "kv_format") return operation.reads_kv;
-  const bool stores = operation.op == MSA_OP_QUANTIZE_KV;
+  const bool copies = operation.op == MSA_OP_QUANTIZE_INDEX;
+  const bool stores = operation.op == MSA_OP_QUANTIZE_KV || copies;
   if (name == "causal") return batch && operation.op != MSA_OP_INVERT_SELECTION && !stores;
   if (name == "block_size") return batch && !stores;
-  if (name.starts_with("max_seqlen")) return batch;
+  if (name.starts_with("max_seqlen")) return batch && !(copies && name == "max_seqlen_q");
   return true;  // how to compute
 }
 

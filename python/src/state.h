@@ -16,7 +16,7 @@
 
 namespace msa_python {
 
-inline constexpr int kOps = MSA_OP_QUANTIZE_KV + 1;
+inline constexpr int kOps = MSA_OP_QUANTIZE_INDEX + 1;
 
 /// How objects of one type give away their memory. Asked once a type, never of a value.
 struct ArrayType {

@@ -333,7 +333,31 @@ void check_append(const Problem& problem, const Call& call) {
   }
 }
 
+// quantize_index: positions within each request, and its rows or the pages from there on.
+void check_copy(const Problem& problem, const Call& call) {
+  const bool paged = problem.bounds.page_size != 0;
+  std::int64_t k_begin = 0;
+  for (std::int64_t b = 0; b < num_requests(call); ++b) {
+    const Request r = read_request(problem, call, b, k_begin);
+    expect_range(r.seqlen_k, 0, problem.bounds.max_seqlen_k, "batch.seqlens_k", "request", b);
+    const std::int64_t first = first_new_key(call, b);
+    expect_range(first, 0, r.seqlen_k, "batch.q_offsets", "request", b);
+    k_begin += r.seqlen_k;
+    if (!paged) {
+      check_key_rows(call, r, b);
+    } else if (first < r.seqlen_k) {
+      check_columns(problem, call, r, b);
+      check_pages(call, b, first / problem.bounds.page_size,
+                  ceil_div(r.seqlen_k, problem.bounds.page_size));
+    }
+  }
+}
+
 }  // namespace
+
+std::int64_t first_new_key(const Call& call, std::int64_t b) {
+  return call.batch.q_offsets ? read_i32(call.batch.q_offsets, b) : 0;
+}
 
 std::int64_t num_requests(const Call& call) {
   if (call.batch.cu_seqlens_q) return call.batch.cu_seqlens_q.shape[0] - 1;
@@ -376,6 +400,7 @@ Request read_request(const Problem& problem, const Call& call, std::int64_t b,
 void validate_contents(const Problem& problem, const Call& call) {
   if (op_traits(problem.op).merges) return check_parts(problem, call);
   if (op_traits(problem.op).stores) return check_append(problem, call);
+  if (op_traits(problem.op).copies) return check_copy(problem, call);
   check_queries(problem, call);
   const bool has_keys = call.k || call.index_k;
   std::int64_t k_begin = 0;

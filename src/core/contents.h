@@ -22,6 +22,9 @@ std::int64_t num_requests(const Call& call);
 Request read_request(const Problem& problem, const Call& call, std::int64_t b,
                      std::int64_t k_begin);
 
+/// quantize_index: the position of request b from which on its keys are new.
+std::int64_t first_new_key(const Call& call, std::int64_t b);
+
 /// Checks everything that the operation reads: lengths, starts, offsets, page ids of pages in use,
 /// block ids (legal and unique up to the first -1), ids of merge parts. Throws
 /// ErrorCode::InvalidContent. Needs no memory of its own.

@@ -105,6 +105,7 @@ void expect_sources(Op op, const Call& call) {
     expect_floats("v_rows", call.v_rows, kRows);
     if (call.k_cache) expect_tensor("k_cache", call.k_cache, kRowsOrPages);
   }
+  if (traits.copies) expect_floats("index_k", call.index_k, kRowsOrPages);
   if (op == Op::SelectTopk) expect_tensor("scores", call.scores_in, kRows);
   if (traits.lists) expect_tensor("block_ids", call.block_ids_in, kRows);
   if (call.block_ids) expect_tensor("block_ids", call.block_ids, kRows);
@@ -128,7 +129,8 @@ const Tensor& first_given(std::initializer_list<const Tensor*> tensors) {
 Tensor first_input(const Call& call) {
   if (!call.part_outs.empty()) return call.part_outs[0];
   if (!call.part_ids.empty()) return call.part_ids[0];
-  return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in, &call.k_rows});
+  return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in, &call.k_rows,
+                      &call.index_k});
 }
 
 const Tensor& keys_of(const Call& call) { return call.k ? call.k : call.index_k; }
@@ -236,6 +238,14 @@ void derive_index(Problem& p, const Call& call) {
   if (call.index_k8) p.index.filter = Format{DType::I8, Scale::Page};
 }
 
+void derive_copy(Problem& p, const Call& call) {
+  p.index.q.storage = call.index_k.dtype;
+  p.index.dim = extent(call.index_k, call.index_k.rank - 1);
+  p.index.heads_k = extent(call.index_k, call.index_k.rank - 2);
+  p.index.filter = Format{DType::I8, Scale::Page};
+  p.bounds.total_q = 0;  // rows of the pool, which no plan depends on
+}
+
 void derive_merge(Problem& p, const Call& call) {
   const Tensor first = first_input(call);
   if (p.op == Op::MergeStates) {
@@ -275,6 +285,7 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
   if (traits.attends) derive_attention(p, call, settings);
   if (traits.indexes) derive_index(p, call);
   if (traits.stores) derive_store(p, call, settings);
+  if (traits.copies) derive_copy(p, call);
   if (traits.merges) derive_merge(p, call);
   if (traits.selects || traits.lists || op == Op::MergeSelections)
     derive_selection(p, call, settings);
@@ -287,8 +298,10 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
   p.bounds.batch = count_requests(call.batch);
   const Tensor& keys = traits.stores ? call.k_cache : keys_of(call);
   if (keys.rank == 4) p.bounds.page_size = extent(keys, 1);
-  p.bounds.max_seqlen_q =
-      settings.max_seqlen_q != -1 ? settings.max_seqlen_q : longest_query(call, p.bounds.total_q);
+  if (!traits.copies) {
+    p.bounds.max_seqlen_q =
+        settings.max_seqlen_q != -1 ? settings.max_seqlen_q : longest_query(call, p.bounds.total_q);
+  }
   p.bounds.max_seqlen_k =
       settings.max_seqlen_k != -1 ? settings.max_seqlen_k : longest_keys(call, p);
   return p;

@@ -117,6 +117,8 @@ auto with_table(Op op, const Visit& visit) {
       return visit.template operator()<InvertSelectionArgs>();
     case Op::QuantizeKv:
       return visit.template operator()<QuantizeKvArgs>();
+    case Op::QuantizeIndex:
+      return visit.template operator()<QuantizeIndexArgs>();
   }
   return decltype(visit.template operator()<DenseAttentionArgs>()){};
 }
@@ -155,11 +157,13 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
     // Row for row; the keys of other operations are inputs.
     case Axis::Keys:
       return rows;
+    case Axis::BoundGroups:
+      return p.bounds.page_size != 0 ? rows : ceil_div(rows, kFilterRows);
+    case Axis::Three:
+      return 3;
     // Of inputs alone: their tensors say.
     case Axis::Pool:
-    case Axis::BoundGroups:
     case Axis::One:
-    case Axis::Three:
     case Axis::PartTopk:
     case Axis::Requests:
     case Axis::Starts:
@@ -178,17 +182,27 @@ Tensor output(const Problem& problem, const Operands& operands, const Field& fie
     fail(ErrorCode::InvalidArgument, std::string(field.name), "",
          "a cache of the caller's, as the problem is for pages", "none");
   }
+  if (op_traits(problem.op).copies && operands.batch.q_offsets) {
+    fail(ErrorCode::InvalidArgument, std::string(field.name), "",
+         "a copy of the caller's, as batch.q_offsets leaves pages as they are", "none");
+  }
   const Axes axes = holds_scales(field) ? axes_of_scales(problem, field) : parse(field.shape);
   const std::int64_t blocks =
       problem.bounds.batch * ceil_div(problem.bounds.max_seqlen_k, problem.selection.block_size);
   const std::int64_t rows = rows_of(problem.op, operands);
   Tensor tensor{
       .dtype = dtype_of(problem, field.element), .device = problem.device, .rank = axes.rank};
+  std::size_t rank = 0;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
+    tensor.shape[rank++] = extent_of(problem, rows, blocks, axes.axis[i]);
+    if (axes.axis[i] == Axis::Keys && problem.bounds.page_size != 0)
+      tensor.shape[rank++] = problem.bounds.page_size;
+  }
+  tensor.rank = static_cast<int>(rank);
   std::int64_t stride = 1;
-  for (std::size_t i = static_cast<std::size_t>(axes.rank); i-- > 0;) {
-    tensor.shape[i] = extent_of(problem, rows, blocks, axes.axis[i]);
-    tensor.stride[i] = stride;
-    stride *= std::max<std::int64_t>(tensor.shape[i], 1);
+  while (rank-- > 0) {
+    tensor.stride[rank] = stride;
+    stride *= std::max<std::int64_t>(tensor.shape[rank], 1);
   }
   return tensor;
 }

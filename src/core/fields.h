@@ -26,6 +26,7 @@ enum class BatchKind : std::uint8_t {
   Lengths,  // lengths and positions, no keys
   Keys,     // and where the keys lie
   Append,   // lengths, and pages to write to
+  Stored,   // lengths, positions and where the keys lie, without queries
 };
 
 namespace table {
@@ -66,6 +67,10 @@ inline constexpr Field kKScaleCache{"k_scale_cache", "[N, Hkv]", Element::KvScal
                                     Role::OptionalOutput, &Operands::k_scale_cache};
 inline constexpr Field kVScaleCache{"v_scale_cache", "[N, Hkv]", Element::KvScale,
                                     Role::OptionalOutput, &Operands::v_scale_cache};
+inline constexpr Field kIndexK8Out{"index_k8", "[N, Hik, Di]", Element::Filter, Role::Output,
+                                   &Operands::index_k8_out};
+inline constexpr Field kIndexK8BoundsOut{"index_k8_bounds", "[F, Hik, 3]", Element::FilterBounds,
+                                         Role::Output, &Operands::index_k8_bounds_out};
 inline constexpr Field kOut{"out", "[T, Hq, Dv]", Element::Out, Role::Output, &Operands::out};
 inline constexpr Field kScores{"scores", "[T, Hi, blocks]", Element::F32, Role::Output,
                                &Operands::scores};
@@ -151,6 +156,8 @@ constexpr bool takes(BatchKind kind, std::size_t field) {
       return true;
     case BatchKind::Append:
       return field < 2 || field + 1 == kBatch.size();
+    case BatchKind::Stored:
+      return field == 1 || field == 2 || field + kKeyFields >= kBatch.size();
   }
   return false;
 }
@@ -327,6 +334,18 @@ struct FieldsOf<QuantizeKvArgs> {
       {table::kVCache, &A::v_cache},
       {table::kKScaleCache, &A::k_scale_cache},
       {table::kVScaleCache, &A::v_scale_cache},
+  });
+};
+
+template <>
+struct FieldsOf<QuantizeIndexArgs> {
+  using A = QuantizeIndexArgs;
+  static constexpr Op kOp = Op::QuantizeIndex;
+  static constexpr BatchKind kBatch = BatchKind::Stored;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kIndexK, &A::index_k},
+      {table::kIndexK8Out, &A::index_k8},
+      {table::kIndexK8BoundsOut, &A::index_k8_bounds},
   });
 };
 

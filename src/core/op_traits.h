@@ -14,6 +14,7 @@ struct OpTraits {
   bool lists = false;    // takes block ids
   bool merges = false;   // takes parts and no batch
   bool stores = false;   // writes keys and values
+  bool copies = false;   // takes index_k and writes its filter
 };
 
 constexpr OpTraits op_traits(Op op) {
@@ -38,6 +39,8 @@ constexpr OpTraits op_traits(Op op) {
       return {.lists = true};
     case Op::QuantizeKv:
       return {.stores = true};
+    case Op::QuantizeIndex:
+      return {.copies = true};
   }
   return {};
 }

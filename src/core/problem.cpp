@@ -31,6 +31,8 @@ const char* to_string(Op op) noexcept {
       return "invert_selection";
     case Op::QuantizeKv:
       return "quantize_kv";
+    case Op::QuantizeIndex:
+      return "quantize_index";
   }
   return "unknown";
 }
@@ -148,6 +150,16 @@ void add_store(Line& line, const Problem& p) {
   if (p.attention.value_dim != p.attention.head_dim) line.add("value_dim", p.attention.value_dim);
 }
 
+void add_copy(Line& line, const Problem& p) {
+  line.add("batch", p.bounds.batch);
+  line.add("max_seqlen_k", p.bounds.max_seqlen_k);
+  if (p.bounds.page_size != 0) line.add("page_size", p.bounds.page_size);
+  line.add("index_dtype", to_string(p.index.q.storage));
+  line.add("index_heads_k", p.index.heads_k);
+  line.add("index_dim", p.index.dim);
+  if (p.index.filter) line.add("filter", to_string(*p.index.filter));
+}
+
 void add_options(Line& line, const Options& o) {
   if (!o.backend.empty()) line.add("backend", o.backend);
   if (!o.isa.empty()) line.add("isa", o.isa);
@@ -164,6 +176,8 @@ std::string to_string(const Problem& p) {
     add_merge(line, p);
   } else if (traits.stores) {
     add_store(line, p);
+  } else if (traits.copies) {
+    add_copy(line, p);
   } else {
     add_batch(line, p);
     if (traits.attends) add_attention(line, p);

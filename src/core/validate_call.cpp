@@ -151,6 +151,7 @@ class CallCheck {
         check_length(fields[i], axes[i]);
       }
       if (!call_.k && !call_.index_k && !call_.k_rows) expect_no_keys();
+      if (op_traits(p_.op).copies) expect_no_queries();
       check_missing_lengths();
     }
     for (; i < fields.size(); ++i) check_output(fields[i], axes[i]);
@@ -225,6 +226,7 @@ class CallCheck {
   // B of this call. One request owns everything where no tensor tells.
   std::int64_t count_requests(const Field& field, const Axes& axes) {
     const Batch& batch = call_.batch;
+    if (field.length != &Batch::cu_seqlens_q) return count_lengths(field, axes);
     if (batch.cu_seqlens_q) {
       Expected expected = extents_.expected(field, axes);
       expected.shape.extent[0] = {1, p_.bounds.batch + 1};
@@ -237,6 +239,22 @@ class CallCheck {
       reject({field.name.data()}, "", "a tensor of i32, as there is not one request", "none");
     }
     return requests;
+  }
+
+  // Where an operation takes no queries.
+  std::int64_t count_lengths(const Field& field, const Axes& axes) {
+    const Tensor& lengths = field.in(call_);
+    if (lengths) {
+      Expected expected = extents_.expected(field, axes);
+      expected.shape.extent[0] = {0, p_.bounds.batch};
+      checker_.input(argument(field, lengths), expected);
+      return lengths.shape[0];
+    }
+    if (p_.bounds.batch < 1 || p_.bounds.page_size != 0) {
+      const char* why = p_.bounds.page_size != 0 ? "keys lie in pages" : "there is not one request";
+      reject({field.name.data()}, "", std::string("a tensor of i32, as ") + why, "none");
+    }
+    return 1;
   }
 
   void check_length(const Field& field, const Axes& axes) {
@@ -258,6 +276,15 @@ class CallCheck {
     }
   }
 
+  void expect_no_queries() const {
+    for (const Field& field : table::kBatch) {
+      if (field.length == &Batch::cu_seqlens_q || field.length == &Batch::key_offsets ||
+          field.length == &Batch::total_seqlens_k) {
+        expect_none(field, field.in(call_), "as quantize_index takes keys where they lie");
+      }
+    }
+  }
+
   static void expect_within(const char* name, std::int64_t rows, std::int64_t bound) {
     if (rows <= bound) return;
     reject({name}, "",
@@ -269,7 +296,7 @@ class CallCheck {
   void check_missing_lengths() const {
     const Batch& batch = call_.batch;
     const Tensor& keys = call_.k ? call_.k : call_.index_k;
-    if (!batch.cu_seqlens_q) {
+    if (!batch.cu_seqlens_q && !op_traits(p_.op).copies) {
       expect_within("batch.cu_seqlens_q", extents_.rows(), p_.bounds.max_seqlen_q);
     }
     if (batch.seqlens_k) return;

@@ -106,7 +106,7 @@ void check_index_k(const Problem& p) {
 void check_filter(const Problem& p) {
   const std::optional<Format>& filter = p.index.filter;
   if (!filter) return;
-  if (!op_traits(p.op).selects) {
+  if (!op_traits(p.op).selects && !op_traits(p.op).copies) {
     reject("index.filter", std::string("none for ") + to_string(p.op), to_string(*filter));
   }
   constexpr Format kServed{DType::I8, Scale::Page};
@@ -193,6 +193,23 @@ void check_index(const Problem& p) {
   expect_divisor("index_heads_k", p.index.heads_k, "index_heads", p.index.heads);
   expect_range("index_dim", p.index.dim, 1, kMaxCount);
   expect_product("total_q", {p.bounds.total_q, p.index.heads, p.index.dim});
+}
+
+// Index keys alone: their format stands where that of index queries does.
+void check_copy(const Problem& p) {
+  expect_range("batch", p.bounds.batch, 0, kMaxCount - 1);
+  expect_range("max_seqlen_k", p.bounds.max_seqlen_k, 0, kMaxCount);
+  expect_range("page_size", p.bounds.page_size, 0, kMaxCount);
+  expect_multiple("page_size", p.bounds.page_size, 16);
+  expect_float("index_dtype", p.index.q.storage);
+  expect_plain("index.q", p.index.q);
+  if (p.index.k && *p.index.k != p.index.q) {
+    reject("index.k", to_string(p.index.q) + ", as index.q", to_string(*p.index.k));
+  }
+  if (!p.index.filter) reject("index.filter", "the format of the copy", "none");
+  check_filter(p);
+  expect_range("index_heads_k", p.index.heads_k, 1, kMaxCount);
+  expect_range("index_dim", p.index.dim, 1, kMaxCount);
 }
 
 void check_selection(const Problem& p) {
@@ -286,6 +303,7 @@ void validate_problem(const Problem& p) {
   check_flags(p, traits);
   if (traits.merges) return check_merge(p);
   if (traits.stores) return check_store(p);
+  if (traits.copies) return check_copy(p);
   check_batch(p);
   if (traits.attends) check_attention(p);
   if (traits.indexes || traits.selects) expect_range("index_heads", p.index.heads, 1, kMaxCount);

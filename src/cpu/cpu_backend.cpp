@@ -41,6 +41,8 @@ Planner planner_of(Op op) {
       return plan_invert_selection;
     case Op::QuantizeKv:
       return plan_quantize_kv;
+    case Op::QuantizeIndex:
+      return plan_quantize_index;
   }
   return nullptr;
 }

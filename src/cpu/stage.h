@@ -55,6 +55,7 @@ inline std::int64_t mended_tokens(const void* workspace) {
 
 StagePtr plan_msa(const Problem& problem, const Machine& machine);
 StagePtr plan_quantize_kv(const Problem& problem, const Machine& machine);
+StagePtr plan_quantize_index(const Problem& problem, const Machine& machine);
 StagePtr plan_merge_states(const Problem& problem, const Machine& machine);
 
 }  // namespace msa::cpu

@@ -562,6 +562,131 @@ void quantize_kv(const Problem& p, const Call& call) {
   }
 }
 
+// ---- the filter of index keys ----
+
+// A key that lies in the pages of the copy: a page, or a group of ragged rows, and a row of it.
+struct Copied {
+  std::int64_t page = -1;  // -1: ragged
+  std::int64_t row = 0;
+  std::int64_t in(const Tensor& t, std::int64_t head) const {
+    return page < 0 ? offset(t, row, head) : offset(t, page, row, head);
+  }
+};
+
+// At least x, in fp32.
+float upwards(double x) {
+  const auto nearest = static_cast<float>(x);
+  return static_cast<double>(nearest) < x
+             ? std::nextafter(nearest, std::numeric_limits<float>::infinity())
+             : nearest;
+}
+
+// Codes of a key; adds what the bounds need of it.
+class KeyCopy {
+ public:
+  KeyCopy(const Call& call, std::int64_t head, float scale)
+      : call_(call), head_(head), dim_(call.index_k.shape[call.index_k.rank - 1]), scale_(scale) {}
+
+  void copy(const Copied& key) {
+    const Vector row{call_.index_k, key.in(call_.index_k, head_)};
+    auto* const codes =
+        static_cast<std::int8_t*>(call_.index_k8_out.data) + key.in(call_.index_k8_out, head_);
+    std::array<double, 16> sums{};
+    double length = 0;
+    for (std::int64_t d = 0; d < dim_; ++d) {
+      const bool finite = std::isfinite(row[d]);
+      double code = 0;
+      if (finite && scale_ > 0)
+        code = std::clamp(std::nearbyint(divided(row[d], static_cast<double>(scale_))), -127.0f,
+                          127.0f);
+      codes[d] = static_cast<std::int8_t>(code);
+      const double off = row[d] - code * static_cast<double>(scale_);
+      sums[static_cast<std::size_t>(d % 16)] += off * off;
+      length += code * code;
+      broken_ = broken_ || !finite;
+    }
+    double sum = 0;
+    for (const double part : sums) sum += part;
+    error_ = std::max(error_, sum);
+    norm_ = std::max(norm_, length);
+  }
+
+  void store_bounds(std::int64_t page) const {
+    const double pad = 1 + static_cast<double>(dim_ + 64) * 0x1p-52;
+    const double norm = static_cast<double>(scale_) * std::sqrt(norm_) * pad;
+    const Tensor& bounds = call_.index_k8_bounds_out;
+    store(bounds, offset(bounds, page, head_, 0), static_cast<double>(scale_));
+    store(bounds, offset(bounds, page, head_, 1),
+          broken_ ? kInf : static_cast<double>(upwards(std::sqrt(error_) * pad)));
+    store(bounds, offset(bounds, page, head_, 2), static_cast<double>(upwards(norm)));
+  }
+
+ private:
+  const Call& call_;
+  std::int64_t head_, dim_;
+  float scale_;
+  bool broken_ = false;
+  double error_ = 0, norm_ = 0;  // squared; the norm in codes
+};
+
+// Calls visit(key) for the keys of the batch that lie in column `column` of request b's pages, or
+// in group `column` of ragged rows.
+template <class Visit>
+void for_each_copied(const Problem& p, const Call& call, std::int64_t b, std::int64_t column,
+                     const Visit& visit) {
+  const std::int64_t page_size = p.bounds.page_size;
+  std::int64_t k_begin = 0, count = 0;
+  for (std::int64_t other = 0; other < core::num_requests(call); ++other) {
+    const Request r = core::read_request(p, call, other, k_begin);
+    k_begin += r.seqlen_k;
+    if (page_size == 0) {
+      const std::int64_t end = std::min(r.k_begin + r.seqlen_k, (column + 1) * kFilterRows);
+      for (std::int64_t row = std::max(r.k_begin, column * kFilterRows); row < end; ++row)
+        visit(Copied{.row = row});
+      continue;
+    }
+    const std::int64_t keys = std::min(page_size, r.seqlen_k - column * page_size);
+    const Tensor& table = call.batch.page_table;
+    if (keys > 0 && core::read_i32(table, other, column) == core::read_i32(table, b, column))
+      count = std::max(count, keys);
+  }
+  for (std::int64_t row = 0; row < count; ++row)
+    visit(Copied{core::read_i32(call.batch.page_table, b, column), row});
+}
+
+void copy_page(const Problem& p, const Call& call, std::int64_t b, std::int64_t column) {
+  const bool paged = p.bounds.page_size != 0;
+  const std::int64_t page = paged ? core::read_i32(call.batch.page_table, b, column) : column;
+  for (std::int64_t head = 0; head < p.index.heads_k; ++head) {
+    double largest = 0;
+    for_each_copied(p, call, b, column, [&](const Copied& key) {
+      const Vector row{call.index_k, key.in(call.index_k, head)};
+      for (std::int64_t d = 0; d < p.index.dim; ++d) {
+        if (std::isfinite(row[d])) largest = std::max(largest, std::fabs(row[d]));
+      }
+    });
+    KeyCopy copy(call, head, divided(largest, 127));
+    for_each_copied(p, call, b, column, [&](const Copied& key) { copy.copy(key); });
+    copy.store_bounds(page);
+  }
+}
+
+void quantize_index(const Problem& p, const Call& call) {
+  const std::int64_t page_size = p.bounds.page_size;
+  std::int64_t k_begin = 0;
+  for (std::int64_t b = 0; b < core::num_requests(call); ++b) {
+    const Request r = core::read_request(p, call, b, k_begin);
+    k_begin += r.seqlen_k;
+    const std::int64_t first = core::first_new_key(call, b);
+    if (first == r.seqlen_k) continue;
+    const std::int64_t begin = page_size != 0 ? 0 : r.k_begin;
+    const std::int64_t size = page_size != 0 ? page_size : kFilterRows;
+    const std::int64_t end = core::ceil_div(begin + r.seqlen_k, size);
+    for (std::int64_t column = (begin + first) / size; column < end; ++column)
+      copy_page(p, call, b, column);
+  }
+}
+
 // ---- working memory ----
 
 std::size_t num_scores(const Problem& p) {
@@ -614,6 +739,8 @@ void run(const Problem& p, const Call& call, const Scratch& scratch) {
       return invert_selection(p, call);
     case Op::QuantizeKv:
       return quantize_kv(p, call);
+    case Op::QuantizeIndex:
+      return quantize_index(p, call);
   }
 }
 

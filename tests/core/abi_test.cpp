@@ -39,7 +39,7 @@ static_assert(sizeof(BackendAnswer) == 72);
 static_assert(sizeof(BuildInfo) == 216);
 static_assert(sizeof(BackendInfo) == 120);
 
-static_assert(sizeof(Operands) == 3672);
+static_assert(sizeof(Operands) == 3848);
 static_assert(sizeof(Field) == 72);
 static_assert(sizeof(DenseAttentionArgs) == 1496);
 static_assert(sizeof(BlockScoresArgs) == 968);
@@ -51,12 +51,14 @@ static_assert(sizeof(MergeStatesArgs) == 384);
 static_assert(sizeof(MergeSelectionsArgs) == 384);
 static_assert(sizeof(InvertSelectionArgs) == 968);
 static_assert(sizeof(QuantizeKvArgs) == 1496);
+static_assert(sizeof(QuantizeIndexArgs) == 880);
 #endif
 
 // Callers' binaries hold these numbers, too.
 static_assert(static_cast<int>(DType::F32) == 0 && static_cast<int>(DType::E2M1) == 7);
 static_assert(static_cast<int>(Op::DenseAttention) == 0);
 static_assert(static_cast<int>(Op::InvertSelection) == 8 && static_cast<int>(Op::QuantizeKv) == 9);
+static_assert(static_cast<int>(Op::QuantizeIndex) == 10);
 static_assert(static_cast<int>(ErrorCode::InvalidArgument) == 0);
 static_assert(static_cast<int>(ErrorCode::Internal) == 6);
 static_assert(kMaxRank == 4 && kMaxParts == 64 && kMaxTopk == 256 && kWorkspaceAlignment == 256);

@@ -357,7 +357,8 @@ void Scene::with_args(const Use& use) const {
     case Op::InvertSelection:
       return use(
           InvertSelectionArgs{ids, batch(), get("row_ptr"), get("q_indices"), get("q_slots")});
-    case Op::QuantizeKv:  // tests/core/quantize_test.cpp
+    case Op::QuantizeKv:     // tests/core/quantize_test.cpp
+    case Op::QuantizeIndex:  // tests/core/quantize_index_test.cpp
       break;
   }
 }

@@ -83,6 +83,18 @@ void code_again(const Problem& p, const Operands& o) {
   }
 }
 
+/// The same by quantize_index.
+void code_by_operation(const Data& data) {
+  const Operands& o = data.operands();
+  const QuantizeIndexArgs args{.index_k = o.index_k,
+                               .batch = {.seqlens_k = o.batch.seqlens_k,
+                                         .cu_seqlens_k = o.batch.cu_seqlens_k,
+                                         .page_table = o.batch.page_table},
+                               .index_k8 = o.index_k8,
+                               .index_k8_bounds = o.index_k8_bounds};
+  quantize_index(args, {.options = {.backend = "cpu"}});
+}
+
 void write(const Data& data, const std::function<Row(std::int64_t, std::int64_t)>& query,
            const std::function<Row(std::int64_t)>& key) {
   const Operands& o = data.operands();
@@ -246,6 +258,8 @@ TEST(FilteredSelection, HasTheBitsOfTheUnfilteredOne) {
           [&](std::int64_t row, std::int64_t h) { return row_of(numbers.query, 2 * row + h); },
           [&](std::int64_t key) { return row_of(numbers.key, key); });
       code_again(data.problem(), data.operands());
+      expect_same_bits(data);
+      code_by_operation(data);
       expect_same_bits(data);
     }
   }

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..results import Inverse
+from ..results import IndexCopy, Inverse
 from .fakes import scales_of
 from .ops import overload, result, write
 
 __all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
-           "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
+           "quantize_index", "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
 
 # Looked up once, and called by place: both save as much as a small call takes.
 _dense_attention = overload("dense_attention")
@@ -30,6 +30,7 @@ _merge_states = overload("merge_states")
 _merge_selections = overload("merge_selections")
 _invert_selection = overload("invert_selection")
 _quantize_kv = overload("quantize_kv")
+_quantize_index = overload("quantize_index")
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, k_scale: Tensor | None = None,
@@ -281,3 +282,18 @@ def quantize_kv(k_rows: Tensor, v_rows: Tensor, *, k_scale: Tensor | None = None
                          page_table, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, kv_format)
     scales = len(found) > 2
     return result(found, ("k_cache", True), ("v_cache", True), ("k_scale_cache", scales), ("v_scale_cache", scales))
+
+
+def quantize_index(index_k: Tensor, *, seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                   page_table: Tensor | None = None, q_offsets: Tensor | None = None, max_seqlen_k: int | None = None,
+                   backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                   index_k8: Tensor | None = None, index_k8_bounds: Tensor | None = None) -> IndexCopy:
+    """Makes the filter of index keys that select_blocks and msa_attention take. See msa.quantize_index."""
+    if index_k8 is not None or index_k8_bounds is not None:
+        outputs = {"index_k8": index_k8 if index_k8 is not None else True,
+                   "index_k8_bounds": index_k8_bounds if index_k8_bounds is not None else True}
+        return write("quantize_index", (index_k,), outputs, None, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                     threads=threads, batch_invariant=batch_invariant)
+    return IndexCopy(*_quantize_index(index_k, seqlens_k, q_offsets, cu_seqlens_k, page_table, max_seqlen_k, backend,
+                                      isa, threads, batch_invariant))

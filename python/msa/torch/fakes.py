@@ -96,11 +96,22 @@ def _stored_scales(like: Any, kv_format: str | None, extents: list[Any], dim: An
     return like.new_empty(extents, dtype=torch.float32)
 
 
+def _copy_of_index(like: Any, given: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    torch._check(like.dim() in (3, 4), lambda: f"index_k: expected rank 3 or 4, got {like.dim()}")
+    torch._check(given.get("q_offsets") is None,
+                 lambda: "index_k8: expected a copy of the caller's, as q_offsets leaves pages as they are, got none")
+    pages = like.shape[0] if like.dim() == 4 else (like.shape[0] + 15) // 16
+    made = {"index_k8": (like.shape, torch.int8), "index_k8_bounds": ([pages, like.shape[-2], 3], torch.float32)}
+    return {name: like.new_empty(shape, dtype=dtype) for name, (shape, dtype) in made.items() if name in names}
+
+
 def allocate(op: str, given: dict[str, Any], names: set[str]) -> dict[str, Any]:
     """New tensors for outputs of a call, by name."""
     bound = _bind([row for row in _core.fields()[op] if row[1] in _INPUT_ROLES], given)
     first = given[_core.fields()[op][0][0]]
     like = first[0] if isinstance(first, (list, tuple)) else first
+    if op == "quantize_index":
+        return _copy_of_index(like, given, names)
     wide = torch.bfloat16 if like.dtype == torch.float8_e4m3fn else like.dtype
     dtypes = {"i32": torch.int32, "f32": torch.float32, "out": given.get("out_dtype") or wide}
     kv_format = given.get("kv_format")
