@@ -45,8 +45,8 @@ def good(op):
     # Rows that are stored one by one have no batch.
     if "seqlens_k" in [row[0] for row in _core.fields()[op]] and op != "quantize_kv":
         given["seqlens_k"] = np.array([N], np.int32)
-        given["block_size"] = 16
-        given["max_seqlen_q"], given["max_seqlen_k"] = T, N
+        more = {"block_size": 16, "max_seqlen_q": T, "max_seqlen_k": N}
+        given |= {name: value for name, value in more.items() if name in _core.settings()[op]}
     if "topk" in _core.settings()[op]:
         given["topk"] = K
     return given
