@@ -3,6 +3,7 @@
 // owns a share of all pages, so that a page that requests share is written by one thread.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -22,6 +23,7 @@ constexpr std::int64_t kRowsOfTask = 64;  // 16 KiB of keys in bf16, some 10 us
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 using Piece = std::array<float, kPiece>;
+using Codes = std::array<std::int8_t, kPiece>;
 
 /// What a filter calls a page: a page, or kFilterRows rows of the pool.
 struct Page {
@@ -49,24 +51,21 @@ bool widen(const Tensor& keys, std::int64_t at, std::int64_t count, Piece& to) {
     for (std::int64_t d = 0; d < count; ++d) to[d] = S::read(from[d]);
   });
   for (std::int64_t d = count; d % kLanes != 0; ++d) to[d] = 0;
-  std::array<std::int32_t, kLanes> odd{};
-  for (std::int64_t d = 0; d < count; d += kLanes) {
-    for (std::int64_t j = 0; j < kLanes; ++j) odd[j] |= std::fabs(to[d + j]) < kInf ? 0 : 1;
-  }
-  if (std::all_of(odd.begin(), odd.end(), [](std::int32_t x) { return x == 0; })) return true;
+  std::int32_t odd = 0;
+  for (std::int64_t d = 0; d < count; ++d) odd |= std::fabs(to[d]) < kInf ? 0 : 1;
+  if (odd == 0) return true;
   for (std::int64_t d = 0; d < count; ++d) to[d] = std::isfinite(to[d]) ? to[d] : 0;
   return false;
 }
 
+/// Magnitudes are ordered as their bits are.
 float largest_of(const Piece& x, std::int64_t count) {
-  std::array<float, kLanes> lanes{};
-  for (std::int64_t d = 0; d < count; d += kLanes) {
-    for (std::int64_t j = 0; j < kLanes; ++j) {
-      const float size = std::fabs(x[d + j]);
-      lanes[j] = size > lanes[j] ? size : lanes[j];
-    }
+  std::int32_t largest = 0;
+  for (std::int64_t d = 0; d < count; ++d) {
+    const auto size = std::bit_cast<std::int32_t>(std::fabs(x[d]));
+    largest = size > largest ? size : largest;
   }
-  return *std::max_element(lanes.begin(), lanes.end());
+  return std::bit_cast<float>(largest);
 }
 
 /// To the nearest integer, half to even; below 2^22.
@@ -85,24 +84,28 @@ struct Sums {
 };
 
 /// Writes codes up to a whole number of lanes. Differences and their squares are exact in fp64.
-void code_piece(const Piece& x, std::int64_t count, float scale, std::int8_t* codes, Sums& sums) {
+/// Loops without a care for each other, which compilers turn into vectors.
+void code_piece(const Piece& x, std::int64_t count, float scale, Codes& codes, Sums& sums) {
   const float divisor = scale > 0 ? scale : kInf;
-  std::array<std::int32_t, kLanes> length{};
-  for (std::int64_t d = 0; d < count; d += kLanes) {
-    for (std::int64_t j = 0; j < kLanes; ++j) {
-      float ratio = x[d + j] / divisor;
-      ratio = ratio > 127.0f ? 127.0f : ratio;
-      ratio = ratio < -127.0f ? -127.0f : ratio;
-      const float code = round_small(ratio);
-      const auto number = static_cast<std::int32_t>(code);
-      codes[d + j] = static_cast<std::int8_t>(number);
-      const double off =
-          static_cast<double>(x[d + j]) - static_cast<double>(code) * static_cast<double>(scale);
-      sums.off[j] += off * off;
-      length[j] += number * number;
-    }
+  std::array<std::int32_t, kPiece> numbers;
+  std::array<double, kPiece> squares;
+  const std::int64_t padded = core::ceil_div(count, kLanes) * kLanes;
+  // Where the scale is subnormal, numbers may pass 127, by less than a half.
+  for (std::int64_t d = 0; d < padded; ++d)
+    numbers[d] = std::clamp(static_cast<std::int32_t>(round_small(x[d] / divisor)), -127, 127);
+  for (std::int64_t d = 0; d < padded; ++d) codes[d] = static_cast<std::int8_t>(numbers[d]);
+  for (std::int64_t d = 0; d < padded; ++d) {
+    const double off = static_cast<double>(x[d]) - numbers[d] * static_cast<double>(scale);
+    squares[d] = off * off;
   }
-  for (const std::int32_t part : length) sums.length += part;
+  std::array<double, kLanes> off = sums.off;
+  for (std::int64_t d = 0; d < padded; d += kLanes) {
+    for (std::int64_t j = 0; j < kLanes; ++j) off[j] += squares[d + j];
+  }
+  sums.off = off;
+  std::int32_t length = 0;  // of 512 codes at most
+  for (std::int64_t d = 0; d < padded; ++d) length += numbers[d] * numbers[d];
+  sums.length += length;
 }
 
 class CopyStage final : public Stage {
@@ -238,11 +241,11 @@ class CopyStage final : public Stage {
                      place(call.index_k8_out, paged(), page, i, head);
     Sums sums;
     Piece x;
-    std::array<std::int8_t, kPiece> codes;
+    Codes codes;
     for (std::int64_t d = 0; d < dim; d += kPiece) {
       const std::int64_t count = std::min(kPiece, dim - d);
       widen(call.index_k, from + d, count, x);
-      code_piece(x, count, scale, codes.data(), sums);
+      code_piece(x, count, scale, codes, sums);
       std::memcpy(to + d, codes.data(), static_cast<std::size_t>(count));
     }
     return sums;
