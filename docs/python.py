@@ -12,7 +12,7 @@ import sys
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 OPERATIONS = ("dense_attention", "block_scores", "select_topk", "select_blocks", "sparse_attention", "msa_attention",
-              "merge_states", "merge_selections", "invert_selection")
+              "merge_states", "merge_selections", "invert_selection", "quantize_kv", "quantize_index")
 HEAD = """# Python
 
 Written by `docs/python.py` out of the docstrings; change those. Words are those of [contract.md](contract.md).

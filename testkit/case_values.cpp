@@ -34,13 +34,17 @@ Lengths read_request(std::string_view text) {
 }  // namespace
 
 const Names<Op>& names_of(Op) {
-  static const Names<Op> names{
-      {"dense", Op::DenseAttention},     {"scores", Op::BlockScores},
-      {"topk", Op::SelectTopk},          {"select", Op::SelectBlocks},
-      {"sparse", Op::SparseAttention},   {"msa", Op::MsaAttention},
-      {"merge_states", Op::MergeStates}, {"merge_selections", Op::MergeSelections},
-      {"invert", Op::InvertSelection},   {"quantize", Op::QuantizeKv},
-      {"quantize_index", Op::QuantizeIndex}};
+  static const Names<Op> names{{"dense", Op::DenseAttention},
+                               {"scores", Op::BlockScores},
+                               {"topk", Op::SelectTopk},
+                               {"select", Op::SelectBlocks},
+                               {"sparse", Op::SparseAttention},
+                               {"msa", Op::MsaAttention},
+                               {"merge_states", Op::MergeStates},
+                               {"merge_selections", Op::MergeSelections},
+                               {"invert", Op::InvertSelection},
+                               {"quantize", Op::QuantizeKv},
+                               {"quantize_index", Op::QuantizeIndex}};
   return names;
 }
 

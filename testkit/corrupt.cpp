@@ -145,10 +145,8 @@ class Spoiler {
     for (std::int64_t b = 0; b < spec_.requests(); ++b) {
       const Lengths& r = spec_.lengths[static_cast<std::size_t>(b)];
       const std::int64_t first = o_.batch.q_offsets ? int_at(o_.batch.q_offsets, b) : 0;
-      requests.push_back({.index = b,
-                          .seqlen_q = r.seqlen_k - first,
-                          .seqlen_k = r.seqlen_k,
-                          .offset = first});
+      requests.push_back(
+          {.index = b, .seqlen_q = r.seqlen_k - first, .seqlen_k = r.seqlen_k, .offset = first});
     }
     return requests;
   }

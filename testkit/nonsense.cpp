@@ -61,8 +61,7 @@ void spoil_selection(Problem& p) {
   const bool merges = p.op == Op::MergeStates || p.op == Op::MergeSelections;
   const bool stores = p.op == Op::QuantizeKv || p.op == Op::QuantizeIndex;
   if (merges || stores) s.block_size = kNonsense;
-  if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates ||
-      stores) {
+  if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates || stores) {
     s.topk = kNonsense;
   }
   Bounds& b = p.bounds;

@@ -145,8 +145,8 @@ void Answer::make_outputs() {
   for (Tensor* t : {&o.block_ids, &o.row_ptr, &o.q_indices, &o.q_slots}) {
     if (*t) *t = own(DType::I32, *t);
   }
-  for (Tensor* t : {&o.k_cache, &o.v_cache, &o.k_scale_cache, &o.v_scale_cache,
-                    &o.index_k8_out, &o.index_k8_bounds_out}) {
+  for (Tensor* t : {&o.k_cache, &o.v_cache, &o.k_scale_cache, &o.v_scale_cache, &o.index_k8_out,
+                    &o.index_k8_bounds_out}) {
     if (*t) *t = own(t->dtype, *t);
   }
   if (o.out) {

@@ -129,8 +129,8 @@ const Tensor& first_given(std::initializer_list<const Tensor*> tensors) {
 Tensor first_input(const Call& call) {
   if (!call.part_outs.empty()) return call.part_outs[0];
   if (!call.part_ids.empty()) return call.part_ids[0];
-  return first_given({&call.q, &call.index_q, &call.scores_in, &call.block_ids_in, &call.k_rows,
-                      &call.index_k});
+  return first_given(
+      {&call.q, &call.index_q, &call.scores_in, &call.block_ids_in, &call.k_rows, &call.index_k});
 }
 
 const Tensor& keys_of(const Call& call) { return call.k ? call.k : call.index_k; }

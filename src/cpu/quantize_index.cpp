@@ -148,8 +148,7 @@ class CopyStage final : public Stage {
       if (first == r.seqlen_k) continue;
       const std::int64_t end = core::ceil_div(r.k_begin + r.seqlen_k, size);
       for (std::int64_t column = (r.k_begin + first) / size; column < end; ++column) {
-        const std::int64_t id =
-            paged() ? core::read_i32(call.batch.page_table, b, column) : column;
+        const std::int64_t id = paged() ? core::read_i32(call.batch.page_table, b, column) : column;
         if (!owns(task, tasks, id)) continue;
         const Page page = paged() ? page_of(call, r, id, column) : group_of(call, b, r, column);
         for (std::int64_t head = 0; head < p_.index.heads_k; ++head) copy_page(call, page, head);
@@ -224,8 +223,7 @@ class CopyStage final : public Stage {
     }
     // More than what rounding may have taken from the sums and their roots.
     const double pad = 1 + static_cast<double>(dim + 64) * 0x1p-52;
-    const double norm =
-        static_cast<double>(scale) * std::sqrt(static_cast<double>(length)) * pad;
+    const double norm = static_cast<double>(scale) * std::sqrt(static_cast<double>(length)) * pad;
     const Tensor& t = call.index_k8_bounds_out;
     float* const bounds = static_cast<float*>(t.data) + page.id * t.stride[0] + head * t.stride[1];
     bounds[0] = scale;

@@ -65,32 +65,26 @@ TEST(QuantizeIndex, EveryFaultOfATensorIsNamed) {
     refused(rest, "index_k8", "a tensor of i8", [](Operands& o) { o.index_k8_out = {}; });
     refused(rest, "index_k8", "i8", [](Operands& o) { o.index_k8_out.dtype = DType::E4M3; });
     refused(rest, "index_k8", "dimension 0", [](Operands& o) { --o.index_k8_out.shape[0]; });
-    refused(rest, "index_k8", "memory apart", [](Operands& o) {
-      o.index_k8_out.data = o.index_k.data;
-    });
+    refused(rest, "index_k8", "memory apart",
+            [](Operands& o) { o.index_k8_out.data = o.index_k.data; });
     refused(rest, "index_k8_bounds", "a tensor of f32",
             [](Operands& o) { o.index_k8_bounds_out = {}; });
     refused(rest, "index_k8_bounds", "dimension 0",
             [](Operands& o) { ++o.index_k8_bounds_out.shape[0]; });
     refused(rest, "index_k8_bounds", "3", [](Operands& o) { --o.index_k8_bounds_out.shape[2]; });
-    refused(rest, "index_k8_bounds", "stride", [](Operands& o) {
-      o.index_k8_bounds_out.stride[0] = -1;
-    });
+    refused(rest, "index_k8_bounds", "stride",
+            [](Operands& o) { o.index_k8_bounds_out.stride[0] = -1; });
     refused(rest, "batch.q_offsets", "2", [](Operands& o) { --o.batch.q_offsets.shape[0]; });
     const std::vector<std::int32_t> below{15, -1}, above{15, 34};
-    refused(rest, "batch.q_offsets", "0 to 33", [&](Operands& o) {
-      o.batch.q_offsets = ints(below);
-    });
-    refused(rest, "batch.q_offsets", "0 to 33", [&](Operands& o) {
-      o.batch.q_offsets = ints(above);
-    });
+    refused(rest, "batch.q_offsets", "0 to 33",
+            [&](Operands& o) { o.batch.q_offsets = ints(below); });
+    refused(rest, "batch.q_offsets", "0 to 33",
+            [&](Operands& o) { o.batch.q_offsets = ints(above); });
     const std::vector<std::int32_t> three{1, 1, 1}, longer{20, 34};
-    refused(rest, "batch.seqlens_k", "0 to 2", [&](Operands& o) {
-      o.batch.seqlens_k = ints(three);
-    });
-    refused(rest, "batch.seqlens_k", "0 to 33", [&](Operands& o) {
-      o.batch.seqlens_k = ints(longer);
-    });
+    refused(rest, "batch.seqlens_k", "0 to 2",
+            [&](Operands& o) { o.batch.seqlens_k = ints(three); });
+    refused(rest, "batch.seqlens_k", "0 to 33",
+            [&](Operands& o) { o.batch.seqlens_k = ints(longer); });
   }
   refused(ragged, "batch.page_table", "none",
           [](Operands& o) { o.batch.page_table = o.batch.seqlens_k; });
@@ -204,8 +198,7 @@ TEST(QuantizeIndex, OnlyPagesWithNewKeysAreTouched) {
           EXPECT_EQ(at_rest, testkit::Buffer::kSentinel) << row;
         }
       }
-      EXPECT_EQ(bounds_of(o.index_k8_bounds_out, page) ==
-                    bounds_of(all.index_k8_bounds_out, same),
+      EXPECT_EQ(bounds_of(o.index_k8_bounds_out, page) == bounds_of(all.index_k8_bounds_out, same),
                 made);
     }
   }
@@ -249,8 +242,8 @@ TEST(QuantizeIndex, GroupsOfRowsCountTheirNeighbours) {
 
 TEST(QuantizeIndex, NumbersThatAreNotFiniteSayNothing) {
   for (const char* backend : kBackends) {
-    for (const float odd : {std::numeric_limits<float>::quiet_NaN(),
-                            -std::numeric_limits<float>::infinity()}) {
+    for (const float odd :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
       Data data = data_of("index_dtype=f32 lens=20:20");
       const Operands o = data.prepare();
       std::memcpy(address(o.index_k, 3, 0, 7), &odd, sizeof odd);
