@@ -31,39 +31,21 @@ struct KeyBox {
 
 inline constexpr int kNoPage = 0x7fffffff;  // outside every tensor: the box is filled with zeros
 
-/// A box whose page number may still be on its way.
-struct KeyPlace {
-  int token = -1;  // as in KeyBox; -1: nothing is there
-  int id = 0;      // as the page table has it
-};
-
 /// Box `box` of block `block` (both local to the request). Reads the page table for pages in use
 /// only.
-template <int kBlock>
-__device__ __forceinline__ KeyPlace look_up_key_box(const BatchParams& batch,
-                                                    const RequestRecord& request, int request_idx,
-                                                    int block, int box) {
-  const int first = block * kBlock;  // keys of a request are fewer than 2^30
-  if (batch.page_size == 0) return {static_cast<int>(request.k_begin + first), 0};
-  const int shift = box_shift(kBlock, batch.page_size);
-  const int token = first + (box << shift);
-  if (token >= request.seqlen_k) return {};
-  const int page = batch.page_size <= kBlock ? token >> shift : token / batch.page_size;
-  return {token - page * batch.page_size, load_page(batch, request_idx, page)};
-}
-
-__device__ __forceinline__ KeyBox key_box(const BatchParams& batch, const KeyPlace& place) {
-  if (place.token < 0) return {0, kNoPage, false};
-  const bool bad = batch.page_size != 0 && (place.id < 0 || place.id >= batch.num_pages);
-  return {place.token, bad ? kNoPage : place.id, bad};
-}
-
-/// Both at once.
 template <int kBlock>
 __device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
                                                  const RequestRecord& request, int request_idx,
                                                  int block, int box) {
-  return key_box(batch, look_up_key_box<kBlock>(batch, request, request_idx, block, box));
+  const int first = block * kBlock;  // keys of a request are fewer than 2^30
+  if (batch.page_size == 0) return {static_cast<int>(request.k_begin + first), 0, false};
+  const int shift = box_shift(kBlock, batch.page_size);
+  const int token = first + (box << shift);
+  if (token >= request.seqlen_k) return {0, kNoPage, false};
+  const int page = batch.page_size <= kBlock ? token >> shift : token / batch.page_size;
+  const int id = load_page(batch, request_idx, page);
+  const bool bad = id < 0 || id >= batch.num_pages;
+  return {token - page * batch.page_size, bad ? kNoPage : id, bad};
 }
 
 /// Lanes of a warp that issue something for a block of kPanels panels.

@@ -18,8 +18,6 @@ class ScoreProducer {
                                            std::uint8_t* stages, int lane)
       : params_(params), shared_(shared), stages_(stages), lane_(lane) {}
 
-  /// A step is looked up while the one before it is loaded: its page number takes as long to come
-  /// as a step in codes lasts.
   __device__ __forceinline__ void run() {
     const ScoreParams& p = params_;
     touch_pages(p.batch, likely_request(p), lane_);
@@ -30,8 +28,8 @@ class ScoreProducer {
     const Deal deal(total, ctas);
     int bad_request = -1;
     int request = -1;
+    int step = 0;
     RequestRecord r{};
-    Step ahead;  // looked up, not yet loaded
     const std::int64_t fixed_end = min(deal.fixed * (blockIdx.x + 1), total);
     std::int64_t n = min(deal.fixed * blockIdx.x, total);
     std::int64_t end = max(n, fixed_end - 1);
@@ -56,15 +54,11 @@ class ScoreProducer {
         n = next;
         continue;
       }
-      const Step now = ahead;
-      finder.find(n, request, ahead.number, r);
-      ahead.request = request;
-      ahead.keys = r.seqlen_k;
-      ahead.place = look_up(r, ahead);
-      if (now.request >= 0 && load(now) && bad_request < 0) bad_request = now.request;
+      finder.find(n, request, step, r);
+      const unsigned bad = load_step(r, request, step);
+      if (bad != 0 && bad_request < 0) bad_request = request;
       ++n;
     }
-    if (ahead.request >= 0 && load(ahead) && bad_request < 0) bad_request = ahead.request;
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       shared_.notes[at_.stage] = {-1, 0, 0};
@@ -75,64 +69,48 @@ class ScoreProducer {
   }
 
  private:
-  struct Step {
-    int request = -1;  // none
-    int number = 0;    // in the request
-    int keys = 0;      // of the request
-    KeyPlace place;    // of this lane's box
-  };
-
-  __device__ __forceinline__ int boxes() const {
-    return kScoreStep >> box_shift(kScoreStep, params_.batch.page_size);
-  }
-
-  __device__ __forceinline__ KeyPlace look_up(const RequestRecord& r, const Step& step) const {
-    if (lane_ >= boxes()) return {};
-    return look_up_key_box<kScoreStep>(params_.batch, r, step.request, step.number, lane_);
-  }
-
-  /// Fills one stage with a step; whether its page numbers were bad.
-  __device__ __forceinline__ bool load(const Step& step) {
+  /// Fills one stage with a step.
+  __device__ __forceinline__ unsigned load_step(const RequestRecord& r, int request, int step) {
     const ScoreParams& p = params_;
     const int box_rows = box_tokens(kScoreStep, p.batch.page_size);
-    const KeyBox box = key_box(p.batch, step.place);
+    const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
+    KeyBox box;
+    if (lane_ < boxes) box = locate_key_box<kScoreStep>(p.batch, r, request, step, lane_);
     const unsigned bad = warp::bad_boxes<1>(box, lane_);
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
-      // The arrival below publishes it.
-      shared_.notes[at_.stage] = {step.request, step.number, bad};
+      shared_.notes[at_.stage] = {request, step, bad};  // the arrival below publishes it
       shared_.ring.expect(at_, Traits::kTileBytes);
     }
     __syncwarp();
-    if (lane_ < boxes()) {
+    if (lane_ < boxes) {
       ptx::cp_async_bulk_tensor_hint(
           stages_ + at_.stage * Traits::kTileBytes + lane_ * box_rows * Traits::kRowBytes, &p.k_map,
           {0, box.token, static_cast<int>(blockIdx.y), box.page}, &shared_.ring.full[at_.stage],
           policy_);
     }
     if constexpr (Traits::kCodes) {
-      if (p.k_scales.data != nullptr) load_scales(step, box);
+      if (p.k_scales.data != nullptr) load_scales(r, step, box);
     }
     at_.advance();
-    return bad != 0;
+    return bad;
   }
 
   /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the
   /// stage.
-  __device__ __forceinline__ void load_scales(const Step& step, const KeyBox& box) {
+  __device__ __forceinline__ void load_scales(const RequestRecord& r, int step, const KeyBox& box) {
     const ScoreParams& p = params_;
     const int shift = box_shift(kScoreStep, p.batch.page_size);
-    const int visible = step.keys - step.number * kScoreStep;
-    int page = __shfl_sync(common::kAllLanes, box.page, 0);
     int first = __shfl_sync(common::kAllLanes, box.token, 0);
+    int page = __shfl_sync(common::kAllLanes, box.page, 0);
 #pragma unroll
     for (int key = lane_; key < kScoreStep; key += 32) {
-      if (boxes() > 1) {
+      if ((1 << shift) != kScoreStep) {
         const int from = key >> shift;  // the lane of the key's box
         first = __shfl_sync(common::kAllLanes, box.token, from);
         page = __shfl_sync(common::kAllLanes, box.page, from);
       }
-      const bool there = key < visible && page != kNoPage;
+      const bool there = step * kScoreStep + key < r.seqlen_k && page != kNoPage;
       const float* scale = p.k_scales.data;
       if (there)
         scale = common::scale_at(p.k_scales, page, first + (key & ((1 << shift) - 1)),
