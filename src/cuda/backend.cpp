@@ -62,7 +62,8 @@ std::optional<Fault> decode(StatusWord word) {
 void expect_aligned(Op op, const core::Call& call) {
   for (const Field& field : fields_of(op)) {
     const bool formatted = field.element == Element::Q || field.element == Element::Kv ||
-                           field.element == Element::IndexQ || field.element == Element::IndexK;
+                           field.element == Element::IndexQ || field.element == Element::IndexK ||
+                           field.element == Element::Filter;
     if (!field.is_input() || field.tensor == nullptr || !formatted) continue;
     const Tensor& tensor = field.in(call);
     if (!tensor) continue;

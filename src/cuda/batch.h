@@ -25,6 +25,8 @@ inline Storage storage_of(DType dtype) {
       return Storage::F16;
     case DType::E4M3:
       return Storage::E4m3;
+    case DType::I8:
+      return Storage::I8;
     default:
       throw Error(ErrorCode::Internal, "", std::string("no kernel stores ") + to_string(dtype));
   }
@@ -48,6 +50,14 @@ Slots<Item> make_slots(const Tensor& tensor) {
 
 /// Scales of keys or values of that format, or none.
 Scales make_scales(const Problem& problem, const Format& format, const Tensor& tensor);
+
+/// Index keys, paged or ragged.
+KeyRows make_key_rows(const Tensor& keys);
+
+inline FilterBounds make_filter_bounds(const Tensor& bounds) {
+  return {static_cast<const float*>(bounds.data), bounds.stride[0], bounds.stride[1],
+          bounds.stride[2]};
+}
 
 inline Lists make_lists(const Tensor& ids) {
   return {.ids = make_slots<const int>(ids), .k = static_cast<int>(ids.shape[2])};

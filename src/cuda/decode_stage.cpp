@@ -12,6 +12,7 @@
 #include "cuda/common/prologue/launch.h"
 #include "cuda/page_rule.h"
 #include "cuda/tensor_map.h"
+#include "cuda/tuning.h"
 #include "msa/error.h"
 
 namespace msa::cuda {
@@ -27,7 +28,9 @@ std::string index_rejects(const Problem& p) {
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
-  if (p.index.filter) return "no kernel takes a filter of index keys yet";
+  if (p.index.filter && p.index.dim != 128)
+    return "index keys with a filter have an index_dim of 128 here, not " +
+           std::to_string(p.index.dim);
   const Format keys = core::index_k_format(p);
   const bool codes = keys.storage == DType::E4M3;
   if (keys != p.index.q && !codes)
@@ -43,6 +46,17 @@ std::string index_rejects(const Problem& p) {
            std::to_string(columns);
   if (p.index.heads_k > kMaxGridYZ) return "at most 65535 index-key heads";
   return page_rejects(p.bounds.page_size, decode::kScoreStep);
+}
+
+/// Whether reading codes and then the keys of some blocks is faster than reading all keys.
+bool filter_pays(const Problem& p, const Tuning& tuning) {
+  const std::int64_t row_bytes = p.index.dim * 2;
+  const std::int64_t spared =
+      p.bounds.batch * p.bounds.max_seqlen_k * p.index.heads_k * (row_bytes - p.index.dim);
+  const std::int64_t rows = std::min(p.bounds.total_q, p.bounds.batch * p.bounds.max_seqlen_q);
+  const std::int64_t read =
+      rows * p.index.heads * tuning.filter_blocks * p.selection.block_size * row_bytes;
+  return spared > read + tuning.filter_bytes;
 }
 
 }  // namespace
@@ -82,8 +96,14 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
                                      static_cast<int>(p.index.heads_k), gpu.multiprocessors);
     num_claims_ = static_cast<int>(p.index.heads_k);
     score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
-    if (p.op != Op::BlockScores)
-      scores_ = layout.take<float>(p.bounds.total_q * p.index.heads * score_stride_);
+    const std::int64_t orders = p.bounds.total_q * p.index.heads * score_stride_;
+    if (p.op != Op::BlockScores) scores_ = layout.take<float>(orders);
+    if (p.index.filter && filter_pays(p, tuning_for(gpu))) {
+      rescore_ctas_ = decode::rescore_ctas(p.bounds.batch * p.bounds.max_seqlen_q * p.index.heads,
+                                           max_blocks_, gpu.multiprocessors);
+      lower_ = layout.take<std::uint32_t>(orders);
+      upper_ = layout.take<std::uint32_t>(orders);
+    }
   }
   if (attends(p.op)) {
     const int heads_kv = static_cast<int>(p.attention.heads_kv);
@@ -93,7 +113,8 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
                                      ? max_blocks_
                                      : std::min<std::int64_t>(max_blocks_, p.selection.topk);
     splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
-    rehearsals_ = gpu.multiprocessors;  // one stands beside a scoring CTA
+    // One stands beside a scoring CTA, but not beside that and a rescoring one.
+    rehearsals_ = rescore_ctas_ > 0 ? 0 : gpu.multiprocessors;
     const std::int64_t slots = decode::partial_slots(p.bounds.total_q, heads_kv, group, splits_);
     num_arrivals_ = static_cast<int>(slots / splits_);
     partial_out_ = layout.take<float>(slots * 16 * p.attention.head_dim);
@@ -105,6 +126,7 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
 std::string DecodeStage::decisions() const {
   std::string text;
   if (score_ctas_ > 0) text += "decode_score " + std::to_string(score_ctas_) + " CTAs\n";
+  if (rescore_ctas_ > 0) text += "decode_filter " + std::to_string(rescore_ctas_) + " CTAs a row\n";
   return text + "decode_splits " + std::to_string(splits_) + "\n";
 }
 
@@ -114,8 +136,10 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
   const BatchParams batch = make_batch(problem, call, keys, kStatus.in(workspace));
   // All parameters first: a tensor that is refused must leave the outputs as they are.
   std::optional<decode::ScoreParams> score;
+  std::optional<decode::RescoreParams> rescore;
   std::optional<decode::AttendParams> attend;
   if (scores_keys(problem.op)) score = score_params(problem, call, batch, workspace);
+  if (rescore_ctas_ > 0) rescore = rescore_params(problem, call, *score, workspace);
   if (attends(problem.op)) attend = attend_params(problem, call, batch, workspace);
   run_prologue(batch, workspace, stream);
   if (score) {
@@ -125,11 +149,17 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
     }
     const std::int64_t columns =
         problem.bounds.max_seqlen_q * (problem.index.heads / problem.index.heads_k);
-    decode::launch_score({.storage = storage_of(problem.index.q.storage),
-                          .tiles = decode::score_tiles(columns),
-                          .dim = static_cast<int>(problem.index.dim),
-                          .keys = storage_of(core::index_k_format(problem).storage)},
-                         *score, stream);
+    decode::launch_score(
+        {.storage = storage_of(problem.index.q.storage),
+         .tiles = decode::score_tiles(columns),
+         .dim = static_cast<int>(problem.index.dim),
+         .keys = rescore ? Storage::I8 : storage_of(core::index_k_format(problem).storage)},
+        *score, stream);
+  }
+  if (rescore) {
+    decode::launch_rescore({.storage = storage_of(problem.index.q.storage),
+                            .dim = static_cast<int>(problem.index.dim)},
+                           *rescore, stream);
   }
   if (problem.op == Op::SelectBlocks)
     decode::launch_select(select_params(problem, call, batch, workspace), stream);
@@ -163,7 +193,9 @@ Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& c
 decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
                                               const BatchParams& batch, void* workspace) const {
   const int box = box_tokens(decode::kScoreStep, problem.bounds.page_size);
-  return {.k_map = make_row_map(call.index_k, box, "index_k"),
+  const bool filters = rescore_ctas_ > 0;
+  return {.k_map = filters ? make_row_map(call.index_k8, box, "index_k8")
+                           : make_row_map(call.index_k, box, "index_k"),
           .batch = batch,
           .records = records_.in(workspace),
           .index_q = make_rows<const void>(call.index_q),
@@ -173,7 +205,38 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .claims = reinterpret_cast<unsigned*>(counters_.in(workspace)),
           .scores = score_rows(problem, call, workspace),
           .orders = problem.op != Op::BlockScores,
-          .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale)};
+          .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale),
+          .bounds = filters ? make_filter_bounds(call.index_k8_bounds) : FilterBounds{},
+          .lower = order_rows(problem, lower_, workspace),
+          .upper = order_rows(problem, upper_, workspace)};
+}
+
+Rows<std::uint32_t> DecodeStage::order_rows(const Problem& problem,
+                                            const Piece<std::uint32_t>& piece,
+                                            void* workspace) const {
+  if (rescore_ctas_ == 0) return {};
+  return {piece.in(workspace), problem.index.heads * score_stride_, score_stride_};
+}
+
+decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const core::Call& call,
+                                                  const decode::ScoreParams& score,
+                                                  void* workspace) const {
+  const auto read = [](const Rows<std::uint32_t>& rows) {
+    return Rows<const std::uint32_t>{rows.data, rows.stride_t, rows.stride_h};
+  };
+  return {.batch = score.batch,
+          .records = score.records,
+          .index_q = score.index_q,
+          .index_k = make_key_rows(call.index_k),
+          .heads = score.heads,
+          .heads_k = score.heads_k,
+          .topk = static_cast<int>(problem.selection.topk),
+          .token_slots = token_slots_,
+          .ctas = rescore_ctas_,
+          .lower = read(score.lower),
+          .upper = read(score.upper),
+          .orders = order_rows(problem, {scores_.offset}, workspace),
+          .candidates = make_rows<int>(call.candidates)};
 }
 
 decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
@@ -191,6 +254,7 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
                      rows.stride_h};
     params.heads = static_cast<int>(problem.index.heads);
   }
+  if (rescore_ctas_ == 0) params.candidates = make_rows<int>(call.candidates);
   params.ids = make_slots<int>(call.block_ids);
   params.chosen = make_slots<float>(call.chosen_scores);
   return params;

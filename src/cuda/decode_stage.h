@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Requests of a few query tokens as a stage: block scores, selection, attention over all blocks, a
 // given list or the selection, whichever the operation asks for. Planning is pure; a run is the
-// prologue and one to three launches.
+// prologue and one to three launches, with a filter that pays one more.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,6 +12,7 @@
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/decode/rescore/launch.h"
 #include "cuda/sm90/decode/score/launch.h"
 
 namespace msa::cuda {
@@ -32,6 +33,11 @@ class DecodeStage {
   /// These two throw where 16-byte loads or the copy engine cannot take a tensor.
   sm90::decode::ScoreParams score_params(const Problem& problem, const core::Call& call,
                                          const BatchParams& batch, void* workspace) const;
+  sm90::decode::RescoreParams rescore_params(const Problem& problem, const core::Call& call,
+                                             const sm90::decode::ScoreParams& score,
+                                             void* workspace) const;
+  Rows<std::uint32_t> order_rows(const Problem& problem, const Piece<std::uint32_t>& piece,
+                                 void* workspace) const;
   sm90::decode::AttendParams attend_params(const Problem& problem, const core::Call& call,
                                            const BatchParams& batch, void* workspace) const;
   sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
@@ -41,13 +47,16 @@ class DecodeStage {
   int token_slots_ = 1;
   int max_blocks_ = 0;
   int score_ctas_ = 0;
+  int rescore_ctas_ = 0;  // 0: no filter is read
   int splits_ = 1;
   int rehearsals_ = 0;
   std::int64_t score_stride_ = 0;  // floats of one scratch row
   int num_claims_ = 0;
   int num_arrivals_ = 0;
   Piece<RequestRecord> records_{};
-  Piece<float> scores_{};  // [T, Hi, score_stride]
+  Piece<float> scores_{};         // [T, Hi, score_stride]
+  Piece<std::uint32_t> lower_{};  // likewise, where a filter is read
+  Piece<std::uint32_t> upper_{};
   Piece<int> counters_{};  // claims of scoring, arrivals of attention; zero at first
   Piece<float> partial_out_{};
   Piece<float2> partial_state_{};

@@ -9,11 +9,12 @@
 namespace msa::cuda {
 
 /// Element types as kernels are compiled for.
-enum class Storage : std::uint32_t { F32, Bf16, F16, E4m3 };
+enum class Storage : std::uint32_t { F32, Bf16, F16, E4m3, I8 };
 
 /// Bits of one element.
 constexpr int bits_of(Storage storage) {
-  return storage == Storage::F32 ? 32 : (storage == Storage::E4m3 ? 8 : 16);
+  if (storage == Storage::E4m3 || storage == Storage::I8) return 8;
+  return storage == Storage::F32 ? 32 : 16;
 }
 
 /// What a kernel found wrong in the contents of an index tensor. Order and values are part of the
@@ -61,6 +62,22 @@ struct Scales {
   std::int64_t stride_page = 0;
   std::int64_t stride_token = 0;  // of slots in a page, or of ragged rows
   std::int64_t stride_head = 0;
+};
+
+/// Rows of index keys as they lie in memory: pages, or one of ragged rows. Strides count items.
+struct KeyRows {
+  const void* data = nullptr;
+  std::int64_t stride_page = 0;
+  std::int64_t stride_token = 0;
+  std::int64_t stride_head = 0;
+};
+
+/// Bounds of a filter, {scale, error, norm}: of a page and head, or of 16 ragged rows and head.
+struct FilterBounds {
+  const float* data = nullptr;
+  std::int64_t stride_group = 0;
+  std::int64_t stride_head = 0;
+  std::int64_t stride_item = 0;
 };
 
 /// Up to here no finite code times the scale overflows: 448 * 2^119 does not.

@@ -56,7 +56,8 @@ std::string SelectStage::rejects(const Problem& p) {
                ? ""
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
-  if (p.index.filter) return "no kernel takes a filter of index keys yet";
+  if (p.index.filter)
+    return "a filter of index keys takes an index_dim of 128 and at most 8 query tokens a request";
   if (core::index_k_format(p) != p.index.q)
     return "the kernels take index keys stored as index queries are, not " +
            to_string(core::index_k_format(p));

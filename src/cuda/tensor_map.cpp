@@ -124,8 +124,9 @@ std::array<Dimension, kRank> key_dimensions(const Tensor& keys) {
 }  // namespace
 
 const char* copy_engine_refuses(const Tensor& tensor) {
-  if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16 && tensor.dtype != DType::E4M3)
-    return "expected bf16, f16 or e4m3";
+  if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16 && tensor.dtype != DType::E4M3 &&
+      tensor.dtype != DType::I8)
+    return "expected bf16, f16, e4m3 or i8";
   if (holds_nothing(tensor)) return "";
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
     return "expected an address that is a multiple of 16";

@@ -32,6 +32,8 @@ struct SelectParams {
   int lanes = 1;        // threads that share a maximum: select_lanes(topk, max_blocks)
   Slots<int> ids{};     // [T, Hi, k], optional in msa
   Slots<float> chosen{};  // [T, Hi, k], optional
+  // [T, Hi], optional, selection alone: -1, as no filter was read.
+  Rows<int> candidates{};
 };
 
 inline constexpr int kSegmentBlocks = 12 * 1024;           // of a row, selected from at a time

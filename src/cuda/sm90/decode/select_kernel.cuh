@@ -21,11 +21,15 @@ __global__ void __launch_bounds__(kSelectThreads)
   for (std::int64_t row = padding_begin(p.batch) + blockIdx.y; row < p.batch.total_q;
        row += gridDim.y) {
     store_empty_selection(p, row, head, threadIdx.x);
+    if (p.candidates.data != nullptr && threadIdx.x == 0)
+      common::item_of(p.candidates, row, head) = 0;
   }
   if (token >= r.seqlen_q) return;
   const SelectRow row = select_row(p, r, token, head);
   select_topk(storage, scratch, row, p.topk, p.lanes, threadIdx.x);
   store_selection(p, storage, r.q_begin + token, head, row.first, threadIdx.x);
+  if (p.candidates.data != nullptr && threadIdx.x == 0)
+    common::item_of(p.candidates, r.q_begin + token, head) = -1;
 }
 
 /// -inf everywhere: what the scoring kernel does not reach is not visible.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Warp-level matrix instructions: ldmatrix, stmatrix and mma.sync m16n8k16 (PTX ISA 9.7.14).
+// Warp-level matrix instructions: ldmatrix, stmatrix, mma.sync m16n8k16 and m16n8k32 (PTX ISA
+// 9.7.14).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -56,6 +57,16 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const std::uint32_t 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+/// D[16 x 8] += A[16 x 32] * B[32 x 8] of signed bytes, exact in s32.
+__device__ __forceinline__ void mma_m16n8k32_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
+                                                std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 }  // namespace msa::cuda::sm90::ptx

@@ -7,6 +7,7 @@
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/order.cuh"
 #include "cuda/sm90/decode/score/codes.cuh"
+#include "cuda/sm90/decode/score/filter.cuh"
 #include "cuda/sm90/decode/score/keys.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
@@ -24,18 +25,32 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
   const int num_blocks = (r.seqlen_k + p.batch.block_size - 1) >> shift;
   const int group = p.heads / p.heads_k;
   const int columns = r.seqlen_q * group;
+  constexpr int kPitch = Traits::kSides * Traits::kColumns;
   const float* maxima = &shared.maxima[0][0][0];  // warp after warp, keys of a step ascending
   for (int i = thread; i < held * per_step * columns; i += Traits::kConsumers * 32) {
     const int at = i / columns;
     const int column = i - at * columns;
     const int block = shared.steps[at / per_step] * per_step + at % per_step;
     if (block >= num_blocks) continue;
-    float best = -INFINITY;
-    for (int warp = 0; warp < warps; ++warp)
-      best = fmaxf(best, maxima[(at * warps + warp) * Traits::kColumns + column]);
-    if (p.orders) best = __uint_as_float(row_blocks(p.batch, r, column / group).order(best, block));
     const std::int64_t row = r.q_begin + column / group;
     const int head = head_k * group + column % group;
+    const auto join = [&](int side) {
+      float best = -INFINITY;
+      for (int warp = 0; warp < warps; ++warp)
+        best = fmaxf(best, maxima[(at * warps + warp) * kPitch + side * Traits::kColumns + column]);
+      return best;
+    };
+    float best = join(0);
+    if (p.orders) {
+      const RowBlocks blocks = row_blocks(p.batch, r, column / group);
+      std::uint32_t order = blocks.order(best, block);
+      if constexpr (Traits::kFilter) {
+        common::row_of<std::uint32_t>(p.lower, row, head)[block] = order;
+        common::row_of<std::uint32_t>(p.upper, row, head)[block] = blocks.order(join(1), block);
+        if (order != kForced) order = kNoBlock;  // until its keys are scored
+      }
+      best = __uint_as_float(order);
+    }
     common::slots_of(p.scores, row, head)[block * p.scores.stride_slot] = best;
   }
 }
@@ -57,14 +72,14 @@ class ScoreConsumer {
     int wanted = likely_request(p);  // its queries arrive while the first step is loaded
     int request = -1;
     RequestRecord r{};
-    Queries<Traits> q;
+    Columns<Traits> q;
     int held = 0;
     RingPosition<Traits::kStages> at;
     while (true) {
       if (request != wanted) {
         request = wanted;
         r = early_request(p.batch, p.records, request);
-        load_queries<Traits>(q, p, r, head_k, lane_);
+        load_columns<Traits>(q, p, r, head_k, lane_);
       }
       shared.ring.wait_full(at);
       const StageNote note = shared.notes[at.stage];
@@ -83,13 +98,13 @@ class ScoreConsumer {
         const int key = warp_ * Traits::kKeys;
         bad = ((bad >> (key >> shift)) & 1) | ((bad >> ((key + 16) >> shift)) & 1) << 1;
       }
-      float best[Traits::kTiles][2];
+      float best[Traits::kSides * Traits::kTiles][2];
       reduce(best, q, at, note.step * kScoreStep + warp_ * Traits::kKeys, bad, r);
       at.advance();
       if (threadIdx.x == 0) shared.steps[held] = note.step;
       if (lane_ < 4) {
 #pragma unroll
-        for (int tile = 0; tile < Traits::kTiles; ++tile) {
+        for (int tile = 0; tile < Traits::kSides * Traits::kTiles; ++tile) {
           float* columns = shared.maxima[held][warp_] + tile * 8 + lane_ * 2;
           columns[0] = best[tile][0];
           columns[1] = best[tile][1];
@@ -101,13 +116,19 @@ class ScoreConsumer {
 
  private:
   /// The maxima of this warp's keys of a stage, which it gives back.
-  __device__ __forceinline__ void reduce(float (&best)[Traits::kTiles][2], const Queries<Traits>& q,
-                                         RingPosition<Traits::kStages> at, int first, unsigned bad,
-                                         const RequestRecord& r) {
+  __device__ __forceinline__ void reduce(float (&best)[Traits::kSides * Traits::kTiles][2],
+                                         const Columns<Traits>& q, RingPosition<Traits::kStages> at,
+                                         int first, unsigned bad, const RequestRecord& r) {
     const std::uint8_t* stage = stages_ + at.stage * Traits::kTileBytes;
     StepKeys<Traits> keys;
     read_keys<Traits>(keys, stage, warp_, lane_);
-    if constexpr (Traits::kCodes) {
+    if constexpr (Traits::kFilter) {
+      KeyBounds bounds;
+      const int skew = params_.batch.page_size == 0 ? static_cast<int>(r.k_begin % kBoundRows) : 0;
+      read_bounds<Traits>(bounds, shared_.bounds[at.stage], skew + warp_ * Traits::kKeys, lane_);
+      shared_.ring.warp_release(at, lane_);
+      reduce_filter<Traits>(best, keys, bounds, q, first, bad, lane_);
+    } else if constexpr (Traits::kCodes) {
       const float* of_keys = shared_.scales[at.stage] + warp_ * Traits::kKeys;
       KeyScales scales;
       read_scales(scales, params_, of_keys, lane_);

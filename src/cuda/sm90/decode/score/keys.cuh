@@ -135,10 +135,9 @@ __device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uin
 }
 
 /// -inf for what a column does not see and for pages that do not exist.
-template <class Traits>
-__device__ __forceinline__ void mask_scores(float (&d)[4], const Queries<Traits>& q,
-                                            int column_tile, int tile, int first, unsigned bad,
-                                            int lane) {
+template <class Traits, class Limits>
+__device__ __forceinline__ void mask_scores(float (&d)[4], const Limits& q, int column_tile,
+                                            int tile, int first, unsigned bad, int lane) {
   const int key = first + tile * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

@@ -35,6 +35,12 @@ constexpr std::array kInstances = {
     ScoreConfig{.storage = Storage::F16, .tiles = 1, .dim = 128, .keys = Storage::E4m3},
     ScoreConfig{.storage = Storage::F16, .tiles = 2, .dim = 128, .keys = Storage::E4m3},
     ScoreConfig{.storage = Storage::F16, .tiles = 4, .dim = 128, .keys = Storage::E4m3},
+    ScoreConfig{.storage = Storage::Bf16, .tiles = 1, .dim = 128, .keys = Storage::I8},
+    ScoreConfig{.storage = Storage::Bf16, .tiles = 2, .dim = 128, .keys = Storage::I8},
+    ScoreConfig{.storage = Storage::Bf16, .tiles = 4, .dim = 128, .keys = Storage::I8},
+    ScoreConfig{.storage = Storage::F16, .tiles = 1, .dim = 128, .keys = Storage::I8},
+    ScoreConfig{.storage = Storage::F16, .tiles = 2, .dim = 128, .keys = Storage::I8},
+    ScoreConfig{.storage = Storage::F16, .tiles = 4, .dim = 128, .keys = Storage::I8},
 };
 
 using Launch = void (*)(const ScoreParams&, cudaStream_t);

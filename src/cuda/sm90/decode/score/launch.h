@@ -15,7 +15,7 @@ struct ScoreConfig {
   Storage storage = Storage::Bf16;  // of index queries
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
   int dim = 128;                    // 128 or 64
-  Storage keys = storage;           // of index keys: as queries, or E4m3
+  Storage keys = storage;           // of index keys: as queries, or E4m3; I8: of their filter
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 
@@ -23,7 +23,8 @@ struct ScoreConfig {
 constexpr int score_tiles(std::int64_t columns) { return columns <= 8 ? 1 : columns <= 16 ? 2 : 4; }
 
 struct ScoreParams {
-  CUtensorMap k_map{};  // rows of index keys, boxes of box_tokens(kScoreStep, page)
+  CUtensorMap
+      k_map{};  // rows of index keys or of their filter, boxes of box_tokens(kScoreStep, page)
   BatchParams batch{};
   const RequestRecord* records = nullptr;  // [B]
   Rows<const void> index_q{};              // [T, Hi, Di]
@@ -34,6 +35,9 @@ struct ScoreParams {
   Slots<float> scores{};                   // [T, Hi, blocks]: the caller's, or scratch
   bool orders = false;                     // for a selection: rows of orders (decode/order.cuh)
   Scales k_scales{};                       // of index keys in codes
+  FilterBounds bounds{};                   // of a filter
+  Rows<std::uint32_t> lower{};             // [T, Hi, blocks], with a filter: orders between which
+  Rows<std::uint32_t> upper{};             // a block's lies; `scores` then says what is forced
 };
 
 /// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.

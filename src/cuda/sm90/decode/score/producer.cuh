@@ -64,7 +64,7 @@ class ScoreProducer {
       shared_.notes[at_.stage] = {-1, 0, 0};
       shared_.ring.expect(at_, 0);
     }
-    if (Traits::kCodes && p.k_scales.data != nullptr) shared_.ring.arrive(at_);
+    if (Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr)) shared_.ring.arrive(at_);
     if (bad_request >= 0 && lane_ == 0) report(p.batch.status, bad_request, -1, FaultKind::PageId);
   }
 
@@ -92,8 +92,32 @@ class ScoreProducer {
     if constexpr (Traits::kCodes) {
       if (p.k_scales.data != nullptr) load_scales(r, step, box);
     }
+    if constexpr (Traits::kFilter) load_bounds(r, step, box);
     at_.advance();
     return bad;
+  }
+
+  /// The bounds of a step's keys, in the same way: three lanes to each 16 keys of a page, or to
+  /// each group of ragged rows, of which the first may have begun before the step.
+  __device__ __forceinline__ void load_bounds(const RequestRecord& r, int step, const KeyBox& box) {
+    const ScoreParams& p = params_;
+    const int shift = box_shift(kScoreStep, p.batch.page_size);
+    const int group = lane_ / 3;
+    const int left = min(r.seqlen_k - step * kScoreStep, kScoreStep);  // keys
+    const int page = __shfl_sync(common::kAllLanes, box.page, (group * kBoundRows) >> shift);
+    std::int64_t at = page;
+    bool there = group * kBoundRows < left && page != kNoPage;
+    if (p.batch.page_size == 0) {
+      const std::int64_t row = r.k_begin + std::int64_t{step} * kScoreStep;
+      at = row / kBoundRows + group;
+      there = at * kBoundRows < row + left;
+    }
+    const float* bound = p.bounds.data;
+    if (there)
+      bound += at * p.bounds.stride_group + blockIdx.y * p.bounds.stride_head +
+               (lane_ % 3) * p.bounds.stride_item;
+    ptx::cp_async_4(&shared_.bounds[at_.stage][lane_], bound, there ? 4 : 0);
+    ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
   /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the

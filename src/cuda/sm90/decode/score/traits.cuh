@@ -15,6 +15,9 @@ struct ScoreTraits {
   using Item = common::ItemOf<cfg.storage>;
   // Keys in codes: bytes in the ring, widened to Item in front of the product.
   static constexpr bool kCodes = cfg.keys == Storage::E4m3;
+  // Codes of a filter: products are integers, and every key gives two bounds instead of a score.
+  static constexpr bool kFilter = cfg.keys == Storage::I8;
+  static constexpr int kSides = kFilter ? 2 : 1;  // lower and upper bounds
   static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;  // keys.cuh
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
@@ -30,9 +33,10 @@ struct ScoreTraits {
   // Half of an SM's shared memory: the first CTAs of the attention kernel wait beside this one.
   static constexpr int kRingBytes = 96 * 1024;
   static constexpr int kStages = kRingBytes / kTileBytes;
-  static constexpr int kSpan = 16;  // steps whose maxima are written together
+  static constexpr int kSpan = 16 / kSides;  // steps whose maxima are written together
   static_assert(kDim == 64 || kDim == 128, "whole 16-byte loads of four lanes");
-  static_assert(cfg.keys == cfg.storage || kCodes, "keys are stored as queries or in codes");
+  static_assert(cfg.keys == cfg.storage || kCodes || kFilter,
+                "keys are stored as queries or in codes");
   static_assert(8 * kTiles <= kMaxColumns, "as the host plans");
 };
 
@@ -54,12 +58,21 @@ struct StepScales<Traits, true> {
   float scales[Traits::kStages][kScoreStep];
 };
 
+/// {scale, error, norm} of a step's keys, three after three: each 16 keys of pages; in ragged rows
+/// the first and the last may be of fewer.
+template <class Traits, bool kFilter = Traits::kFilter>
+struct StepBounds {};
 template <class Traits>
-struct ScoreShared : StepScales<Traits> {
+struct StepBounds<Traits, true> {
+  float bounds[Traits::kStages][32];
+};
+
+template <class Traits>
+struct ScoreShared : StepScales<Traits>, StepBounds<Traits> {
   Ring<Traits::kStages> ring;
   StageNote notes[Traits::kStages];
   int steps[Traits::kSpan];  // whose maxima follow
-  float maxima[Traits::kSpan][Traits::kConsumers][Traits::kColumns];
+  float maxima[Traits::kSpan][Traits::kConsumers][Traits::kSides * Traits::kColumns];
 };
 
 /// Dynamic shared memory: the ring (128-byte aligned), ScoreShared.

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+// Rescoring: of a row's blocks, those whose upper bound reaches the k-th largest lower bound are
+// scored from the index keys, with the very operations of decode scoring. Every CTA of a row finds
+// the same bound for itself and takes its share of the blocks, every ctas-th one. Which warp scores
+// what does not matter: a block's order is a maximum of integers.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/common/warp.cuh"
+#include "cuda/launch.h"
+#include "cuda/sm90/decode/order.cuh"
+#include "cuda/sm90/decode/request.cuh"
+#include "cuda/sm90/decode/rescore/keys.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+/// Largest lower bounds of every fourth block of a lane, 0 behind the last.
+__device__ __forceinline__ uint4 largest_of_fours(const std::uint32_t* lower, int visible,
+                                                  int thread, int threads) {
+  uint4 best{kNoBlock, kNoBlock, kNoBlock, kNoBlock};
+#pragma unroll 8  // a row of a million tokens: all loads at once
+  for (int first = thread * 4; first < visible; first += threads * 4) {
+    uint4 four = __ldcg(reinterpret_cast<const uint4*>(lower + first));
+    if (first + 4 > visible) {  // nobody wrote what lies behind
+      if (first + 1 >= visible) four.y = kNoBlock;
+      if (first + 2 >= visible) four.z = kNoBlock;
+      four.w = kNoBlock;
+    }
+    best = {max(best.x, four.x), max(best.y, four.y), max(best.z, four.z), max(best.w, four.w)};
+  }
+  return best;
+}
+
+/// What a block's upper bound must reach: the k-th largest of the maxima of groups of lower bounds,
+/// as k blocks hold them. Neighbours lie in different groups: where the best blocks stand together,
+/// the bound is close to the k-th largest of all. All threads of the CTA call it.
+template <class Traits>
+__device__ __forceinline__ std::uint32_t find_least(RescoreShared<Traits>& s,
+                                                    const std::uint32_t* lower, int visible,
+                                                    int topk, int thread) {
+  *reinterpret_cast<uint4*>(s.maxima + thread * 4) =
+      largest_of_fours(lower, visible, thread, Traits::kThreads);
+  if (thread == 0) s.least = kNoBlock + 1;
+  __syncthreads();
+  const int groups = topk <= 16 ? Traits::kFewGroups : Traits::kManyGroups;
+  std::uint32_t best = kNoBlock;
+  if (thread < groups) {
+    for (int at = thread; at < Traits::kWarps * Traits::kFewGroups; at += groups)
+      best = max(best, s.maxima[at]);
+    s.maxima[thread] = best;  // which no other thread reads before the barrier
+  }
+  __syncthreads();
+  if (thread < groups) {
+    int reached = 0;  // by maxima
+#pragma unroll 8
+    for (int i = 0; i < groups; i += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(s.maxima + i);
+      reached += (four.x >= best ? 1 : 0) + (four.y >= best ? 1 : 0) + (four.z >= best ? 1 : 0) +
+                 (four.w >= best ? 1 : 0);
+    }
+    if (reached >= topk) atomicMax(&s.least, best);
+  }
+  __syncthreads();
+  return s.least;
+}
+
+template <class Traits>
+class Rescorer {
+ public:
+  __device__ __forceinline__ Rescorer(const RescoreParams& params, RescoreShared<Traits>& shared,
+                                      const RequestRecord& r, int request, int token, int head)
+      : params_(params),
+        shared_(shared),
+        r_(r),
+        blocks_(row_blocks(params.batch, r, token)),
+        row_(r.q_begin + token),
+        request_(request),
+        head_(head) {}
+
+  /// Scores every ctas-th candidate of the row, from block `share` on.
+  __device__ __forceinline__ void run(int share, int token, int warp, int lane) {
+    const RescoreParams& p = params_;
+    const int visible = visible_keys(r_, token, p.batch.causal != 0);
+    Queries<Score> q;
+    const bool finite = load_query<Traits>(q, p, row_, head_, visible, lane);
+    ptx::griddepcontrol_wait();
+    const int thread = warp * 32 + lane;
+    const auto* upper = common::row_of<std::uint32_t>(p.upper, row_, head_);
+    const auto upper_of = [&](int block) {
+      return block < blocks_.visible ? __ldcg(upper + block) : kNoBlock;
+    };
+    std::uint32_t mine = upper_of(share + p.ctas * thread);  // on its way with the others
+    const std::uint32_t least =
+        find_least<Traits>(shared_, common::row_of<std::uint32_t>(p.lower, row_, head_),
+                           blocks_.visible, p.topk, thread);
+#pragma unroll 1
+    for (int first = share; first < blocks_.visible; first += p.ctas * Traits::kThreads) {
+      if (thread == 0) shared_.num_listed = 0;
+      __syncthreads();
+      const int block = first + p.ctas * thread;
+      if (is_candidate(mine, least))
+        shared_.list[ptx::atom_add_shared(&shared_.num_listed, 1)] = block;
+      __syncthreads();
+      mine = upper_of(block + p.ctas * Traits::kThreads);
+      score_listed(q, warp, lane);
+      __syncthreads();
+    }
+    if (share == 0 && p.candidates.data != nullptr) count(upper, least, finite, thread);
+  }
+
+ private:
+  using Score = typename Traits::Score;
+
+  static __device__ __forceinline__ bool is_candidate(std::uint32_t upper, std::uint32_t least) {
+    return upper >= least && upper != kForced;
+  }
+
+  /// A warp takes 32 keys of a block at a time, as in scoring.
+  __device__ __forceinline__ void score_listed(const Queries<Score>& q, int warp, int lane) {
+    const RescoreParams& p = params_;
+    const int head_k = head_ / (p.heads / p.heads_k);
+    const int shift = __ffs(p.batch.block_size) - 1;
+    const int part_shift = shift - 5;  // logarithm of the parts of a block
+    auto* orders = common::row_of<std::uint32_t>(p.orders, row_, head_);
+    const int parts = shared_.num_listed << part_shift;
+#pragma unroll 1
+    for (int part = warp; part < parts; part += Traits::kWarps) {
+      const int block = shared_.list[part >> part_shift];
+      const int first = (block << shift) + (part & ((1 << part_shift) - 1)) * Score::kKeys;
+      StepKeys<Score> keys;
+      const unsigned bad = load_keys<Traits>(keys, p, r_, request_, head_k, first, lane);
+      float best[1][2];
+      reduce_keys<Score>(best, keys, q, first, bad, lane);
+      if (lane == 0) atomicMax(orders + block, blocks_.order(best[0][0], block));
+    }
+  }
+
+  __device__ __forceinline__ void count(const std::uint32_t* upper, std::uint32_t least,
+                                        bool finite, int thread) {
+    int mine = 0;
+#pragma unroll 4
+    for (int block = thread; block < blocks_.visible; block += Traits::kThreads)
+      mine += is_candidate(__ldcg(upper + block), least) ? 1 : 0;
+    mine = common::warp::sum(mine);
+    if (thread == 0) shared_.count = 0;
+    __syncthreads();
+    if (thread % 32 == 0) ptx::atom_add_shared(&shared_.count, mine);
+    __syncthreads();
+    if (thread == 0) common::item_of(params_.candidates, row_, head_) = finite ? shared_.count : -1;
+  }
+
+  const RescoreParams& params_;
+  RescoreShared<Traits>& shared_;
+  const RequestRecord& r_;
+  const RowBlocks blocks_;
+  const std::int64_t row_;
+  const int request_;
+  const int head_;
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 2)
+    rescore_kernel(const __grid_constant__ RescoreParams p) {
+  __shared__ RescoreShared<Traits> shared;
+  ptx::griddepcontrol_launch_dependents();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int head = blockIdx.x / p.ctas;
+  const int share = blockIdx.x % p.ctas;
+  const int request = blockIdx.y / p.token_slots;
+  const int token = blockIdx.y % p.token_slots;
+  const RequestRecord r = early_request(p.batch, p.records, request);
+  if (warp == 0) touch_pages(p.batch, request, lane);
+  if (p.candidates.data != nullptr && share == 0) {
+    for (std::int64_t row = padding_begin(p.batch) + blockIdx.y; row < p.batch.total_q;
+         row += gridDim.y) {
+      if (threadIdx.x == 0) common::item_of(p.candidates, row, head) = 0;
+    }
+  }
+  if (token >= r.seqlen_q) return ptx::griddepcontrol_wait();  // who waits for this, for all before
+  Rescorer<Traits>(p, shared, r, request, token, head).run(share, token, warp, lane);
+}
+
+template <RescoreConfig cfg>
+void launch_rescore_instance(const RescoreParams& params, cudaStream_t stream) {
+  using Chosen = RescoreTraits<cfg>;
+  launch_kernel(
+      rescore_kernel<Chosen>,
+      {.grid = dim3(static_cast<unsigned>(params.heads * params.ctas),
+                    static_cast<unsigned>(std::max(params.batch.batch, 1) * params.token_slots)),
+       .block = dim3(Chosen::kThreads),
+       .programmatic = true,
+       .stream = stream},
+      params);
+}
+
+}  // namespace msa::cuda::sm90::decode
