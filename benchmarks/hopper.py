@@ -168,6 +168,8 @@ OWN = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "spars
 # Beside cuDNN over keys and values in bf16. Fast: index keys in e4m3, too.
 FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
               "fp8fast.1m.b1", "fp8fast.128k.b1", "fp8fast.128k.b32", "fp8fast.32k.b128"]
+# Beside the same: keys, values and index keys in bf16, and an 8-bit filter. Ids are those of the index keys, bit for bit.
+FILTER_DECODE = ["1m.b1", "128k.b32"]
 
 
 def groups():
@@ -177,6 +179,8 @@ def groups():
         yield [f"hopper.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
     for name in FP8_DECODE:
         yield [f"hopper.decode.{name}"], lambda a=(1, *DECODE[name.split(".", 1)[1]]): attention(*a)
+    for name in FILTER_DECODE:
+        yield [f"hopper.decode8.{name}"], lambda a=(1, *DECODE[name]): attention(*a)
     for name in OWN:
         yield [f"hopper.{name}"], None
     yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk

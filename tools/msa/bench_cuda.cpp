@@ -146,6 +146,8 @@ Operands operands_of_stage(Op op, const Operands& whole) {
     o.index_q = whole.index_q;
     o.index_k = whole.index_k;
     o.index_k_scale = whole.index_k_scale;
+    o.index_k8 = whole.index_k8;
+    o.index_k8_bounds = whole.index_k8_bounds;
     o.block_ids = whole.block_ids;
     return o;
   }

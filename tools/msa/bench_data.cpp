@@ -64,8 +64,8 @@ void require_plain(const Case& spec) {
     return format.scale == Scale::None || format.scale == Scale::Tensor ||
            format.scale == Scale::Head;
   };
-  const bool shared =
-      is_shared(spec.kv_format()) && is_shared(spec.index_k_format()) && !spec.filter;
+  const bool filter = spec.filter && spec.page_size == 0;
+  const bool shared = is_shared(spec.kv_format()) && is_shared(spec.index_k_format()) && !filter;
   if (op && lengths && memory && contents && !spec.block_max && spec.output && shared &&
       !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
     return;
@@ -186,6 +186,7 @@ void BenchData::make_inputs() {
                                      spec_.heads_index(), spec_.dim_index());
     operands_.index_k = make_keys(role(Role::IndexKey), spec_.index_heads_k, spec_.dim_index());
     operands_.index_k_scale = make_scales(role(Role::IndexKey), spec_.index_heads_k);
+    if (problem_.index.filter) make_filter();
   }
   if (attends(spec_.op)) {
     operands_.q = make_queries(role(Role::Query), spec_.dtype, spec_.heads_q, spec_.head_dim);
@@ -304,6 +305,60 @@ Tensor BenchData::make_keys(int role, std::int64_t heads, std::int64_t dim) {
   return tensor;
 }
 
+/// Codes of the index keys, as good as they can be, and their bounds, page by page.
+void BenchData::make_filter() {
+  const std::int64_t heads = spec_.index_heads_k, dim = spec_.dim_index(), page = spec_.page_size;
+  const DType dtype = operands_.index_k.dtype;
+  operands_.index_k8 = make(DType::I8, {pages_, page, heads, dim});
+  operands_.index_k8_bounds = make(DType::F32, {pages_, heads, 3});
+  std::vector<float> bounds(static_cast<std::size_t>(pages_ * heads * 3));
+  const testkit::Values values(spec_, Role::IndexKey, dim, heads, problem_.bounds.max_seqlen_k);
+  const auto up = [](double x) {
+    return std::nextafter(static_cast<float>(x * (1 + 1e-9)),
+                          std::numeric_limits<float>::infinity());
+  };
+  fill(operands_.index_k8, pages_, pages_, [&](std::int64_t at, std::byte* out) {
+    const auto [request, logical] = page_owners_[static_cast<std::size_t>(at)];
+    const std::int64_t first = logical * page;
+    const std::int64_t keys =
+        std::min(page, requests_[static_cast<std::size_t>(request)].seqlen_k - first);
+    std::memset(out, 0x7f, static_cast<std::size_t>(page * heads * dim));
+    std::vector<float> rows(static_cast<std::size_t>(keys * dim));
+    std::array<std::byte, kMaxDim * sizeof(float)> stored{};
+    for (std::int64_t h = 0; h < heads; ++h) {
+      float largest = 0;
+      for (std::int64_t key = 0; key < keys; ++key) {
+        float* const row = rows.data() + key * dim;
+        values.row(request, first + key, h, row);
+        testkit::store(row, dim, dtype, stored.data());
+        testkit::load(stored.data(), dtype, dim, row);
+        for (std::int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(row[d]));
+      }
+      const float scale = largest / 127;
+      double error = 0, norm = 0;
+      for (std::int64_t key = 0; key < keys; ++key) {
+        double off = 0, length = 0;
+        for (std::int64_t d = 0; d < dim; ++d) {
+          const float x = rows[static_cast<std::size_t>(key * dim + d)];
+          const float ratio = scale > 0 ? x / scale : 0;
+          const auto code = static_cast<std::int8_t>(std::nearbyint(ratio));
+          const double value = static_cast<double>(code) * scale;
+          off += (x - value) * (x - value);
+          length += value * value;
+          out[(key * heads + h) * dim + d] = static_cast<std::byte>(code);
+        }
+        error = std::max(error, std::sqrt(off));
+        norm = std::max(norm, std::sqrt(length));
+      }
+      float* const bound = bounds.data() + (at * heads + h) * 3;
+      bound[0] = scale;
+      bound[1] = up(error);
+      bound[2] = up(norm);
+    }
+  });
+  space_.copy_in(operands_.index_k8_bounds.data, bounds.data(), bounds.size() * sizeof(float));
+}
+
 /// One for all, or one a head, or none; the host's copy is kept.
 Tensor BenchData::make_scales(int role, std::int64_t heads) {
   const Scale scale = format_of(spec_, static_cast<Role>(role)).scale;
@@ -412,7 +467,9 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
   p.bounds.batch = p.bounds.total_q = p.bounds.max_seqlen_q = 1;
   p.bounds.max_seqlen_k = request.seqlen_k;
   p.bounds.page_size = 0;
+  p.index.filter.reset();  // the oracle reads none
   Operands& o = host.operands;
+  o.index_k8 = o.index_k8_bounds = {};
   for (Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.out, &o.lse, &o.scores,
                     &o.block_ids, &o.chosen_scores}) {
     if (!*t) continue;

@@ -62,6 +62,7 @@ class BenchData {
   Tensor make_queries(int role, DType dtype, std::int64_t heads, std::int64_t dim);
   Tensor make_keys(int role, std::int64_t heads, std::int64_t dim);
   Tensor make_scales(int role, std::int64_t heads);
+  void make_filter();
   Tensor make_scores();
   Tensor make_lists();
   /// Writes the rows (outermost extent) of a tensor; row n holds what `maker` makes of n % period.

@@ -130,7 +130,7 @@ void add_prefill_rows(std::vector<BenchRow>& rows) {
   }
 }
 
-/// Keys and values in e4m3, index keys as ever.
+/// Eight bits: keys and values in e4m3, index keys as ever, in e4m3 or with a filter.
 void add_fp8_rows(std::vector<BenchRow>& rows) {
   struct Fp8 {
     const char* name;
@@ -159,6 +159,16 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                                         "ranked by the index keys as they are stored, ") +
                             what,
                     .line = std::string("op=msa page=128 kv=e4m3/head index_k=e4m3/head ") + lens,
+                    .graph = true});
+  }
+  for (const auto& [name, what, lens] :
+       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+        {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"}}) {
+    rows.push_back({.id = std::string("hopper.decode8.") + name,
+                    .what = std::string("selection and attention in a CUDA graph, keys and values "
+                                        "in bf16, an 8-bit filter beside index keys in bf16, ") +
+                            what,
+                    .line = std::string("op=msa page=128 filter=1 ") + lens,
                     .graph = true});
   }
   for (const auto& [name, what, line] :
