@@ -209,6 +209,36 @@ TEST(CudaPlans, KeysOutermostTakesOneScaleABlock) {
     EXPECT_FALSE(serves(kv)) << kv;
 }
 
+TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
+  const auto reads = [](const std::string& line) {
+    Layout layout;
+    const DecodeStage stage(problem("op=msa filter=1 page=128 " + line), kHopper, layout);
+    return stage.decisions().find("decode_filter") != std::string::npos;
+  };
+  EXPECT_TRUE(reads("lens=1:1048576"));
+  EXPECT_TRUE(reads("lens=8:1048576"));
+  EXPECT_TRUE(reads("lens=32x1:131072"));
+  EXPECT_FALSE(reads("lens=1:131072"));
+  EXPECT_FALSE(reads("lens=128x1:32768"));
+  EXPECT_FALSE(reads("lens=none"));
+  for (const char* op : {"select", "msa"}) {
+    for (const char* lens : {"1:5000", "8:1048576"}) {
+      const std::string line = std::string("op=") + op + " filter=1 heads=8/4 lens=" + lens;
+      EXPECT_EQ(DecodeStage::rejects(problem(line)), "") << line;
+      EXPECT_EQ(DecodeStage::rejects(problem(line + " dtype=f16 page=16")), "") << line;
+    }
+    for (const char* line : {" filter=1 lens=1:5000 index_dim=64", " filter=1 lens=9:5000"}) {
+      std::string why;
+      EXPECT_EQ(find_path(problem(std::string("op=") + op + line), kHopper, why), nullptr) << line;
+      EXPECT_NE(why.find("filter"), std::string::npos) << line << ": " << why;
+    }
+  }
+  EXPECT_EQ(sm90::decode::rescore_ctas(4, 8192, 132), 33);
+  EXPECT_EQ(sm90::decode::rescore_ctas(128, 1024, 132), 2);
+  EXPECT_EQ(sm90::decode::rescore_ctas(512, 256, 132), 1);
+  EXPECT_EQ(sm90::decode::rescore_ctas(0, 0, 132), 1);
+}
+
 // A stride that nobody reads would be a scale that nobody honours.
 TEST(CudaPlans, ScalesAreReadByTheirStrides) {
   std::array<float, 1> memory{};
@@ -430,6 +460,25 @@ TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   }
   EXPECT_GE(inside, 1000);
   EXPECT_GE(codes, 200);
+}
+
+// Or no case would run the kernels that read it.
+TEST(CudaPaths, CasesReadTheFilter) {
+  const std::string tests = MSA_TESTS_DIR;
+  int reads = 0, spares = 0;
+  for (const char* file : {"/cases/cuda.txt", "/cases/sanitizer.txt"}) {
+    for (const testkit::Case& spec : testkit::read_cases(tests + file)) {
+      if (!spec.filter) continue;
+      Layout layout;
+      const DecodeStage stage(problem(testkit::to_line(spec)), kHopper, layout);
+      const bool read = stage.decisions().find("decode_filter") != std::string::npos;
+      (read ? reads : spares) += 1;
+      const bool is_long = testkit::to_line(spec).find("0000") != std::string::npos;  // of keys
+      EXPECT_EQ(read, is_long) << testkit::to_line(spec);
+    }
+  }
+  EXPECT_GE(reads, 40);
+  EXPECT_GE(spares, 8);
 }
 
 TEST(CudaPaths, WorkspaceIsThatOfTheStages) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -201,6 +202,43 @@ TEST(BatchInvariance, NanInOneRequestLeavesTheBitsOfAllOthers) {
   }
 }
 
+// At lengths that plans read a filter for; random scores, and such whose best blocks stand
+// together.
+TEST(Bits, AFilterChangesNone) {
+  for (const std::string rest :
+       {"heads=4/4 lens=1:1048576 page=128", "heads=4/4 lens=1:1048576 page=128 regime=drift",
+        "heads=4/4 lens=5x1:131072 page=64 block=64", "heads=4/4 lens=8:600000 topk=64 dtype=f16",
+        "heads=4/4 index_heads_k=4 lens=2:131072,1:9000 regime=near",
+        "heads=4/4 lens=3x1:131072 page=128 hostile=nan_index"}) {
+    GpuCase with("op=select filter=1 chosen=1 " + rest), without("op=select chosen=1 " + rest);
+    for (GpuCase* call : {&with, &without}) {
+      call->run();
+      call->fetch();
+      EXPECT_FALSE(call->fault().has_value()) << rest;
+    }
+    const Operands &found = with.host(), &expected = without.host();
+    EXPECT_TRUE(gpu::bits(found.block_ids) == gpu::bits(expected.block_ids)) << rest;
+    EXPECT_TRUE(gpu::bits(found.chosen_scores) == gpu::bits(expected.chosen_scores)) << rest;
+    const bool plain = rest.find("hostile") == std::string::npos;
+    std::int64_t scored = 0, visible = 0;
+    for (const Request& r : testkit::requests_of(with.plan().problem(), found.batch)) {
+      for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
+        for (std::int64_t h = 0; h < found.candidates.shape[1]; ++h) {
+          const std::int32_t count = testkit::int_at(found.candidates, r.q_begin + i, h);
+          EXPECT_GE(count, plain ? 0 : -1) << rest << ", row " << r.q_begin + i;
+          scored += count;
+          visible += r.visible_blocks(i);
+        }
+      }
+    }
+    std::printf("%s: %lld of %lld blocks scored\n", rest.c_str(), static_cast<long long>(scored),
+                static_cast<long long>(visible));
+    if (plain && rest.find("near") == std::string::npos) {
+      EXPECT_LT(scored, visible / 8) << rest;
+    }
+  }
+}
+
 TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
   for (const char* line :
        {"op=msa heads=16/2 block=64 topk=4 lens=70:3000,9:90 lse=1",
@@ -210,6 +248,7 @@ TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
         "op=msa heads=16/2 topk=4 kv=e4m3/token lens=2:9000,1:90 page=64 lse=1",
         "op=dense heads=16/2 kv=e4m3/head lens=60:6000 hostile=nan_v",
         "op=sparse heads=16/1 topk=16 kv=e4m3/head lens=600:9000 lse=1",
+        "op=select filter=1 heads=4/4 lens=1:300000 page=128 regime=drift chosen=1",
         "op=invert heads=4/4 lens=3000:9000"}) {
     GpuCase call(line);
     const auto other = testkit::cuda_memory(0);

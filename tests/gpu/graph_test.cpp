@@ -134,6 +134,17 @@ TEST(Graph, SelectReplaysWithOtherVectorsAndLengths) {
   }
 }
 
+// Bounds for which a plan reads the filter, whatever the lengths are.
+TEST(Graph, FilteredSelectionReplaysWithOtherVectorsAndLengths) {
+  for (const char* hostile : {"none", "nan_index"}) {
+    replay_inputs(
+        std::string("op=select filter=1 heads=2/2 block=64 topk=4 page=64 pool=1300 chosen=1 "
+                    "hostile=") +
+            hostile,
+        {"2:80000,1:1300,1:700,0:3", "0:3,1:80000,1:1,2:64", "1:900,2:80000,0:0,1:90"});
+  }
+}
+
 TEST(Graph, ScoresReplayWithOtherVectorsAndLengths) {
   const std::string line = "op=scores heads=4/4 block=64 page=64 pool=64";
   replay_inputs(line, {"119:900,1:500,0:300", "60:500,40:900,20:300", "20:300,60:900,40:500"});
