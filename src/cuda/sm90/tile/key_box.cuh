@@ -31,10 +31,17 @@ struct KeyBox {
 
 inline constexpr int kNoPage = 0x7fffffff;  // outside every tensor: the box is filled with zeros
 
+/// A box whose page number nobody has looked at: it may be on its way.
+struct FoundBox {
+  int token = 0;
+  int page = 0;        // as the table says
+  bool paged = false;  // or there is no number to look at
+};
+
 /// Box `box` of block `block` (both local to the request). Reads the page table for pages in use
 /// only.
 template <int kBlock>
-__device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
+__device__ __forceinline__ FoundBox find_key_box(const BatchParams& batch,
                                                  const RequestRecord& request, int request_idx,
                                                  int block, int box) {
   const int first = block * kBlock;  // keys of a request are fewer than 2^30
@@ -43,9 +50,20 @@ __device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
   const int token = first + (box << shift);
   if (token >= request.seqlen_k) return {0, kNoPage, false};
   const int page = batch.page_size <= kBlock ? token >> shift : token / batch.page_size;
-  const int id = load_page(batch, request_idx, page);
-  const bool bad = id < 0 || id >= batch.num_pages;
-  return {token - page * batch.page_size, bad ? kNoPage : id, bad};
+  return {token - page * batch.page_size, load_page(batch, request_idx, page), true};
+}
+
+__device__ __forceinline__ KeyBox checked_box(const BatchParams& batch, const FoundBox& found) {
+  const bool bad = found.paged && (found.page < 0 || found.page >= batch.num_pages);
+  return {found.token, bad ? kNoPage : found.page, bad};
+}
+
+/// The same at once.
+template <int kBlock>
+__device__ __forceinline__ KeyBox locate_key_box(const BatchParams& batch,
+                                                 const RequestRecord& request, int request_idx,
+                                                 int block, int box) {
+  return checked_box(batch, find_key_box<kBlock>(batch, request, request_idx, block, box));
 }
 
 /// Lanes of a warp that issue something for a block of kPanels panels.

@@ -26,7 +26,6 @@ class ScoreProducer {
     const std::int64_t total = finder.count();
     const int ctas = static_cast<int>(gridDim.x);
     const Deal deal(total, ctas);
-    int bad_request = -1;
     int request = -1;
     int step = 0;
     RequestRecord r{};
@@ -36,28 +35,33 @@ class ScoreProducer {
     bool claiming = false;
     unsigned claimed = 0;
     while (true) {
-      if (n == end) {
-        // A claim is on its way while the steps before it are loaded, the first one behind the
-        // prologue, which clears the counter.
-        std::int64_t next = n;
-        end = fixed_end;
-        if (claiming) {
-          next = deal.fixed * ctas +
-                 std::int64_t{__shfl_sync(common::kAllLanes, claimed, 0)} * deal.claim;
-          if (next >= total) break;
-          end = min(next + deal.claim, total);
-        } else {
-          ptx::griddepcontrol_wait();
-        }
-        claiming = true;
-        if (lane_ == 0) claimed = atomicAdd(p.claims + blockIdx.y, 1u);
-        n = next;
+      Step found{};
+      const bool finds = n != end;
+      if (finds) {
+        finder.find(n, request, step, r);
+        found = find_step(r, request, step);
+      }
+      load_step(Traits::kAhead ? ahead_ : found);
+      if constexpr (Traits::kAhead) ahead_ = found;
+      if (finds) {
+        ++n;
         continue;
       }
-      finder.find(n, request, step, r);
-      const unsigned bad = load_step(r, request, step);
-      if (bad != 0 && bad_request < 0) bad_request = request;
-      ++n;
+      // A claim is on its way while the steps before it are loaded, the first one behind the
+      // prologue, which clears the counter.
+      std::int64_t next = n;
+      end = fixed_end;
+      if (claiming) {
+        next = deal.fixed * ctas +
+               std::int64_t{__shfl_sync(common::kAllLanes, claimed, 0)} * deal.claim;
+        if (next >= total) break;
+        end = min(next + deal.claim, total);
+      } else {
+        ptx::griddepcontrol_wait();
+      }
+      claiming = true;
+      if (lane_ == 0) claimed = atomicAdd(p.claims + blockIdx.y, 1u);
+      n = next;
     }
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
@@ -65,21 +69,42 @@ class ScoreProducer {
       shared_.ring.expect(at_, 0);
     }
     if (Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr)) shared_.ring.arrive(at_);
-    if (bad_request >= 0 && lane_ == 0) report(p.batch.status, bad_request, -1, FaultKind::PageId);
+    if (bad_request_ >= 0 && lane_ == 0)
+      report(p.batch.status, bad_request_, -1, FaultKind::PageId);
   }
 
  private:
+  /// A step whose page numbers may be on their way; request -1: none.
+  struct Step {
+    FoundBox box;  // of each lane
+    std::int64_t k_begin = 0;
+    int seqlen_k = 0;
+    int request = -1;
+    int step = 0;
+  };
+
+  __device__ __forceinline__ Step find_step(const RequestRecord& r, int request, int step) const {
+    const ScoreParams& p = params_;
+    const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
+    Step found{
+        .box = {}, .k_begin = r.k_begin, .seqlen_k = r.seqlen_k, .request = request, .step = step};
+    if (lane_ < boxes) found.box = find_key_box<kScoreStep>(p.batch, r, request, step, lane_);
+    return found;
+  }
+
   /// Fills one stage with a step.
-  __device__ __forceinline__ unsigned load_step(const RequestRecord& r, int request, int step) {
+  __device__ __forceinline__ void load_step(const Step& found) {
+    if (found.request < 0) return;
     const ScoreParams& p = params_;
     const int box_rows = box_tokens(kScoreStep, p.batch.page_size);
     const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
-    KeyBox box;
-    if (lane_ < boxes) box = locate_key_box<kScoreStep>(p.batch, r, request, step, lane_);
+    const KeyBox box = checked_box(p.batch, found.box);
     const unsigned bad = warp::bad_boxes<1>(box, lane_);
+    if (bad != 0 && bad_request_ < 0) bad_request_ = found.request;
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
-      shared_.notes[at_.stage] = {request, step, bad};  // the arrival below publishes it
+      // The arrival below publishes it.
+      shared_.notes[at_.stage] = {found.request, found.step, bad};
       shared_.ring.expect(at_, Traits::kTileBytes);
     }
     __syncwarp();
@@ -90,25 +115,24 @@ class ScoreProducer {
           policy_);
     }
     if constexpr (Traits::kCodes) {
-      if (p.k_scales.data != nullptr) load_scales(r, step, box);
+      if (p.k_scales.data != nullptr) load_scales(found, box);
     }
-    if constexpr (Traits::kFilter) load_bounds(r, step, box);
+    if constexpr (Traits::kFilter) load_bounds(found, box);
     at_.advance();
-    return bad;
   }
 
   /// The bounds of a step's keys, in the same way: three lanes to each 16 keys of a page, or to
   /// each group of ragged rows, of which the first may have begun before the step.
-  __device__ __forceinline__ void load_bounds(const RequestRecord& r, int step, const KeyBox& box) {
+  __device__ __forceinline__ void load_bounds(const Step& found, const KeyBox& box) {
     const ScoreParams& p = params_;
     const int shift = box_shift(kScoreStep, p.batch.page_size);
     const int group = lane_ / 3;
-    const int left = min(r.seqlen_k - step * kScoreStep, kScoreStep);  // keys
+    const int left = min(found.seqlen_k - found.step * kScoreStep, kScoreStep);  // keys
     const int page = __shfl_sync(common::kAllLanes, box.page, (group * kBoundRows) >> shift);
     std::int64_t at = page;
     bool there = group * kBoundRows < left && page != kNoPage;
     if (p.batch.page_size == 0) {
-      const std::int64_t row = r.k_begin + std::int64_t{step} * kScoreStep;
+      const std::int64_t row = found.k_begin + std::int64_t{found.step} * kScoreStep;
       at = row / kBoundRows + group;
       there = at * kBoundRows < row + left;
     }
@@ -122,7 +146,7 @@ class ScoreProducer {
 
   /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the
   /// stage.
-  __device__ __forceinline__ void load_scales(const RequestRecord& r, int step, const KeyBox& box) {
+  __device__ __forceinline__ void load_scales(const Step& found, const KeyBox& box) {
     const ScoreParams& p = params_;
     const int shift = box_shift(kScoreStep, p.batch.page_size);
     int first = __shfl_sync(common::kAllLanes, box.token, 0);
@@ -134,7 +158,7 @@ class ScoreProducer {
         first = __shfl_sync(common::kAllLanes, box.token, from);
         page = __shfl_sync(common::kAllLanes, box.page, from);
       }
-      const bool there = step * kScoreStep + key < r.seqlen_k && page != kNoPage;
+      const bool there = found.step * kScoreStep + key < found.seqlen_k && page != kNoPage;
       const float* scale = p.k_scales.data;
       if (there)
         scale = common::scale_at(p.k_scales, page, first + (key & ((1 << shift) - 1)),
@@ -150,6 +174,8 @@ class ScoreProducer {
   const int lane_;
   std::uint64_t policy_ = 0;  // keys are streamed once
   RingPosition<Traits::kStages> at_{};
+  Step ahead_{};  // found, not loaded
+  int bad_request_ = -1;
 };
 
 }  // namespace msa::cuda::sm90::decode

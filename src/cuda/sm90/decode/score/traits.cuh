@@ -18,6 +18,8 @@ struct ScoreTraits {
   // Codes of a filter: products are integers, and every key gives two bounds instead of a score.
   static constexpr bool kFilter = cfg.keys == Storage::I8;
   static constexpr int kSides = kFilter ? 2 : 1;  // lower and upper bounds
+  // Steps of bytes are fetched sooner than their page number: it is read a step ahead.
+  static constexpr bool kAhead = bits_of(cfg.keys) == 8;
   static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;  // keys.cuh
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
