@@ -169,7 +169,7 @@ OWN = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "spars
 FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
               "fp8fast.1m.b1", "fp8fast.128k.b1", "fp8fast.128k.b32", "fp8fast.32k.b128"]
 # Beside the same: keys, values and index keys in bf16, and an 8-bit filter. Ids are those of the index keys, bit for bit.
-FILTER_DECODE = ["1m.b1", "128k.b32"]
+FILTER_DECODE = ["1m.b1", "128k.b32", "32k.b128"]
 
 
 def groups():

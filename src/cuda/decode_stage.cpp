@@ -48,6 +48,9 @@ std::string index_rejects(const Problem& p) {
   return page_rejects(p.bounds.page_size, decode::kScoreStep);
 }
 
+/// Parts of a block that a filter bounds.
+std::int64_t parts_of(const Problem& p) { return p.selection.block_size / decode::kPartKeys; }
+
 /// Whether reading codes and then the keys of some blocks is faster than reading all keys.
 bool filter_pays(const Problem& p, const Tuning& tuning) {
   const std::int64_t row_bytes = p.index.dim * 2;
@@ -55,7 +58,7 @@ bool filter_pays(const Problem& p, const Tuning& tuning) {
       p.bounds.batch * p.bounds.max_seqlen_k * p.index.heads_k * (row_bytes - p.index.dim);
   const std::int64_t rows = std::min(p.bounds.total_q, p.bounds.batch * p.bounds.max_seqlen_q);
   const std::int64_t read =
-      rows * p.index.heads * tuning.filter_blocks * p.selection.block_size * row_bytes;
+      rows * p.index.heads * tuning.filter_parts * decode::kPartKeys * row_bytes;
   return spared > read + tuning.filter_bytes;
 }
 
@@ -102,7 +105,7 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
       rescore_ctas_ = decode::rescore_ctas(p.bounds.batch * p.bounds.max_seqlen_q * p.index.heads,
                                            max_blocks_, gpu.multiprocessors);
       lower_ = layout.take<std::uint32_t>(orders);
-      upper_ = layout.take<std::uint32_t>(orders);
+      upper_ = layout.take<std::uint32_t>(orders * parts_of(p));
     }
   }
   if (attends(p.op)) {
@@ -207,15 +210,16 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .orders = problem.op != Op::BlockScores,
           .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale),
           .bounds = filters ? make_filter_bounds(call.index_k8_bounds) : FilterBounds{},
-          .lower = order_rows(problem, lower_, workspace),
-          .upper = order_rows(problem, upper_, workspace)};
+          .lower = order_rows(problem, lower_, 1, workspace),
+          .upper = order_rows(problem, upper_, parts_of(problem), workspace)};
 }
 
 Rows<std::uint32_t> DecodeStage::order_rows(const Problem& problem,
-                                            const Piece<std::uint32_t>& piece,
+                                            const Piece<std::uint32_t>& piece, std::int64_t parts,
                                             void* workspace) const {
   if (rescore_ctas_ == 0) return {};
-  return {piece.in(workspace), problem.index.heads * score_stride_, score_stride_};
+  const std::int64_t stride = score_stride_ * parts;
+  return {piece.in(workspace), problem.index.heads * stride, stride};
 }
 
 decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const core::Call& call,
@@ -235,7 +239,7 @@ decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const 
           .ctas = rescore_ctas_,
           .lower = read(score.lower),
           .upper = read(score.upper),
-          .orders = order_rows(problem, {scores_.offset}, workspace),
+          .orders = order_rows(problem, {scores_.offset}, 1, workspace),
           .candidates = make_rows<int>(call.candidates)};
 }
 

@@ -37,7 +37,7 @@ class DecodeStage {
                                              const sm90::decode::ScoreParams& score,
                                              void* workspace) const;
   Rows<std::uint32_t> order_rows(const Problem& problem, const Piece<std::uint32_t>& piece,
-                                 void* workspace) const;
+                                 std::int64_t parts, void* workspace) const;
   sm90::decode::AttendParams attend_params(const Problem& problem, const core::Call& call,
                                            const BatchParams& batch, void* workspace) const;
   sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,

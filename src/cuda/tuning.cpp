@@ -79,8 +79,8 @@ Tuning tuning_for(const GpuInfo& gpu) {
       // More of them only add overhead.
       .select_most_waves = 32,
       .cached_bytes = cached_bytes(gpu),
-      // 25 to 75 of 8,192 random and drifting blocks on the CPU, which bounds alike.
-      .filter_blocks = 48,
+      // 38 to 118 of random vectors, 128K and 1M keys, by this arithmetic on the host.
+      .filter_parts = 96,
       // 8 us at 3 TB/s, not measured.
       .filter_bytes = std::int64_t{24} << 20};
 }

@@ -31,8 +31,8 @@ struct Tuning {
   std::int64_t cached_bytes = 0;  // keys that stay in L2, read in any order
 
   // Decode with a filter.
-  std::int64_t filter_blocks = 0;  // that a row leaves to be scored from its keys
-  std::int64_t filter_bytes = 0;   // what could be read while one launch more is waited for
+  std::int64_t filter_parts = 0;  // of 32 keys, that a row leaves to be scored from its keys
+  std::int64_t filter_bytes = 0;  // what could be read while one launch more is waited for
 
   friend bool operator==(const Tuning&, const Tuning&) = default;
 };

@@ -219,7 +219,8 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
   EXPECT_TRUE(reads("lens=8:1048576"));
   EXPECT_TRUE(reads("lens=32x1:131072"));
   EXPECT_FALSE(reads("lens=1:131072"));
-  EXPECT_FALSE(reads("lens=128x1:32768"));
+  EXPECT_TRUE(reads("lens=128x1:32768"));
+  EXPECT_FALSE(reads("lens=256x1:16384"));
   EXPECT_FALSE(reads("lens=none"));
   for (const char* op : {"select", "msa"}) {
     for (const char* lens : {"1:5000", "8:1048576"}) {

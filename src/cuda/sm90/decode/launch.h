@@ -18,6 +18,7 @@ inline constexpr int kMaxColumns = 32;  // tokens x index heads that share one i
 inline constexpr int kMaxTopk = 64;
 inline constexpr int kSelectThreads = 128;
 inline constexpr int kScoreStep = 128;  // keys that scoring takes at a time
+inline constexpr int kPartKeys = 32;    // of a block, by one warp
 
 /// How rows of orders (decode/order.cuh) are selected from; neighbours lie side by side, rows are
 /// 16-byte aligned.

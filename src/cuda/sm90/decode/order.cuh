@@ -27,6 +27,11 @@ __device__ __forceinline__ int select_block(unsigned long long key) {
   return static_cast<int>(0xffffffffu - static_cast<std::uint32_t>(key));
 }
 
+/// Of a visible block that is not forced.
+__device__ __forceinline__ std::uint32_t order_of(float score) {
+  return max(common::ordered(score), kNoBlock + 1);
+}
+
 /// The blocks of one row, local to the request.
 struct RowBlocks {
   std::int64_t first;  // global id of block 0
@@ -37,7 +42,7 @@ struct RowBlocks {
   __device__ __forceinline__ std::uint32_t order(float score, int block) const {
     if (block >= visible) return kNoBlock;
     if (block < forced_before || block >= forced_from) return kForced;
-    return max(common::ordered(score), kNoBlock + 1);
+    return order_of(score);
   }
 };
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Rescoring: of a row's blocks, those whose upper bound reaches the k-th largest lower bound are
-// scored from the index keys, with the very operations of decode scoring. Every CTA of a row finds
-// the same bound for itself and takes its share of the blocks, every ctas-th one. Which warp scores
-// what does not matter: a block's order is a maximum of integers.
+// scored from the index keys, with the very operations of decode scoring: of each those parts of 32
+// keys that may hold its maximum. Every CTA of a row finds the same bound for itself and takes its
+// share of the blocks, every ctas-th one. Which warp scores what does not matter: a block's order
+// is a maximum of integers.
 #pragma once
 
 #include <algorithm>
@@ -65,6 +66,11 @@ __device__ __forceinline__ std::uint32_t find_least(RescoreShared<Traits>& s,
   return s.least;
 }
 
+/// Logarithm of a block's parts.
+__device__ __forceinline__ int part_shift(const BatchParams& batch) {
+  return __ffs(batch.block_size) - __ffs(kPartKeys);
+}
+
 template <class Traits>
 class Rescorer {
  public:
@@ -73,12 +79,15 @@ class Rescorer {
       : params_(params),
         shared_(shared),
         r_(r),
-        blocks_(row_blocks(params.batch, r, token)),
+        visible_(row_blocks(params.batch, r, token).visible),
         row_(r.q_begin + token),
+        lower_(common::row_of<std::uint32_t>(params.lower, row_, head)),
+        upper_(common::row_of<std::uint32_t>(params.upper, row_, head)),
+        part_shift_(part_shift(params.batch)),
         request_(request),
         head_(head) {}
 
-  /// Scores every ctas-th candidate of the row, from block `share` on.
+  /// Scores what may be chosen of every ctas-th block of the row, from block `share` on.
   __device__ __forceinline__ void run(int share, int token, int warp, int lane) {
     const RescoreParams& p = params_;
     const int visible = visible_keys(r_, token, p.batch.causal != 0);
@@ -86,62 +95,96 @@ class Rescorer {
     const bool finite = load_query<Traits>(q, p, row_, head_, visible, lane);
     ptx::griddepcontrol_wait();
     const int thread = warp * 32 + lane;
-    const auto* upper = common::row_of<std::uint32_t>(p.upper, row_, head_);
-    const auto upper_of = [&](int block) {
-      return block < blocks_.visible ? __ldcg(upper + block) : kNoBlock;
-    };
-    std::uint32_t mine = upper_of(share + p.ctas * thread);  // on its way with the others
-    const std::uint32_t least =
-        find_least<Traits>(shared_, common::row_of<std::uint32_t>(p.lower, row_, head_),
-                           blocks_.visible, p.topk, thread);
+    Parts mine = parts_of(share + p.ctas * thread);  // on its way with all lower bounds
+    const std::uint32_t least = find_least<Traits>(shared_, lower_, visible_, p.topk, thread);
 #pragma unroll 1
-    for (int first = share; first < blocks_.visible; first += p.ctas * Traits::kThreads) {
+    for (int first = share; first < visible_; first += p.ctas * Traits::kThreads) {
       if (thread == 0) shared_.num_listed = 0;
       __syncthreads();
       const int block = first + p.ctas * thread;
-      if (is_candidate(mine, least))
-        shared_.list[ptx::atom_add_shared(&shared_.num_listed, 1)] = block;
+      list_parts(mine, block, least);
       __syncthreads();
-      mine = upper_of(block + p.ctas * Traits::kThreads);
       score_listed(q, warp, lane);
+      mine = parts_of(block + p.ctas * Traits::kThreads);
       __syncthreads();
     }
-    if (share == 0 && p.candidates.data != nullptr) count(upper, least, finite, thread);
+    if (share == 0 && p.candidates.data != nullptr) count(least, finite, thread);
   }
 
  private:
   using Score = typename Traits::Score;
 
-  static __device__ __forceinline__ bool is_candidate(std::uint32_t upper, std::uint32_t least) {
-    return upper >= least && upper != kForced;
+  /// Bounds of a block, kNoBlock where there is none.
+  struct Parts {
+    std::uint32_t upper[4];
+    std::uint32_t lower;
+  };
+
+  __device__ __forceinline__ Parts parts_of(int block) const {
+    Parts parts{{kNoBlock, kNoBlock, kNoBlock, kNoBlock}, kNoBlock};
+    if (block >= visible_) return parts;
+    const std::uint32_t* upper = upper_ + (block << part_shift_);
+    parts.lower = __ldcg(lower_ + block);
+    if (part_shift_ == 2) {
+      const uint4 four = __ldcg(reinterpret_cast<const uint4*>(upper));
+      parts.upper[0] = four.x;
+      parts.upper[1] = four.y;
+      parts.upper[2] = four.z;
+      parts.upper[3] = four.w;
+    } else {
+      const uint2 two = __ldcg(reinterpret_cast<const uint2*>(upper));
+      parts.upper[0] = two.x;
+      parts.upper[1] = two.y;
+    }
+    return parts;
   }
 
-  /// A warp takes 32 keys of a block at a time, as in scoring.
+  /// Which parts reach an order, as bits; a forced block has none.
+  static __device__ __forceinline__ unsigned parts_that_reach(const Parts& parts,
+                                                              std::uint32_t order) {
+    unsigned reach = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (parts.upper[i] >= order && parts.upper[i] != kForced) reach |= 1u << i;
+    }
+    return reach;
+  }
+
+  /// What lies below the block's own lower bound is not its maximum.
+  __device__ __forceinline__ void list_parts(const Parts& parts, int block, std::uint32_t least) {
+    const unsigned reach = parts_that_reach(parts, max(least, parts.lower));
+    if (reach == 0) return;
+    int at = ptx::atom_add_shared(&shared_.num_listed, __popc(reach));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (((reach >> i) & 1) != 0) shared_.list[at++] = (block << part_shift_) + i;
+    }
+  }
+
+  /// A warp takes a part at a time, as in scoring.
   __device__ __forceinline__ void score_listed(const Queries<Score>& q, int warp, int lane) {
     const RescoreParams& p = params_;
     const int head_k = head_ / (p.heads / p.heads_k);
-    const int shift = __ffs(p.batch.block_size) - 1;
-    const int part_shift = shift - 5;  // logarithm of the parts of a block
     auto* orders = common::row_of<std::uint32_t>(p.orders, row_, head_);
-    const int parts = shared_.num_listed << part_shift;
+    const int parts = shared_.num_listed;
 #pragma unroll 1
-    for (int part = warp; part < parts; part += Traits::kWarps) {
-      const int block = shared_.list[part >> part_shift];
-      const int first = (block << shift) + (part & ((1 << part_shift) - 1)) * Score::kKeys;
+    for (int i = warp; i < parts; i += Traits::kWarps) {
+      const int part = shared_.list[i];
+      const int block = part >> part_shift_;
+      const int first = part * kPartKeys;
       StepKeys<Score> keys;
       const unsigned bad = load_keys<Traits>(keys, p, r_, request_, head_k, first, lane);
       float best[1][2];
       reduce_keys<Score>(best, keys, q, first, bad, lane);
-      if (lane == 0) atomicMax(orders + block, blocks_.order(best[0][0], block));
+      if (lane == 0) atomicMax(orders + block, order_of(best[0][0]));
     }
   }
 
-  __device__ __forceinline__ void count(const std::uint32_t* upper, std::uint32_t least,
-                                        bool finite, int thread) {
+  __device__ __forceinline__ void count(std::uint32_t least, bool finite, int thread) {
     int mine = 0;
 #pragma unroll 4
-    for (int block = thread; block < blocks_.visible; block += Traits::kThreads)
-      mine += is_candidate(__ldcg(upper + block), least) ? 1 : 0;
+    for (int block = thread; block < visible_; block += Traits::kThreads)
+      mine += parts_that_reach(parts_of(block), least) != 0 ? 1 : 0;
     mine = common::warp::sum(mine);
     if (thread == 0) shared_.count = 0;
     __syncthreads();
@@ -153,8 +196,11 @@ class Rescorer {
   const RescoreParams& params_;
   RescoreShared<Traits>& shared_;
   const RequestRecord& r_;
-  const RowBlocks blocks_;
+  const int visible_;  // blocks
   const std::int64_t row_;
+  const std::uint32_t* const lower_;
+  const std::uint32_t* const upper_;
+  const int part_shift_;  // logarithm of a block's parts
   const int request_;
   const int head_;
 };

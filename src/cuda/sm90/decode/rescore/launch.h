@@ -27,7 +27,7 @@ struct RescoreParams {
   int topk = 16;
   int token_slots = 1;                // as in SelectParams
   int ctas = 1;                       // that share a row's blocks
-  Rows<const std::uint32_t> lower{};  // [T, Hi, blocks]: orders between which a block's lies
+  Rows<const std::uint32_t> lower{};  // as in ScoreParams, rows 16-byte aligned
   Rows<const std::uint32_t> upper{};
   Rows<std::uint32_t> orders{};  // kForced or kNoBlock before; then what blocks are ordered by
   Rows<int> candidates{};        // [T, Hi], optional: how many blocks were scored

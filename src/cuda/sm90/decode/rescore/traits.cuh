@@ -27,7 +27,7 @@ struct RescoreTraits {
 template <class Traits>
 struct RescoreShared {
   alignas(16) std::uint32_t maxima[Traits::kWarps * Traits::kFewGroups];
-  int list[Traits::kThreads];  // blocks to score
+  int list[Traits::kThreads * kScoreStep / kPartKeys];  // parts to score
   int num_listed;
   std::uint32_t least;  // order that a block's upper bound must reach
   int count;            // candidates of the row

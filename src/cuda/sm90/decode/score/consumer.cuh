@@ -34,19 +34,17 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
     if (block >= num_blocks) continue;
     const std::int64_t row = r.q_begin + column / group;
     const int head = head_k * group + column % group;
-    const auto join = [&](int side) {
-      float best = -INFINITY;
-      for (int warp = 0; warp < warps; ++warp)
-        best = fmaxf(best, maxima[(at * warps + warp) * kPitch + side * Traits::kColumns + column]);
-      return best;
-    };
-    float best = join(0);
+    const float* parts = maxima + at * warps * kPitch + column;
+    float best = -INFINITY;
+    for (int warp = 0; warp < warps; ++warp) best = fmaxf(best, parts[warp * kPitch]);
     if (p.orders) {
       const RowBlocks blocks = row_blocks(p.batch, r, column / group);
       std::uint32_t order = blocks.order(best, block);
       if constexpr (Traits::kFilter) {
         common::row_of<std::uint32_t>(p.lower, row, head)[block] = order;
-        common::row_of<std::uint32_t>(p.upper, row, head)[block] = blocks.order(join(1), block);
+        auto* upper = common::row_of<std::uint32_t>(p.upper, row, head) + block * warps;
+        for (int warp = 0; warp < warps; ++warp)
+          upper[warp] = blocks.order(parts[warp * kPitch + Traits::kColumns], block);
         if (order != kForced) order = kNoBlock;  // until its keys are scored
       }
       best = __uint_as_float(order);

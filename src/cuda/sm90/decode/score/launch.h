@@ -36,8 +36,10 @@ struct ScoreParams {
   bool orders = false;                     // for a selection: rows of orders (decode/order.cuh)
   Scales k_scales{};                       // of index keys in codes
   FilterBounds bounds{};                   // of a filter
-  Rows<std::uint32_t> lower{};             // [T, Hi, blocks], with a filter: orders between which
-  Rows<std::uint32_t> upper{};             // a block's lies; `scores` then says what is forced
+  // With a filter: orders between which a block's lies, upper ones of each of its parts
+  // (kPartKeys); `scores` then says what is forced.
+  Rows<std::uint32_t> lower{};  // [T, Hi, blocks]
+  Rows<std::uint32_t> upper{};  // [T, Hi, blocks, parts]
 };
 
 /// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.

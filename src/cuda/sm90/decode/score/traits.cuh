@@ -36,6 +36,7 @@ struct ScoreTraits {
   static constexpr int kRingBytes = 96 * 1024;
   static constexpr int kStages = kRingBytes / kTileBytes;
   static constexpr int kSpan = 16 / kSides;  // steps whose maxima are written together
+  static_assert(kKeys == kPartKeys, "as the host plans");
   static_assert(kDim == 64 || kDim == 128, "whole 16-byte loads of four lanes");
   static_assert(cfg.keys == cfg.storage || kCodes || kFilter,
                 "keys are stored as queries or in codes");
