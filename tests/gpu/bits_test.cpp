@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstring>
@@ -12,8 +13,10 @@
 #include <vector>
 
 #include "gpu_case.h"
+#include "testkit/draw.h"
 #include "testkit/number.h"
 #include "testkit/requests.h"
+#include "testkit/support.h"
 
 namespace msa {
 namespace {
@@ -237,6 +240,42 @@ TEST(Bits, AFilterChangesNone) {
       EXPECT_LT(scored, visible / 8) << rest;
     }
   }
+}
+
+// Small ones, under bounds for which a plan reads the filter.
+TEST(Bits, AFilterChangesNoneOfCasesAtRandom) {
+  const auto table = testkit::SupportTable::read(std::string(MSA_TESTS_DIR) + "/support/cuda.txt");
+  const auto larger = [](Problem& p) {
+    p.bounds.max_seqlen_k = std::max<std::int64_t>(p.bounds.max_seqlen_k, 700000);
+  };
+  int ran = 0;
+  bool read = false;
+  for (std::uint64_t seed = 1; ran < 200 && seed < 4000; ++seed) {
+    testkit::Choices choices(seed, 0);
+    testkit::Case spec = testkit::draw_case_inside(choices, table, {.faults = false});
+    if (!spec.filter) continue;
+    const std::string line = testkit::to_line(spec);
+    spec.filter = false;
+    GpuCase with(line, 0, larger), without(testkit::to_line(spec), 0, larger);
+    ++ran;
+    for (GpuCase* call : {&with, &without}) {
+      call->run();
+      call->fetch();
+    }
+    EXPECT_EQ(with.difference(), "") << line;
+    const Operands &found = with.host(), &expected = without.host();
+    for (const auto& tensor :
+         {&Operands::block_ids, &Operands::chosen_scores, &Operands::out, &Operands::lse}) {
+      if (found.*tensor) {
+        EXPECT_TRUE(gpu::bits(found.*tensor) == gpu::bits(expected.*tensor)) << line;
+      }
+    }
+    const std::int64_t rows = found.candidates ? found.candidates.shape[0] : 0;
+    for (std::int64_t row = 0; row < rows; ++row)
+      read |= testkit::int_at(found.candidates, row, 0) > 0;  // -1: no filter was read
+  }
+  EXPECT_EQ(ran, 200);
+  EXPECT_TRUE(read);
 }
 
 TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
