@@ -280,6 +280,37 @@ TEST(FilteredSelection, BoundsThatSayNothingAreNoBounds) {
   }
 }
 
+// True bounds, whatever the scale: 0 times a product of scales that overflows is no number.
+TEST(FilteredSelection, CodesOfZeroMayHaveAnyScale) {
+  for (const char* lens : {"lens=1:900", "lens=3:900,40:640"}) {
+    Data data(
+        testkit::parse_case("op=select filter=1 heads=2/2 dim=64 block=32 topk=4 chosen=1 "
+                            "dtype=f32 page=32 " +
+                            std::string(lens)));
+    std::mt19937 random(7);
+    const auto normals = [&](float size) {
+      Row values(64);
+      for (float& x : values) x = size * normal(random);
+      return values;
+    };
+    write(
+        data, [&](std::int64_t, std::int64_t) { return normals(1000.0f); },
+        [&](std::int64_t) { return normals(1.0f); });
+    code_again(data.problem(), data.operands());
+    const Operands& o = data.operands();
+    constexpr std::array<float, 3> kBounds{3e38f, 100.0f, 0.0f};
+    for (std::int64_t page = 0; page < o.index_k8.shape[0]; page += 3) {
+      for (std::int64_t slot = 0; slot < 32; ++slot)
+        std::memset(testkit::address(o.index_k8, page, slot), 0, 64);
+      for (std::int64_t i = 0; i < 3; ++i) {
+        std::memcpy(testkit::address(o.index_k8_bounds, page, 0, i),
+                    &kBounds[static_cast<std::size_t>(i)], sizeof(float));
+      }
+    }
+    expect_same_bits(data);
+  }
+}
+
 std::vector<std::int32_t> counts_of(const Tensor& t) {
   std::vector<std::int32_t> counts;
   for (std::int64_t row = 0; row < t.shape[0]; ++row) {

@@ -53,7 +53,8 @@ MSA_INLINE void include_keys(const LaneRows& rows, const PageBound& page, IVec b
   const Vec middle = mul(to_float(best), mul(rows.scale, set1(page.scale)));
   const Vec width =
       fma(rows.norm, set1(page.error), fma(rows.error, set1(page.norm), set1(page.floor)));
-  const Mask known = greater(set1(kWidest), width);  // not where it is NaN
+  // Not where it is NaN, nor where scales overflow, which codes of 0 may have: 0 x infinity.
+  const Mask known = greater(set1(kWidest), fma(middle, zero(), width));
   const Mask seen = igreater(best, iset1(kNoKey));
   const Vec low = select(known, sub(middle, width), set1(kLowest));
   const Vec high = select(known, add(middle, width), set1(kHighest));
