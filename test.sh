@@ -255,8 +255,8 @@ build_fuzz() {
 declare -A budgets=([style]=100 [unit]=550 [verify]=80 [package]=35 [cli]=10 [python]=290 [asan]=690 [fuzz]=200 [tsan]=75)
 took=()
 
-cpu_seconds() { # of this script and all that it has waited for, so far
-  LC_ALL=C awk -v ticks="$(getconf CLK_TCK)" '{printf "%.1f", ($14 + $15 + $16 + $17) / ticks}' /proc/$$/stat
+cpu_seconds() { # PID: of this shell and all that it has waited for, so far
+  LC_ALL=C awk -v ticks="$(getconf CLK_TCK)" '{printf "%.1f", ($14 + $15 + $16 + $17) / ticks}' "/proc/$1/stat"
 }
 
 print_budgets() {
@@ -298,16 +298,17 @@ section_unit() {
 }
 
 # Names of the machine's instruction sets, best first; the others are printed as not run. With --quick the best alone.
-isas() {
-  "$release/tools/msa/msa" info --json | python3 -c '
+isas() { # BUILD
+  "$1/tools/msa/msa" info --json | python3 -c '
 import json, sys
 for backend in json.load(sys.stdin)["backends"]:
     for isa in backend.get("isas", []):
         print("run" if isa["available"] else "lack", isa["name"], isa.get("reason", "").replace(" ", "_") or "-")'
 }
 
-each_isa() { # COMMAND...: runs it with each instruction set's name as the last word
-  local have name reason count=0
+each_isa() { # BUILD COMMAND...: runs it with each instruction set's name as the last word
+  local dir=$1 have name reason count=0
+  shift
   while read -r have name reason; do
     if [ "$have" = run ]; then
       count=$((count + 1))
@@ -316,7 +317,7 @@ each_isa() { # COMMAND...: runs it with each instruction set's name as the last 
     else
       not_run "$name" "${reason//_/ }"
     fi
-  done < <(isas)
+  done < <(isas "$dir")
   [ $count -gt 0 ] || step "instruction sets of this machine" false
 }
 
@@ -325,7 +326,7 @@ each_isa() { # COMMAND...: runs it with each instruction set's name as the last 
 section_verify() {
   build_release || return
   local wanted_isas=() which
-  each_isa want_isa
+  each_isa "$release" want_isa
   [ ${#wanted_isas[@]} -gt 0 ] || return
   which=(--every-isa)
   [ -z "$quick" ] || which=(--isa "${wanted_isas[0]}")
@@ -446,13 +447,13 @@ commit_seed() {
 }
 
 section_fuzz() {
-  build_release && build_fuzz || return
+  build_fuzz || return
   local seed i first parts=4
   seed=$(commit_seed)
   echo "seed $seed, from the commit"
   local fuzz_cases=2400 wanted_isas=() # one in six asks for a fault that its operation has no place for
   [ -z "$long" ] || fuzz_cases=50000
-  each_isa want_isa
+  each_isa "$fuzz" want_isa
   # The oracle answers a case once for all instruction sets.
   [ -z "$long" ] || parts=16
   for ((i = 0; i < parts; ++i)); do
@@ -593,21 +594,72 @@ mutants_of_the_tree() { # a function, and so without the time limit of commands
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+# ---- lanes -----------------------------------------------------------------------------------------------------------
+
+# What stands on the release build and what has sanitizers share no build folder: they are two lanes, side by side. A step
+# that keeps one core busy is then no idle core, and the second lane gives way to the first.
+sanitized=(asan fuzz tsan)
+
+run_sections() { # SECTION...
+  local section start start_cpu shell=$BASHPID # which is another one inside $(...)
+  for section in "$@"; do
+    start=$EPOCHREALTIME start_cpu=$(cpu_seconds "$shell")
+    echo "== $section"
+    "section_$section"
+    echo "== $section: $(seconds_since "$start")"
+    took+=("$section $(seconds_since "$start") $start_cpu $(cpu_seconds "$shell")")
+  done
+}
+
+# In a shell of its own. Its lines appear a section at a time, what it counted is left in a file for main.
+run_lane() { # NICENESS RESULT SECTION...
+  local niceness=$1 result=$2 section
+  shift 2
+  renice -n "$niceness" -p "$BASHPID" >/dev/null
+  for section in "$@"; do
+    run_sections "$section" >"$result.lines" 2>&1
+    cat "$result.lines"
+  done
+  declare -p passed failed failures took >"$result"
+}
+
+run_lanes() {
+  local section first=() second=() dir lane pids=() sum_passed=0 sum_failed=0 all_failures=() all_took=()
+  for section in "${sections[@]}"; do
+    if [[ " ${sanitized[*]} " == *" $section "* ]]; then second+=("$section"); else first+=("$section"); fi
+  done
+  if [ ${#first[@]} -eq 0 ] || [ ${#second[@]} -eq 0 ]; then
+    run_sections "${sections[@]}"
+    return
+  fi
+  dir=$(mktemp -d) || return
+  run_lane "$(nice)" "$dir/first" "${first[@]}" &
+  pids+=($!)
+  run_lane $(($(nice) + 5)) "$dir/second" "${second[@]}" &
+  pids+=($!)
+  trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
+  wait "${pids[@]}"
+  trap - INT TERM
+  for lane in first second; do
+    passed=0 failed=1 failures=("the sections from ${!lane} on broke off") took=()
+    # shellcheck disable=SC1090
+    [ ! -s "$dir/$lane" ] || source <(sed 's/^declare -[^ ]* //' "$dir/$lane")
+    sum_passed=$((sum_passed + passed)) sum_failed=$((sum_failed + failed))
+    all_failures+=("${failures[@]}") all_took+=("${took[@]}")
+  done
+  passed=$sum_passed failed=$sum_failed failures=("${all_failures[@]}") took=("${all_took[@]}")
+  rm -rf "$dir"
+}
+
 main() {
-  local begin=$EPOCHREALTIME start start_cpu section
+  local begin=$EPOCHREALTIME
   if [ -n "$mutants" ]; then
     run_mutants
   elif [ -n "$gpu" ]; then
     run_gpu
   else
     if [ -n "$install" ]; then install_packages || return 2; fi
-    for section in "${sections[@]}"; do
-      start=$EPOCHREALTIME start_cpu=$(cpu_seconds)
-      echo "== $section"
-      "section_$section"
-      echo "== $section: $(seconds_since "$start")"
-      took+=("$section $(seconds_since "$start") $start_cpu $(cpu_seconds)")
-    done
+    run_lanes
     echo
     print_budgets
   fi
