@@ -45,18 +45,15 @@ function(msa_light_flags target level)
 endfunction()
 
 # Kernels. The scalar ones, for processors without AVX2, are twice as large with -O3: 90 KB of a wheel.
-# With sanitizers half of the kernels' build time is optimisation. The scalar ones run for the longest there; a lambda for
-# each number that clang leaves as a call, and its operands that it copies, are most of that.
+# With sanitizers half of the kernels' build time is optimisation.
 function(msa_kernels)
   set(scalar ${ARGN})
   list(FILTER scalar INCLUDE REGEX "/scalar\\.cpp$")
-  if(NOT MSA_SANITIZE)
+  if(MSA_SANITIZE)
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-O1")
+    set_source_files_properties(${scalar} PROPERTIES COMPILE_DEFINITIONS MSA_SANITIZED)
+  else()
     set_source_files_properties(${scalar} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-O2>")
-    return()
-  endif()
-  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-O1")
-  if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
-    set_source_files_properties(${scalar} PROPERTIES COMPILE_OPTIONS "-O1;-mllvm;-inline-threshold=1500")
   endif()
 endfunction()
 

@@ -17,6 +17,15 @@ struct Mask {
   bool m[kLanes];
 };
 
+/// An operand: a value. Sanitizers have clang copy each such value and watch the copy, a third of
+/// these kernels' time there: a reference.
+template <class T>
+#ifdef MSA_SANITIZED
+using In = const T&;
+#else
+using In = T;
+#endif
+
 template <class R, class F>
 MSA_INLINE R each(const F& f) {
   R r;
@@ -37,45 +46,45 @@ MSA_INLINE Vec zero() { return set1(0.0f); }
 MSA_INLINE Vec load(const float* p) {
   return each<Vec>([&](int i) { return p[i]; });
 }
-MSA_INLINE void store(float* p, Vec a) {
+MSA_INLINE void store(float* p, In<Vec> a) {
   for (int i = 0; i < kLanes; ++i) p[i] = a.v[i];
 }
-MSA_INLINE Vec add(Vec a, Vec b) {
+MSA_INLINE Vec add(In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return a.v[i] + b.v[i]; });
 }
-MSA_INLINE Vec sub(Vec a, Vec b) {
+MSA_INLINE Vec sub(In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return a.v[i] - b.v[i]; });
 }
-MSA_INLINE Vec mul(Vec a, Vec b) {
+MSA_INLINE Vec mul(In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return a.v[i] * b.v[i]; });
 }
-MSA_INLINE Vec div(Vec a, Vec b) {
+MSA_INLINE Vec div(In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return a.v[i] / b.v[i]; });
 }
 /// a * b + c, fused or not.
-MSA_INLINE Vec fma(Vec a, Vec b, Vec c) {
+MSA_INLINE Vec fma(In<Vec> a, In<Vec> b, In<Vec> c) {
   return each<Vec>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
-MSA_INLINE Vec max(Vec a, Vec b) {
+MSA_INLINE Vec max(In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
-MSA_INLINE Vec min(Vec a, Vec b) {
+MSA_INLINE Vec min(In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
 /// Of all lanes; none is NaN.
-MSA_INLINE float largest(Vec a) { return *std::max_element(a.v, a.v + kLanes); }
+MSA_INLINE float largest(In<Vec> a) { return *std::max_element(a.v, a.v + kLanes); }
 /// a, rounded: keeps the compiler from fusing the product that made it into a sum.
-MSA_INLINE Vec rounded(Vec a) { return a; }
-MSA_INLINE Mask greater(Vec a, Vec b) {
+MSA_INLINE Vec rounded(In<Vec> a) { return a; }
+MSA_INLINE Mask greater(In<Vec> a, In<Vec> b) {
   return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
 }
-MSA_INLINE Mask equal(Vec a, Vec b) {
+MSA_INLINE Mask equal(In<Vec> a, In<Vec> b) {
   return each<Mask>([&](int i) { return a.v[i] == b.v[i]; });
 }
-MSA_INLINE Mask is_nan(Vec a) {
+MSA_INLINE Mask is_nan(In<Vec> a) {
   return each<Mask>([&](int i) { return a.v[i] != a.v[i]; });
 }
-MSA_INLINE Vec select(Mask m, Vec a, Vec b) {
+MSA_INLINE Vec select(In<Mask> m, In<Vec> a, In<Vec> b) {
   return each<Vec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
 }
 
@@ -87,41 +96,41 @@ MSA_INLINE IVec iload(const void* p) {
   std::memcpy(r.v, p, sizeof r.v);
   return r;
 }
-MSA_INLINE void istore(void* p, IVec a) { std::memcpy(p, a.v, sizeof a.v); }
-MSA_INLINE IVec iadd(IVec a, IVec b) {
+MSA_INLINE void istore(void* p, In<IVec> a) { std::memcpy(p, a.v, sizeof a.v); }
+MSA_INLINE IVec iadd(In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return a.v[i] + b.v[i]; });
 }
-MSA_INLINE IVec ior(IVec a, IVec b) {
+MSA_INLINE IVec ior(In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return a.v[i] | b.v[i]; });
 }
-MSA_INLINE IVec isub(IVec a, IVec b) {
+MSA_INLINE IVec isub(In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return a.v[i] - b.v[i]; });
 }
-MSA_INLINE IVec imax(IVec a, IVec b) {
+MSA_INLINE IVec imax(In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
-MSA_INLINE IVec imin(IVec a, IVec b) {
+MSA_INLINE IVec imin(In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
-MSA_INLINE Mask igreater(IVec a, IVec b) {
+MSA_INLINE Mask igreater(In<IVec> a, In<IVec> b) {
   return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
 }
 
-MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
+MSA_INLINE IVec iselect(In<Mask> m, In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
 }
 /// Exact below 2^24.
-MSA_INLINE Vec to_float(IVec a) {
+MSA_INLINE Vec to_float(In<IVec> a) {
   return each<Vec>([&](int i) { return static_cast<float>(a.v[i]); });
 }
 
 /// Lane i is bit i.
-MSA_INLINE unsigned bits(Mask m) {
+MSA_INLINE unsigned bits(In<Mask> m) {
   unsigned r = 0;
   for (int i = 0; i < kLanes; ++i) r |= static_cast<unsigned>(m.m[i]) << i;
   return r;
 }
-MSA_INLINE Mask either(Mask a, Mask b) {
+MSA_INLINE Mask either(In<Mask> a, In<Mask> b) {
   return each<Mask>([&](int i) { return a.m[i] || b.m[i]; });
 }
 
@@ -145,16 +154,16 @@ MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
   });
 }
 
-MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {
+MSA_INLINE void store_f16(std::uint16_t* p, In<Vec> a) {
   for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
 }
-MSA_INLINE void store_bf16(std::uint16_t* p, Vec a) {
+MSA_INLINE void store_bf16(std::uint16_t* p, In<Vec> a) {
   for (int i = 0; i < kLanes; ++i) p[i] = float_to_bf16(a.v[i]);
 }
 
 /// 2^x: 0 from -127 down, NaN stays NaN. Polynomial of degree 6, 1.22 ulp, as nothing is fused
 /// (docs/kernels/cpu-attend.md).
-MSA_INLINE Vec exp2(Vec x) {
+MSA_INLINE Vec exp2(In<Vec> x) {
   return each<Vec>([&](int i) {
     const float y = x.v[i] < -127.0f ? -127.0f : x.v[i];
     if (!(y < 128.0f)) return y + std::numeric_limits<float>::infinity();  // NaN, or too large
@@ -208,7 +217,7 @@ MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
   });
 }
 /// acc + the products of both pairs of each lane.
-MSA_INLINE IVec pair_step(IVec acc, IVec a, IVec b) {
+MSA_INLINE IVec pair_step(In<IVec> acc, In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) {
     const std::int32_t x = a.v[i], y = b.v[i];
     return acc.v[i] +
@@ -223,5 +232,5 @@ struct F32Products {
   static constexpr int kPack = 1;  // values that one word holds
   MSA_INLINE static Vec load_lanes(const float* p) { return load(p); }
   MSA_INLINE static Vec broadcast(const float* p) { return set1(*p); }
-  MSA_INLINE static Vec step(Vec acc, Vec a, Vec b) { return fma(a, b, acc); }
+  MSA_INLINE static Vec step(In<Vec> acc, In<Vec> a, In<Vec> b) { return fma(a, b, acc); }
 };
