@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// A consumer warp: 32 keys of every step (mma.sync, keys on M, tokens x heads on N). Maxima stay in
-// shared memory until a span of steps is written. A dot product does not care in which order the
-// contraction runs, so both operands take it in the order in which 16-byte loads deliver it.
+// A consumer warp: its parts of its team's steps, 32 keys each (mma.sync, keys on M, tokens x heads
+// on N). Maxima stay in shared memory until a span of steps is written. A dot product does not care
+// in which order the contraction runs, so both operands take it in the order in which 16-byte loads
+// deliver it.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/order.cuh"
@@ -14,37 +17,37 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// Writes the block scores of `held` steps, whose maxima lie in shared memory.
+/// Writes the block scores of `held` steps of a span; `thread` of the team.
 template <class Traits>
 __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRecord& r,
-                                           const ScoreShared<Traits>& shared, int head_k, int held,
-                                           int thread) {
+                                           const typename ScoreShared<Traits>::Span& span,
+                                           int head_k, int held, int thread) {
   const int shift = __ffs(p.batch.block_size) - 1;
   const int per_step = kScoreStep >> shift;              // blocks
-  const int warps = p.batch.block_size / Traits::kKeys;  // that share a block
+  const int count = p.batch.block_size / Traits::kKeys;  // of parts in a block
   const int num_blocks = (r.seqlen_k + p.batch.block_size - 1) >> shift;
   const int group = p.heads / p.heads_k;
   const int columns = r.seqlen_q * group;
   constexpr int kPitch = Traits::kSides * Traits::kColumns;
-  const float* maxima = &shared.maxima[0][0][0];  // warp after warp, keys of a step ascending
-  for (int i = thread; i < held * per_step * columns; i += Traits::kConsumers * 32) {
+  const float* maxima = &span.maxima[0][0][0];  // part after part, keys of a step ascending
+  for (int i = thread; i < held * per_step * columns; i += Traits::kTeamWarps * 32) {
     const int at = i / columns;
     const int column = i - at * columns;
-    const int block = shared.steps[at / per_step] * per_step + at % per_step;
+    const int block = span.steps[at / per_step] * per_step + at % per_step;
     if (block >= num_blocks) continue;
     const std::int64_t row = r.q_begin + column / group;
     const int head = head_k * group + column % group;
-    const float* parts = maxima + at * warps * kPitch + column;
+    const float* parts = maxima + at * count * kPitch + column;
     float best = -INFINITY;
-    for (int warp = 0; warp < warps; ++warp) best = fmaxf(best, parts[warp * kPitch]);
+    for (int part = 0; part < count; ++part) best = fmaxf(best, parts[part * kPitch]);
     if (p.orders) {
       const RowBlocks blocks = row_blocks(p.batch, r, column / group);
       std::uint32_t order = blocks.order(best, block);
       if constexpr (Traits::kFilter) {
         common::row_of<std::uint32_t>(p.lower, row, head)[block] = order;
-        auto* upper = common::row_of<std::uint32_t>(p.upper, row, head) + block * warps;
-        for (int warp = 0; warp < warps; ++warp)
-          upper[warp] = blocks.order(parts[warp * kPitch + Traits::kColumns], block);
+        auto* upper = common::row_of<std::uint32_t>(p.upper, row, head) + block * count;
+        for (int part = 0; part < count; ++part)
+          upper[part] = blocks.order(parts[part * kPitch + Traits::kColumns], block);
         if (order != kForced) order = kNoBlock;  // until its keys are scored
       }
       best = __uint_as_float(order);
@@ -53,7 +56,13 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
   }
 }
 
-/// Warps 0 to 3: scores what the ring brings.
+/// What comes with a part's keys in bytes.
+struct NoFactors {};
+template <class Traits>
+using Factors = std::conditional_t<Traits::kFilter, KeyBounds,
+                                   std::conditional_t<Traits::kCodes, KeyScales, NoFactors>>;
+
+/// Warps 0 to 3: score what the ring brings.
 template <class Traits>
 class ScoreConsumer {
  public:
@@ -62,9 +71,11 @@ class ScoreConsumer {
       : params_(params), shared_(shared), stages_(stages), warp_(warp), lane_(lane_) {}
 
   __device__ __forceinline__ void run() {
-    constexpr int kConsumerThreads = Traits::kConsumers * 32;
+    const int team = warp_ / Traits::kTeamWarps;
+    const int thread = static_cast<int>(threadIdx.x) - team * kTeamThreads;
     const ScoreParams& p = params_;
     ScoreShared<Traits>& shared = shared_;
+    typename ScoreShared<Traits>::Span& span = shared.spans[team];
     const int head_k = static_cast<int>(blockIdx.y);
     const int shift = box_shift(kScoreStep, p.batch.page_size);  // keys of a box
     int wanted = likely_request(p);  // its queries arrive while the first step is loaded
@@ -73,6 +84,7 @@ class ScoreConsumer {
     Columns<Traits> q;
     int held = 0;
     RingPosition<Traits::kStages> at;
+    for (int before = 0; before < team; ++before) at.advance();
     while (true) {
       if (request != wanted) {
         request = wanted;
@@ -82,30 +94,28 @@ class ScoreConsumer {
       shared.ring.wait_full(at);
       const StageNote note = shared.notes[at.stage];
       if (held == Traits::kSpan || note.request != request) {
-        ptx::bar_sync(kBarrierScorers, kConsumerThreads);
+        meet(team);
         ptx::griddepcontrol_wait();  // of block_scores: -inf is written before
-        store_span<Traits>(p, r, shared, head_k, held, threadIdx.x);
+        store_span<Traits>(p, r, span, head_k, held, thread);
         if (note.request < 0) return;
-        ptx::bar_sync(kBarrierScorers, kConsumerThreads);
+        meet(team);
         held = 0;
         wanted = note.request;
         continue;
       }
-      unsigned bad = note.bad_boxes;
-      if (bad != 0) {
-        const int key = warp_ * Traits::kKeys;
-        bad = ((bad >> (key >> shift)) & 1) | ((bad >> ((key + 16) >> shift)) & 1) << 1;
-      }
-      float best[Traits::kSides * Traits::kTiles][2];
-      reduce(best, q, at, note.step * kScoreStep + warp_ * Traits::kKeys, bad, r);
-      at.advance();
-      if (threadIdx.x == 0) shared.steps[held] = note.step;
+      float best[Traits::kParts][Traits::kSides * Traits::kTiles][2];
+      reduce(best, q, at, note, shift, r);
+      for (int taken = 0; taken < Traits::kTeams; ++taken) at.advance();
+      if (thread == 0) span.steps[held] = note.step;
       if (lane_ < 4) {
 #pragma unroll
-        for (int tile = 0; tile < Traits::kSides * Traits::kTiles; ++tile) {
-          float* columns = shared.maxima[held][warp_] + tile * 8 + lane_ * 2;
-          columns[0] = best[tile][0];
-          columns[1] = best[tile][1];
+        for (int i = 0; i < Traits::kParts; ++i) {
+#pragma unroll
+          for (int tile = 0; tile < Traits::kSides * Traits::kTiles; ++tile) {
+            float* columns = span.maxima[held][first_part() + i] + tile * 8 + lane_ * 2;
+            columns[0] = best[i][tile][0];
+            columns[1] = best[i][tile][1];
+          }
         }
       }
       ++held;
@@ -113,37 +123,79 @@ class ScoreConsumer {
   }
 
  private:
-  /// The maxima of this warp's keys of a stage, which it gives back.
-  __device__ __forceinline__ void reduce(float (&best)[Traits::kSides * Traits::kTiles][2],
-                                         const Columns<Traits>& q, RingPosition<Traits::kStages> at,
-                                         int first, unsigned bad, const RequestRecord& r) {
-    const std::uint8_t* stage = stages_ + at.stage * Traits::kTileBytes;
-    StepKeys<Traits> keys;
-    read_keys<Traits>(keys, stage, warp_, lane_);
-    if constexpr (Traits::kFilter) {
-      KeyBounds bounds;
-      const int skew = params_.batch.page_size == 0 ? static_cast<int>(r.k_begin % kBoundRows) : 0;
-      read_bounds<Traits>(bounds, shared_.bounds[at.stage], skew + warp_ * Traits::kKeys, lane_);
-      shared_.ring.warp_release(at, lane_);
-      reduce_filter<Traits>(best, keys, bounds, q, first, bad, lane_);
-    } else if constexpr (Traits::kCodes) {
-      const float* of_keys = shared_.scales[at.stage] + warp_ * Traits::kKeys;
-      KeyScales scales;
-      read_scales(scales, params_, of_keys, lane_);
-      if (scales.odd) {
-        const std::uint8_t* codes = stage + warp_ * Traits::kKeys * Traits::kRowBytes;
-        reduce_odd_codes<Traits>(best, codes, of_keys, q, params_, r, first, bad, lane_);
-        return shared_.ring.warp_release(at, lane_);
-      }
-      shared_.ring.warp_release(at, lane_);
-      if constexpr (Traits::kNarrows) {
-        if (q.narrow) return reduce_codes<Traits, __half>(best, keys, scales, q, first, bad, lane_);
-      }
-      reduce_codes<Traits, typename Traits::Item>(best, keys, scales, q, first, bad, lane_);
+  static constexpr int kTeamThreads = Traits::kTeamWarps * 32;
+  using Maxima = float[Traits::kSides * Traits::kTiles][2];
+
+  /// Barriers whose number is known when the code is made: with others a CTA takes all 16.
+  __device__ __forceinline__ static void meet(int team) {
+    if (team == 0) {
+      ptx::bar_sync(kBarrierTeam0, kTeamThreads);
     } else {
-      shared_.ring.warp_release(at, lane_);
-      reduce_keys<Traits>(best, keys, q, first, bad, lane_);
+      ptx::bar_sync(kBarrierTeam1, kTeamThreads);
     }
+  }
+
+  __device__ __forceinline__ int first_part() const {
+    return warp_ % Traits::kTeamWarps * Traits::kParts;
+  }
+
+  /// The maxima of this warp's parts of a stage, which it gives back when all are read.
+  __device__ __forceinline__ void reduce(Maxima (&best)[Traits::kParts], const Columns<Traits>& q,
+                                         RingPosition<Traits::kStages> at, const StageNote& note,
+                                         int shift, const RequestRecord& r) {
+    const std::uint8_t* stage = stages_ + at.stage * Traits::kTileBytes;
+    StepKeys<Traits> keys[Traits::kParts];
+    Factors<Traits> factors[Traits::kParts];
+    bool odd = false;
+#pragma unroll
+    for (int i = 0; i < Traits::kParts; ++i) {
+      read_keys<Traits>(keys[i], stage, first_part() + i, lane_);
+      odd |= read_factors(factors[i], at, first_part() + i, r);
+    }
+    if (!odd) shared_.ring.warp_release(at, lane_);
+#pragma unroll
+    for (int i = 0; i < Traits::kParts; ++i) {
+      const int key = (first_part() + i) * Traits::kKeys;  // in the step
+      unsigned bad = note.bad_boxes;
+      if (bad != 0) bad = ((bad >> (key >> shift)) & 1) | ((bad >> ((key + 16) >> shift)) & 1) << 1;
+      const int first = note.step * kScoreStep + key;
+      if constexpr (Traits::kFilter) {
+        reduce_filter<Traits>(best[i], keys[i], factors[i], q, first, bad, lane_);
+      } else if constexpr (Traits::kCodes) {
+        if (odd && factors[i].odd) {
+          reduce_odd_codes<Traits>(best[i], stage + key * Traits::kRowBytes,
+                                   shared_.scales[at.stage] + key, q, params_, r, first, bad,
+                                   lane_);
+          continue;
+        }
+        if constexpr (Traits::kNarrows) {
+          if (q.narrow) {
+            reduce_codes<Traits, __half>(best[i], keys[i], factors[i], q, first, bad, lane_);
+            continue;
+          }
+        }
+        reduce_codes<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q, first, bad,
+                                                    lane_);
+      } else {
+        reduce_keys<Traits>(best[i], keys[i], q, first, bad, lane_);
+      }
+    }
+    if (odd) shared_.ring.warp_release(at, lane_);
+  }
+
+  /// What comes with the keys of a part; whether some of them need the stage once more.
+  __device__ __forceinline__ bool read_factors(Factors<Traits>& factors,
+                                               RingPosition<Traits::kStages> at, int part,
+                                               const RequestRecord& r) {
+    const int key = part * Traits::kKeys;
+    if constexpr (Traits::kFilter) {
+      const int skew = params_.batch.page_size == 0 ? static_cast<int>(r.k_begin % kBoundRows) : 0;
+      read_bounds<Traits>(factors, shared_.bounds[at.stage], skew + key, lane_);
+    } else if constexpr (Traits::kCodes) {
+      read_scales(factors, params_, shared_.scales[at.stage] + key, lane_);
+      return factors.odd;
+    }
+    return false;
   }
 
   const ScoreParams& params_;

@@ -110,7 +110,7 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
   if constexpr (Traits::kNarrows) narrow_queries<Traits>(q, lane);
 }
 
-/// A warp's keys of one step.
+/// A warp's keys of one part of a step.
 template <class Traits>
 struct StepKeys {
   uint4 items[2][2][Traits::kChunks];  // [m16 tile][row half][chunk]
@@ -118,13 +118,13 @@ struct StepKeys {
 
 template <class Traits>
 __device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uint8_t* stage,
-                                          int warp, int lane) {
+                                          int part, int lane) {
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::uint8_t* row =
-          stage + (warp * Traits::kKeys + tile * 16 + half * 8 + lane / 4) * Traits::kRowBytes;
+          stage + (part * Traits::kKeys + tile * 16 + half * 8 + lane / 4) * Traits::kRowBytes;
 #pragma unroll
       for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
         keys.items[tile][half][chunk] =

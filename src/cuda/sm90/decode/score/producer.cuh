@@ -63,12 +63,16 @@ class ScoreProducer {
       if (lane_ == 0) claimed = atomicAdd(p.claims + blockIdx.y, 1u);
       n = next;
     }
-    shared_.ring.wait_empty(at_);
-    if (lane_ == 0) {
-      shared_.notes[at_.stage] = {-1, 0, 0};
-      shared_.ring.expect(at_, 0);
+    for (int team = 0; team < Traits::kTeams; ++team) {
+      shared_.ring.wait_empty(at_);
+      if (lane_ == 0) {
+        shared_.notes[at_.stage] = {-1, 0, 0};
+        shared_.ring.expect(at_, 0);
+      }
+      if (Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr))
+        shared_.ring.arrive(at_);
+      at_.advance();
     }
-    if (Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr)) shared_.ring.arrive(at_);
     if (bad_request_ >= 0 && lane_ == 0)
       report(p.batch.status, bad_request_, -1, FaultKind::PageId);
   }

@@ -25,8 +25,14 @@ struct ScoreTraits {
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
   static constexpr int kConsumers = 4;  // warps
+  // Teams of consumers take turns: most of a step is waiting for one thing after the other, and a
+  // step of bytes is there in half the time. Of many columns the registers hold one part's keys.
+  static constexpr int kTeams = kAhead && cfg.tiles <= 2 ? 2 : 1;
+  static constexpr int kTeamWarps = kConsumers / kTeams;
   static constexpr int kThreads = (kConsumers + 1) * 32;
-  static constexpr int kKeys = kScoreStep / kConsumers;  // of a step, for one warp: two m16 tiles
+  static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
+  static constexpr int kStepParts = kScoreStep / kKeys;
+  static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp
   static constexpr int kRowBytes = kDim * kKeyBits / 8;
   static constexpr int kChunks = kRowBytes / 64;        // 16-byte loads of a lane along one key
   static constexpr int kPairs = 16 * 8 / kKeyBits / 2;  // of items, in one of them
@@ -44,7 +50,7 @@ struct ScoreTraits {
 };
 
 /// Named barriers; 0 is __syncthreads.
-enum ScoreBarrier : int { kBarrierScorers = 1 };
+enum ScoreBarrier : int { kBarrierTeam0 = 1, kBarrierTeam1 = 2 };
 
 /// What a stage of the ring holds; request -1: nothing, and nothing follows.
 struct StageNote {
@@ -74,8 +80,12 @@ template <class Traits>
 struct ScoreShared : StepScales<Traits>, StepBounds<Traits> {
   Ring<Traits::kStages> ring;
   StageNote notes[Traits::kStages];
-  int steps[Traits::kSpan];  // whose maxima follow
-  float maxima[Traits::kSpan][Traits::kConsumers][Traits::kSides * Traits::kColumns];
+  /// Of a team: which steps, and the maxima of their parts.
+  struct Span {
+    int steps[Traits::kSpan];
+    float maxima[Traits::kSpan][Traits::kStepParts][Traits::kSides * Traits::kColumns];
+  };
+  Span spans[Traits::kTeams];
 };
 
 /// Dynamic shared memory: the ring (128-byte aligned), ScoreShared.
