@@ -287,7 +287,7 @@ def quantize_kv(k_rows: Tensor, v_rows: Tensor, *, k_scale: Tensor | None = None
 def quantize_index(index_k: Tensor, *, seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
                    page_table: Tensor | None = None, q_offsets: Tensor | None = None, max_seqlen_k: int | None = None,
                    backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
-                   index_k8: Tensor | None = None, index_k8_bounds: Tensor | None = None) -> IndexCopy:
+                   index_k8: Tensor | None = None, index_k8_bounds: Tensor | None = None) -> Any:
     """Makes the filter of index keys that select_blocks and msa_attention take. See msa.quantize_index."""
     if index_k8 is not None or index_k8_bounds is not None:
         outputs = {"index_k8": index_k8 if index_k8 is not None else True,
