@@ -59,7 +59,7 @@ struct Params {
   int splits = 1;  // CTAs along the blocks of a tile; above 1, out and lse are partials: see below
   int group = 1;   // G
   int heads_kv = 1;
-  bool heads_outermost = false;  // one KV head's tiles before the next one's
+  bool heads_outermost = false;              // one KV head's tiles before the next one's
   const ListHeader* list_headers = nullptr;  // [heads_kv, tile_limit]
   const ListEntry* list_entries = nullptr;   // [heads_kv, tile_limit, list_capacity]
   int list_capacity = 0;
