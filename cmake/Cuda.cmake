@@ -35,7 +35,7 @@ function(msa_cuda_backend target)
   msa_flags(${target})
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills -Xfatbin=-compress-all
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills --compress-mode=size
                                            $<$<NOT:$<BOOL:${MSA_BUILD_PYTHON}>>:-lineinfo>>)
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a-real CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
                                              CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)

@@ -152,7 +152,7 @@ class ScoreConsumer {
       read_keys<Traits>(keys[i], stage, first_part() + i, lane_);
       odd |= read_factors(factors[i], at, first_part() + i, r);
     }
-    if (!odd) shared_.ring.warp_release(at, lane_);
+    if (!odd) shared_.ring.release(at);
 #pragma unroll
     for (int i = 0; i < Traits::kParts; ++i) {
       const int key = (first_part() + i) * Traits::kKeys;  // in the step
@@ -180,7 +180,7 @@ class ScoreConsumer {
         reduce_keys<Traits>(best[i], keys[i], q, first, bad, lane_);
       }
     }
-    if (odd) shared_.ring.warp_release(at, lane_);
+    if (odd) shared_.ring.release(at);
   }
 
   /// What comes with the keys of a part; whether some of them need the stage once more.

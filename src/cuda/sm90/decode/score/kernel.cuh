@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     ptx::prefetch_tensormap(&p.k_map);
     // The copy engine's arrival, and those of the lanes that copy scales or bounds.
     const bool scaled = Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr);
-    shared.ring.init(Traits::kTeamWarps, scaled ? 33 : 1);
+    shared.ring.init(Traits::kReleases, scaled ? 33 : 1);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -26,10 +26,12 @@ struct ScoreTraits {
   static constexpr int kDim = cfg.dim;
   static constexpr int kConsumers = 4;  // warps
   // Teams of consumers take turns: most of a step is waiting for one thing after the other, and a
-  // step of bytes is there in half the time. Of many columns the registers hold one part's keys.
-  static constexpr int kTeams = kAhead && cfg.tiles <= 2 ? 2 : 1;
+  // filter's is there in half the time. Of many columns the registers hold one part's keys.
+  static constexpr int kTeams = kFilter && cfg.tiles <= 2 ? 2 : 1;
   static constexpr int kTeamWarps = kConsumers / kTeams;
   static constexpr int kThreads = (kConsumers + 1) * 32;
+  // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
+  static constexpr int kReleases = kTeamWarps * 32;
   static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
   static constexpr int kStepParts = kScoreStep / kKeys;
   static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp
