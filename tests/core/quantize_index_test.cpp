@@ -7,13 +7,13 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "testkit/generate.h"
 #include "testkit/requests.h"
+#include "tests/core/bad_input.h"
 
 namespace msa::test {
 namespace {
@@ -22,35 +22,7 @@ using testkit::address;
 using testkit::Data;
 using testkit::Operands;
 
-constexpr std::array kBackends{"reference", "cpu"};
-
-Data data_of(const std::string& rest) {
-  return Data(testkit::parse_case("op=quantize_index heads=2/2 dim=16 index_dim=32 " + rest));
-}
-
-void run_on(const Data& data, const Operands& operands, const char* backend) {
-  Problem problem = data.problem();
-  problem.options.backend = backend;
-  testkit::run(make_plan(problem), operands);
-}
-
-void refused(const std::string& rest, const char* argument, const std::string& expected,
-             const std::function<void(Operands&)>& spoil) {
-  for (const char* backend : kBackends) {
-    SCOPED_TRACE(rest + ": " + argument);
-    Data data = data_of(rest);
-    Operands operands = data.prepare();
-    spoil(operands);
-    try {
-      run_on(data, operands, backend);
-      ADD_FAILURE() << "no error";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.argument(), argument) << error.what();
-      EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
-    }
-    EXPECT_EQ(data.touched(), "");
-  }
-}
+constexpr BadInput kQuantizeIndex{"op=quantize_index heads=2/2 dim=16 index_dim=32 "};
 
 Tensor ints(const std::vector<std::int32_t>& values) {
   return make_tensor(values.data(), DType::I32, {static_cast<std::int64_t>(values.size())});
@@ -59,44 +31,52 @@ Tensor ints(const std::vector<std::int32_t>& values) {
 TEST(QuantizeIndex, EveryFaultOfATensorIsNamed) {
   const std::string ragged = "lens=5:20,3:33", paged = "lens=5:20,3:33 page=16";
   for (const std::string& rest : {ragged, paged}) {
-    refused(rest, "index_k", "a tensor of bf16", [](Operands& o) { o.index_k = {}; });
-    refused(rest, "index_k", "bf16", [](Operands& o) { o.index_k.dtype = DType::F16; });
-    refused(rest, "index_k", "32", [](Operands& o) { --o.index_k.shape[o.index_k.rank - 1]; });
-    refused(rest, "index_k8", "a tensor of i8", [](Operands& o) { o.index_k8_out = {}; });
-    refused(rest, "index_k8", "i8", [](Operands& o) { o.index_k8_out.dtype = DType::E4M3; });
-    refused(rest, "index_k8", "dimension 0", [](Operands& o) { --o.index_k8_out.shape[0]; });
-    refused(rest, "index_k8", "memory apart",
-            [](Operands& o) { o.index_k8_out.data = o.index_k.data; });
-    refused(rest, "index_k8_bounds", "a tensor of f32",
-            [](Operands& o) { o.index_k8_bounds_out = {}; });
-    refused(rest, "index_k8_bounds", "dimension 0",
-            [](Operands& o) { ++o.index_k8_bounds_out.shape[0]; });
-    refused(rest, "index_k8_bounds", "3", [](Operands& o) { --o.index_k8_bounds_out.shape[2]; });
-    refused(rest, "index_k8_bounds", "stride",
-            [](Operands& o) { o.index_k8_bounds_out.stride[0] = -1; });
-    refused(rest, "batch.q_offsets", "2", [](Operands& o) { --o.batch.q_offsets.shape[0]; });
+    kQuantizeIndex.refused(rest, "index_k", "a tensor of bf16",
+                           [](Operands& o) { o.index_k = {}; });
+    kQuantizeIndex.refused(rest, "index_k", "bf16",
+                           [](Operands& o) { o.index_k.dtype = DType::F16; });
+    kQuantizeIndex.refused(rest, "index_k", "32",
+                           [](Operands& o) { --o.index_k.shape[o.index_k.rank - 1]; });
+    kQuantizeIndex.refused(rest, "index_k8", "a tensor of i8",
+                           [](Operands& o) { o.index_k8_out = {}; });
+    kQuantizeIndex.refused(rest, "index_k8", "i8",
+                           [](Operands& o) { o.index_k8_out.dtype = DType::E4M3; });
+    kQuantizeIndex.refused(rest, "index_k8", "dimension 0",
+                           [](Operands& o) { --o.index_k8_out.shape[0]; });
+    kQuantizeIndex.refused(rest, "index_k8", "memory apart",
+                           [](Operands& o) { o.index_k8_out.data = o.index_k.data; });
+    kQuantizeIndex.refused(rest, "index_k8_bounds", "a tensor of f32",
+                           [](Operands& o) { o.index_k8_bounds_out = {}; });
+    kQuantizeIndex.refused(rest, "index_k8_bounds", "dimension 0",
+                           [](Operands& o) { ++o.index_k8_bounds_out.shape[0]; });
+    kQuantizeIndex.refused(rest, "index_k8_bounds", "3",
+                           [](Operands& o) { --o.index_k8_bounds_out.shape[2]; });
+    kQuantizeIndex.refused(rest, "index_k8_bounds", "stride",
+                           [](Operands& o) { o.index_k8_bounds_out.stride[0] = -1; });
+    kQuantizeIndex.refused(rest, "batch.q_offsets", "2",
+                           [](Operands& o) { --o.batch.q_offsets.shape[0]; });
     const std::vector<std::int32_t> below{15, -1}, above{15, 34};
-    refused(rest, "batch.q_offsets", "0 to 33",
-            [&](Operands& o) { o.batch.q_offsets = ints(below); });
-    refused(rest, "batch.q_offsets", "0 to 33",
-            [&](Operands& o) { o.batch.q_offsets = ints(above); });
+    kQuantizeIndex.refused(rest, "batch.q_offsets", "0 to 33",
+                           [&](Operands& o) { o.batch.q_offsets = ints(below); });
+    kQuantizeIndex.refused(rest, "batch.q_offsets", "0 to 33",
+                           [&](Operands& o) { o.batch.q_offsets = ints(above); });
     const std::vector<std::int32_t> three{1, 1, 1}, longer{20, 34};
-    refused(rest, "batch.seqlens_k", "0 to 2",
-            [&](Operands& o) { o.batch.seqlens_k = ints(three); });
-    refused(rest, "batch.seqlens_k", "0 to 33",
-            [&](Operands& o) { o.batch.seqlens_k = ints(longer); });
+    kQuantizeIndex.refused(rest, "batch.seqlens_k", "0 to 2",
+                           [&](Operands& o) { o.batch.seqlens_k = ints(three); });
+    kQuantizeIndex.refused(rest, "batch.seqlens_k", "0 to 33",
+                           [&](Operands& o) { o.batch.seqlens_k = ints(longer); });
   }
-  refused(ragged, "batch.page_table", "none",
-          [](Operands& o) { o.batch.page_table = o.batch.seqlens_k; });
-  refused(paged, "batch.page_table", "a tensor of i32",
-          [](Operands& o) { o.batch.page_table = {}; });
-  refused(paged, "batch.page_table", "at least 3 columns",
-          [](Operands& o) { o.batch.page_table.shape[1] = 2; });
-  refused(paged, "batch.seqlens_k", "a tensor of i32",
-          [](Operands& o) { o.batch.seqlens_k = o.batch.q_offsets = {}; });
+  kQuantizeIndex.refused(ragged, "batch.page_table", "none",
+                         [](Operands& o) { o.batch.page_table = o.batch.seqlens_k; });
+  kQuantizeIndex.refused(paged, "batch.page_table", "a tensor of i32",
+                         [](Operands& o) { o.batch.page_table = {}; });
+  kQuantizeIndex.refused(paged, "batch.page_table", "at least 3 columns",
+                         [](Operands& o) { o.batch.page_table.shape[1] = 2; });
+  kQuantizeIndex.refused(paged, "batch.seqlens_k", "a tensor of i32",
+                         [](Operands& o) { o.batch.seqlens_k = o.batch.q_offsets = {}; });
   const std::vector<std::int32_t> starts{0, 20, 53};
-  refused(paged, "batch.cu_seqlens_k", "none",
-          [&](Operands& o) { o.batch.cu_seqlens_k = ints(starts); });
+  kQuantizeIndex.refused(paged, "batch.cu_seqlens_k", "none",
+                         [&](Operands& o) { o.batch.cu_seqlens_k = ints(starts); });
 }
 
 // Through the struct of the operation, which holds all tensors of a batch.
@@ -105,7 +85,7 @@ TEST(QuantizeIndex, StraysOfTheBatchAreRefused) {
   for (const auto& [name, member] : {std::pair{"batch.cu_seqlens_q", &Batch::cu_seqlens_q},
                                      std::pair{"batch.key_offsets", &Batch::key_offsets},
                                      std::pair{"batch.total_seqlens_k", &Batch::total_seqlens_k}}) {
-    Data data = data_of("lens=5:20,3:33");
+    Data data = kQuantizeIndex.data_of("lens=5:20,3:33");
     const Operands o = data.prepare();
     QuantizeIndexArgs args{o.index_k, o.batch, o.index_k8_out, o.index_k8_bounds_out};
     args.batch.*member = ints(numbers);
@@ -121,7 +101,7 @@ TEST(QuantizeIndex, StraysOfTheBatchAreRefused) {
 
 TEST(QuantizeIndex, TheProblemIsReadOffTheTensors) {
   for (const char* rest : {"lens=53:53", "lens=20:20,33:33 page=16", "index_dtype=f32 lens=8:9"}) {
-    Data data = data_of(rest);
+    Data data = kQuantizeIndex.data_of(rest);
     const Operands o = data.prepare();
     Problem p = testkit::problem_of(Op::QuantizeIndex, o, data.settings());
     EXPECT_EQ(p.index.filter, (Format{DType::I8, Scale::Page}));
@@ -145,7 +125,7 @@ TEST(QuantizeIndex, TheProblemIsReadOffTheTensors) {
 }
 
 TEST(QuantizeIndex, IllegalProblemsNameTheField) {
-  const Problem good = data_of("lens=5:20 page=16").problem();
+  const Problem good = kQuantizeIndex.data_of("lens=5:20 page=16").problem();
   const auto fault = [&](const std::function<void(Problem&)>& spoil) {
     Problem p = good;
     spoil(p);
@@ -178,10 +158,10 @@ std::array<float, 3> bounds_of(const Tensor& t, std::int64_t page) {
 // A token joins its page, which is made anew as a whole; pages before it are not.
 TEST(QuantizeIndex, OnlyPagesWithNewKeysAreTouched) {
   for (const char* backend : kBackends) {
-    Data data = data_of("index_dtype=f32 lens=3:40 page=16");
+    Data data = kQuantizeIndex.data_of("index_dtype=f32 lens=3:40 page=16");
     const Operands o = data.prepare();
     run_on(data, o, backend);
-    Data whole = data_of("index_dtype=f32 lens=40:40 page=16");
+    Data whole = kQuantizeIndex.data_of("index_dtype=f32 lens=40:40 page=16");
     const Operands all = whole.prepare();
     run_on(whole, all, backend);
     for (std::int64_t column = 0; column < 3; ++column) {
@@ -208,7 +188,7 @@ TEST(QuantizeIndex, OnlyPagesWithNewKeysAreTouched) {
 TEST(QuantizeIndex, SharedPagesCountTheKeysOfAll) {
   for (const char* backend : kBackends) {
     for (const char* lens : {"lens=5:5,9:9", "lens=9:9,5:5"}) {
-      Data data = data_of(std::string("page=16 index_dtype=f32 ") + lens);
+      Data data = kQuantizeIndex.data_of(std::string("page=16 index_dtype=f32 ") + lens);
       const Operands o = data.prepare();
       const std::int32_t page = testkit::int_at(o.batch.page_table, 0, 0);
       std::memcpy(address(o.batch.page_table, 1, 0), &page, sizeof page);
@@ -227,7 +207,7 @@ TEST(QuantizeIndex, SharedPagesCountTheKeysOfAll) {
 // Where a group of ragged rows holds keys of two requests, those of the one without new keys too.
 TEST(QuantizeIndex, GroupsOfRowsCountTheirNeighbours) {
   for (const char* backend : kBackends) {
-    Data data = data_of("index_dtype=f32 lens=0:20,3:20");
+    Data data = kQuantizeIndex.data_of("index_dtype=f32 lens=0:20,3:20");
     const Operands o = data.prepare();
     const float large = 254, larger = 508;
     std::memcpy(address(o.index_k, 19, 0, 3), &large, sizeof large);
@@ -244,7 +224,7 @@ TEST(QuantizeIndex, NumbersThatAreNotFiniteSayNothing) {
   for (const char* backend : kBackends) {
     for (const float odd :
          {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
-      Data data = data_of("index_dtype=f32 lens=20:20");
+      Data data = kQuantizeIndex.data_of("index_dtype=f32 lens=20:20");
       const Operands o = data.prepare();
       std::memcpy(address(o.index_k, 3, 0, 7), &odd, sizeof odd);
       run_on(data, o, backend);
@@ -258,7 +238,7 @@ TEST(QuantizeIndex, NumbersThatAreNotFiniteSayNothing) {
 }
 
 TEST(QuantizeIndex, ManyThreadsGiveTheSameBits) {
-  Data data = data_of("lens=700:900,33:64,1:300 page=16 index_heads_k=2");
+  Data data = kQuantizeIndex.data_of("lens=700:900,33:64,1:300 page=16 index_heads_k=2");
   const Operands o = data.prepare();
   const auto bytes = [&](int threads) {
     data.prepare();

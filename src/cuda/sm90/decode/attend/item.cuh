@@ -66,8 +66,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
     if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
       store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);
     }
-    // A rehearsal's query may be of zeros, which no block is ordered by: then fewer were chosen.
-    item.num_entries = min(shared.select.num_ids, shared.select.num_candidates);
+    item.num_entries = shared.select.num_ids;
   } else {
     if (threadIdx.x < 32) read_list(p, r, item, shared.select, threadIdx.x);
     __syncthreads();

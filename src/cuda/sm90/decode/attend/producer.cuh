@@ -21,7 +21,8 @@ class Producer {
         lane_(lane),
         lanes_(key_box_lanes<Traits::kBlock, Traits::kPanels>(params.select.batch.page_size)) {}
 
-  /// A rehearsal finds its first block and loads nothing.
+  /// A rehearsal looks block 0 up and loads nothing: zeros in its query order no block, and then
+  /// its selection holds anything.
   __device__ __forceinline__ void run(const RequestRecord& r, const Item& item, bool rehearsal) {
     if constexpr (Traits::kCodes) {
       run_codes(r, item, rehearsal);
@@ -35,7 +36,7 @@ class Producer {
                                             bool rehearsal) {
     const BatchParams& batch = params_.select.batch;
     for (int i = item.begin; i < item.end; ++i) {
-      const int block = entry_block(params_, shared_.select, i);
+      const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
       KeyBox box;
       if (lane_ < lanes_) {
         box =
@@ -66,7 +67,9 @@ class Producer {
 #pragma unroll 1
     for (int i = item.begin; i <= item.end; ++i) {
       Codes next{};
-      if (i < item.end) next = look_up(r, item, i);
+      if (i < item.end) {
+        next = look_up(r, item, rehearsal ? 0 : entry_block(params_, shared_.select, i));
+      }
       if (rehearsal) return;
       if (i > item.begin) {
         if (codes.bad != 0 && lane_ == 0)
@@ -78,9 +81,9 @@ class Producer {
     }
   }
 
-  __device__ __forceinline__ Codes look_up(const RequestRecord& r, const Item& item, int i) const {
+  __device__ __forceinline__ Codes look_up(const RequestRecord& r, const Item& item,
+                                           int block) const {
     const BatchParams& batch = params_.select.batch;
-    const int block = entry_block(params_, shared_.select, i);
     const int visible = item.visible - block * Traits::kBlock;
     Codes codes;
     if (lane_ < lanes_) {
