@@ -14,11 +14,27 @@ namespace msa::test {
 
 inline constexpr std::array kBackends{"reference", "cpu"};
 
-inline void run_on(const testkit::Data& data, const testkit::Operands& operands,
-                   const char* backend) {
+/// Plans what the case says and runs other tensors.
+inline void run_with(const testkit::Data& data, const testkit::Operands& operands,
+                     const std::string& backend) {
   Problem problem = data.problem();
   problem.options.backend = backend;
-  testkit::run(make_plan(problem), operands);
+  const Plan plan = make_plan(problem);
+  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+  testkit::run(plan, operands, workspace.view());
+}
+
+/// What a call says that must name the argument.
+inline std::string error_of(const std::function<void()>& call, const char* argument) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
+    EXPECT_EQ(error.argument(), argument) << error.what();
+    return error.what();
+  }
+  ADD_FAILURE() << "no error";
+  return "";
 }
 
 /// Cases that begin alike.
@@ -39,7 +55,7 @@ struct BadInput {
       testkit::Operands operands = data.prepare();
       spoil(operands);
       try {
-        run_on(data, operands, backend);
+        run_with(data, operands, backend);
         ADD_FAILURE() << "no error";
       } catch (const Error& error) {
         EXPECT_EQ(error.argument(), argument) << error.what();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "testkit/generate.h"
+#include "tests/core/bad_input.h"
 
 namespace msa::test {
 namespace {
@@ -22,27 +23,6 @@ constexpr std::array kPages{0, 16, 32};
 
 Data data_of(const std::string& op, int page) {
   return Data(testkit::parse_case("op=" + op + kBase + std::to_string(page)));
-}
-
-std::string error_of(const std::function<void()>& call, const char* argument) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
-    EXPECT_EQ(error.argument(), argument) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
-}
-
-/// Plans what the case says and runs other tensors.
-void run_with(const Data& data, const Operands& operands, const std::string& backend) {
-  Problem problem = data.problem();
-  problem.options.backend = backend;
-  const Plan plan = make_plan(problem);
-  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
-  testkit::run(plan, operands, workspace.view());
 }
 
 struct FilterFault {

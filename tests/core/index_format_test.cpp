@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "testkit/generate.h"
+#include "tests/core/bad_input.h"
 
 namespace msa::test {
 namespace {
@@ -33,27 +34,6 @@ Data indexed(const std::string& op, const std::string& format, int page = 0) {
                                   " heads=4/2 index_heads_k=2 dim=16 block=16 topk=2 lens=3:40,2:20"
                                   " index_k=" +
                                   format + " page=" + std::to_string(page)));
-}
-
-std::string refusal_of(const std::function<void()>& call, const char* argument) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
-    EXPECT_EQ(error.argument(), argument) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
-}
-
-/// Plans what the case says and runs other tensors.
-void run_planned(const Data& data, const Operands& operands, const std::string& backend) {
-  Problem problem = data.problem();
-  problem.options.backend = backend;
-  const Plan plan = make_plan(problem);
-  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
-  testkit::run(plan, operands, workspace.view());
 }
 
 struct IndexFault {
@@ -87,7 +67,7 @@ TEST(IndexScales, EveryFaultOfATensorIsNamed) {
           Operands operands = data.prepare();
           fault.spoil(operands.index_k_scale);
           const std::string text =
-              refusal_of([&] { run_planned(data, operands, backend); }, "index_k_scale");
+              error_of([&] { run_with(data, operands, backend); }, "index_k_scale");
           EXPECT_NE(text.find(fault.expected), std::string::npos) << text;
           EXPECT_EQ(data.touched(), "");
         }
@@ -104,16 +84,14 @@ TEST(IndexScales, AStrayOneIsRefusedNeverIgnored) {
       Data data = indexed(op, format);
       Operands operands = data.prepare();
       operands.index_k_scale = make_tensor(one.data(), DType::F32, {1});
-      const std::string text =
-          refusal_of([&] { run_planned(data, operands, "cpu"); }, "index_k_scale");
+      const std::string text = error_of([&] { run_with(data, operands, "cpu"); }, "index_k_scale");
       EXPECT_NE(text.find("as the format has no scale"), std::string::npos) << text;
     }
   }
   Data dense(testkit::parse_case("op=dense heads=4/2 dim=16 block=16 lens=3:40 kv=e4m3/head"));
   Operands operands = dense.prepare();
   operands.index_k_scale = make_tensor(one.data(), DType::F32, {1});
-  const std::string text =
-      refusal_of([&] { run_planned(dense, operands, "cpu"); }, "index_k_scale");
+  const std::string text = error_of([&] { run_with(dense, operands, "cpu"); }, "index_k_scale");
   EXPECT_NE(text.find("takes no such tensor"), std::string::npos) << text;
 }
 
@@ -143,7 +121,7 @@ TEST(IndexFormats, IllegalOnesNameTheField) {
       Problem p = legal;
       p.index.q = q;
       p.index.k = k;
-      const std::string text = refusal_of([&] { make_plan(p); }, field);
+      const std::string text = error_of([&] { make_plan(p); }, field);
       EXPECT_NE(text.find(expected), std::string::npos) << text;
     };
     const Format bf16{DType::BF16}, e4m3{DType::E4M3};
@@ -165,7 +143,7 @@ TEST(IndexFormats, CodesHaveNoFilter) {
   for (const char* op : {"select", "msa"}) {
     Problem p = indexed(op, "e4m3/page", 16).problem();
     p.index.filter = Format{DType::I8, Scale::Page};
-    const std::string text = refusal_of([&] { make_plan(p); }, "index.filter");
+    const std::string text = error_of([&] { make_plan(p); }, "index.filter");
     EXPECT_NE(text.find("none beside index keys in e4m3/page"), std::string::npos) << text;
   }
 }

@@ -160,10 +160,10 @@ TEST(QuantizeIndex, OnlyPagesWithNewKeysAreTouched) {
   for (const char* backend : kBackends) {
     Data data = kQuantizeIndex.data_of("index_dtype=f32 lens=3:40 page=16");
     const Operands o = data.prepare();
-    run_on(data, o, backend);
+    run_with(data, o, backend);
     Data whole = kQuantizeIndex.data_of("index_dtype=f32 lens=40:40 page=16");
     const Operands all = whole.prepare();
-    run_on(whole, all, backend);
+    run_with(whole, all, backend);
     for (std::int64_t column = 0; column < 3; ++column) {
       const std::int64_t page = testkit::int_at(o.batch.page_table, 0, column);
       const std::int64_t same = testkit::int_at(all.batch.page_table, 0, column);
@@ -197,7 +197,7 @@ TEST(QuantizeIndex, SharedPagesCountTheKeysOfAll) {
       for (std::int64_t row = 0; row < 9; ++row)
         std::memset(address(o.index_k, page, row, 0), 0, 32 * sizeof large);
       std::memcpy(address(o.index_k, page, 8, 0, 3), &large, sizeof large);
-      run_on(data, o, backend);
+      run_with(data, o, backend);
       EXPECT_EQ(bounds_of(o.index_k8_bounds_out, page)[0], 2.0f) << lens;
       EXPECT_EQ(std::to_integer<int>(*address(o.index_k8_out, page, 8, 0, 3)), 127);
     }
@@ -213,7 +213,7 @@ TEST(QuantizeIndex, GroupsOfRowsCountTheirNeighbours) {
     std::memcpy(address(o.index_k, 19, 0, 3), &large, sizeof large);
     std::memcpy(address(o.index_k, 15, 0, 3), &larger, sizeof larger);
     std::memcpy(address(o.batch.q_offsets, 1), "\0\0\0\0", 4);
-    run_on(data, o, backend);
+    run_with(data, o, backend);
     EXPECT_EQ(bounds_of(o.index_k8_bounds_out, 1)[0], 2.0f);
     EXPECT_EQ(std::to_integer<int>(*address(o.index_k8_out, 19, 0, 3)), 127);
     EXPECT_EQ(std::to_integer<int>(*address(o.index_k8_out, 15, 0, 3)), testkit::Buffer::kSentinel);
@@ -227,7 +227,7 @@ TEST(QuantizeIndex, NumbersThatAreNotFiniteSayNothing) {
       Data data = kQuantizeIndex.data_of("index_dtype=f32 lens=20:20");
       const Operands o = data.prepare();
       std::memcpy(address(o.index_k, 3, 0, 7), &odd, sizeof odd);
-      run_on(data, o, backend);
+      run_with(data, o, backend);
       const auto bounds = bounds_of(o.index_k8_bounds_out, 0);
       EXPECT_EQ(bounds[1], std::numeric_limits<float>::infinity());
       EXPECT_TRUE(std::isfinite(bounds[0]) && std::isfinite(bounds[2]));

@@ -92,10 +92,10 @@ TEST(QuantizeKv, TheLastOfTwoRowsStays) {
     const Tensor& table = operands.batch.page_table;
     const std::int32_t page = testkit::int_at(table, 0, 0);
     *reinterpret_cast<std::int32_t*>(testkit::address(table, 1, 0)) = page;
-    run_on(data, operands, backend);
+    run_with(data, operands, backend);
     Data alone = kQuantizeKv.data_of("kv=e4m3/token lens=6:0");
     const Operands rows = alone.prepare();
-    run_on(alone, rows, backend);
+    run_with(alone, rows, backend);
     for (std::int64_t i = 0; i < 3; ++i) {
       for (std::int64_t d = 0; d < 32; ++d) {
         EXPECT_EQ(*testkit::address(operands.k_cache, page, 7 + i, 1, d),

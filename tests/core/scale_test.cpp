@@ -16,6 +16,7 @@
 #include "reference/number.h"
 #include "testkit/generate.h"
 #include "testkit/number.h"
+#include "tests/core/bad_input.h"
 
 namespace msa::test {
 namespace {
@@ -24,27 +25,6 @@ using testkit::Data;
 using testkit::Operands;
 
 const std::string kBase = " heads=4/2 dim=16 block=16 topk=2 lens=3:40,2:20 lse=1 kv=";
-
-std::string error_of(const std::function<void()>& call, const char* argument) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::InvalidArgument) << error.what();
-    EXPECT_EQ(error.argument(), argument) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
-}
-
-/// Plans what the case says and runs other tensors.
-void run_with(const Data& data, const Operands& operands, const std::string& backend) {
-  Problem problem = data.problem();
-  problem.options.backend = backend;
-  const Plan plan = make_plan(problem);
-  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
-  testkit::run(plan, operands, workspace.view());
-}
 
 struct Kind {
   const char* name;
