@@ -88,6 +88,7 @@ class Spoiler {
   }
   PlantedFault lower_query_bound() {
     need_batch();
+    if (!o_.batch.cu_seqlens_q) nothing_to_spoil(spec_, "requests with queries");
     if (problem_.bounds.max_seqlen_q < 2 + spec_.slack)
       nothing_to_spoil(spec_, "a request with 2 queries");
     problem_.bounds.max_seqlen_q -= 1 + spec_.slack;
