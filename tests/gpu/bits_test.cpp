@@ -212,6 +212,7 @@ TEST(Bits, AFilterChangesNone) {
        {"heads=4/4 lens=1:1048576 page=128", "heads=4/4 lens=1:1048576 page=128 regime=drift",
         "heads=4/4 lens=5x1:131072 page=64 block=64", "heads=4/4 lens=8:600000 topk=64 dtype=f16",
         "heads=4/4 index_heads_k=4 lens=2:131072,1:9000 regime=near",
+        "heads=4/4 lens=3x1:131072 page=128 hostile=nan",
         "heads=4/4 lens=3x1:131072 page=128 hostile=nan_index"}) {
     GpuCase with("op=select filter=1 chosen=1 " + rest), without("op=select chosen=1 " + rest);
     for (GpuCase* call : {&with, &without}) {
