@@ -174,8 +174,12 @@ void AttendStage::ask(common::prologue::Params& front, void* workspace) const {
                     .tokens = tokens_per_tile_,
                     .count = num_tiles_.in(workspace)};
   if (kvouter_) front.first_blocks = first_blocks_.in(workspace);
-  front.counters[0] = {.data = suspects_.in(workspace),
-                       .count = 1 + static_cast<int>(suspect_words(batch.total_q * heads_kv_))};
+  const std::span<int> counters = suspects(batch.total_q, workspace);
+  front.counters[0] = {.data = counters.data(), .count = static_cast<int>(counters.size())};
+}
+
+std::span<int> AttendStage::suspects(std::int64_t rows, void* workspace) const {
+  return {suspects_.in(workspace), static_cast<std::size_t>(1 + suspect_words(rows * heads_kv_))};
 }
 
 void AttendStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "core/call.h"
@@ -32,6 +33,8 @@ class AttendStage {
   void run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
            const common::prologue::Params& front, void* workspace, cudaStream_t stream) const;
   std::string decisions() const;
+  /// See Path.
+  std::span<int> suspects(std::int64_t rows, void* workspace) const;
 
   /// Workspace from here on is used by run() alone, not by the prologue.
   std::size_t run_begin() const { return run_begin_; }

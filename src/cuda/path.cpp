@@ -120,6 +120,9 @@ class AttentionPath final : public Path {
   std::string decisions() const override {
     return (select_ ? select_->decisions() : "") + (attend_ ? attend_->decisions() : "");
   }
+  std::span<const int> suspects(std::int64_t rows, void* workspace) const override {
+    return attend_ ? attend_->suspects(rows, workspace) : std::span<const int>{};
+  }
 
  private:
   static bool writes_output(const Problem& problem) {

@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,6 +28,11 @@ class Path {
   virtual void run(const Problem& problem, const core::Call& call, void* workspace,
                    cudaStream_t stream) const = 0;
   virtual std::string decisions() const = 0;
+  /// In the GPU's memory, of the last run of a call with so many rows: whether any tile ended
+  /// non-finite, then a bit a (row, KV head) that was computed again. Empty where none can be.
+  virtual std::span<const int> suspects(std::int64_t /*rows*/, void* /*workspace*/) const {
+    return {};
+  }
 };
 
 struct PathRow {
