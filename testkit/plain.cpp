@@ -45,6 +45,25 @@ float dot(const float* a, const float* b, std::int64_t count) {
   return sum;
 }
 
+/// Of the partial sums of `count` terms, whose order is not known: in random order their squares
+/// come to this on average.
+double sums_variance(std::int64_t count, double squares, double sum) {
+  return static_cast<double>(count + 1) * (squares / 6 + sum * sum / 3);
+}
+
+/// Variance of a scaled score's roundings, where that of one rounding of 1 is 1: of products, of
+/// their sums and of the product with the scale.
+double score_variance(const float* a, const float* b, std::int64_t count, float scale) {
+  double sum = 0, squares = 0;
+  for (std::int64_t d = 0; d < count; ++d) {
+    const double term = static_cast<double>(a[d]) * b[d];
+    sum += term;
+    squares += term * term;
+  }
+  return static_cast<double>(scale) * scale *
+         (squares + sums_variance(count, squares, sum) + sum * sum);
+}
+
 double dot_of_magnitudes(const float* a, const float* b, std::int64_t count) {
   constexpr int kLanes = 8;
   std::array<double, kLanes> sums{};
@@ -92,6 +111,18 @@ void for_variants(int count, const Visit& visit) {
   (std::make_integer_sequence<int, kMaxVariants>{});
 }
 
+/// Sums over keys of an output's terms p v, or of weights p alone.
+struct Terms {
+  double sum = 0;
+  double squares = 0;
+  double variance = 0;  // of relative errors of p, each times the term's square
+  double slope = 0;     // the same, times p times the term
+};
+
+// How many standard deviations of independent roundings a mark is at least (docs/numerics.md).
+constexpr double kDeviations = 4.5;
+constexpr double kDeviationsOf16Bits = 3.5;
+
 class PlainRow {
  public:
   PlainRow(const Problem& p, const Operands& o, const Request& r, std::int64_t row,
@@ -124,6 +155,9 @@ class PlainRow {
   float& score_at(int variant, std::int64_t g, std::size_t n) {
     return scores_[(static_cast<std::size_t>(variant * group_ + g)) * keys_.size() + n];
   }
+  double& variance_at(std::int64_t g, std::size_t n) {
+    return variances_[static_cast<std::size_t>(g) * keys_.size() + n];
+  }
 
   void score() {
     constexpr float kLog2E = 1.442695041f;
@@ -137,6 +171,7 @@ class PlainRow {
       for (float& x : scaled.back()) x *= scale * kLog2E;
     }
     scores_.resize(keys_.size() * static_cast<std::size_t>(variants_ * group_));
+    variances_.resize(keys_.size() * static_cast<std::size_t>(group_));
     std::vector<float> key(static_cast<std::size_t>(p_.attention.head_dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(key_rows(p_, o_), r_, keys_[n], kv_head_, p_.attention.head_dim, key.data());
@@ -148,6 +183,8 @@ class PlainRow {
               dot<way.lanes, way.fused>(way.base_2 ? q2 : q, key.data(), p_.attention.head_dim);
           score_at(v, g, n) = way.base_2 ? product : scale * product;
         });
+        if (weights_ == DType::F32)
+          variance_at(g, n) = score_variance(q, key.data(), p_.attention.head_dim, scale);
         const double size = dot_of_magnitudes(q, key.data(), p_.attention.head_dim);
         if (std::isfinite(size)) largest_score_ = std::max(largest_score_, std::fabs(scale) * size);
       }
@@ -163,6 +200,12 @@ class PlainRow {
       const auto end = begin + static_cast<std::ptrdiff_t>(keys_.size());
       const float top = begin == end ? -kInf : *std::max_element(begin, end);
       const bool binary = kVariants[row / group_].base_2;
+      if (row < group_) {  // what is subtracted from the maximum is rounded, and so is its power
+        for (std::size_t n = 0; n < keys_.size(); ++n) {
+          const double below = static_cast<double>(begin[static_cast<std::ptrdiff_t>(n)]) - top;
+          variance_at(row, n) += below * below + 1;
+        }
+      }
       for (auto s = begin; s != end; ++s) {
         const float weight = binary ? std::exp2(*s - top) : std::exp(*s - top);
         *s = top == -kInf ? 0.0f : weight;
@@ -176,7 +219,8 @@ class PlainRow {
   void accumulate() {
     const std::int64_t dim = p_.attention.value_dim;
     std::vector<float> value(static_cast<std::size_t>(dim));
-    terms_.assign(static_cast<std::size_t>(group_ * dim), 0.0);
+    terms_.assign(static_cast<std::size_t>(group_ * dim), Terms{});
+    row_terms_.assign(static_cast<std::size_t>(group_), Terms{});
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
       for (const float v : value) {
@@ -201,35 +245,53 @@ class PlainRow {
 
   /// Key n's share in what roundings may cost.
   void add_terms(std::size_t n, const std::vector<float>& value) {
-    std::vector<double>& size = magnitudes_;
-    size.resize(value.size());
-    for (std::size_t d = 0; d < size.size(); ++d)
-      size[d] = std::isfinite(value[d]) ? std::fabs(static_cast<double>(value[d])) : 0.0;
-    const bool rounded = weights_ != DType::F32;
-    if (rounded) {
-      for (double& x : size) x *= x;
-    }
     for (std::int64_t g = 0; g < group_; ++g) {
       const double share = score_at(0, g, n) / sums_[g];
-      const double weight = rounded ? share * share : share;
-      double* terms = &terms_[g * static_cast<std::int64_t>(size.size())];
-      for (std::size_t d = 0; d < size.size(); ++d) terms[d] += weight * size[d];
+      if (share == 0) continue;
+      const double variance = share * share * variance_at(g, n);
+      Terms& row = row_terms_[static_cast<std::size_t>(g)];
+      row.squares += share * share;
+      row.variance += variance;
+      Terms* terms = &terms_[g * static_cast<std::int64_t>(value.size())];
+      for (std::size_t d = 0; d < value.size(); ++d) {
+        const double v = std::isfinite(value[d]) ? value[d] : 0.0;
+        terms[d].sum += share * v;
+        terms[d].squares += share * share * v * v;
+        terms[d].variance += variance * v * v;
+        terms[d].slope += variance * v;
+      }
     }
   }
 
-  /// What none can be blamed for. In f32, where every program's error is luck, three roundings of
-  /// every term. In 16 bits the weights' roundings, which another maximum deals anew: 1.75 standard
-  /// deviations of their sum, of which a mark is twice as many.
+  /// Variance of all roundings behind an output, where that of one rounding of 1 is 1: a weight's
+  /// error counts by how far its value lies from the output; then products with values and their
+  /// sums, the sum of weights, its inverse and the product with that.
+  double variance_of(const Terms& row, const Terms& t) const {
+    const auto keys = static_cast<std::int64_t>(keys_.size());
+    const double square = t.sum * t.sum;
+    const double weights = t.variance - 2 * t.sum * t.slope + square * row.variance;
+    return std::max(weights, 0.0) + t.squares + sums_variance(keys, t.squares, t.sum) +
+           square * (sums_variance(keys, row.squares, 1.0) + 2);
+  }
+
+  /// What none can be blamed for, half a mark: some standard deviations of independent roundings at
+  /// the output where they are largest. In f32 of all roundings, in 16 bits of the weights', which
+  /// another maximum deals anew.
   void take_floor() {
     const std::int64_t dim = p_.attention.value_dim;
-    const double deviation = half_ulp(weights_) / std::sqrt(3.0);
+    const bool all = weights_ == DType::F32;
+    const double half_deviations = (all ? kDeviations : kDeviationsOf16Bits) / 2;
     result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
     for (std::int64_t g = 0; g < group_; ++g) {
-      const auto begin = terms_.begin() + g * dim;
-      const double largest = dim == 0 ? 0.0 : *std::max_element(begin, begin + dim);
+      double largest = 0;
+      for (std::int64_t d = 0; d < dim; ++d) {
+        const Terms& t = terms_[g * dim + d];
+        largest = std::max(
+            largest, all ? variance_of(row_terms_[static_cast<std::size_t>(g)], t) : t.squares);
+      }
       if (!std::isfinite(largest)) continue;
       result_.error_floor[g] =
-          weights_ == DType::F32 ? 3 * kEps * largest : 1.75 * deviation * std::sqrt(largest);
+          half_deviations * half_ulp(weights_) / std::sqrt(3.0) * std::sqrt(largest);
     }
   }
 
@@ -241,11 +303,12 @@ class PlainRow {
   std::int64_t group_;
   DType weights_;  // what P is rounded to; beside queries in e4m3 bf16
   int variants_;
-  std::vector<float> scores_{};       // [variants, group, keys]
-  std::vector<float> sums_{};         // [variants, group]
-  std::vector<double> terms_{};       // [group, value_dim]: |p v|, or their squares, over all keys
-  std::vector<double> magnitudes_{};  // of one value
-  double largest_score_ = 0;          // of scaled sums of magnitudes
+  std::vector<float> scores_{};      // [variants, group, keys]
+  std::vector<float> sums_{};        // [variants, group]
+  std::vector<double> variances_{};  // [group, keys]: of weights' relative errors; f32
+  std::vector<Terms> terms_{};       // [group, value_dim]: with p v
+  std::vector<Terms> row_terms_{};   // [group]: with p
+  double largest_score_ = 0;         // of scaled sums of magnitudes
   PlainResult result_{};
 };
 

@@ -30,8 +30,8 @@ PlainResult plain_attention(const Problem& problem, const Operands& operands,
                             const Request& request, std::int64_t row, std::int64_t kv_head,
                             const KeyList& keys);
 
-/// Merged state of one row and head. Its floor is of the same kind, for every type: parts are
-/// merged in fp32.
+/// Merged state of one row and head. Its floor is three roundings of every term, for every type:
+/// parts are merged in fp32.
 struct PlainMerge {
   std::vector<float> out{};  // [value_dim]
   double error_floor = 0;
