@@ -8,6 +8,7 @@
 #include "core/contents.h"
 #include "core/fields.h"
 #include "cuda/batch.h"
+#include "cuda/box.h"
 #include "cuda/page_rule.h"
 #include "cuda/sm90/attend/combine.h"
 #include "cuda/sm90/attend/launch.h"

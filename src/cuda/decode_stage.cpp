@@ -9,6 +9,7 @@
 #include "core/op_traits.h"
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
+#include "cuda/box.h"
 #include "cuda/common/prologue/launch.h"
 #include "cuda/page_rule.h"
 #include "cuda/tensor_map.h"

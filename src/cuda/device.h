@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The driver, opened on first use and never at load: which GPUs there are, which device is current,
-// checked calls. Everything here works, by saying why not, on a machine without a GPU or a driver.
+// The driver, opened on first use and never at load: which GPUs there are, which device is current.
+// Everything here works, by saying why not, on a machine without a GPU or a driver.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-namespace msa::cuda {
+#include "cuda/check.h"
 
-inline constexpr std::int64_t kMaxGridYZ = 65535;  // CTAs along y or z
+namespace msa::cuda {
 
 /// What planning knows of a GPU. Tests make one up.
 struct GpuInfo {
@@ -39,15 +39,6 @@ Machine machine_of(int count, const std::function<GpuInfo(int device)>& read);
 
 /// Looked up once, on the first call. Does not throw for a GPU that does not answer.
 const Machine& machine();
-
-/// Throws Error(ErrorCode::Device) with the call, the place and the driver's words.
-[[noreturn]] void throw_cuda_error(cudaError_t error, const char* call, const char* file, int line);
-
-inline void check_cuda(cudaError_t error, const char* call, const char* file, int line) {
-  if (error != cudaSuccess) throw_cuda_error(error, call, file, line);
-}
-
-#define MSA_CUDA_CHECK(call) ::msa::cuda::check_cuda((call), #call, __FILE__, __LINE__)
 
 /// Makes a device current and puts the former one back.
 class DeviceGuard {

@@ -6,7 +6,7 @@
 #include "core/fields.h"
 #include "core/geometry.h"
 #include "cuda/batch.h"
-#include "cuda/page_rule.h"
+#include "cuda/box.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda {

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "cuda/device.h"
+#include "cuda/check.h"
 
 namespace msa::cuda {
 

@@ -5,6 +5,7 @@
 
 #include "core/fields.h"
 #include "cuda/batch.h"
+#include "cuda/box.h"
 #include "cuda/page_rule.h"
 #include "cuda/tensor_map.h"
 

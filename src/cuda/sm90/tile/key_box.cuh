@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
+#include "cuda/box.h"
 #include "cuda/common/number.cuh"
 #include "cuda/geometry.cuh"
-#include "cuda/page_rule.h"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 
