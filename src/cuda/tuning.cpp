@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "cuda/device.h"
+
 namespace msa::cuda {
 namespace {
 

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "cuda/device.h"
-
 namespace msa::cuda {
+
+struct GpuInfo;  // device.h
 
 struct Tuning {
   int multiprocessors = 1;
