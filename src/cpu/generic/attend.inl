@@ -384,9 +384,9 @@ MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec 
 
 /// O = O alpha + V P for the value dims [begin, end), whose strips lie at the start of c.v.
 template <class P, int Cols>
-MSA_INLINE void accumulate(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
-                           const Vec (&alpha)[Cols], std::int64_t steps, std::int64_t begin,
-                           std::int64_t end, Touch& touch) {
+MSA_INLINE_PIECE void accumulate(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                                 const Vec (&alpha)[Cols], std::int64_t steps, std::int64_t begin,
+                                 std::int64_t end, Touch& touch) {
   const typename P::Word* p[Cols];
   float* o[Cols];
   for (int col = 0; col < Cols; ++col) {
@@ -421,9 +421,9 @@ inline bool dims_in_lanes(const AttendContext<P>& c) {
 /// O = O alpha + P V for one column of a tile whose O is [rows][Dv]: pairs of values are joined in
 /// registers, and each feeds kTile rows.
 template <class P>
-MSA_INLINE void accumulate_rows(const AttendContext<P>& c, std::int64_t column,
-                                const typename P::Word* p, Vec alpha, std::int64_t keys,
-                                const Ahead& ahead) {
+MSA_INLINE_PIECE void accumulate_rows(const AttendContext<P>& c, std::int64_t column,
+                                      const typename P::Word* p, Vec alpha, std::int64_t keys,
+                                      const Ahead& ahead) {
   float factor[kLanes];
   store(factor, alpha);
   const std::int64_t rows = std::min<std::int64_t>(kLanes, c.rows - column * kLanes),

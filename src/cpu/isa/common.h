@@ -40,3 +40,11 @@ using Bits [[gnu::may_alias]] = std::uint32_t;  // 32 bits of whatever lies ther
 }
 
 #define MSA_INLINE [[gnu::always_inline]] inline
+
+/// A large piece of a kernel, inlined as well; a function where sanitizers watch, as checks make it
+/// several times as large and each copy costs seconds of compilation.
+#if defined(MSA_SANITIZED)
+#define MSA_INLINE_PIECE [[gnu::noinline]] inline
+#else
+#define MSA_INLINE_PIECE MSA_INLINE
+#endif
