@@ -130,9 +130,12 @@ std::string spoil_filter(Choices& choices, Operands& o) {
   if (!o.index_k) return "";
   if (choices.one_in(3)) {
     static const float kOne = 1.0f;
-    const bool given = static_cast<bool>(o.index_k_scale);
-    o.index_k_scale = given ? Tensor{} : make_tensor(&kOne, DType::F32, {1});
-    return std::string("index_k_scale: ") + (given ? "missing" : "stray");
+    const bool global = choices.one_in(2);
+    Tensor& scale = global ? o.index_k_global_scale : o.index_k_scale;
+    const bool given = static_cast<bool>(scale);
+    scale = given ? Tensor{} : make_tensor(&kOne, DType::F32, {1});
+    return std::string(global ? "index_k_global_scale: " : "index_k_scale: ") +
+           (given ? "missing" : "stray");
   }
   const bool codes = choices.one_in(2);
   Tensor& tensor = codes ? o.index_k8 : o.index_k8_bounds;

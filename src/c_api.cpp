@@ -106,8 +106,8 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, index_k_scale);
-constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, kv_rounded);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, index_k_global_scale);
+constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, index_k_rounded);
 constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
 // Of version 0.2.0, the first that had them.
 constexpr std::size_t kFirstArgsSize = 1920;
@@ -224,6 +224,7 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(index_k8_bounds),
     MSA_MEMBER(candidates),
     MSA_MEMBER(index_k_scale),
+    MSA_MEMBER(index_k_global_scale),
 };
 #undef MSA_MEMBER
 
@@ -378,6 +379,7 @@ Settings read_settings(const msa_settings* given) {
                     .init_blocks = s.init_blocks,
                     .causal = s.causal != 0,
                     .kv_rounded = s.kv_rounded != 0,
+                    .index_k_rounded = s.index_k_rounded != 0,
                     .max_seqlen_q = s.max_seqlen_q,
                     .max_seqlen_k = s.max_seqlen_k,
                     .options = read_options(s.options)};

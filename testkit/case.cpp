@@ -43,7 +43,7 @@ const std::vector<Key>& keys() {
       key<&Case::dtype>("dtype", "of q, k, v; e4m3: of q, beside kv of codes"),
       key<&Case::kv>("kv", "format of k and v; auto: dtype"),
       key<&Case::index_dtype>("index_dtype", "of index_q; auto: dtype, or bf16 where that is e4m3"),
-      key<&Case::index_k>("index_k", "format of index_k, e4m3 among those of kv; auto: as index_q"),
+      key<&Case::index_k>("index_k", "format of index_k, one of those of kv; auto: as index_q"),
       key<&Case::filter>("filter", "1: select and msa with an 8-bit filter of the index keys"),
       key<&Case::out_dtype>("out", "dtype of the output; auto: dtype, or bf16 where that is e4m3"),
       {"heads", "query heads/key heads", read_heads, write_heads},

@@ -149,8 +149,8 @@ class Comparison {
     Operands ids = o_, state = o_;
     ids.q = ids.k = ids.v = ids.k_scale = ids.v_scale = ids.out = ids.lse = {};
     ids.k_global_scale = ids.v_global_scale = {};
-    state.index_q = state.index_k = state.index_k_scale = state.index_k8 = state.index_k8_bounds =
-        state.block_ids = {};
+    state.index_q = state.index_k = state.index_k_scale = state.index_k_global_scale =
+        state.index_k8 = state.index_k8_bounds = state.block_ids = {};
     state.block_ids_in = o_.block_ids;
     std::optional<Answer> selected;
     std::vector<std::int32_t> own;

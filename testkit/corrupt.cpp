@@ -109,8 +109,9 @@ class Spoiler {
     const std::int64_t keys = requests_.empty() ? 0 : requests_.back().seqlen_k;
     if (!(o_.k || o_.index_k) || spec_.page_size > 0 || keys == 0)
       nothing_to_spoil(spec_, "ragged keys");
-    const Format kv = spec_.kv_format();
-    const bool scales_by_row = kv.scale == Scale::Token || kv.storage == DType::E2M1;
+    const auto by_row = [](const Format& format) {
+      return format.scale == Scale::Token || format.storage == DType::E2M1;
+    };
     for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k, &o_.index_k8, &o_.index_k8_out}) {
       if (*tensor) --tensor->shape[0];
     }
@@ -118,10 +119,9 @@ class Spoiler {
       if (*tensor) tensor->shape[0] = ceil_div(o_.index_k.shape[0], kFilterRows);
     }
     for (Tensor* tensor : {&o_.k_scale, &o_.v_scale}) {
-      if (*tensor && scales_by_row) --tensor->shape[0];
+      if (*tensor && by_row(spec_.kv_format())) --tensor->shape[0];
     }
-    if (o_.index_k_scale && spec_.index_k_format().scale == Scale::Token)
-      --o_.index_k_scale.shape[0];
+    if (o_.index_k_scale && by_row(spec_.index_k_format())) --o_.index_k_scale.shape[0];
     return {.argument = o_.batch.cu_seqlens_k ? kKeyStarts : kLengths,
             .request = requests_.back().index};
   }

@@ -125,17 +125,18 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
                               Regime::Near, Regime::OneHot});
   spec.hostile = choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV,
                                Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
-  if (choices.one_in(2)) {
+  const auto any_format = [&choices] {
     const auto& formats = coded_formats();
-    spec.kv =
-        formats[static_cast<std::size_t>(choices.below(static_cast<std::int64_t>(formats.size())))];
+    return formats[static_cast<std::size_t>(
+        choices.below(static_cast<std::int64_t>(formats.size())))];
+  };
+  if (choices.one_in(2)) {
+    spec.kv = any_format();
     if (reads_attention_keys(spec.op) && choices.one_in(4)) spec.dtype = DType::E4M3;
   }
   spec.filter = choices.one_in(3);
   if (choices.one_in(3)) {
-    spec.index_k =
-        Format{DType::E4M3,
-               choices.pick({Scale::None, Scale::Tensor, Scale::Head, Scale::Page, Scale::Token})};
+    spec.index_k = any_format();
     if (choices.one_in(3)) spec.index_dtype = DType::E4M3;
   }
   spec.batch_invariant = choices.one_in(6);
@@ -156,7 +157,7 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
   if (spec.page_size == 0 && spec.index_k_format().scale == Scale::Page)
     spec.index_k->scale = Scale::Token;
-  if (spec.index_k_format().storage == DType::E4M3) spec.filter = false;
+  if (spec.index_k) spec.filter = false;
   choose_lengths(choices, spec);
   for (Lengths& r : spec.lengths) {
     if (!stores_keys(spec.op)) break;

@@ -98,6 +98,7 @@ Settings settings_of(const Case& spec) {
   settings.softmax_scale = spec.softmax_scale;
   settings.kv_rounded =
       (reads_attention_keys(spec.op) || stores_keys(spec.op)) && spec.kv_format().rounded;
+  settings.index_k_rounded = reads_index_keys(spec.op) && spec.index_k_format().rounded;
   settings.options.batch_invariant = spec.batch_invariant;
   return settings;
 }

@@ -61,6 +61,12 @@ std::int64_t heads_of(const Making& m, Role role) {
   return role == Role::IndexKey ? m.spec.index_heads_k : m.spec.heads_kv;
 }
 
+/// Whether scores over the keys are exact, so that scales must not spoil that.
+bool has_exact_values(const Making& m, Role role) {
+  const bool inexact = m.spec.regime == Regime::Random || m.spec.regime == Regime::Drift;
+  return role == Role::IndexKey && !inexact;
+}
+
 /// The scale of a key: no two neighbours have the same, and none is a power of two. Of index keys
 /// whose scores are exact all are, so that scores stay so.
 float scale_of(const Making& m, Role role, const Request& r, std::int64_t key, std::int64_t head) {
@@ -86,8 +92,7 @@ float scale_of(const Making& m, Role role, const Request& r, std::int64_t key, s
       break;
   }
   const Stream64 random(m.spec.seed, kScaleStream + static_cast<std::uint64_t>(role));
-  const bool inexact = m.spec.regime == Regime::Random || m.spec.regime == Regime::Drift;
-  if (role == Role::IndexKey && !inexact)
+  if (has_exact_values(m, role))
     return std::ldexp(1.0f, static_cast<int>(random.below(place, 5)) - 2);
   return 0.37f + 0.011f * static_cast<float>(random.below(place, 97));
 }
@@ -136,24 +141,33 @@ void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& us
 }
 
 /// A row of codes and the scales of its groups: such that every code occurs, over many binades, and
-/// now and then with a minus. `spoil` makes one of the scales NaN.
+/// now and then with a minus. Of index keys whose scores are exact they are powers of two within
+/// two binades, and of those that drift what a quantizer makes, so that they find what it finds.
+/// `spoil` makes one of the scales NaN.
 void store_groups(const Making& m, const KeyRows& rows, Role role, const Request& r,
                   std::int64_t key, std::int64_t head, bool spoil, std::vector<float>& row) {
   const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
-                                static_cast<std::uint64_t>(key * m.spec.heads_kv + head);
+                                static_cast<std::uint64_t>(key * heads_of(m, role) + head);
   const Stream64 random(m.spec.seed, kScaleStream + 16 + static_cast<std::uint64_t>(role));
   const auto groups = static_cast<std::int64_t>(row.size()) / rows.group;
   const float global = scale_of(m, role, r, key, head);
+  const bool exact = has_exact_values(m, role);
+  const bool plain = role == Role::IndexKey && m.spec.regime == Regime::Drift;
   for (std::int64_t g = 0; g < groups; ++g) {
     const std::uint64_t bits = mix(random.bits(counter * 64 + static_cast<std::uint64_t>(g)));
     float* x = row.data() + g * rows.group;
     float largest = 0;
     for (std::int64_t d = 0; d < rows.group; ++d) largest = std::max(largest, std::fabs(x[d]));
-    const float stretch = (bits & 7) == 0 ? std::ldexp(1.0f, -static_cast<int>(bits >> 8 & 7))
-                                          : std::array{1.0f, 0.5f, 1.7f, 0.83f}[bits >> 16 & 3];
+    const float stretch = plain             ? 1.0f
+                          : (bits & 7) == 0 ? std::ldexp(1.0f, -static_cast<int>(bits >> 8 & 7))
+                                            : std::array{1.0f, 0.5f, 1.7f, 0.83f}[bits >> 16 & 3];
     std::uint8_t code = float_to_e4m3(largest / 6 / global * stretch);
+    if (exact && largest > 0) {
+      const int above = std::ilogb(largest / 6 / global) + 1;
+      code = float_to_e4m3(std::ldexp(1.0f, above - static_cast<int>(bits & 1)));
+    }
     if (code == 0) code = 1;
-    if ((bits >> 32 & 31) == 0) code |= 0x80;
+    if ((bits >> 32 & 31) == 0 && !plain) code |= 0x80;
     for (std::int64_t d = 0; d < rows.group; ++d) x[d] /= e4m3_to_float(code) * global;
     if (spoil && static_cast<std::int64_t>(bits >> 40) % groups == g) code |= 0x7f;
     *scale_address(rows, r, key, head, g) = std::byte{code};
@@ -236,6 +250,7 @@ Used selected_keys(const Making& m) {
   select.index_q = m.operands.index_q;
   select.index_k = m.operands.index_k;
   select.index_k_scale = m.operands.index_k_scale;
+  select.index_k_global_scale = m.operands.index_k_global_scale;
   select.batch = m.operands.batch;
   const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_index();
   std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * heads * m.spec.topk), -1);
@@ -283,6 +298,19 @@ void spoil_row(const Stream64& random, std::uint64_t counter, std::vector<float>
   }
 }
 
+namespace {
+
+/// One scale of all scales, where the format has it.
+Tensor make_global(const Making& m, const std::string& name, Role role) {
+  if (format_of(m, role).scale != Scale::GroupTensor) return {};
+  const Tensor tensor = m.tensors.scales(name, DType::F32, {1}, 0);
+  const float scale = scale_of(m, role, {}, 0, 0);
+  std::memcpy(tensor.data, &scale, sizeof scale);
+  return tensor;
+}
+
+}  // namespace
+
 void make_index(Making& m) {
   if (!copies_index(m.spec.op)) {
     m.operands.index_q = m.tensors.input("index_q", m.spec.index_type(),
@@ -293,25 +321,13 @@ void make_index(Making& m) {
   m.operands.index_k = make_keys(m, "index_k", m.spec.index_k_format().storage,
                                  m.spec.index_heads_k, m.spec.dim_index());
   m.operands.index_k_scale = make_scales(m, "index_k_scale", Role::IndexKey, m.spec.dim_index());
+  m.operands.index_k_global_scale = make_global(m, "index_k_global_scale", Role::IndexKey);
   const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
   const KeyRows keys = index_rows(m.problem, m.operands);
   const bool spoil = m.spec.hostile == Hostile::NanIndex;
   fill_keys(m, keys, Role::IndexKey, used, spoil);
   fill_scales(m, keys, Role::IndexKey, used, spoil);
 }
-
-namespace {
-
-/// One scale of all scales, where the format has it.
-Tensor make_global(const Making& m, const std::string& name, Role role) {
-  if (m.spec.kv_format().scale != Scale::GroupTensor) return {};
-  const Tensor tensor = m.tensors.scales(name, DType::F32, {1}, 0);
-  const float scale = scale_of(m, role, {}, 0, 0);
-  std::memcpy(tensor.data, &scale, sizeof scale);
-  return tensor;
-}
-
-}  // namespace
 
 void make_rows(Making& m) {
   const std::int64_t heads = m.spec.heads_kv;

@@ -77,7 +77,7 @@ void Answer::take_row(const Request& request, std::int64_t i) {
         *t = narrow(*t, 0, request.k_begin, request.seqlen_k);
       }
     }
-    if (index_scale_ == Scale::Token)
+    if (index_scale_ == Scale::Token || index_has_groups())
       o.index_k_scale = narrow(o.index_k_scale, 0, request.k_begin, request.seqlen_k);
   }
   problem_.bounds.batch = 1;
@@ -114,8 +114,8 @@ void Answer::take_heads() {
     const std::int64_t last_key = (first + count - 1) / shared;
     o.index_k = narrow(o.index_k, key_heads, first_key, last_key - first_key + 1);
     if (index_scale_ != Scale::Tensor) {
-      o.index_k_scale =
-          narrow(o.index_k_scale, o.index_k_scale.rank - 1, first_key, last_key - first_key + 1);
+      const int heads = o.index_k_scale.rank - (index_has_groups() ? 2 : 1);
+      o.index_k_scale = narrow(o.index_k_scale, heads, first_key, last_key - first_key + 1);
     }
     problem_.index.heads_k = last_key - first_key + 1;
   }

@@ -45,6 +45,9 @@ class Answer {
   Part part_{};
   Problem problem_;
   bool has_groups() const { return scale_ == Scale::Group || scale_ == Scale::GroupTensor; }
+  bool index_has_groups() const {
+    return index_scale_ == Scale::Group || index_scale_ == Scale::GroupTensor;
+  }
 
   Scale scale_ = Scale::None;        // of keys and values
   Scale index_scale_ = Scale::None;  // of index keys

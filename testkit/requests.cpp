@@ -87,7 +87,13 @@ KeyRows value_rows(const Problem& problem, const msa::Operands& operands) {
 
 KeyRows index_rows(const Problem& problem, const msa::Operands& operands) {
   const Format format = problem.index.k.value_or(problem.index.q);
-  return {operands.index_k, operands.batch, operands.index_k_scale, format.scale};
+  return {operands.index_k,
+          operands.batch,
+          operands.index_k_scale,
+          format.scale,
+          operands.index_k_global_scale,
+          format.group,
+          format.rounded};
 }
 
 std::byte* scale_address(const KeyRows& rows, const Request& request, std::int64_t key,

@@ -64,8 +64,10 @@ struct BlockScoresArgs {
   Batch batch{};
   Tensor scores{};  // f32 [T, Hi, blocks]: -inf where nothing is visible
   // f32, where index_k is stored as e4m3 and scaled: [1], one for each head [Hik], each page and
-  // head [P, Hik], or each token and head [N, Hik] ([P, S, Hik] in pages)
+  // head [P, Hik], or each token and head [N, Hik] ([P, S, Hik] in pages). e4m3, where it is stored
+  // as e2m1: [N, Hik, Di / 16] or [P, S, Hik, Di / 16]
   Tensor index_k_scale{};
+  Tensor index_k_global_scale{};  // f32 [1], where scales of groups are scaled by one more
 };
 
 struct SelectTopkArgs {
@@ -89,7 +91,7 @@ struct SelectBlocksArgs {
   Tensor index_k8{}, index_k8_bounds{};
   // int32 [T, Hi], optional, with a filter: blocks that were scored from index_k; -1 where all were
   Tensor candidates{};
-  Tensor index_k_scale{};  // as in BlockScoresArgs
+  Tensor index_k_scale{}, index_k_global_scale{};  // as in BlockScoresArgs
 };
 
 struct SparseAttentionArgs {
@@ -116,8 +118,8 @@ struct MsaAttentionArgs {
   Tensor block_ids{};  // int32 [T, Hkv, k], out, optional: what was selected
   Tensor k_scale{}, v_scale{};
   Tensor k_global_scale{}, v_global_scale{};
-  Tensor index_k8{}, index_k8_bounds{};  // as in SelectBlocksArgs
-  Tensor index_k_scale{};                // as in BlockScoresArgs
+  Tensor index_k8{}, index_k8_bounds{};            // as in SelectBlocksArgs
+  Tensor index_k_scale{}, index_k_global_scale{};  // as in BlockScoresArgs
 };
 
 /// Parts of a merge: a list of tensors, or one tensor whose first dimension counts the parts (what
@@ -269,7 +271,8 @@ struct Settings {
   std::int64_t init_blocks = 0;
   bool causal = true;
   std::optional<float> softmax_scale{};
-  bool kv_rounded = false;  // Format::rounded of keys and values in e2m1
+  bool kv_rounded = false;       // Format::rounded of keys and values in e2m1
+  bool index_k_rounded = false;  // the same of index keys
   // bounds; -1: read off the lengths, which must then lie in host memory
   std::int64_t max_seqlen_q = -1;
   std::int64_t max_seqlen_k = -1;

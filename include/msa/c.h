@@ -161,14 +161,16 @@ typedef struct msa_args {
   msa_tensor index_k8;
   msa_tensor index_k8_bounds;
   msa_tensor candidates;
-  /// Where index_k is stored as MSA_E4M3 and scaled.
+  /// Where index_k is stored as MSA_E4M3 and scaled, or as MSA_E2M1.
   msa_tensor index_k_scale;
+  /// Of MSA_SCALE_GROUP_TENSOR.
+  msa_tensor index_k_global_scale;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, index_k_scale),                                \
+  {MSA_STRUCT_SIZE(msa_args, index_k_global_scale),                         \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
@@ -179,7 +181,7 @@ typedef struct msa_args {
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE}
 // clang-format on
 
 enum {
@@ -265,11 +267,13 @@ typedef struct msa_settings {
   msa_options options;
   /// 1: keys and values in MSA_E2M1 have MSA_FORMAT_ROUNDED.
   int64_t kv_rounded;
+  /// 1: the same of index keys.
+  int64_t index_k_rounded;
 } msa_settings;
 // clang-format off
 #define MSA_SETTINGS_INIT \
-  {MSA_STRUCT_SIZE(msa_settings, kv_rounded), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
-   {NULL, NULL, 0, 0}, 0}
+  {MSA_STRUCT_SIZE(msa_settings, index_k_rounded), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
+   {NULL, NULL, 0, 0}, 0, 0}
 
 /// Every default of msa::Problem.
 #define MSA_PROBLEM_INIT                                                                         \
@@ -308,7 +312,7 @@ typedef struct msa_field {
   /// "kv_scale": f32, or e4m3 of groups, needed and shaped as the scale of the format kv says;
   /// "kv_global_scale": f32, needed where that is MSA_SCALE_GROUP_TENSOR; "filter": the format
   /// index_filter, needed where it is given, and "filter_bounds": f32, likewise;
-  /// "index_k_scale": f32, needed and shaped as the scale of the format index_k says.
+  /// "index_k_scale" and "index_k_global_scale": as those of kv, of the format index_k.
   const char* element;
   /// "[T, Hq, D]", in the letters of docs/contract.md; of one part where it is a msa_parts; of
   /// scales, where each token has one.

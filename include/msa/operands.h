@@ -21,6 +21,7 @@ struct Operands {
   Tensor k_global_scale{}, v_global_scale{};
   Tensor index_q{}, index_k{};
   Tensor index_k_scale{};                // where the format of index_k has a scale
+  Tensor index_k_global_scale{};         // where its groups share one more
   Tensor index_k8{}, index_k8_bounds{};  // where the problem has a filter
   Tensor scores_in{};                    // select_topk
   Tensor block_ids_in{};                 // sparse_attention, invert_selection
@@ -55,10 +56,11 @@ enum class Element : std::uint8_t {
   Filter,        // codes of the filter
   FilterBounds,  // f32, where the problem has a filter
   IndexKScale,
+  IndexKGlobalScale,  // f32 [1]
 };
 
 /// "q", "kv", "kv_scale", "kv_global_scale", "index_q", "index_k", "out", "f32", "i32", "filter",
-/// "filter_bounds", "index_k_scale".
+/// "filter_bounds", "index_k_scale", "index_k_global_scale".
 MSA_API const char* to_string(Element element) noexcept;
 
 /// One row of an operation's table. Exactly one of the three member pointers is set.

@@ -102,7 +102,7 @@ struct Attention {
 /// Index queries and keys.
 struct Index {
   Format q{};
-  std::optional<Format> k{};  // left out: as q. Others: e4m3
+  std::optional<Format> k{};  // left out: as q. Others: e4m3, e2m1
   std::int64_t heads = 0;     // Hi: heads of index_q and of block scores
   std::int64_t heads_k = 1;   // Hik: heads of index_k
   std::int64_t dim = 0;       // Di

@@ -189,17 +189,20 @@ Scale scale_of(const Tensor& scale, bool paged) {
   return scale.rank == 2 && paged ? Scale::Page : Scale::Token;
 }
 
-Format kv_of(const Call& call, const Settings& settings) {
-  if (call.k.dtype == DType::E2M1) {
-    const Scale scale = call.k_global_scale ? Scale::GroupTensor : Scale::Group;
-    return {DType::E2M1, scale, kGroup, settings.kv_rounded};
-  }
-  return {call.k.dtype, scale_of(call.k_scale, call.k.rank == 4), 0, settings.kv_rounded};
+bool holds_codes(const Tensor& keys) {
+  return keys.dtype == DType::E4M3 || keys.dtype == DType::E2M1;
+}
+
+/// What keys are stored as; whether values are rounded no tensor tells.
+Format format_of(const Tensor& keys, const Tensor& scale, const Tensor& global, bool rounded) {
+  if (keys.dtype == DType::E2M1)
+    return {DType::E2M1, global ? Scale::GroupTensor : Scale::Group, kGroup, rounded};
+  return {keys.dtype, scale_of(scale, keys.rank == 4), 0, rounded};
 }
 
 void derive_attention(Problem& p, const Call& call, const Settings& settings) {
-  if (call.k.dtype == DType::E4M3 || call.k.dtype == DType::E2M1 || settings.kv_rounded) {
-    p.attention.kv = kv_of(call, settings);
+  if (holds_codes(call.k) || settings.kv_rounded) {
+    p.attention.kv = format_of(call.k, call.k_scale, call.k_global_scale, settings.kv_rounded);
   }
   p.attention.q.storage = call.q.dtype;
   const bool bytes = call.q.dtype == DType::E4M3;
@@ -213,13 +216,9 @@ void derive_attention(Problem& p, const Call& call, const Settings& settings) {
 // Where no cache of codes is given, values stay as they are.
 void derive_store(Problem& p, const Call& call, const Settings& settings) {
   const Tensor& cache = call.k_cache;
-  const bool codes = cache.dtype == DType::E4M3 || cache.dtype == DType::E2M1;
-  if (cache && (codes || settings.kv_rounded)) {
-    Call stored;
-    stored.k = cache;
-    stored.k_scale = call.k_scale_cache ? call.k_scale_cache : call.k_scale;
-    stored.k_global_scale = call.k_global_scale;
-    p.attention.kv = kv_of(stored, settings);
+  if (cache && (holds_codes(cache) || settings.kv_rounded)) {
+    const Tensor& scale = call.k_scale_cache ? call.k_scale_cache : call.k_scale;
+    p.attention.kv = format_of(cache, scale, call.k_global_scale, settings.kv_rounded);
   }
   p.attention.q.storage = call.k_rows.dtype;
   p.attention.heads_kv = extent(call.k_rows, 1);
@@ -227,13 +226,14 @@ void derive_store(Problem& p, const Call& call, const Settings& settings) {
   p.attention.value_dim = extent(call.v_rows, 2);
 }
 
-void derive_index(Problem& p, const Call& call) {
+void derive_index(Problem& p, const Call& call, const Settings& settings) {
   p.index.q.storage = call.index_q.dtype;
   p.index.heads = extent(call.index_q, 1);
   p.index.dim = extent(call.index_q, 2);
   p.index.heads_k = extent(call.index_k, call.index_k.rank - 2);
-  if (call.index_k.dtype == DType::E4M3) {
-    p.index.k = Format{DType::E4M3, scale_of(call.index_k_scale, call.index_k.rank == 4)};
+  if (holds_codes(call.index_k) || settings.index_k_rounded) {
+    p.index.k = format_of(call.index_k, call.index_k_scale, call.index_k_global_scale,
+                          settings.index_k_rounded);
   }
   if (call.index_k8) p.index.filter = Format{DType::I8, Scale::Page};
 }
@@ -283,7 +283,7 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
             .selection = {.block_size = settings.block_size},
             .options = settings.options};
   if (traits.attends) derive_attention(p, call, settings);
-  if (traits.indexes) derive_index(p, call);
+  if (traits.indexes) derive_index(p, call, settings);
   if (traits.stores) derive_store(p, call, settings);
   if (traits.copies) derive_copy(p, call);
   if (traits.merges) derive_merge(p, call);

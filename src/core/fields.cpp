@@ -48,6 +48,7 @@ constexpr Letter kLetters[] = {
     {"Dv", Axis::ValueDim},
     {"D / 16", Axis::HeadGroups},
     {"Dv / 16", Axis::ValueGroups},
+    {"Di / 16", Axis::IndexGroups},
     {"Hi", Axis::IndexHeads},
     {"Hik", Axis::IndexHeadsK},
     {"Di", Axis::IndexDim},
@@ -140,6 +141,8 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
       return p.attention.head_dim / kGroup;
     case Axis::ValueGroups:
       return p.attention.value_dim / kGroup;
+    case Axis::IndexGroups:
+      return p.index.dim / kGroup;
     case Axis::IndexHeads:
       return p.index.heads;
     case Axis::IndexHeadsK:
@@ -230,6 +233,7 @@ Axes axes_of_scales(const Problem& problem, const Field& field) {
       return index ? parse("[N, Hik]") : parse("[N, Hkv]");
     case Scale::Group:
     case Scale::GroupTensor:
+      if (index) return parse("[N, Hik, Di / 16]");
       return values ? parse("[N, Hkv, Dv / 16]") : parse("[N, Hkv, D / 16]");
   }
   return {};
@@ -246,11 +250,11 @@ std::int64_t rows_of(Op op, const Operands& operands) {
 }
 
 bool is_planned(const Problem& problem, const Field& field) {
-  const Scale scale = kv_format(problem).scale;
-  if (holds_scales(field) && scale_of(problem, field) == Scale::None) return false;
+  const Scale scale = scale_of(problem, field);
+  if (holds_scales(field) && scale == Scale::None) return false;
   if (field.element == Element::KvScale && op_traits(problem.op).stores)
     return is_computed(scale) != field.is_input();
-  if (field.element == Element::KvGlobalScale && scale != Scale::GroupTensor) return false;
+  if (holds_global_scale(field) && scale != Scale::GroupTensor) return false;
   const bool filter = field.element == Element::Filter || field.element == Element::FilterBounds ||
                       field.tensor == &Operands::candidates;
   if (filter && !problem.index.filter) return false;
@@ -266,6 +270,7 @@ DType dtype_of(const Problem& p, Element element) {
     case Element::KvScale:
       return counts_groups(kv_format(p).scale) ? DType::E4M3 : DType::F32;
     case Element::KvGlobalScale:
+    case Element::IndexKGlobalScale:
       return DType::F32;
     case Element::IndexQ:
       return p.index.q.storage;
@@ -280,8 +285,9 @@ DType dtype_of(const Problem& p, Element element) {
     case Element::Filter:
       return p.index.filter.value_or(Format{DType::I8}).storage;
     case Element::FilterBounds:
-    case Element::IndexKScale:
       return DType::F32;
+    case Element::IndexKScale:
+      return counts_groups(index_k_format(p).scale) ? DType::E4M3 : DType::F32;
   }
   return DType::F32;
 }
@@ -314,6 +320,8 @@ const char* to_string(Element element) noexcept {
       return "filter_bounds";
     case Element::IndexKScale:
       return "index_k_scale";
+    case Element::IndexKGlobalScale:
+      return "index_k_global_scale";
   }
   return "unknown";
 }

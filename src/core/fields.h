@@ -49,6 +49,8 @@ inline constexpr Field kIndexK{"index_k", "[N, Hik, Di]", Element::IndexK, Role:
                                &Operands::index_k};
 inline constexpr Field kIndexKScale{"index_k_scale", "[N, Hik]", Element::IndexKScale,
                                     Role::OptionalInput, &Operands::index_k_scale};
+inline constexpr Field kIndexKGlobalScale{"index_k_global_scale", "[1]", Element::IndexKGlobalScale,
+                                          Role::OptionalInput, &Operands::index_k_global_scale};
 inline constexpr Field kIndexK8{"index_k8", "[N, Hik, Di]", Element::Filter, Role::OptionalInput,
                                 &Operands::index_k8};
 inline constexpr Field kIndexK8Bounds{"index_k8_bounds", "[F, Hik, 3]", Element::FilterBounds,
@@ -202,6 +204,7 @@ struct FieldsOf<BlockScoresArgs> {
       {table::kIndexQ, &A::index_q},
       {table::kIndexK, &A::index_k},
       {table::kIndexKScale, &A::index_k_scale},
+      {table::kIndexKGlobalScale, &A::index_k_global_scale},
       {table::kScores, &A::scores},
   });
 };
@@ -227,6 +230,7 @@ struct FieldsOf<SelectBlocksArgs> {
       {table::kIndexQ, &A::index_q},
       {table::kIndexK, &A::index_k},
       {table::kIndexKScale, &A::index_k_scale},
+      {table::kIndexKGlobalScale, &A::index_k_global_scale},
       {table::kIndexK8, &A::index_k8},
       {table::kIndexK8Bounds, &A::index_k8_bounds},
       {table::kChosen, &A::block_ids},
@@ -270,6 +274,7 @@ struct FieldsOf<MsaAttentionArgs> {
       {table::kKGlobalScale, &A::k_global_scale},
       {table::kVGlobalScale, &A::v_global_scale},
       {table::kIndexKScale, &A::index_k_scale},
+      {table::kIndexKGlobalScale, &A::index_k_global_scale},
       {table::kIndexK8, &A::index_k8},
       {table::kIndexK8Bounds, &A::index_k8_bounds},
       {table::kOut, &A::out},
@@ -373,6 +378,7 @@ enum class Axis : std::uint8_t {
   ValueDim,      // Dv
   HeadGroups,    // D / 16
   ValueGroups,   // Dv / 16
+  IndexGroups,   // Di / 16
   IndexHeads,    // Hi
   IndexHeadsK,   // Hik
   IndexDim,      // Di
@@ -404,6 +410,11 @@ constexpr bool holds_scales(const Field& field) {
   return field.element == Element::KvScale || field.element == Element::IndexKScale;
 }
 
+/// Whether the field holds the one scale of all scales of groups.
+constexpr bool holds_global_scale(const Field& field) {
+  return field.element == Element::KvGlobalScale || field.element == Element::IndexKGlobalScale;
+}
+
 /// The shape of the field's scales, in place of the one that the table gives them.
 Axes axes_of_scales(const Problem& problem, const Field& field);
 
@@ -426,8 +437,9 @@ inline Format index_k_format(const Problem& problem) {
 
 /// Who shares a scale of the tensor that the field's scales belong to.
 inline Scale scale_of(const Problem& problem, const Field& field) {
-  return (field.element == Element::IndexKScale ? index_k_format(problem) : kv_format(problem))
-      .scale;
+  const bool index =
+      field.element == Element::IndexKScale || field.element == Element::IndexKGlobalScale;
+  return (index ? index_k_format(problem) : kv_format(problem)).scale;
 }
 
 /// Whether the scale is worked out from what it scales, where keys and values are stored.

@@ -30,7 +30,7 @@ class Extents {
 
   Expected expected(const Field& field, const Axes& axes) const {
     const bool numbers = field.element == Element::F32 || field.element == Element::I32 ||
-                         holds_scales(field) || field.element == Element::KvGlobalScale ||
+                         holds_scales(field) || holds_global_scale(field) ||
                          field.element == Element::FilterBounds;
     Expected expected{.dtype = dtype_of(p_, field.element),
                       .innermost = numbers ? Innermost::Strided : Innermost::Dense};
@@ -82,6 +82,8 @@ class Extents {
         return exactly(p_.attention.head_dim / kGroup);
       case Axis::ValueGroups:
         return exactly(p_.attention.value_dim / kGroup);
+      case Axis::IndexGroups:
+        return exactly(p_.index.dim / kGroup);
       case Axis::IndexHeads:
         return exactly(p_.index.heads);
       case Axis::IndexHeadsK:
@@ -170,7 +172,7 @@ class CallCheck {
     if (scales && !is_planned(p_, field) && op_traits(p_.op).stores) {
       return expect_none(field, tensor, "as the call works the scales out");
     }
-    if (field.element == Element::KvGlobalScale && kv_format(p_).scale != Scale::GroupTensor) {
+    if (holds_global_scale(field) && scale_of(p_, field) != Scale::GroupTensor) {
       return expect_none(field, tensor, "as the format has no scale of scales");
     }
     const bool filter = field.element == Element::Filter || field.element == Element::FilterBounds;

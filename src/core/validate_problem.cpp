@@ -58,12 +58,11 @@ void expect_plain(const char* field, const Format& format) {
 }
 
 // Four bits: every 16 elements along the dim share a scale.
-void check_groups(const Problem& p, const Format& kv) {
-  const bool group = kv.scale == Scale::Group && kv.group == kGroup;
-  const bool global = kv.scale == Scale::GroupTensor && kv.group == kGroup && !kv.rounded;
-  if (!group && !global) reject("attention.kv", "nvfp4, nvfp4/tensor or q8kv4", to_string(kv));
-  expect_multiple("head_dim", p.attention.head_dim, kGroup);
-  if (p.outputs.out) expect_multiple("value_dim", p.attention.value_dim, kGroup);
+void check_groups(const char* field, const Format& format) {
+  const bool group = format.scale == Scale::Group && format.group == kGroup;
+  const bool global =
+      format.scale == Scale::GroupTensor && format.group == kGroup && !format.rounded;
+  if (!group && !global) reject(field, "nvfp4, nvfp4/tensor or q8kv4", to_string(format));
 }
 
 // Codes of 8 bits with a scale that somebody shares.
@@ -81,7 +80,12 @@ void check_codes(const char* field, const Format& format, std::int64_t page_size
 void check_kv(const Problem& p) {
   const std::optional<Format>& kv = p.attention.kv;
   if (!kv || *kv == p.attention.q) return;
-  if (kv->storage == DType::E2M1) return check_groups(p, *kv);
+  if (kv->storage == DType::E2M1) {
+    check_groups("attention.kv", *kv);
+    expect_multiple("head_dim", p.attention.head_dim, kGroup);
+    if (p.outputs.out) expect_multiple("value_dim", p.attention.value_dim, kGroup);
+    return;
+  }
   if (kv->storage != DType::E4M3) {
     const bool same = p.attention.q.storage == DType::E4M3;
     reject("attention.kv",
@@ -91,13 +95,18 @@ void check_kv(const Problem& p) {
   check_codes("attention.kv", *kv, p.bounds.page_size);
 }
 
-// Index keys: as index queries, or e4m3.
+// Index keys: as index queries, e4m3, or e2m1.
 void check_index_k(const Problem& p) {
   const std::optional<Format>& k = p.index.k;
   if (!k || *k == p.index.q) return;
+  if (k->storage == DType::E2M1) {
+    check_groups("index.k", *k);
+    return expect_multiple("index_dim", p.index.dim, kGroup);
+  }
   if (k->storage != DType::E4M3) {
     const bool same = p.index.q.storage == DType::E4M3;
-    reject("index.k", (same ? "" : to_string(p.index.q) + ", as q, or ") + "e4m3", to_string(*k));
+    reject("index.k", (same ? "" : to_string(p.index.q) + ", as q, or ") + "e4m3, nvfp4 or q8kv4",
+           to_string(*k));
   }
   check_codes("index.k", *k, p.bounds.page_size);
 }
@@ -112,7 +121,7 @@ void check_filter(const Problem& p) {
   constexpr Format kServed{DType::I8, Scale::Page};
   if (*filter != kServed) reject("index.filter", to_string(kServed), to_string(*filter));
   const Format keys = index_k_format(p);
-  if (keys.storage == DType::E4M3) {
+  if (keys.storage == DType::E4M3 || keys.storage == DType::E2M1) {
     reject("index.filter", "none beside index keys in " + to_string(keys), to_string(*filter));
   }
 }

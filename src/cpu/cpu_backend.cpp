@@ -111,7 +111,8 @@ std::string rejects_dtypes(const Problem& p) {
   if (op.attends && kv != DType::E4M3 && kv != DType::E2M1 && !serves(kv)) return odd(kv);
   const DType index_q = p.index.q.storage, index_k = core::index_k_format(p).storage;
   if (op.indexes && index_q != DType::E4M3 && !serves(index_q)) return odd(index_q);
-  if (op.indexes && index_k != DType::E4M3 && !serves(index_k)) return odd(index_k);
+  if (op.indexes && index_k != DType::E4M3 && index_k != DType::E2M1 && !serves(index_k))
+    return odd(index_k);
   if (writes_out && p.outputs.out && !serves(p.outputs.dtype)) return odd(p.outputs.dtype);
   return {};
 }

@@ -32,6 +32,12 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kCodeStride = 256;  // of rows in codes: the largest dim
 constexpr float kOne = 1.0f;               // the scale of what has none
 
+/// Whether bf16 holds every query and every value of codes.
+bool fits_bf16(const Problem& p) {
+  const bool q = p.index.q.storage == DType::BF16 || p.index.q.storage == DType::E4M3;
+  return q && core::index_k_format(p).scale == Scale::Group;
+}
+
 /// One request's share of a call.
 struct Work {
   core::Request request{};
@@ -304,16 +310,16 @@ Tile SelectionStage::tile_of_task(std::span<const Work> work, std::int64_t task)
 IndexKeys SelectionStage::describe_keys(const core::Call& call, const Tensor& k,
                                         const Tile& tile) const {
   const core::Request& request = tile.work->request;
-  const std::int64_t item = size_in_bytes(k.dtype, 1);
   const bool paged = problem_.bounds.page_size != 0;
   const int token_axis = paged ? 1 : 0;
   IndexKeys keys;
   keys.data = static_cast<const std::byte*>(k.data) +
-              (request.k_begin * k.stride[0] + tile.key_head * k.stride[token_axis + 1]) * item;
-  keys.token_stride = k.stride[token_axis] * item;
+              size_in_bytes(k.dtype, request.k_begin * k.stride[0] +
+                                         tile.key_head * k.stride[token_axis + 1]);
+  keys.token_stride = size_in_bytes(k.dtype, k.stride[token_axis]);
   if (paged) {
     const Tensor& table = call.batch.page_table;
-    keys.page_stride = k.stride[0] * item;
+    keys.page_stride = size_in_bytes(k.dtype, k.stride[0]);
     keys.page_size = problem_.bounds.page_size;
     keys.pages = static_cast<const std::int32_t*>(table.data) + tile.work->index * table.stride[0];
     keys.pages_stride = table.stride[1];
@@ -323,28 +329,42 @@ IndexKeys SelectionStage::describe_keys(const core::Call& call, const Tensor& k,
 
 void SelectionStage::add_scales(const core::Call& call, const Tile& tile, IndexKeys& keys) const {
   const Tensor& t = call.index_k_scale;
+  const Format format = core::index_k_format(problem_);
   const bool paged = problem_.bounds.page_size != 0;
-  const std::int64_t head = tile.key_head, first = tile.work->request.k_begin;
-  keys.scales = t ? static_cast<const float*>(t.data) : &kOne;
-  switch (core::index_k_format(problem_).scale) {
+  const std::int64_t head = tile.key_head, item = t ? size_in_bytes(t.dtype, 1) : 0;
+  const auto* scales = static_cast<const std::byte*>(t ? t.data : &kOne);
+  // A scale for each token, or for each of its groups.
+  const auto add_tokens = [&] {
+    const std::int64_t first = tile.work->request.k_begin;
+    scales += (paged ? head * t.stride[2] : first * t.stride[0] + head * t.stride[1]) * item;
+    keys.scale_token = t.stride[paged ? 1 : 0] * item;
+    keys.scale_page = paged ? t.stride[0] * item : 0;
+  };
+  switch (format.scale) {
     case Scale::None:
     case Scale::Tensor:
+      break;
+    case Scale::Head:
+      scales += head * t.stride[0] * item;
+      break;
+    case Scale::Page:
+      scales += head * t.stride[1] * item;
+      keys.scale_page = t.stride[0] * item;
+      break;
+    case Scale::Token:
+      add_tokens();
+      break;
     case Scale::Group:
     case Scale::GroupTensor:
-      return;
-    case Scale::Head:
-      keys.scales += head * t.stride[0];
-      return;
-    case Scale::Page:
-      keys.scales += head * t.stride[1];
-      keys.scale_page = t.stride[0];
-      return;
-    case Scale::Token:
-      keys.scales += paged ? head * t.stride[2] : first * t.stride[0] + head * t.stride[1];
-      keys.scale_token = t.stride[paged ? 1 : 0];
-      keys.scale_page = paged ? t.stride[0] : 0;
-      return;
+      add_tokens();
+      keys.scale_group = t.stride[paged ? 3 : 2] * item;
+      keys.groups = format.rounded ? kRoundedProducts.data() : kProducts.data();
+      keys.global = format.scale == Scale::GroupTensor
+                        ? static_cast<const float*>(call.index_k_global_scale.data)
+                        : &kOne;
+      break;
   }
+  keys.scales = scales;
 }
 
 FilterKeys SelectionStage::describe_filter(const core::Call& call, const Tile& tile) const {
@@ -369,6 +389,7 @@ ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) con
   score.group = group_;
   score.first_row = tile.first_row;
   score.num_rows = tile.num_rows;
+  score.pairs = fits_bf16(problem_);
   score.few_rows = request.seqlen_q * group_ <= kFewRows;
   score.keys = describe_keys(call, call.index_k, tile);
   add_scales(call, tile, score.keys);

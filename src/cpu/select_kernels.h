@@ -9,6 +9,7 @@
 
 #include "core/geometry.h"
 #include "cpu/candidates.h"
+#include "cpu/group_values.h"
 #include "msa/problem.h"
 #include "msa/tensor.h"
 
@@ -31,10 +32,15 @@ struct IndexKeys {
   std::int64_t page_size = 0;           // 0: ragged
   const std::int32_t* pages = nullptr;  // the request's row of the page table
   std::int64_t pages_stride = 0;        // in entries
-  // Of codes: what scales key 0 or page 0; whoever shares one has a stride of 0. Strides in floats
-  const float* scales = nullptr;
+  // Of codes: what scales key 0 or page 0, f32 of e4m3, e4m3 of e2m1; whoever shares one has a
+  // stride of 0
+  const std::byte* scales = nullptr;
   std::int64_t scale_token = 0;
   std::int64_t scale_page = 0;
+  // Of e2m1: from group to group; what the codes of a group stand for; the scale of all
+  std::int64_t scale_group = 0;
+  const GroupValues* groups = nullptr;
+  const float* global = nullptr;
 
   /// Key j; the 16 keys from a multiple of 16 on lie token_stride apart.
   const std::byte* key(std::int64_t j) const {
@@ -42,7 +48,7 @@ struct IndexKeys {
     return data + pages[j / page_size * pages_stride] * page_stride + j % page_size * token_stride;
   }
   /// What scales key j; those of the keys behind it lie scale_token apart, as key says.
-  const float* scale(std::int64_t j) const {
+  const std::byte* scale(std::int64_t j) const {
     if (page_size == 0) return scales + j * scale_token;
     return scales + pages[j / page_size * pages_stride] * scale_page + j % page_size * scale_token;
   }
@@ -53,7 +59,8 @@ struct IndexKeys {
 struct ScoreTile {
   const core::Request* request = nullptr;
   DType dtype = DType::BF16;      // of queries
-  DType key_dtype = DType::BF16;  // dtype, or E4M3
+  DType key_dtype = DType::BF16;  // dtype, E4M3 or E2M1
+  bool pairs = false;             // of codes: bf16 holds every query and value
   IndexKeys keys{};
   const std::byte* q = nullptr;     // token 0 of the request, first head of the group
   std::int64_t q_token_stride = 0;  // in bytes

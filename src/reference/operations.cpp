@@ -49,8 +49,13 @@ Range visible_keys(const Request& r, std::int64_t i, std::int64_t id) {
 
 // Index keys, with their scales.
 Keys index_keys(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
-  return {call.index_k, call.batch.page_table,  b, r.k_begin, &call.index_k_scale,
-          nullptr,      core::index_k_format(p)};
+  return {call.index_k,
+          call.batch.page_table,
+          b,
+          r.k_begin,
+          &call.index_k_scale,
+          &call.index_k_global_scale,
+          core::index_k_format(p)};
 }
 
 // Keys or values of attention, with their scales.

@@ -39,14 +39,14 @@ static_assert(sizeof(BackendAnswer) == 72);
 static_assert(sizeof(BuildInfo) == 216);
 static_assert(sizeof(BackendInfo) == 120);
 
-static_assert(sizeof(Operands) == 3848);
+static_assert(sizeof(Operands) == 3936);
 static_assert(sizeof(Field) == 72);
 static_assert(sizeof(DenseAttentionArgs) == 1496);
-static_assert(sizeof(BlockScoresArgs) == 968);
+static_assert(sizeof(BlockScoresArgs) == 1056);
 static_assert(sizeof(SelectTopkArgs) == 880);
-static_assert(sizeof(SelectBlocksArgs) == 1320);
+static_assert(sizeof(SelectBlocksArgs) == 1408);
 static_assert(sizeof(SparseAttentionArgs) == 1496);
-static_assert(sizeof(MsaAttentionArgs) == 1936);
+static_assert(sizeof(MsaAttentionArgs) == 2024);
 static_assert(sizeof(MergeStatesArgs) == 384);
 static_assert(sizeof(MergeSelectionsArgs) == 384);
 static_assert(sizeof(InvertSelectionArgs) == 968);

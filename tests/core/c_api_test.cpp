@@ -35,13 +35,15 @@ static_assert(MSA_STRUCT_SIZE(msa_args, v_scale_cache) == 2800);
 static_assert(MSA_STRUCT_SIZE(msa_args, candidates) == 3064);
 static_assert(MSA_STRUCT_SIZE(msa_args, index_k_scale) == 3152);
 static_assert(MSA_STRUCT_SIZE(msa_settings, options) == 96);
+static_assert(MSA_STRUCT_SIZE(msa_args, index_k_global_scale) == 3240);
 static_assert(offsetof(msa_settings, kv_rounded) == 96);
+static_assert(offsetof(msa_settings, index_k_rounded) == 104);
 static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 320);
 static_assert(offsetof(msa_problem, index_filter) == 320);
 static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == 352);
 // What a larger struct has behind these must not begin with padding.
-static_assert(MSA_STRUCT_SIZE(msa_args, index_k_scale) == sizeof(msa_args));
-static_assert(MSA_STRUCT_SIZE(msa_settings, kv_rounded) == sizeof(msa_settings));
+static_assert(MSA_STRUCT_SIZE(msa_args, index_k_global_scale) == sizeof(msa_args));
+static_assert(MSA_STRUCT_SIZE(msa_settings, index_k_rounded) == sizeof(msa_settings));
 static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == sizeof(msa_problem));
 
 TEST(CInterface, StructsStartAsTheCppOnesDo) {

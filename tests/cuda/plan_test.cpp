@@ -437,6 +437,12 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
                 std::string::npos)
           << name(other);
     }
+    for (const std::string format : {"nvfp4", "nvfp4/tensor", "q8kv4"}) {
+      for (const char* lens : {"8:5000", "9:5000"}) {
+        const std::string why = name("op=" + op + " page=128 index_k=" + format + " lens=" + lens);
+        EXPECT_NE(why.find(", not " + format), std::string::npos) << why;
+      }
+    }
   }
   GpuInfo other = kHopper;
   other.major = 8;

@@ -133,6 +133,13 @@ struct Widened {
     return o;
   }
 
+  Operands index_operands(const Data& data) {
+    Operands o = data.operands();
+    o.index_k = fill(data, index_rows(data.problem(), o), keys);
+    o.index_k_scale = o.index_k_global_scale = {};
+    return o;
+  }
+
  private:
   static Tensor fill(const Data& data, const KeyRows& rows, std::vector<float>& memory) {
     Tensor wide = rows.keys;
@@ -177,6 +184,34 @@ TEST_P(Metamorphic, CodesTimesScalesAreValues) {
       run_operands(problem, wide.operands(plain));
       expect_equal(coded.operands().out, plain.operands().out);
       expect_equal(coded.operands().lse, plain.operands().lse);
+    }
+  }
+}
+
+TEST_P(Metamorphic, IndexCodesTimesScalesAreValues) {
+  for (const std::string op : {"scores", "select"}) {
+    for (const char* how : {"index_k=e4m3", "index_k=e4m3/token page=32 hostile=nan",
+                            "index_k=nvfp4", "index_k=nvfp4/tensor page=16",
+                            "index_k=q8kv4 page=32 hostile=nan", "index_k=q8kv4 regime=drift"}) {
+      for (const char* lens : {"40:300,1:500,3:3", "2:300,1:500,3:3"}) {
+        const std::string line =
+            "op=" + op + " dtype=f32 heads=4/4 index_heads_k=2 dim=48 block=32 topk=4 chosen=" +
+            (op == "select" ? "1 " : "0 ") + how + " lens=" + lens;
+        SCOPED_TRACE(line);
+        Data coded(parse_case(line)), plain(parse_case(line));
+        run_case(coded);
+        Problem problem = plain.problem();
+        problem.index.k.reset();
+        plain.prepare();
+        Widened wide;
+        run_operands(problem, wide.index_operands(plain));
+        if (op == "scores") {
+          expect_equal(coded.operands().scores, plain.operands().scores);
+        } else {
+          expect_equal(coded.operands().block_ids, plain.operands().block_ids);
+          expect_equal(coded.operands().chosen_scores, plain.operands().chosen_scores);
+        }
+      }
     }
   }
 }

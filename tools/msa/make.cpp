@@ -34,6 +34,10 @@ testkit::Case read_case(const std::string& line) {
   if (spec.kv_format().storage == DType::E2M1) {
     throw Failure(kUsage, "kv: expected a format that files hold, got " + to_string(*spec.kv));
   }
+  if (spec.index_k_format().storage == DType::E2M1) {
+    throw Failure(kUsage,
+                  "index_k: expected a format that files hold, got " + to_string(*spec.index_k));
+  }
   if (spec.corrupt != testkit::Corrupt::None) {
     throw Failure(kUsage, "corrupt: expected none, got " + testkit::case_value(spec, "corrupt"));
   }

@@ -10,62 +10,116 @@ namespace selection {
 inline constexpr std::int64_t kKeyRun = 16;
 inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-template <DType kType>
-inline constexpr std::int64_t kItemBytes = sizeof(typename StoredAs<kType>::T);
+MSA_INLINE Vec sum_all(const Vec* v) { return sum_each(v); }
 
-/// Products of keys of one storage type with their queries: pairs of bf16 where the level
-/// multiplies them, fp32 otherwise.
-template <DType kType>
-using IndexProducts = ProductsAs<kType>;
-
-/// The storage type is the operand type: no conversion.
-template <DType kType>
-inline constexpr bool kDirect = kType == DType::F32 || IndexProducts<kType>::kPack == 2;
-
-/// Whether keys are codes, each with what scales it.
-template <DType kType>
-inline constexpr bool kScaled = kType == DType::E4M3;
-
-/// What multiplies a key's codes.
-template <DType kType>
-MSA_INLINE auto scaling_of(const float* scale) {
-  if constexpr (kScaled<kType>) {
-    return set1(*scale);
-  } else {
-    return Unscaled{};
+/// Sums of products with the head dim in the lanes: kStep dims at a time.
+template <class P>
+struct WholeVectors {
+  using Sum = Vec;
+  static constexpr std::int64_t kStep = kLanes * P::kPack;
+  MSA_INLINE static Vec zero() { return set1(0.0f); }
+  MSA_INLINE static auto load(const typename P::Word* p) { return P::load_lanes(p); }
+  template <class Operand>
+  MSA_INLINE static Vec step(Vec acc, const Operand& a, const Operand& b) {
+    return P::step(acc, a, b);
   }
-}
+  MSA_INLINE static Vec sum_each(const Vec* v) { return sum_all(v); }
+};
 
-/// kLanes words of operand from a row's values, from dim `d` on.
-template <DType kType, class Scaling>
-MSA_INLINE auto load_operand(const std::byte* row, std::int64_t d, Scaling scaling) {
-  if constexpr (IndexProducts<kType>::kPack == 2) {
-    return iload(row + d * kItemBytes<kType>);
-  } else {
-    using S = StoredAs<kType>;
-    return S::values(reinterpret_cast<const typename S::T*>(row), d, scaling);
+template <DType kStored, class P, int kPack = P::kPack>
+struct DimsOf {
+  using Type = WholeVectors<P>;
+};
+template <class P>
+struct DimsOf<DType::E2M1, P, 2> {
+  using Type = typename P::Groups;
+};
+
+/// Keys as they are stored, and the products of them and their queries: pairs of bf16 where the
+/// level multiplies them, fp32 otherwise.
+template <DType kStored, class Multiplied = ProductsAs<kStored>>
+struct KeysIn {
+  using S = StoredAs<kStored>;
+  using P = Multiplied;
+  using Dims = typename DimsOf<kStored, P>::Type;
+  /// What is stored is what is multiplied: no conversion.
+  static constexpr bool kDirect =
+      kStored == DType::F32 || (kStored == DType::BF16 && P::kPack == 2);
+  /// Each key has what scales it.
+  static constexpr bool kScaled = kStored == DType::E4M3 || kStored == DType::E2M1;
+
+  /// Whether a query's elements are turned, group by group, for keys with the dim in the lanes.
+  static constexpr bool kGroups = kStored == DType::E2M1 && P::kPack == 2;
+
+  /// What scales one key. Of groups it is where their scales lie, which `all` looks up.
+  MSA_INLINE static auto scaling(const std::byte* scale) {
+    const auto* const from = reinterpret_cast<const typename S::Scale*>(scale);
+    if constexpr (kStored == DType::E2M1) {
+      return from;
+    } else {
+      return S::scaling(IndexKeys{}, from);
+    }
   }
-}
+  MSA_INLINE static auto scaling_of_all(const IndexKeys& keys) {
+    if constexpr (kStored == DType::E2M1) {
+      return S::scaling(keys, nullptr);
+    } else {
+      return Unscaled{};
+    }
+  }
+  template <class Scaling, class All>
+  MSA_INLINE static auto join(Scaling scaling, const All& all) {
+    if constexpr (kStored == DType::E2M1) {
+      All joined = all;
+      joined.scales = scaling;
+      return joined;
+    } else {
+      return scaling;
+    }
+  }
+
+  /// Dims::kStep values of a row, from dim `d` on.
+  template <class Scaling>
+  MSA_INLINE static auto operand(const std::byte* row, std::int64_t d, const Scaling& scaling) {
+    const auto* const from = reinterpret_cast<const typename S::T*>(row);
+    if constexpr (kGroups) {
+      return Dims::values(from + d / 2, scaling.at(d).halves.data());
+    } else if constexpr (P::kPack == 2) {
+      return iload(from + d);
+    } else {
+      return S::values(from, d, scaling);
+    }
+  }
+};
 
 /// A stored row as operand words.
-template <DType kType, class Scaling = Unscaled>
+template <class K, class Scaling = Unscaled>
 MSA_INLINE void pack_row(const std::byte* from, std::int64_t dim, std::byte* to,
-                         Scaling scaling = {}) {
-  if constexpr (kDirect<kType>) {
-    std::memcpy(to, from, static_cast<std::size_t>(dim * kItemBytes<kType>));
+                         const Scaling& scaling = {}) {
+  using S = typename K::S;
+  if constexpr (K::kDirect) {
+    std::memcpy(to, from, static_cast<std::size_t>(S::bytes(dim)));
+  } else if constexpr (K::P::kPack == 2) {
+    const auto* const codes = reinterpret_cast<const typename S::T*>(from);
+    auto* const halves = reinterpret_cast<std::uint16_t*>(to);
+    for (std::int64_t d = 0; d < dim; d += 16)
+      S::template halves<typename K::P>(codes, d, scaling, halves + d);
   } else {
     for (std::int64_t d = 0; d < dim; d += kLanes)
-      store(reinterpret_cast<float*>(to) + d, load_operand<kType>(from, d, scaling));
+      store(reinterpret_cast<float*>(to) + d, K::operand(from, d, scaling));
   }
 }
 
-/// A query as the operand words that keys of type kType meet: of their type, or any beside codes.
-template <DType kType>
+/// A query as the operand words that keys meet: of their type, or any beside codes.
+template <class K>
 void pack_query(const ScoreTile& tile, const std::byte* from, std::byte* to) {
-  if constexpr (!kScaled<kType>) {
-    pack_row<kType>(from, tile.dim, to);
+  using P = typename K::P;
+  if constexpr (!K::kScaled) {
+    pack_row<K>(from, tile.dim, to);
   } else if (tile.dtype == DType::E4M3) {
-    pack_row<DType::E4M3>(from, tile.dim, to, set1(1.0f));
+    pack_row<KeysIn<DType::E4M3, P>>(from, tile.dim, to, set1(1.0f));
+  } else if constexpr (P::kPack == 2) {
+    pack_row<KeysIn<DType::BF16, P>>(from, tile.dim, to);
   } else {
     with_storage(tile.dtype, [&](auto storage) {
       using S = StoredAs<decltype(storage)::kType>;
@@ -150,6 +204,7 @@ struct Lookahead {
   const IndexKeys& keys;
   std::int64_t end;  // of the keys that may be read
   std::int64_t row_bytes;
+  bool scaled = false;  // in pages, each key with scales of its own: no processor foresees them
   const std::byte* run = nullptr;
 
   MSA_INLINE void start_run(std::int64_t j) {
@@ -157,6 +212,12 @@ struct Lookahead {
     if (touch < end) __builtin_prefetch(keys.key(touch));
     const std::int64_t data = j + core::ceil_div(kDataAhead / row_bytes, kKeyRun) * kKeyRun;
     run = data + kKeyRun <= end ? keys.key(data) : nullptr;
+    if (scaled && run != nullptr) {
+      const std::byte* scales = keys.scale(data);
+      const std::int64_t step = std::max<std::int64_t>(keys.scale_token, 64);
+      for (std::int64_t at = 0; at < kKeyRun * keys.scale_token; at += step)
+        __builtin_prefetch(scales + at, 0, 2);
+    }
   }
   /// Asks for key i of the run ahead: a few at a time beats all at once by a third.
   MSA_INLINE void ask(std::int64_t i) const {
@@ -166,10 +227,11 @@ struct Lookahead {
   }
 };
 
-template <DType kType>
+template <class K>
 MSA_INLINE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
   const std::int64_t end = tile.scattered ? 0 : rows.visible[tile.num_rows - 1];
-  return {tile.keys, end, tile.dim * kItemBytes<kType>};
+  return {tile.keys, end, K::S::bytes(tile.dim),
+          K::kScaled && tile.keys.scale_token != 0 && tile.keys.page_size != 0};
 }
 
 // ---- rows in the lanes ----
@@ -178,15 +240,15 @@ MSA_INLINE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
 inline constexpr int kScoreColumns = kLanes == 16 ? 2 : 3;
 
 /// Queries as [column][word][lane]; lanes behind the last row are zero.
-template <DType kType>
+template <class K>
 void pack_queries(const ScoreTile& tile, const TileBuffers& buffers) {
-  using Word = typename IndexProducts<kType>::Word;
-  const std::int64_t words = tile.dim / IndexProducts<kType>::kPack;
+  using Word = typename K::P::Word;
+  const std::int64_t words = tile.dim / K::P::kPack;
   Word* packed = reinterpret_cast<Word*>(buffers.q);
   alignas(64) Word row[256];
   for (std::int64_t r = 0; r < core::ceil_div(tile.num_rows, kLanes) * kLanes; ++r) {
     if (r < tile.num_rows) {
-      pack_query<kType>(tile, query_row(tile, r), reinterpret_cast<std::byte*>(row));
+      pack_query<K>(tile, query_row(tile, r), reinterpret_cast<std::byte*>(row));
     } else {
       std::fill(row, row + words, Word{});
     }
@@ -197,19 +259,20 @@ void pack_queries(const ScoreTile& tile, const TileBuffers& buffers) {
 
 /// Fills buffers.keys with the operand words of each key, repeating the last key up to a whole
 /// register tile.
-template <DType kType>
+template <class K>
 void stage_keys(const ScoreTile& tile, const BlockKeys& block, const TileBuffers& buffers) {
-  const std::int64_t bytes = tile.dim / IndexProducts<kType>::kPack * 4;
+  const std::int64_t bytes = tile.dim / K::P::kPack * 4;
+  const auto all = K::scaling_of_all(tile.keys);
   for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
     const std::byte* run = tile.keys.key(block.begin + j);
-    const float* scale = kScaled<kType> ? tile.keys.scale(block.begin + j) : nullptr;
+    const std::byte* scale = K::kScaled ? tile.keys.scale(block.begin + j) : nullptr;
     const std::int64_t end = std::min(j + kKeyRun, block.size);
     for (std::int64_t i = j; i < end; ++i, run += tile.keys.token_stride) {
-      if constexpr (kDirect<kType>) {
+      if constexpr (K::kDirect) {
         buffers.keys[i] = run;
       } else {
-        pack_row<kType>(run, tile.dim, buffers.k + i * bytes,
-                        scaling_of<kType>(scale + (i - j) * tile.keys.scale_token));
+        pack_row<K>(run, tile.dim, buffers.k + i * bytes,
+                    K::join(K::scaling(scale + (i - j) * tile.keys.scale_token), all));
         buffers.keys[i] = buffers.k + i * bytes;
       }
     }
@@ -290,21 +353,21 @@ void score_columns(const BlockSink& sink, const TileBuffers& buffers, std::int64
   for (int c = 0; c < kColumns; ++c) sink.take(block, row + c * kLanes, first, best[c]);
 }
 
-template <DType kType>
+template <class K>
 void score_many_rows(const BlockSink& sink, const TileBuffers& buffers) {
-  using P = IndexProducts<kType>;
+  using P = typename K::P;
   const ScoreTile& tile = sink.tile;
   const std::int64_t columns = core::ceil_div(tile.num_rows, kLanes);
-  Lookahead ahead = look_ahead<kType>(tile, sink.rows);
+  Lookahead ahead = look_ahead<K>(tile, sink.rows);
   bool packed = false;
   std::int64_t first = 0;
   for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
     while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
     if (first == tile.num_rows) return;
-    if (!packed) pack_queries<kType>(tile, buffers);
+    if (!packed) pack_queries<K>(tile, buffers);
     packed = true;
     const BlockKeys keys = keys_of_block(tile, sink.rows, block);
-    stage_keys<kType>(tile, keys, buffers);
+    stage_keys<K>(tile, keys, buffers);
     std::int64_t column = first / kLanes;
     Lookahead* asked = &ahead;  // by the first columns
     for (; column + kScoreColumns <= columns; column += kScoreColumns) {
@@ -321,42 +384,41 @@ void score_many_rows(const BlockSink& sink, const TileBuffers& buffers) {
 // ---- head dim in the lanes ----
 
 /// Scores of kLanes / kRows keys for kRows rows: lane = key * kRows + row.
-template <DType kType, int kRows, class Scaling>
-MSA_INLINE Vec score_run(const typename IndexProducts<kType>::Word* q, std::int64_t dim,
-                         const std::byte* const* keys, const Scaling* scaling) {
-  using P = IndexProducts<kType>;
+template <class K, int kRows, class Scaling, class All>
+MSA_INLINE Vec score_run(const typename K::P::Word* q, std::int64_t dim,
+                         const std::byte* const* keys, const Scaling* scaling, const All& all) {
+  using P = typename K::P;
+  using Dims = typename K::Dims;
   constexpr int kKeys = kLanes / kRows;
-  constexpr std::int64_t kStep = kLanes * P::kPack;
   const std::int64_t words = dim / P::kPack;
-  Vec acc[kLanes];
-  for (int i = 0; i < kLanes; ++i) acc[i] = zero();
+  typename Dims::Sum acc[kLanes];
+  for (int i = 0; i < kLanes; ++i) acc[i] = Dims::zero();
   std::int64_t d = 0;
-  for (; d + kStep <= dim; d += kStep) {
-    decltype(load_operand<kType>(keys[0], d, scaling[0])) key[kKeys];
-    for (int k = 0; k < kKeys; ++k) key[k] = load_operand<kType>(keys[k], d, scaling[k]);
+  for (; d + Dims::kStep <= dim; d += Dims::kStep) {
+    decltype(K::operand(keys[0], d, K::join(scaling[0], all))) key[kKeys];
+    for (int k = 0; k < kKeys; ++k) key[k] = K::operand(keys[k], d, K::join(scaling[k], all));
     for (int r = 0; r < kRows; ++r) {
-      const auto row = P::load_lanes(q + r * words + d / P::kPack);
-      for (int k = 0; k < kKeys; ++k) acc[k * kRows + r] = P::step(acc[k * kRows + r], row, key[k]);
+      const auto row = Dims::load(q + r * words + d / P::kPack);
+      for (int k = 0; k < kKeys; ++k)
+        acc[k * kRows + r] = Dims::step(acc[k * kRows + r], row, key[k]);
     }
   }
-  if constexpr (P::kPack == 2) {
-    if (d < dim) {  // half a step: dims are multiples of 16
+  if constexpr (Dims::kStep > 16) {
+    if (d < dim) {  // half a step of bfloats: dims are multiples of 16
       for (int r = 0; r < kRows; ++r) {
-        const auto row = iload_half(q + r * words + d / P::kPack);
-        for (int k = 0; k < kKeys; ++k) {
-          acc[k * kRows + r] =
-              P::step(acc[k * kRows + r], row, iload_half(keys[k] + d * kItemBytes<kType>));
-        }
+        const auto row = P::load_half(q + r * words + d / P::kPack);
+        for (int k = 0; k < kKeys; ++k)
+          acc[k * kRows + r] = P::step(acc[k * kRows + r], row, P::load_half(keys[k] + d * 2));
       }
     }
   }
-  return sum_each(acc);
+  return Dims::sum_each(acc);
 }
 
 /// Best scores of one block: lane = key * kRows + row, keys modulo kLanes / kRows.
-template <DType kType, int kRows>
-Vec score_few_block(const BlockSink& sink, const typename IndexProducts<kType>::Word* q,
-                    const BlockKeys& block, bool masked) {
+template <class K, int kRows>
+Vec score_few_block(const BlockSink& sink, const typename K::P::Word* q, const BlockKeys& block,
+                    bool masked) {
   constexpr int kKeys = kLanes / kRows;
   const IndexKeys& keys = sink.tile.keys;
   alignas(64) std::int32_t limits[kLanes];
@@ -366,23 +428,25 @@ Vec score_few_block(const BlockSink& sink, const typename IndexProducts<kType>::
         static_cast<std::int32_t>(std::clamp<std::int64_t>(sees - block.begin, 0, block.size)) -
         i / kRows;
   }
-  Lookahead ahead = look_ahead<kType>(sink.tile, sink.rows);
+  Lookahead ahead = look_ahead<K>(sink.tile, sink.rows);
+  const auto all = K::scaling_of_all(keys);
   Vec best = set1(kLowest);
   for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
     const std::byte* run = keys.key(block.begin + j);
-    const float* scale = kScaled<kType> ? keys.scale(block.begin + j) : nullptr;
+    const std::byte* scale = K::kScaled ? keys.scale(block.begin + j) : nullptr;
     ahead.start_run(block.begin + j);
     const std::int64_t last = std::min(kKeyRun, block.size - j) - 1;
     for (std::int64_t i = 0; i <= last; i += kKeys) {
       const std::byte* key[kKeys];
-      decltype(scaling_of<kType>(scale)) scaling[kKeys];
+      decltype(K::scaling(scale)) scaling[kKeys];
       for (int k = 0; k < kKeys; ++k) {
         const std::int64_t at = std::min(i + k, last);
         key[k] = run + at * keys.token_stride;
-        scaling[k] = scaling_of<kType>(scale + at * keys.scale_token);
-        ahead.ask(i + k);
+        scaling[k] = K::scaling(scale + at * keys.scale_token);
       }
-      Vec score = score_run<kType, kRows>(q, sink.tile.dim, key, scaling);
+      // Apart from the loop above, which so is unrolled.
+      for (int k = 0; k < kKeys; ++k) ahead.ask(i + k);
+      Vec score = score_run<K, kRows>(q, sink.tile.dim, key, scaling, all);
       if (masked) {
         score = select(igreater(iload(limits), iset1(static_cast<std::int32_t>(j + i))), score,
                        set1(kLowest));
@@ -394,13 +458,17 @@ Vec score_few_block(const BlockSink& sink, const typename IndexProducts<kType>::
 }
 
 /// `wanted(block, first)`: whether the block is scored.
-template <DType kType, int kRows, class Wanted>
+template <class K, int kRows, class Wanted>
 void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
-  using Word = typename IndexProducts<kType>::Word;
+  using Word = typename K::P::Word;
   const ScoreTile& tile = sink.tile;
-  const std::int64_t row_bytes = tile.dim / IndexProducts<kType>::kPack * 4;
+  const std::int64_t row_bytes = tile.dim / K::P::kPack * 4;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    pack_query<kType>(tile, query_row(tile, r), buffers.q + r * row_bytes);
+    pack_query<K>(tile, query_row(tile, r), buffers.q + r * row_bytes);
+    if constexpr (K::kGroups) {
+      for (std::int64_t at = 0; at < row_bytes; at += 32)
+        K::Dims::turn(buffers.q + r * row_bytes + at);
+    }
   }
   std::memset(buffers.q + tile.num_rows * row_bytes, 0,
               static_cast<std::size_t>((kRows - tile.num_rows) * row_bytes));
@@ -412,8 +480,8 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wan
     const BlockKeys keys = keys_of_block(tile, sink.rows, block);
     const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
     alignas(64) float scores[kLanes];
-    store(scores, score_few_block<kType, kRows>(sink, reinterpret_cast<const Word*>(buffers.q),
-                                                keys, masked));
+    store(scores,
+          score_few_block<K, kRows>(sink, reinterpret_cast<const Word*>(buffers.q), keys, masked));
     for (int i = kRows; i < kLanes; ++i) scores[i % kRows] = std::max(scores[i % kRows], scores[i]);
     for (int i = kRows; i < kLanes; ++i) scores[i] = kLowest;
     sink.take(block, 0, first, load(scores));
@@ -423,27 +491,34 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wan
 // ---- the way in ----
 
 /// At most kFewRows rows.
-template <DType kType, class Wanted>
+template <class K, class Wanted>
 void score_few(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
   const std::int64_t rows = sink.tile.num_rows;
-  if (rows <= 1) return score_few_rows<kType, 1>(sink, buffers, wanted);
-  if (rows <= 2) return score_few_rows<kType, 2>(sink, buffers, wanted);
-  if (rows <= 4) return score_few_rows<kType, 4>(sink, buffers, wanted);
-  return score_few_rows<kType, 8>(sink, buffers, wanted);
+  if (rows <= 1) return score_few_rows<K, 1>(sink, buffers, wanted);
+  if (rows <= 2) return score_few_rows<K, 2>(sink, buffers, wanted);
+  if (rows <= 4) return score_few_rows<K, 4>(sink, buffers, wanted);
+  return score_few_rows<K, 8>(sink, buffers, wanted);
 }
 
-template <DType kType>
+template <class K>
 void score_tile_as(const BlockSink& sink, const TileBuffers& buffers) {
-  if (!sink.tile.few_rows) return score_many_rows<kType>(sink, buffers);
-  score_few<kType>(sink, buffers, [](std::int64_t, std::int64_t) { return true; });
+  if (!sink.tile.few_rows) return score_many_rows<K>(sink, buffers);
+  score_few<K>(sink, buffers, [](std::int64_t, std::int64_t) { return true; });
 }
 
 inline void score_tile(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
                        const ScoreTarget& target) {
   const BlockSink sink{tile, rows, target};
-  if (tile.key_dtype == DType::E4M3) return score_tile_as<DType::E4M3>(sink, buffers);
-  with_storage(tile.key_dtype,
-               [&](auto storage) { score_tile_as<decltype(storage)::kType>(sink, buffers); });
+  if (tile.key_dtype == DType::E4M3) return score_tile_as<KeysIn<DType::E4M3>>(sink, buffers);
+  if (tile.key_dtype == DType::E2M1) {
+    if constexpr (ProductsOfBf16::kPack == 2) {
+      if (tile.pairs) return score_tile_as<KeysIn<DType::E2M1, ProductsOfBf16>>(sink, buffers);
+    }
+    return score_tile_as<KeysIn<DType::E2M1>>(sink, buffers);
+  }
+  with_storage(tile.key_dtype, [&](auto storage) {
+    score_tile_as<KeysIn<decltype(storage)::kType>>(sink, buffers);
+  });
 }
 
 }  // namespace selection

@@ -380,10 +380,10 @@ MSA_INLINE std::int64_t rows_that_want(const ScoreTile& tile, const FilterRows& 
 
 /// buffers.k: up to kLanes keys from number `key` of a block on as [word][key], the last one again
 /// where there are fewer.
-template <DType kType>
+template <class K>
 void transpose_keys(const ScoreTile& tile, const BlockKeys& block, std::int64_t key,
                     const TileBuffers& buffers) {
-  const std::int64_t words = tile.dim / IndexProducts<kType>::kPack;
+  const std::int64_t words = tile.dim / K::P::kPack;
   auto* rows = reinterpret_cast<Bits*>(buffers.rows);
   auto* packed = reinterpret_cast<Bits*>(buffers.k);
   const std::byte* run = tile.keys.key(block.begin + key);
@@ -391,7 +391,7 @@ void transpose_keys(const ScoreTile& tile, const BlockKeys& block, std::int64_t 
                             static_cast<std::uintptr_t>(tile.keys.token_stride)) %
                                sizeof(Bits) ==
                            0;
-  if (kDirect<kType> && words_apart && words % kLanes == 0 && key + kLanes <= block.size) {
+  if (K::kDirect && words_apart && words % kLanes == 0 && key + kLanes <= block.size) {
     for (std::int64_t w = 0; w < words; w += kLanes) {
       transpose_words(reinterpret_cast<const Bits*>(run) + w,
                       tile.keys.token_stride / static_cast<std::int64_t>(sizeof(Bits)),
@@ -401,8 +401,8 @@ void transpose_keys(const ScoreTile& tile, const BlockKeys& block, std::int64_t 
   }
   for (std::int64_t i = 0; i < kLanes; ++i) {
     const std::int64_t at = std::min(i, block.size - key - 1);
-    pack_row<kType>(run + at * tile.keys.token_stride, tile.dim,
-                    reinterpret_cast<std::byte*>(rows + i * words));
+    pack_row<K>(run + at * tile.keys.token_stride, tile.dim,
+                reinterpret_cast<std::byte*>(rows + i * words));
   }
   std::int64_t w = 0;
   for (; w + kLanes <= words; w += kLanes)
@@ -449,14 +449,14 @@ struct RunRows {
 };
 
 /// The scores of one run for all rows that want it.
-template <DType kType>
+template <class K>
 void score_run_of_block(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& block,
                         std::int64_t begin, const RunRows& list, float* best) {
-  using P = IndexProducts<kType>;
+  using P = typename K::P;
   constexpr int kRows = kTile;  // of a batch: as many sums as there are for keys elsewhere
   const ScoreTile& tile = sink.tile;
   for (std::int64_t j = begin; j < std::min(begin + kKeyRun, block.size); j += kLanes) {
-    transpose_keys<kType>(tile, block, j, buffers);
+    transpose_keys<K>(tile, block, j, buffers);
     std::int32_t limits[kTileRows];
     for (std::int64_t i = 0; i < list.count; ++i)
       limits[i] = list.seen[i] - static_cast<std::int32_t>(j - begin);
@@ -477,10 +477,10 @@ void score_run_of_block(const BlockSink& sink, const TileBuffers& buffers, const
   }
 }
 
-template <DType kType>
+template <class K>
 void score_wanted_many(const BlockSink& sink, const FilterRows& filter,
                        const TileBuffers& buffers) {
-  using P = IndexProducts<kType>;
+  using P = typename K::P;
   const ScoreTile& tile = sink.tile;
   const std::int64_t row_bytes = tile.dim / P::kPack * 4;
   std::uint16_t wanting[kTileRows];
@@ -494,7 +494,7 @@ void score_wanted_many(const BlockSink& sink, const FilterRows& filter,
     const std::int64_t count = rows_that_want(tile, filter, block, first, wanting);
     if (count == 0) continue;
     for (std::int64_t r = 0; !packed && r < tile.num_rows; ++r)
-      pack_query<kType>(tile, query_row(tile, r), buffers.q + r * row_bytes);
+      pack_query<K>(tile, query_row(tile, r), buffers.q + r * row_bytes);
     packed = true;
     const BlockKeys keys = keys_of_block(tile, sink.rows, block);
     for (RunRows& run : runs) run.count = 0;
@@ -511,8 +511,7 @@ void score_wanted_many(const BlockSink& sink, const FilterRows& filter,
       }
     }
     for (int n = 0; n < kMostRuns; ++n) {
-      if (runs[n].count > 0)
-        score_run_of_block<kType>(sink, buffers, keys, n * kKeyRun, runs[n], best);
+      if (runs[n].count > 0) score_run_of_block<K>(sink, buffers, keys, n * kKeyRun, runs[n], best);
     }
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t r = wanting[i];
@@ -527,9 +526,9 @@ inline void score_wanted(const ScoreTile& tile, const TileRows& rows, const Filt
   const ScoreTarget lists;
   const BlockSink sink{tile, rows, lists};
   with_storage(tile.dtype, [&](auto storage) {
-    constexpr DType kType = decltype(storage)::kType;
-    if (!tile.few_rows) return score_wanted_many<kType>(sink, filter, buffers);
-    score_few<kType>(sink, buffers, [&](std::int64_t block, std::int64_t first) {
+    using K = KeysIn<decltype(storage)::kType>;
+    if (!tile.few_rows) return score_wanted_many<K>(sink, filter, buffers);
+    score_few<K>(sink, buffers, [&](std::int64_t block, std::int64_t first) {
       std::uint16_t list[kFewRows];
       return rows_that_want(tile, filter, block, first, list) > 0;
     });

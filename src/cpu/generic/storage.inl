@@ -14,7 +14,10 @@ struct PlainStorage {
   static constexpr std::int64_t bytes(std::int64_t dim) {
     return dim * static_cast<std::int64_t>(sizeof(T));
   }
-  MSA_INLINE static Unscaled scaling(const KeyTensor&, const float*) { return {}; }
+  template <class Keys>
+  MSA_INLINE static Unscaled scaling(const Keys&, const float*) {
+    return {};
+  }
   MSA_INLINE static Vec values(const T* row, std::int64_t d, Unscaled) {
     return Own::load_vec(row + d);
   }
@@ -51,7 +54,10 @@ struct StoredAs<DType::E4M3> {
   using Scale = float;
   static constexpr std::int64_t bytes(std::int64_t dim) { return dim; }
   MSA_INLINE static Vec load_vec(const T* p) { return load_e4m3(p); }
-  MSA_INLINE static Vec scaling(const KeyTensor&, const float* scale) { return set1(*scale); }
+  template <class Keys>
+  MSA_INLINE static Vec scaling(const Keys&, const float* scale) {
+    return set1(*scale);
+  }
   MSA_INLINE static Vec values(const T* row, std::int64_t d, Vec scale) {
     return rounded(mul(load_e4m3(row + d), scale));
   }
@@ -75,7 +81,8 @@ struct StoredAs<DType::E2M1> {
     const GroupValues& at(std::int64_t d) const { return table[scales[d / kGroup * step]]; }
   };
   static constexpr std::int64_t bytes(std::int64_t dim) { return dim / 2; }
-  MSA_INLINE static Groups scaling(const KeyTensor& keys, const std::uint8_t* scales) {
+  template <class Keys>
+  MSA_INLINE static Groups scaling(const Keys& keys, const std::uint8_t* scales) {
     return {keys.groups, scales, keys.scale_group, set1(*keys.global)};
   }
   MSA_INLINE static Vec values(const T* row, std::int64_t d, const Groups& groups) {

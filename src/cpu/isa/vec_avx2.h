@@ -91,12 +91,12 @@ MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
 MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
   std::int32_t four = 0;
   std::memcpy(&four, pairs, sizeof four);
-  const __m256i bytes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
-  const __m256i odd = _mm256_slli_epi64(_mm256_and_si256(bytes, _mm256_set1_epi64x(0xf0)), 28);
-  const __m256i codes = _mm256_or_si256(_mm256_and_si256(bytes, _mm256_set1_epi64x(0x0f)), odd);
-  const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(8)), 28);
-  return {_mm256_xor_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(magnitudes), codes),
-                        _mm256_castsi256_ps(sign))};
+  // The permutation reads the three lowest bits of a lane.
+  const __m256i codes =
+      _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+  const __m256 sign =
+      _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)), _mm256_set1_ps(-0.0f));
+  return {_mm256_xor_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(magnitudes), codes), sign)};
 }
 
 MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {

@@ -79,12 +79,17 @@ MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
 /// The first 16 codes at `pairs` as floats: looked up, then signed.
 MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
   const __m512i bytes =
-      _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pairs)));
-  const __m512i odd = _mm512_slli_epi64(_mm512_and_si512(bytes, _mm512_set1_epi64(0xf0)), 28);
-  const __m512i codes = _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi64(0x0f)), odd);
+      _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pairs)));
+  const __m512i halves = _mm512_permutexvar_epi32(
+      _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0), bytes);
+  const __m512i codes = _mm512_srlv_epi32(
+      halves, _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0));
+  // The permutation reads the four lowest bits of a lane, of which the highest is the sign.
   const __m512 table = _mm512_broadcast_f32x8(_mm256_loadu_ps(magnitudes));
-  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(8)), 28);
-  return {_mm512_xor_ps(_mm512_permutexvar_ps(codes, table), _mm512_castsi512_ps(sign))};
+  const __m512i magnitude = _mm512_castps_si512(_mm512_permutexvar_ps(codes, table));
+  // Of the code that bit alone: magnitude ^ (code & sign).
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(magnitude, _mm512_slli_epi32(codes, 28),
+                                                        _mm512_set1_epi32(INT32_MIN), 0x78))};
 }
 
 MSA_INLINE void store_f16(std::uint16_t* p, Vec a) {

@@ -2,17 +2,16 @@
 // What AVX-512 BF16 and VNNI add to vec_avx512.h: products of bfloat pairs, summed in fp32, and of
 // four codes of 8 bits, summed exactly.
 
-/// The first 8 words at p, then zeros.
-MSA_INLINE IVec iload_half(const void* p) {
-  return {_mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
-}
-
 /// The operands of the register tile in bf16: two values a word, multiplied and summed by one
 /// instruction.
 struct Bf16Products {
   using Word = std::uint32_t;
   static constexpr int kPack = 2;
   MSA_INLINE static IVec load_lanes(const std::uint32_t* p) { return iload(p); }
+  /// The first 8 words at p, then zeros.
+  MSA_INLINE static IVec load_half(const void* p) {
+    return {_mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+  }
   MSA_INLINE static IVec broadcast(const std::uint32_t* p) {
     return iset1(static_cast<std::int32_t>(*p));
   }
@@ -84,6 +83,61 @@ struct Bf16Products {
       if (d + 16 < dim) istore(to + (d / 16 + 1) * strip, words[1]);
     }
   }
+
+  /// The same of 16 values that share a scale, a group of e2m1 codes and as much of a query: one
+  /// lookup in half a vector, without a crossing of its halves.
+  struct Groups {
+    struct Sum {
+      __m256 v;
+    };
+    struct Operand {
+      __m256i v;
+    };
+    static constexpr std::int64_t kStep = 16;
+    MSA_INLINE static Sum zero() { return {_mm256_setzero_ps()}; }
+    MSA_INLINE static Operand load(const std::uint32_t* p) {
+      return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+    }
+    /// In the order 0, 4, 8, 12, 1, 5, ...: four copies, of which each is shifted by a code more.
+    MSA_INLINE static Operand values(const std::uint8_t* pairs, const std::uint16_t* values) {
+      const __m256i copies =
+          _mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pairs)));
+      // permutexvar reads the four lowest bits of a lane
+      const __m256i codes = _mm256_srlv_epi64(copies, _mm256_set_epi64x(12, 8, 4, 0));
+      const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
+      return {_mm256_permutexvar_epi16(codes, table)};
+    }
+    /// 16 bfloats of a query, in that order.
+    MSA_INLINE static void turn(std::byte* halves) {
+      std::uint16_t from[16], to[16];
+      std::memcpy(from, halves, sizeof from);
+      for (int i = 0; i < 16; ++i) to[i] = from[i % 4 * 4 + i / 4];
+      std::memcpy(halves, to, sizeof to);
+    }
+    MSA_INLINE static Sum step(Sum acc, Operand a, Operand b) {
+      return {_mm256_dpbf16_ps(acc.v, (__m256bh)a.v, (__m256bh)b.v)};
+    }
+    /// Lane i: the sum of the lanes of v[i], in an order that does not depend on i.
+    MSA_INLINE static Vec sum_each(const Sum* v) {
+      return {_mm512_insertf32x8(_mm512_castps256_ps512(sum_eight(v)), sum_eight(v + 8), 1)};
+    }
+
+   private:
+    MSA_INLINE static __m256 sum_eight(const Sum* v) {
+      __m256 pairs[4], quads[2];
+      for (int i = 0; i < 4; ++i) {
+        const __m256 a = v[2 * i].v, b = v[2 * i + 1].v;
+        pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+      }
+      for (int i = 0; i < 2; ++i) {
+        const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
+        quads[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                                 _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+      }
+      return _mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
+                           _mm256_permute2f128_ps(quads[0], quads[1], 0x31));
+    }
+  };
 };
 
 /// Products of 8-bit codes, four to a word. The instruction takes bytes without a sign on one side:

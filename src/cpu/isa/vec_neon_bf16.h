@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What the bf16 instructions of ARM add to vec_neon.h: products of bfloat pairs, summed in fp32.
 
-/// The first 4 words at p, then zeros.
-MSA_INLINE IVec iload_half(const void* p) {
-  return {{vld1q_s32(static_cast<const std::int32_t*>(p)), vdupq_n_s32(0)}};
-}
-
 /// The operands of the register tile in bf16: two values a word, multiplied and summed by one
 /// instruction.
 struct Bf16Products {
@@ -68,4 +63,23 @@ struct Bf16Products {
       if (d + 8 < dim) istore(to + (d / 8 + 1) * strip, words[1]);
     }
   }
+
+  /// The same of 16 values that share a scale, a group of e2m1 codes and as much of a query.
+  struct Groups {
+    using Sum = Vec;
+    using Operand = IVec;
+    static constexpr std::int64_t kStep = 16;
+    MSA_INLINE static Sum zero() { return neon_bf16::zero(); }
+    MSA_INLINE static Operand load(const std::uint32_t* p) { return iload(p); }
+    MSA_INLINE static Operand values(const std::uint8_t* pairs, const std::uint16_t* values) {
+      std::uint16_t halves[16];
+      widen_e2m1(pairs, values, halves);
+      return iload(halves);
+    }
+    MSA_INLINE static void turn(std::byte*) {}
+    MSA_INLINE static Sum step(Sum acc, Operand a, Operand b) {
+      return Bf16Products::step(acc, a, b);
+    }
+    MSA_INLINE static Vec sum_each(const Sum* v) { return neon_bf16::sum_each(v); }
+  };
 };
