@@ -18,12 +18,15 @@ k_scale, v_scale: f32, where k and v are stored as e4m3 and scaled: [1], [Hkv], 
     [P, S, Hkv, D / 16]
 k_global_scale, v_global_scale: f32 [1], of "nvfp4/tensor"
 index_k_scale: f32, where index_k is stored as e4m3 and scaled: [1], [Hik], [P, Hik] of pages, or one for each token and
-    head, [N, Hik] or [P, S, Hik]
+    head, [N, Hik] or [P, S, Hik]; e4m3 (or bytes), where it is stored in four bits: [N, Hik, Di / 16] or
+    [P, S, Hik, Di / 16]
+index_k_global_scale: f32 [1], of "nvfp4/tensor"
 index_k8, index_k8_bounds: a filter, i8 codes of index_k and f32 {scale, error, norm} of each page, [P, Hik, 3], or of
     each 16 rows of ragged keys, [ceil(N / 16), Hik, 3]: the same selection, and most of index_k is not read
 kv_dtype: what k and v of unsigned bytes hold ("e4m3"); index_k_dtype: the same of index_q and index_k
 kv_format: the whole format of k and v, which bytes in four bits need ("nvfp4", "nvfp4/tensor", "q8kv4"); two elements
     lie in a byte, the even one in its low half, so that the last extent of the array is half the dim
+index_k_format: the same of index_k
 out_dtype: "f32" for an output of that type beside 16-bit queries
 out, lse, ...: arrays to write into; what is left out and wanted (return_lse, ...) is allocated as q was
 workspace: bytes on the device, as many as the plan says; left out: allocated for the call
@@ -84,11 +87,13 @@ def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Arra
 
 
 def block_scores(index_q: Array, index_k: Array, *, index_k_scale: Array | None = None,
+                 index_k_global_scale: Array | None = None,
                  cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
                  cu_seqlens_k: Array | None = None, page_table: Array | None = None, q_offsets: Array | None = None,
                  key_offsets: Array | None = None, total_seqlens_k: Array | None = None, block_size: int = 128,
                  causal: bool = True, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
                  backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                 index_k_format: str | None = None,
                  dtype: Any = None, index_k_dtype: Any = None, scores: Array | None = None,
                  workspace: Array | None = None,
                  stream: Any = None) -> Any:
@@ -103,13 +108,15 @@ def block_scores(index_q: Array, index_k: Array, *, index_k_scale: Array | None 
     >>> scores[0, 0].tolist()
     [16.0, 16.0]
     """
-    return _core.block_scores(index_q, index_k, index_k_scale=index_k_scale, cu_seqlens_q=cu_seqlens_q,
+    return _core.block_scores(index_q, index_k, index_k_scale=index_k_scale,
+                              index_k_global_scale=index_k_global_scale, cu_seqlens_q=cu_seqlens_q,
                               seqlens_k=seqlens_k,
                               cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
                               key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, scores=scores,
                               block_size=block_size, causal=causal, max_seqlen_q=max_seqlen_q,
                               max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                              batch_invariant=batch_invariant, dtype=dtype, workspace=workspace, stream=stream,
+                              batch_invariant=batch_invariant, index_k_format=index_k_format, dtype=dtype,
+                              workspace=workspace, stream=stream,
                               index_k_dtype=index_k_dtype)
 
 
@@ -142,14 +149,16 @@ def select_topk(scores: Array, *, cu_seqlens_q: Array | None = None, seqlens_k: 
                              stream=stream)
 
 
-def select_blocks(index_q: Array, index_k: Array, *, index_k_scale: Array | None = None, index_k8: Array | None = None,
+def select_blocks(index_q: Array, index_k: Array, *, index_k_scale: Array | None = None,
+                  index_k_global_scale: Array | None = None, index_k8: Array | None = None,
                   index_k8_bounds: Array | None = None, cu_seqlens_q: Array | None = None,
                   seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
                   q_offsets: Array | None = None, key_offsets: Array | None = None,
                   total_seqlens_k: Array | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
                   init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
                   max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
-                  batch_invariant: bool = False, dtype: Any = None, index_k_dtype: Any = None,
+                  batch_invariant: bool = False,
+                  index_k_format: str | None = None, dtype: Any = None, index_k_dtype: Any = None,
                   block_ids: Array | None = None,
                   chosen_scores: Array | None = None, candidates: Array | None = None, return_scores: bool = False,
                   return_candidates: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
@@ -168,7 +177,8 @@ def select_blocks(index_q: Array, index_k: Array, *, index_k_scale: Array | None
     >>> ids[0, 0].tolist()
     [0, 2]
     """
-    return _core.select_blocks(index_q, index_k, index_k_scale=index_k_scale, index_k8=index_k8,
+    return _core.select_blocks(index_q, index_k, index_k_scale=index_k_scale,
+                               index_k_global_scale=index_k_global_scale, index_k8=index_k8,
                                index_k8_bounds=index_k8_bounds,
                                cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
                                page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
@@ -177,7 +187,8 @@ def select_blocks(index_q: Array, index_k: Array, *, index_k_scale: Array | None
                                candidates=candidates if candidates is not None else return_candidates,
                                block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                                causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
-                               isa=isa, threads=threads, batch_invariant=batch_invariant, dtype=dtype,
+                               isa=isa, threads=threads, batch_invariant=batch_invariant,
+                               index_k_format=index_k_format, dtype=dtype,
                                workspace=workspace, stream=stream, index_k_dtype=index_k_dtype)
 
 
@@ -222,6 +233,7 @@ def sparse_attention(q: Array, k: Array, v: Array, block_ids: Array, *, k_scale:
 def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, *, k_scale: Array | None = None,
                   v_scale: Array | None = None, k_global_scale: Array | None = None,
                   v_global_scale: Array | None = None, index_k_scale: Array | None = None,
+                  index_k_global_scale: Array | None = None,
                   index_k8: Array | None = None,
                   index_k8_bounds: Array | None = None, cu_seqlens_q: Array | None = None,
                   seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None, page_table: Array | None = None,
@@ -230,6 +242,7 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
                   init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
                   max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
                   isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
+                  index_k_format: str | None = None,
                   dtype: Any = None, kv_dtype: Any = None, index_k_dtype: Any = None, out_dtype: Any = None,
                   out: Array | None = None,
                   lse: Array | None = None, block_ids: Array | None = None, return_lse: bool = False,
@@ -253,7 +266,8 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
     """
     return _core.msa_attention(q, k, v, index_q, index_k, k_scale=k_scale, v_scale=v_scale,
                                k_global_scale=k_global_scale, v_global_scale=v_global_scale,
-                               index_k_scale=index_k_scale, index_k8=index_k8,
+                               index_k_scale=index_k_scale,
+                               index_k_global_scale=index_k_global_scale, index_k8=index_k8,
                                index_k8_bounds=index_k8_bounds, cu_seqlens_q=cu_seqlens_q,
                                seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
                                q_offsets=q_offsets, key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, out=out,
@@ -262,7 +276,8 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
                                block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                                causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
                                max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                               batch_invariant=batch_invariant, kv_format=kv_format, out_dtype=out_dtype, dtype=dtype,
+                               batch_invariant=batch_invariant, kv_format=kv_format, index_k_format=index_k_format,
+                               out_dtype=out_dtype, dtype=dtype,
                                workspace=workspace, stream=stream, kv_dtype=kv_dtype, index_k_dtype=index_k_dtype)
 
 
@@ -357,6 +372,8 @@ def quantize_kv(k_rows: Array, v_rows: Array, *, k_scale: Array | None = None, v
     k_cache, v_cache: what is written, row for row, or pages [P, S, Hkv, D] beside page_table: a request's rows go to
     its last positions, and nothing else of the pages is touched
     k_scale_cache, v_scale_cache: f32 of "e4m3/token", e4m3 of formats in four bits
+    Index keys in four bits are stored by the same call, as rows of two halves: index_k[..., :Di / 2] for k and the rest
+    for v, and caches and scales cut alike, where Di is a multiple of 32
 
     Returns Stored(k_cache, v_cache), or StoredScales(k_cache, v_cache, k_scale_cache, v_scale_cache) where scales are
     worked out.

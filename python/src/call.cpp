@@ -28,16 +28,18 @@ bool is_batch(const msa_field& field) {
 }
 
 bool is_kv(const msa_field& field) { return std::strcmp(field.element, "kv") == 0; }
-bool is_index(const msa_field& field) {
-  return std::strcmp(field.element, "index_q") == 0 || std::strcmp(field.element, "index_k") == 0;
-}
+bool is_index_q(const msa_field& field) { return std::strcmp(field.element, "index_q") == 0; }
+bool is_index_k(const msa_field& field) { return std::strcmp(field.element, "index_k") == 0; }
 bool is_kv_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
 
 /// What unsigned bytes of a field hold, or -1.
 msa_dtype bytes_of(const msa_field& field, const Stored& stored) {
   if (is_kv(field)) return stored.bytes;
-  if (is_index(field)) return stored.index;
-  const bool groups = is_kv_scale(field) && stored.bytes == MSA_E2M1;
+  if (is_index_k(field)) return stored.index;
+  const bool index_groups = stored.index == MSA_E2M1;
+  if (is_index_q(field)) return index_groups ? msa_dtype{MSA_E4M3} : stored.index;
+  const bool groups = (is_kv_scale(field) && stored.bytes == MSA_E2M1) ||
+                      (std::strcmp(field.element, "index_k_scale") == 0 && index_groups);
   const bool query = std::strcmp(field.element, "q") == 0 && stored.words == MSA_E4M3;
   return groups || query ? MSA_E4M3 : msa_dtype{-1};
 }
@@ -49,8 +51,8 @@ msa_dtype words_of(const Stored& stored) {
 
 // Given beside what they belong to, by name alone.
 bool is_beside(const msa_field& field) {
-  for (const char* element :
-       {"kv_scale", "kv_global_scale", "filter", "filter_bounds", "index_k_scale"}) {
+  for (const char* element : {"kv_scale", "kv_global_scale", "filter", "filter_bounds",
+                              "index_k_scale", "index_k_global_scale"}) {
     if (std::strcmp(field.element, element) == 0) return true;
   }
   return false;
@@ -75,7 +77,7 @@ Call::Call(State& state, Operation& operation)
       views_(state),
       host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
   std::memset(&args_, 0, sizeof args_);
-  args_.struct_size = MSA_STRUCT_SIZE(msa_args, index_k_scale);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, index_k_global_scale);
 }
 
 std::size_t Call::find(const char* name) const {
@@ -188,6 +190,10 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
   if (staged.kv_given != 0) {
     problem->kv = staged.kv;
     problem->kv_given = 1;
+  }
+  if (staged.index_k_given != 0) {
+    problem->index_k = staged.index_k;
+    problem->index_k_given = 1;
   }
   want(problem);
   return true;
@@ -374,6 +380,8 @@ bool takes(const Operation& operation, const char* setting) {
   if (name == "topk") return chooses;
   if (name == "local_blocks" || name == "init_blocks") return chooses && batch;
   if (name == "kv_format") return operation.reads_kv;
+  if (name == "index_k_format")
+    return operation.reads_index && operation.op != MSA_OP_QUANTIZE_INDEX;
   const bool copies = operation.op == MSA_OP_QUANTIZE_INDEX;
   const bool stores = operation.op == MSA_OP_QUANTIZE_KV || copies;
   if (name == "causal") return batch && operation.op != MSA_OP_INVERT_SELECTION && !stores;
@@ -406,7 +414,7 @@ bool make_operation(msa_op op, Operation* operation) {
     run.push_back(operation->fields[i].name);
     operation->writes_format |= std::strcmp(operation->fields[i].element, "out") == 0;
     operation->reads_kv |= is_kv(operation->fields[i]);
-    operation->reads_index |= is_index(operation->fields[i]);
+    operation->reads_index |= is_index_k(operation->fields[i]);
   }
   call.assign(run.begin(), run.begin() + static_cast<std::ptrdiff_t>(operation->inputs));
   for (std::size_t i = 0; i < kSettings; ++i) {

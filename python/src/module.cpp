@@ -41,6 +41,7 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
     return nullptr;
   }
   if (staged.kv_given != 0 && stored.bytes < 0) stored.bytes = staged.kv.storage;
+  if (staged.index_k_given != 0 && stored.index < 0) stored.index = staged.index_k.storage;
   Call run(state, operation);
   msa_problem problem;
   if (!run.gather(values, outputs, stream, stored) || !run.pose(staged, &problem)) return nullptr;

@@ -28,6 +28,7 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(threads, Int, options.threads, true),
     MSA_NUMBER(batch_invariant, Flag, options.batch_invariant, true),
     MSA_NUMBER(kv_format, Format, kv, true),
+    MSA_NUMBER(index_k_format, Format, index_k, true),
     MSA_NUMBER(out_dtype, Dtype, out_dtype, false),
     MSA_NUMBER(device, Device, device_type, false),
     MSA_NUMBER(batch, Int, batch, false),
@@ -44,7 +45,6 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(index_heads, Int, index_heads, false),
     MSA_NUMBER(index_heads_k, Int, index_heads_k, false),
     MSA_NUMBER(index_dim, Int, index_dim, false),
-    MSA_NUMBER(index_k_format, Format, index_k, false),
     MSA_NUMBER(index_filter, Filter, index_filter, false),
     MSA_NUMBER(output, Flag, output, false),
     MSA_NUMBER(lse, Flag, lse, false),
@@ -314,6 +314,8 @@ msa_settings settings_of(const msa_problem& problem) {
   settings.softmax_scale = problem.softmax_scale;
   settings.options = problem.options;
   settings.kv_rounded = problem.kv_given != 0 && (problem.kv.flags & MSA_FORMAT_ROUNDED) != 0;
+  settings.index_k_rounded =
+      problem.index_k_given != 0 && (problem.index_k.flags & MSA_FORMAT_ROUNDED) != 0;
   return settings;
 }
 

@@ -64,26 +64,30 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, k_scale: T
 
 
 def block_scores(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | None = None,
+                  index_k_global_scale: Tensor | None = None,
                  cu_seqlens_q: Tensor | None = None,
                  seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
                  q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
                  total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
                  max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
                  isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                 index_k_format: str | None = None,
                  scores: Tensor | None = None) -> Any:
     """The largest index score of each block that a query sees; -inf where it sees nothing. See msa.block_scores."""
     if scores is not None:
         outputs = {"scores": scores if scores is not None else True}
         return write("block_scores", (index_q, index_k), outputs, None, index_k_scale=index_k_scale,
+                     index_k_global_scale=index_k_global_scale,
                      cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
                      cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
                      total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal, max_seqlen_q=max_seqlen_q,
                      max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                     batch_invariant=batch_invariant)
-    found = _block_scores(index_q, index_k, index_k_scale, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                     batch_invariant=batch_invariant, index_k_format=index_k_format)
+    found = _block_scores(index_q, index_k, index_k_scale, index_k_global_scale, cu_seqlens_q, seqlens_k, q_offsets,
+                          key_offsets,
                           total_seqlens_k,
                           cu_seqlens_k, page_table, block_size, causal, max_seqlen_q, max_seqlen_k, backend, isa,
-                          threads, batch_invariant)
+                          threads, batch_invariant, index_k_format)
     return found[0]
 
 
@@ -112,6 +116,7 @@ def select_topk(scores: Tensor, *, cu_seqlens_q: Tensor | None = None, seqlens_k
 
 
 def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | None = None,
+                  index_k_global_scale: Tensor | None = None,
                   index_k8: Tensor | None = None,
                   index_k8_bounds: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
                   seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
@@ -119,7 +124,8 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | N
                   total_seqlens_k: Tensor | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
                   init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
                   max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
-                  batch_invariant: bool = False, block_ids: Tensor | None = None, chosen_scores: Tensor | None = None,
+                  batch_invariant: bool = False, index_k_format: str | None = None, block_ids: Tensor | None = None,
+                  chosen_scores: Tensor | None = None,
                   candidates: Tensor | None = None, return_scores: bool = False,
                   return_candidates: bool = False) -> Any:
     """block_scores and select_topk in one, without the scores in memory. See msa.select_blocks."""
@@ -127,17 +133,20 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | N
         outputs = {"block_ids": block_ids if block_ids is not None else True,
                    "chosen_scores": chosen_scores if chosen_scores is not None else return_scores,
                    "candidates": candidates if candidates is not None else return_candidates}
-        return write("select_blocks", (index_q, index_k), outputs, None, index_k_scale=index_k_scale, index_k8=index_k8,
+        return write("select_blocks", (index_q, index_k), outputs, None, index_k_scale=index_k_scale,
+                     index_k_global_scale=index_k_global_scale, index_k8=index_k8,
                      index_k8_bounds=index_k8_bounds, cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k,
                      cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets, key_offsets=key_offsets,
                      total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
                      init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant)
-    found = _select_blocks(index_q, index_k, index_k_scale, index_k8, index_k8_bounds, cu_seqlens_q, seqlens_k,
+                     backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
+                     index_k_format=index_k_format)
+    found = _select_blocks(index_q, index_k, index_k_scale, index_k_global_scale, index_k8, index_k8_bounds,
+                           cu_seqlens_q, seqlens_k,
                            q_offsets,
                            key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size, topk, local_blocks,
                            init_blocks, causal, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
-                           True, return_scores, return_candidates)
+                           index_k_format, True, return_scores, return_candidates)
     if len(found) == 1:
         return found[0]
     return result(found, ("block_ids", True), ("chosen_scores", return_scores), ("candidates", return_candidates))
@@ -175,6 +184,7 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, *, k_sc
 def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, *, k_scale: Tensor | None = None,
                   v_scale: Tensor | None = None, k_global_scale: Tensor | None = None,
                   v_global_scale: Tensor | None = None, index_k_scale: Tensor | None = None,
+                  index_k_global_scale: Tensor | None = None,
                   index_k8: Tensor | None = None,
                   index_k8_bounds: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
                   seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, page_table: Tensor | None = None,
@@ -183,6 +193,7 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
                   init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
                   max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
                   isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
+                  index_k_format: str | None = None,
                   out_dtype: torch.dtype | None = None, out: Tensor | None = None, lse: Tensor | None = None,
                   block_ids: Tensor | None = None, return_lse: bool = False, return_block_ids: bool = False) -> Any:
     """select_blocks, then sparse_attention. See msa.msa_attention."""
@@ -191,18 +202,21 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
                    "block_ids": block_ids if block_ids is not None else return_block_ids}
         return write("msa_attention", (q, k, v, index_q, index_k), outputs, out_dtype, k_scale=k_scale, v_scale=v_scale,
                      k_global_scale=k_global_scale, v_global_scale=v_global_scale, index_k_scale=index_k_scale,
+                     index_k_global_scale=index_k_global_scale,
                      index_k8=index_k8,
                      index_k8_bounds=index_k8_bounds, cu_seqlens_q=cu_seqlens_q,
                      seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
                      key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
                      local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                     batch_invariant=batch_invariant, kv_format=kv_format)
+                     batch_invariant=batch_invariant, kv_format=kv_format, index_k_format=index_k_format)
     found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, k_global_scale, v_global_scale, index_k_scale,
+                           index_k_global_scale,
                            index_k8,
                            index_k8_bounds, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
                            cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, softmax_scale,
-                           max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, kv_format, out_dtype,
+                           max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, kv_format,
+                           index_k_format, out_dtype,
                            True, return_lse, return_block_ids)
     if len(found) == 1:
         return found[0]

@@ -16,6 +16,7 @@ __all__ = ["OUTPUTS", "allocate", "make_fake"]
 
 _INPUT_ROLES = (0, 1)
 _OPTIONAL_OUTPUT = 3
+_BESIDE = ("kv_scale", "kv_global_scale", "filter_bounds", "index_k_scale", "index_k_global_scale")
 # One op's k of parts may differ from part to part; keys count rows or pages.
 _FREE = ("N", "part k", "B", "B + 1", "pages", "blocks")
 
@@ -33,9 +34,9 @@ def _bind(rows: list[Row], given: dict[str, Any]) -> dict[str, Any]:
     for name, _, parts, element, shape in rows:
         value = given.get(name)
         # The rank of a scale says who shares it; bounds count pages, or groups of rows.
-        if value is None or element in ("kv_scale", "kv_global_scale", "filter_bounds", "index_k_scale"):
+        if value is None or element in _BESIDE:
             continue
-        pairs = element == "kv" and in_four_bits(given.get("kv_format"))
+        pairs = in_four_bits(given.get(f"{element}_format")) and element in ("kv", "index_k")
         for tensor in value if parts else [value]:
             letters = _letters(shape)
             torch._check(tensor.dim() >= len(letters), lambda: f"{name}: expected {shape}, got rank {tensor.dim()}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """fp4_indexer_block_scores: block scores of index queries and keys in four bits.
 
-msa's index has no format of four bits. Queries and the listed pages of keys are written out in bf16, which holds every
-code times its scale, and then scored: upstream's numbers, not its speed."""
+msa's index takes NVFP4 keys on the CPU alone and queries in four bits nowhere. Queries and the listed pages of keys are
+written out in bf16, which holds every code times its scale, and then scored: upstream's numbers, not its speed."""
 from __future__ import annotations
 
 from typing import Callable, NamedTuple

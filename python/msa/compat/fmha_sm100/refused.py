@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from ._checks import not_served
 
 _CACHE = "its cache is packed in the fork's own way; sparse_atten_nvfp4_kv_func and msa's own calls read NVFP4"
-_INDEX = "msa's index has no format of 8 or 4 bits of its own; see index_k8 of msa.select_blocks"
+_INDEX = "see index_k_format, index_k_scale and index_k8 of msa.select_blocks"
 
 
 class _Refused:
