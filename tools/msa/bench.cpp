@@ -164,7 +164,8 @@ class Bench {
     if (peer) {
       row.peer = named.peer.empty() ? "own dense attention" : named.peer;
       if (!first_run(named, *peer, row, row.peer_seconds)) return false;
-      const bool selects = row.spec.op == Op::SelectBlocks && peer->spec().op == row.spec.op;
+      const bool selects = (row.spec.op == Op::SelectBlocks || row.spec.op == Op::MsaAttention) &&
+                           peer->spec().op == row.spec.op;
       if (selects && row.spec.index_k_format() != peer->spec().index_k_format())
         row.recall = recall_of(peer->operands().block_ids, call.operands().block_ids);
     }

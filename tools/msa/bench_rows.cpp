@@ -45,6 +45,18 @@ std::vector<BenchRow> named_rows(bool host) {
        .line = "op=select lens=1:1048576 page=128 regime=drift index_k=e4m3/page",
        .peer_line = "op=select lens=1:1048576 page=128 regime=drift",
        .peer = "own bf16"},
+      {.id = "select.q8kv4.32k",
+       .what = "selection for a prefill of 32K tokens, pages of 128, index keys in q8kv4, against "
+               "the same in bf16",
+       .line = "op=select lens=32768:32768 page=128 regime=drift index_k=q8kv4",
+       .peer_line = "op=select lens=32768:32768 page=128 regime=drift",
+       .peer = "own bf16"},
+      {.id = "decode.select.q8kv4.1m",
+       .what = "selection, decode of one token over 1M in pages of 128, index keys in q8kv4, "
+               "against the same in bf16",
+       .line = "op=select lens=1:1048576 page=128 regime=drift index_k=q8kv4",
+       .peer_line = "op=select lens=1:1048576 page=128 regime=drift",
+       .peer = "own bf16"},
       {.id = "sparse.32k.drift",
        .what = "sparse attention, prefill of 32K tokens, lists that drift",
        .line = "op=sparse lens=32768:32768 regime=drift"},
@@ -81,6 +93,12 @@ std::vector<BenchRow> named_rows(bool host) {
       {.id = "decode.msa.1m",
        .what = "selection and attention, decode of one token over 1M",
        .line = "op=msa lens=1:1048576 regime=drift"},
+      {.id = "decode.q8kv4.1m",
+       .what = "selection and attention, decode of one token over 1M in pages of 128, index keys, "
+               "keys and values in q8kv4, against the same in bf16",
+       .line = "op=msa lens=1:1048576 page=128 regime=drift kv=q8kv4 index_k=q8kv4",
+       .peer_line = "op=msa lens=1:1048576 page=128 regime=drift",
+       .peer = "own bf16"},
       {.id = "memory.128k",
        .what = "memory of a whole MSA prefill of 128K tokens beyond inputs and outputs: the larger "
                "of the "

@@ -107,14 +107,19 @@ std::optional<double> Row::ratio() const {
 }
 
 void add_floor(Row& row, const Peaks& peaks) {
-  // Codes with a scale in f32 are multiplied as fp32, on a GPU as queries are stored.
+  // Codes with a scale in f32, and index keys in e4m3, are multiplied as fp32, on a GPU as queries
+  // are stored.
   const Format kv = row.spec.kv_format();
   const bool scaled =
       kv.storage == DType::E4M3 ? kv.scale != Scale::None : kv.scale == Scale::GroupTensor;
   const bool widened = scaled && row.backend != "cuda";
   const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.wide_type());
-  const bool codes = row.spec.index_k_format().storage == DType::E4M3 && row.backend != "cuda";
-  const double index = peak_of(peaks, row.isa, codes ? DType::F32 : row.spec.index_type());
+  const Format keys = row.spec.index_k_format();
+  const bool codes =
+      (keys.storage == DType::E4M3 || keys.scale == Scale::GroupTensor) && row.backend != "cuda";
+  const DType wide =
+      row.spec.index_type() == DType::E4M3 ? row.spec.wide_type() : row.spec.index_type();
+  const double index = peak_of(peaks, row.isa, codes ? DType::F32 : wide);
   const double read = row.read_rate > 0 ? row.read_rate : peaks.read_bytes_per_s;
   if (attend <= 0 || index <= 0 || read <= 0) return;
   row.floor_seconds =

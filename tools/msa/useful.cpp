@@ -50,10 +50,11 @@ void add_dense(const Problem& p, const Request& r, UsefulWork& work) {
 void add_index(const Problem& p, const Request& r, UsefulWork& work) {
   work.index_ops += 2 * static_cast<double>(p.index.dim * p.index.heads) * visible_keys(r);
   // With a filter the codes must be read, and of the keys what it lets through: counted as none.
-  const DType read =
-      p.index.filter ? p.index.filter->storage : p.index.k.value_or(p.index.q).storage;
-  work.bytes +=
-      static_cast<double>(p.index.dim * p.index.heads_k * most_visible(r)) * item_bytes(read);
+  const Format keys = p.index.k.value_or(p.index.q);
+  const DType read = p.index.filter ? p.index.filter->storage : keys.storage;
+  double row = static_cast<double>(p.index.dim) * item_bytes(read);
+  if (keys.group > 0) row += static_cast<double>(p.index.dim) / static_cast<double>(keys.group);
+  work.bytes += static_cast<double>(p.index.heads_k * most_visible(r)) * row;
 }
 
 /// Keys that the lists of one head name; each key's bytes count once, however many rows list it.
