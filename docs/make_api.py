@@ -25,11 +25,11 @@ The same names hold in C++ (`{Op}Args` in [attention.h](../include/msa/attention
 in C (`msa_args` in [c.h](../include/msa/c.h)) and as keywords in Python.
 
 - **role**: *in* and *out* must be given; *out, if `x`* must be given where the problem's flag `x` is set, and must not elsewhere. `problem_of` and the one-call forms set a flag where its tensor is given.
-- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, that of q, e4m3 or e2m1; `index_q` is `index.q`; `index_k` is `index.k`, that of index_q or e4m3; `out` is `outputs.dtype`, the type of q or f32, beside queries in e4m3 bf16, f16 or f32; `kv_scale` is f32, of e2m1 e4m3.
+- **dtype**: a type, or the format of the problem that rules it: `q` is `attention.q`; `kv` is `attention.kv`, that of q, e4m3 or e2m1; `index_q` is `index.q`; `index_k` is `index.k`, that of index_q, e4m3 or e2m1; `out` is `outputs.dtype`, the type of q or f32, beside queries in e4m3 bf16, f16 or f32; `kv_scale` and `index_k_scale` are f32, of e2m1 e4m3.
 - **strides**: *innermost 1* needs a dense last dimension; *any* takes every non-negative stride, zero (broadcast) included in inputs. Elements of an output never overlap each other, another output or an input.
 - **shape**: batches are flattened, `[T, H, D]` with `cu_seqlens_q`, never `[B, T, H, D]`. Where a paged shape stands beside it, keys may lie in pages of `bounds.page_size` tokens, found by `page_table`.
 - **scales**: `k_scale` and `v_scale` are given where k and v are e4m3 and scaled, and must not be elsewhere: one for all `[1]`, for each head `[Hkv]`, for each page and head `[P, Hkv]`, or for each token and head, `[N, Hkv]` of ragged keys and `[P, S, Hkv]` of pages. Both are shared the same way; `v_scale` is needed where `v` is. `problem_of` reads the format off `k` and the rank of `k_scale` (in rank 1 an extent of 1 is one for all). Of e2m1 they are e4m3, one for every 16 elements: `[N, Hkv, D / 16]`, `[P, S, Hkv, D / 16]`, of v `Dv / 16`; `k_global_scale` and `v_global_scale` make the format `nvfp4/tensor`, and `Settings::kv_rounded` makes it `q8kv4`.
-- **scales of index keys**: `index_k_scale` is given where index_k is e4m3 and scaled, and must not be elsewhere; shaped as `k_scale` is, with `Hik` for `Hkv`.
+- **scales of index keys**: `index_k_scale` is given where index_k is e4m3 and scaled or e2m1, and must not be elsewhere; shaped as `k_scale` is, with `Hik` for `Hkv` and `Di` for `D`. `index_k_global_scale` makes the format `nvfp4/tensor`, and `Settings::index_k_rounded` makes it `q8kv4`.
 - **four bits**: extents and strides count elements, two of which lie in a byte, the even one in its low half; innermost extents are multiples of 16, all other strides are even.
 - **filters**: `index_k8` and `index_k8_bounds`, both or none. `F` counts pages, of ragged keys groups of 16 rows of the pool (`ceil(N / 16)`); the three numbers are scale, error and norm ([contract.md](contract.md)).
 - **serves**: what a backend promises, a line a pattern, in the words of the [case language](case-language.md) (`group` is query heads over KV heads); from `tests/support/`, which the tests hold it to. The reference backend serves all legal problems, where `options.backend` names it. Attention and scoring on CUDA take starts and strides that are multiples of 16 bytes.
@@ -118,7 +118,7 @@ FILTER = (b"filter", b"filter_bounds")
 
 def is_batch(field):
     return (field.role == OPTIONAL_INPUT and not field.flag and
-            field.element not in (b"kv_scale", b"kv_global_scale", b"index_k_scale", *FILTER))
+            field.element not in (b"kv_scale", b"kv_global_scale", b"index_k_scale", b"index_k_global_scale", *FILTER))
 
 
 def role(field, fields):
@@ -132,7 +132,7 @@ def role(field, fields):
         return "in, where the format has a scale of all, heads or pages"
     if field.element in (b"kv_scale", b"index_k_scale"):
         return "in, where the format has a scale"
-    if field.element == b"kv_global_scale":
+    if field.element in (b"kv_global_scale", b"index_k_global_scale"):
         return "in, of `nvfp4/tensor`"
     if field.element in FILTER:
         return "in, where there is a filter"
@@ -148,6 +148,8 @@ def shapes(field):
         return f"`[T, Hkv]` or `[P, S, Hkv]`, of four bits `[T, Hkv, {groups}]` or `[P, S, Hkv, {groups}]`"
     if field.element == b"kv_scale":
         return f"`[1]`, `[Hkv]`, `[P, Hkv]`, `[N, Hkv]` or `[P, S, Hkv]`, of four bits `[N, Hkv, {groups}]` or `[P, S, Hkv, {groups}]`"
+    if field.element == b"index_k_scale":
+        return "`[1]`, `[Hik]`, `[P, Hik]`, `[N, Hik]` or `[P, S, Hik]`, of four bits `[N, Hik, Di / 16]` or `[P, S, Hik, Di / 16]`"
     ragged = field.shape.decode()
     parts = "parts of " if field.parts else ""
     paged = ragged.replace("[N, ", "[P, S, ")
@@ -156,8 +158,9 @@ def shapes(field):
 
 def field_line(field, fields):
     element = field.element.decode()
-    strides = "any" if element in ("f32", "i32", "kv_scale", "kv_global_scale", "filter_bounds") else "innermost 1"
-    dtype = {"f32": "f32", "i32": "i32", "kv_global_scale": "f32", "filter": "i8",
+    anyhow = ("f32", "i32", "kv_scale", "kv_global_scale", "index_k_scale", "index_k_global_scale", "filter_bounds")
+    strides = "any" if element in anyhow else "innermost 1"
+    dtype = {"f32": "f32", "i32": "i32", "kv_global_scale": "f32", "index_k_global_scale": "f32", "filter": "i8",
              "filter_bounds": "f32"}.get(element, f"`{element}`")
     return f"| `{field.name.decode()}` | {role(field, fields)} | {dtype} | {shapes(field)} | {strides} |"
 
