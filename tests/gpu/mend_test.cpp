@@ -23,7 +23,7 @@ using gpu::GpuCase;
 
 // Every kernel that shares tiles between rows: dense in one piece and in splits, unions of lists,
 // keys outermost, codes with one scale and with a scale a token; pages, rows without keys, padding.
-const std::vector<std::string> kCalls{
+const std::vector<std::string> kSharedTiles{
     "op=dense heads=16/2 lens=70:700,9:300",
     "op=dense heads=4/4 dim=64 dtype=f16 lens=300:426,70:196,9:8",
     "op=dense heads=16/2 lens=20:6000,9:3000 page=64 lse=1",
@@ -93,7 +93,7 @@ void multiply_queries(const GpuCase& call, float factor) {
 }
 
 TEST(Mended, NothingIsOfFiniteData) {
-  for (const std::string& rest : kCalls) {
+  for (const std::string& rest : kSharedTiles) {
     for (const char* regime : {"random", "drift", "integers", "onehot", "low", "rising"}) {
       const std::string line = rest + " regime=" + regime;
       GpuCase call(line);
@@ -106,7 +106,7 @@ TEST(Mended, NothingIsOfFiniteData) {
 
 // Scores of some 2^14 times the usual, values up to 2^102, in f16 2^14, and as small.
 TEST(Mended, NothingIsOfLargeOrSmallNumbers) {
-  for (const std::string& line : kCalls) {
+  for (const std::string& line : kSharedTiles) {
     const bool f16 = line.find("dtype=f16") != std::string::npos;
     const bool codes = line.find("kv=") != std::string::npos;
     for (const int sign : {1, -1}) {
@@ -125,7 +125,7 @@ TEST(Mended, NothingIsOfLargeOrSmallNumbers) {
 }
 
 TEST(Mended, RowsThatMeetANanAre) {
-  for (const std::string& rest : kCalls) {
+  for (const std::string& rest : kSharedTiles) {
     for (const char* hostile : {"nan_v", "nan_q"}) {
       const std::string line = rest + " hostile=" + hostile;
       GpuCase call(line);
