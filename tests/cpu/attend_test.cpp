@@ -400,6 +400,32 @@ TEST_P(Overflow, NothingOverflowsUpToTheBound) {
   }
 }
 
+// Where scaled scores pass 2^24, a row is its largest key, and its lse that key's score: whatever
+// rounding took from the products, and wherever the maximum stood before.
+TEST_P(Overflow, OfLargeScoresTheLargestWins) {
+  for (const std::string& isa : levels()) {
+    for (const std::size_t count : {41u, 300u, 5000u}) {  // one block, several, several pieces
+      for (const std::size_t at : {std::size_t{0}, count / 2, count - 1}) {
+        for (int exponent = 0; exponent <= 57; exponent += count > 1000 ? 19 : 6) {
+          for (const float sign : {1.0f, -1.0f}) {
+            const float size = std::ldexp(1.0f, exponent);
+            std::vector<float> all(count);
+            for (std::size_t j = 0; j < count; ++j)
+              all[j] = size * (1.125f + 0.25f * static_cast<float>(j) / static_cast<float>(count));
+            for (float& key : all) key *= sign;
+            all[at] = sign > 0 ? size * 1.7265625f : size * -0.9140625f;
+            const Answer a = attend_flat(GetParam(), isa, size * 1.2734375f, all, 9.3f);
+            const double best = 16.0 * 9.3f * (size * 1.2734375f) * double(all[at]);
+            ASSERT_NEAR(a.out, static_cast<float>(at), 1e-3 + static_cast<double>(at) / 256)
+                << isa << ", 2^" << 2 * exponent << ", " << sign;
+            ASSERT_NEAR(a.lse / best, 1, 1e-5) << isa << ", 2^" << 2 * exponent << ", " << sign;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Overflow, AScoreBeyondIsInfinite) {
   for (const std::string& isa : levels()) {
     for (const std::size_t count : {41u, 5000u}) {  // one piece, and several

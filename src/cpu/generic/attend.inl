@@ -518,6 +518,33 @@ MSA_INLINE Vec base_of(Vec m, Vec scale, Vec bias) {
 /// What is added to scaled scores. Where the largest is plus infinity, all weights are NaN.
 MSA_INLINE Vec shift_of(Vec base) { return fma(base, zero(), sub(zero(), base)); }
 
+/// Rows whose bases are so large that what rounding them took away could be all of a weight: a
+/// fused product sees it. Their scores are subtracted before they are scaled.
+MSA_INLINE Mask far_rows(Vec base) {
+  const Vec size = max(base, sub(zero(), base));
+  return greater(select(equal(size, set1(kInfinity)), zero(), size), set1(0x1p24f));
+}
+
+/// Takes the largest score of far rows from their scores of a block: one of `cols` columns.
+inline void subtract_far(float* s, std::int64_t keys, std::int64_t cols, Mask far, Vec largest) {
+  for (std::int64_t key = 0; key < keys; ++key, s += cols * kLanes)
+    store(s, select(far, sub(load(s), largest), load(s)));
+}
+
+/// By how much weights shrink where the largest score of a row moves. What a row held that had seen
+/// nothing is dropped.
+MSA_INLINE Vec decay(Vec before, Vec after, Vec scale, Vec bias) {
+  const Vec from = base_of(before, scale, bias), to = base_of(after, scale, bias);
+  const Mask was_far = far_rows(from), is_far = far_rows(to);
+  Vec x = sub(from, to);
+  if (bits(either(was_far, is_far)) != 0) {
+    const Vec left = select(was_far, fma(before, scale, sub(bias, to)), x);
+    const Vec came = fma(sub(zero(), after), scale, sub(from, bias));
+    x = select(is_far, select(was_far, mul(sub(before, after), scale), came), left);
+  }
+  return select(equal(before, set1(-kInfinity)), zero(), exp2(x));
+}
+
 template <class P, int Cols, bool Masked>
 inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
                           const Block<P>& block, std::int64_t keys, const Ahead& ahead) {
@@ -528,15 +555,17 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
     for (int col = 0; col < Cols; ++col) write_block_max(c, column[col], block.id, best[col]);
   }
   if (!c.call.attend) return;
-  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias), lowest = set1(-kInfinity);
+  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias);
   for (int col = 0; col < Cols; ++col) {
     float* m = c.state.m + column[col] * kLanes;
     float* l = c.state.l + column[col] * kLanes;
     const Vec before = load(m), after = max(drop_lowest(best[col], scale), before);
-    const Vec base = base_of(after, scale, bias);
-    // What a row held that had seen nothing is dropped.
-    alpha[col] =
-        select(equal(before, lowest), zero(), exp2(sub(base_of(before, scale, bias), base)));
+    alpha[col] = decay(before, after, scale, bias);
+    Vec base = base_of(after, scale, bias);
+    if (const Mask far = far_rows(base); bits(far) != 0) {
+      subtract_far(c.s + col * kLanes, padded, Cols, far, after);
+      base = select(far, bias, base);
+    }
     const IVec limit = iload(c.limits + column[col] * kLanes);
     const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, shift_of(base), padded);
     store(l, fma(load(l), alpha[col], sum));
@@ -818,13 +847,11 @@ inline void attend(const AttendCall& call, const AttendTile& tile, const AttendS
 
 inline void merge_pieces(const AttendCall& call, const AttendTile& tile, const AttendState& into,
                          const AttendState& from) {
-  const Vec scale = set1(scale_of(call)), bias = set1(tile.bias), lowest = set1(-kInfinity);
+  const Vec scale = set1(scale_of(call)), bias = set1(tile.bias);
   for (std::int64_t at = 0; at < tile.tokens * call.group; at += kLanes) {
     const std::int64_t column = at / kLanes;
     const Vec m0 = load(into.m + at), m1 = load(from.m + at), m = max(m0, m1);
-    const Vec base = base_of(m, scale, bias);
-    const Vec a0 = select(equal(m0, lowest), zero(), exp2(sub(base_of(m0, scale, bias), base)));
-    const Vec a1 = select(equal(m1, lowest), zero(), exp2(sub(base_of(m1, scale, bias), base)));
+    const Vec a0 = decay(m0, m, scale, bias), a1 = decay(m1, m, scale, bias);
     store(into.m + at, m);
     store(into.l + at, fma(load(into.l + at), a0, mul(load(from.l + at), a1)));
     float* o = into.o + column * call.value_dim * kLanes;
