@@ -157,7 +157,7 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
   if (spec.page_size == 0 && spec.index_k_format().scale == Scale::Page)
     spec.index_k->scale = Scale::Token;
-  if (spec.index_k) spec.filter = false;
+  if (spec.index_k || spec.index_k_format().storage == DType::E4M3) spec.filter = false;
   choose_lengths(choices, spec);
   for (Lengths& r : spec.lengths) {
     if (!stores_keys(spec.op)) break;
