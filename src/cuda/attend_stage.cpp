@@ -44,12 +44,13 @@ std::string shape_rejects(const Problem& p) {
     return std::string("the kernels take bf16 and f16, not ") + to_string(p.attention.q.storage);
   }
   const Format kv = core::kv_format(p);
-  if (kv != p.attention.q && kv.storage != DType::E4M3)
-    return "the kernels take keys and values stored as queries are or as e4m3, not " +
+  const bool codes = kv.storage == DType::E4M3 || kv.storage == DType::E2M1;
+  if (kv != p.attention.q && !codes)
+    return "the kernels take keys and values stored as queries are, as e4m3 or as e2m1, not " +
            to_string(kv);
-  if (kv.storage == DType::E4M3 && p.attention.head_dim != 128)
-    return "head_dim is 128 here where keys and values are e4m3, not " +
-           std::to_string(p.attention.head_dim);
+  if (codes && p.attention.head_dim != 128)
+    return std::string("head_dim is 128 here where keys and values are ") + to_string(kv.storage) +
+           ", not " + std::to_string(p.attention.head_dim);
   if (p.attention.head_dim != 64 && p.attention.head_dim != 128)
     return "head_dim is 64 or 128 here, not " + std::to_string(p.attention.head_dim);
   if (p.attention.value_dim != p.attention.head_dim)

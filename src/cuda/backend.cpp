@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "core/fields.h"
+#include "cuda/batch.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/path.h"
@@ -57,21 +59,26 @@ std::optional<Fault> decode(StatusWord word) {
   return fault;
 }
 
+[[noreturn]] void refuse(const Field& field, const Tensor& tensor, const char* why) {
+  const std::string name(field.name);
+  throw Error(ErrorCode::InvalidArgument, name, name + ": " + why + ", got " + to_string(tensor));
+}
+
 /// What kernels read 16 bytes at a time must lie so, whatever the kernel: the copy engine takes
-/// nothing else, and a kernel without it would be far slower without a word.
-void expect_aligned(Op op, const core::Call& call) {
-  for (const Field& field : fields_of(op)) {
+/// nothing else, and a kernel without it would be far slower without a word. Of four bits the scales
+/// of a row, too.
+void expect_aligned(const Problem& problem, const core::Call& call) {
+  for (const Field& field : fields_of(problem.op)) {
     const bool formatted = field.element == Element::Q || field.element == Element::Kv ||
                            field.element == Element::IndexQ || field.element == Element::IndexK ||
                            field.element == Element::Filter;
-    if (!field.is_input() || field.tensor == nullptr || !formatted) continue;
+    const bool grouped = field.element == Element::KvScale &&
+                         core::counts_groups(core::kv_format(problem).scale);
+    if (!field.is_input() || field.tensor == nullptr || (!formatted && !grouped)) continue;
     const Tensor& tensor = field.in(call);
     if (!tensor) continue;
-    if (const char* why = copy_engine_refuses(tensor); *why != '\0') {
-      const std::string name(field.name);
-      throw Error(ErrorCode::InvalidArgument, name,
-                  name + ": " + why + ", got " + to_string(tensor));
-    }
+    const char* why = grouped ? group_scales_refuse(tensor) : copy_engine_refuses(tensor);
+    if (*why != '\0') refuse(field, tensor, why);
   }
 }
 
@@ -90,7 +97,7 @@ class CudaPlanned final : public core::Planned {
   }
 
   void run(const core::Call& call, Workspace workspace, Stream stream) const override {
-    expect_aligned(problem.op, call);
+    expect_aligned(problem, call);
     const DeviceGuard guard(problem.device.index);
     path_->run(problem, call, workspace.data, static_cast<cudaStream_t>(stream.handle));
   }

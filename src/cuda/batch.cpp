@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/batch.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 
 #include "core/contents.h"
@@ -34,9 +36,10 @@ Scales make_scales(const Problem& problem, const Format& format, const Tensor& t
   const auto* const data = static_cast<const float*>(tensor.data);
   const auto& stride = tensor.stride;
   switch (format.scale) {
-    case Scale::None:
     case Scale::Group:
     case Scale::GroupTensor:
+      return {};  // make_group_scales
+    case Scale::None:
       break;
     case Scale::Tensor:
       return {.data = data};
@@ -53,6 +56,33 @@ Scales make_scales(const Problem& problem, const Format& format, const Tensor& t
               .stride_head = stride[2]};
   }
   throw Error(ErrorCode::Internal, "", "cuda: a scale that the format does not have");
+}
+
+GroupScales make_group_scales(const Format& format, const Tensor& tensor, const Tensor& all) {
+  if (!core::counts_groups(format.scale)) return {};
+  const bool paged = tensor.rank == 4;
+  const auto& stride = tensor.stride;
+  return {.data = static_cast<const std::uint8_t*>(tensor.data),
+          .stride_page = paged ? stride[0] : 0,
+          .stride_token = stride[paged ? 1 : 0],
+          .stride_head = stride[paged ? 2 : 1],
+          .all = static_cast<const float*>(all.data),
+          .rounded = format.rounded ? 1 : 0};
+}
+
+const char* group_scales_refuse(const Tensor& scales) {
+  constexpr std::int64_t kRow = 8;  // bytes of a row's scales
+  const auto extents = std::span(scales.shape).first(static_cast<std::size_t>(scales.rank));
+  if (std::find(extents.begin(), extents.end(), 0) != extents.end()) return "";
+  if (reinterpret_cast<std::uintptr_t>(scales.data) % kRow != 0)
+    return "expected an address that is a multiple of 8";
+  const int groups = scales.rank - 1;
+  if (scales.stride[groups] != 1) return "expected the scales of a row side by side";
+  for (int i = 0; i < groups; ++i) {
+    if (scales.shape[i] > 1 && scales.stride[i] % kRow != 0)
+      return "expected strides that are multiples of 8";
+  }
+  return "";
 }
 
 KeyRows make_key_rows(const Tensor& keys) {

@@ -27,6 +27,8 @@ inline Storage storage_of(DType dtype) {
       return Storage::E4m3;
     case DType::I8:
       return Storage::I8;
+    case DType::E2M1:
+      return Storage::E2m1;
     default:
       throw Error(ErrorCode::Internal, "", std::string("no kernel stores ") + to_string(dtype));
   }
@@ -50,6 +52,13 @@ Slots<Item> make_slots(const Tensor& tensor) {
 
 /// Scales of keys or values of that format, or none.
 Scales make_scales(const Problem& problem, const Format& format, const Tensor& tensor);
+
+/// Those of groups, and the one of all, or none.
+GroupScales make_group_scales(const Format& format, const Tensor& tensor, const Tensor& all);
+
+/// Why kernels cannot take scales of groups, or an empty string: those of a row are read 8 bytes at
+/// a time.
+const char* group_scales_refuse(const Tensor& scales);
 
 /// Index keys, paged or ragged.
 KeyRows make_key_rows(const Tensor& keys);

@@ -9,10 +9,11 @@
 namespace msa::cuda {
 
 /// Element types as kernels are compiled for.
-enum class Storage : std::uint32_t { F32, Bf16, F16, E4m3, I8 };
+enum class Storage : std::uint32_t { F32, Bf16, F16, E4m3, I8, E2m1 };
 
 /// Bits of one element.
 constexpr int bits_of(Storage storage) {
+  if (storage == Storage::E2m1) return 4;
   if (storage == Storage::E4m3 || storage == Storage::I8) return 8;
   return storage == Storage::F32 ? 32 : 16;
 }
@@ -62,6 +63,20 @@ struct Scales {
   std::int64_t stride_page = 0;
   std::int64_t stride_token = 0;  // of slots in a page, or of ragged rows
   std::int64_t stride_head = 0;
+};
+
+/// Elements of e2m1 that share a scale.
+inline constexpr int kGroupItems = 16;
+
+/// What codes of four bits are multiplied by: codes of e4m3, one for each 16 elements of a row, those
+/// of a row side by side.
+struct GroupScales {
+  const std::uint8_t* data = nullptr;
+  std::int64_t stride_page = 0;
+  std::int64_t stride_token = 0;
+  std::int64_t stride_head = 0;
+  const float* all = nullptr;  // one more for all of them, or none
+  int rounded = 0;             // code times scale is rounded to e4m3
 };
 
 /// Rows of index keys as they lie in memory: pages, or one of ragged rows. Strides count items.

@@ -91,6 +91,9 @@ class AttentionPath final : public Path {
     const bool codes = kv.storage == DType::E4M3 || kv.storage == DType::E2M1;
     if (codes && problem.outputs.block_max)
       return "block maxima take keys stored as queries are, not " + to_string(kv);
+    if (kv.storage == DType::E2M1)
+      return "requests of more than 8 query tokens take keys and values of at least 8 bits, not " +
+             to_string(kv);
     // Weights times the scales of their values may be more than f16 can hold.
     if (codes && has_column_scales(kv) && problem.attention.q.storage == DType::F16)
       return "requests of more than 8 query tokens in f16 take one scale for all or for each head, "

@@ -40,7 +40,9 @@ std::int64_t bytes_of(const Tensor& tensor, std::int64_t items) {
 }
 
 /// Items of a swizzled row.
-std::int64_t panel_items(const Tensor& tensor) { return kPanelBytes / bytes_of(tensor, 1); }
+std::int64_t panel_items(const Tensor& tensor) {
+  return kPanelBytes * 8 / bits_of(storage_of(tensor.dtype));
+}
 
 CUtensorMapDataType type_of(const Tensor& tensor) {
   switch (tensor.dtype) {
@@ -125,8 +127,8 @@ std::array<Dimension, kRank> key_dimensions(const Tensor& keys) {
 
 const char* copy_engine_refuses(const Tensor& tensor) {
   if (tensor.dtype != DType::BF16 && tensor.dtype != DType::F16 && tensor.dtype != DType::E4M3 &&
-      tensor.dtype != DType::I8)
-    return "expected bf16, f16, e4m3 or i8";
+      tensor.dtype != DType::E2M1 && tensor.dtype != DType::I8)
+    return "expected bf16, f16, e4m3, e2m1 or i8";
   if (holds_nothing(tensor)) return "";
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
     return "expected an address that is a multiple of 16";
@@ -140,8 +142,14 @@ const char* copy_engine_refuses(const Tensor& tensor) {
 }
 
 CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argument) {
-  return encode(keys, key_dimensions(keys), {panel_items(keys), box_tokens, 1, 1},
-                CU_TENSOR_MAP_SWIZZLE_128B, argument);
+  std::array<Dimension, kRank> dims = key_dimensions(keys);
+  if (keys.dtype == DType::E2M1) {  // counted in bytes: rows of 64, each a swizzled row of its own
+    dims[0].extent /= 2;
+    return encode(keys, dims, {kPanelBytes / 2, box_tokens, 1, 1}, CU_TENSOR_MAP_SWIZZLE_64B,
+                  argument);
+  }
+  return encode(keys, dims, {panel_items(keys), box_tokens, 1, 1}, CU_TENSOR_MAP_SWIZZLE_128B,
+                argument);
 }
 
 CUtensorMap make_row_map(const Tensor& keys, int box_tokens, const char* argument) {

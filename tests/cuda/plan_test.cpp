@@ -194,6 +194,26 @@ TEST(CudaPlans, KeysAndValuesInCodes) {
   }
 }
 
+TEST(CudaPlans, KeysAndValuesInFourBits) {
+  for (const char* kv : {"nvfp4", "nvfp4/tensor", "q8kv4"}) {
+    for (const char* op : {"dense", "sparse", "msa"}) {
+      const std::string line = std::string("op=") + op + " page=64 kv=" + kv;
+      EXPECT_EQ(DecodeStage::rejects(problem(line + " lens=8:5000")), "") << line;
+      EXPECT_EQ(DecodeStage::rejects(problem(line + " block=64 dtype=f16 lens=1:50")), "") << line;
+      std::string why;
+      EXPECT_EQ(find_path(problem(line + " lens=9:5000"), kHopper, why), nullptr) << line;
+      EXPECT_NE(why.find("at least 8 bits"), std::string::npos) << line << ": " << why;
+    }
+    const std::string line = std::string("op=dense lens=1:500 kv=") + kv;
+    const std::string why = DecodeStage::rejects(problem(line + " dim=64"));
+    EXPECT_NE(why.find("head_dim is 128 here where keys and values are e2m1"), std::string::npos)
+        << why;
+    std::string refusal;
+    EXPECT_EQ(find_path(problem(line + " block_max=1"), kHopper, refusal), nullptr);
+    EXPECT_NE(refusal.find("block maxima"), std::string::npos) << refusal;
+  }
+}
+
 // A block's keys share their scale there, so that it multiplies what is multiplied anyway.
 TEST(CudaPlans, KeysOutermostTakesOneScaleABlock) {
   const auto serves = [](const std::string& kv) {
@@ -262,6 +282,34 @@ TEST(CudaPlans, ScalesAreReadByTheirStrides) {
     EXPECT_EQ(read.stride_head, head) << line;
     EXPECT_EQ(make_scales(p, core::kv_format(p), Tensor{}).data, nullptr) << line;
   }
+}
+
+TEST(CudaPlans, ScalesOfGroupsAreReadByTheirStrides) {
+  std::array<std::uint8_t, 8> memory{};
+  float all = 2;
+  const Tensor global = make_tensor(&all, DType::F32, {1});
+  Tensor ragged = make_tensor(memory.data(), DType::E4M3, {7, 5, 8});
+  ragged.stride = {800, 80, 1};
+  Tensor paged = make_tensor(memory.data(), DType::E4M3, {7, 64, 5, 8});
+  paged.stride = {8000, 800, 80, 1};
+  const Format q8kv4{DType::E2M1, Scale::Group, 16, true};
+  const Format nvfp4{DType::E2M1, Scale::GroupTensor, 16};
+  const GroupScales rows = make_group_scales(q8kv4, ragged, {});
+  EXPECT_EQ(rows.data, memory.data());
+  EXPECT_EQ(rows.stride_page, 0);
+  EXPECT_EQ(rows.stride_token, 800);
+  EXPECT_EQ(rows.stride_head, 80);
+  EXPECT_EQ(rows.all, nullptr);
+  EXPECT_EQ(rows.rounded, 1);
+  const GroupScales pages = make_group_scales(nvfp4, paged, global);
+  EXPECT_EQ(pages.stride_page, 8000);
+  EXPECT_EQ(pages.stride_token, 800);
+  EXPECT_EQ(pages.stride_head, 80);
+  EXPECT_EQ(pages.all, &all);
+  EXPECT_EQ(pages.rounded, 0);
+  EXPECT_EQ(make_group_scales({DType::E4M3, Scale::Token}, ragged, {}).data, nullptr);
+  const Problem p = problem("op=dense lens=1:500 kv=q8kv4");
+  EXPECT_EQ(make_scales(p, core::kv_format(p), ragged).data, nullptr);
 }
 
 TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
@@ -422,6 +470,8 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
       EXPECT_EQ(name("op=" + op + " page=64 lens=9:5000 kv=" + kv), "attention") << op << kv;
     }
   }
+  for (const std::string kv : {"nvfp4", "nvfp4/tensor", "q8kv4"})
+    EXPECT_EQ(name("op=msa page=64 lens=8:5000 kv=" + kv), "decode") << kv;
   EXPECT_EQ(name("op=topk lens=1:5000"), "select");
   EXPECT_EQ(name("op=merge_states parts=3 lens=20:0"), "merge");
   EXPECT_EQ(name("op=merge_selections parts=3 lens=20:0"), "merge");
@@ -454,12 +504,13 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
 TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   const std::string tests = MSA_TESTS_DIR;
   const auto table = testkit::SupportTable::read(tests + "/support/cuda.txt");
-  int inside = 0, codes = 0;
+  int inside = 0, codes = 0, packed = 0;
   for (const char* file : {"/cases/cuda.txt", "/cases/sanitizer.txt"}) {
     for (const testkit::Case& spec : testkit::read_cases(tests + file)) {
       if (!table.contains(spec)) continue;
       ++inside;
       codes += spec.kv_format().storage == DType::E4M3 ? 1 : 0;
+      packed += spec.kv_format().storage == DType::E2M1 ? 1 : 0;
       std::string why;
       EXPECT_NE(find_path(problem(testkit::to_line(spec)), kHopper, why), nullptr)
           << testkit::to_line(spec) << ": " << why;
@@ -467,6 +518,7 @@ TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   }
   EXPECT_GE(inside, 1000);
   EXPECT_GE(codes, 200);
+  EXPECT_GE(packed, 100);
 }
 
 // Or no case would run the kernels that read it.

@@ -55,6 +55,9 @@ const std::vector<std::string> kCases{
     "op=sparse heads=16/1 kv=e4m3 topk=16 lens=600:9000 page=128",
     "op=sparse heads=16/2 kv=e4m3/token block=64 topk=4 lens=70:700,9:90 lse=1",
     "op=msa heads=16/2 kv=e4m3/page topk=4 lens=70:700 page=64",
+    "op=dense heads=16/2 kv=q8kv4 lens=1:90000",
+    "op=sparse heads=16/2 kv=nvfp4 dtype=f16 block=64 topk=4 lens=2:700 lse=1",
+    "op=msa heads=16/2 kv=nvfp4/tensor topk=4 lens=2:700,1:90 page=16 lse=1",
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",
     "op=merge_states heads=4/4 lens=20:0 parts=40",
     "op=merge_selections heads=4/4 topk=4 lens=20:0 parts=3 chosen=1",
@@ -293,6 +296,7 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
   for (const std::string op : {"dense", "sparse", "msa", "scores", "select"}) {
     for (const char* lens : {"lens=8:500", "lens=9:500", "lens=90:500", "lens=8:500 page=64",
                              "lens=8:500 kv=e4m3/token", "lens=90:500 kv=e4m3/head",
+                             "lens=8:500 kv=q8kv4", "lens=8:500 page=64 kv=nvfp4/tensor",
                              "lens=8:500 filter=1", "lens=2:400000 filter=1"}) {
       if (std::string(lens).find("400000") != std::string::npos && op != "select") continue;
       const std::string line = "op=" + op + " heads=8/4 topk=4 " + lens;
@@ -319,6 +323,35 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
       }
       EXPECT_NO_THROW(call.run()) << line;
     }
+  }
+}
+
+// Scales of groups are read a row at a time.
+TEST(CudaCalls, ScalesOfGroupsLieInRowsOfEight) {
+  for (const char* lens : {"lens=8:500", "lens=1:500 page=64"}) {
+    const std::string line = std::string("op=sparse heads=8/4 topk=4 kv=q8kv4 ") + lens;
+    FakeCase call(line);
+    for (const auto& [name, field] :
+         {std::pair{"k_scale", &Operands::k_scale}, {"v_scale", &Operands::v_scale}}) {
+      Tensor& tensor = call.operands().*field;
+      const Tensor right = tensor;
+      const auto groups = static_cast<std::size_t>(right.rank - 1);
+      Tensor shifted = right, wide = right, apart = right;
+      shifted.data = static_cast<char*>(right.data) + 4;
+      wide.stride[groups - 1] += 4;
+      apart.stride[groups] = 16;
+      for (const Tensor& wrong : {shifted, wide, apart}) {
+        tensor = wrong;
+        fake::reset();
+        const auto error = error_of([&] { call.run(); });
+        ASSERT_TRUE(error.has_value()) << line << ", " << name;
+        EXPECT_EQ(error->code(), ErrorCode::InvalidArgument) << error->what();
+        EXPECT_EQ(error->argument(), name) << error->what();
+        EXPECT_EQ(fake::count_of("cudaLaunchKernelExC"), 0) << line;
+      }
+      tensor = right;
+    }
+    EXPECT_NO_THROW(call.run()) << line;
   }
 }
 

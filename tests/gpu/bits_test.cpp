@@ -186,6 +186,7 @@ TEST(BatchInvariance, NanInOneRequestLeavesTheBitsOfAllOthers) {
                            "op=msa heads=16/2 block=64 topk=8 lens=90:500,40:20000",
                            "op=dense heads=16/2 lens=2:9000,8:5000",
                            "op=dense heads=16/2 kv=e4m3/token lens=2:9000,8:5000",
+                           "op=dense heads=16/2 kv=nvfp4 lens=2:9000,8:5000",
                            "op=sparse heads=16/1 topk=16 kv=e4m3/head lens=300:2000,300:9000",
                            "op=msa heads=16/2 block=64 topk=8 lens=8:400,8:20000 page=64"}) {
     std::vector<std::vector<std::byte>> found[2];
@@ -280,6 +281,49 @@ TEST(Bits, AFilterChangesNoneOfCasesAtRandom) {
   EXPECT_TRUE(read);
 }
 
+/// Makes keys or values of `plain`, in e4m3, what those of `coded` stand for.
+void copy_values(const GpuCase& coded, const GpuCase& plain, bool keys) {
+  const auto rows_of_case = [&](const GpuCase& call) {
+    const Problem& p = call.plan().problem();
+    return keys ? testkit::key_rows(p, call.host()) : testkit::value_rows(p, call.host());
+  };
+  const testkit::KeyRows from = rows_of_case(coded), to = rows_of_case(plain);
+  const std::int64_t heads = to.keys.shape[to.keys.rank - 2],
+                     dim = to.keys.shape[to.keys.rank - 1];
+  std::vector<float> values(static_cast<std::size_t>(dim));
+  for (const Request& r : testkit::requests_of(plain.plan().problem(), plain.host().batch)) {
+    for (std::int64_t key = 0; key < r.seqlen_k; ++key) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        testkit::load_key(from, r, key, h, dim, values.data());
+        testkit::store(values.data(), dim, DType::E4M3,
+                       testkit::key_row(to.keys, to.batch, r, key, h));
+      }
+    }
+  }
+}
+
+TEST(Bits, Q8KV4IsAttentionOverE4M3) {
+  for (const char* line :
+       {"op=dense heads=16/2 lens=1:1300,2:700,8:90", "op=sparse heads=16/1 topk=16 lens=2:9000",
+        "op=sparse dtype=f16 heads=64/4 block=64 topk=4 lens=3:700,1:40 page=16",
+        "op=msa heads=16/2 topk=4 lens=2:3000,8:90 page=128",
+        "op=dense dtype=f16 heads=5/1 lens=1:3000 hostile=nan out=f32",
+        "op=msa heads=64/4 topk=4 block=64 lens=32x1:900 page=64 hostile=nan_v"}) {
+    GpuCase coded(std::string(line) + " kv=q8kv4 lse=1"), plain(std::string(line) + " kv=e4m3 lse=1");
+    ASSERT_TRUE(gpu::bits(coded.host().q) == gpu::bits(plain.host().q)) << line;
+    copy_values(coded, plain, true);
+    copy_values(coded, plain, false);
+    for (GpuCase* call : {&coded, &plain}) {
+      call->refill();
+      call->run();
+      call->fetch();
+    }
+    EXPECT_EQ(coded.difference(), "") << line;
+    EXPECT_TRUE(gpu::bits(coded.host().out) == gpu::bits(plain.host().out)) << line;
+    EXPECT_TRUE(gpu::bits(coded.host().lse) == gpu::bits(plain.host().lse)) << line;
+  }
+}
+
 TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
   for (const char* line :
        {"op=msa heads=16/2 block=64 topk=4 lens=70:3000,9:90 lse=1",
@@ -289,6 +333,7 @@ TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
         "op=msa heads=16/2 topk=4 kv=e4m3/token lens=2:9000,1:90 page=64 lse=1",
         "op=dense heads=16/2 kv=e4m3/head lens=60:6000 hostile=nan_v",
         "op=sparse heads=16/1 topk=16 kv=e4m3/head lens=600:9000 lse=1",
+        "op=msa heads=16/2 topk=4 kv=q8kv4 lens=2:9000,1:90 page=64 lse=1",
         "op=select filter=1 heads=4/4 lens=1:300000 page=128 regime=drift chosen=1",
         "op=invert heads=4/4 lens=3000:9000"}) {
     GpuCase call(line);

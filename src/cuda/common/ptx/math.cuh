@@ -51,6 +51,15 @@ __device__ __forceinline__ std::uint32_t cvt_pack(float lo, float hi) {
   }
 }
 
+/// Bytes of the eight of a and b: nibble i of the selectors names the one that becomes byte i, with
+/// bit 3 set only its sign, eight times. The selectors' upper half is ignored.
+__device__ __forceinline__ std::uint32_t prmt(std::uint32_t a, std::uint32_t b,
+                                              std::uint32_t selectors) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selectors));
+  return bytes;
+}
+
 /// Two codes of e4m3, the first in the low byte, as a pair of f16: exact, NaN for NaN.
 __device__ __forceinline__ std::uint32_t cvt_f16x2_e4m3x2(std::uint16_t codes) {
   std::uint32_t pair;
@@ -70,6 +79,13 @@ __device__ __forceinline__ std::uint32_t widen_e4m3x2(std::uint16_t codes) {
   if constexpr (std::is_same_v<T, __half>) return pair;
   const float2 values = __half22float2(reinterpret_cast<const __half2&>(pair));
   return cvt_pack<T>(values.x, values.y);
+}
+
+/// The nearest value of e4m3, half to even; beyond 448 it is 448, NaN stays NaN.
+__device__ __forceinline__ float round_to_e4m3(float x) {
+  std::uint16_t code;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(code) : "f"(0.0f), "f"(x));
+  return e4m3_to_float(static_cast<std::uint8_t>(code));
 }
 
 /// The two values of a packed pair, exact.

@@ -12,6 +12,8 @@ using common::ptx::e4m3_to_float;
 using common::ptx::ex2;
 using common::ptx::lg2;
 using common::ptx::max_nan;
+using common::ptx::prmt;
+using common::ptx::round_to_e4m3;
 using common::ptx::vimax3;
 using common::ptx::widen_e4m3x2;
 

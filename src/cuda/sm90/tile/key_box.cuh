@@ -86,15 +86,15 @@ __device__ __forceinline__ unsigned bad_boxes(const KeyBox& box, int lane) {
 }  // namespace warp
 
 /// One lane's share of a block: call on every lane below key_box_lanes with box = lane / kPanels
-/// located before, after one lane's mbarrier_arrive_expect_tx of kBlock * kPanels * 128 bytes and a
-/// __syncwarp.
-template <int kBlock, int kPanels, int kItems = kPanelItems>
+/// located before, after one lane's mbarrier_arrive_expect_tx of kBlock * kPanels * kRowBytes bytes
+/// and a __syncwarp. Rows of fewer than 128 bytes are a panel of their own.
+template <int kBlock, int kPanels, int kItems = kPanelItems, int kRowBytes = kPanelRowBytes>
 __device__ __forceinline__ void load_key_box(std::uint8_t* tile, const CUtensorMap* map,
                                              ptx::Mbarrier* full, int head, const KeyBox& at,
                                              int page_size, int lane) {
   const int panel = lane % kPanels;
   const int row = lane / kPanels * box_tokens(kBlock, page_size);
-  ptx::cp_async_bulk_tensor<4>(tile + (panel * kBlock + row) * kPanelRowBytes, map,
+  ptx::cp_async_bulk_tensor<4>(tile + (panel * kBlock + row) * kRowBytes, map,
                                {panel * kItems, at.token, head, at.page}, full);
 }
 

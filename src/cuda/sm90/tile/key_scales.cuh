@@ -9,8 +9,8 @@ namespace msa::cuda::sm90::warp {
 
 /// The scale of key lane + 32 i of the block in `to[i]`. Of keys from `visible` on and of pages
 /// that do not exist none is read: theirs is 0. `box`: as each lane located its own.
-template <int kBlock, int kPanels>
-__device__ __forceinline__ void load_scales(float (&to)[kBlock / 32], const Scales& scales,
+template <int kBlock, int kPanels, class Scale, class From>
+__device__ __forceinline__ void load_scales(Scale (&to)[kBlock / 32], const From& scales,
                                             const KeyBox& box, int head, int visible, int page_size,
                                             int lane) {
   const int shift = box_shift(kBlock, page_size);
@@ -20,7 +20,7 @@ __device__ __forceinline__ void load_scales(float (&to)[kBlock / 32], const Scal
     const int from = (key >> shift) * kPanels;  // the lane of the key's box
     const int first = __shfl_sync(common::kAllLanes, box.token, from);
     const int page = __shfl_sync(common::kAllLanes, box.page, from);
-    to[i] = 0.0f;
+    to[i] = Scale{};
     if (key < visible && page != kNoPage)
       to[i] = common::scale_of(scales, page, first + (key & ((1 << shift) - 1)), head);
   }

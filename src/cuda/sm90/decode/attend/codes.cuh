@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// A consumer warp's work on keys and values in codes: they come from the ring as bytes and are
+// A consumer warp's work on keys and values in e4m3: they come from the ring as bytes and are
 // widened to Item, which holds every code exactly, in front of the product. Scales of keys multiply
 // the scores of their columns, those of values the weights.
 //
-// A lane's four bytes of an ldmatrix are its items of a k16 step of Q K^T: the contraction may come
-// in any order, so q is loaded in the order in which they arrive. Of P V they are two columns of
-// two keys: a product's columns are every second one of 16, and a lane ends with four neighbours.
+// The contraction of Q K^T may come in any order: a lane takes 32 neighbours of a key, four a k16
+// step, and q is loaded so (state.cuh); packed codes come in the same order, so that both give the
+// same sums. A lane's four bytes of an ldmatrix of values are two columns of two keys: a product's
+// columns are every second one of 16, and a lane ends with four neighbours.
 #pragma once
 
 #include "cuda/common/scales.cuh"
@@ -27,11 +28,12 @@ __device__ __forceinline__ void multiply_key_codes(float (&scores)[Traits::kKeyT
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) scores[tile][j] = 0.f;
-    const int row = warp * Traits::kKeys + tile * 8 + (lane & 7);
+    const int row = warp * Traits::kKeys + tile * 8 + (lane >> 2);
 #pragma unroll
     for (int four = 0; four < Traits::kDim / 64; ++four) {  // k16 steps a load
-      std::uint32_t codes[4];
-      ptx::ldmatrix_x4(codes, keys + swizzled_chunk(row, four * 4 + (lane >> 3)));
+      const uint4 chunk = *reinterpret_cast<const uint4*>(
+          keys + swizzled_chunk(row, (lane & 3) * (Traits::kDim / 64) + four));
+      const std::uint32_t codes[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         ptx::mma_m16n8k16<Item>(

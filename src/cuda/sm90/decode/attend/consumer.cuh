@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/sm90/decode/attend/codes.cuh"
+#include "cuda/sm90/decode/attend/packed.cuh"
 #include "cuda/sm90/decode/attend/state.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
@@ -140,7 +141,11 @@ class Consumer {
     if constexpr (Traits::kCodes) {
       load_query<Traits>(state_, params_, item, lane_);
       if (rehearsal) item.end = item.begin + 1;
-      run_codes(item, rehearsal);
+      if constexpr (Traits::kPacked) {
+        run_packed(item, rehearsal);
+      } else {
+        run_codes(item, rehearsal);
+      }
     } else if (!rehearsal) {
       load_query<Traits>(state_, params_, item, lane_);
       run_items(item);
@@ -156,7 +161,7 @@ class Consumer {
       float scores[Traits::kKeyTiles][4];
       std::uint32_t probabilities[Traits::kSteps][4];
       shared_.ring.wait_full(at_);
-      multiply_keys<Traits>(scores, state_, stages_ + at_.stage * Traits::kTileBytes, warp_, lane_);
+      multiply_keys<Traits>(scores, state_, stage(), warp_, lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
       release();
       if (visible < Traits::kBlock || bad != 0) {
@@ -164,7 +169,7 @@ class Consumer {
       }
       softmax_step<Traits>(probabilities, state_, scores, params_.scale_log2);
       shared_.ring.wait_full(at_);
-      std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
+      std::uint8_t* values = stage();
       if (visible < Traits::kBlock) clear_values<Traits>(values, visible, warp_, lane_);
       multiply_values<Traits>(state_, probabilities, values, warp_, lane_);
       release();
@@ -178,7 +183,7 @@ class Consumer {
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
       if (!rehearsal) shared_.ring.wait_full(at_);
-      const std::uint8_t* keys = stages_ + at_.stage * Traits::kTileBytes;
+      const std::uint8_t* keys = stage();
       const float* scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
       multiply_key_codes<Traits>(scores, state_, keys, warp_, lane_);
       scale_columns<Traits>(scores, scales, lane_);
@@ -191,7 +196,7 @@ class Consumer {
       }
       weigh<Traits>(state_, scores, params_.scale_log2, decay);
       if (!rehearsal) shared_.ring.wait_full(at_);
-      std::uint8_t* values = stages_ + at_.stage * Traits::kTileBytes;
+      std::uint8_t* values = stage();
       scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
       if (!rehearsal && visible < Traits::kBlock)
         clear_values<Traits>(values, visible, warp_, lane_);
@@ -204,10 +209,43 @@ class Consumer {
     }
   }
 
+  /// What a row does not see has scales of 0, and with them values of 0. The scale of all keys
+  /// multiplies their scores, that of all values the output.
+  __device__ __forceinline__ void run_packed(const Item& item, bool rehearsal) {
+    const float of_keys = scale_of_all(params_.k_groups);
+    const float of_values = scale_of_all(params_.v_groups);
+    const Magnitudes* values =
+        values_differ(of_keys, of_values) ? value_table<Traits>(stages_) : shared_.magnitudes;
+    for (int i = item.begin; i < item.end; ++i) {
+      const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
+      float scores[Traits::kKeyTiles][4];
+      float decay[2];
+      std::uint32_t probabilities[Traits::kSteps][4];
+      if (!rehearsal) shared_.ring.wait_full(at_);
+      multiply_packed_keys<Traits>(scores, state_, stage(), shared_.magnitudes, warp_, lane_);
+      const unsigned bad = shared_.bad_boxes[at_.stage];
+      if (!rehearsal) release();
+      scale_scores<Traits>(scores, of_keys);
+      if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
+        mask_scores<Traits>(scores, visible, bad, params_.select.batch.page_size, warp_, lane_);
+      }
+      weigh<Traits>(state_, scores, params_.scale_log2, decay);
+      pack_weights<Traits>(probabilities, state_, scores, decay);
+      if (!rehearsal) shared_.ring.wait_full(at_);
+      multiply_packed_values<Traits>(state_, probabilities, stage(), values, warp_, lane_);
+      if (!rehearsal) release();
+    }
+    if (params_.v_groups.all != nullptr) scale_output<Traits>(state_, of_values);
+  }
+
   /// Every lane gives back what it has read.
   __device__ __forceinline__ void release() {
     shared_.ring.release(at_);
     at_.advance();
+  }
+
+  __device__ __forceinline__ std::uint8_t* stage() const {
+    return stages_ + at_.stage * Traits::kStageBytes;
   }
 
   const AttendParams& params_;

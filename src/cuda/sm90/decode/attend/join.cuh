@@ -40,6 +40,24 @@ __device__ __forceinline__ void publish_code_columns(float* row, const WarpState
   }
 }
 
+/// The same of multiply_packed_values: eight of every 32 columns.
+template <class Traits>
+__device__ __forceinline__ void publish_packed_columns(float* row, const WarpState<Traits>& s,
+                                                       int half, int lane) {
+  float unit = 1.0f;
+  if constexpr (Traits::kUnits) unit = s.unit[half];
+#pragma unroll
+  for (int i = 0; i < Traits::kDimTiles; i += 4) {
+#pragma unroll
+    for (int four = 0; four < 2; ++four) {
+      const int j = 2 * half + four;
+      *reinterpret_cast<float4*>(row + i * 8 + (lane & 3) * 8 + four * 4) = {
+          s.out[i][j] * unit, s.out[i + 1][j] * unit, s.out[i + 2][j] * unit,
+          s.out[i + 3][j] * unit};
+    }
+  }
+}
+
 /// Leaves the warp's share in shared memory, where the ring was: rows of `scratch` and `state`.
 template <class Traits>
 __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared<Traits>& shared,
@@ -51,7 +69,9 @@ __device__ __forceinline__ void publish_share(WarpState<Traits>& s, AttendShared
     s.sum[half] = quad::sum(s.sum[half]);
     if ((lane & 3) == 0) shared.state[warp][lane / 4 + half * 8] = {s.best[half], s.sum[half]};
     float* row = scratch + (warp * 16 + lane / 4 + half * 8) * Traits::kMergePitch;
-    if constexpr (Traits::kCodes) {
+    if constexpr (Traits::kPacked) {
+      publish_packed_columns<Traits>(row, s, half, lane);
+    } else if constexpr (Traits::kCodes) {
       publish_code_columns<Traits>(row, s, half, lane);
     } else {
       row += (lane & 3) * 2;

@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     attend_kernel(const __grid_constant__ AttendParams p) {
   extern __shared__ std::uint8_t raw[];
   std::uint8_t* stages = align_shared<1024>(raw);
-  auto& shared =
-      *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kStages * Traits::kTileBytes);
+  auto& shared = *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kRingBytes);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
@@ -66,6 +65,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     ptx::prefetch_tensormap(&p.k_map);
     ptx::prefetch_tensormap(&p.v_map);
   }
+  if constexpr (Traits::kPacked) fill_table<Traits>(p.k_groups, scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();
   if (clusters(p.splits)) ptx::barrier_cluster_arrive_relaxed();
   if (warp == Traits::kConsumers && p.blocks == Blocks::Scored)

@@ -17,7 +17,7 @@ struct AttendConfig {
   Storage storage = Storage::Bf16;  // of queries, and what is multiplied
   int block = 128;                  // keys of a block
   int dim = 128;                    // of q, k and v
-  Storage kv = storage;             // of keys and values: as queries, or E4m3
+  Storage kv = storage;             // of keys and values: as queries, E4m3 or E2m1
   friend constexpr bool operator==(const AttendConfig&, const AttendConfig&) = default;
 };
 
@@ -47,8 +47,10 @@ struct AttendParams {
   float* partial_out = nullptr;     // [slots, 16, D], not normalised
   float2* partial_state = nullptr;  // [slots, 16]: maximum, sum
   unsigned* arrivals = nullptr;     // [rows x heads x tiles], zero before the launch
-  Scales k_scales{};                // of codes
+  Scales k_scales{};                // of codes in e4m3
   Scales v_scales{};
+  GroupScales k_groups{};  // of codes in e2m1
+  GroupScales v_groups{};
 };
 
 /// Pairs that another kernel left: `attend` says what a row is, with splits = 1.

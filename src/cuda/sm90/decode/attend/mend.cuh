@@ -55,8 +55,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
   const AttendParams& p = mend.attend;
   extern __shared__ std::uint8_t raw[];
   std::uint8_t* stages = align_shared<1024>(raw);
-  auto& shared =
-      *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kStages * Traits::kTileBytes);
+  auto& shared = *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kRingBytes);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   ptx::griddepcontrol_wait();
@@ -65,6 +64,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
     shared.ring.init(Traits::kReleases, Traits::kFillings);
     ptx::fence_mbarrier_init();
   }
+  if constexpr (Traits::kPacked) fill_table<Traits>(p.k_groups, scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();
   const BatchParams& batch = p.select.batch;
   SuspectFinder finder;

@@ -2,6 +2,8 @@
 // The producer warp: streams the blocks of an item, K and V of each in turn.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/sm90/decode/attend/item.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 #include "cuda/sm90/tile/key_scales.cuh"
@@ -52,12 +54,14 @@ class Producer {
     }
   }
 
+  using Scale = std::conditional_t<Traits::kPacked, uint2, float>;  // of a key: of all its groups
+
   /// A block of codes on its way: where it lies, and its scales.
   struct Codes {
     KeyBox box{};
     unsigned bad = 0;
-    float k_scales[Traits::kBlock / 32];
-    float v_scales[Traits::kBlock / 32];
+    Scale k_scales[Traits::kBlock / 32];
+    Scale v_scales[Traits::kBlock / 32];
   };
 
   /// Scales are read a block ahead: they take as long as a tile.
@@ -91,22 +95,38 @@ class Producer {
           locate_key_box<Traits::kBlock>(batch, r, item.request, block, lane_ / Traits::kPanels);
     }
     codes.bad = warp::bad_boxes<Traits::kPanels>(codes.box, lane_);
-    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.k_scales, params_.k_scales, codes.box,
+    const auto& k_scales = scales_of(params_.k_scales, params_.k_groups);
+    const auto& v_scales = scales_of(params_.v_scales, params_.v_groups);
+    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.k_scales, k_scales, codes.box,
                                                        item.head, visible, batch.page_size, lane_);
-    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.v_scales, params_.v_scales, codes.box,
+    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.v_scales, v_scales, codes.box,
                                                        item.head, visible, batch.page_size, lane_);
     return codes;
   }
 
+  static __device__ __forceinline__ const auto& scales_of(const Scales& scales,
+                                                          const GroupScales& groups) {
+    if constexpr (Traits::kPacked) {
+      return groups;
+    } else {
+      return scales;
+    }
+  }
+
   /// The scales follow the copies into the stage, and the arrival of every lane fills it.
   __device__ __forceinline__ void load_codes(const CUtensorMap* map, int head, const Codes& codes,
-                                             const float (&scales)[Traits::kBlock / 32]) {
+                                             const Scale (&scales)[Traits::kBlock / 32]) {
     load(map, head, codes.box, codes.bad);
-    const bool odd = warp::any_odd_scale(scales);
+    Scale* to;
+    if constexpr (Traits::kPacked) {
+      to = groups_of<Traits>(stage());
+    } else {
+      to = shared_.scales[at_.stage];
+      const bool odd = warp::any_odd_scale(scales);
+      if (lane_ == 0) shared_.odd_scales[at_.stage] = odd ? 1 : 0;
+    }
 #pragma unroll
-    for (int i = 0; i < Traits::kBlock / 32; ++i)
-      shared_.scales[at_.stage][i * 32 + lane_] = scales[i];
-    if (lane_ == 0) shared_.odd_scales[at_.stage] = odd ? 1 : 0;
+    for (int i = 0; i < Traits::kBlock / 32; ++i) to[i * 32 + lane_] = scales[i];
     shared_.ring.arrive(at_);
     at_.advance();
   }
@@ -120,10 +140,14 @@ class Producer {
     }
     __syncwarp();
     if (lane_ < lanes_) {
-      load_key_box<Traits::kBlock, Traits::kPanels>(stages_ + at_.stage * Traits::kTileBytes, map,
+      load_key_box<Traits::kBlock, Traits::kPanels, kPanelItems, Traits::kPanelBytes>(stage(), map,
                                                     &shared_.ring.full[at_.stage], head, box,
                                                     params_.select.batch.page_size, lane_);
     }
+  }
+
+  __device__ __forceinline__ std::uint8_t* stage() const {
+    return stages_ + at_.stage * Traits::kStageBytes;
   }
 
   const AttendParams& params_;

@@ -15,6 +15,7 @@ __device__ __forceinline__ void attend_item(const AttendParams& p, const Request
                                             std::uint8_t* stages, RingPosition<Traits::kStages>& at,
                                             bool rehearsal, int warp, int lane) {
   const bool consumes = warp < Traits::kConsumers;
+  if constexpr (Traits::kPacked) fill_value_table<Traits>(p, stages);
   Consumer<Traits> consumer(p, shared, stages, at, warp, lane);
   if (!consumes) {
     Producer<Traits>(p, shared, stages, at, lane).run(r, item, rehearsal);

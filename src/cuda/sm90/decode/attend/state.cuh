@@ -29,8 +29,10 @@ struct WarpState : Units<Traits::kUnits> {
 template <class Traits>
 __device__ __forceinline__ void load_query(WarpState<Traits>& s, const AttendParams& p,
                                            const Item& item, int lane) {
-  // Items that a lane of a quad holds of a k16 step: two pairs, side by side where keys are codes.
-  constexpr int kLane = Traits::kCodes ? 4 : 2;
+  // Of a k16 step a lane of a quad holds two pairs of items; where keys are codes they lie side by
+  // side, and so do its items of all steps.
+  constexpr int kLane = Traits::kCodes ? Traits::kDim / 4 : 2;
+  constexpr int kStep = Traits::kCodes ? 4 : 16;
   constexpr int kPart = Traits::kCodes ? 2 : 8;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -44,7 +46,7 @@ __device__ __forceinline__ void load_query(WarpState<Traits>& s, const AttendPar
       for (int part = 0; part < 2; ++part) {
         s.q[step][part * 2 + half] =
             member < p.group
-                ? *reinterpret_cast<const std::uint32_t*>(head + step * 16 + part * kPart)
+                ? *reinterpret_cast<const std::uint32_t*>(head + step * kStep + part * kPart)
                 : 0u;
       }
     }

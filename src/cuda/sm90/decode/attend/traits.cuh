@@ -6,6 +6,7 @@
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/select.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/four_bits.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::decode {
@@ -13,14 +14,17 @@ namespace msa::cuda::sm90::decode {
 template <AttendConfig cfg>
 struct AttendTraits {
   using Item = common::ItemOf<cfg.storage>;
-  // Codes: keys and values come as bytes and are widened to Item between load and product.
-  static constexpr bool kCodes = cfg.kv == Storage::E4m3;
+  // Codes: keys and values come in e4m3 or, packed, in e2m1 two in a byte, and are widened to Item
+  // between load and product.
+  static constexpr bool kPacked = cfg.kv == Storage::E2m1;
+  static constexpr bool kCodes = cfg.kv == Storage::E4m3 || kPacked;
   static constexpr int kKeyBits = bits_of(cfg.kv);
   static constexpr bool kUnits = kCodes && cfg.storage == Storage::F16;
   static constexpr int kBlock = cfg.block;
   static constexpr int kDim = cfg.dim;
-  static constexpr int kPanels = kDim / panel_items(kKeyBits);
-  static constexpr int kRowChunks = kDim * kKeyBits / 128;  // of 16 bytes
+  static constexpr int kPanels = kPacked ? 1 : kDim / panel_items(kKeyBits);
+  static constexpr int kPanelBytes = kDim * kKeyBits / 8 / kPanels;  // of a row
+  static constexpr int kRowChunks = kDim * kKeyBits / 128;           // of 16 bytes
   static constexpr int kConsumers = 4;                      // warps
   // Arrivals that empty a stage and fill it. Lanes count where lanes read or write: racecheck does
   // not always see that __syncwarp puts them in front of another lane's arrival.
@@ -32,21 +36,28 @@ struct AttendTraits {
   static constexpr int kDimTiles = kDim / 8;         // n8 tiles of the output
   static constexpr int kThreads = (kConsumers + 1) * 32;
   static constexpr int kTileBytes = kBlock * kDim * kKeyBits / 8;  // of K or V
+  // Scales of groups lie behind their tile.
+  static constexpr int kStageBytes =
+      kTileBytes + (kPacked ? kBlock * static_cast<int>(sizeof(uint2)) : 0);
   // Two CTAs an SM, 96 KB of tiles each: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
   static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
   static constexpr int kRingBytes = 96 * 1024;
-  static constexpr int kStages = kRingBytes / kTileBytes;
-  // Floats; keeps rows off each other's banks. Of codes a lane holds four neighbours.
-  static constexpr int kMergePitch = kDim + (kCodes ? 16 : 8);
+  // Behind the ring: a table of values' magnitudes, see value_table().
+  static constexpr int kSpareBytes = kPacked ? kMagnitudeTable * 16 : 0;
+  static constexpr int kStages = (kRingBytes - kSpareBytes) / kStageBytes;
+  // Floats; keeps rows off each other's banks. Of codes a lane holds four neighbours, of packed ones
+  // eight.
+  static constexpr int kMergePitch = kDim + (kPacked ? 4 : kCodes ? 16 : 8);
   static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
   static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
                 "the warps' outputs overlay the ring");
   static_assert(kRingBytes >= kMostSelectScratch, "so does the scratch of a selection");
   static_assert(kBlock == 64 || kBlock == 128, "what the copy engine's boxes are made for");
   static_assert(kDim == 64 || kDim == 128, "one or two panels of 64 columns");
-  static_assert(cfg.kv == cfg.storage || (kCodes && kDim == 128), "codes fill one panel of bytes");
+  static_assert(cfg.kv == cfg.storage || (kCodes && kDim == 128),
+                "codes fill one panel of bytes or half of one");
 };
 
 enum NamedBarrier : int { kBarrierConsumers = 1 };  // 0 is __syncthreads
@@ -65,12 +76,16 @@ struct Item {
 };
 
 /// What comes with a tile of codes.
-template <class Traits, bool kCodes = Traits::kCodes>
+template <class Traits, int kCodeBits = Traits::kCodes ? Traits::kKeyBits : 0>
 struct TileScales {};
 template <class Traits>
-struct TileScales<Traits, true> {
+struct TileScales<Traits, 8> {
   alignas(16) float scales[Traits::kStages][Traits::kBlock];  // 0 where the row sees no key
   int odd_scales[Traits::kStages];                            // some scale needs care
+};
+template <class Traits>
+struct TileScales<Traits, 4> {
+  Magnitudes magnitudes[kMagnitudeTable];  // of keys, and of values where theirs are the same
 };
 
 template <class Traits>
@@ -87,11 +102,17 @@ struct AttendShared : TileScales<Traits> {
   SelectStorage select;
 };
 
+/// Scales of groups in a stage, 0 where the row sees no key.
+template <class Traits>
+__device__ __forceinline__ uint2* groups_of(std::uint8_t* stage) {
+  return reinterpret_cast<uint2*>(stage + Traits::kTileBytes);
+}
+
 /// Dynamic shared memory: the ring (1024-byte aligned), AttendShared.
 template <class Traits>
 constexpr int attend_shared_bytes() {
   constexpr int kBytes =
-      1024 + Traits::kStages * Traits::kTileBytes + static_cast<int>(sizeof(AttendShared<Traits>));
+      1024 + Traits::kRingBytes + static_cast<int>(sizeof(AttendShared<Traits>));
   static_assert(Traits::kCtasPerSm * (kBytes + 1024) <= 228 * 1024, "an SM has 228 KB");
   return kBytes;
 }
