@@ -65,15 +65,15 @@ std::optional<Fault> decode(StatusWord word) {
 }
 
 /// What kernels read 16 bytes at a time must lie so, whatever the kernel: the copy engine takes
-/// nothing else, and a kernel without it would be far slower without a word. Of four bits the scales
-/// of a row, too.
+/// nothing else, and a kernel without it would be far slower without a word. Of four bits the
+/// scales of a row, too.
 void expect_aligned(const Problem& problem, const core::Call& call) {
   for (const Field& field : fields_of(problem.op)) {
     const bool formatted = field.element == Element::Q || field.element == Element::Kv ||
                            field.element == Element::IndexQ || field.element == Element::IndexK ||
                            field.element == Element::Filter;
-    const bool grouped = field.element == Element::KvScale &&
-                         core::counts_groups(core::kv_format(problem).scale);
+    const bool grouped =
+        field.element == Element::KvScale && core::counts_groups(core::kv_format(problem).scale);
     if (!field.is_input() || field.tensor == nullptr || (!formatted && !grouped)) continue;
     const Tensor& tensor = field.in(call);
     if (!tensor) continue;

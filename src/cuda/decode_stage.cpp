@@ -287,10 +287,8 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
       .arrivals = reinterpret_cast<unsigned*>(counters_.in(workspace) + num_claims_),
       .k_scales = make_scales(problem, core::kv_format(problem), call.k_scale),
       .v_scales = make_scales(problem, core::kv_format(problem), call.v_scale),
-      .k_groups =
-          make_group_scales(core::kv_format(problem), call.k_scale, call.k_global_scale),
-      .v_groups =
-          make_group_scales(core::kv_format(problem), call.v_scale, call.v_global_scale)};
+      .k_groups = make_group_scales(core::kv_format(problem), call.k_scale, call.k_global_scale),
+      .v_groups = make_group_scales(core::kv_format(problem), call.v_scale, call.v_global_scale)};
   if (problem.op == Op::SparseAttention) {
     params.blocks = decode::Blocks::Listed;
     params.lists = make_lists(call.block_ids_in);

@@ -68,8 +68,8 @@ struct Scales {
 /// Elements of e2m1 that share a scale.
 inline constexpr int kGroupItems = 16;
 
-/// What codes of four bits are multiplied by: codes of e4m3, one for each 16 elements of a row, those
-/// of a row side by side.
+/// What codes of four bits are multiplied by: codes of e4m3, one for each 16 elements of a row,
+/// those of a row side by side.
 struct GroupScales {
   const std::uint8_t* data = nullptr;
   std::int64_t stride_page = 0;

@@ -12,10 +12,10 @@
 
 namespace msa::cuda {
 
-/// Boxes of `box_tokens` x 128 bytes of k, v or index keys, of e2m1 of 64 bytes, which are a row: coordinates (item, token in its page or
-/// ragged row, head, page). Ragged rows are one page. Coordinates outside read zeros. Throws
-/// InvalidArgument naming `argument` where the copy engine cannot take the tensor (address or
-/// strides that are no multiples of 16 bytes).
+/// Boxes of `box_tokens` x 128 bytes of k, v or index keys, of e2m1 of 64 bytes, which are a row:
+/// coordinates (item, token in its page or ragged row, head, page). Ragged rows are one page.
+/// Coordinates outside read zeros. Throws InvalidArgument naming `argument` where the copy engine
+/// cannot take the tensor (address or strides that are no multiples of 16 bytes).
 CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argument);
 
 /// Boxes of `box_tokens` whole rows, without swizzle; else like make_key_map.

@@ -294,10 +294,10 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
       {"index_k", &Operands::index_k},
       {"index_k8", &Operands::index_k8}};
   for (const std::string op : {"dense", "sparse", "msa", "scores", "select"}) {
-    for (const char* lens : {"lens=8:500", "lens=9:500", "lens=90:500", "lens=8:500 page=64",
-                             "lens=8:500 kv=e4m3/token", "lens=90:500 kv=e4m3/head",
-                             "lens=8:500 kv=q8kv4", "lens=8:500 page=64 kv=nvfp4/tensor",
-                             "lens=8:500 filter=1", "lens=2:400000 filter=1"}) {
+    for (const char* lens :
+         {"lens=8:500", "lens=9:500", "lens=90:500", "lens=8:500 page=64",
+          "lens=8:500 kv=e4m3/token", "lens=90:500 kv=e4m3/head", "lens=8:500 kv=q8kv4",
+          "lens=8:500 page=64 kv=nvfp4/tensor", "lens=8:500 filter=1", "lens=2:400000 filter=1"}) {
       if (std::string(lens).find("400000") != std::string::npos && op != "select") continue;
       const std::string line = "op=" + op + " heads=8/4 topk=4 " + lens;
       FakeCase call(line);

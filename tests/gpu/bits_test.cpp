@@ -288,8 +288,7 @@ void copy_values(const GpuCase& coded, const GpuCase& plain, bool keys) {
     return keys ? testkit::key_rows(p, call.host()) : testkit::value_rows(p, call.host());
   };
   const testkit::KeyRows from = rows_of_case(coded), to = rows_of_case(plain);
-  const std::int64_t heads = to.keys.shape[to.keys.rank - 2],
-                     dim = to.keys.shape[to.keys.rank - 1];
+  const std::int64_t heads = to.keys.shape[to.keys.rank - 2], dim = to.keys.shape[to.keys.rank - 1];
   std::vector<float> values(static_cast<std::size_t>(dim));
   for (const Request& r : testkit::requests_of(plain.plan().problem(), plain.host().batch)) {
     for (std::int64_t key = 0; key < r.seqlen_k; ++key) {
@@ -309,7 +308,8 @@ TEST(Bits, Q8KV4IsAttentionOverE4M3) {
         "op=msa heads=16/2 topk=4 lens=2:3000,8:90 page=128",
         "op=dense dtype=f16 heads=5/1 lens=1:3000 hostile=nan out=f32",
         "op=msa heads=64/4 topk=4 block=64 lens=32x1:900 page=64 hostile=nan_v"}) {
-    GpuCase coded(std::string(line) + " kv=q8kv4 lse=1"), plain(std::string(line) + " kv=e4m3 lse=1");
+    GpuCase coded(std::string(line) + " kv=q8kv4 lse=1"),
+        plain(std::string(line) + " kv=e4m3 lse=1");
     ASSERT_TRUE(gpu::bits(coded.host().q) == gpu::bits(plain.host().q)) << line;
     copy_values(coded, plain, true);
     copy_values(coded, plain, false);

@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
     shared.ring.init(Traits::kReleases, Traits::kFillings);
     ptx::fence_mbarrier_init();
   }
-  if constexpr (Traits::kPacked) fill_table<Traits>(p.k_groups, scale_of_all(p.k_groups), shared.magnitudes);
+  if constexpr (Traits::kPacked)
+    fill_table<Traits>(p.k_groups, scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();
   const BatchParams& batch = p.select.batch;
   SuspectFinder finder;

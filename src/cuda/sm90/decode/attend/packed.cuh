@@ -20,8 +20,8 @@ __device__ __forceinline__ Magnitudes* value_table(std::uint8_t* stages) {
   return reinterpret_cast<Magnitudes*>(stages + Traits::kRingBytes - Traits::kSpareBytes);
 }
 
-/// Whether it is not: magnitudes are the same numbers, but for those that overflow with the scale of
-/// all.
+/// Whether it is not: magnitudes are the same numbers, but for those that overflow with the scale
+/// of all.
 __device__ __forceinline__ bool values_differ(float of_keys, float of_values) {
   return is_odd_scale_of_all(of_keys) || is_odd_scale_of_all(of_values);
 }
@@ -46,9 +46,9 @@ __device__ __forceinline__ void fill_value_table(const AttendParams& p, std::uin
 
 /// S[heads][keys] of this warp's keys.
 template <class Traits>
-__device__ __forceinline__ void multiply_packed_keys(
-    float (&scores)[Traits::kKeyTiles][4], const WarpState<Traits>& s, std::uint8_t* keys,
-    const Magnitudes* table, int warp, int lane) {
+__device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKeyTiles][4],
+                                                     const WarpState<Traits>& s, std::uint8_t* keys,
+                                                     const Magnitudes* table, int warp, int lane) {
   const uint2* groups = groups_of<Traits>(keys);
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {

@@ -140,9 +140,9 @@ class Producer {
     }
     __syncwarp();
     if (lane_ < lanes_) {
-      load_key_box<Traits::kBlock, Traits::kPanels, kPanelItems, Traits::kPanelBytes>(stage(), map,
-                                                    &shared_.ring.full[at_.stage], head, box,
-                                                    params_.select.batch.page_size, lane_);
+      load_key_box<Traits::kBlock, Traits::kPanels, kPanelItems, Traits::kPanelBytes>(
+          stage(), map, &shared_.ring.full[at_.stage], head, box, params_.select.batch.page_size,
+          lane_);
     }
   }
 

@@ -25,7 +25,7 @@ struct AttendTraits {
   static constexpr int kPanels = kPacked ? 1 : kDim / panel_items(kKeyBits);
   static constexpr int kPanelBytes = kDim * kKeyBits / 8 / kPanels;  // of a row
   static constexpr int kRowChunks = kDim * kKeyBits / 128;           // of 16 bytes
-  static constexpr int kConsumers = 4;                      // warps
+  static constexpr int kConsumers = 4;                               // warps
   // Arrivals that empty a stage and fill it. Lanes count where lanes read or write: racecheck does
   // not always see that __syncwarp puts them in front of another lane's arrival.
   static constexpr int kReleases = kConsumers * 32;
@@ -47,8 +47,8 @@ struct AttendTraits {
   // Behind the ring: a table of values' magnitudes, see value_table().
   static constexpr int kSpareBytes = kPacked ? kMagnitudeTable * 16 : 0;
   static constexpr int kStages = (kRingBytes - kSpareBytes) / kStageBytes;
-  // Floats; keeps rows off each other's banks. Of codes a lane holds four neighbours, of packed ones
-  // eight.
+  // Floats; keeps rows off each other's banks. Of codes a lane holds four neighbours, of packed
+  // ones eight.
   static constexpr int kMergePitch = kDim + (kPacked ? 4 : kCodes ? 16 : 8);
   static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
   static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
@@ -111,8 +111,7 @@ __device__ __forceinline__ uint2* groups_of(std::uint8_t* stage) {
 /// Dynamic shared memory: the ring (1024-byte aligned), AttendShared.
 template <class Traits>
 constexpr int attend_shared_bytes() {
-  constexpr int kBytes =
-      1024 + Traits::kRingBytes + static_cast<int>(sizeof(AttendShared<Traits>));
+  constexpr int kBytes = 1024 + Traits::kRingBytes + static_cast<int>(sizeof(AttendShared<Traits>));
   static_assert(Traits::kCtasPerSm * (kBytes + 1024) <= 228 * 1024, "an SM has 228 KB");
   return kBytes;
 }
