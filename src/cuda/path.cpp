@@ -12,6 +12,7 @@
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
+#include "cuda/unpack_stage.h"
 
 namespace msa::cuda {
 namespace {
@@ -68,13 +69,15 @@ core::Call maxima_call(const core::Call& dense) {
 class AttentionPath final : public Path {
  public:
   AttentionPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
-      : requests_(layout.take<RequestRecord>(problem.bounds.batch)) {
+      : requests_(layout.take<RequestRecord>(problem.bounds.batch)),
+        attended_(unpacks(problem) ? UnpackStage::unpacked(problem) : problem) {
+    if (unpacks(problem)) unpack_.emplace(problem, layout);
     if (problem.op == Op::MsaAttention) {
       ids_ = layout.take<int>(problem.bounds.total_q * problem.attention.heads_kv *
                               problem.selection.topk);
     }
     if (writes_output(problem))
-      attend_.emplace(problem, gpu, problem.op != Op::DenseAttention, layout);
+      attend_.emplace(attended_, gpu, problem.op != Op::DenseAttention, layout);
     // Scores are done with before attention begins.
     Layout scores(attend_ ? attend_->run_begin() : layout.bytes());
     if (problem.op == Op::MsaAttention) select_.emplace(problem, gpu, scores);
@@ -91,9 +94,6 @@ class AttentionPath final : public Path {
     const bool codes = kv.storage == DType::E4M3 || kv.storage == DType::E2M1;
     if (codes && problem.outputs.block_max)
       return "block maxima take keys stored as queries are, not " + to_string(kv);
-    if (kv.storage == DType::E2M1)
-      return "requests of more than 8 query tokens take keys and values of at least 8 bits, not " +
-             to_string(kv);
     // Weights times the scales of their values may be more than f16 can hold.
     if (codes && has_column_scales(kv) && problem.attention.q.storage == DType::F16)
       return "requests of more than 8 query tokens in f16 take one scale for all or for each head, "
@@ -104,7 +104,10 @@ class AttentionPath final : public Path {
     if (problem.op == Op::DenseAttention && problem.outputs.block_max)
       why = SelectStage::rejects(maxima_problem(problem));
     if (!why.empty() || !writes_output(problem)) return why;
-    return AttendStage::rejects(problem, problem.op != Op::DenseAttention);
+    const bool lists = problem.op != Op::DenseAttention;
+    if (!unpacks(problem)) return AttendStage::rejects(problem, lists);
+    why = UnpackStage::rejects(problem);
+    return why.empty() ? AttendStage::rejects(UnpackStage::unpacked(problem), lists) : why;
   }
 
   void run(const Problem& problem, const core::Call& call, void* workspace,
@@ -117,7 +120,7 @@ class AttentionPath final : public Path {
     if (problem.op == Op::MsaAttention) return run_msa(problem, call, front, workspace, stream);
     if (problem.outputs.block_max)
       select_->run_scores(maxima_problem(problem), maxima_call(call), front, stream);
-    if (attend_) attend_->run(problem, call, call.block_ids_in, front, workspace, stream);
+    if (attend_) attend(problem, call, call.block_ids_in, front, workspace, stream);
   }
 
   std::string decisions() const override {
@@ -128,6 +131,20 @@ class AttentionPath final : public Path {
   }
 
  private:
+  /// Whether keys and values become items before attention reads them.
+  static bool unpacks(const Problem& problem) {
+    return core::kv_format(problem).storage == DType::E2M1;
+  }
+
+  void attend(const Problem& problem, const core::Call& call, const Tensor& ids, const Front& front,
+              void* workspace, cudaStream_t stream) const {
+    if (!unpack_) return attend_->run(problem, call, ids, front, workspace, stream);
+    core::Call items = call;
+    Front own = front;
+    unpack_->run(problem, items, own, workspace, stream);
+    attend_->run(attended_, items, ids, own, workspace, stream);
+  }
+
   static bool writes_output(const Problem& problem) {
     return problem.op != Op::DenseAttention || problem.outputs.out;
   }
@@ -141,10 +158,12 @@ class AttentionPath final : public Path {
                           {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
                           problem.device);
     select_->run_selection(problem, call, ids, {}, front, workspace, stream);
-    attend_->run(problem, call, ids, front, workspace, stream);
+    attend(problem, call, ids, front, workspace, stream);
   }
 
   Piece<RequestRecord> requests_;
+  const Problem attended_;
+  std::optional<UnpackStage> unpack_{};
   std::optional<SelectStage> select_{};
   std::optional<AttendStage> attend_{};
   Piece<int> ids_{};  // msa_attention: where the caller does not want them

@@ -201,8 +201,10 @@ TEST(CudaPlans, KeysAndValuesInFourBits) {
       EXPECT_EQ(DecodeStage::rejects(problem(line + " lens=8:5000")), "") << line;
       EXPECT_EQ(DecodeStage::rejects(problem(line + " block=64 dtype=f16 lens=1:50")), "") << line;
       std::string why;
-      EXPECT_EQ(find_path(problem(line + " lens=9:5000"), kHopper, why), nullptr) << line;
-      EXPECT_NE(why.find("at least 8 bits"), std::string::npos) << line << ": " << why;
+      const bool all = std::string(kv) == "nvfp4/tensor";
+      const PathRow* longer = find_path(problem(line + " lens=9:5000"), kHopper, why);
+      EXPECT_EQ(longer == nullptr, all) << line << ": " << why;
+      EXPECT_EQ(why.find("no scale of all") != std::string::npos, all) << line << ": " << why;
     }
     const std::string line = std::string("op=dense lens=1:500 kv=") + kv;
     const std::string why = DecodeStage::rejects(problem(line + " dim=64"));
@@ -211,6 +213,27 @@ TEST(CudaPlans, KeysAndValuesInFourBits) {
     std::string refusal;
     EXPECT_EQ(find_path(problem(line + " block_max=1"), kHopper, refusal), nullptr);
     EXPECT_NE(refusal.find("block maxima"), std::string::npos) << refusal;
+  }
+}
+
+// As many pages of items as the requests may have of codes, in bf16 and f16.
+TEST(CudaPlans, UnpackedKeysHaveRoom) {
+  const auto bytes = [](const std::string& line) {
+    Layout layout;
+    std::string why;
+    const Problem p = problem(line);
+    const PathRow* row = find_path(p, kHopper, why);
+    EXPECT_NE(row, nullptr) << line << ": " << why;
+    if (row != nullptr) row->plan(p, kHopper, layout);
+    return static_cast<std::int64_t>(layout.bytes());
+  };
+  for (const char* shape : {" lens=90:1000", " lens=90:1000,9:70 page=64", " lens=9:1 page=384"}) {
+    const std::string line = std::string("op=dense heads=4/2") + shape;
+    const Problem p = problem(line);
+    const std::int64_t page = p.bounds.page_size == 0 ? 128 : p.bounds.page_size;
+    const std::int64_t pages = p.bounds.batch * ((p.bounds.max_seqlen_k + page - 1) / page);
+    EXPECT_GE(bytes(line + " kv=q8kv4") - bytes(line), pages * (page * 2 * 2 * 256 + 4)) << line;
+    EXPECT_LE(bytes(line + " kv=q8kv4") - bytes(line), pages * (page * 2 * 2 * 256 + 4) + 4096);
   }
 }
 
@@ -472,6 +495,8 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
   }
   for (const std::string kv : {"nvfp4", "nvfp4/tensor", "q8kv4"})
     EXPECT_EQ(name("op=msa page=64 lens=8:5000 kv=" + kv), "decode") << kv;
+  for (const std::string kv : {"nvfp4", "q8kv4"})
+    EXPECT_EQ(name("op=msa page=64 lens=9:5000 kv=" + kv), "attention") << kv;
   EXPECT_EQ(name("op=topk lens=1:5000"), "select");
   EXPECT_EQ(name("op=merge_states parts=3 lens=20:0"), "merge");
   EXPECT_EQ(name("op=merge_selections parts=3 lens=20:0"), "merge");

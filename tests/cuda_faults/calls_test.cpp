@@ -56,6 +56,8 @@ const std::vector<std::string> kCases{
     "op=sparse heads=16/2 kv=e4m3/token block=64 topk=4 lens=70:700,9:90 lse=1",
     "op=msa heads=16/2 kv=e4m3/page topk=4 lens=70:700 page=64",
     "op=dense heads=16/2 kv=q8kv4 lens=1:90000",
+    "op=dense heads=16/2 kv=q8kv4 lens=70:300,9:90 lse=1",
+    "op=msa heads=16/2 kv=nvfp4 dtype=f16 topk=4 lens=70:700 page=64",
     "op=sparse heads=16/2 kv=nvfp4 dtype=f16 block=64 topk=4 lens=2:700 lse=1",
     "op=msa heads=16/2 kv=nvfp4/tensor topk=4 lens=2:700,1:90 page=16 lse=1",
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",

@@ -212,9 +212,9 @@ class Consumer {
   /// What a row does not see has scales of 0, and with them values of 0. The scale of all keys
   /// multiplies their scores, that of all values the output.
   __device__ __forceinline__ void run_packed(const Item& item, bool rehearsal) {
-    const float of_keys = scale_of_all(params_.k_groups);
-    const float of_values = scale_of_all(params_.v_groups);
-    const Magnitudes* values =
+    const float of_keys = common::scale_of_all(params_.k_groups);
+    const float of_values = common::scale_of_all(params_.v_groups);
+    const common::Magnitudes* values =
         values_differ(of_keys, of_values) ? value_table<Traits>(stages_) : shared_.magnitudes;
     for (int i = item.begin; i < item.end; ++i) {
       const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     ptx::prefetch_tensormap(&p.v_map);
   }
   if constexpr (Traits::kPacked)
-    fill_table<Traits>(p.k_groups, scale_of_all(p.k_groups), shared.magnitudes);
+    fill_table<Traits>(p.k_groups, common::scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();
   if (clusters(p.splits)) ptx::barrier_cluster_arrive_relaxed();
   if (warp == Traits::kConsumers && p.blocks == Blocks::Scored)

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
     ptx::fence_mbarrier_init();
   }
   if constexpr (Traits::kPacked)
-    fill_table<Traits>(p.k_groups, scale_of_all(p.k_groups), shared.magnitudes);
+    fill_table<Traits>(p.k_groups, common::scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();
   const BatchParams& batch = p.select.batch;
   SuspectFinder finder;

@@ -1,45 +1,46 @@
 // SPDX-License-Identifier: MIT
 // A consumer warp's work on keys and values in four bits: they come from the ring two in a byte,
-// and a table in shared memory makes items of them in registers (tile/four_bits.cuh).
+// and a table in shared memory makes items of them in registers (common/four_bits.cuh).
 //
 // A lane takes 32 codes of one key at a time, in the order in which q is loaded (state.cuh), and so
 // has two groups and two scales. Of P V an ldmatrix gives four columns of two keys, a product takes
 // every fourth column, and a lane ends with eight neighbours.
 #pragma once
 
+#include "cuda/common/four_bits.cuh"
 #include "cuda/sm90/decode/attend/state.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
-#include "cuda/sm90/tile/four_bits.cuh"
+#include "cuda/sm90/tile/swizzle.cuh"
 
 namespace msa::cuda::sm90::decode {
 
 /// The table of values where it is not that of keys: behind the ring, in the place of a selection's
 /// scratch.
 template <class Traits>
-__device__ __forceinline__ Magnitudes* value_table(std::uint8_t* stages) {
-  return reinterpret_cast<Magnitudes*>(stages + Traits::kRingBytes - Traits::kSpareBytes);
+__device__ __forceinline__ common::Magnitudes* value_table(std::uint8_t* stages) {
+  return reinterpret_cast<common::Magnitudes*>(stages + Traits::kRingBytes - Traits::kSpareBytes);
 }
 
 /// Whether it is not: magnitudes are the same numbers, but for those that overflow with the scale
 /// of all.
 __device__ __forceinline__ bool values_differ(float of_keys, float of_values) {
-  return is_odd_scale_of_all(of_keys) || is_odd_scale_of_all(of_values);
+  return common::is_odd_scale_of_all(of_keys) || common::is_odd_scale_of_all(of_values);
 }
 
 /// Fills a table; a barrier of the CTA publishes it.
 template <class Traits>
 __device__ __forceinline__ void fill_table(const GroupScales& scales, float all,
-                                           Magnitudes* table) {
-  fill_magnitudes<typename Traits::Item>(table, scales.rounded != 0, all, threadIdx.x,
-                                         Traits::kThreads);
+                                           common::Magnitudes* table) {
+  common::fill_magnitudes<typename Traits::Item>(table, scales.rounded != 0, all, threadIdx.x,
+                                                 Traits::kThreads);
 }
 
 /// Fills that of values behind a selection, where it is not that of keys. All threads of the CTA
 /// call it.
 template <class Traits>
 __device__ __forceinline__ void fill_value_table(const AttendParams& p, std::uint8_t* stages) {
-  const float of_values = scale_of_all(p.v_groups);
-  if (!values_differ(scale_of_all(p.k_groups), of_values)) return;
+  const float of_values = common::scale_of_all(p.v_groups);
+  if (!values_differ(common::scale_of_all(p.k_groups), of_values)) return;
   fill_table<Traits>(p.v_groups, of_values, value_table<Traits>(stages));
   __syncthreads();
 }
@@ -48,7 +49,8 @@ __device__ __forceinline__ void fill_value_table(const AttendParams& p, std::uin
 template <class Traits>
 __device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKeyTiles][4],
                                                      const WarpState<Traits>& s, std::uint8_t* keys,
-                                                     const Magnitudes* table, int warp, int lane) {
+                                                     const common::Magnitudes* table, int warp,
+                                                     int lane) {
   const uint2* groups = groups_of<Traits>(keys);
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
@@ -58,11 +60,11 @@ __device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKe
     const uint4 four = *reinterpret_cast<const uint4*>(keys + packed_chunk(row, lane & 3));
     const std::uint32_t codes[4] = {four.x, four.y, four.z, four.w};
     const std::uint32_t scales = reinterpret_cast<const std::uint16_t*>(groups + row)[lane & 3];
-    const Magnitudes of_group[2] = {table[scales & 0xff], table[scales >> 8]};
+    const common::Magnitudes of_group[2] = {table[scales & 0xff], table[scales >> 8]};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       std::uint32_t items[4];
-      widen_e2m1x8(items, codes[i], of_group[i / 2], of_group[i / 2]);
+      common::widen_e2m1x8(items, codes[i], of_group[i / 2], of_group[i / 2]);
       ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * i], items[0], items[1]);
       ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * i + 1], items[2], items[3]);
     }
@@ -91,7 +93,7 @@ __device__ __forceinline__ void scale_output(WarpState<Traits>& s, float scale) 
 template <class Traits>
 __device__ __forceinline__ void multiply_packed_values(
     WarpState<Traits>& s, const std::uint32_t (&probabilities)[Traits::kSteps][4],
-    std::uint8_t* values, const Magnitudes* table, int warp, int lane) {
+    std::uint8_t* values, const common::Magnitudes* table, int warp, int lane) {
   const uint2* groups = groups_of<Traits>(values);
   // A lane's columns lie in the first or in the second group of a chunk.
   const std::uint32_t of_chunks = lane < 16 ? 0x6420 : 0x7531;
@@ -117,8 +119,9 @@ __device__ __forceinline__ void multiply_packed_values(
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           std::uint32_t items[4];  // of one key, then of the next one
-          widen_e2m1x8(items, codes[2 * half + i], table[scales[i][0] >> (chunk * 8) & 0xff],
-                       table[scales[i][1] >> (chunk * 8) & 0xff]);
+          common::widen_e2m1x8(items, codes[2 * half + i],
+                               table[scales[i][0] >> (chunk * 8) & 0xff],
+                               table[scales[i][1] >> (chunk * 8) & 0xff]);
 #pragma unroll
           for (int j = 0; j < 4; ++j)
             columns[i][j] = ptx::prmt(items[j / 2], items[2 + j / 2], j % 2 == 0 ? 0x5410 : 0x7632);

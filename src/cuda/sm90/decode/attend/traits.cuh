@@ -2,11 +2,11 @@
 // Tiles, shared memory and roles of decode attention.
 #pragma once
 
+#include "cuda/common/four_bits.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/select.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
-#include "cuda/sm90/tile/four_bits.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::decode {
@@ -45,7 +45,7 @@ struct AttendTraits {
   static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
   static constexpr int kRingBytes = 96 * 1024;
   // Behind the ring: a table of values' magnitudes, see value_table().
-  static constexpr int kSpareBytes = kPacked ? kMagnitudeTable * 16 : 0;
+  static constexpr int kSpareBytes = kPacked ? common::kMagnitudeTable * 16 : 0;
   static constexpr int kStages = (kRingBytes - kSpareBytes) / kStageBytes;
   // Floats; keeps rows off each other's banks. Of codes a lane holds four neighbours, of packed
   // ones eight.
@@ -85,7 +85,8 @@ struct TileScales<Traits, 8> {
 };
 template <class Traits>
 struct TileScales<Traits, 4> {
-  Magnitudes magnitudes[kMagnitudeTable];  // of keys, and of values where theirs are the same
+  common::Magnitudes
+      magnitudes[common::kMagnitudeTable];  // of keys, and of values where theirs are the same
 };
 
 template <class Traits>

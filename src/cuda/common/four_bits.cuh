@@ -6,24 +6,15 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
+#include "cuda/common/ptx/math.cuh"
 #include "cuda/params.h"
-#include "cuda/sm90/ptx/math.cuh"
 
-namespace msa::cuda::sm90 {
+namespace msa::cuda::common {
 
 /// Eight magnitudes: their low bytes, four a word, then their high bytes.
 using Magnitudes = uint4;
 inline constexpr int kMagnitudeTable = 256;  // entries, one for each code of e4m3
-inline constexpr int kPackedRowBytes = 64;   // of 128 codes
-inline constexpr int kPackedChunks = 4;      // of 16 bytes in a row: two groups each
-
-/// Byte offset of 16-byte chunk `chunk` (0 to 3) of row `row` after the copy engine's 64-byte
-/// swizzle.
-__device__ __forceinline__ int packed_chunk(int row, int chunk) {
-  return row * kPackedRowBytes + ((chunk ^ (row >> 1 & 3)) << 4);
-}
 
 /// The scale of all, or 1.
 __device__ __forceinline__ float scale_of_all(const GroupScales& scales) {
@@ -87,4 +78,4 @@ __device__ __forceinline__ void widen_e2m1x8(std::uint32_t (&items)[4], std::uin
   }
 }
 
-}  // namespace msa::cuda::sm90
+}  // namespace msa::cuda::common

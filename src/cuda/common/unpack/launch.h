@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+// Keys and values in four bits become items in memory, in pages of their own: for attention that
+// reads a key many times. Behind the prologue.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/params.h"
+
+namespace msa::cuda::common::unpack {
+
+inline constexpr int kRowBytes = 64;   // codes of a key and head: 128 elements
+inline constexpr int kRowItems = 128;  // what they become
+
+/// Codes as they lie in memory: pages, or one of ragged rows. Strides in bytes.
+struct CodeRows {
+  const std::uint8_t* data = nullptr;
+  std::int64_t stride_page = 0;
+  std::int64_t stride_token = 0;
+  std::int64_t stride_head = 0;
+};
+
+struct Params {
+  BatchParams batch{};
+  const RequestRecord* requests = nullptr;
+  CodeRows codes[2]{};  // of keys, of values
+  GroupScales groups[2]{};
+  void* items[2]{};           // [B * columns, page, Hkv, 128]
+  int* page_table = nullptr;  // [B, columns]
+  int columns = 0;            // pages of the longest request
+  int page = 0;               // keys of a page of items: as those of codes where these are paged
+  int heads_kv = 1;
+};
+
+/// `storage`: of the items, Bf16 or F16.
+void launch(Storage storage, const Params& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::common::unpack

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+// Keys and values in four bits become items; see launch.h. Pages are numbered by request, so that a
+// page which several requests share is there for each. A page whose number is out of range keeps a
+// number out of range. Behind a request's last key its last page holds zeros.
+#include <algorithm>
+
+#include "cuda/common/four_bits.cuh"
+#include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/storage.cuh"
+#include "cuda/common/unpack/launch.h"
+#include "cuda/geometry.cuh"
+#include "cuda/launch.h"
+
+namespace msa::cuda::common::unpack {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kUnit = 128;             // keys of a CTA at a time, or a page where that is less
+constexpr int kWords = kRowBytes / 4;  // eight codes each: a thread's
+constexpr unsigned kMostCtas = 4096;   // along the units of a request
+constexpr int kBadPage = -1;
+
+/// The words of `tokens` keys from `first` on, which are pages of codes `from` and of items `to`.
+template <class Item>
+__device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magnitudes* table,
+                                            std::int64_t from_page, std::int64_t from_token,
+                                            std::int64_t to_token, int tokens, int visible) {
+  const CodeRows& codes = p.codes[of];
+  const GroupScales& groups = p.groups[of];
+  auto* items = static_cast<Item*>(p.items[of]);
+  const int words = tokens * p.heads_kv * kWords;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) {
+    const int word = i % kWords;
+    const int row = i / kWords;  // of keys x heads
+    const int token = row / p.heads_kv;
+    const int head = row - token * p.heads_kv;
+    std::uint32_t pairs[4] = {0, 0, 0, 0};
+    if (token < visible) {
+      const std::int64_t at = from_token + token;
+      const auto* packed = reinterpret_cast<const std::uint32_t*>(
+          codes.data + from_page * codes.stride_page + at * codes.stride_token +
+          head * codes.stride_head);
+      const std::uint8_t scale =
+          groups.data[from_page * groups.stride_page + at * groups.stride_token +
+                      head * groups.stride_head + word / 2];
+      const Magnitudes magnitudes = table[scale];
+      widen_e2m1x8(pairs, __ldg(packed + word), magnitudes, magnitudes);
+    }
+    Item* to = items + ((to_token + token) * p.heads_kv + head) * kRowItems + word * 8;
+    *reinterpret_cast<uint4*>(to) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+}
+
+template <class Item>
+__global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant__ Params p) {
+  __shared__ Magnitudes table[kMagnitudeTable];
+  fill_magnitudes<Item>(table, p.groups[0].rounded != 0, 1.0f, static_cast<int>(threadIdx.x),
+                        kThreads);
+  __syncthreads();
+  ptx::griddepcontrol_wait();
+  const BatchParams& batch = p.batch;
+  const int unit = min(p.page, kUnit);
+  for (int b = static_cast<int>(blockIdx.y); b < batch.batch; b += static_cast<int>(gridDim.y)) {
+    const RequestRecord& r = p.requests[b];
+    const std::int64_t end = ceil_div(r.seqlen_k, p.page) * p.page;
+    for (std::int64_t first = std::int64_t{blockIdx.x} * unit; first < end;
+         first += std::int64_t{gridDim.x} * unit) {
+      const std::int64_t column = first / p.page;
+      const std::int64_t page = std::int64_t{b} * p.columns + column;
+      const std::int64_t inside = first - column * p.page;
+      std::int64_t from_page = 0;
+      std::int64_t from_token = r.k_begin + first;
+      if (batch.page_size != 0) {
+        from_page = load_page(batch, b, column);
+        from_token = inside;
+      }
+      const bool bad = batch.page_size != 0 && (from_page < 0 || from_page >= batch.num_pages);
+      if (inside == 0 && threadIdx.x == 0)
+        p.page_table[page] = bad ? kBadPage : static_cast<int>(page);
+      if (bad) continue;
+      const int visible = static_cast<int>(min(r.seqlen_k - first, std::int64_t{unit}));
+      for (int of = 0; of < 2; ++of) {
+        unpack_keys<Item>(p, of, table, from_page, from_token, page * p.page + inside, unit,
+                          visible);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void launch(Storage storage, const Params& params, cudaStream_t stream) {
+  const std::int64_t units = std::int64_t{params.columns} * ceil_div(params.page, kUnit);
+  const LaunchConfig config{
+      .grid = dim3(static_cast<unsigned>(std::min<std::int64_t>(units, kMostCtas)),
+                   static_cast<unsigned>(std::min<std::int64_t>(params.batch.batch, kMaxGridYZ))),
+      .block = dim3(kThreads),
+      .programmatic = true,
+      .stream = stream};
+  if (storage == Storage::F16) {
+    launch_kernel(unpack_kernel<ItemOf<Storage::F16>>, config, params);
+  } else {
+    launch_kernel(unpack_kernel<ItemOf<Storage::Bf16>>, config, params);
+  }
+}
+
+}  // namespace msa::cuda::common::unpack

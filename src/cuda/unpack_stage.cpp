@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/unpack_stage.h"
+
+#include <limits>
+
+#include "core/fields.h"
+#include "cuda/batch.h"
+#include "cuda/common/unpack/launch.h"
+
+namespace msa::cuda {
+namespace {
+
+constexpr std::int64_t kRaggedPage = 128;  // keys of a page of items where those of codes have none
+
+std::int64_t page_of(const Problem& p) {
+  return p.bounds.page_size == 0 ? kRaggedPage : p.bounds.page_size;
+}
+std::int64_t columns_of(const Problem& p) {
+  return (p.bounds.max_seqlen_k + page_of(p) - 1) / page_of(p);
+}
+
+common::unpack::CodeRows make_code_rows(const Tensor& codes) {
+  const bool paged = codes.rank == 4;
+  const auto bytes = [&](int dim) { return codes.stride[static_cast<std::size_t>(dim)] / 2; };
+  return {.data = static_cast<const std::uint8_t*>(codes.data),
+          .stride_page = paged ? bytes(0) : 0,
+          .stride_token = bytes(paged ? 1 : 0),
+          .stride_head = bytes(paged ? 2 : 1)};
+}
+
+}  // namespace
+
+std::string UnpackStage::rejects(const Problem& problem) {
+  const Format kv = core::kv_format(problem);
+  if (kv.scale == Scale::GroupTensor)
+    return "requests of more than 8 query tokens take no scale of all beside those of groups, "
+           "not " +
+           to_string(kv);
+  if (problem.attention.head_dim != common::unpack::kRowItems)
+    return "head_dim is 128 here where keys and values are e2m1, not " +
+           std::to_string(problem.attention.head_dim);
+  if (problem.bounds.batch * columns_of(problem) >= std::numeric_limits<std::int32_t>::max())
+    return "fewer than 2^31 pages of keys and values in four bits";
+  return "";
+}
+
+UnpackStage::UnpackStage(const Problem& problem, Layout& layout)
+    : columns_(columns_of(problem)), page_(page_of(problem)) {
+  const std::int64_t pages = problem.bounds.batch * columns_;
+  for (Piece<std::uint16_t>& piece : items_) {
+    piece = layout.take<std::uint16_t>(pages * page_ * problem.attention.heads_kv *
+                                       problem.attention.head_dim);
+  }
+  page_table_ = layout.take<std::int32_t>(pages);
+}
+
+Problem UnpackStage::unpacked(const Problem& problem) {
+  Problem plain = problem;
+  plain.attention.kv.reset();
+  plain.bounds.page_size = page_of(problem);
+  return plain;
+}
+
+void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue::Params& front,
+                      void* workspace, cudaStream_t stream) const {
+  const Format kv = core::kv_format(problem);
+  const std::int64_t requests = front.batch.batch;
+  std::int32_t* const table = page_table_.in(workspace);
+  common::unpack::launch(
+      storage_of(problem.attention.q.storage),
+      {.batch = front.batch,
+       .requests = front.requests,
+       .codes = {make_code_rows(call.k), make_code_rows(call.v)},
+       .groups = {make_group_scales(kv, call.k_scale, {}), make_group_scales(kv, call.v_scale, {})},
+       .items = {items_[0].in(workspace), items_[1].in(workspace)},
+       .page_table = table,
+       .columns = static_cast<int>(columns_),
+       .page = static_cast<int>(page_),
+       .heads_kv = static_cast<int>(problem.attention.heads_kv)},
+      stream);
+  const std::int64_t pages = requests * columns_;
+  const auto tensor = [&](const Piece<std::uint16_t>& piece) {
+    return make_tensor(piece.in(workspace), problem.attention.q.storage,
+                       {pages, page_, problem.attention.heads_kv, problem.attention.head_dim},
+                       problem.device);
+  };
+  call.k = tensor(items_[0]);
+  call.v = tensor(items_[1]);
+  call.k_scale = call.v_scale = {};
+  front.batch.page_table = {.data = table, .stride = 1};
+  front.batch.page_table_stride_b = columns_;
+  front.batch.page_columns = columns_;
+  front.batch.num_pages = pages;
+  front.batch.page_size = static_cast<int>(page_);
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+// Keys and values in four bits as a stage in front of attention that reads each key for many tiles
+// of queries: they become items once, in pages in the workspace.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <string>
+
+#include "core/call.h"
+#include "cuda/common/prologue/launch.h"
+#include "cuda/layout.h"
+
+namespace msa::cuda {
+
+class UnpackStage {
+ public:
+  /// Why the stage does not serve the problem, whose keys and values are in four bits; empty: it
+  /// does.
+  static std::string rejects(const Problem& problem);
+
+  UnpackStage(const Problem& problem, Layout& layout);
+
+  /// What attention behind the stage computes: the same of keys and values stored as queries are.
+  static Problem unpacked(const Problem& problem);
+
+  /// Behind the prologue `front`. `call` and `front` become what attention behind the stage takes.
+  void run(const Problem& problem, core::Call& call, common::prologue::Params& front,
+           void* workspace, cudaStream_t stream) const;
+
+ private:
+  std::int64_t columns_ = 0;  // pages of the longest request
+  std::int64_t page_ = 0;
+  Piece<std::uint16_t> items_[2]{};  // of keys, of values: [B * columns, page, Hkv, D]
+  Piece<std::int32_t> page_table_{};
+};
+
+}  // namespace msa::cuda
