@@ -314,14 +314,29 @@ def test_index_in_four_bits(kind, groups, layout):
     close(found[1], found[0], 1e-5)
 
 
+def four_bits(b, k, v, k_scale, v_scale, all_scales=None):
+    made = fmha.build_k2q_csr(b.ids.permute(1, 0, 2), b.cu_q, b.cu_k, total_k=int(b.lens_k.sum()), **b.longest)
+    return fmha.sparse_atten_nvfp4_kv_func(
+        b.q, k, v, k_scale, v_scale, all_scales, all_scales, *made, 4, cu_seqlens_q=b.cu_q, cu_seqlens_k=b.cu_k,
+        page_table=b.table, causal=True, scale_layout="linear", **b.longest,
+    )
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+def test_keys_and_values_in_four_bits(kind):
+    draw = torch.Generator().manual_seed(1)
+    b = make(kind)
+    some = lambda low, high, n: torch.randint(low, high, (*b.k.shape[:3], n), dtype=torch.uint8, generator=draw)  # noqa: E731
+    tensors = [some(0, 256, DIM // 2), some(0, 256, DIM // 2), some(0x28, 0x38, DIM // 16), some(0x28, 0x38, DIM // 16)]
+    found = [four_bits(b.on(device), *(x.to(device) for x in tensors)) for device in ("cpu", "cuda")]
+    close(found[1], found[0])
+
+
 def four_bits_call(b, device):
+    """With a scale of all, beside more than 8 queries a request."""
     k = torch.zeros(*b.k.shape[:3], DIM // 2, dtype=torch.uint8, device=device)
     scale = torch.zeros(*b.k.shape[:3], DIM // 16, dtype=torch.uint8, device=device)
-    made = fmha.build_k2q_csr(b.ids.permute(1, 0, 2), b.cu_q, b.cu_k, total_k=int(b.lens_k.sum()), **b.longest)
-    return lambda: fmha.sparse_atten_nvfp4_kv_func(
-        b.q, k, k, scale, scale, None, None, *made, 4, cu_seqlens_q=b.cu_q, cu_seqlens_k=b.cu_k, page_table=b.table,
-        causal=True, scale_layout="linear", **b.longest,
-    )
+    return lambda: four_bits(b, k, k, scale, scale, torch.ones(1, device=device))
 
 
 def quantizer_call(b, device):
@@ -330,7 +345,8 @@ def quantizer_call(b, device):
 
 @pytest.mark.parametrize("call", [four_bits_call, quantizer_call, dense, sparse, rows, scores])
 def test_what_cuda_does_not_serve_yet_is_refused_by_the_library(call):
-    """Four bits, queries in e4m3, and scores of keys in e4m3; a row of these goes when a kernel comes."""
+    """Four bits stored, or with a scale of all in prefill; queries in e4m3; scores of keys in e4m3; a row of these goes
+    when a kernel comes."""
     b = make("mixed", kv=E4M3).on("cuda")
     if call in (dense, sparse, rows):
         b.q = b.q.to(E4M3)
