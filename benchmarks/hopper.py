@@ -164,7 +164,7 @@ DECODE = {"1m.b1": (1048576, 1, 64, 4), "128k.b1": (131072, 1, 64, 4), "128k.b32
 HEADS = {"32h": (32, 2), "16h": (16, 1), "8h": (8, 1)}  # shares of 64/4 heads on 2, 4 and 8 cards
 # Rows whose other side is our own, timed by the tool itself.
 OWN = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k",
-       "attend.fp8.32k.drift", "attend.fp8.128k.drift", "attend.fp8.128k.random"]
+       "attend.fp8.32k.drift", "attend.fp8.128k.drift", "attend.fp8.128k.random", "attend.q8kv4.128k.drift"]
 # Beside cuDNN over keys and values in bf16. Fast: index keys in e4m3, too.
 FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
               "fp8fast.1m.b1", "fp8fast.128k.b1", "fp8fast.128k.b32", "fp8fast.32k.b128"]

@@ -148,7 +148,7 @@ void add_prefill_rows(std::vector<BenchRow>& rows) {
   }
 }
 
-/// Eight bits: keys and values in e4m3, index keys as ever, in e4m3 or with a filter.
+/// Eight bits: keys and values in e4m3, index keys as ever, in e4m3 or with a filter. And four.
 void add_fp8_rows(std::vector<BenchRow>& rows) {
   struct Fp8 {
     const char* name;
@@ -202,6 +202,13 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                     .peer_line = std::string("op=sparse ") + line,
                     .peer = "own bf16"});
   }
+  rows.push_back({.id = "hopper.attend.q8kv4.128k.drift",
+                  .what =
+                      "sparse attention, keys and values in q8kv4, prefill of 128K tokens, lists "
+                      "that drift",
+                  .line = "op=sparse kv=q8kv4 lens=131072:131072 regime=drift",
+                  .peer_line = "op=sparse lens=131072:131072 regime=drift",
+                  .peer = "own bf16"});
 }
 
 /// Rows whose other side is our own: what an unusual batch costs beside a usual one.

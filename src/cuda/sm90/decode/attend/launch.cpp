@@ -27,7 +27,15 @@ constexpr std::array kInstances = {
     AttendConfig{.storage = Storage::Bf16, .block = 64, .dim = 128, .kv = Storage::E4m3},
     AttendConfig{.storage = Storage::F16, .block = 128, .dim = 128, .kv = Storage::E4m3},
     AttendConfig{.storage = Storage::F16, .block = 64, .dim = 128, .kv = Storage::E4m3},
+    AttendConfig{.storage = Storage::Bf16, .block = 128, .dim = 128, .kv = Storage::E2m1},
+    AttendConfig{.storage = Storage::Bf16, .block = 64, .dim = 128, .kv = Storage::E2m1},
+    AttendConfig{.storage = Storage::F16, .block = 128, .dim = 128, .kv = Storage::E2m1},
+    AttendConfig{.storage = Storage::F16, .block = 64, .dim = 128, .kv = Storage::E2m1},
 };
+
+// Kernels that share tiles between rows, and leave some to mending, unpack four bits before.
+constexpr std::size_t kMended =
+    kInstances.size() - std::ranges::count(kInstances, Storage::E2m1, &AttendConfig::kv);
 
 using LaunchAttend = void (*)(const AttendParams&, cudaStream_t);
 using LaunchMend = void (*)(const MendParams&, int, cudaStream_t);
@@ -42,12 +50,13 @@ constexpr std::array<LaunchMend, sizeof...(kIndices)> mends(std::index_sequence<
 }
 
 constexpr auto kAttends = attends(std::make_index_sequence<kInstances.size()>{});
-constexpr auto kMends = mends(std::make_index_sequence<kInstances.size()>{});
+constexpr auto kMends = mends(std::make_index_sequence<kMended>{});
 
-std::size_t find(const AttendConfig& config) {
-  const auto at = std::find(kInstances.begin(), kInstances.end(), config);
-  if (at == kInstances.end())
-    throw Error(ErrorCode::Internal, "", "cuda decode: planned without an instance");
+/// Among the first `count` of the table.
+std::size_t find(const AttendConfig& config, std::size_t count) {
+  const auto end = kInstances.begin() + count;
+  const auto at = std::find(kInstances.begin(), end, config);
+  if (at == end) throw Error(ErrorCode::Internal, "", "cuda decode: planned without an instance");
   return static_cast<std::size_t>(at - kInstances.begin());
 }
 
@@ -66,12 +75,12 @@ int attend_splits(std::int64_t rows, int heads_kv, int group, std::int64_t max_e
 }
 
 void launch_attend(const AttendConfig& config, const AttendParams& params, cudaStream_t stream) {
-  kAttends[find(config)](params, stream);
+  kAttends[find(config, kAttends.size())](params, stream);
 }
 
 void launch_mend(const AttendConfig& config, const MendParams& params, int multiprocessors,
                  cudaStream_t stream) {
-  kMends[find(config)](params, multiprocessors, stream);
+  kMends[find(config, kMends.size())](params, multiprocessors, stream);
 }
 
 }  // namespace msa::cuda::sm90::decode

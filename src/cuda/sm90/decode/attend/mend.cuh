@@ -64,8 +64,6 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
     shared.ring.init(Traits::kReleases, Traits::kFillings);
     ptx::fence_mbarrier_init();
   }
-  if constexpr (Traits::kPacked)
-    fill_table<Traits>(p.k_groups, common::scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();
   const BatchParams& batch = p.select.batch;
   SuspectFinder finder;

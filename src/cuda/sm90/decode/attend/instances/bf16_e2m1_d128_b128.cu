@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/sm90/decode/attend/kernel.cuh"
-#include "cuda/sm90/decode/attend/mend.cuh"
 
 namespace msa::cuda::sm90::decode {
 
 template void launch_attend_instance<AttendConfig{
     .storage = Storage::Bf16, .block = 128, .dim = 128, .kv = Storage::E2m1}>(const AttendParams&,
                                                                               cudaStream_t);
-template void launch_mend_instance<AttendConfig{
-    .storage = Storage::Bf16, .block = 128, .dim = 128, .kv = Storage::E2m1}>(const MendParams&,
-                                                                              int, cudaStream_t);
 
 }  // namespace msa::cuda::sm90::decode
