@@ -68,12 +68,18 @@ class ScoreConsumer {
  public:
   __device__ __forceinline__ ScoreConsumer(const ScoreParams& params, ScoreShared<Traits>& shared,
                                            const std::uint8_t* stages, int warp, int lane_)
-      : params_(params), shared_(shared), stages_(stages), warp_(warp), lane_(lane_) {}
+      : params_(params),
+        shared_(shared),
+        stages_(stages),
+        warp_(warp),
+        lane_(lane_),
+        shares_scale_(shares_scale(params)) {}
 
   __device__ __forceinline__ void run() {
     const int team = warp_ / Traits::kTeamWarps;
     const int thread = static_cast<int>(threadIdx.x) - team * kTeamThreads;
     const ScoreParams& p = params_;
+    if (shares_scale_) shared_scale_ = common::scale_of(p.k_scales, 0, 0, blockIdx.y);
     ScoreShared<Traits>& shared = shared_;
     typename ScoreShared<Traits>::Span& span = shared.spans[team];
     const int head_k = static_cast<int>(blockIdx.y);
@@ -164,8 +170,7 @@ class ScoreConsumer {
       } else if constexpr (Traits::kCodes) {
         if (odd && factors[i].odd) {
           reduce_odd_codes<Traits>(best[i], stage + key * Traits::kRowBytes,
-                                   shared_.scales[at.stage] + key, q, params_, r, first, bad,
-                                   lane_);
+                                   factors[i], q, params_, r, first, bad, lane_);
           continue;
         }
         if constexpr (Traits::kNarrows) {
@@ -192,7 +197,11 @@ class ScoreConsumer {
       const int skew = params_.batch.page_size == 0 ? static_cast<int>(r.k_begin % kBoundRows) : 0;
       read_bounds<Traits>(factors, shared_.bounds[at.stage], skew + key, lane_);
     } else if constexpr (Traits::kCodes) {
-      read_scales(factors, params_, shared_.scales[at.stage] + key, lane_);
+      if (shares_scale_) {
+        share_scale(factors, shared_scale_);
+      } else {
+        read_scales(factors, shared_.scales[at.stage] + key, lane_);
+      }
       return factors.odd;
     }
     return false;
@@ -203,6 +212,8 @@ class ScoreConsumer {
   const std::uint8_t* stages_;
   const int warp_;
   const int lane_;
+  const bool shares_scale_;
+  float shared_scale_ = 1.0f;
 };
 
 }  // namespace msa::cuda::sm90::decode

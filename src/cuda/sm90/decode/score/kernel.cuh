@@ -22,8 +22,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 0) {
     ptx::prefetch_tensormap(&p.k_map);
     // The copy engine's arrival, and those of the lanes that copy scales or bounds.
-    const bool scaled = Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr);
-    shared.ring.init(Traits::kReleases, scaled ? 33 : 1);
+    shared.ring.init(Traits::kReleases, arrives_with_scales<Traits>(p) ? 33 : 1);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

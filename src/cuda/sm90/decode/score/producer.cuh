@@ -16,36 +16,30 @@ class ScoreProducer {
  public:
   __device__ __forceinline__ ScoreProducer(const ScoreParams& params, ScoreShared<Traits>& shared,
                                            std::uint8_t* stages, int lane)
-      : params_(params), shared_(shared), stages_(stages), lane_(lane) {}
+      : params_(params),
+        shared_(shared),
+        stages_(stages),
+        lane_(lane),
+        shift_(box_shift(kScoreStep, params.batch.page_size)),
+        boxes_(kScoreStep >> shift_),
+        scaled_(arrives_with_scales<Traits>(params)) {}
 
   __device__ __forceinline__ void run() {
     const ScoreParams& p = params_;
-    touch_pages(p.batch, likely_request(p), lane_);
     policy_ = ptx::createpolicy_evict_first();
     StepFinder finder(p, lane_);
     const std::int64_t total = finder.count();
     const int ctas = static_cast<int>(gridDim.x);
     const Deal deal(total, ctas);
-    int request = -1;
-    int step = 0;
-    RequestRecord r{};
     const std::int64_t fixed_end = min(deal.fixed * (blockIdx.x + 1), total);
     std::int64_t n = min(deal.fixed * blockIdx.x, total);
     std::int64_t end = max(n, fixed_end - 1);
     bool claiming = false;
     unsigned claimed = 0;
     while (true) {
-      Step found{};
-      const bool finds = n != end;
-      if (finds) {
-        finder.find(n, request, step, r);
-        found = find_step(r, request, step);
-      }
-      load_step(Traits::kAhead ? ahead_ : found);
-      if constexpr (Traits::kAhead) ahead_ = found;
-      if (finds) {
-        ++n;
-        continue;
+      for (; n != end; ++n) {
+        if (left_ == 0) look_up(finder, n);
+        load_step();
       }
       // A claim is on its way while the steps before it are loaded, the first one behind the
       // prologue, which clears the counter.
@@ -56,6 +50,7 @@ class ScoreProducer {
                std::int64_t{__shfl_sync(common::kAllLanes, claimed, 0)} * deal.claim;
         if (next >= total) break;
         end = min(next + deal.claim, total);
+        left_ = 0;
       } else {
         ptx::griddepcontrol_wait();
       }
@@ -69,8 +64,7 @@ class ScoreProducer {
         shared_.notes[at_.stage] = {-1, 0, 0};
         shared_.ring.expect(at_, 0);
       }
-      if (Traits::kFilter || (Traits::kCodes && p.k_scales.data != nullptr))
-        shared_.ring.arrive(at_);
+      if (scaled_) shared_.ring.arrive(at_);
       at_.advance();
     }
     if (bad_request_ >= 0 && lane_ == 0)
@@ -78,65 +72,90 @@ class ScoreProducer {
   }
 
  private:
-  /// A step whose page numbers may be on their way; request -1: none.
-  struct Step {
-    FoundBox box;  // of each lane
-    std::int64_t k_begin = 0;
-    int seqlen_k = 0;
-    int request = -1;
-    int step = 0;
-  };
-
-  __device__ __forceinline__ Step find_step(const RequestRecord& r, int request, int step) const {
-    const ScoreParams& p = params_;
-    const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
-    Step found{
-        .box = {}, .k_begin = r.k_begin, .seqlen_k = r.seqlen_k, .request = request, .step = step};
-    if (lane_ < boxes) found.box = find_key_box<kScoreStep>(p.batch, r, request, step, lane_);
-    return found;
+  /// Looks up the boxes of step `n` and of those behind it in its request, one a lane: a page
+  /// number takes longer than a step.
+  __device__ __forceinline__ void look_up(StepFinder& finder, std::int64_t n) {
+    finder.find(n, request_, step_, record_);
+    left_ = static_cast<int>(min(finder.left(n), std::int64_t{32 / boxes_}));
+    first_lane_ = 0;
+    const int step = step_ + lane_ / boxes_;
+    KeyBox box;
+    if (lane_ < left_ * boxes_) {
+      box = locate_key_box<kScoreStep>(params_.batch, record_, request_, step, lane_ % boxes_);
+    }
+    token_ = box.token;
+    page_ = box.page;
+    bad_ = warp::bad_boxes<1>(box, lane_);
+    if (bad_ != 0 && bad_request_ < 0) bad_request_ = request_;
   }
 
-  /// Fills one stage with a step.
-  __device__ __forceinline__ void load_step(const Step& found) {
-    if (found.request < 0) return;
-    const ScoreParams& p = params_;
-    const int box_rows = box_tokens(kScoreStep, p.batch.page_size);
-    const int boxes = kScoreStep >> box_shift(kScoreStep, p.batch.page_size);
-    const KeyBox box = checked_box(p.batch, found.box);
-    const unsigned bad = warp::bad_boxes<1>(box, lane_);
-    if (bad != 0 && bad_request_ < 0) bad_request_ = found.request;
+  /// Fills one stage with the next step that was looked up.
+  __device__ __forceinline__ void load_step() {
+    // Every lane has a box, those below boxes_ different ones.
+    const int from = first_lane_ + (lane_ & (boxes_ - 1));
+    const int token = __shfl_sync(common::kAllLanes, token_, from);
+    const int page = __shfl_sync(common::kAllLanes, page_, from);
+    const unsigned bad = (bad_ >> first_lane_) & ((1u << boxes_) - 1);
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       // The arrival below publishes it.
-      shared_.notes[at_.stage] = {found.request, found.step, bad};
+      shared_.notes[at_.stage] = StageNote{.request = request_, .step = step_, .bad_boxes = bad};
       shared_.ring.expect(at_, Traits::kTileBytes);
     }
     __syncwarp();
-    if (lane_ < boxes) {
+    if (lane_ < boxes_) {
       ptx::cp_async_bulk_tensor_hint(
-          stages_ + at_.stage * Traits::kTileBytes + lane_ * box_rows * Traits::kRowBytes, &p.k_map,
-          {0, box.token, static_cast<int>(blockIdx.y), box.page}, &shared_.ring.full[at_.stage],
-          policy_);
+          stages_ + at_.stage * Traits::kTileBytes + (lane_ << shift_) * Traits::kRowBytes,
+          &params_.k_map, {0, token, static_cast<int>(blockIdx.y), page},
+          &shared_.ring.full[at_.stage], policy_);
     }
     if constexpr (Traits::kCodes) {
-      if (p.k_scales.data != nullptr) load_scales(found, box);
+      if (scaled_) load_scales(token, page);
     }
-    if constexpr (Traits::kFilter) load_bounds(found, box);
+    if constexpr (Traits::kFilter) load_bounds(page);
     at_.advance();
+    first_lane_ += boxes_;
+    ++step_;
+    --left_;
+  }
+
+  /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the
+  /// stage. `token` and `page` of this lane's box.
+  __device__ __forceinline__ void load_scales(int token, int page) {
+    const Scales& scales = params_.k_scales;
+    const int left = record_.seqlen_k - step_ * kScoreStep;  // keys
+    const float* box_scales =
+        common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
+#pragma unroll
+    for (int key = lane_; key < kScoreStep; key += 32) {
+      int box_page = page;
+      if (boxes_ != 1) {
+        const int from = key >> shift_;  // the lane of the key's box
+        box_page = __shfl_sync(common::kAllLanes, page, from);
+        box_scales =
+            common::scale_at(scales, box_page, __shfl_sync(common::kAllLanes, token, from),
+                             static_cast<int>(blockIdx.y));
+      }
+      const bool there = key < left && box_page != kNoPage;
+      const float* scale = scales.data;
+      if (there) scale = box_scales + (key & ((1 << shift_) - 1)) * scales.stride_token;
+      ptx::cp_async_4(&shared_.scales[at_.stage][key], scale, there ? 4 : 0);
+    }
+    ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
   /// The bounds of a step's keys, in the same way: three lanes to each 16 keys of a page, or to
   /// each group of ragged rows, of which the first may have begun before the step.
-  __device__ __forceinline__ void load_bounds(const Step& found, const KeyBox& box) {
+  __device__ __forceinline__ void load_bounds(int page) {
     const ScoreParams& p = params_;
-    const int shift = box_shift(kScoreStep, p.batch.page_size);
     const int group = lane_ / 3;
-    const int left = min(found.seqlen_k - found.step * kScoreStep, kScoreStep);  // keys
-    const int page = __shfl_sync(common::kAllLanes, box.page, (group * kBoundRows) >> shift);
+    const int left = min(record_.seqlen_k - step_ * kScoreStep, kScoreStep);  // keys
+    if (boxes_ != 1)
+      page = __shfl_sync(common::kAllLanes, page, (group * kBoundRows) >> shift_);
     std::int64_t at = page;
     bool there = group * kBoundRows < left && page != kNoPage;
     if (p.batch.page_size == 0) {
-      const std::int64_t row = found.k_begin + std::int64_t{found.step} * kScoreStep;
+      const std::int64_t row = record_.k_begin + std::int64_t{step_} * kScoreStep;
       at = row / kBoundRows + group;
       there = at * kBoundRows < row + left;
     }
@@ -148,37 +167,25 @@ class ScoreProducer {
     ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
-  /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the
-  /// stage.
-  __device__ __forceinline__ void load_scales(const Step& found, const KeyBox& box) {
-    const ScoreParams& p = params_;
-    const int shift = box_shift(kScoreStep, p.batch.page_size);
-    int first = __shfl_sync(common::kAllLanes, box.token, 0);
-    int page = __shfl_sync(common::kAllLanes, box.page, 0);
-#pragma unroll
-    for (int key = lane_; key < kScoreStep; key += 32) {
-      if ((1 << shift) != kScoreStep) {
-        const int from = key >> shift;  // the lane of the key's box
-        first = __shfl_sync(common::kAllLanes, box.token, from);
-        page = __shfl_sync(common::kAllLanes, box.page, from);
-      }
-      const bool there = found.step * kScoreStep + key < found.seqlen_k && page != kNoPage;
-      const float* scale = p.k_scales.data;
-      if (there)
-        scale = common::scale_at(p.k_scales, page, first + (key & ((1 << shift) - 1)),
-                                 static_cast<int>(blockIdx.y));
-      ptx::cp_async_4(&shared_.scales[at_.stage][key], scale, there ? 4 : 0);
-    }
-    ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
-  }
-
   const ScoreParams& params_;
   ScoreShared<Traits>& shared_;
   std::uint8_t* stages_;
   const int lane_;
+  const int shift_;   // logarithm of the keys of a box
+  const int boxes_;   // of a step
+  const bool scaled_;  // every lane arrives, too
   std::uint64_t policy_ = 0;  // keys are streamed once
   RingPosition<Traits::kStages> at_{};
-  Step ahead_{};  // found, not loaded
+  // Steps that were looked up, the next one first: `left_` of them, whose boxes lie in lanes from
+  // `first_lane_` on.
+  RequestRecord record_{};
+  int request_ = -1;
+  int step_ = 0;
+  int left_ = 0;
+  int first_lane_ = 0;
+  int token_ = 0;     // of this lane's box
+  int page_ = 0;
+  unsigned bad_ = 0;  // boxes without a page, as bits
   int bad_request_ = -1;
 };
 

@@ -33,6 +33,9 @@ class StepFinder {
 
   __device__ __forceinline__ std::int64_t count() const { return total_; }
 
+  /// Steps of its request from number `n` on, which find() saw last.
+  __device__ __forceinline__ std::int64_t left(std::int64_t n) const { return owner_end_ - n; }
+
   /// The request and step of number `n` below count(); its record where the request is another one.
   __device__ __forceinline__ void find(std::int64_t n, int& request, int& step, RequestRecord& r) {
     if (n < owner_end_) {

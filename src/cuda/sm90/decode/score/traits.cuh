@@ -18,8 +18,6 @@ struct ScoreTraits {
   // Codes of a filter: products are integers, and every key gives two bounds instead of a score.
   static constexpr bool kFilter = cfg.keys == Storage::I8;
   static constexpr int kSides = kFilter ? 2 : 1;  // lower and upper bounds
-  // Steps of bytes are fetched sooner than their page number: it is read a step ahead.
-  static constexpr bool kAhead = bits_of(cfg.keys) == 8;
   static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;  // keys.cuh
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
@@ -53,6 +51,18 @@ struct ScoreTraits {
 
 /// Named barriers; 0 is __syncthreads.
 enum ScoreBarrier : int { kBarrierTeam0 = 1, kBarrierTeam1 = 2 };
+
+/// One scale for all keys of an index-key head, or none.
+__device__ __forceinline__ bool shares_scale(const ScoreParams& p) {
+  return p.k_scales.data == nullptr ||
+         (p.k_scales.stride_page == 0 && p.k_scales.stride_token == 0);
+}
+
+/// Whether scales or bounds arrive with the keys, by every lane of the producer.
+template <class Traits>
+__device__ __forceinline__ bool arrives_with_scales(const ScoreParams& p) {
+  return Traits::kFilter || (Traits::kCodes && !shares_scale(p));
+}
 
 /// What a stage of the ring holds; request -1: nothing, and nothing follows.
 struct StageNote {
