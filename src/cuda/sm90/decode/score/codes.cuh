@@ -84,7 +84,7 @@ __device__ __forceinline__ void reduce_codes(float (&best)[Traits::kTiles][2],
     float x[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
-      float (&scores)[4] = d[tile][column_tile];
+      float(&scores)[4] = d[tile][column_tile];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if constexpr (!std::is_same_v<Item, typename Traits::Item>)
@@ -105,8 +105,7 @@ __device__ __forceinline__ void reduce_codes(float (&best)[Traits::kTiles][2],
 /// product would not say what they say where some overflow or are NaN. Slow and short.
 template <class Traits>
 __device__ __forceinline__ void reduce_odd_codes(float (&best)[Traits::kTiles][2],
-                                                 const std::uint8_t* codes,
-                                                 const KeyScales& scales,
+                                                 const std::uint8_t* codes, const KeyScales& scales,
                                                  const Queries<Traits>& q, const ScoreParams& p,
                                                  const RequestRecord& r, int first, unsigned bad,
                                                  int lane) {

@@ -169,8 +169,8 @@ class ScoreConsumer {
         reduce_filter<Traits>(best[i], keys[i], factors[i], q, first, bad, lane_);
       } else if constexpr (Traits::kCodes) {
         if (odd && factors[i].odd) {
-          reduce_odd_codes<Traits>(best[i], stage + key * Traits::kRowBytes,
-                                   factors[i], q, params_, r, first, bad, lane_);
+          reduce_odd_codes<Traits>(best[i], stage + key * Traits::kRowBytes, factors[i], q, params_,
+                                   r, first, bad, lane_);
           continue;
         }
         if constexpr (Traits::kNarrows) {

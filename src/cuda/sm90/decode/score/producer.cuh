@@ -21,11 +21,13 @@ class ScoreProducer {
         stages_(stages),
         lane_(lane),
         shift_(box_shift(kScoreStep, params.batch.page_size)),
-        boxes_(kScoreStep >> shift_),
+        boxes_shift_(kStepShift - shift_),
+        boxes_(1 << boxes_shift_),
         scaled_(arrives_with_scales<Traits>(params)) {}
 
   __device__ __forceinline__ void run() {
     const ScoreParams& p = params_;
+    touch_pages(p.batch, likely_request(p), lane_);
     policy_ = ptx::createpolicy_evict_first();
     StepFinder finder(p, lane_);
     const std::int64_t total = finder.count();
@@ -72,21 +74,28 @@ class ScoreProducer {
   }
 
  private:
+  static constexpr int kStepShift = 7;
+  static_assert(1 << kStepShift == kScoreStep, "boxes of a step are a power of two");
+
   /// Looks up the boxes of step `n` and of those behind it in its request, one a lane: a page
   /// number takes longer than a step.
   __device__ __forceinline__ void look_up(StepFinder& finder, std::int64_t n) {
-    finder.find(n, request_, step_, record_);
-    left_ = static_cast<int>(min(finder.left(n), std::int64_t{32 / boxes_}));
+    const FoundStep found = finder.find(n);
+    next_ = {.request = found.request, .step = found.step};
+    k_begin_ = found.k_begin;
+    seqlen_k_ = found.seqlen_k;
+    left_ = static_cast<int>(min(found.left, std::int64_t{32 >> boxes_shift_}));
     first_lane_ = 0;
-    const int step = step_ + lane_ / boxes_;
     KeyBox box;
-    if (lane_ < left_ * boxes_) {
-      box = locate_key_box<kScoreStep>(params_.batch, record_, request_, step, lane_ % boxes_);
+    if (lane_ < left_ << boxes_shift_) {
+      const RequestRecord r{.k_begin = k_begin_, .seqlen_k = seqlen_k_};
+      box = locate_key_box<kScoreStep>(params_.batch, r, next_.request,
+                                       next_.step + (lane_ >> boxes_shift_), lane_ & (boxes_ - 1));
     }
     token_ = box.token;
     page_ = box.page;
     bad_ = warp::bad_boxes<1>(box, lane_);
-    if (bad_ != 0 && bad_request_ < 0) bad_request_ = request_;
+    if (bad_ != 0 && bad_request_ < 0) bad_request_ = next_.request;
   }
 
   /// Fills one stage with the next step that was looked up.
@@ -99,7 +108,8 @@ class ScoreProducer {
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       // The arrival below publishes it.
-      shared_.notes[at_.stage] = StageNote{.request = request_, .step = step_, .bad_boxes = bad};
+      next_.bad_boxes = bad;
+      shared_.notes[at_.stage] = next_;
       shared_.ring.expect(at_, Traits::kTileBytes);
     }
     __syncwarp();
@@ -115,7 +125,7 @@ class ScoreProducer {
     if constexpr (Traits::kFilter) load_bounds(page);
     at_.advance();
     first_lane_ += boxes_;
-    ++step_;
+    ++next_.step;
     --left_;
   }
 
@@ -123,18 +133,16 @@ class ScoreProducer {
   /// stage. `token` and `page` of this lane's box.
   __device__ __forceinline__ void load_scales(int token, int page) {
     const Scales& scales = params_.k_scales;
-    const int left = record_.seqlen_k - step_ * kScoreStep;  // keys
-    const float* box_scales =
-        common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
+    const int left = seqlen_k_ - next_.step * kScoreStep;  // keys
+    const float* box_scales = common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
 #pragma unroll
     for (int key = lane_; key < kScoreStep; key += 32) {
       int box_page = page;
       if (boxes_ != 1) {
         const int from = key >> shift_;  // the lane of the key's box
         box_page = __shfl_sync(common::kAllLanes, page, from);
-        box_scales =
-            common::scale_at(scales, box_page, __shfl_sync(common::kAllLanes, token, from),
-                             static_cast<int>(blockIdx.y));
+        box_scales = common::scale_at(scales, box_page, __shfl_sync(common::kAllLanes, token, from),
+                                      static_cast<int>(blockIdx.y));
       }
       const bool there = key < left && box_page != kNoPage;
       const float* scale = scales.data;
@@ -149,13 +157,12 @@ class ScoreProducer {
   __device__ __forceinline__ void load_bounds(int page) {
     const ScoreParams& p = params_;
     const int group = lane_ / 3;
-    const int left = min(record_.seqlen_k - step_ * kScoreStep, kScoreStep);  // keys
-    if (boxes_ != 1)
-      page = __shfl_sync(common::kAllLanes, page, (group * kBoundRows) >> shift_);
+    const int left = min(seqlen_k_ - next_.step * kScoreStep, kScoreStep);  // keys
+    if (boxes_ != 1) page = __shfl_sync(common::kAllLanes, page, (group * kBoundRows) >> shift_);
     std::int64_t at = page;
     bool there = group * kBoundRows < left && page != kNoPage;
     if (p.batch.page_size == 0) {
-      const std::int64_t row = record_.k_begin + std::int64_t{step_} * kScoreStep;
+      const std::int64_t row = k_begin_ + std::int64_t{next_.step} * kScoreStep;
       at = row / kBoundRows + group;
       there = at * kBoundRows < row + left;
     }
@@ -171,19 +178,20 @@ class ScoreProducer {
   ScoreShared<Traits>& shared_;
   std::uint8_t* stages_;
   const int lane_;
-  const int shift_;   // logarithm of the keys of a box
-  const int boxes_;   // of a step
-  const bool scaled_;  // every lane arrives, too
+  const int shift_;  // logarithm of the keys of a box
+  const int boxes_shift_;
+  const int boxes_;           // of a step
+  const bool scaled_;         // every lane arrives, too
   std::uint64_t policy_ = 0;  // keys are streamed once
   RingPosition<Traits::kStages> at_{};
   // Steps that were looked up, the next one first: `left_` of them, whose boxes lie in lanes from
   // `first_lane_` on.
-  RequestRecord record_{};
-  int request_ = -1;
-  int step_ = 0;
+  StageNote next_{};
+  std::int64_t k_begin_ = 0;
+  int seqlen_k_ = 0;
   int left_ = 0;
   int first_lane_ = 0;
-  int token_ = 0;     // of this lane's box
+  int token_ = 0;  // of this lane's box
   int page_ = 0;
   unsigned bad_ = 0;  // boxes without a page, as bits
   int bad_request_ = -1;

@@ -11,8 +11,18 @@ namespace msa::cuda::sm90::decode {
 
 /// The request of this CTA's first step where all are equally long.
 __device__ __forceinline__ int likely_request(const ScoreParams& p) {
-  return static_cast<int>(std::int64_t{blockIdx.x} * p.batch.batch / gridDim.x);
+  // Requests and CTAs are fewer than 2^16: a 64-bit division takes long.
+  return static_cast<int>(blockIdx.x * static_cast<unsigned>(p.batch.batch) / gridDim.x);
 }
+
+/// A step, and what the producer must know of its request.
+struct FoundStep {
+  int request = -1;
+  int step = 0;
+  std::int64_t left = 0;  // steps of the request from this one on
+  std::int64_t k_begin = 0;
+  int seqlen_k = 0;
+};
 
 /// Finds steps, numbered over all requests, by whole warps. Numbers never fall from one find() to
 /// the next.
@@ -33,15 +43,8 @@ class StepFinder {
 
   __device__ __forceinline__ std::int64_t count() const { return total_; }
 
-  /// Steps of its request from number `n` on, which find() saw last.
-  __device__ __forceinline__ std::int64_t left(std::int64_t n) const { return owner_end_ - n; }
-
-  /// The request and step of number `n` below count(); its record where the request is another one.
-  __device__ __forceinline__ void find(std::int64_t n, int& request, int& step, RequestRecord& r) {
-    if (n < owner_end_) {
-      step = static_cast<int>(n - owner_begin_);
-      return;
-    }
+  /// The step of number `n` below count().
+  __device__ __forceinline__ FoundStep find(std::int64_t n) {
 #pragma unroll 1
     while (n - before_ >= __shfl_sync(common::kAllLanes, behind_, 31)) {
       before_ += __shfl_sync(common::kAllLanes, behind_, 31);
@@ -49,12 +52,12 @@ class StepFinder {
     }
     const unsigned owners = __ballot_sync(common::kAllLanes, n - before_ < behind_);
     const int owner = __ffs(static_cast<int>(owners)) - 1;
-    owner_end_ = before_ + __shfl_sync(common::kAllLanes, behind_, owner);
-    owner_begin_ = owner_end_ - __shfl_sync(common::kAllLanes, steps_, owner);
-    step = static_cast<int>(n - owner_begin_);
-    if (first_ + owner == request) return;
-    request = first_ + owner;
-    r = early_request(params_.batch, params_.records, request);
+    const std::int64_t left = before_ + __shfl_sync(common::kAllLanes, behind_, owner) - n;
+    return {.request = first_ + owner,
+            .step = __shfl_sync(common::kAllLanes, steps_, owner) - static_cast<int>(left),
+            .left = left,
+            .k_begin = __shfl_sync(common::kAllLanes, k_begin_, owner),
+            .seqlen_k = __shfl_sync(common::kAllLanes, seqlen_k_, owner)};
   }
 
  private:
@@ -65,19 +68,22 @@ class StepFinder {
     if (first + lane_ < params_.batch.batch) {
       const RequestRecord r = early_request(params_.batch, params_.records, first + lane_);
       if (r.seqlen_q != 0) steps_ = (r.seqlen_k + kScoreStep - 1) / kScoreStep;
+      k_begin_ = r.k_begin;
+      seqlen_k_ = r.seqlen_k;
     }
     behind_ = common::warp::inclusive_sum<std::int64_t>(steps_, lane_);
   }
 
   const ScoreParams& params_;
   const int lane_;
-  int first_ = 0;            // request of lane 0
-  int steps_ = 0;            // of this lane's request
+  int first_ = 0;  // request of lane 0
+  // Of this lane's request:
+  int steps_ = 0;
+  int seqlen_k_ = 0;
+  std::int64_t k_begin_ = 0;
   std::int64_t behind_ = 0;  // steps of the group's requests up to this lane's
   std::int64_t before_ = 0;  // of the groups before
   std::int64_t total_ = 0;
-  std::int64_t owner_begin_ = 0;  // numbers of the request that was found last
-  std::int64_t owner_end_ = 0;
 };
 
 /// How the steps are dealt out: CTA c takes numbers c * fixed to (c + 1) * fixed - 1, what lies
