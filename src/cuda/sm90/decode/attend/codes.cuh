@@ -18,28 +18,35 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// S[heads][keys] of this warp's keys, in codes.
+/// S[heads][keys] of this warp's keys, in codes. Its n8 tiles take turns.
 template <class Traits>
 __device__ __forceinline__ void multiply_key_codes(float (&scores)[Traits::kKeyTiles][4],
                                                    const WarpState<Traits>& s,
                                                    const std::uint8_t* keys, int warp, int lane) {
   using Item = typename Traits::Item;
 #pragma unroll
-  for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+  for (int i = 0; i < Traits::kKeyTiles * 4; ++i) scores[i / 4][i % 4] = 0.f;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) scores[tile][j] = 0.f;
-    const int row = warp * Traits::kKeys + tile * 8 + (lane >> 2);
+  for (int four = 0; four < Traits::kDim / 64; ++four) {  // k16 steps a load
+    std::uint32_t codes[Traits::kKeyTiles][4];
 #pragma unroll
-    for (int four = 0; four < Traits::kDim / 64; ++four) {  // k16 steps a load
+    for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+      const int row = warp * Traits::kKeys + tile * 8 + (lane >> 2);
       const uint4 chunk = *reinterpret_cast<const uint4*>(
           keys + swizzled_chunk(row, (lane & 3) * (Traits::kDim / 64) + four));
-      const std::uint32_t codes[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+      codes[tile][0] = chunk.x;
+      codes[tile][1] = chunk.y;
+      codes[tile][2] = chunk.z;
+      codes[tile][3] = chunk.w;
+    }
 #pragma unroll
-      for (int step = 0; step < 4; ++step) {
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
         ptx::mma_m16n8k16<Item>(
             scores[tile], s.q[four * 4 + step],
-            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(codes[step])),
-            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(codes[step] >> 16)));
+            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(codes[tile][step])),
+            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(codes[tile][step] >> 16)));
       }
     }
   }
