@@ -104,103 +104,16 @@ __device__ __forceinline__ void load_columns(Columns<Traits>& q, const ScorePara
 /// Of the keys that a lane holds products of: [m16 tile][row half].
 struct KeyBounds {
   KeyBound of[2][2];
-  bool by_tile;  // both halves of a tile have those of [tile][0], in all lanes
 };
 
 /// `first`: the warp's first key, counted from the first of the step's bounds.
 template <class Traits>
 __device__ __forceinline__ void read_bounds(KeyBounds& to, const float* bounds, int first,
                                             int lane) {
-  to.by_tile = first % kBoundRows == 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if ((i & 1) != 0 && to.by_tile) continue;
     const float* bound = bounds + (first + i * 8 + lane / 4) / kBoundRows * 3;
     to.of[i / 2][i & 1] = key_bound(bound[0], bound[1], bound[2], Traits::kDim);
-  }
-}
-
-/// Products of a warp's keys with a column tile: [m16 tile]. The tiles take turns, as a product
-/// waits for the one that it adds to.
-template <class Traits>
-__device__ __forceinline__ void multiply_filter(std::int32_t (&d)[2][4],
-                                                const StepKeys<Traits>& keys,
-                                                const std::uint32_t (&codes)[Traits::kChunks][4]) {
-#pragma unroll
-  for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-    const std::uint32_t(&b)[4] = codes[chunk];
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const uint4& u = keys.items[tile][0][chunk];
-      const uint4& l = keys.items[tile][1][chunk];
-      ptx::mma_m16n8k32_s8(d[tile], {u.x, l.x, u.y, l.y}, b[0], b[1]);
-    }
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const uint4& u = keys.items[tile][0][chunk];
-      const uint4& l = keys.items[tile][1][chunk];
-      ptx::mma_m16n8k32_s8(d[tile], {u.z, l.z, u.w, l.w}, b[2], b[3]);
-    }
-  }
-}
-
-/// Of the keys of an m16 tile that share their bounds the largest product has the largest ones:
-/// what is rounded outwards on the way never falls where the product rises.
-template <class Traits>
-__device__ __forceinline__ void bound_tiles(float (&lower)[2], float (&upper)[2],
-                                            const std::int32_t (&d)[2][4], const KeyBounds& bounds,
-                                            const CodedQueries<Traits>& q, int column_tile,
-                                            int first, unsigned bad, bool masked, int lane) {
-  constexpr std::int32_t kNone = INT32_MIN;
-  std::int32_t top[2][2];  // [m16 tile][column]
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    std::int32_t x[4] = {d[tile][0], d[tile][1], d[tile][2], d[tile][3]};
-    if (masked) mask_scores<Traits>(x, q, column_tile, tile, first, bad, lane, kNone);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) top[tile][i] = column_max(max(x[i], x[2 + i]));
-  }
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (top[tile][i] == kNone) continue;
-      const Interval x = interval(top[tile][i], q.bound[column_tile][i], bounds.of[tile][0]);
-      lower[i] = fmaxf(lower[i], x.lower);
-      upper[i] = fmaxf(upper[i], x.upper);
-    }
-  }
-}
-
-/// The same key by key.
-template <class Traits>
-__device__ __forceinline__ void bound_keys(float (&lower)[2], float (&upper)[2],
-                                           const std::int32_t (&d)[2][4], const KeyBounds& bounds,
-                                           const CodedQueries<Traits>& q, int column_tile,
-                                           int first, unsigned bad, bool masked, int lane) {
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    float low[4], high[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Interval x = interval(d[tile][i], q.bound[column_tile][i & 1], bounds.of[tile][i / 2]);
-      low[i] = x.lower;
-      high[i] = x.upper;
-    }
-    if (masked) {
-      mask_scores<Traits>(low, q, column_tile, tile, first, bad, lane);
-      mask_scores<Traits>(high, q, column_tile, tile, first, bad, lane);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      lower[i] = fmaxf(lower[i], fmaxf(low[i], low[2 + i]));
-      upper[i] = fmaxf(upper[i], fmaxf(high[i], high[2 + i]));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    lower[i] = column_max(lower[i]);
-    upper[i] = column_max(upper[i]);
   }
 }
 
@@ -210,18 +123,44 @@ __device__ __forceinline__ void reduce_filter(float (&best)[2 * Traits::kTiles][
                                               const StepKeys<Traits>& keys, const KeyBounds& bounds,
                                               const CodedQueries<Traits>& q, int first,
                                               unsigned bad, int lane) {
+  constexpr float kNegInf = -INFINITY;
   const bool masked = first + Traits::kKeys > q.min_limit || bad != 0;
 #pragma unroll
   for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
-    std::int32_t d[2][4] = {};
-    multiply_filter<Traits>(d, keys, q.codes[column_tile]);
-    float(&lower)[2] = best[column_tile];
-    float(&upper)[2] = best[Traits::kTiles + column_tile];
-    lower[0] = lower[1] = upper[0] = upper[1] = -INFINITY;
-    if (bounds.by_tile) {
-      bound_tiles<Traits>(lower, upper, d, bounds, q, column_tile, first, bad, masked, lane);
-    } else {
-      bound_keys<Traits>(lower, upper, d, bounds, q, column_tile, first, bad, masked, lane);
+    float lower[2] = {kNegInf, kNegInf};
+    float upper[2] = {kNegInf, kNegInf};
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      std::int32_t d[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
+        const uint4& u = keys.items[tile][0][chunk];
+        const uint4& l = keys.items[tile][1][chunk];
+        const std::uint32_t(&b)[4] = q.codes[column_tile][chunk];
+        ptx::mma_m16n8k32_s8(d, {u.x, l.x, u.y, l.y}, b[0], b[1]);
+        ptx::mma_m16n8k32_s8(d, {u.z, l.z, u.w, l.w}, b[2], b[3]);
+      }
+      float low[4], high[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Interval x = interval(d[i], q.bound[column_tile][i & 1], bounds.of[tile][i / 2]);
+        low[i] = x.lower;
+        high[i] = x.upper;
+      }
+      if (masked) {
+        mask_scores<Traits>(low, q, column_tile, tile, first, bad, lane);
+        mask_scores<Traits>(high, q, column_tile, tile, first, bad, lane);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        lower[i] = fmaxf(lower[i], fmaxf(low[i], low[2 + i]));
+        upper[i] = fmaxf(upper[i], fmaxf(high[i], high[2 + i]));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      best[column_tile][i] = column_max(lower[i]);
+      best[Traits::kTiles + column_tile][i] = column_max(upper[i]);
     }
   }
 }

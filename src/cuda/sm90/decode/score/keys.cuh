@@ -134,25 +134,23 @@ __device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uin
   }
 }
 
-/// `none`, -inf, for what a column does not see and for pages that do not exist.
-template <class Traits, class Limits, class Score>
-__device__ __forceinline__ void mask_scores(Score (&d)[4], const Limits& q, int column_tile,
-                                            int tile, int first, unsigned bad, int lane,
-                                            Score none = -INFINITY) {
+/// -inf for what a column does not see and for pages that do not exist.
+template <class Traits, class Limits>
+__device__ __forceinline__ void mask_scores(float (&d)[4], const Limits& q, int column_tile,
+                                            int tile, int first, unsigned bad, int lane) {
   const int key = first + tile * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const bool seen = key + (i / 2) * 8 < q.limit[column_tile][i & 1] && ((bad >> tile) & 1) == 0;
-    d[i] = seen ? d[i] : none;
+    d[i] = seen ? d[i] : -INFINITY;
   }
 }
 
-/// The maximum of a column over the lanes that hold its keys; of floats NaN is none.
-template <class Score>
-__device__ __forceinline__ Score column_max(Score x) {
+/// The maximum of a column over the lanes that hold its keys.
+__device__ __forceinline__ float column_max(float x) {
 #pragma unroll
   for (int lanes = 4; lanes < 32; lanes *= 2)
-    x = max(x, __shfl_xor_sync(common::kAllLanes, x, lanes));
+    x = fmaxf(x, __shfl_xor_sync(common::kAllLanes, x, lanes));
   return x;
 }
 
