@@ -107,8 +107,12 @@ bool is_used(const Used& used, const Request& r, std::int64_t key, std::int64_t 
   return false;
 }
 
-/// Scales of the keys that may be read. Where they count tokens or pages, `spoil` makes some of
-/// them not finite.
+float odd_scale(const Stream64& poison, std::uint64_t counter) {
+  return std::array<float, 3>{kNan, kInf, -kInf}[mix(poison.bits(counter)) % 3];
+}
+
+/// Scales of the keys that may be read. `spoil` makes some of them not finite: of tokens and pages,
+/// and of whole heads of index keys.
 void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& used, bool spoil) {
   if (rows.scale == Scale::None || rows.has_groups()) return;
   const std::int64_t heads = heads_of(m, role);
@@ -122,7 +126,11 @@ void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& us
   };
   for (std::int64_t h = 0; shared && h < (one_head ? 1 : heads); ++h) {
     const Request any{};
-    write(scale_address(rows, any, 0, h), scale_of(m, role, any, 0, h));
+    float scale = scale_of(m, role, any, 0, h);
+    // Of index keys alone: a head that says nothing leaves the others something to select by.
+    if (spoil && role == Role::IndexKey && poison.below(static_cast<std::uint64_t>(h), 3) == 0)
+      scale = odd_scale(poison, static_cast<std::uint64_t>(h));
+    write(scale_address(rows, any, 0, h), scale);
   }
   for (const Request& r : m.requests) {
     for (std::int64_t key = 0; !shared && key < r.seqlen_k; ++key) {
@@ -131,9 +139,8 @@ void fill_scales(const Making& m, const KeyRows& rows, Role role, const Used& us
         float scale = scale_of(m, role, r, key, h);
         const std::uint64_t counter = (static_cast<std::uint64_t>(r.index) << 36) +
                                       static_cast<std::uint64_t>(key / step * heads + h);
-        if (spoil && poison.below(counter, step == 1 ? rarely : 9) == 0) {
-          scale = std::array<float, 3>{kNan, kInf, -kInf}[mix(poison.bits(counter)) % 3];
-        }
+        if (spoil && poison.below(counter, step == 1 ? rarely : 9) == 0)
+          scale = odd_scale(poison, counter);
         write(scale_address(rows, r, key, h), scale);
       }
     }

@@ -265,6 +265,8 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
   EXPECT_TRUE(reads("lens=128x1:32768"));
   EXPECT_FALSE(reads("lens=256x1:16384"));
   EXPECT_FALSE(reads("lens=none"));
+  EXPECT_TRUE(reads("kv=e4m3/head lens=1:1048576"));  // whatever keys and values are stored as
+  EXPECT_FALSE(reads("kv=e4m3/head lens=1:131072"));
   for (const char* op : {"select", "msa"}) {
     for (const char* lens : {"1:5000", "8:1048576"}) {
       const std::string line = std::string("op=") + op + " filter=1 heads=8/4 lens=" + lens;
