@@ -14,31 +14,24 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// S[heads][keys] of this warp's keys. Its n8 tiles take turns, as a product waits for the one that
-/// it adds to.
+/// S[heads][keys] of this warp's keys.
 template <class Traits>
 __device__ __forceinline__ void multiply_keys(float (&scores)[Traits::kKeyTiles][4],
                                               const WarpState<Traits>& s, const std::uint8_t* keys,
                                               int warp, int lane) {
 #pragma unroll
-  for (int i = 0; i < Traits::kKeyTiles * 4; ++i) scores[i / 4][i % 4] = 0.f;
+  for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
 #pragma unroll
-  for (int pair = 0; pair < Traits::kDim / 32; ++pair) {  // two k16 steps a load
-    const int chunk = pair * 4 + (lane >> 3);
-    std::uint32_t b[Traits::kKeyTiles][4];
+    for (int j = 0; j < 4; ++j) scores[tile][j] = 0.f;
+    const int row = warp * Traits::kKeys + tile * 8 + (lane & 7);
 #pragma unroll
-    for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
-      const int row = warp * Traits::kKeys + tile * 8 + (lane & 7);
-      ptx::ldmatrix_x4(b[tile], keys + (chunk >> 3) * Traits::kBlock * kPanelRowBytes +
-                                    swizzled_chunk(row, chunk & 7));
-    }
-#pragma unroll
-    for (int step = 0; step < 2; ++step) {
-#pragma unroll
-      for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
-        ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * pair + step],
-                                                 b[tile][2 * step], b[tile][2 * step + 1]);
-      }
+    for (int pair = 0; pair < Traits::kDim / 32; ++pair) {  // two k16 steps a load
+      const int chunk = pair * 4 + (lane >> 3);
+      std::uint32_t b[4];
+      ptx::ldmatrix_x4(b, keys + (chunk >> 3) * Traits::kBlock * kPanelRowBytes +
+                              swizzled_chunk(row, chunk & 7));
+      ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * pair], b[0], b[1]);
+      ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * pair + 1], b[2], b[3]);
     }
   }
 }

@@ -42,7 +42,7 @@ struct AttendTraits {
   // Two CTAs an SM, 96 KB of tiles each: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
-  static constexpr int kMendBound = 1;
+  static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
   static constexpr int kRingBytes = 96 * 1024;
   // Behind the ring: a table of values' magnitudes, see value_table().
   static constexpr int kSpareBytes = kPacked ? common::kMagnitudeTable * 16 : 0;

@@ -79,7 +79,8 @@ class ScoreConsumer {
     const int team = warp_ / Traits::kTeamWarps;
     const int thread = static_cast<int>(threadIdx.x) - team * kTeamThreads;
     const ScoreParams& p = params_;
-    if (shares_scale_) shared_scale_ = common::scale_of(p.k_scales, 0, 0, blockIdx.y);
+    if (Traits::kCodes && shares_scale_)
+      shared_scale_ = common::scale_of(p.k_scales, 0, 0, blockIdx.y);
     ScoreShared<Traits>& shared = shared_;
     typename ScoreShared<Traits>::Span& span = shared.spans[team];
     const int head_k = static_cast<int>(blockIdx.y);
