@@ -163,7 +163,8 @@ DECODE = {"1m.b1": (1048576, 1, 64, 4), "128k.b1": (131072, 1, 64, 4), "128k.b32
           "16h.128k.b32": (131072, 32, 16, 1), "32h.128k.b32": (131072, 32, 32, 2)}
 HEADS = {"32h": (32, 2), "16h": (16, 1), "8h": (8, 1)}  # shares of 64/4 heads on 2, 4 and 8 cards
 # Rows whose other side is our own, timed by the tool itself.
-OWN = ["decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k",
+OWN = ["decode.8q.128k.b32", "decode.8q.32h.128k.b32", "decode.8q.16h.128k.b32", "decode.8q.8h.128k.b32",
+       "decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k",
        "attend.fp8.32k.drift", "attend.fp8.128k.drift", "attend.fp8.128k.random", "attend.q8kv4.128k.drift"]
 # Beside cuDNN over keys and values in bf16. Fast: index keys in e4m3, too.
 FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",

@@ -275,6 +275,30 @@ void add_decode_rows(std::vector<BenchRow>& rows) {
   }
 }
 
+/// Speculative decode: eight new tokens a request beside one.
+void add_speculative_rows(std::vector<BenchRow>& rows) {
+  struct Heads {
+    const char* name;
+    const char* what;
+    const char* line;
+  };
+  for (const auto& [name, what, line] : {Heads{"", "", ""},
+                                         {"32h.", ", 32/2 heads", "heads=32/2 "},
+                                         {"16h.", ", 16/1 heads", "heads=16/1 "},
+                                         {"8h.", ", 8/1 heads", "heads=8/1 "}}) {
+    const std::string shape = std::string("op=msa page=128 regime=drift ") + line;
+    rows.push_back({.id = std::string("hopper.decode.8q.") + name + "128k.b32",
+                    .what = std::string("selection and attention in a CUDA graph, 32 requests, "
+                                        "eight tokens over 128K each, lists that drift") +
+                            what,
+                    .line = shape + "lens=32x8:131072",
+                    .peer_line = shape + "lens=32x1:131072",
+                    .peer = "own, one token a request",
+                    .stages = *name == '\0',
+                    .graph = true});
+  }
+}
+
 }  // namespace
 
 std::vector<BenchRow> named_gpu_rows() {
@@ -303,6 +327,7 @@ std::vector<BenchRow> named_gpu_rows() {
                     .line = "op=topk lens=32768:131072 causal=0 regime=" + regime});
   }
   add_decode_rows(rows);
+  add_speculative_rows(rows);
   add_fp8_rows(rows);
   add_robust_rows(rows);
   return rows;
