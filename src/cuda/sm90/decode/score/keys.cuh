@@ -160,30 +160,44 @@ template <class Traits>
 __device__ __forceinline__ void reduce_keys(float (&best)[Traits::kTiles][2],
                                             const StepKeys<Traits>& keys, const Queries<Traits>& q,
                                             int first, unsigned bad, int lane) {
-  constexpr float kNegInf = -INFINITY;
   const bool masked = first + Traits::kKeys > q.min_limit || bad != 0;
 #pragma unroll
-  for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
-    float x[2] = {kNegInf, kNegInf};
+  for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile)
+    best[column_tile][0] = best[column_tile][1] = -INFINITY;
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      float d[4] = {0.f, 0.f, 0.f, 0.f};
+  for (int tile = 0; tile < 2; ++tile) {
+    // Column tiles innermost: a product waits for the one before it that it adds to.
+    float d[Traits::kTiles][4] = {};
 #pragma unroll
-      for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-        const uint4& upper = keys.items[tile][0][chunk];
-        const uint4& lower = keys.items[tile][1][chunk];
+    for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
+      const uint4& upper = keys.items[tile][0][chunk];
+      const uint4& lower = keys.items[tile][1][chunk];
+#pragma unroll
+      for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
         const std::uint32_t(&b)[4] = q.fragments[column_tile][chunk];
-        ptx::mma_m16n8k16<typename Traits::Item>(d, {upper.x, lower.x, upper.y, lower.y}, b[0],
-                                                 b[1]);
-        ptx::mma_m16n8k16<typename Traits::Item>(d, {upper.z, lower.z, upper.w, lower.w}, b[2],
-                                                 b[3]);
+        ptx::mma_m16n8k16<typename Traits::Item>(d[column_tile],
+                                                 {upper.x, lower.x, upper.y, lower.y}, b[0], b[1]);
       }
-      if (masked) mask_scores<Traits>(d, q, column_tile, tile, first, bad, lane);
-      x[0] = fmaxf(x[0], fmaxf(d[0], d[2]));  // fmaxf drops NaN: a NaN token score counts as -inf
-      x[1] = fmaxf(x[1], fmaxf(d[1], d[3]));
+#pragma unroll
+      for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
+        const std::uint32_t(&b)[4] = q.fragments[column_tile][chunk];
+        ptx::mma_m16n8k16<typename Traits::Item>(d[column_tile],
+                                                 {upper.z, lower.z, upper.w, lower.w}, b[2], b[3]);
+      }
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) best[column_tile][i] = column_max(x[i]);
+    for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
+      if (masked) mask_scores<Traits>(d[column_tile], q, column_tile, tile, first, bad, lane);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)  // fmaxf drops NaN: a NaN token score counts as -inf
+        best[column_tile][i] =
+            fmaxf(best[column_tile][i], fmaxf(d[column_tile][i], d[column_tile][2 + i]));
+    }
+  }
+#pragma unroll
+  for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
+    best[column_tile][0] = column_max(best[column_tile][0]);
+    best[column_tile][1] = column_max(best[column_tile][1]);
   }
 }
 
