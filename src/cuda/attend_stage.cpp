@@ -7,6 +7,7 @@
 
 #include "core/contents.h"
 #include "core/fields.h"
+#include "core/geometry.h"
 #include "cuda/batch.h"
 #include "cuda/box.h"
 #include "cuda/page_rule.h"
@@ -137,9 +138,14 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   run_begin_ = layout.bytes();
   heads_outermost_ = lists || key_bytes(problem) > tuning.cached_bytes;
   const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
+  const std::int64_t longest = problem.bounds.max_seqlen_q;
   // Neighbours share half.
-  const std::int64_t steps = lists ? std::min(visible, 2 * problem.selection.topk) : visible;
-  const std::int64_t items = max_tiles_ * problem.attention.heads_kv;
+  const std::int64_t listed = std::min<std::int64_t>(longest, 2) * problem.selection.topk;
+  const std::int64_t steps = lists ? std::min(visible, listed) : visible;
+  // Tiles of padding have no steps.
+  const std::int64_t tiles =
+      std::min<std::int64_t>(max_tiles_, problem.bounds.batch * core::ceil_div(longest, tokens_per_tile_));
+  const std::int64_t items = tiles * problem.attention.heads_kv;
   if (items < tuning.split_waves * ctas_) splits_ = best_splits(items, steps, tuning);
   if (splits_ > 1) {
     part_out_ = layout.take<float>(splits_ * problem.bounds.total_q * problem.attention.heads_q *
@@ -150,7 +156,9 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   headers_ = layout.take<sm90::attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
   entries_ =
       layout.take<sm90::attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
-  if (splits_ == 1 && KvOuterStage::serves(problem, tuning, tokens_per_tile_, chunk_tiles_))
+  // A request of one tile shares no keys with another tile.
+  if (splits_ == 1 && longest > tokens_per_tile_ &&
+      KvOuterStage::serves(problem, tuning, tokens_per_tile_, chunk_tiles_))
     kvouter_.emplace(problem, tuning, tokens_per_tile_, chunk_tiles_, layout);
 }
 

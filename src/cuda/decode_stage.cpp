@@ -94,7 +94,6 @@ std::string DecodeStage::rejects(const Problem& p) {
 DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : token_slots_(static_cast<int>(std::max<std::int64_t>(p.bounds.max_seqlen_q, 1))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
-  records_ = layout.take<RequestRecord>(p.bounds.batch);
   if (scores_keys(p.op)) {
     score_ctas_ = decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k,
                                      static_cast<int>(p.index.heads_k), gpu.multiprocessors);
@@ -134,18 +133,21 @@ std::string DecodeStage::decisions() const {
   return text + "decode_splits " + std::to_string(splits_) + "\n";
 }
 
-void DecodeStage::run(const Problem& problem, const core::Call& call, void* workspace,
+void DecodeStage::ask(common::prologue::Params& front, void* workspace) const {
+  front.counters[1] = {.data = counters_.in(workspace), .count = num_claims_ + num_arrivals_};
+}
+
+void DecodeStage::run(const Problem& problem, const core::Call& call,
+                      const common::prologue::Params& front, void* workspace,
                       cudaStream_t stream) const {
-  const Tensor& keys = attends(problem.op) ? call.k : call.index_k;
-  const BatchParams batch = make_batch(problem, call, keys, kStatus.in(workspace));
   // All parameters first: a tensor that is refused must leave the outputs as they are.
   std::optional<decode::ScoreParams> score;
   std::optional<decode::RescoreParams> rescore;
   std::optional<decode::AttendParams> attend;
-  if (scores_keys(problem.op)) score = score_params(problem, call, batch, workspace);
+  if (scores_keys(problem.op)) score = score_params(problem, call, front, workspace);
   if (rescore_ctas_ > 0) rescore = rescore_params(problem, call, *score, workspace);
-  if (attends(problem.op)) attend = attend_params(problem, call, batch, workspace);
-  run_prologue(batch, workspace, stream);
+  if (attends(problem.op)) attend = attend_params(problem, call, front, workspace);
+  common::prologue::launch(front, stream);
   if (score) {
     if (problem.op == Op::BlockScores) {
       decode::launch_fill(score->scores, call.scores.shape[0],
@@ -166,7 +168,7 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
                            *rescore, stream);
   }
   if (problem.op == Op::SelectBlocks)
-    decode::launch_select(select_params(problem, call, batch, workspace), stream);
+    decode::launch_select(select_params(problem, call, front, workspace), stream);
   if (attend) {
     decode::launch_attend({.storage = storage_of(problem.attention.q.storage),
                            .block = static_cast<int>(problem.selection.block_size),
@@ -174,14 +176,6 @@ void DecodeStage::run(const Problem& problem, const core::Call& call, void* work
                            .kv = storage_of(core::kv_format(problem).storage)},
                           *attend, stream);
   }
-}
-
-void DecodeStage::run_prologue(const BatchParams& batch, void* workspace,
-                               cudaStream_t stream) const {
-  common::prologue::launch({.batch = batch,
-                            .requests = records_.in(workspace),
-                            .counters = {{counters_.in(workspace), num_claims_ + num_arrivals_}}},
-                           stream);
 }
 
 Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& call,
@@ -195,13 +189,14 @@ Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& c
 }
 
 decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
-                                              const BatchParams& batch, void* workspace) const {
+                                              const common::prologue::Params& front,
+                                              void* workspace) const {
   const int box = box_tokens(decode::kScoreStep, problem.bounds.page_size);
   const bool filters = rescore_ctas_ > 0;
   return {.k_map = filters ? make_row_map(call.index_k8, box, "index_k8")
                            : make_row_map(call.index_k, box, "index_k"),
-          .batch = batch,
-          .records = records_.in(workspace),
+          .batch = front.batch,
+          .records = front.requests,
           .index_q = make_rows<const void>(call.index_q),
           .heads = static_cast<int>(problem.index.heads),
           .heads_k = static_cast<int>(problem.index.heads_k),
@@ -245,10 +240,11 @@ decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const 
 }
 
 decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
-                                                const BatchParams& batch, void* workspace) const {
+                                                const common::prologue::Params& front,
+                                                void* workspace) const {
   decode::SelectParams params{
-      .batch = batch,
-      .records = records_.in(workspace),
+      .batch = front.batch,
+      .records = front.requests,
       .topk = static_cast<int>(problem.selection.topk),
       .token_slots = token_slots_,
       .max_blocks = max_blocks_,
@@ -266,12 +262,13 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
 }
 
 decode::AttendParams DecodeStage::attend_params(const Problem& problem, const core::Call& call,
-                                                const BatchParams& batch, void* workspace) const {
+                                                const common::prologue::Params& front,
+                                                void* workspace) const {
   const int box =
       box_tokens(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
   const int group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv);
   decode::AttendParams params{
-      .select = select_params(problem, call, batch, workspace),
+      .select = select_params(problem, call, front, workspace),
       .k_map = make_key_map(call.k, box, "k"),
       .v_map = make_key_map(call.v, box, "v"),
       .q = make_rows<const void>(call.q),

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/call.h"
+#include "cuda/common/prologue/launch.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/decode/attend/launch.h"
@@ -24,24 +25,29 @@ class DecodeStage {
 
   DecodeStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 
-  void run(const Problem& problem, const core::Call& call, void* workspace,
-           cudaStream_t stream) const;
+  /// What the run wants of the prologue.
+  void ask(common::prologue::Params& front, void* workspace) const;
+  /// The prologue `front` and the launches behind it.
+  void run(const Problem& problem, const core::Call& call, const common::prologue::Params& front,
+           void* workspace, cudaStream_t stream) const;
   std::string decisions() const;
 
  private:
-  void run_prologue(const BatchParams& batch, void* workspace, cudaStream_t stream) const;
   /// These two throw where 16-byte loads or the copy engine cannot take a tensor.
   sm90::decode::ScoreParams score_params(const Problem& problem, const core::Call& call,
-                                         const BatchParams& batch, void* workspace) const;
+                                         const common::prologue::Params& front,
+                                         void* workspace) const;
   sm90::decode::RescoreParams rescore_params(const Problem& problem, const core::Call& call,
                                              const sm90::decode::ScoreParams& score,
                                              void* workspace) const;
   Rows<std::uint32_t> order_rows(const Problem& problem, const Piece<std::uint32_t>& piece,
                                  std::int64_t parts, void* workspace) const;
   sm90::decode::AttendParams attend_params(const Problem& problem, const core::Call& call,
-                                           const BatchParams& batch, void* workspace) const;
+                                           const common::prologue::Params& front,
+                                           void* workspace) const;
   sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
-                                           const BatchParams& batch, void* workspace) const;
+                                           const common::prologue::Params& front,
+                                           void* workspace) const;
   Slots<float> score_rows(const Problem& problem, const core::Call& call, void* workspace) const;
 
   int token_slots_ = 1;
@@ -53,7 +59,6 @@ class DecodeStage {
   std::int64_t score_stride_ = 0;  // floats of one scratch row
   int num_claims_ = 0;
   int num_arrivals_ = 0;
-  Piece<RequestRecord> records_{};
   Piece<float> scores_{};         // [T, Hi, score_stride]
   Piece<std::uint32_t> lower_{};  // likewise, where a filter is read
   Piece<std::uint32_t> upper_{};

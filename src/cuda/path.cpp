@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/path.h"
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
 #include <optional>
 
 #include "core/fields.h"
@@ -12,6 +14,7 @@
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
+#include "cuda/tuning.h"
 #include "cuda/unpack_stage.h"
 
 namespace msa::cuda {
@@ -24,6 +27,32 @@ void clear_status(void* workspace, cudaStream_t stream) {
   MSA_CUDA_CHECK(cudaMemsetAsync(kStatus.in(workspace), 0xff, sizeof(StatusWord), stream));
 }
 
+/// A row's answer that is the same for every GPU.
+template <std::string (*kRejects)(const Problem&)>
+std::string on_any(const Problem& problem, const GpuInfo&) {
+  return kRejects(problem);
+}
+
+/// What attention over unions of lists does not take of what others do.
+std::string union_rejects(const Problem& problem) {
+  // Weights times the scales of their values may be more than f16 can hold.
+  const Format kv = core::kv_format(problem);
+  if (has_column_scales(kv) && problem.attention.q.storage == DType::F16)
+    return "requests of more than 8 query tokens in f16 take one scale for all or for each head, "
+           "not " +
+           to_string(kv);
+  return "";
+}
+
+/// Where a selection goes: to the caller, or to `piece` where the caller does not want it.
+Tensor ids_or_own(const Problem& problem, const core::Call& call, const Piece<int>& piece,
+                  void* workspace) {
+  if (call.block_ids) return call.block_ids;
+  return make_tensor(piece.in(workspace), DType::I32,
+                     {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
+                     problem.device);
+}
+
 template <class Chosen>
 std::unique_ptr<Path> plan_path(const Problem& problem, const GpuInfo& gpu, Layout& layout) {
   return std::make_unique<Chosen>(problem, gpu, layout);
@@ -34,19 +63,100 @@ std::unique_ptr<Path> plan_path(const Problem& problem, const GpuInfo& gpu, Layo
 class DecodePath final : public Path {
  public:
   DecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
-      : stage_(problem, gpu, layout) {}
+      : requests_(layout.take<RequestRecord>(problem.bounds.batch)), stage_(problem, gpu, layout) {}
   static bool takes(Op op) {
     return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention ||
            op == Op::BlockScores || op == Op::SelectBlocks;
   }
   void run(const Problem& problem, const core::Call& call, void* workspace,
            cudaStream_t stream) const override {
-    stage_.run(problem, call, workspace, stream);
+    const Tensor& keys = call.k ? call.k : call.index_k;
+    Front front{.batch = make_batch(problem, call, keys, kStatus.in(workspace)),
+                .requests = requests_.in(workspace)};
+    stage_.ask(front, workspace);
+    stage_.run(problem, call, front, workspace, stream);
   }
   std::string decisions() const override { return stage_.decisions(); }
 
  private:
+  Piece<RequestRecord> requests_;
   DecodeStage stage_;
+};
+
+/// Requests of a few tokens that together list few blocks, tile by tile: each block is read once
+/// for all of them. Lists are given, or selected as decode does.
+class SharedDecodePath final : public Path {
+ public:
+  SharedDecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+      : requests_(layout.take<RequestRecord>(problem.bounds.batch)),
+        selection_(selection_of(problem)) {
+    if (problem.op == Op::MsaAttention) {
+      ids_ = layout.take<int>(problem.bounds.total_q * problem.attention.heads_kv *
+                              problem.selection.topk);
+    }
+    attend_.emplace(problem, gpu, true, layout);
+    // Scores are done with before attention begins.
+    Layout scores(attend_->run_begin());
+    if (problem.op == Op::MsaAttention) select_.emplace(selection_, gpu, scores);
+    layout.extend(scores.bytes());
+  }
+
+  static bool takes(Op op) { return op == Op::SparseAttention || op == Op::MsaAttention; }
+
+  static std::string rejects(const Problem& problem, const GpuInfo& gpu) {
+    if (std::string why = DecodeStage::rejects(problem); !why.empty()) return why;
+    if (std::string why = union_rejects(problem); !why.empty()) return why;
+    return unions_pay(problem, tuning_for(gpu)) ? "" : "lists are read one by one";
+  }
+
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    Front front{.batch = make_batch(problem, call, call.k, kStatus.in(workspace)),
+                .requests = requests_.in(workspace)};
+    attend_->ask(front, workspace);
+    if (!select_) {
+      common::prologue::launch(front, stream);
+      return attend_->run(problem, call, call.block_ids_in, front, workspace, stream);
+    }
+    select_->ask(front, workspace);
+    core::Call selection = call;
+    selection.block_ids = ids_or_own(problem, call, ids_, workspace);
+    select_->run(selection_, selection, front, workspace, stream);
+    attend_->run(problem, call, selection.block_ids, front, workspace, stream);
+  }
+
+  std::string decisions() const override {
+    return (select_ ? select_->decisions() : "") + attend_->decisions();
+  }
+
+ private:
+  static Problem selection_of(const Problem& problem) {
+    Problem selection = problem;
+    selection.op = Op::SelectBlocks;
+    return selection;
+  }
+
+  /// Whether reading the blocks of a request's tokens together gains more than lists of them and
+  /// more launches cost. Looks at bounds only.
+  static bool unions_pay(const Problem& p, const Tuning& tuning) {
+    const Attention& a = p.attention;
+    const std::int64_t blocks = blocks_of(p);
+    const std::int64_t listed = std::min(blocks, p.selection.topk);
+    const std::int64_t tokens = p.bounds.max_seqlen_q;
+    const std::int64_t tiles = sm90::decode::head_tiles(static_cast<int>(a.heads_q / a.heads_kv));
+    const std::int64_t block_bytes = p.selection.block_size * (a.head_dim + a.value_dim) *
+                                     bits_of(storage_of(core::kv_format(p).storage)) / 8;
+    // Neighbours share half.
+    const std::int64_t together = std::min({blocks, listed * tokens, listed + listed / 2});
+    const std::int64_t spared = listed * tokens * tiles - together;
+    return p.bounds.batch * a.heads_kv * block_bytes * spared > tuning.union_bytes;
+  }
+
+  Piece<RequestRecord> requests_;
+  const Problem selection_;
+  std::optional<AttendStage> attend_{};
+  std::optional<DecodeStage> select_{};
+  Piece<int> ids_{};
 };
 
 // ---- attention, whole MSA among it -------------------------------------------------------------
@@ -94,12 +204,8 @@ class AttentionPath final : public Path {
     const bool codes = kv.storage == DType::E4M3 || kv.storage == DType::E2M1;
     if (codes && problem.outputs.block_max)
       return "block maxima take keys stored as queries are, not " + to_string(kv);
-    // Weights times the scales of their values may be more than f16 can hold.
-    if (codes && has_column_scales(kv) && problem.attention.q.storage == DType::F16)
-      return "requests of more than 8 query tokens in f16 take one scale for all or for each head, "
-             "not " +
-             to_string(kv);
-    std::string why;
+    std::string why = union_rejects(problem);
+    if (!why.empty()) return why;
     if (problem.op == Op::MsaAttention) why = SelectStage::rejects(problem);
     if (problem.op == Op::DenseAttention && problem.outputs.block_max)
       why = SelectStage::rejects(maxima_problem(problem));
@@ -151,12 +257,7 @@ class AttentionPath final : public Path {
 
   void run_msa(const Problem& problem, const core::Call& call, const Front& front, void* workspace,
                cudaStream_t stream) const {
-    const Tensor ids =
-        call.block_ids
-            ? call.block_ids
-            : make_tensor(ids_.in(workspace), DType::I32,
-                          {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
-                          problem.device);
+    const Tensor ids = ids_or_own(problem, call, ids_, workspace);
     select_->run_selection(problem, call, ids, {}, front, workspace, stream);
     attend(problem, call, ids, front, workspace, stream);
   }
@@ -228,12 +329,14 @@ class InvertPath final : public Path {
 
 // Decode before the others: it takes what it can of their operations.
 constexpr std::array kTable = {
-    PathRow{"decode", 9, 0, DecodePath::takes, DecodeStage::rejects, plan_path<DecodePath>},
-    PathRow{"attention", 9, 0, AttentionPath::takes, AttentionPath::rejects,
+    PathRow{"decode_shared", 9, 0, SharedDecodePath::takes, SharedDecodePath::rejects,
+            plan_path<SharedDecodePath>},
+    PathRow{"decode", 9, 0, DecodePath::takes, on_any<DecodeStage::rejects>, plan_path<DecodePath>},
+    PathRow{"attention", 9, 0, AttentionPath::takes, on_any<AttentionPath::rejects>,
             plan_path<AttentionPath>},
-    PathRow{"select", 9, 0, SelectPath::takes, SelectStage::rejects, plan_path<SelectPath>},
-    PathRow{"merge", 9, 0, MergePath::takes, MergeStage::rejects, plan_path<MergePath>},
-    PathRow{"invert", 9, 0, InvertPath::takes, InvertStage::rejects, plan_path<InvertPath>},
+    PathRow{"select", 9, 0, SelectPath::takes, on_any<SelectStage::rejects>, plan_path<SelectPath>},
+    PathRow{"merge", 9, 0, MergePath::takes, on_any<MergeStage::rejects>, plan_path<MergePath>},
+    PathRow{"invert", 9, 0, InvertPath::takes, on_any<InvertStage::rejects>, plan_path<InvertPath>},
 };
 
 }  // namespace
@@ -244,7 +347,7 @@ const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string
   why = std::string("no kernel for ") + to_string(problem.op) + " on " + gpu.name;
   for (const PathRow& row : kTable) {
     if (row.major != gpu.major || row.minor != gpu.minor || !row.takes(problem.op)) continue;
-    why = row.rejects(problem);
+    why = row.rejects(problem, gpu);
     if (why.empty()) return &row;
   }
   return nullptr;

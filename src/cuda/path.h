@@ -40,7 +40,8 @@ struct PathRow {
   int major;  // compute capability
   int minor;
   bool (*takes)(Op op);
-  std::string (*rejects)(const Problem& problem);  // why not this problem; empty: it does
+  // Why not this problem on this GPU; empty: it does.
+  std::string (*rejects)(const Problem& problem, const GpuInfo& gpu);
   std::unique_ptr<Path> (*plan)(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 };
 

@@ -34,6 +34,9 @@ struct Tuning {
   std::int64_t filter_parts = 0;  // of 32 keys, that a row leaves to be scored from its keys
   std::int64_t filter_bytes = 0;  // what could be read while one launch more is waited for
 
+  // Decode of several tokens over unions of their lists.
+  std::int64_t union_bytes = 0;  // that L2 gives while lists are made and launches waited for
+
   friend bool operator==(const Tuning&, const Tuning&) = default;
 };
 

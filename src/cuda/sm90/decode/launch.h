@@ -52,9 +52,15 @@ constexpr int select_lanes(int topk, std::int64_t max_blocks) {
   return topk <= 16 && select_candidates(topk, max_blocks, 4) <= kMostCandidates ? 4 : 1;
 }
 
-/// Shared memory of a selection: a segment, candidates.
+/// Blocks of a segment where rows are planned to have so many: whole 16-byte loads.
+constexpr int segment_blocks(std::int64_t max_blocks) {
+  return max_blocks < kSegmentBlocks ? static_cast<int>((max_blocks + 3) / 4 * 4) : kSegmentBlocks;
+}
+
+/// Shared memory of a selection alone: a segment, candidates. The less of it, the more rows side by
+/// side.
 constexpr std::int64_t select_scratch_bytes(int topk, std::int64_t max_blocks, int lanes) {
-  return kSegmentBlocks * 4 + select_candidates(topk, max_blocks, lanes) * 8;
+  return segment_blocks(max_blocks) * 4 + select_candidates(topk, max_blocks, lanes) * 8;
 }
 
 /// Of any selection.

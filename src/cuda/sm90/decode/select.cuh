@@ -17,7 +17,7 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// Shared memory of a selection, beside its scratch of select_scratch_bytes().
+/// Shared memory of a selection, beside its scratch.
 struct SelectStorage {
   alignas(16) unsigned long long maxima[kSelectThreads];
   unsigned long long chosen[kMaxTopk];  // keys of the ids
@@ -188,11 +188,12 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
 }
 
 /// Leaves in `s` the selected blocks, ascending, and their keys in the same order. All threads of
-/// the CTA call it, those below kSelectThreads select; `lanes` as in SelectParams.
-__device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, const SelectRow& row,
-                                            int topk, int lanes, int thread) {
+/// the CTA call it, those below kSelectThreads select; `lanes` as in SelectParams. Of the scratch
+/// the first `room` blocks are the segment's.
+__device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, int room,
+                                            const SelectRow& row, int topk, int lanes, int thread) {
   const Segment segment{static_cast<uint4*>(scratch)};
-  auto* candidates = reinterpret_cast<unsigned long long*>(segment.fours + kSegmentBlocks / 4);
+  auto* candidates = reinterpret_cast<unsigned long long*>(segment.fours + room / 4);
   const bool selects = thread < kSelectThreads;
   if (selects) {
     unsigned long long best = 0;

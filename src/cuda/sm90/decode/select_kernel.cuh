@@ -12,6 +12,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ uint4 scratch[];
   __shared__ SelectStorage storage;
+  ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   const int token_slots = p.token_slots;
   const int head = blockIdx.x;
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
   if (token >= r.seqlen_q) return;
   const SelectRow row = select_row(p, r, token, head);
-  select_topk(storage, scratch, row, p.topk, p.lanes, threadIdx.x);
+  select_topk(storage, scratch, segment_blocks(p.max_blocks), row, p.topk, p.lanes, threadIdx.x);
   store_selection(p, storage, r.q_begin + token, head, row.first, threadIdx.x);
   if (p.candidates.data != nullptr && threadIdx.x == 0)
     common::item_of(p.candidates, r.q_begin + token, head) = -1;

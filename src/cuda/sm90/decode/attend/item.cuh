@@ -62,7 +62,8 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
       row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
       row.visible = min(row.visible, Traits::kDim / 2);
     }
-    select_topk(shared.select, stages, row, p.select.topk, p.select.lanes, threadIdx.x);
+    select_topk(shared.select, stages, kSegmentBlocks, row, p.select.topk, p.select.lanes,
+                threadIdx.x);
     if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
       store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);
     }
