@@ -17,31 +17,37 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// Writes the block scores of `held` steps of a span; `thread` of the team.
+/// Writes the block scores of `held` steps of a span; `thread` of the team. A thread keeps to one
+/// column: what its row sees takes longer to say than a maximum.
 template <class Traits>
 __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRecord& r,
                                            const typename ScoreShared<Traits>::Span& span,
                                            int head_k, int held, int thread) {
+  if (held == 0) return;
   const int shift = __ffs(p.batch.block_size) - 1;
   const int per_step = kScoreStep >> shift;              // blocks
   const int count = p.batch.block_size / Traits::kKeys;  // of parts in a block
   const int num_blocks = (r.seqlen_k + p.batch.block_size - 1) >> shift;
   const int group = p.heads / p.heads_k;
   const int columns = r.seqlen_q * group;
+  const int sharing = Traits::kTeamWarps * 32 / columns;  // threads of a column
+  const int mine = thread / columns;
+  if (mine >= sharing) return;
+  const int column = thread - mine * columns;
+  const int token = column / group;
+  const std::int64_t row = r.q_begin + token;
+  const int head = head_k * group + column - token * group;
+  const RowBlocks blocks = row_blocks(p.batch, r, token);
+  float* const scores = common::slots_of(p.scores, row, head);
   constexpr int kPitch = Traits::kSides * Traits::kColumns;
-  const float* maxima = &span.maxima[0][0][0];  // part after part, keys of a step ascending
-  for (int i = thread; i < held * per_step * columns; i += Traits::kTeamWarps * 32) {
-    const int at = i / columns;
-    const int column = i - at * columns;
+  const float* maxima = &span.maxima[0][0][column];  // part after part, keys of a step ascending
+  for (int at = mine; at < held * per_step; at += sharing) {
     const int block = span.steps[at / per_step] * per_step + at % per_step;
     if (block >= num_blocks) continue;
-    const std::int64_t row = r.q_begin + column / group;
-    const int head = head_k * group + column % group;
-    const float* parts = maxima + at * count * kPitch + column;
+    const float* parts = maxima + at * count * kPitch;
     float best = -INFINITY;
     for (int part = 0; part < count; ++part) best = fmaxf(best, parts[part * kPitch]);
     if (p.orders) {
-      const RowBlocks blocks = row_blocks(p.batch, r, column / group);
       std::uint32_t order = blocks.order(best, block);
       if constexpr (Traits::kFilter) {
         common::row_of<std::uint32_t>(p.lower, row, head)[block] = order;
@@ -52,7 +58,7 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
       }
       best = __uint_as_float(order);
     }
-    common::slots_of(p.scores, row, head)[block * p.scores.stride_slot] = best;
+    scores[block * p.scores.stride_slot] = best;
   }
 }
 
