@@ -53,7 +53,7 @@ constexpr int select_lanes(int topk, std::int64_t max_blocks) {
 }
 
 /// Blocks of a segment where rows are planned to have so many: whole 16-byte loads.
-constexpr int segment_blocks(std::int64_t max_blocks) {
+__host__ __device__ constexpr int segment_blocks(std::int64_t max_blocks) {
   return max_blocks < kSegmentBlocks ? static_cast<int>((max_blocks + 3) / 4 * 4) : kSegmentBlocks;
 }
 
