@@ -13,7 +13,9 @@
 #include "cuda/decode_stage.h"
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
+#include "cuda/page_rule.h"
 #include "cuda/select_stage.h"
+#include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 #include "cuda/unpack_stage.h"
 
@@ -89,7 +91,8 @@ class SharedDecodePath final : public Path {
  public:
   SharedDecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
       : requests_(layout.take<RequestRecord>(problem.bounds.batch)),
-        selection_(selection_of(problem)) {
+        selection_(selection_of(problem)),
+        blocks_ahead_(blocks_ahead(problem, tuning_for(gpu))) {
     if (problem.op == Op::MsaAttention) {
       ids_ = layout.take<int>(problem.bounds.total_q * problem.attention.heads_kv *
                               problem.selection.topk);
@@ -121,7 +124,7 @@ class SharedDecodePath final : public Path {
     select_->ask(front, workspace);
     core::Call selection = call;
     selection.block_ids = ids_or_own(problem, call, ids_, workspace);
-    select_->run(selection_, selection, front, workspace, stream);
+    select_->run(selection_, selection, front, workspace, stream, ahead_of(problem, call));
     attend_->run(problem, call, selection.block_ids, front, workspace, stream);
   }
 
@@ -130,30 +133,54 @@ class SharedDecodePath final : public Path {
   }
 
  private:
+  /// Blocks that stay in L2 until attention comes to them.
+  static int blocks_ahead(const Problem& p, const Tuning& tuning) {
+    const std::int64_t bytes = p.bounds.batch * p.attention.heads_kv * block_bytes(p);
+    return static_cast<int>(
+        std::min(tuning.blocks_ahead, tuning.cached_bytes / std::max<std::int64_t>(bytes, 1)));
+  }
+
+  sm90::decode::Ahead ahead_of(const Problem& p, const core::Call& call) const {
+    if (blocks_ahead_ == 0) return {};
+    const int box = box_tokens(static_cast<int>(p.selection.block_size), p.bounds.page_size);
+    constexpr int kPanelBits = 128 * 8;
+    const int items = kPanelBits / bits_of(storage_of(core::kv_format(p).storage));
+    return {.k_map = make_key_map(call.k, box, "k"),
+            .v_map = make_key_map(call.v, box, "v"),
+            .panels = static_cast<int>(p.attention.head_dim) / items,
+            .panel_items = items,
+            .blocks = blocks_ahead_};
+  }
+
   static Problem selection_of(const Problem& problem) {
     Problem selection = problem;
     selection.op = Op::SelectBlocks;
     return selection;
   }
 
-  /// Whether reading the blocks of a request's tokens together gains more than lists of them and
-  /// more launches cost. Looks at bounds only.
+  /// Bytes of keys and values that one block of a head holds.
+  static std::int64_t block_bytes(const Problem& p) {
+    return p.selection.block_size * (p.attention.head_dim + p.attention.value_dim) *
+           bits_of(storage_of(core::kv_format(p).storage)) / 8;
+  }
+
+  /// Whether reading the blocks of a request's tokens once, from memory, takes less time than
+  /// reading each token's by itself, from L2. Looks at bounds only.
   static bool unions_pay(const Problem& p, const Tuning& tuning) {
-    const Attention& a = p.attention;
-    const std::int64_t blocks = blocks_of(p);
-    const std::int64_t listed = std::min(blocks, p.selection.topk);
+    const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
     const std::int64_t tokens = p.bounds.max_seqlen_q;
-    const std::int64_t tiles = sm90::decode::head_tiles(static_cast<int>(a.heads_q / a.heads_kv));
-    const std::int64_t block_bytes = p.selection.block_size * (a.head_dim + a.value_dim) *
-                                     bits_of(storage_of(core::kv_format(p).storage)) / 8;
-    // Neighbours share half.
-    const std::int64_t together = std::min({blocks, listed * tokens, listed + listed / 2});
-    const std::int64_t spared = listed * tokens * tiles - together;
-    return p.bounds.batch * a.heads_kv * block_bytes * spared > tuning.union_bytes;
+    const std::int64_t listed = std::min(blocks_of(p), p.selection.topk);
+    const std::int64_t alone = listed * tokens * sm90::decode::head_tiles(static_cast<int>(group));
+    // Of 8 neighbours: 20 to 24 where each lists 16.
+    const std::int64_t together = std::min({blocks_of(p), listed * tokens, listed + listed / 2});
+    const double bytes = static_cast<double>(p.bounds.batch * p.attention.heads_kv * block_bytes(p));
+    return bytes * (static_cast<double>(alone) - tuning.memory_factor * static_cast<double>(together)) >
+           static_cast<double>(tuning.union_bytes);
   }
 
   Piece<RequestRecord> requests_;
   const Problem selection_;
+  const int blocks_ahead_;
   std::optional<AttendStage> attend_{};
   std::optional<DecodeStage> select_{};
   Piece<int> ids_{};

@@ -528,6 +528,52 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
   EXPECT_NE(why.find("dense_attention"), std::string::npos) << why;
 }
 
+// Neighbours share most blocks: read once for a tile of them, where there are enough requests.
+TEST(CudaPaths, DecodeOfSeveralTokensSharesBlocksWhereThatPays) {
+  const auto name = [](const std::string& line) {
+    std::string why;
+    const PathRow* row = find_path(problem(line), kHopper, why);
+    return row == nullptr ? why : std::string(row->name);
+  };
+  for (const std::string op : {"sparse", "msa"}) {
+    for (const char* rest :
+         {"", " dtype=f16", " lse=1 pad_rows=9", " block=64 topk=32", " batch_invariant=1"})
+      EXPECT_EQ(name("op=" + op + rest + " page=128 lens=32x8:131072"), "decode_shared") << rest;
+    EXPECT_EQ(name("op=" + op + " kv=e4m3/head lens=64x8:131072"), "decode_shared");
+    EXPECT_EQ(name("op=" + op + " kv=e4m3/token lens=64x8:131072"), "decode_shared");
+    for (const char* rest :
+         {"lens=1x8:131072", "lens=8x8:131072", "lens=64x1:131072", "lens=32x4:131072",
+          "lens=32x8:131072 heads=8/1", "lens=none", "lens=64x8:131072 dtype=f16 kv=e4m3/token"})
+      EXPECT_EQ(name("op=" + op + " " + rest), "decode") << rest;
+    EXPECT_EQ(name("op=" + op + " lens=32x9:131072"), "attention");
+  }
+  EXPECT_EQ(name("op=dense lens=32x8:131072"), "decode");
+  EXPECT_EQ(name("op=select lens=32x8:131072"), "decode");
+  int shared = 0;
+  for (const testkit::Case& spec : testkit::read_cases(std::string(MSA_TESTS_DIR) + "/cases/cuda.txt"))
+    shared += name(testkit::to_line(spec)) == "decode_shared" ? 1 : 0;
+  EXPECT_GE(shared, 80);
+}
+
+// A tile a request: no lists for the keys-outermost kernel, and no tiles of padding to split for.
+TEST(CudaPaths, SharedDecodePlansAnItemARequestAndHead) {
+  const auto decisions = [](const std::string& line) {
+    const Problem p = problem(line);
+    std::string why;
+    const PathRow* row = find_path(p, kHopper, why);
+    Layout layout;
+    return row == nullptr ? why : row->plan(p, kHopper, layout)->decisions();
+  };
+  for (const char* op : {"sparse", "msa"}) {
+    const std::string text = decisions(std::string("op=") + op + " page=128 lens=32x8:131072");
+    for (const char* line : {"attend union", "attend_splits 1\n", "attend_keys_outermost no"})
+      EXPECT_NE(text.find(line), std::string::npos) << text;
+    EXPECT_EQ(text.find("decode_score") != std::string::npos, op == std::string("msa")) << text;
+  }
+  EXPECT_NE(decisions("op=msa filter=1 page=128 lens=32x8:131072").find("decode_filter"),
+            std::string::npos);
+}
+
 TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   const std::string tests = MSA_TESTS_DIR;
   const auto table = testkit::SupportTable::read(tests + "/support/cuda.txt");

@@ -36,6 +36,7 @@ const std::vector<std::string> kShapes{
     "lens=60:900 block=64 topk=4 causal=0 dim=64",
     "lens=50:900,30:70 block=64 topk=4 regime=ties",
     "lens=8:2000,5:70 block=64 topk=4 regime=near",
+    "lens=76x8:2600,3:900 block=128 topk=16 page=128 regime=drift",  // over unions of lists
 };
 
 TEST(Bits, SelectIsTopkOfScores) {
@@ -136,11 +137,18 @@ TEST(BatchInvariance, ARequestAloneHasTheBitsOfItsBatch) {
           "heads=16/2 lens=3:3000,1:500,8:90,0:3,2:2", "heads=16/2 page=64 lens=60:2000,9:900",
           "heads=16/2 page=64 lens=5:9000,1:900,8:64",
           "heads=16/2 lens=70:3000,1:500,8:90 hostile=nan_v",
-          "heads=16/2 page=64 lens=8:3000,5:900 hostile=nan_k"}) {
+          "heads=16/2 page=64 lens=8:3000,5:900 hostile=nan_k",
+          "heads=16/2 page=64 lens=8:3000,3:500,1:900 bounds", "heads=8/1 lens=8:3000,7:500 bounds",
+          "heads=16/2 lens=8:3000,5:900 hostile=nan_v bounds"}) {
       const bool paged = shape.find("page=") != std::string::npos;
       if (is_topk && paged) continue;
-      const std::string line = "op=" + op + " block=64 topk=4 batch_invariant=1 " + shape;
-      GpuCase call(line);
+      std::string line = "op=" + op + " block=64 topk=4 batch_invariant=1 " + shape;
+      const auto bounds = line.find(" bounds");
+      const bool many = bounds != std::string::npos;  // planned, so that lists are read as unions
+      if (many) line.resize(bounds);
+      GpuCase call(line, 0, [&](Problem& problem) {
+        if (many) problem.bounds.batch = 2000;
+      });
       call.run();
       call.fetch();
       EXPECT_EQ(call.difference(), "") << line;
@@ -331,6 +339,7 @@ TEST(Bits, AreTheSameInEveryRunAndOnEveryStream) {
         "op=dense heads=16/2 lens=1:30000 lse=1", "op=dense heads=16/2 lens=60:6000 hostile=nan_v",
         "op=sparse heads=16/1 topk=16 lens=600:9000 lse=1",
         "op=msa heads=16/2 topk=4 kv=e4m3/token lens=2:9000,1:90 page=64 lse=1",
+        "op=msa heads=16/4 topk=16 lens=24x8:2600,3:900 page=128 regime=drift lse=1",
         "op=dense heads=16/2 kv=e4m3/head lens=60:6000 hostile=nan_v",
         "op=sparse heads=16/1 topk=16 kv=e4m3/head lens=600:9000 lse=1",
         "op=msa heads=16/2 topk=4 kv=q8kv4 lens=2:9000,1:90 page=64 lse=1",

@@ -73,6 +73,7 @@ void replay(const std::string& line) {
 TEST(Graph, DecodeReplaysWithOtherLengths) {
   replay("op=msa heads=16/2 block=64 topk=4 lens=5x2:1500 page=64 regime=integers lse=1");
   replay("op=msa heads=16/2 topk=4 kv=e4m3/token lens=5x2:1500 page=64 regime=integers lse=1");
+  replay("op=msa heads=16/4 topk=16 lens=24x8:2600 page=128 regime=integers lse=1");
 }
 
 TEST(Graph, PrefillReplaysWithOtherLengths) {

@@ -39,6 +39,8 @@ const std::vector<std::string> kOrderCalls{
     "op=msa heads=16/2 block=64 topk=4 lens=70:700,9:90 regime=integers",
     "op=msa heads=16/2 block=64 topk=4 lens=2:700,1:90 page=64 lse=1 regime=integers",
     "op=msa heads=16/2 block=64 topk=4 lens=40x1:90,1:700 regime=integers",
+    "op=sparse heads=16/4 topk=16 lens=24x8:2600 page=128 lse=1",
+    "op=msa heads=16/4 topk=16 lens=24x8:2600 page=128 regime=integers",
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",
     "op=merge_selections heads=4/4 topk=4 lens=20:0 parts=3 chosen=1 regime=ties",
     "op=invert heads=4/4 block=64 topk=4 lens=70:700",

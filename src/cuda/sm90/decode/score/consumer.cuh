@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
                                            int head_k, int held, int thread) {
   if (held == 0) return;
   const int shift = __ffs(p.batch.block_size) - 1;
-  const int per_step = kScoreStep >> shift;              // blocks
+  const int step_shift = __ffs(kScoreStep) - 1 - shift;  // of blocks
   const int count = p.batch.block_size / Traits::kKeys;  // of parts in a block
   const int num_blocks = (r.seqlen_k + p.batch.block_size - 1) >> shift;
   const int group = p.heads / p.heads_k;
@@ -41,11 +41,13 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
   float* const scores = common::slots_of(p.scores, row, head);
   constexpr int kPitch = Traits::kSides * Traits::kColumns;
   const float* maxima = &span.maxima[0][0][column];  // part after part, keys of a step ascending
-  for (int at = mine; at < held * per_step; at += sharing) {
-    const int block = span.steps[at / per_step] * per_step + at % per_step;
+  for (int at = mine; at < held << step_shift; at += sharing) {
+    const int step = at >> step_shift;
+    const int block = (span.steps[step] << step_shift) + at - (step << step_shift);
     if (block >= num_blocks) continue;
     const float* parts = maxima + at * count * kPitch;
     float best = -INFINITY;
+#pragma unroll 1
     for (int part = 0; part < count; ++part) best = fmaxf(best, parts[part * kPitch]);
     if (p.orders) {
       std::uint32_t order = blocks.order(best, block);
