@@ -139,7 +139,7 @@ void DecodeStage::ask(common::prologue::Params& front, void* workspace) const {
 
 void DecodeStage::run(const Problem& problem, const core::Call& call,
                       const common::prologue::Params& front, void* workspace,
-                      cudaStream_t stream, const decode::Ahead& ahead) const {
+                      cudaStream_t stream) const {
   // All parameters first: a tensor that is refused must leave the outputs as they are.
   std::optional<decode::ScoreParams> score;
   std::optional<decode::RescoreParams> rescore;
@@ -168,7 +168,7 @@ void DecodeStage::run(const Problem& problem, const core::Call& call,
                            *rescore, stream);
   }
   if (problem.op == Op::SelectBlocks)
-    decode::launch_select(select_params(problem, call, front, workspace), ahead, stream);
+    decode::launch_select(select_params(problem, call, front, workspace), stream);
   if (attend) {
     decode::launch_attend({.storage = storage_of(problem.attention.q.storage),
                            .block = static_cast<int>(problem.selection.block_size),

@@ -27,10 +27,9 @@ class DecodeStage {
 
   /// What the run wants of the prologue.
   void ask(common::prologue::Params& front, void* workspace) const;
-  /// The prologue `front` and the launches behind it; a selection asks for blocks `ahead` of what
-  /// follows it.
+  /// The prologue `front` and the launches behind it.
   void run(const Problem& problem, const core::Call& call, const common::prologue::Params& front,
-           void* workspace, cudaStream_t stream, const sm90::decode::Ahead& ahead = {}) const;
+           void* workspace, cudaStream_t stream) const;
   std::string decisions() const;
 
  private:

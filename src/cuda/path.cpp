@@ -13,9 +13,7 @@
 #include "cuda/decode_stage.h"
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
-#include "cuda/page_rule.h"
 #include "cuda/select_stage.h"
-#include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 #include "cuda/unpack_stage.h"
 
@@ -91,8 +89,7 @@ class SharedDecodePath final : public Path {
  public:
   SharedDecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
       : requests_(layout.take<RequestRecord>(problem.bounds.batch)),
-        selection_(selection_of(problem)),
-        blocks_ahead_(blocks_ahead(problem, tuning_for(gpu))) {
+        selection_(selection_of(problem)) {
     if (problem.op == Op::MsaAttention) {
       ids_ = layout.take<int>(problem.bounds.total_q * problem.attention.heads_kv *
                               problem.selection.topk);
@@ -124,7 +121,7 @@ class SharedDecodePath final : public Path {
     select_->ask(front, workspace);
     core::Call selection = call;
     selection.block_ids = ids_or_own(problem, call, ids_, workspace);
-    select_->run(selection_, selection, front, workspace, stream, ahead_of(problem, call));
+    select_->run(selection_, selection, front, workspace, stream);
     attend_->run(problem, call, selection.block_ids, front, workspace, stream);
   }
 
@@ -133,25 +130,6 @@ class SharedDecodePath final : public Path {
   }
 
  private:
-  /// Blocks that stay in L2 until attention comes to them.
-  static int blocks_ahead(const Problem& p, const Tuning& tuning) {
-    const std::int64_t bytes = p.bounds.batch * p.attention.heads_kv * block_bytes(p);
-    return static_cast<int>(
-        std::min(tuning.blocks_ahead, tuning.cached_bytes / std::max<std::int64_t>(bytes, 1)));
-  }
-
-  sm90::decode::Ahead ahead_of(const Problem& p, const core::Call& call) const {
-    if (blocks_ahead_ == 0) return {};
-    const int box = box_tokens(static_cast<int>(p.selection.block_size), p.bounds.page_size);
-    constexpr int kPanelBits = 128 * 8;
-    const int items = kPanelBits / bits_of(storage_of(core::kv_format(p).storage));
-    return {.k_map = make_key_map(call.k, box, "k"),
-            .v_map = make_key_map(call.v, box, "v"),
-            .panels = static_cast<int>(p.attention.head_dim) / items,
-            .panel_items = items,
-            .blocks = blocks_ahead_};
-  }
-
   static Problem selection_of(const Problem& problem) {
     Problem selection = problem;
     selection.op = Op::SelectBlocks;
@@ -180,7 +158,6 @@ class SharedDecodePath final : public Path {
 
   Piece<RequestRecord> requests_;
   const Problem selection_;
-  const int blocks_ahead_;
   std::optional<AttendStage> attend_{};
   std::optional<DecodeStage> select_{};
   Piece<int> ids_{};

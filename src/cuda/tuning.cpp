@@ -85,8 +85,6 @@ Tuning tuning_for(const GpuInfo& gpu) {
       .filter_parts = 96,
       // 8 us at 3 TB/s, not measured.
       .filter_bytes = std::int64_t{24} << 20,
-      // 25 MB in the 9 us until attention asks for the first ones itself: 32 requests of 4 heads.
-      .blocks_ahead = 3,
       // H100: 7.4 and 3.07 TB/s.
       .memory_factor = 2.4,
       // 43 us: 32 requests of 8 tokens gained 50 us of 145, of 4 nothing, 8 of 8 lost 18 of 38.

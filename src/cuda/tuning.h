@@ -35,7 +35,6 @@ struct Tuning {
   std::int64_t filter_bytes = 0;  // what could be read while one launch more is waited for
 
   // Decode of several tokens over unions of their lists.
-  std::int64_t blocks_ahead = 0;  // of a head, that a selection asks into L2
   double memory_factor = 0;      // bytes that L2 gives while memory gives one
   std::int64_t union_bytes = 0;  // that L2 gives while lists are made and launches waited for
 

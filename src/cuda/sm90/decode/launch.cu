@@ -19,7 +19,7 @@ void launch_fill(const Slots<float>& scores, std::int64_t total, int heads, std:
                 scores, total, heads, blocks);
 }
 
-void launch_select(const SelectParams& params, const Ahead& ahead, cudaStream_t stream) {
+void launch_select(const SelectParams& params, cudaStream_t stream) {
   launch_kernel(
       select_kernel,
       {.grid = dim3(static_cast<unsigned>(params.heads),
@@ -30,7 +30,7 @@ void launch_select(const SelectParams& params, const Ahead& ahead, cudaStream_t 
        .most_shared_bytes = kMostSelectScratch,
        .programmatic = true,
        .stream = stream},
-      params, ahead);
+      params);
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -5,7 +5,6 @@
 // attend: attend selects for itself.
 #pragma once
 
-#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -36,16 +35,6 @@ struct SelectParams {
   Slots<float> chosen{};  // [T, Hi, k], optional
   // [T, Hi], optional, selection alone: -1, as no filter was read.
   Rows<int> candidates{};
-};
-
-/// What a selection asks into L2 of the blocks that it chose for the first token of a request: the
-/// attention behind it begins with the latest of them, and memory has nothing else to do until then.
-struct Ahead {
-  CUtensorMap k_map{};  // boxes of box_tokens(block, page) x 128 bytes
-  CUtensorMap v_map{};
-  int panels = 0;       // of 128 bytes in a row
-  int panel_items = 0;
-  int blocks = 0;  // of each head; 0: none
 };
 
 inline constexpr int kSegmentBlocks = 12 * 1024;           // of a row, selected from at a time
@@ -80,6 +69,6 @@ inline constexpr std::int64_t kMostSelectScratch = kSegmentBlocks * 4 + kMostCan
 /// Sets a score tensor [total, heads, blocks] to -inf; launch_score then writes what exists.
 void launch_fill(const Slots<float>& scores, std::int64_t total, int heads, std::int64_t blocks,
                  cudaStream_t stream);
-void launch_select(const SelectParams& params, const Ahead& ahead, cudaStream_t stream);
+void launch_select(const SelectParams& params, cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::decode

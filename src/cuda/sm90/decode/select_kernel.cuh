@@ -5,30 +5,11 @@
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/decode/request.cuh"
 #include "cuda/sm90/decode/select.cuh"
-#include "cuda/sm90/tile/key_box.cuh"
 
 namespace msa::cuda::sm90::decode {
 
-/// One warp asks for the latest blocks of a selection: each lane for a panel of a box.
-template <int kBlock>
-__device__ __forceinline__ void ask_ahead(const Ahead& ahead, const BatchParams& batch,
-                                          const RequestRecord& r, int request, int head,
-                                          const SelectStorage& s, int lane) {
-  const int boxes = kBlock >> box_shift(kBlock, batch.page_size);
-  const int box = lane / ahead.panels;
-  const int column = (lane - box * ahead.panels) * ahead.panel_items;
-#pragma unroll 1
-  for (int i = 0; i < min(ahead.blocks, s.num_ids); ++i) {
-    if (box >= boxes) continue;
-    const KeyBox at = locate_key_box<kBlock>(batch, r, request, s.ids[s.num_ids - 1 - i], box);
-    if (at.page == kNoPage) continue;
-    ptx::prefetch_tensor(&ahead.k_map, {column, at.token, head, at.page});
-    ptx::prefetch_tensor(&ahead.v_map, {column, at.token, head, at.page});
-  }
-}
-
 __global__ void __launch_bounds__(kSelectThreads)
-    select_kernel(const __grid_constant__ SelectParams p, const __grid_constant__ Ahead ahead) {
+    select_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ uint4 scratch[];
   __shared__ SelectStorage storage;
   ptx::griddepcontrol_launch_dependents();
@@ -47,13 +28,6 @@ __global__ void __launch_bounds__(kSelectThreads)
   if (token >= r.seqlen_q) return;
   const SelectRow row = select_row(p, r, token, head);
   select_topk(storage, scratch, segment_blocks(p.max_blocks), row, p.topk, p.lanes, threadIdx.x);
-  if (ahead.blocks != 0 && token == 0 && threadIdx.x < 32) {
-    if (p.batch.block_size == 64) {
-      ask_ahead<64>(ahead, p.batch, r, request, head, storage, threadIdx.x);
-    } else {
-      ask_ahead<128>(ahead, p.batch, r, request, head, storage, threadIdx.x);
-    }
-  }
   store_selection(p, storage, r.q_begin + token, head, row.first, threadIdx.x);
   if (p.candidates.data != nullptr && threadIdx.x == 0)
     common::item_of(p.candidates, r.q_begin + token, head) = -1;

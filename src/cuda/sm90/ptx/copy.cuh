@@ -36,14 +36,6 @@ __device__ __forceinline__ void cp_async_bulk_tensor_hint(void* smem, const CUte
       : "memory");
 }
 
-/// Asks for a box of 4 dimensions into L2. Does not wait.
-__device__ __forceinline__ void prefetch_tensor(const CUtensorMap* map,
-                                                const std::int32_t (&coords)[4]) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(map),
-               "r"(coords[0]), "r"(coords[1]), "r"(coords[2]), "r"(coords[3])
-               : "memory");
-}
-
 __device__ __forceinline__ void prefetch_tensormap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
