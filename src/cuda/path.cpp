@@ -106,6 +106,7 @@ class SharedDecodePath final : public Path {
   static std::string rejects(const Problem& problem, const GpuInfo& gpu) {
     if (std::string why = DecodeStage::rejects(problem); !why.empty()) return why;
     if (std::string why = union_rejects(problem); !why.empty()) return why;
+    if (core::kv_format(problem).storage == DType::E2M1) return "four bits are read list by list";
     return unions_pay(problem, tuning_for(gpu)) ? "" : "lists are read one by one";
   }
 
