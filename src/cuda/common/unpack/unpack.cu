@@ -15,10 +15,15 @@ namespace msa::cuda::common::unpack {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnit = 128;             // keys of a CTA at a time, or a page where that is less
+
 constexpr int kWords = kRowBytes / 4;  // eight codes each: a thread's
 constexpr unsigned kMostCtas = 4096;   // along the units of a request
 constexpr int kBadPage = -1;
+
+/// Keys of a CTA at a time, of one page: pages hold 16, 32 or a multiple of 64.
+__host__ __device__ constexpr int unit_of(int page) {
+  return page % 128 == 0 ? 128 : page % 64 == 0 ? 64 : page;
+}
 
 /// The words of `tokens` keys from `first` on, which are pages of codes `from` and of items `to`.
 template <class Item>
@@ -60,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
   __syncthreads();
   ptx::griddepcontrol_wait();
   const BatchParams& batch = p.batch;
-  const int unit = min(p.page, kUnit);
+  const int unit = unit_of(p.page);
   for (int b = static_cast<int>(blockIdx.y); b < batch.batch; b += static_cast<int>(gridDim.y)) {
     const RequestRecord& r = p.requests[b];
     const std::int64_t end = ceil_div(r.seqlen_k, p.page) * p.page;
@@ -91,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
 }  // namespace
 
 void launch(Storage storage, const Params& params, cudaStream_t stream) {
-  const std::int64_t units = std::int64_t{params.columns} * ceil_div(params.page, kUnit);
+  const std::int64_t units = std::int64_t{params.columns} * (params.page / unit_of(params.page));
   const LaunchConfig config{
       .grid = dim3(static_cast<unsigned>(std::min<std::int64_t>(units, kMostCtas)),
                    static_cast<unsigned>(std::min<std::int64_t>(params.batch.batch, kMaxGridYZ))),
