@@ -15,7 +15,6 @@ namespace msa::cuda::common::unpack {
 namespace {
 
 constexpr int kThreads = 256;
-
 constexpr int kWords = kRowBytes / 4;  // eight codes each: a thread's
 constexpr unsigned kMostCtas = 4096;   // along the units of a request
 constexpr int kBadPage = -1;
