@@ -7,7 +7,6 @@
 
 #include "core/contents.h"
 #include "core/fields.h"
-#include "core/geometry.h"
 #include "cuda/batch.h"
 #include "cuda/box.h"
 #include "cuda/page_rule.h"
@@ -142,9 +141,10 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   // Neighbours share half.
   const std::int64_t listed = std::min<std::int64_t>(longest, 2) * problem.selection.topk;
   const std::int64_t steps = lists ? std::min(visible, listed) : visible;
-  // Tiles of padding have no steps.
+  // Of requests of one tile no other tile has steps: the rest is padding.
+  const bool one_tile = lists && longest <= tokens_per_tile_;
   const std::int64_t tiles =
-      std::min<std::int64_t>(max_tiles_, problem.bounds.batch * core::ceil_div(longest, tokens_per_tile_));
+      one_tile ? std::min<std::int64_t>(max_tiles_, problem.bounds.batch) : max_tiles_;
   const std::int64_t items = tiles * problem.attention.heads_kv;
   if (items < tuning.split_waves * ctas_) splits_ = best_splits(items, steps, tuning);
   if (splits_ > 1) {
@@ -156,8 +156,8 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   headers_ = layout.take<sm90::attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
   entries_ =
       layout.take<sm90::attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
-  // A request of one tile shares no keys with another tile.
-  if (splits_ == 1 && longest > tokens_per_tile_ &&
+  // Nor do such tiles share keys.
+  if (splits_ == 1 && !one_tile &&
       KvOuterStage::serves(problem, tuning, tokens_per_tile_, chunk_tiles_))
     kvouter_.emplace(problem, tuning, tokens_per_tile_, chunk_tiles_, layout);
 }

@@ -152,8 +152,10 @@ class SharedDecodePath final : public Path {
     const std::int64_t alone = listed * tokens * sm90::decode::head_tiles(static_cast<int>(group));
     // Of 8 neighbours: 20 to 24 where each lists 16.
     const std::int64_t together = std::min({blocks_of(p), listed * tokens, listed + listed / 2});
-    const double bytes = static_cast<double>(p.bounds.batch * p.attention.heads_kv * block_bytes(p));
-    return bytes * (static_cast<double>(alone) - tuning.memory_factor * static_cast<double>(together)) >
+    const double bytes =
+        static_cast<double>(p.bounds.batch * p.attention.heads_kv * block_bytes(p));
+    return bytes *
+               (static_cast<double>(alone) - tuning.memory_factor * static_cast<double>(together)) >
            static_cast<double>(tuning.union_bytes);
   }
 
