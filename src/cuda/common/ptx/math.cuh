@@ -72,13 +72,37 @@ __device__ __forceinline__ float e4m3_to_float(std::uint8_t code) {
   return __half22float2(reinterpret_cast<const __half2&>(pair)).x;
 }
 
+/// A pair of f16 as a pair of T, rounded.
+template <class T>
+__device__ __forceinline__ std::uint32_t repack(std::uint32_t pair) {
+  const float2 values = __half22float2(reinterpret_cast<const __half2&>(pair));
+  return cvt_pack<T>(values.x, values.y);
+}
+
 /// Two codes of e4m3 as a pair of T. Exact: T has more bits of exponent and of mantissa.
 template <class T>
 __device__ __forceinline__ std::uint32_t widen_e4m3x2(std::uint16_t codes) {
   const std::uint32_t pair = cvt_f16x2_e4m3x2(codes);
-  if constexpr (std::is_same_v<T, __half>) return pair;
-  const float2 values = __half22float2(reinterpret_cast<const __half2&>(pair));
-  return cvt_pack<T>(values.x, values.y);
+  if constexpr (std::is_same_v<T, __half>) {
+    return pair;
+  } else {
+    return repack<T>(pair);
+  }
+}
+
+/// Four codes of e4m3, the first in the low byte, as two pairs of T. The halves of the register are
+/// named so that the conversion reads the upper one where it is: a shift costs as much as it does.
+template <class T>
+__device__ __forceinline__ void widen_e4m3x4(std::uint32_t codes, std::uint32_t& first,
+                                             std::uint32_t& second) {
+  asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, lo;\ncvt.rn.f16x2.e4m3x2 %1, hi;\n}"
+      : "=r"(first), "=r"(second)
+      : "r"(codes));
+  if constexpr (!std::is_same_v<T, __half>) {
+    first = repack<T>(first);
+    second = repack<T>(second);
+  }
 }
 
 /// The nearest value of e4m3, half to even; beyond 448 it is 448, NaN stays NaN.

@@ -15,8 +15,8 @@ class Converter {
  public:
   __device__ __forceinline__ explicit Converter(typename Traits::Shared& shared)
       : shared_(shared),
-        warp_(static_cast<int>(threadIdx.x & 127) >> 5),
-        lane_(static_cast<int>(threadIdx.x & 31)) {}
+        lane_(static_cast<int>(threadIdx.x & 31)),
+        widener_(static_cast<int>(threadIdx.x & 127) >> 5, lane_) {}
 
   __device__ __forceinline__ void run() {
     while (tile()) {
@@ -24,40 +24,47 @@ class Converter {
   }
 
  private:
-  static constexpr int kTurns = 4;  // registers are few
+  static constexpr int kAhead = 2;
+
+  /// Positions are counted: a number takes one register, a stage and its parity two.
+  template <int kStages>
+  __device__ __forceinline__ static RingPosition<kStages> position(unsigned n) {
+    return {static_cast<int>(n % kStages), n / kStages & 1};
+  }
 
   /// False where there is no further tile.
   __device__ __forceinline__ bool tile() {
-    wait(&shared_.described[at_.stage], at_.parity);
-    const Job& job = shared_.jobs[at_.stage];
-    if (job.head == kNoHead) return false;
-    for (int i = 0; i < job.blocks; ++i) {
-      widen(shared_.k_codes, shared_.k_ring, k_at_, shared_.k[k_at_.stage]);
-      if (i > 0) widen(shared_.v_codes, shared_.v_ring, v_at_, shared_.v[v_at_.stage]);
+    const auto at = position<Traits::kQueryStages>(tiles_);
+    wait(&shared_.described[at.stage], at.parity);
+    const int blocks = shared_.jobs[at.stage].blocks;
+    if (shared_.jobs[at.stage].head == kNoHead) return false;
+    // Key 0, key 1, value 0, ..., in one place: the code of a block is long.
+    for (int i = 0; i <= blocks; ++i) {
+#pragma unroll 1
+      for (int values = 0; values < 2; ++values) {
+        if (values != 0 ? i > 0 : i < blocks) widen(values != 0, blocks_ + i - values);
+      }
     }
-    if (job.blocks > 0) widen(shared_.v_codes, shared_.v_ring, v_at_, shared_.v[v_at_.stage]);
-    shared_.q_ring.warp_release(at_, lane_);
-    at_.advance();
+    shared_.q_ring.warp_release(at, lane_);
+    blocks_ += blocks;
+    ++tiles_;
     return true;
   }
 
-  __device__ __forceinline__ void widen(ptx::Mbarrier (&codes)[Traits::kKeyStages],
-                                        Ring<Traits::kKeyStages>& ring,
-                                        RingPosition<Traits::kKeyStages>& at, std::uint8_t* tile) {
-    wait(&codes[at.stage], at.parity);
-    widen_rows<typename Traits::Item, Traits::kBlock, Traits::kConverterWarps, kTurns>(tile, warp_,
-                                                                                       lane_);
+  /// Block `n` of all tiles.
+  __device__ __forceinline__ void widen(bool values, unsigned n) {
+    const auto at = position<Traits::kKeyStages>(n);
+    wait(values ? &shared_.v_codes[at.stage] : &shared_.k_codes[at.stage], at.parity);
+    widener_.widen(values ? shared_.v[at.stage] : shared_.k[at.stage]);
     __syncwarp();
-    if (lane_ == 0) ring.arrive(at);
-    at.advance();
+    if (lane_ == 0) (values ? shared_.v_ring : shared_.k_ring).arrive(at);
   }
 
   typename Traits::Shared& shared_;
-  const int warp_;
   const int lane_;
-  RingPosition<Traits::kQueryStages> at_{};
-  RingPosition<Traits::kKeyStages> k_at_{};
-  RingPosition<Traits::kKeyStages> v_at_{};
+  const Widener<typename Traits::Item, Traits::kBlock, Traits::kConverterWarps, kAhead> widener_;
+  unsigned tiles_ = 0;   // behind us
+  unsigned blocks_ = 0;  // of those tiles
 };
 
 }  // namespace msa::cuda::sm90::attend

@@ -13,7 +13,7 @@ class Converter {
  public:
   /// `warp` of kConverterWarps.
   __device__ __forceinline__ Converter(typename Traits::Shared& shared, int warp)
-      : shared_(shared), warp_(warp), lane_(static_cast<int>(threadIdx.x & 31)) {}
+      : shared_(shared), lane_(static_cast<int>(threadIdx.x & 31)), widener_(warp, lane_) {}
 
   /// Until an item without queries, which goes on to the consumers.
   __device__ __forceinline__ void run() {
@@ -21,8 +21,8 @@ class Converter {
       wait(&shared_.codes[at_.stage], at_.parity);
       count = shared_.items[at_.stage].count;
       if (count != 0) {
-        widen(shared_.k[at_.stage]);
-        widen(shared_.v[at_.stage]);
+        widener_.widen(shared_.k[at_.stage]);
+        widener_.widen(shared_.v[at_.stage]);
       }
       __syncwarp();
       if (lane_ == 0) shared_.kv_ring.arrive(at_);
@@ -31,15 +31,11 @@ class Converter {
   }
 
  private:
-  static constexpr int kTurns = 2;
-
-  __device__ __forceinline__ void widen(std::uint8_t* tile) {
-    widen_rows<typename Traits::Item, kBlock, Traits::kConverterWarps, kTurns>(tile, warp_, lane_);
-  }
+  static constexpr int kAhead = 1;  // two turns want more registers
 
   typename Traits::Shared& shared_;
-  const int warp_;
   const int lane_;
+  const Widener<typename Traits::Item, kBlock, Traits::kConverterWarps, kAhead> widener_;
   RingPosition<Traits::kKeyStages> at_{};
 };
 

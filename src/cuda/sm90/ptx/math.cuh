@@ -16,5 +16,6 @@ using common::ptx::prmt;
 using common::ptx::round_to_e4m3;
 using common::ptx::vimax3;
 using common::ptx::widen_e4m3x2;
+using common::ptx::widen_e4m3x4;
 
 }  // namespace msa::cuda::sm90::ptx

@@ -18,56 +18,71 @@ __device__ __forceinline__ std::uint8_t* codes_of(std::uint8_t* tile) {
   return tile + kRows * kPanelRowBytes;
 }
 
-/// Which row of a turn pair's eight, and which of its eight chunks of 16 codes, a lane takes. Eight
-/// lanes read or write at a time: half a row each of rows whose numbers differ in the bits 0 and 2,
-/// so that the swizzle puts their chunks in other banks, codes and items alike.
-struct WidenLane {
-  __device__ __forceinline__ explicit WidenLane(int lane)
-      : flip((lane & 4) != 0 ? 5 : 0), pair(lane >> 4), chunk((lane >> 1 & 4) | (lane & 3)) {}
-  __device__ __forceinline__ int row(int turn) const {
-    return (turn >> 1) * 8 + (((turn & 1) * 2 + pair) ^ flip);
+/// Widens tiles of kRows rows, as one of kWarps warps. A turn of a warp is four rows; of the eight
+/// lanes that read or write at a time four take half a row each of one row, four of another whose
+/// number differs in the bits 0 and 2, so that the swizzle puts their chunks in other banks, codes
+/// and items alike. Two turns are a step of eight rows; the numbers of their rows differ in bit 1.
+template <class Item, int kRows, int kWarps, int kAhead>
+class Widener {
+ public:
+  __device__ __forceinline__ Widener(int warp, int lane) : warp_(warp) {
+    const int row = (lane >> 4) ^ ((lane & 4) != 0 ? 5 : 0);
+    const int chunk = (lane >> 1 & 4) | (lane & 3);  // of 16 codes, of eight
+    const int first = warp * kStepBytes;
+    codes_ = first + kRows * kPanelRowBytes + swizzled_chunk(row, chunk);
+    items_ = first + (chunk >> 2) * kRows * kPanelRowBytes + swizzled_chunk(row, (chunk & 3) * 2);
   }
-  int flip;
-  int pair;
-  int chunk;
-};
 
-/// Widens a tile, warp `warp` of kWarps; a row stays with one warp, which reads all of its codes
-/// before it writes where they were. Four rows a turn, kTurns turns at a time. The warp's writes
-/// are ordered before what wgmma and the copy engine do afterwards.
-template <class Item, int kRows, int kWarps, int kTurns>
-__device__ __forceinline__ void widen_rows(std::uint8_t* tile, int warp, int lane) {
-  constexpr int kTurnRows = 4;
-  static_assert(kTurns % 2 == 0 && kRows % (kTurnRows * kTurns) == 0, "whole pairs of turns");
-  const WidenLane my(lane);
-  std::uint8_t* panel = tile + (my.chunk >> 2) * kRows * kPanelRowBytes;
-  const int at = (my.chunk & 3) * 2;  // of the items in their panel
-#pragma unroll 1
-  for (int first = warp * kTurnRows * kTurns; first < kRows; first += kWarps * kTurnRows * kTurns) {
-    uint4 codes[kTurns];
+  /// A row stays with one warp, which reads all of its codes before it writes where they were, and
+  /// those of the next kAhead turns before it writes these. The warp's writes are ordered before
+  /// what wgmma and the copy engine do afterwards.
+  __device__ __forceinline__ void widen(std::uint8_t* tile) const {
+    int codes_here = codes_, items_here = items_;
+    asm volatile("" : "+r"(codes_here), "+r"(items_here));  // six sums a tile, not six registers
+    const std::uint8_t* const from[2] = {tile + codes_here, tile + (codes_here ^ kNextTurn)};
+    std::uint8_t* const to[2][2] = {
+        {tile + items_here, tile + (items_here ^ kNextChunk)},
+        {tile + (items_here ^ kNextTurn), tile + (items_here ^ (kNextTurn | kNextChunk))}};
+    uint4 codes[2 * kMine];
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      codes[turn] = *reinterpret_cast<const uint4*>(codes_of<kRows>(tile) +
-                                                    swizzled_chunk(first + my.row(turn), my.chunk));
-    }
-    __syncwarp();
+    for (int turn = 0; turn < kAhead; ++turn) codes[turn] = read(from, turn);
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int row = first + my.row(turn);
+    for (int turn = 0; turn < 2 * kMine; ++turn) {
+      if (!mine(turn / 2)) break;
+      if (turn + kAhead < 2 * kMine && mine((turn + kAhead) / 2))
+        codes[turn + kAhead] = read(from, turn + kAhead);
+      __syncwarp();
       const std::uint32_t words[4] = {codes[turn].x, codes[turn].y, codes[turn].z, codes[turn].w};
       std::uint32_t items[8];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        items[2 * i] = ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(words[i]));
-        items[2 * i + 1] = ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(words[i] >> 16));
-      }
-      *reinterpret_cast<uint4*>(panel + swizzled_chunk(row, at)) =
+      for (int i = 0; i < 4; ++i) ptx::widen_e4m3x4<Item>(words[i], items[2 * i], items[2 * i + 1]);
+      *reinterpret_cast<uint4*>(to[turn & 1][0] + offset(turn)) =
           uint4{items[0], items[1], items[2], items[3]};
-      *reinterpret_cast<uint4*>(panel + swizzled_chunk(row, at + 1)) =
+      *reinterpret_cast<uint4*>(to[turn & 1][1] + offset(turn)) =
           uint4{items[4], items[5], items[6], items[7]};
     }
+    ptx::fence_proxy_async_shared();
   }
-  ptx::fence_proxy_async_shared();
-}
+
+ private:
+  static constexpr int kStepBytes = 8 * kPanelRowBytes;  // after which the swizzle repeats
+  static constexpr int kSteps = kRows / 8;
+  static constexpr int kMine = (kSteps + kWarps - 1) / kWarps;   // of a warp, at most
+  static constexpr int kNextTurn = 2 * kPanelRowBytes | 2 << 4;  // a flip: bit 1 of row and chunk
+  static constexpr int kNextChunk = 1 << 4;                      // of items: a flip
+
+  /// Whether the warp has a step of that number.
+  __device__ __forceinline__ bool mine(int step) const {
+    return (step + 1) * kWarps <= kSteps || step * kWarps + warp_ < kSteps;
+  }
+  __device__ __forceinline__ static int offset(int turn) { return turn / 2 * kWarps * kStepBytes; }
+  __device__ __forceinline__ static uint4 read(const std::uint8_t* const (&from)[2], int turn) {
+    return *reinterpret_cast<const uint4*>(from[turn & 1] + offset(turn));
+  }
+
+  const int warp_;
+  int codes_;  // of the first turn, in bytes of the tile
+  int items_;
+};
 
 }  // namespace msa::cuda::sm90
