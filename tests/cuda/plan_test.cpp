@@ -551,14 +551,8 @@ TEST(CudaPaths, DecodeOfSeveralTokensSharesBlocksWhereThatPays) {
   EXPECT_EQ(name("op=select lens=32x8:131072"), "decode");
   int shared = 0;
   for (const testkit::Case& spec :
-       testkit::read_cases(std::string(MSA_TESTS_DIR) + "/cases/cuda.txt")) {
+       testkit::read_cases(std::string(MSA_TESTS_DIR) + "/cases/cuda.txt"))
     shared += name(testkit::to_line(spec)) == "decode_shared" ? 1 : 0;
-    const std::string l = testkit::to_line(spec);
-    if (name(l) != "decode_shared" &&
-        (l.find("19x8") != std::string::npos || l.find("40x8") != std::string::npos ||
-         l.find("30x8") != std::string::npos))
-      printf("%s %s\n", name(l).c_str(), l.c_str());
-  }
   EXPECT_GE(shared, 80);
 }
 
