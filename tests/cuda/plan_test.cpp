@@ -540,6 +540,7 @@ TEST(CudaPaths, DecodeOfSeveralTokensSharesBlocksWhereThatPays) {
          {"", " dtype=f16", " lse=1 pad_rows=9", " block=64 topk=32", " batch_invariant=1"})
       EXPECT_EQ(name("op=" + op + rest + " page=128 lens=32x8:131072"), "decode_shared") << rest;
     EXPECT_EQ(name("op=" + op + " kv=e4m3/head lens=64x8:131072"), "decode_shared");
+    EXPECT_EQ(name("op=" + op + " heads=4/4 topk=16 lens=80x8:260"), "decode_shared");
     EXPECT_EQ(name("op=" + op + " kv=e4m3/token lens=64x8:131072"), "decode_shared");
     for (const char* rest :
          {"lens=1x8:131072", "lens=8x8:131072", "lens=64x1:131072", "lens=32x4:131072",

@@ -60,6 +60,8 @@ const std::vector<std::string> kCases{
     "op=msa heads=16/2 kv=nvfp4 dtype=f16 topk=4 lens=70:700 page=64",
     "op=sparse heads=16/2 kv=nvfp4 dtype=f16 block=64 topk=4 lens=2:700 lse=1",
     "op=msa heads=16/2 kv=nvfp4/tensor topk=4 lens=2:700,1:90 page=16 lse=1",
+    "op=sparse heads=4/4 topk=16 lens=80x8:260 page=128 lse=1",
+    "op=msa heads=4/4 topk=16 lens=80x8:260 ids=0",
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",
     "op=merge_states heads=4/4 lens=20:0 parts=40",
     "op=merge_selections heads=4/4 topk=4 lens=20:0 parts=3 chosen=1",
