@@ -326,7 +326,8 @@ def four_bits(b, k, v, k_scale, v_scale, all_scales=None):
 def test_keys_and_values_in_four_bits(kind):
     draw = torch.Generator().manual_seed(1)
     b = make(kind)
-    some = lambda low, high, n: torch.randint(low, high, (*b.k.shape[:3], n), dtype=torch.uint8, generator=draw)  # noqa: E731
+    rows = b.k.shape[:3]
+    some = lambda low, high, n: torch.randint(low, high, (*rows, n), dtype=torch.uint8, generator=draw)  # noqa: E731
     tensors = [some(0, 256, DIM // 2), some(0, 256, DIM // 2), some(0x28, 0x38, DIM // 16), some(0x28, 0x38, DIM // 16)]
     found = [four_bits(b.on(device), *(x.to(device) for x in tensors)) for device in ("cpu", "cuda")]
     close(found[1], found[0])
