@@ -90,7 +90,7 @@ class Consumer {
     ptx::bar_sync(kBarrierConsumer0 + warpgroup_,
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
-    shared_.q_ring.warp_release(q_at_, thread_ & 31);
+    shared_.q_ring.release(q_at_);
     q_at_.advance();
     return true;
   }

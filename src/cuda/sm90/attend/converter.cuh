@@ -45,7 +45,7 @@ class Converter {
         if (values != 0 ? i > 0 : i < blocks) widen(values != 0, blocks_ + i - values);
       }
     }
-    shared_.q_ring.warp_release(at, lane_);
+    shared_.q_ring.release(at);
     blocks_ += blocks;
     ++tiles_;
     return true;

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
-    shared.q_ring.init(Traits::kConsumerWarps + 1 + Traits::kConverterWarps);  // and the loader
+    shared.q_ring.init(Traits::kTileReleases);
     for (ptx::Mbarrier& bar : shared.described) ptx::mbarrier_init(&bar, 32);
     if constexpr (Traits::kCodes) {
       for (ptx::Mbarrier& bar : shared.k_codes) ptx::mbarrier_init(&bar, 1);

@@ -54,7 +54,7 @@ class Loader {
       if (job.blocks > 0)
         load_values(job, behind, entry_of<Traits>(params_, job, list, job.blocks - 1).block);
     }
-    shared_.q_ring.warp_release(at_, lane_);  // neither the job nor its mark is touched again
+    shared_.q_ring.release(at_);  // neither the job nor its mark is touched again
     at_.advance();
     return true;
   }

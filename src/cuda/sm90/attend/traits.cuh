@@ -60,6 +60,9 @@ struct Traits {
   static constexpr int kWarpgroups = kConsumers + 1 + (kCodes ? 1 : 0);
   static constexpr int kThreads = kWarpgroups * 128;
   static constexpr int kConverterWarps = kCodes ? 4 : 0;
+  // Lanes that are done with a tile: consumers', loader's, converter's. Each arrives for itself, as
+  // racecheck does not always see that __syncwarp puts it in front of another lane's arrival.
+  static constexpr int kTileReleases = 32 * (kConsumerWarps + 1 + kConverterWarps);
   // Loader and scheduler spill with 40, the loader of codes with 56.
   static constexpr int kProducerRegisters = kCodes ? 64 : 56;  // the converter's, too
   static constexpr int kConsumerRegisters = kCodes ? 192 : 224;
