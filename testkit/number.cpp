@@ -12,6 +12,15 @@ namespace msa::testkit {
 
 namespace {
 
+// Of normal numbers, by the exponent's field: ldexp and ilogb are calls, a tenth of the time of
+// all drawn cases.
+float power_of_two(int exponent) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
+}
+double wide_power_of_two(int exponent) {
+  return std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52);
+}
+
 struct FloatFormat {
   int mantissa;      // bits behind the point
   int min_exponent;  // of normal numbers
@@ -70,9 +79,9 @@ std::uint16_t float_to_f16(float value) {
 
 float e4m3_to_float(std::uint8_t code) {
   const int magnitude = code & 0x7f;
-  float value = std::ldexp(static_cast<float>(magnitude & 7), -9);
+  float value = static_cast<float>(magnitude & 7) * 0x1p-9f;
   if (magnitude >= 8)
-    value = std::ldexp(1 + static_cast<float>(magnitude & 7) / 8, magnitude / 8 - 7);
+    value = (1 + static_cast<float>(magnitude & 7) / 8) * power_of_two(magnitude / 8 - 7);
   if (magnitude == 0x7f) value = std::numeric_limits<float>::quiet_NaN();
   return (code & 0x80) != 0 ? -value : value;
 }
@@ -83,8 +92,9 @@ std::uint8_t float_to_e4m3(float value) {
   if (!std::isfinite(value)) return static_cast<std::uint8_t>(sign | 0x7f);
   if (magnitude >= 448) return static_cast<std::uint8_t>(sign | 0x7e);
   // In steps of the last bit of the number's binade; the smallest normal one is 2^-6.
-  const int exponent = magnitude == 0 ? -6 : std::max(std::ilogb(magnitude), -6);
-  const auto steps = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
+  const int field = static_cast<int>(std::bit_cast<std::uint32_t>(magnitude) >> 23);
+  const int exponent = std::max(field - 127, -6);
+  const auto steps = static_cast<int>(std::nearbyint(magnitude * power_of_two(3 - exponent)));
   return static_cast<std::uint8_t>(sign | ((exponent + 6) * 8 + steps));
 }
 
@@ -192,12 +202,13 @@ double ulp(double value, DType dtype) {
   const FloatFormat format = format_of(dtype);
   const double magnitude = std::fabs(value);
   int exponent = format.min_exponent;
-  if (std::isfinite(magnitude) && magnitude > 0) {
-    exponent = std::max(exponent, std::ilogb(magnitude));
+  if (std::isfinite(magnitude)) {
+    const auto field = static_cast<int>(std::bit_cast<std::uint64_t>(magnitude) >> 52);
+    exponent = std::max(exponent, field - 1023);
   }
-  return std::ldexp(1.0, exponent - format.mantissa);
+  return wide_power_of_two(exponent - format.mantissa);
 }
 
-double half_ulp(DType dtype) { return std::ldexp(1.0, -format_of(dtype).mantissa - 1); }
+double half_ulp(DType dtype) { return wide_power_of_two(-format_of(dtype).mantissa - 1); }
 
 }  // namespace msa::testkit

@@ -30,6 +30,11 @@ inline double power_of_two(int exponent) {
   return std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52);
 }
 
+/// Of a finite magnitude; of 0 and subnormal doubles -1023.
+inline int exponent_of(double magnitude) {
+  return static_cast<int>(std::bit_cast<std::uint64_t>(magnitude) >> 52) - 1023;
+}
+
 inline double decode(std::uint16_t bits, Format16 f) {
   const std::uint32_t magnitude = bits & 0x7fffu;
   const int exponent = static_cast<int>(magnitude >> f.mantissa_bits);
@@ -54,11 +59,10 @@ inline std::uint16_t encode(double value, Format16 f) {
   std::uint32_t bits = f.infinity();
   if (std::isnan(value)) {
     bits += 1u << (f.mantissa_bits - 1);
-  } else if (magnitude < std::ldexp(1.0, 200)) {  // beyond any finite number of the formats
-    const int exponent =
-        magnitude == 0 ? f.min_exponent() : std::max(std::ilogb(magnitude), f.min_exponent());
+  } else if (magnitude < 0x1p200) {  // beyond any finite number of the formats
+    const int exponent = std::max(exponent_of(magnitude), f.min_exponent());
     // Whole steps of the last mantissa bit; a carry moves into the exponent by itself.
-    const double steps = std::nearbyint(std::ldexp(magnitude, f.mantissa_bits - exponent));
+    const double steps = std::nearbyint(magnitude * power_of_two(f.mantissa_bits - exponent));
     bits = static_cast<std::uint32_t>(exponent - f.min_exponent()) << f.mantissa_bits;
     bits = std::min(bits + static_cast<std::uint32_t>(steps), f.infinity());
   }
@@ -111,9 +115,9 @@ inline std::uint8_t encode_e4m3(double value) {
   if (std::isnan(value)) return 0x7f;
   const std::uint32_t sign = std::signbit(value) ? 0x80u : 0u;
   const double magnitude = std::min(std::fabs(value), kLargestE4M3);
-  const int exponent = magnitude == 0 ? -6 : std::max(std::ilogb(magnitude), -6);
+  const int exponent = std::max(exponent_of(magnitude), -6);
   // Whole steps of the last mantissa bit; a carry moves into the exponent by itself.
-  const double steps = std::nearbyint(std::ldexp(magnitude, 3 - exponent));
+  const double steps = std::nearbyint(magnitude * power_of_two(3 - exponent));
   const std::uint32_t bits =
       static_cast<std::uint32_t>(exponent + 6) * 8 + static_cast<std::uint32_t>(steps);
   return static_cast<std::uint8_t>(sign | bits);
