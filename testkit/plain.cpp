@@ -171,7 +171,7 @@ class PlainRow {
       for (float& x : scaled.back()) x *= scale * kLog2E;
     }
     scores_.resize(keys_.size() * static_cast<std::size_t>(variants_ * group_));
-    variances_.resize(keys_.size() * static_cast<std::size_t>(group_));
+    if (weights_ == DType::F32) variances_.resize(keys_.size() * static_cast<std::size_t>(group_));
     std::vector<float> key(static_cast<std::size_t>(p_.attention.head_dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(key_rows(p_, o_), r_, keys_[n], kv_head_, p_.attention.head_dim, key.data());
@@ -200,7 +200,8 @@ class PlainRow {
       const auto end = begin + static_cast<std::ptrdiff_t>(keys_.size());
       const float top = begin == end ? -kInf : *std::max_element(begin, end);
       const bool binary = kVariants[row / group_].base_2;
-      if (row < group_) {  // what is subtracted from the maximum is rounded, and so is its power
+      if (weights_ == DType::F32 &&
+          row < group_) {  // what is subtracted from the maximum is rounded, and so is its power
         for (std::size_t n = 0; n < keys_.size(); ++n) {
           const double below = static_cast<double>(begin[static_cast<std::ptrdiff_t>(n)]) - top;
           variance_at(row, n) += below * below + 1;
@@ -219,14 +220,23 @@ class PlainRow {
   void accumulate() {
     const std::int64_t dim = p_.attention.value_dim;
     std::vector<float> value(static_cast<std::size_t>(dim));
-    terms_.assign(static_cast<std::size_t>(group_ * dim), Terms{});
-    row_terms_.assign(static_cast<std::size_t>(group_), Terms{});
+    const auto outputs = static_cast<std::size_t>(group_ * dim);
+    if (weights_ == DType::F32) {
+      terms_.assign(outputs, Terms{});
+      row_terms_.assign(static_cast<std::size_t>(group_), Terms{});
+    } else {
+      squares_.assign(outputs, 0.0);
+    }
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
       for (const float v : value) {
         if (std::isfinite(v)) result_.largest_v = std::max<double>(result_.largest_v, std::fabs(v));
       }
-      add_terms(n, value);
+      if (weights_ == DType::F32) {
+        add_terms(n, value);
+      } else {
+        add_squares(n, value);
+      }
       for_variants(variants_, [&]<int v>() {
         for (std::int64_t g = 0; g < group_; ++g) {
           const float weight = round_to(score_at(v, g, n) * kVariants[v].scale, weights_);
@@ -263,6 +273,18 @@ class PlainRow {
     }
   }
 
+  /// The same in 16 bits, where weights' own roundings count alone.
+  void add_squares(std::size_t n, const std::vector<float>& value) {
+    for (std::int64_t g = 0; g < group_; ++g) {
+      const double share = score_at(0, g, n) / sums_[g];
+      double* squares = &squares_[g * static_cast<std::int64_t>(value.size())];
+      for (std::size_t d = 0; d < value.size(); ++d) {
+        const double term = share * (std::isfinite(value[d]) ? value[d] : 0.0f);
+        squares[d] += term * term;
+      }
+    }
+  }
+
   /// Variance of all roundings behind an output, where that of one rounding of 1 is 1: a weight's
   /// error counts by how far its value lies from the output; then products with values and their
   /// sums, the sum of weights, its inverse and the product with that.
@@ -284,10 +306,8 @@ class PlainRow {
     result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
     for (std::int64_t g = 0; g < group_; ++g) {
       double largest = 0;
-      for (std::int64_t d = 0; d < dim; ++d) {
-        const Terms& t = terms_[g * dim + d];
-        largest = std::max(
-            largest, all ? variance_of(row_terms_[static_cast<std::size_t>(g)], t) : t.squares);
+      for (std::int64_t at = g * dim; at < (g + 1) * dim; ++at) {
+        largest = std::max(largest, all ? variance_of(row_terms_[g], terms_[at]) : squares_[at]);
       }
       if (!std::isfinite(largest)) continue;
       result_.error_floor[g] =
@@ -306,8 +326,9 @@ class PlainRow {
   std::vector<float> scores_{};      // [variants, group, keys]
   std::vector<float> sums_{};        // [variants, group]
   std::vector<double> variances_{};  // [group, keys]: of weights' relative errors; f32
-  std::vector<Terms> terms_{};       // [group, value_dim]: with p v
-  std::vector<Terms> row_terms_{};   // [group]: with p
+  std::vector<Terms> terms_{};       // [group, value_dim]: with p v; f32
+  std::vector<Terms> row_terms_{};   // [group]: with p; f32
+  std::vector<double> squares_{};    // [group, value_dim]: of p v; 16 bits
   double largest_score_ = 0;         // of scaled sums of magnitudes
   PlainResult result_{};
 };

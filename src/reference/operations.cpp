@@ -235,12 +235,12 @@ void attend(const Problem& p, const Call& call, const Scratch& scratch, const Re
   constexpr std::int64_t kColumns = 32;  // of a walk over the values
   for (std::int64_t first = 0; first < p.attention.value_dim; first += kColumns) {
     const std::int64_t columns = std::min(kColumns, p.attention.value_dim - first);
-    std::array<double, kColumns> sums{};
+    std::array<double, kColumns> sums{}, value{};
     if (result.nan) sums.fill(kNaN);
     if (!result.nan && !result.zero) {
       list.for_each([&](std::int64_t key, std::size_t n) {
-        const Vector value = values.at(key, head);
-        for (std::int64_t c = 0; c < columns; ++c) sums[c] += weights[n] * value[first + c];
+        values.at(key, head).read(first, columns, value.data());
+        for (std::int64_t c = 0; c < columns; ++c) sums[c] += weights[n] * value[c];
       });
     }
     for (std::int64_t c = 0; c < columns; ++c)

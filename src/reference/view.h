@@ -2,6 +2,7 @@
 // Elements by index, and the keys of a request whether they lie in ragged rows or in pages.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -35,8 +36,10 @@ struct GroupScales {
   double global = 1;
   bool rounded = false;
 
-  double value(double code, std::int64_t d) const {
-    const double product = scaled(code, load(tensor, begin + d / group * step) * global);
+  /// Of element d.
+  double scale_of(std::int64_t d) const { return load(tensor, begin + d / group * step) * global; }
+  double value(double code, double scale) const {
+    const double product = scaled(code, scale);
     return rounded ? rounded_to_e4m3(product) : product;
   }
 };
@@ -48,9 +51,30 @@ struct Vector {
   std::optional<double> scale{};
   std::optional<GroupScales> groups{};
   double operator[](std::int64_t d) const {
-    const double code = load(tensor, begin + d);
-    if (groups) return groups->value(code, d);
-    return scale ? scaled(code, *scale) : code;
+    double value = 0;
+    read(d, 1, &value);
+    return value;
+  }
+  /// Elements first to first + count - 1.
+  void read(std::int64_t first, std::int64_t count, double* to) const {
+    if (groups) return read_groups(first, count, to);
+    with_reader(tensor.dtype, [&](auto reader) {
+      const auto* const from =
+          static_cast<const typename decltype(reader)::Storage*>(tensor.data) + begin + first;
+      for (std::int64_t d = 0; d < count; ++d) {
+        const double code = reader.read(from[d]);
+        to[d] = scale ? scaled(code, *scale) : code;
+      }
+    });
+  }
+
+ private:
+  void read_groups(std::int64_t first, std::int64_t count, double* to) const {
+    double scale_of_group = 0;
+    for (std::int64_t d = first; d < first + count; ++d) {
+      if (d == first || d % groups->group == 0) scale_of_group = groups->scale_of(d);
+      to[d - first] = groups->value(read_e2m1(tensor.data, begin + d), scale_of_group);
+    }
   }
 };
 
@@ -117,8 +141,14 @@ struct Keys {
 /// Of a plain vector and one that may have a scale.
 inline double dot(const Vector& x, const Vector& y, std::int64_t dim) {
   if (y.groups) {
-    double sum = 0;
-    for (std::int64_t d = 0; d < dim; ++d) sum += x[d] * y[d];
+    constexpr std::int64_t kAhead = 64;
+    double sum = 0, a[kAhead], b[kAhead];
+    for (std::int64_t first = 0; first < dim; first += kAhead) {
+      const std::int64_t count = std::min(kAhead, dim - first);
+      x.read(first, count, a);
+      y.read(first, count, b);
+      for (std::int64_t d = 0; d < count; ++d) sum += a[d] * b[d];
+    }
     return sum;
   }
   return with_reader(x.tensor.dtype, [&](auto left) {
