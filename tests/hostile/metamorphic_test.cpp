@@ -12,6 +12,51 @@
 namespace msa::testkit {
 namespace {
 
+/// Row-major tensors of a case's keys and of its values as they stand for numbers, in f32.
+struct Widened {
+  std::vector<float> keys{}, values{};
+
+  Operands operands(const Data& data) {
+    Operands o = data.operands();
+    const KeyRows k = key_rows(data.problem(), o), v = value_rows(data.problem(), o);
+    const Tensor wide_k = fill(data, k, keys), wide_v = fill(data, v, values);
+    o.k = wide_k;
+    o.v = wide_v;
+    o.k_scale = o.v_scale = o.k_global_scale = o.v_global_scale = {};
+    return o;
+  }
+
+  Operands index_operands(const Data& data) {
+    Operands o = data.operands();
+    o.index_k = fill(data, index_rows(data.problem(), o), keys);
+    o.index_k_scale = o.index_k_global_scale = {};
+    return o;
+  }
+
+ private:
+  static Tensor fill(const Data& data, const KeyRows& rows, std::vector<float>& memory) {
+    Tensor wide = rows.keys;
+    std::int64_t elements = 1;
+    for (int d = wide.rank; d-- > 0;) {
+      wide.stride[d] = elements;
+      elements *= wide.shape[d];
+    }
+    memory.assign(static_cast<std::size_t>(elements), std::nanf(""));
+    wide.data = memory.data();
+    wide.dtype = DType::F32;
+    const std::int64_t heads = wide.shape[wide.rank - 2], dim = wide.shape[wide.rank - 1];
+    for (const Request& r : requests_of(data.problem(), data.operands().batch)) {
+      for (std::int64_t key = 0; key < r.seqlen_k; ++key) {
+        for (std::int64_t h = 0; h < heads; ++h) {
+          load_key(rows, r, key, h, dim,
+                   reinterpret_cast<float*>(key_row(wide, rows.batch, r, key, h)));
+        }
+      }
+    }
+    return wide;
+  }
+};
+
 class Metamorphic : public OnTarget {
  protected:
   void run_case(Data& data) const { run_operands(data.problem(), data.prepare()); }
@@ -21,6 +66,23 @@ class Metamorphic : public OnTarget {
     const Plan plan = make_plan(problem);
     GuardedWorkspace workspace(plan.workspace_bytes(), host_memory());
     run(plan, operands, workspace.view());
+  }
+
+  /// Runs a case whose keys are codes, and once more over what `other` puts in their place: it
+  /// changes the problem's format and gives the operands. `outputs` have the same bits.
+  template <class Other>
+  void expect_same_bits_over(const std::string& line, const Other& other,
+                             std::initializer_list<Tensor msa::Operands::*> outputs) const {
+    SCOPED_TRACE(line);
+    Data coded(parse_case(line)), plain(parse_case(line));
+    run_case(coded);
+    Problem problem = plain.problem();
+    plain.prepare();
+    Widened wide;
+    run_operands(problem, other(problem, plain, wide));
+    for (Tensor msa::Operands::*output : outputs) {
+      expect_equal(coded.operands().*output, plain.operands().*output);
+    }
   }
 
   /// Two computations of one thing, each within an ulp or two of the truth.
@@ -119,51 +181,6 @@ TEST_P(Metamorphic, RaggedEqualsPaged) {
   }
 }
 
-/// Row-major tensors of a case's keys and of its values as they stand for numbers, in f32.
-struct Widened {
-  std::vector<float> keys{}, values{};
-
-  Operands operands(const Data& data) {
-    Operands o = data.operands();
-    const KeyRows k = key_rows(data.problem(), o), v = value_rows(data.problem(), o);
-    const Tensor wide_k = fill(data, k, keys), wide_v = fill(data, v, values);
-    o.k = wide_k;
-    o.v = wide_v;
-    o.k_scale = o.v_scale = o.k_global_scale = o.v_global_scale = {};
-    return o;
-  }
-
-  Operands index_operands(const Data& data) {
-    Operands o = data.operands();
-    o.index_k = fill(data, index_rows(data.problem(), o), keys);
-    o.index_k_scale = o.index_k_global_scale = {};
-    return o;
-  }
-
- private:
-  static Tensor fill(const Data& data, const KeyRows& rows, std::vector<float>& memory) {
-    Tensor wide = rows.keys;
-    std::int64_t elements = 1;
-    for (int d = wide.rank; d-- > 0;) {
-      wide.stride[d] = elements;
-      elements *= wide.shape[d];
-    }
-    memory.assign(static_cast<std::size_t>(elements), std::nanf(""));
-    wide.data = memory.data();
-    wide.dtype = DType::F32;
-    const std::int64_t heads = wide.shape[wide.rank - 2], dim = wide.shape[wide.rank - 1];
-    for (const Request& r : requests_of(data.problem(), data.operands().batch)) {
-      for (std::int64_t key = 0; key < r.seqlen_k; ++key) {
-        for (std::int64_t h = 0; h < heads; ++h) {
-          load_key(rows, r, key, h, dim,
-                   reinterpret_cast<float*>(key_row(wide, rows.batch, r, key, h)));
-        }
-      }
-    }
-    return wide;
-  }
-};
-
 // What is stored as codes with scales gives the bits of the values stored as they are.
 TEST_P(Metamorphic, CodesTimesScalesAreValues) {
   for (const std::string op : {"dense", "sparse", "msa"}) {
@@ -174,16 +191,12 @@ TEST_P(Metamorphic, CodesTimesScalesAreValues) {
                                " dtype=f32 heads=8/2 dim=64 block=32 topk=4 "
                                "lens=40:300,1:500,3:3 lse=1 " +
                                how;
-      SCOPED_TRACE(line);
-      Data coded(parse_case(line)), plain(parse_case(line));
-      run_case(coded);
-      Problem problem = plain.problem();
-      problem.attention.kv.reset();
-      plain.prepare();
-      Widened wide;
-      run_operands(problem, wide.operands(plain));
-      expect_equal(coded.operands().out, plain.operands().out);
-      expect_equal(coded.operands().lse, plain.operands().lse);
+      expect_same_bits_over(line,
+                            [](Problem& problem, const Data& data, Widened& wide) {
+                              problem.attention.kv.reset();
+                              return wide.operands(data);
+                            },
+                            {&Operands::out, &Operands::lse});
     }
   }
 }
@@ -197,19 +210,14 @@ TEST_P(Metamorphic, IndexCodesTimesScalesAreValues) {
         const std::string line =
             "op=" + op + " dtype=f32 heads=4/4 index_heads_k=2 dim=48 block=32 topk=4 chosen=" +
             (op == "select" ? "1 " : "0 ") + how + " lens=" + lens;
-        SCOPED_TRACE(line);
-        Data coded(parse_case(line)), plain(parse_case(line));
-        run_case(coded);
-        Problem problem = plain.problem();
-        problem.index.k.reset();
-        plain.prepare();
-        Widened wide;
-        run_operands(problem, wide.index_operands(plain));
+        const auto other = [](Problem& problem, const Data& data, Widened& wide) {
+          problem.index.k.reset();
+          return wide.index_operands(data);
+        };
         if (op == "scores") {
-          expect_equal(coded.operands().scores, plain.operands().scores);
+          expect_same_bits_over(line, other, {&Operands::scores});
         } else {
-          expect_equal(coded.operands().block_ids, plain.operands().block_ids);
-          expect_equal(coded.operands().chosen_scores, plain.operands().chosen_scores);
+          expect_same_bits_over(line, other, {&Operands::block_ids, &Operands::chosen_scores});
         }
       }
     }
@@ -237,20 +245,16 @@ TEST_P(Metamorphic, Q8KV4IsAttentionOverE4M3) {
           "dtype=e4m3 lens=300:300 causal=0 out=f32", "dtype=f32 lens=40:300,1:500 page=16"}) {
       const std::string line =
           "op=" + op + " kv=q8kv4 heads=8/2 dim=64 block=32 topk=4 lse=1 " + how;
-      SCOPED_TRACE(line);
-      Data coded(parse_case(line)), plain(parse_case(line));
-      run_case(coded);
-      Problem problem = plain.problem();
-      problem.attention.kv = Format{DType::E4M3};
-      plain.prepare();
-      Widened wide;
-      Operands operands = wide.operands(plain);
       std::vector<std::uint8_t> keys, values;
-      operands.k = in_e4m3(operands.k, keys);
-      operands.v = in_e4m3(operands.v, values);
-      run_operands(problem, operands);
-      expect_equal(coded.operands().out, plain.operands().out);
-      expect_equal(coded.operands().lse, plain.operands().lse);
+      expect_same_bits_over(line,
+                            [&](Problem& problem, const Data& data, Widened& wide) {
+                              problem.attention.kv = Format{DType::E4M3};
+                              Operands operands = wide.operands(data);
+                              operands.k = in_e4m3(operands.k, keys);
+                              operands.v = in_e4m3(operands.v, values);
+                              return operands;
+                            },
+                            {&Operands::out, &Operands::lse});
     }
   }
 }
