@@ -16,6 +16,7 @@
 #include "testkit/random.h"
 #include "testkit/requests.h"
 #include "testkit/verify.h"
+#include "tests/testkit/rounded_weights.h"
 
 namespace msa::testkit {
 namespace {
@@ -216,39 +217,7 @@ TEST(Lean, WhatIsSmallAgainstTheToleranceMayLean) {
 TEST(Compare, WeightsMayBeRoundedAgainstAnyMaximum) {
   for (const char* dtype : {"bf16", "f16"}) {
     Ran ran(std::string("op=dense out=f32 heads=32/1 dim=64 lens=200:220 dtype=") + dtype);
-    const Problem& p = ran.data.problem();
-    const Operands& o = ran.data.operands();
-    const Request request = requests_of(p, o.batch).front();
-    const std::int64_t heads = p.attention.heads_q, dim = p.attention.head_dim;
-    const Stream64 random(7, 1);
-    std::vector<float> query(static_cast<std::size_t>(dim)), row(query.size());
-    std::vector<std::vector<float>> keys, values;
-    for (std::int64_t key = 0; key < request.visible_keys(199); ++key) {
-      load_key(key_rows(p, o), request, key, 0, dim, keys.emplace_back(row.size()).data());
-      load_key(value_rows(p, o), request, key, 0, dim, values.emplace_back(row.size()).data());
-    }
-    for (std::int64_t i = 0; i < 200; ++i) {
-      for (std::int64_t h = 0; h < heads; ++h) {
-        load(address(o.q, i, h), o.q.dtype, dim, query.data());
-        std::vector<double> scores, sums(row.size());
-        for (std::int64_t key = 0; key < request.visible_keys(i); ++key) {
-          double dot = 0;
-          for (std::size_t d = 0; d < row.size(); ++d) dot += double{query[d]} * keys[key][d];
-          scores.push_back(dot / std::sqrt(static_cast<double>(dim)));
-        }
-        const double top = *std::max_element(scores.begin(), scores.end()) +
-                           2 * random.uniform(static_cast<std::uint64_t>(i * heads + h));
-        double sum = 0;
-        for (std::size_t key = 0; key < scores.size(); ++key) {
-          const double weight = std::exp(scores[key] - top);
-          const float rounded = round_to(static_cast<float>(weight), o.q.dtype);
-          sum += weight;
-          for (std::size_t d = 0; d < row.size(); ++d) sums[d] += double{rounded} * values[key][d];
-        }
-        for (std::size_t d = 0; d < row.size(); ++d) row[d] = static_cast<float>(sums[d] / sum);
-        store(row.data(), dim, DType::F32, address(o.out, i, h));
-      }
-    }
+    attend_with_rounded_weights(ran.data);
     const Report report = ran.report();
     EXPECT_TRUE(report.ok) << dtype << ": " << report.what;
     EXPECT_GT(report.worst_share, 0.6) << "the mark is far from what such programs need";
