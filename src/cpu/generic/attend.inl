@@ -829,6 +829,17 @@ inline void with_keys(DType dtype, const F& f) {
   with_storage(dtype, [&](auto storage) { f(StoredAs<decltype(storage)::kType>{}); });
 }
 
+/// In fp32; by the level below, where this one adds products of bf16.
+template <class Bf16, class S>
+inline void attend_floats(const AttendCall& call, const AttendTile& tile,
+                          const AttendScratch& scratch, const AttendState* states) {
+  if constexpr (Bf16::kPack == 2) {
+    Bf16::level_of_floats().attend.attend(call, tile, scratch, states);
+  } else {
+    attend_tile<F32Products, S>(call, tile, scratch, states);
+  }
+}
+
 inline void attend(const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
                    const AttendState* states) {
   with_keys(call.kv_dtype, [&](auto storage) {
@@ -839,7 +850,7 @@ inline void attend(const AttendCall& call, const AttendTile& tile, const AttendS
       if (call.pairs) return attend_tile<ProductsOfBf16, S>(call, tile, scratch, states);
     }
     if constexpr (ProductsOfBf16::kPack == 1 || !kWordsAreStored<S>)
-      attend_tile<F32Products, S>(call, tile, scratch, states);
+      attend_floats<ProductsOfBf16, S>(call, tile, scratch, states);
   });
 }
 

@@ -506,19 +506,28 @@ void score_tile_as(const BlockSink& sink, const TileBuffers& buffers) {
   score_few<K>(sink, buffers, [](std::int64_t, std::int64_t) { return true; });
 }
 
+/// What does not multiply pairs of bf16 goes to the level below, where this one adds them.
+template <class Bf16>
+void score_tile_on(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
+                   const ScoreTarget& target) {
+  const BlockSink sink{tile, rows, target};
+  if constexpr (Bf16::kPack == 2) {
+    if (tile.key_dtype == DType::BF16) return score_tile_as<KeysIn<DType::BF16>>(sink, buffers);
+    if (tile.key_dtype == DType::E2M1 && tile.pairs)
+      return score_tile_as<KeysIn<DType::E2M1, Bf16>>(sink, buffers);
+    Bf16::level_of_floats().select.score_tile(tile, rows, buffers, target);
+  } else {
+    if (tile.key_dtype == DType::E4M3) return score_tile_as<KeysIn<DType::E4M3>>(sink, buffers);
+    if (tile.key_dtype == DType::E2M1) return score_tile_as<KeysIn<DType::E2M1>>(sink, buffers);
+    with_storage(tile.key_dtype, [&](auto storage) {
+      score_tile_as<KeysIn<decltype(storage)::kType>>(sink, buffers);
+    });
+  }
+}
+
 inline void score_tile(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
                        const ScoreTarget& target) {
-  const BlockSink sink{tile, rows, target};
-  if (tile.key_dtype == DType::E4M3) return score_tile_as<KeysIn<DType::E4M3>>(sink, buffers);
-  if (tile.key_dtype == DType::E2M1) {
-    if constexpr (ProductsOfBf16::kPack == 2) {
-      if (tile.pairs) return score_tile_as<KeysIn<DType::E2M1, ProductsOfBf16>>(sink, buffers);
-    }
-    return score_tile_as<KeysIn<DType::E2M1>>(sink, buffers);
-  }
-  with_storage(tile.key_dtype, [&](auto storage) {
-    score_tile_as<KeysIn<decltype(storage)::kType>>(sink, buffers);
-  });
+  score_tile_on<ProductsOfBf16>(tile, rows, buffers, target);
 }
 
 }  // namespace selection

@@ -521,18 +521,36 @@ void score_wanted_many(const BlockSink& sink, const FilterRows& filter,
   }
 }
 
-inline void score_wanted(const ScoreTile& tile, const TileRows& rows, const FilterRows& filter,
-                         const TileBuffers& buffers) {
+template <class K>
+void score_wanted_as(const BlockSink& sink, const FilterRows& filter, const TileBuffers& buffers) {
+  const ScoreTile& tile = sink.tile;
+  if (!tile.few_rows) return score_wanted_many<K>(sink, filter, buffers);
+  score_few<K>(sink, buffers, [&](std::int64_t block, std::int64_t first) {
+    std::uint16_t list[kFewRows];
+    return rows_that_want(tile, filter, block, first, list) > 0;
+  });
+}
+
+/// As score_tile_on.
+template <class Bf16>
+void score_wanted_on(const ScoreTile& tile, const TileRows& rows, const FilterRows& filter,
+                     const TileBuffers& buffers) {
   const ScoreTarget lists;
   const BlockSink sink{tile, rows, lists};
-  with_storage(tile.dtype, [&](auto storage) {
-    using K = KeysIn<decltype(storage)::kType>;
-    if (!tile.few_rows) return score_wanted_many<K>(sink, filter, buffers);
-    score_few<K>(sink, buffers, [&](std::int64_t block, std::int64_t first) {
-      std::uint16_t list[kFewRows];
-      return rows_that_want(tile, filter, block, first, list) > 0;
+  if constexpr (Bf16::kPack == 2) {
+    if (tile.dtype == DType::BF16)
+      return score_wanted_as<KeysIn<DType::BF16>>(sink, filter, buffers);
+    Bf16::level_of_floats().select.score_wanted(tile, rows, filter, buffers);
+  } else {
+    with_storage(tile.dtype, [&](auto storage) {
+      score_wanted_as<KeysIn<decltype(storage)::kType>>(sink, filter, buffers);
     });
-  });
+  }
+}
+
+inline void score_wanted(const ScoreTile& tile, const TileRows& rows, const FilterRows& filter,
+                         const TileBuffers& buffers) {
+  score_wanted_on<ProductsOfBf16>(tile, rows, filter, buffers);
 }
 
 }  // namespace selection

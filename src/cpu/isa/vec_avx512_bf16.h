@@ -7,6 +7,8 @@
 struct Bf16Products {
   using Word = std::uint32_t;
   static constexpr int kPack = 2;
+  /// What multiplies floats is its code, which this level would compile to the same again.
+  static const Kernels& level_of_floats() { return avx512::kKernels; }
   MSA_INLINE static IVec load_lanes(const std::uint32_t* p) { return iload(p); }
   /// The first 8 words at p, then zeros.
   MSA_INLINE static IVec load_half(const void* p) {

@@ -6,6 +6,8 @@
 struct Bf16Products {
   using Word = std::uint32_t;
   static constexpr int kPack = 2;
+  /// What multiplies floats is its code, which this level would compile to the same again.
+  static const Kernels& level_of_floats() { return neon::kKernels; }
   MSA_INLINE static IVec load_lanes(const std::uint32_t* p) { return iload(p); }
   MSA_INLINE static IVec broadcast(const std::uint32_t* p) {
     const int32x4_t word = vreinterpretq_s32_u32(vld1q_dup_u32(p));
