@@ -5,6 +5,7 @@
 #include "cpu/select.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -321,6 +322,8 @@ IndexKeys SelectionStage::describe_keys(const core::Call& call, const Tensor& k,
     const Tensor& table = call.batch.page_table;
     keys.page_stride = size_in_bytes(k.dtype, k.stride[0]);
     keys.page_size = problem_.bounds.page_size;
+    const auto size = static_cast<std::uint64_t>(keys.page_size);
+    if (std::has_single_bit(size)) keys.page_shift = std::countr_zero(size);
     keys.pages = static_cast<const std::int32_t*>(table.data) + tile.work->index * table.stride[0];
     keys.pages_stride = table.stride[1];
   }

@@ -30,6 +30,7 @@ struct IndexKeys {
   std::int64_t token_stride = 0;
   std::int64_t page_stride = 0;
   std::int64_t page_size = 0;           // 0: ragged
+  int page_shift = -1;                  // of a page size that is a power of two
   const std::int32_t* pages = nullptr;  // the request's row of the page table
   std::int64_t pages_stride = 0;        // in entries
   // Of codes: what scales key 0 or page 0, f32 of e4m3, e4m3 of e2m1; whoever shares one has a
@@ -45,12 +46,18 @@ struct IndexKeys {
   /// Key j; the 16 keys from a multiple of 16 on lie token_stride apart.
   const std::byte* key(std::int64_t j) const {
     if (page_size == 0) return data + j * token_stride;
-    return data + pages[j / page_size * pages_stride] * page_stride + j % page_size * token_stride;
+    const std::int64_t page = page_of(j);
+    return data + pages[page * pages_stride] * page_stride + (j - page * page_size) * token_stride;
   }
   /// What scales key j; those of the keys behind it lie scale_token apart, as key says.
   const std::byte* scale(std::int64_t j) const {
     if (page_size == 0) return scales + j * scale_token;
-    return scales + pages[j / page_size * pages_stride] * scale_page + j % page_size * scale_token;
+    const std::int64_t page = page_of(j);
+    return scales + pages[page * pages_stride] * scale_page + (j - page * page_size) * scale_token;
+  }
+  /// Without a division where it can be: a walk asks for every run.
+  std::int64_t page_of(std::int64_t j) const {
+    return page_shift >= 0 ? j >> page_shift : j / page_size;
   }
 };
 

@@ -48,7 +48,7 @@ struct KeysIn {
   /// Each key has what scales it.
   static constexpr bool kScaled = kStored == DType::E4M3 || kStored == DType::E2M1;
 
-  /// Whether a query's elements are turned, group by group, for keys with the dim in the lanes.
+  /// Whether keys with the dim in the lanes are walked group by group (score_few_groups).
   static constexpr bool kGroups = kStored == DType::E2M1 && P::kPack == 2;
 
   /// What scales one key. Of groups it is where their scales lie, which `all` looks up.
@@ -82,9 +82,7 @@ struct KeysIn {
   template <class Scaling>
   MSA_INLINE static auto operand(const std::byte* row, std::int64_t d, const Scaling& scaling) {
     const auto* const from = reinterpret_cast<const typename S::T*>(row);
-    if constexpr (kGroups) {
-      return Dims::values(from + d / 2, scaling.at(d).halves.data());
-    } else if constexpr (P::kPack == 2) {
+    if constexpr (P::kPack == 2) {
       return iload(from + d);
     } else {
       return S::values(from, d, scaling);
@@ -199,18 +197,25 @@ MSA_INLINE BlockKeys keys_of_block(const ScoreTile& tile, const TileRows& rows,
 inline constexpr std::int64_t kDataAhead = 32 << 10;
 inline constexpr std::int64_t kTouchAhead = 64 << 10;
 
-/// Prefetches behind a walk over the keys of one request.
+/// How many keys that is, in whole runs.
+constexpr std::int64_t keys_ahead(std::int64_t bytes, std::int64_t row_bytes) {
+  return core::ceil_div(bytes / row_bytes, kKeyRun) * kKeyRun;
+}
+
+/// Prefetches behind a walk over the keys of one request. Divides once, not in every run.
 struct Lookahead {
   const IndexKeys& keys;
   std::int64_t end;  // of the keys that may be read
   std::int64_t row_bytes;
   bool scaled = false;  // in pages, each key with scales of its own: no processor foresees them
+  std::int64_t touch_ahead = keys_ahead(kTouchAhead, row_bytes);
+  std::int64_t data_ahead = keys_ahead(kDataAhead, row_bytes);
   const std::byte* run = nullptr;
 
   MSA_INLINE void start_run(std::int64_t j) {
-    const std::int64_t touch = j + core::ceil_div(kTouchAhead / row_bytes, kKeyRun) * kKeyRun;
+    const std::int64_t touch = j + touch_ahead;
     if (touch < end) __builtin_prefetch(keys.key(touch));
-    const std::int64_t data = j + core::ceil_div(kDataAhead / row_bytes, kKeyRun) * kKeyRun;
+    const std::int64_t data = j + data_ahead;
     run = data + kKeyRun <= end ? keys.key(data) : nullptr;
     if (scaled && run != nullptr) {
       const std::byte* scales = keys.scale(data);
@@ -224,6 +229,16 @@ struct Lookahead {
     if (run == nullptr) return;
     const std::byte* row = run + i * keys.token_stride;
     for (std::int64_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+  }
+  /// For kCount keys from i on, of at most two lines each.
+  template <int kCount>
+  MSA_INLINE void ask_short(std::int64_t i) const {
+    if (run == nullptr) return;
+    const std::byte* row = run + i * keys.token_stride;
+    for (int n = 0; n < kCount; ++n, row += keys.token_stride) __builtin_prefetch(row, 0, 2);
+    if (row_bytes <= 64) return;
+    row = run + i * keys.token_stride + 64;
+    for (int n = 0; n < kCount; ++n, row += keys.token_stride) __builtin_prefetch(row, 0, 2);
   }
 };
 
@@ -415,20 +430,26 @@ MSA_INLINE Vec score_run(const typename K::P::Word* q, std::int64_t dim,
   return Dims::sum_each(acc);
 }
 
-/// Best scores of one block: lane = key * kRows + row, keys modulo kLanes / kRows.
-template <class K, int kRows>
-Vec score_few_block(const BlockSink& sink, const typename K::P::Word* q, const BlockKeys& block,
-                    bool masked) {
-  constexpr int kKeys = kLanes / kRows;
-  const IndexKeys& keys = sink.tile.keys;
-  alignas(64) std::int32_t limits[kLanes];
-  for (int i = 0; masked && i < kLanes; ++i) {
+/// What each lane may take of a block: keys whose number, less the lane's own, is below it.
+template <int kRows>
+MSA_INLINE void set_limits(const BlockSink& sink, const BlockKeys& block, std::int32_t* limits) {
+  for (int i = 0; i < kLanes; ++i) {
     const std::int64_t sees = i % kRows < sink.tile.num_rows ? sink.rows.visible[i % kRows] : 0;
     limits[i] =
         static_cast<std::int32_t>(std::clamp<std::int64_t>(sees - block.begin, 0, block.size)) -
         i / kRows;
   }
-  Lookahead ahead = look_ahead<K>(sink.tile, sink.rows);
+}
+
+/// Best scores of one block: lane = key * kRows + row, keys modulo kLanes / kRows.
+template <class K, int kRows>
+Vec score_few_block(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& block,
+                    bool masked, Lookahead& ahead) {
+  constexpr int kKeys = kLanes / kRows;
+  const auto* q = reinterpret_cast<const typename K::P::Word*>(buffers.q);
+  const IndexKeys& keys = sink.tile.keys;
+  alignas(64) std::int32_t limits[kLanes];
+  if (masked) set_limits<kRows>(sink, block, limits);
   const auto all = K::scaling_of_all(keys);
   Vec best = set1(kLowest);
   for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
@@ -457,21 +478,117 @@ Vec score_few_block(const BlockSink& sink, const typename K::P::Word* q, const B
   return best;
 }
 
+// Groups of codes: their values are looked up and meet all rows at once. A processor looks some 64
+// instructions ahead. Sums that wait for the last products would fill that, and nothing else would
+// run: so only their first step follows the products of their keys, and the others come behind the
+// first group of the next keys.
+
+inline constexpr std::int64_t kGroupBytes = 32;  // 16 elements of a query
+
+/// A walk over the groups of kLanes / kRows keys that lie at one stride.
+struct GroupWalk {
+  const std::byte* q;  // [group, row] of kGroupBytes
+  const std::uint8_t* codes;
+  const std::uint8_t* scales;
+  std::int64_t token_stride;
+  std::int64_t scale_token;
+};
+
+/// Products of the next `count` groups: acc[key * kRows + row].
+template <class Dims, int kRows>
+MSA_INLINE void add_groups(const IndexKeys& keys, GroupWalk& walk, std::int64_t count,
+                           typename Dims::Sum* acc) {
+  constexpr int kKeys = kLanes / kRows;
+  for (std::int64_t n = 0; n < count; ++n) {
+    typename Dims::Operand key[kKeys];
+    for (int k = 0; k < kKeys; ++k) {
+      const GroupValues& group = keys.groups[walk.scales[k * walk.scale_token]];
+      key[k] = Dims::values(walk.codes + k * walk.token_stride, group.halves.data());
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const auto row = Dims::load(reinterpret_cast<const std::uint32_t*>(walk.q + r * kGroupBytes));
+      for (int k = 0; k < kKeys; ++k)
+        acc[k * kRows + r] = Dims::step(acc[k * kRows + r], row, key[k]);
+    }
+    walk.q += kRows * kGroupBytes;
+    walk.codes += 8;
+    walk.scales += keys.scale_group;
+  }
+}
+
+/// What score_few_block does, over groups of codes.
+template <class K, int kRows>
+Vec score_few_groups(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& block,
+                     bool masked, Lookahead& ahead) {
+  using Dims = typename K::Dims;
+  constexpr int kKeys = kLanes / kRows;
+  const IndexKeys& keys = sink.tile.keys;
+  const std::int64_t groups = sink.tile.dim / 16;
+  alignas(64) std::int32_t limits[kLanes];
+  if (masked) set_limits<kRows>(sink, block, limits);
+  Vec best = set1(kLowest);
+  typename Dims::Sum kept[Dims::kKept];
+  std::int64_t kept_key = -1;  // the first key of `kept`
+  const auto take_kept = [&] {
+    Vec score = Dims::finish(kept);
+    if (masked) {
+      score = select(igreater(iload(limits), iset1(static_cast<std::int32_t>(kept_key))), score,
+                     set1(kLowest));
+    }
+    best = max(score, best);
+  };
+  for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
+    const auto* codes = reinterpret_cast<const std::uint8_t*>(keys.key(block.begin + j));
+    const auto* scales = reinterpret_cast<const std::uint8_t*>(keys.scale(block.begin + j));
+    ahead.start_run(block.begin + j);
+    // The keys of a shorter run come one by one, each in all places.
+    const bool whole = j + kKeyRun <= block.size;
+    const std::int64_t end = std::min(j + kKeyRun, block.size);
+    for (std::int64_t i = j; i < end; i += whole ? kKeys : 1) {
+      if (whole) ahead.ask_short<kKeys>(i - j);
+      GroupWalk walk{.q = buffers.q,
+                     .codes = codes + (i - j) * keys.token_stride,
+                     .scales = scales + (i - j) * keys.scale_token,
+                     .token_stride = whole ? keys.token_stride : 0,
+                     .scale_token = whole ? keys.scale_token : 0};
+      typename Dims::Sum acc[kLanes];
+      for (int n = 0; n < kLanes; ++n) acc[n] = Dims::zero();
+      add_groups<Dims, kRows>(keys, walk, 1, acc);
+      if (kept_key >= 0) take_kept();
+      add_groups<Dims, kRows>(keys, walk, groups - 1, acc);
+      Dims::fold(acc, kept);
+      kept_key = i;
+    }
+  }
+  take_kept();
+  return best;
+}
+
+/// Queries as [row, word], of groups of codes as [group, row]; rows behind the last are zero.
+template <class K, int kRows>
+void pack_few_queries(const ScoreTile& tile, const TileBuffers& buffers) {
+  const std::int64_t row_bytes = tile.dim / K::P::kPack * 4;
+  std::memset(buffers.q, 0, static_cast<std::size_t>(kRows * row_bytes));
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    if constexpr (K::kGroups) {
+      alignas(64) std::byte row[256 * 2];
+      pack_query<K>(tile, query_row(tile, r), row);
+      for (std::int64_t g = 0; g < tile.dim / 16; ++g) {
+        K::Dims::turn(row + g * kGroupBytes);
+        std::memcpy(buffers.q + (g * kRows + r) * kGroupBytes, row + g * kGroupBytes, kGroupBytes);
+      }
+    } else {
+      pack_query<K>(tile, query_row(tile, r), buffers.q + r * row_bytes);
+    }
+  }
+}
+
 /// `wanted(block, first)`: whether the block is scored.
 template <class K, int kRows, class Wanted>
 void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
-  using Word = typename K::P::Word;
   const ScoreTile& tile = sink.tile;
-  const std::int64_t row_bytes = tile.dim / K::P::kPack * 4;
-  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    pack_query<K>(tile, query_row(tile, r), buffers.q + r * row_bytes);
-    if constexpr (K::kGroups) {
-      for (std::int64_t at = 0; at < row_bytes; at += 32)
-        K::Dims::turn(buffers.q + r * row_bytes + at);
-    }
-  }
-  std::memset(buffers.q + tile.num_rows * row_bytes, 0,
-              static_cast<std::size_t>((kRows - tile.num_rows) * row_bytes));
+  pack_few_queries<K, kRows>(tile, buffers);
+  Lookahead ahead = look_ahead<K>(tile, sink.rows);
   std::int64_t first = 0;
   for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
     while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
@@ -480,8 +597,11 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wan
     const BlockKeys keys = keys_of_block(tile, sink.rows, block);
     const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
     alignas(64) float scores[kLanes];
-    store(scores,
-          score_few_block<K, kRows>(sink, reinterpret_cast<const Word*>(buffers.q), keys, masked));
+    if constexpr (K::kGroups) {
+      store(scores, score_few_groups<K, kRows>(sink, buffers, keys, masked, ahead));
+    } else {
+      store(scores, score_few_block<K, kRows>(sink, buffers, keys, masked, ahead));
+    }
     for (int i = kRows; i < kLanes; ++i) scores[i % kRows] = std::max(scores[i % kRows], scores[i]);
     for (int i = kRows; i < kLanes; ++i) scores[i] = kLowest;
     sink.take(block, 0, first, load(scores));

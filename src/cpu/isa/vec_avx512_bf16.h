@@ -119,20 +119,25 @@ struct Bf16Products {
     MSA_INLINE static Sum step(Sum acc, Operand a, Operand b) {
       return {_mm256_dpbf16_ps(acc.v, (__m256bh)a.v, (__m256bh)b.v)};
     }
-    /// Lane i: the sum of the lanes of v[i], in an order that does not depend on i.
-    MSA_INLINE static Vec sum_each(const Sum* v) {
-      return {_mm512_insertf32x8(_mm512_castps256_ps512(sum_eight(v)), sum_eight(v + 8), 1)};
+    /// Lane i of what finish makes of `to`: the sum of the lanes of v[i], in an order that does not
+    /// depend on i. The first step: two sums to a half vector.
+    static constexpr int kKept = 8;
+    MSA_INLINE static void fold(const Sum* v, Sum* to) {
+      for (int i = 0; i < kKept; ++i) {
+        const __m256 a = v[2 * i].v, b = v[2 * i + 1].v;
+        to[i].v = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+      }
+    }
+    MSA_INLINE static Vec finish(const Sum* v) {
+      return {_mm512_insertf32x8(_mm512_castps256_ps512(finish_four(v)), finish_four(v + 4), 1)};
     }
 
    private:
-    MSA_INLINE static __m256 sum_eight(const Sum* v) {
-      __m256 pairs[4], quads[2];
-      for (int i = 0; i < 4; ++i) {
-        const __m256 a = v[2 * i].v, b = v[2 * i + 1].v;
-        pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-      }
+    MSA_INLINE static __m256 finish_four(const Sum* pairs) {
+      __m256 quads[2];
       for (int i = 0; i < 2; ++i) {
-        const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
+        const __m256d a = _mm256_castps_pd(pairs[2 * i].v);
+        const __m256d b = _mm256_castps_pd(pairs[2 * i + 1].v);
         quads[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
                                  _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
       }

@@ -82,6 +82,10 @@ struct Bf16Products {
     MSA_INLINE static Sum step(Sum acc, Operand a, Operand b) {
       return Bf16Products::step(acc, a, b);
     }
-    MSA_INLINE static Vec sum_each(const Sum* v) { return neon_bf16::sum_each(v); }
+    static constexpr int kKept = kLanes;
+    MSA_INLINE static void fold(const Sum* v, Sum* to) {
+      for (int i = 0; i < kKept; ++i) to[i] = v[i];
+    }
+    MSA_INLINE static Vec finish(const Sum* v) { return sum_each(v); }
   };
 };
