@@ -79,7 +79,8 @@ class Metamorphic : public OnTarget {
     Problem problem = plain.problem();
     plain.prepare();
     Widened wide;
-    run_operands(problem, other(problem, plain, wide));
+    const Operands operands = other(problem, plain, wide);  // before the problem is read
+    run_operands(problem, operands);
     for (Tensor msa::Operands::*output : outputs) {
       expect_equal(coded.operands().*output, plain.operands().*output);
     }
