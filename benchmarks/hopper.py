@@ -172,6 +172,8 @@ FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
 # Beside the same: keys, values and index keys in bf16, and an 8-bit filter. Ids are those of the index keys, bit for bit.
 FILTER_DECODE = ["1m.b1", "128k.b32", "32k.b128"]
 
+FILTER_PREFILL = ["128k", "1m"]
+
 
 def groups():
     yield ["hopper.first_call"], None
@@ -185,11 +187,13 @@ def groups():
     for name in OWN:
         yield [f"hopper.{name}"], None
     yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk
-    yield ["hopper.select.128k", "hopper.select.chunk128.1m"], None
+    yield ["hopper.select.128k", "hopper.select.chunk128.1m", "hopper.select8.128k", "hopper.select8.1m"], None
     for name, (heads, heads_kv) in HEADS.items():
         yield [f"hopper.msa.{name}.32k.drift"], lambda a=(32768, 32768, 1, heads, heads_kv): attention(*a)
     for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run
         rows = [f"hopper.msa.{name}.drift", f"hopper.msa.{name}.random"]
+        if name in FILTER_PREFILL:
+            rows.append(f"hopper.msa8.{name}.drift")
         if n < 1 << 20:
             rows.append(f"hopper.dense.{name}")
         yield rows, lambda n=n: attention(n, n, 1, 64, 4)

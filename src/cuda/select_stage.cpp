@@ -18,9 +18,21 @@ sm90::select::Queries queries_of(const Tensor& index_q) {
           .dim = static_cast<int>(index_q.shape[2])};
 }
 
-CUtensorMap index_map(const Problem& problem, const Tensor& index_k) {
-  return make_key_map(index_k, box_tokens(sm90::select::kTileKeys, problem.bounds.page_size),
-                      "index_k");
+CUtensorMap index_map(const Problem& problem, const Tensor& index_k, int keys, const char* name) {
+  return make_key_map(index_k, box_tokens(keys, problem.bounds.page_size), name);
+}
+
+sm90::select::SelectShape shape_of(const Problem& p) {
+  return {.total_q = p.bounds.total_q,
+          .max_seqlen_q = p.bounds.max_seqlen_q,
+          .max_seqlen_k = p.bounds.max_seqlen_k,
+          .batch = p.bounds.batch,
+          .index_heads = static_cast<int>(p.index.heads),
+          .index_heads_k = static_cast<int>(p.index.heads_k),
+          .index_dim = static_cast<int>(p.index.dim),
+          .block_size = static_cast<int>(p.selection.block_size),
+          .causal = p.causal,
+          .scratch = p.op != Op::BlockScores};
 }
 
 common::topk::TopkParams selection_of(const Problem& problem, const Tensor& ids,
@@ -57,8 +69,9 @@ std::string SelectStage::rejects(const Problem& p) {
                ? ""
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
-  if (p.index.filter)
-    return "a filter of index keys takes an index_dim of 128 and at most 8 query tokens a request";
+  if (p.index.filter && p.index.dim != 128)
+    return "index keys with a filter have an index_dim of 128 here, not " +
+           std::to_string(p.index.dim);
   if (core::index_k_format(p) != p.index.q)
     return "the kernels take index keys stored as index queries are, not " +
            to_string(core::index_k_format(p));
@@ -89,20 +102,19 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
         common::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, topk_tokens_));
     return;
   }
-  plan_ = sm90::select::plan_select({.total_q = p.bounds.total_q,
-                                     .max_seqlen_q = p.bounds.max_seqlen_q,
-                                     .max_seqlen_k = p.bounds.max_seqlen_k,
-                                     .batch = p.bounds.batch,
-                                     .index_heads = static_cast<int>(p.index.heads),
-                                     .index_heads_k = static_cast<int>(p.index.heads_k),
-                                     .index_dim = static_cast<int>(p.index.dim),
-                                     .block_size = static_cast<int>(p.selection.block_size),
-                                     .causal = p.causal,
-                                     .scratch = p.op != Op::BlockScores},
-                                    tuning_for(gpu));
+  const Tuning tuning = tuning_for(gpu);
+  sm90::select::SelectShape shape = shape_of(p);
+  shape.filtered = p.index.filter && sm90::select::filter_pays(shape, p.bounds.page_size, tuning);
+  plan_ = sm90::select::plan_select(shape, tuning);
   tiles_ = layout.take<common::prologue::TileRecord>(plan_.num_tiles);
-  next_items_ = layout.take<int>(sm90::select::num_chunks(plan_, plan_.num_tiles));
-  scratch_ = layout.take<float>(sm90::select::scratch_floats(plan_));
+  next_items_ = layout.take<int>(sm90::select::num_chunks(plan_, plan_.num_tiles) *
+                                 sm90::select::item_counters(plan_));
+  scratch_ = layout.take<float>(sm90::select::scratch_words(plan_));
+  if (!plan_.filtered) return;
+  const std::int64_t lists = sm90::select::chunk_lists(plan_);
+  list_parts_ = layout.take<int>(lists * plan_.list_parts);
+  list_blocks_ = layout.take<int>(lists * plan_.columns);
+  list_sizes_ = layout.take<int2>(lists);
 }
 
 void SelectStage::ask(common::prologue::Params& front, void* workspace) const {
@@ -114,24 +126,34 @@ void SelectStage::ask(common::prologue::Params& front, void* workspace) const {
       .records = tiles_.in(workspace), .most = static_cast<int>(most), .tokens = tokens};
   if (from_scores_) return;
   front.counters[1] = {.data = next_items_.in(workspace),
-                       .count = static_cast<int>(sm90::select::num_chunks(plan_, most))};
+                       .count = static_cast<int>(sm90::select::num_chunks(plan_, most) *
+                                                 sm90::select::item_counters(plan_))};
 }
 
 void SelectStage::run_scores(const Problem& problem, const core::Call& call,
                              const common::prologue::Params& front, cudaStream_t stream) const {
-  sm90::select::launch_block_scores(plan_, front_of(front), queries_of(call.index_q),
-                                    index_map(problem, call.index_k),
-                                    {make_slots<float>(call.scores), call.scores.shape[2]}, stream);
+  sm90::select::launch_block_scores(
+      plan_, front_of(front), queries_of(call.index_q),
+      index_map(problem, call.index_k, sm90::select::kTileKeys, "index_k"),
+      {make_slots<float>(call.scores), call.scores.shape[2]}, stream);
 }
 
 void SelectStage::run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
                                 const Tensor& chosen, const common::prologue::Params& front,
                                 void* workspace, cudaStream_t stream) const {
   common::topk::TopkParams params = selection_of(problem, ids, chosen);
+  if (plan_.filtered) {
+    return sm90::select::launch_filtered_blocks(
+        plan_, front_of(front), queries_of(call.index_q),
+        index_map(problem, call.index_k, sm90::select::kPartKeys, "index_k"),
+        filter_of(problem, call, workspace), params, scratch_.in(workspace), stream);
+  }
   if (!from_scores_) {
-    return sm90::select::launch_select_blocks(plan_, front_of(front), queries_of(call.index_q),
-                                              index_map(problem, call.index_k), params,
-                                              scratch_.in(workspace), stream);
+    params.candidates = make_rows<int>(call.candidates);
+    return sm90::select::launch_select_blocks(
+        plan_, front_of(front), queries_of(call.index_q),
+        index_map(problem, call.index_k, sm90::select::kTileKeys, "index_k"), params,
+        scratch_.in(workspace), stream);
   }
   params.tiles = common::prologue::view_of(front, front.tiles[1]);
   params.num_tiles = front.tiles[1].most;
@@ -141,11 +163,23 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
   common::topk::launch_select_topk(params, split_rows_, stream);
 }
 
+sm90::select::Filter SelectStage::filter_of(const Problem& problem, const core::Call& call,
+                                            void* workspace) const {
+  return {.code_map = index_map(problem, call.index_k8, sm90::select::kTileKeys, "index_k8"),
+          .bounds = make_filter_bounds(call.index_k8_bounds),
+          .lists = {.parts = list_parts_.in(workspace),
+                    .blocks = list_blocks_.in(workspace),
+                    .sizes = list_sizes_.in(workspace),
+                    .stride_parts = plan_.list_parts,
+                    .stride_blocks = plan_.columns},
+          .candidates = make_rows<int>(call.candidates)};
+}
+
 std::string SelectStage::decisions() const {
   if (from_scores_) return std::string("topk_warps_per_row ") + (split_rows_ ? "8" : "1") + "\n";
-  return "select_chunk " + std::to_string(plan_.chunk_tiles) + " tiles of " +
-         std::to_string(plan_.tokens_per_tile) + " tokens\nselect_spans " +
-         std::to_string(plan_.spans) + "\n";
+  return std::string(plan_.filtered ? "select_filter\n" : "") + "select_chunk " +
+         std::to_string(plan_.chunk_tiles) + " tiles of " + std::to_string(plan_.tokens_per_tile) +
+         " tokens\nselect_spans " + std::to_string(plan_.spans) + "\n";
 }
 
 }  // namespace msa::cuda

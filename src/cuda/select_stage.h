@@ -34,13 +34,19 @@ class SelectStage {
   std::string decisions() const;
 
  private:
+  sm90::select::Filter filter_of(const Problem& problem, const core::Call& call,
+                                 void* workspace) const;
+
   bool from_scores_ = false;  // select_topk
   sm90::select::SelectPlan plan_{};
   int topk_tokens_ = 1;  // select_topk: of a tile
   bool split_rows_ = false;
   Piece<common::prologue::TileRecord> tiles_{};
-  Piece<int> next_items_{};  // a counter a chunk
+  Piece<int> next_items_{};  // counters of each chunk
   Piece<float> scratch_{};
+  Piece<int> list_parts_{};  // filtered: lists of a chunk
+  Piece<int> list_blocks_{};
+  Piece<int2> list_sizes_{};
 };
 
 }  // namespace msa::cuda

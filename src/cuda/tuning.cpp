@@ -80,6 +80,11 @@ Tuning tuning_for(const GpuInfo& gpu) {
       .select_full_waves = 2,
       // More of them only add overhead.
       .select_most_waves = 32,
+      // A chunk of a million keys then has two tiles of 192 tokens and 4 heads for three CTAs; less
+      // than what attention behind it takes.
+      .filter_scratch_bytes = std::int64_t{1500} << 20,
+      // Not measured: below, launches and lists take what products in 8 bits spare.
+      .filter_keys = 32768,
       .cached_bytes = cached_bytes(gpu),
       // 38 to 118 of random vectors, 128K and 1M keys, by this arithmetic on the host.
       .filter_parts = 96,

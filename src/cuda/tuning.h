@@ -23,10 +23,12 @@ struct Tuning {
   std::int64_t inverse_bytes = 0;  // of the inverse of its lists
 
   // Selection.
-  std::int64_t scratch_bytes = 0;      // of the scores of one chunk
-  std::int64_t select_overhead = 0;    // what an item costs beside its key tiles, in key tiles
-  std::int64_t select_full_waves = 0;  // query tiles an SM from which on whole ones balance
-  std::int64_t select_most_waves = 0;  // of items
+  std::int64_t scratch_bytes = 0;         // of the scores of one chunk
+  std::int64_t select_overhead = 0;       // what an item costs beside its key tiles, in key tiles
+  std::int64_t select_full_waves = 0;     // query tiles an SM from which on whole ones balance
+  std::int64_t select_most_waves = 0;     // of items
+  std::int64_t filter_scratch_bytes = 0;  // of the products of a filter's codes, of one chunk
+  std::int64_t filter_keys = 0;           // from which on a filter pays
 
   std::int64_t cached_bytes = 0;  // keys that stay in L2, read in any order
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The arithmetic of the 8-bit filter as decode's kernels do it, on the host: whatever queries, keys
 // and true bounds hold, the score that tensor cores sum lies between the two numbers.
-#include "cuda/sm90/decode/bounds.h"
+#include "cuda/sm90/tile/filter_bounds.h"
 
 #include <gtest/gtest.h>
 
@@ -15,7 +15,7 @@
 #include <random>
 #include <string>
 
-namespace msa::cuda::sm90::decode {
+namespace msa::cuda::sm90 {
 namespace {
 
 constexpr int kDim = 128;
@@ -229,4 +229,4 @@ TEST(FilterOnHopper, WhatIsUnknownBoundsNothing) {
 }
 
 }  // namespace
-}  // namespace msa::cuda::sm90::decode
+}  // namespace msa::cuda::sm90

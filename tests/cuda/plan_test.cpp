@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <stdexcept>
 #include <string>
 
 #include "core/fields.h"
@@ -273,7 +274,8 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
       EXPECT_EQ(DecodeStage::rejects(problem(line)), "") << line;
       EXPECT_EQ(DecodeStage::rejects(problem(line + " dtype=f16 page=16")), "") << line;
     }
-    for (const char* line : {" filter=1 lens=1:5000 index_dim=64", " filter=1 lens=9:5000"}) {
+    for (const char* line :
+         {" filter=1 lens=1:5000 index_dim=64", " filter=1 lens=9:5000 index_dim=64"}) {
       std::string why;
       EXPECT_EQ(find_path(problem(std::string("op=") + op + line), kHopper, why), nullptr) << line;
       EXPECT_NE(why.find("filter"), std::string::npos) << line << ": " << why;
@@ -283,6 +285,56 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
   EXPECT_EQ(sm90::decode::rescore_ctas(128, 1024, 132), 2);
   EXPECT_EQ(sm90::decode::rescore_ctas(512, 256, 132), 1);
   EXPECT_EQ(sm90::decode::rescore_ctas(0, 0, 132), 1);
+}
+
+TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
+  const auto reads = [](const std::string& line) {
+    for (const char* op : {"op=select", "op=msa"}) {
+      const Problem p = problem(std::string(op) + " filter=1 " + line);
+      std::string why;
+      const PathRow* row = find_path(p, kHopper, why);
+      if (row == nullptr) throw std::runtime_error(why);
+      Layout layout;
+      const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+      EXPECT_LE(layout.bytes(), std::size_t{2} << 30) << line;
+      if (decisions.find("select_filter") == std::string::npos) return false;
+    }
+    return true;
+  };
+  EXPECT_TRUE(reads("lens=131072:131072 page=128"));
+  EXPECT_TRUE(reads("lens=1048576:1048576 page=128"));
+  EXPECT_TRUE(reads("lens=8192:40000 page=256 dtype=f16"));
+  EXPECT_TRUE(reads("lens=8192:40000 page=64 block=64"));
+  EXPECT_TRUE(reads("lens=9000:60000,300:300,1:90 page=128 topk=64 heads=8/4 index_heads_k=4"));
+  // Blocks of several pages, or of rows that share bounds with others.
+  EXPECT_FALSE(reads("lens=131072:131072"));
+  EXPECT_FALSE(reads("lens=131072:131072 page=64"));
+  // Too short, too few rows, rows of too many requests, blocks that no CTA holds bounds of.
+  EXPECT_FALSE(reads("lens=16384:16384 page=128"));
+  EXPECT_FALSE(reads("lens=128:1048576 page=128"));
+  EXPECT_FALSE(reads("lens=150x100:40000 page=128"));
+  EXPECT_FALSE(reads("lens=9000:1048576 page=64 block=64"));
+}
+
+TEST(CudaPlans, AFilteredPrefillHasTilesOfOneHead) {
+  using namespace sm90::select;
+  const SelectShape shape{.total_q = 131072,
+                          .max_seqlen_q = 131072,
+                          .max_seqlen_k = 131072,
+                          .index_heads = 8,
+                          .index_heads_k = 2,
+                          .filtered = true};
+  const Tuning tuning = tuning_for(kHopper);
+  const SelectPlan plan = plan_select(shape, tuning);
+  EXPECT_EQ(plan.tokens_per_tile, kTileRows);
+  EXPECT_EQ(plan.heads, 1);
+  EXPECT_EQ(plan.groups, 8);
+  EXPECT_EQ(plan.shares, 4);
+  EXPECT_EQ(plan.scratch_stride, 2048);
+  EXPECT_EQ(plan.list_parts, 4096);
+  EXPECT_GE(plan.scratch_stride, plan.columns);  // scores of listed blocks lie there, too
+  EXPECT_LE(scratch_words(plan) * 4, tuning.filter_scratch_bytes);
+  EXPECT_GT(scratch_words(plan) * 4, tuning.filter_scratch_bytes / 2);
 }
 
 // A stride that nobody reads would be a scale that nobody honours.
@@ -599,19 +651,26 @@ TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
 // Or no case would run the kernels that read it.
 TEST(CudaPaths, CasesReadTheFilter) {
   const std::string tests = MSA_TESTS_DIR;
-  int reads = 0, spares = 0;
+  int reads = 0, spares = 0, prefills = 0;
   for (const char* file : {"/cases/cuda.txt", "/cases/sanitizer.txt"}) {
     for (const testkit::Case& spec : testkit::read_cases(tests + file)) {
       if (!spec.filter) continue;
+      const Problem p = problem(testkit::to_line(spec));
+      std::string why;
+      const PathRow* row = find_path(p, kHopper, why);
+      ASSERT_NE(row, nullptr) << testkit::to_line(spec) << ": " << why;
       Layout layout;
-      const DecodeStage stage(problem(testkit::to_line(spec)), kHopper, layout);
-      const bool read = stage.decisions().find("decode_filter") != std::string::npos;
+      const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+      const bool selects = decisions.find("select_filter") != std::string::npos;
+      const bool read = selects || decisions.find("decode_filter") != std::string::npos;
       (read ? reads : spares) += 1;
+      prefills += selects ? 1 : 0;
       const bool is_long = testkit::to_line(spec).find("0000") != std::string::npos;  // of keys
       EXPECT_EQ(read, is_long) << testkit::to_line(spec);
     }
   }
   EXPECT_GE(reads, 40);
+  EXPECT_GE(prefills, 40);
   EXPECT_GE(spares, 8);
 }
 

@@ -143,6 +143,10 @@ TEST(Graph, FilteredSelectionReplaysWithOtherVectorsAndLengths) {
                     "hostile=") +
             hostile,
         {"2:80000,1:1300,1:700,0:3", "0:3,1:80000,1:1,2:64", "1:900,2:80000,0:0,1:90"});
+    replay_inputs(std::string("op=select filter=1 heads=2/2 block=64 topk=4 page=64 pool=300 "
+                              "slack=40000 chosen=1 hostile=") +
+                      hostile,
+                  {"419:9000,1:500,0:300", "60:500,340:9000,20:300", "20:300,60:900,340:5000"});
   }
 }
 

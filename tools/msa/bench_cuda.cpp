@@ -183,6 +183,7 @@ class GpuRow {
       Problem problem = data.problem();
       problem.op = stage.op;
       if (stage.op == Op::SelectBlocks) problem.outputs.lse = false;
+      if (stage.op == Op::SparseAttention) problem.index.filter.reset();
       const Operands operands = operands_of_stage(stage.op, data.operands());
       if (!measure_op(data, problem, operands, std::string(".") + stage.name, rows)) return false;
     }

@@ -112,11 +112,12 @@ std::vector<BenchRow> named_rows(bool host) {
 
 namespace {
 
+struct Length {
+  const char* name;
+  std::int64_t tokens;
+};
+
 void add_prefill_rows(std::vector<BenchRow>& rows) {
-  struct Length {
-    const char* name;
-    std::int64_t tokens;
-  };
   for (const auto& [name, tokens] :
        {Length{"8k", 8192}, {"32k", 32768}, {"128k", 131072}, {"1m", 1048576}}) {
     const std::string lens = "lens=" + std::to_string(tokens) + ":" + std::to_string(tokens);
@@ -321,6 +322,22 @@ std::vector<BenchRow> named_gpu_rows() {
   rows.push_back({.id = "hopper.select.chunk128.1m",
                   .what = "selection for 128 new tokens over 1M",
                   .line = "op=select lens=128:1048576 regime=drift"});
+  for (const auto& [name, tokens] : {Length{"128k", 131072}, {"1m", 1048576}}) {
+    const std::string lens = std::to_string(tokens) + ":" + std::to_string(tokens);
+    const std::string line = " page=128 regime=drift lens=" + lens;
+    const std::string prefill = std::string("prefill of ") + name +
+                                " tokens, pages of 128, an 8-bit "
+                                "filter beside index keys in bf16";
+    rows.push_back({.id = std::string("hopper.select8.") + name,
+                    .what = "selection for a " + prefill,
+                    .line = "op=select filter=1" + line,
+                    .peer_line = "op=select" + line,
+                    .peer = "own, without the filter"});
+    rows.push_back({.id = std::string("hopper.msa8.") + name + ".drift",
+                    .what = "selection and attention, " + prefill + ", lists that drift",
+                    .line = "op=msa filter=1" + line,
+                    .stages = true});
+  }
   for (const std::string regime : {"random", "ties", "near"}) {
     rows.push_back({.id = "hopper.topk." + regime,
                     .what = "select_topk, 131072 rows of 1024 blocks, scores: " + regime,

@@ -6,8 +6,8 @@
 #include "cuda/common/prologue/tile_rows.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/rows.cuh"
+#include "cuda/common/topk/row.cuh"
 #include "cuda/common/topk/row_topk.cuh"
-#include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 
 namespace msa::cuda::common::topk {
@@ -20,50 +20,13 @@ constexpr int kRowsPerCta = 64;
 // Scores a lane where warps share a row: 512 rows fit the GPU at once.
 constexpr int kSplitPerLane = 16;
 
+// Of the blocks that a tile lists: some hundred and fifty where neighbouring queries choose alike.
+constexpr int kListedPerLane = 8;
+
 /// As many CTAs as the registers of a lane's scores leave room for without spills.
 template <int kMaxK, bool kUnitStride, int kPerLane>
 inline constexpr int kCtasPerSm = kPerLane <= 16 ? (kMaxK == 16 && kUnitStride ? 4 : 2)
                                                  : (kMaxK == 16 && kUnitStride ? 4 : 2);
-
-/// One row and what it may choose from. Blocks are local to the request until they are written.
-struct Row {
-  int token;    // in the tile
-  int head;     // of all
-  int slot;     // row of the scratch, in the tile's group
-  int visible;  // blocks
-  int init;     // forced blocks: [0, init) and [local, visible)
-  int local;
-};
-
-__device__ __forceinline__ Row locate_row(const TopkParams& p, const RequestRecord& rows, int group,
-                                          int r) {
-  Row row;
-  row.token = r / p.heads;
-  row.head = group * p.heads + r % p.heads;
-  row.slot = r;
-  const int keys = visible_keys(rows, row.token, p.causal);
-  const int first_id = static_cast<int>(rows.key_offset) / p.block_size;
-  row.visible = static_cast<int>(
-      min(static_cast<std::int64_t>((keys + p.block_size - 1) / p.block_size), p.columns));
-  row.init = min(max(p.init_blocks - first_id, 0), row.visible);
-  // Divisions in 32 bits: where the last key lies further on, no local block lies in this shard.
-  const std::int64_t last = last_position(rows, row.token, p.causal) - rows.key_offset;
-  const int last_block = static_cast<int>(clamp64(last, 0, 0x7fffffff)) / p.block_size;
-  row.local = min(max(last_block + 1 - p.local_blocks, row.init), row.visible);
-  return row;
-}
-
-/// Row `lane` of a warp's rows, located by that lane: the divisions are paid once for all of them.
-__device__ __forceinline__ Row row_of_lane(const Row& mine, int lane) {
-  Row row;
-  row.token = __shfl_sync(kAllLanes, mine.token, lane);
-  row.head = __shfl_sync(kAllLanes, mine.head, lane);
-  row.slot = __shfl_sync(kAllLanes, mine.slot, lane);
-  row.visible = __shfl_sync(kAllLanes, mine.visible, lane);
-  row.init = __shfl_sync(kAllLanes, mine.init, lane);
-  row.local = __shfl_sync(kAllLanes, mine.local, lane);
-  return row;
-}
 
 __device__ __forceinline__ const float* scores_of(const TopkParams& p, const RequestRecord& rows,
                                                   const Row& row, int group) {
@@ -73,6 +36,21 @@ __device__ __forceinline__ const float* scores_of(const TopkParams& p, const Req
   const std::int64_t tile = blockIdx.x;
   return p.scores.data +
          ((tile * p.groups + group) * p.rows_per_group + row.slot) * p.scores.stride_h;
+}
+
+/// How many of `count` ascending blocks lie below `block`.
+__device__ __forceinline__ int lower_bound(const int* blocks, int count, int block) {
+  int low = 0;
+  int high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (blocks[middle] < block) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
 }
 
 /// Where a row's results go; ids count from the request's first block.
@@ -97,10 +75,12 @@ __device__ __forceinline__ RowOut out_of(const TopkParams& p, const RequestRecor
           first_id};
 }
 
-/// Writes ids ascending: forced, the list's, forced; then the tail.
-template <int kMaxK>
+/// Writes ids ascending: forced, the list's, forced; then the tail. `block_of` tells an index of
+/// the list what it stands for.
+template <int kMaxK, class BlockOf>
 __device__ __forceinline__ void write_row(const RowOut& out, int k, const Row& row,
-                                          const ListStorage<kMaxK>& list, int size, int lane) {
+                                          const ListStorage<kMaxK>& list, int size, int lane,
+                                          const BlockOf& block_of) {
   const int forced = row.init + size;
   const int tail = forced + row.visible - row.local;
 #pragma unroll
@@ -111,7 +91,7 @@ __device__ __forceinline__ void write_row(const RowOut& out, int k, const Row& r
     int block = slot < row.init ? slot : row.local + slot - forced;
     float score = -kMinusInf;
     if (listed) {
-      block = row.init + list.indices[e];
+      block = block_of(list.indices[e]);
       score = unordered(list.scores[e]);
     }
     if (slot >= tail) {
@@ -121,6 +101,20 @@ __device__ __forceinline__ void write_row(const RowOut& out, int k, const Row& r
     if (slot < k) out.write(slot, block, score);
   }
   __syncwarp();
+}
+
+/// Every visible block, of a row that chooses them all and whose scores nobody wants.
+__device__ __forceinline__ void write_visible(const RowOut& out, int k, const Row& row, int lane) {
+  for (int slot = lane; slot < k; slot += 32) {
+    out.write(slot, slot < row.visible ? slot : -1, 0.0f);
+  }
+}
+
+/// The row was scored from its keys.
+__device__ __forceinline__ void write_unfiltered(const TopkParams& p, const RequestRecord& rows,
+                                                 const Row& row, int lane) {
+  if (p.candidates.data != nullptr && lane == 0)
+    item_of(p.candidates, rows.q_begin + row.token, row.head) = row.visible == 0 ? 0 : -1;
 }
 
 template <int kMaxK, bool kUnitStride, int kPerLane>
@@ -147,13 +141,11 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerL
     int size = 0;
     {
       const Row row = row_of_lane(located, i);
-      const int count = row.local - row.init;
-      const int k = p.k - row.init - (row.visible - row.local);
+      const int count = free_blocks(row);
+      const int k = free_slots(p, row);
       if (count <= k && p.chosen.data == nullptr) {  // every visible block is in
-        const RowOut out = out_of(p, rows, row, first_id);
-        for (int slot = lane; slot < p.k; slot += 32) {
-          out.write(slot, slot < row.visible ? slot : -1, 0.0f);
-        }
+        write_visible(out_of(p, rows, row, first_id), p.k, row, lane);
+        write_unfiltered(p, rows, row, lane);
         continue;
       }
       const float* scores = scores_of(p, rows, row, group) + row.init * p.scores.stride_slot;
@@ -161,7 +153,52 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerL
                                                       0, kChunks, lane);
     }
     const Row row = row_of_lane(located, i);  // again: it costs less than its registers above
-    write_row(out_of(p, rows, row, first_id), p.k, row, list, size, lane);
+    write_row(out_of(p, rows, row, first_id), p.k, row, list, size, lane,
+              [&](int index) { return row.init + index; });
+    write_unfiltered(p, rows, row, lane);
+  }
+}
+
+/// As topk_rows, of scores of the blocks that each tile lists.
+template <int kMaxK>
+__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, true, kListedPerLane>)
+    topk_listed_rows(const __grid_constant__ TopkParams p) {
+  constexpr int kRowsPerWarp = kRowsPerCta / kWarps;
+  constexpr int kChunks = 0x7fffffff;  // all of a row
+  __shared__ ListStorage<kMaxK> lists[kWarps];
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0);  // known to be uniform
+  const int group = blockIdx.z;
+  ListStorage<kMaxK>& list = lists[warp];
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
+  const RequestRecord rows = prologue::rows_of(p.tiles, p.tiles.records[blockIdx.x]);
+  const int num_rows = rows.seqlen_q * p.heads;
+  const int first = blockIdx.y * kRowsPerCta + warp;
+  if (first >= num_rows) return;
+  const int first_id = static_cast<int>(rows.key_offset) / p.block_size;
+  const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * p.groups + group;
+  const int* blocks = p.listed.blocks + at * p.listed.stride;
+  const int num_blocks = p.listed.sizes[at].y;
+  const Row located =
+      locate_row(p, rows, group, min(first + lane % kRowsPerWarp * kWarps, num_rows - 1));
+  const int located_begin = lower_bound(blocks, num_blocks, located.init);
+  const int located_end = lower_bound(blocks, num_blocks, located.local);
+#pragma unroll 1
+  for (int i = 0; i < kRowsPerWarp && first + i * kWarps < num_rows; ++i) {
+    const Row row = row_of_lane(located, i);
+    const int begin = __shfl_sync(kAllLanes, located_begin, i);
+    const int end = __shfl_sync(kAllLanes, located_end, i);
+    const RowOut out = out_of(p, rows, row, first_id);
+    const int k = free_slots(p, row);
+    if (free_blocks(row) <= k && p.chosen.data == nullptr) {
+      write_visible(out, p.k, row, lane);
+      continue;
+    }
+    const float* scores = scores_of(p, rows, row, group) + begin;
+    const int size =
+        select_row<kMaxK, true, kListedPerLane>(list, scores, 1, end - begin, k, 0, kChunks, lane);
+    write_row(out, p.k, row, list, size, lane, [&](int index) { return blocks[begin + index]; });
   }
 }
 
@@ -213,8 +250,8 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kSpli
   const int r = blockIdx.y;
   if (r >= rows.seqlen_q * p.heads) return;
   const Row row = locate_row(p, rows, group, r);
-  const int k = p.k - row.init - (row.visible - row.local);
-  const int count = row.local - row.init;
+  const int k = free_slots(p, row);
+  const int count = free_blocks(row);
   const float* scores = scores_of(p, rows, row, group) + row.init * p.scores.stride_slot;
   const int chunks = (count + 32 * kSplitPerLane - 1) / (32 * kSplitPerLane);
   const int share = (chunks + kWarps - 1) / kWarps;
@@ -225,7 +262,9 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kSpli
   if (warp != 0) return;
   const int total = k > 0 ? join_lists(lists, sizes, k, lane) : 0;
   const int first_id = static_cast<int>(rows.key_offset) / p.block_size;
-  write_row(out_of(p, rows, row, first_id), p.k, row, lists[0], total, lane);
+  write_row(out_of(p, rows, row, first_id), p.k, row, lists[0], total, lane,
+            [&](int index) { return row.init + index; });
+  write_unfiltered(p, rows, row, lane);
 }
 
 template <int kMaxK, bool kUnitStride>
@@ -255,6 +294,15 @@ void launch_strides(const TopkParams& p, bool split_rows, cudaStream_t stream) {
   }
 }
 
+template <int kMaxK>
+void launch_listed_rows(const TopkParams& p, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(p.num_tiles),
+                  static_cast<unsigned>((p.rows_per_group + kRowsPerCta - 1) / kRowsPerCta),
+                  static_cast<unsigned>(p.groups));
+  launch_kernel(topk_listed_rows<kMaxK>,
+                {.grid = grid, .block = kThreads, .programmatic = true, .stream = stream}, p);
+}
+
 }  // namespace
 
 void launch_topk(const TopkParams& params, bool split_rows, cudaStream_t stream) {
@@ -264,6 +312,16 @@ void launch_topk(const TopkParams& params, bool split_rows, cudaStream_t stream)
     launch_strides<32>(params, split_rows, stream);
   } else {
     launch_strides<64>(params, split_rows, stream);
+  }
+}
+
+void launch_topk_listed(const TopkParams& params, cudaStream_t stream) {
+  if (params.k <= 16) {
+    launch_listed_rows<16>(params, stream);
+  } else if (params.k <= 32) {
+    launch_listed_rows<32>(params, stream);
+  } else {
+    launch_listed_rows<64>(params, stream);
   }
 }
 

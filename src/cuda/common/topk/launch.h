@@ -14,6 +14,14 @@ namespace msa::cuda::common::topk {
 
 inline constexpr int kMaxTopk = 64;
 
+/// The blocks that the scores of a tile's group stand for, ascending; those of (tile, group) t
+/// begin at t * stride, and sizes[t].y tells how many there are.
+struct Listed {
+  const int* blocks = nullptr;
+  const int2* sizes = nullptr;
+  std::int64_t stride = 0;
+};
+
 struct TopkParams {
   prologue::TileView tiles{};  // of num_tiles tiles
   std::int64_t num_tiles = 0;
@@ -29,6 +37,9 @@ struct TopkParams {
 
   Slots<int> ids{};       // [T, groups * heads, k]
   Slots<float> chosen{};  // the same shape, or none
+  // [T, groups * heads], or none: -1, as no filter was read; 0 where nothing is visible.
+  Rows<int> candidates{};
+  Listed listed{};  // launch_topk_listed
 
   int k = 16;
   int block_size = 128;
@@ -44,6 +55,10 @@ constexpr bool splits_rows(std::int64_t rows, std::int64_t columns) {
 }
 
 void launch_topk(const TopkParams& params, bool split_rows, cudaStream_t stream);
+
+/// The same of params.listed: a row's scores are those of its tile's list, and whatever it may
+/// choose is there. Candidates are not written.
+void launch_topk_listed(const TopkParams& params, cudaStream_t stream);
 
 /// Tokens of a tile of select_topk.
 int tokens_per_tile(int heads);

@@ -3,6 +3,8 @@
 // device read the same.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 
 #include "cuda/common/prologue/launch.h"
@@ -10,16 +12,40 @@
 
 namespace msa::cuda::sm90::select {
 
+/// What a launch takes from keys.
+enum class Pass : std::uint8_t {
+  Scores,  // maxima of blocks, of all keys
+  Codes,   // of a filter's codes: the largest product of each part
+  Listed,  // maxima of the blocks of a tile's list, from their listed parts
+};
+
 struct Config {
-  Storage storage = Storage::Bf16;  // of index vectors
-  int dim = 128;                    // 128 or 64
-  int block = 128;                  // 128 or 64
+  Storage storage =
+      Storage::Bf16;    // of index queries; keys are stored alike, or as a filter's codes
+  int dim = 128;        // 128 or 64
+  int block = 128;      // 128 or 64; of scores
   bool scratch = true;  // rows of a tile one after the other, in float4s; else the caller's strides
+  Pass pass = Pass::Scores;
   friend constexpr bool operator==(const Config&, const Config&) = default;
 };
 
 inline constexpr int kTileRows = 192;  // rows (token, index head) of one query tile
 inline constexpr int kTileKeys = 128;  // keys of one key tile
+
+inline constexpr int kPartKeys = 32;                          // of a block: what a filter bounds
+inline constexpr int kTileParts = kTileKeys / kPartKeys;      // of a key tile
+inline constexpr int kNoPart = 1 << 25;                       // its keys lie behind all others
+inline constexpr int kProductUnit = 64;                       // products are stored in 16 bits
+inline constexpr int kNoProduct = -(1 << 15) * kProductUnit;  // of keys that a row does not see
+
+/// Lists of a launch's tiles, of each index head one, written by candidates.cu.
+struct PartLists {
+  int* parts = nullptr;   // ascending, kNoPart up to whole key tiles
+  int* blocks = nullptr;  // that they belong to, ascending
+  int2* sizes = nullptr;  // key tiles of parts, blocks
+  std::int64_t stride_parts = 0;
+  std::int64_t stride_blocks = 0;
+};
 
 /// One launch of the scoring kernel: num_tiles * spans * groups items, taken in turn by the CTAs.
 struct Params {
@@ -29,9 +55,10 @@ struct Params {
   unsigned* next_item = nullptr;  // 0 before the launch
   std::int64_t span = 0;          // key tiles of one item, a multiple of 4
   int spans = 1;                  // items of one tile
-  int groups = 1;                 // index-K heads
+  int groups = 1;                 // index-K heads, or index heads where a tile has one
   bool tile_major = false;        // items of a tile follow each other; else items of a span do
-  int heads = 1;                  // index heads of one index-K head
+  int heads = 1;                  // index heads of one group
+  int shares = 1;                 // groups of one index-K head
 
   Rows<const void> queries{};  // [T, Hi, Di]
   bool queries_paired = true;  // address and strides allow 4-byte reads
@@ -40,6 +67,12 @@ struct Params {
   // of 4.
   Slots<float> scores{};
   std::int64_t columns = 0;
+
+  // Codes: of rows as the scratch has them, in words of two 16-bit numbers, the parts of four key
+  // tiles in eight of them: parts 0 and 1 of each, then parts 2 and 3.
+  std::uint32_t* products = nullptr;
+  std::int64_t stride_products = 0;  // a multiple of 8
+  PartLists lists{};                 // Listed
 };
 
 }  // namespace msa::cuda::sm90::select

@@ -1,203 +1,19 @@
 // SPDX-License-Identifier: MIT
-// A consumer warpgroup: rows of (token, index head) on the tensor cores against tiles of 128 keys,
-// the maximum over each block's visible keys.
+// A consumer warpgroup: rows of (token, index head) on the tensor cores against tiles of 128 keys.
 #pragma once
 
-#include "cuda/common/rows.cuh"
-#include "cuda/sm90/ptx/math.cuh"
-#include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/select/work.cuh"
-#include "cuda/sm90/tile/descriptor.cuh"
-#include "cuda/sm90/tile/fragment.cuh"
-#include "cuda/sm90/tile/key_box.cuh"
+#include <type_traits>
+
+#include "cuda/sm90/select/codes.cuh"
+#include "cuda/sm90/select/listed.cuh"
+#include "cuda/sm90/select/scores.cuh"
 
 namespace msa::cuda::sm90::select {
 
-/// Two rows of a consumer thread: r and r + 8 of the CTA's rows.
-struct ConsumerRows {
-  int row[2];
-  bool valid[2];
-  int visible[2];    // keys
-  int visible_from;  // keys that every row of the warpgroup sees
-};
-
 template <class Traits>
-__device__ __forceinline__ ConsumerRows locate_rows(const Params& p, const Work& work) {
-  ConsumerRows rows;
-  const int first = threadIdx.x / 128 * 64;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    rows.row[i] = first + fragment_row(threadIdx.x % 128) + 8 * i;
-    rows.valid[i] = rows.row[i] < work.valid_rows;
-    rows.visible[i] =
-        rows.valid[i] ? visible_keys(work.rows, rows.row[i] / p.heads, p.batch.causal) : 0;
-  }
-  rows.visible_from = visible_keys(work.rows, first / p.heads, p.batch.causal);
-  return rows;
-}
-
-/// A fragments of this thread's rows for the whole contraction. Rows that are not there repeat the
-/// last one: their scores go nowhere.
-template <class Traits>
-__device__ __forceinline__ void load_queries(std::uint32_t (&a)[4 * Traits::kSteps],
-                                             const Params& p, const Work& work,
-                                             const ConsumerRows& rows) {
-  const std::uint16_t* q[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int r = min(rows.row[i], work.valid_rows - 1);
-    const std::int64_t token = work.rows.q_begin + r / p.heads;
-    const std::int64_t head = work.group * p.heads + r % p.heads;
-    q[i] =
-        common::row_of<std::uint16_t>(p.queries, token, head) + fragment_column(threadIdx.x % 128);
-  }
-  if (p.queries_paired) {
-#pragma unroll
-    for (int s = 0; s < 4 * Traits::kSteps; ++s) {
-      a[s] = __ldg(reinterpret_cast<const std::uint32_t*>(q[s % 2] + 8 * (s / 2)));
-    }
-  } else {
-#pragma unroll
-    for (int s = 0; s < 4 * Traits::kSteps; ++s) {
-      const std::uint16_t* pair = q[s % 2] + 8 * (s / 2);
-      a[s] = __ldg(pair) | static_cast<std::uint32_t>(__ldg(pair + 1)) << 16;
-    }
-  }
-}
-
-/// Puts -inf where a row does not see a key, or where the key's page is not there.
-template <class Traits>
-__device__ __forceinline__ void mask_scores(float (&d)[64], const ConsumerRows& rows, int tile,
-                                            std::uint32_t bad_boxes, int shift) {
-  mask_fragment(d, threadIdx.x % 128, [&](int half, int column) {
-    const bool unseen = tile * Traits::kKeys + column >= rows.visible[half];
-    return unseen || (bad_boxes >> (column >> shift) & 1) != 0;
-  });
-}
-
-/// Maximum over column groups [begin, end) of 8 as integers: right where it comes out as a number
-/// from 0 to +inf.
-template <int kBegin, int kEnd>
-__device__ __forceinline__ int max_as_integers(const float (&d)[64], int row) {
-  const auto bits = [&](int g, int i) { return __float_as_int(d[4 * g + 2 * row + i]); };
-  int even = max(bits(kBegin, 0), bits(kBegin, 1));
-  int odd = max(bits(kBegin + 1, 0), bits(kBegin + 1, 1));
-#pragma unroll
-  for (int g = kBegin + 2; g < kEnd; g += 2) {
-    even = ptx::vimax3(even, bits(g, 0), bits(g, 1));
-    odd = ptx::vimax3(odd, bits(g + 1, 0), bits(g + 1, 1));
-  }
-  return max(even, odd);
-}
-
-/// The same as floats: right for negative maxima too, NaN counts as -inf.
-template <int kBegin, int kEnd>
-__device__ __forceinline__ int max_as_floats(const float (&d)[64], int row) {
-  float m = kMinusInf;
-#pragma unroll
-  for (int g = kBegin; g < kEnd; ++g)
-    m = fmaxf(m, fmaxf(d[4 * g + 2 * row], d[4 * g + 2 * row + 1]));
-  return __float_as_int(m);
-}
-
-/// Joins the quad's two rows: even lanes end with row 0's maximum, odd lanes with row 1's.
-template <class Max>
-__device__ __forceinline__ auto join_quad(int row0, int row1, Max max) {
-  const bool odd = (threadIdx.x & 1) != 0;
-  int m = odd ? row1 : row0;
-  m = max(m, __shfl_xor_sync(kAllLanes, odd ? row0 : row1, 1));
-  return max(m, __shfl_xor_sync(kAllLanes, m, 2));
-}
-
-/// Block maximum of column groups [kBegin, kEnd): of row 0 in even lanes, of row 1 in odd lanes.
-template <int kBegin, int kEnd>
-__device__ __forceinline__ float block_maximum(const float (&d)[64]) {
-  const int m = join_quad(max_as_integers<kBegin, kEnd>(d, 0), max_as_integers<kBegin, kEnd>(d, 1),
-                          [](int a, int b) { return max(a, b); });
-  constexpr std::uint32_t kInf = 0x7f800000;
-  if (!__any_sync(kAllLanes, static_cast<std::uint32_t>(m) > kInf)) return __int_as_float(m);
-  const int slow = join_quad(
-      max_as_floats<kBegin, kEnd>(d, 0), max_as_floats<kBegin, kEnd>(d, 1),
-      [](int a, int b) { return __float_as_int(fmaxf(__int_as_float(a), __int_as_float(b))); });
-  return __int_as_float(slow);
-}
-
-/// Block scores of this thread's row on their way to memory.
-template <class Traits>
-class ScoreWriter {
- public:
-  __device__ __forceinline__ ScoreWriter(const Params& p, const Work& work,
-                                         const ConsumerRows& rows)
-      : columns_(p.columns), stride_slot_(p.scores.stride_slot) {
-    const int i = threadIdx.x & 1;
-    const int r = i != 0 ? rows.row[1] : rows.row[0];
-    const bool valid = i != 0 ? rows.valid[1] : rows.valid[0];
-    writes_ = valid && (threadIdx.x & 2) == 0;
-    if constexpr (Traits::kConfig.scratch) {
-      row_ = p.scores.data +
-             ((static_cast<std::int64_t>(work.slot) * p.groups + work.group) * Traits::kRows + r) *
-                 p.scores.stride_h;
-    } else {
-      row_ = common::slots_of(p.scores, work.rows.q_begin + r / p.heads,
-                              work.group * p.heads + r % p.heads);
-    }
-  }
-
-  /// Block maxima of key tile `tile`; whole float4s go out as they fill.
-  __device__ __forceinline__ void put(const float (&maxima)[Traits::kBlocksPerTile], int tile) {
-    if constexpr (!Traits::kConfig.scratch) {
-#pragma unroll
-      for (int b = 0; b < Traits::kBlocksPerTile; ++b) {
-        const std::int64_t column = static_cast<std::int64_t>(tile) * Traits::kBlocksPerTile + b;
-        if (writes_ && column < columns_) row_[column * stride_slot_] = maxima[b];
-      }
-    } else {
-      const int turn = tile % kTilesPerVector;
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        if (s / Traits::kBlocksPerTile == turn) pending_[s] = maxima[s % Traits::kBlocksPerTile];
-      }
-      if (turn == kTilesPerVector - 1) flush(tile);
-    }
-  }
-
-  /// The last, perhaps unfilled float4; rows have room for it.
-  __device__ __forceinline__ void finish(int end_tile) {
-    if constexpr (Traits::kConfig.scratch) {
-      if (end_tile % kTilesPerVector != 0) flush(end_tile);
-    }
-  }
-
- private:
-  static constexpr int kTilesPerVector = 4 / Traits::kBlocksPerTile;
-
-  __device__ __forceinline__ void flush(int tile) {
-    float4* at = reinterpret_cast<float4*>(row_) + tile / kTilesPerVector;
-    if (writes_) *at = make_float4(pending_[0], pending_[1], pending_[2], pending_[3]);
-  }
-
-  float* row_;
-  std::int64_t columns_;
-  std::int64_t stride_slot_;
-  bool writes_;
-  float pending_[4] = {};
-};
-
-/// Scores of 64 rows against one key tile that has arrived.
-template <class Traits>
-__device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t* a,
-                                         const std::uint8_t* keys) {
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int s = 0; s < Traits::kSteps; ++s) {
-    const std::uint64_t b = descriptor_k_major(keys + s / 4 * (Traits::kKeys * kPanelRowBytes)) +
-                            s % 4 * kDescriptorStepK;
-    ptx::wgmma_m64n128k16_rs<typename Traits::Item, ptx::Major::K>(d, a + 4 * s, b, s != 0);
-  }
-  ptx::wgmma_commit_group();
-  ptx::wgmma_wait_group<0>();
-  ptx::keep_accumulator(d);
-}
+using RowsOf =
+    std::conditional_t<Traits::kCodes, CodedRows<Traits>,
+                       std::conditional_t<Traits::kListed, ListedRows<Traits>, ScoredRows<Traits>>>;
 
 /// A consumer warpgroup: 64 rows of each item against every key tile of its span. Without rows of
 /// its own it only keeps the ring turning.
@@ -229,30 +45,13 @@ class Consumer {
         }
         continue;
       }
-      const ConsumerRows rows = locate_rows<Traits>(p, queue.work());
-      std::uint32_t a[4 * Traits::kSteps];
-      load_queries<Traits>(a, p, queue.work(), rows);
-      ScoreWriter<Traits> writer(p, queue.work(), rows);
+      RowsOf<Traits> rows(p, queue.work());
       queue.done();
       for (int tile = first; tile < end; ++tile, at.advance()) {
         shared_.ring.wait_full(at);
-        const std::uint32_t bad_boxes = shared_.bad_boxes[at.stage];
-        float d[64];
-        multiply<Traits>(d, a, shared_.keys[at.stage]);
-        if (releases) shared_.ring.release(at);
-        if ((tile + 1) * Traits::kKeys > rows.visible_from || bad_boxes != 0) {
-          mask_scores<Traits>(d, rows, tile, bad_boxes, shift);
-        }
-        float maxima[Traits::kBlocksPerTile];
-        if constexpr (Traits::kBlocksPerTile == 1) {
-          maxima[0] = block_maximum<0, 16>(d);
-        } else {
-          maxima[0] = block_maximum<0, 8>(d);
-          maxima[1] = block_maximum<8, 16>(d);
-        }
-        writer.put(maxima, tile);
+        rows.take(shared_, at, tile, shift, releases);
       }
-      writer.finish(end);
+      rows.finish(end);
     }
   }
 

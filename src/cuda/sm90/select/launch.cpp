@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "cuda/sm90/select/candidates.h"
 #include "msa/error.h"
 
 namespace msa::cuda::sm90::select {
@@ -31,6 +32,10 @@ constexpr std::array kInstances = {
     Config{.storage = Storage::F16, .dim = 128, .block = 64, .scratch = false},
     Config{.storage = Storage::F16, .dim = 64, .block = 128, .scratch = false},
     Config{.storage = Storage::F16, .dim = 64, .block = 64, .scratch = false},
+    Config{.storage = Storage::Bf16, .pass = Pass::Codes},
+    Config{.storage = Storage::Bf16, .pass = Pass::Listed},
+    Config{.storage = Storage::F16, .pass = Pass::Codes},
+    Config{.storage = Storage::F16, .pass = Pass::Listed},
 };
 
 using Launch = void (*)(const Params&, const CUtensorMap&, int, cudaStream_t);
@@ -70,8 +75,22 @@ Params score_params(const SelectPlan& plan, const Front& front, const Queries& q
           .groups = plan.groups,
           .tile_major = plan.tile_major,
           .heads = plan.heads,
+          .shares = plan.shares,
           .queries = rows,
           .queries_paired = paired};
+}
+
+common::topk::TopkParams chunk_rows(const SelectPlan& plan, const Front& front,
+                                    const common::topk::TopkParams& out, const float* scratch) {
+  common::topk::TopkParams rows = out;
+  rows.tiles = front.tiles;
+  rows.groups = plan.groups;
+  rows.heads = plan.heads;
+  rows.rows_per_group = kTileRows;
+  rows.scores = {.data = scratch, .stride_h = plan.scratch_stride};
+  rows.columns = plan.columns;
+  rows.by_token = false;
+  return rows;
 }
 
 }  // namespace
@@ -90,14 +109,7 @@ void launch_select_blocks(const SelectPlan& plan, const Front& front, const Quer
   Params params = score_params(plan, front, queries);
   params.scores = {.data = scratch, .stride_h = plan.scratch_stride};
   params.columns = plan.columns;
-  common::topk::TopkParams rows = out;
-  rows.tiles = front.tiles;
-  rows.groups = plan.groups;
-  rows.heads = plan.heads;
-  rows.rows_per_group = kTileRows;
-  rows.scores = {.data = scratch, .stride_h = plan.scratch_stride};
-  rows.columns = plan.columns;
-  rows.by_token = false;
+  common::topk::TopkParams rows = chunk_rows(plan, front, out, scratch);
   // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
   for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
@@ -106,6 +118,50 @@ void launch_select_blocks(const SelectPlan& plan, const Front& front, const Quer
     launch(config_of(front.batch, queries, true), params, key_map, plan.ctas, stream);
     common::topk::launch_topk(rows, plan.split_rows, stream);
     ++params.next_item;
+  }
+}
+
+void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                            const CUtensorMap& key_map, const Filter& filter,
+                            const common::topk::TopkParams& out, float* scratch,
+                            cudaStream_t stream) {
+  Params codes = score_params(plan, front, queries);
+  codes.products = reinterpret_cast<std::uint32_t*>(scratch);
+  codes.stride_products = plan.scratch_stride;
+  Params listed = score_params(plan, front, queries);
+  listed.spans = 1;
+  listed.scores = {.data = scratch, .stride_h = plan.scratch_stride};
+  listed.lists = filter.lists;
+  common::topk::TopkParams rows = chunk_rows(plan, front, out, scratch);
+  rows.candidates = {};
+  rows.listed = {.blocks = filter.lists.blocks,
+                 .sizes = filter.lists.sizes,
+                 .stride = filter.lists.stride_blocks};
+  CandidateParams candidates{.batch = front.batch,
+                             .queries = queries.rows,
+                             .storage = queries.storage,
+                             .bounds = filter.bounds,
+                             .shares = plan.shares,
+                             .products = codes.products,
+                             .stride_products = plan.scratch_stride,
+                             .columns = plan.columns,
+                             .lists = filter.lists,
+                             .candidates = filter.candidates};
+  const auto config = [&](Pass pass) { return Config{.storage = queries.storage, .pass = pass}; };
+  // From the back, as above.
+  for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
+    codes.tiles.records = front.tiles.records + begin;
+    codes.num_tiles = end - begin;
+    listed.tiles = rows.tiles = codes.tiles;
+    listed.num_tiles = rows.num_tiles = codes.num_tiles;
+    candidates.rows = rows;
+    listed.next_item = codes.next_item + 1;
+    launch(config(Pass::Codes), codes, filter.code_map, plan.ctas, stream);
+    launch_candidates(candidates, stream);
+    launch(config(Pass::Listed), listed, key_map, plan.ctas, stream);
+    common::topk::launch_topk_listed(rows, stream);
+    codes.next_item += 2;
   }
 }
 

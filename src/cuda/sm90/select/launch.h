@@ -29,7 +29,7 @@ struct Front {
   BatchParams batch{};
   common::prologue::TileView tiles{};
   std::int64_t num_tiles = 0;      // records of `tiles`, some of them without a tile
-  unsigned* next_items = nullptr;  // [num_chunks(num_tiles)], 0
+  unsigned* next_items = nullptr;  // [num_chunks(num_tiles) * item_counters], 0
 };
 
 /// block_scores. `key_map` has boxes of box_tokens(kTileKeys, page_size) keys.
@@ -40,6 +40,20 @@ void launch_block_scores(const SelectPlan& plan, const Front& front, const Queri
 void launch_select_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
                           float* scratch, cudaStream_t stream);
+
+/// What a filter's selection reads beside the keys, and its lists of a chunk.
+struct Filter {
+  CUtensorMap code_map{};  // boxes of box_tokens(kTileKeys, page_size) keys
+  FilterBounds bounds{};
+  PartLists lists{};
+  Rows<int> candidates{};  // [T, Hi], or none
+};
+
+/// The same, bit for bit, by a plan that is filtered. `key_map` has boxes of kPartKeys keys.
+void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                            const CUtensorMap& key_map, const Filter& filter,
+                            const common::topk::TopkParams& out, float* scratch,
+                            cudaStream_t stream);
 
 /// One launch of the scoring kernel; defined in instances/*.cu, one each. `ctas`: one a
 /// multiprocessor.

@@ -6,6 +6,7 @@
 
 #include "core/geometry.h"
 #include "cuda/common/topk/launch.h"
+#include "cuda/sm90/select/candidates.h"
 
 namespace msa::cuda::sm90::select {
 
@@ -59,28 +60,37 @@ std::int64_t chunk_of(std::int64_t fitting, std::int64_t num_tiles, int groups,
 
 SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   SelectPlan plan;
-  plan.groups = shape.index_heads_k;
-  plan.heads = shape.index_heads / shape.index_heads_k;
+  // Neighbouring tokens choose alike, heads do not: what a tile's rows leave together is least
+  // where they are many tokens of one head.
+  plan.filtered = shape.filtered;
+  plan.groups = shape.filtered ? shape.index_heads : shape.index_heads_k;
+  plan.heads = shape.index_heads / plan.groups;
+  plan.shares = plan.groups / shape.index_heads_k;
   plan.tokens_per_tile = kTileRows / plan.heads;
   plan.num_tiles = common::prologue::max_tiles(shape.total_q, shape.batch, plan.tokens_per_tile);
   plan.columns = ceil_div(shape.max_seqlen_k, shape.block_size);
   plan.chunk_tiles = plan.num_tiles;
+  const std::int64_t key_tiles = ceil_div(shape.max_seqlen_k, kTileKeys);
   if (shape.scratch) {
-    // Whole 32-byte sectors.
-    plan.scratch_stride = std::max<std::int64_t>(8, round_up(plan.columns, 8));
+    // Whole 32-byte sectors. Scores of listed blocks take the room of the products that they come
+    // from.
+    const std::int64_t words = shape.filtered ? key_tiles * 2 : plan.columns;
+    plan.scratch_stride = std::max<std::int64_t>(8, round_up(words, 8));
+    plan.list_parts = shape.filtered ? std::max<std::int64_t>(1, key_tiles) * kTileParts : 0;
     const std::int64_t tile_bytes = plan.scratch_stride * 4 * kTileRows * plan.groups;
-    plan.chunk_tiles = chunk_of(tuning.scratch_bytes / tile_bytes, plan.num_tiles, plan.groups,
-                                tuning.multiprocessors);
+    const std::int64_t most = shape.filtered ? tuning.filter_scratch_bytes : tuning.scratch_bytes;
+    plan.chunk_tiles =
+        chunk_of(most / tile_bytes, plan.num_tiles, plan.groups, tuning.multiprocessors);
   }
   const std::int64_t full_tiles = shape.batch * ceil_div(shape.max_seqlen_q, plan.tokens_per_tile);
-  const std::int64_t key_tiles = ceil_div(shape.max_seqlen_k, kTileKeys);
   const bool triangle = shape.causal && shape.max_seqlen_q == shape.max_seqlen_k;
   const bool one_chunk = plan.chunk_tiles == plan.num_tiles;
   plan.span = best_span(std::min(plan.chunk_tiles, full_tiles) * plan.groups, key_tiles, tuning,
                         triangle, triangle && one_chunk ? key_tiles / 2 : key_tiles);
   plan.spans = static_cast<int>(std::max<std::int64_t>(1, ceil_div(key_tiles, plan.span)));
   // Keys that fit the L2 cache may be read in any order; heavy items first then balances best.
-  plan.tile_major = shape.max_seqlen_k * shape.index_dim * 2 <= tuning.cached_bytes;
+  const int item_bytes = shape.filtered ? 1 : 2;
+  plan.tile_major = shape.max_seqlen_k * shape.index_dim * item_bytes <= tuning.cached_bytes;
   plan.ctas = tuning.multiprocessors;
   plan.split_rows = common::topk::splits_rows(shape.total_q * shape.index_heads, plan.columns);
   return plan;
@@ -95,8 +105,19 @@ std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::in
                   common::prologue::max_tiles(total_q, batch, plan.tokens_per_tile));
 }
 
-std::int64_t scratch_floats(const SelectPlan& plan) {
+std::int64_t scratch_words(const SelectPlan& plan) {
   return plan.chunk_tiles * plan.groups * kTileRows * plan.scratch_stride;
+}
+
+std::int64_t chunk_lists(const SelectPlan& plan) { return plan.chunk_tiles * plan.groups; }
+
+bool filter_pays(const SelectShape& shape, std::int64_t page_size, const Tuning& tuning) {
+  // The bounds of a page are those of all blocks in it.
+  if (page_size == 0 || page_size % shape.block_size != 0) return false;
+  if (shape.max_seqlen_k < tuning.filter_keys) return false;
+  if (ceil_div(shape.max_seqlen_k, shape.block_size) > kMostFilterBlocks) return false;
+  const std::int64_t tiles = shape.total_q / kTileRows;  // full ones of one head
+  return tiles >= shape.batch && tiles * shape.index_heads >= tuning.multiprocessors;
 }
 
 }  // namespace msa::cuda::sm90::select

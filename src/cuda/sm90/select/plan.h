@@ -11,8 +11,10 @@ namespace msa::cuda::sm90::select {
 
 /// How a problem is cut; from host numbers alone.
 struct SelectPlan {
-  int heads = 1;   // index heads of one index-K head
-  int groups = 1;  // index-K heads
+  bool filtered = false;  // scores of what a filter leaves
+  int heads = 1;          // index heads of a row's token in one tile
+  int groups = 1;         // of them: index-K heads; filtered, index heads
+  int shares = 1;         // groups of one index-K head
   int tokens_per_tile = 0;
   std::int64_t num_tiles = 0;    // slots of the tile table
   std::int64_t chunk_tiles = 0;  // tiles scored before their top-k
@@ -20,7 +22,8 @@ struct SelectPlan {
   int spans = 1;
   bool tile_major = false;
   std::int64_t columns = 0;         // blocks of the longest request
-  std::int64_t scratch_stride = 0;  // floats of one row of the scratch; 0: no scratch
+  std::int64_t scratch_stride = 0;  // words of one row of the scratch; 0: no scratch
+  std::int64_t list_parts = 0;      // filtered: most of a tile and index head
   bool split_rows = false;          // several warps a row in the top-k
   int ctas = 1;                     // of the scoring kernel: one a multiprocessor
 };
@@ -36,6 +39,7 @@ struct SelectShape {
   int block_size = 128;
   bool causal = true;
   bool scratch = true;  // select_blocks; false: block_scores
+  bool filtered = false;
 };
 
 /// At most tuning.scratch_bytes of scratch, at least one tile.
@@ -48,7 +52,17 @@ std::int64_t tiles_of_call(const SelectPlan& plan, std::int64_t total_q, std::in
 /// Rounds of scoring and top-k over `tiles`.
 std::int64_t num_chunks(const SelectPlan& plan, std::int64_t tiles);
 
+/// Counters of items of a chunk.
+constexpr int item_counters(const SelectPlan& plan) { return plan.filtered ? 2 : 1; }
+
 /// Of the scratch.
-std::int64_t scratch_floats(const SelectPlan& plan);
+std::int64_t scratch_words(const SelectPlan& plan);
+
+/// Tiles and groups of a chunk, each with a list where the plan is filtered.
+std::int64_t chunk_lists(const SelectPlan& plan);
+
+/// Whether the products of a filter's codes, then scores of what they leave, take less time than
+/// scores of all keys; from bounds alone. `page_size` 0: ragged keys.
+bool filter_pays(const SelectShape& shape, std::int64_t page_size, const Tuning& tuning);
 
 }  // namespace msa::cuda::sm90::select

@@ -28,7 +28,7 @@ class Producer {
       Work work;
       work.valid_rows = -1;
       work.first = work.end = 0;
-      if (item < items) work = locate_work(p, item);
+      if (item < items) work = locate_work<Traits>(p, item);
       if (item >= items || !Traits::kConfig.scratch || work.first < work.end) {
         shared_.work_ring.wait_empty(slot);
         if (lane_ == 0) {
@@ -36,7 +36,11 @@ class Producer {
           ptx::mbarrier_arrive(&shared_.work_ring.full[slot.stage]);
         }
         slot.advance();
-        load_keys(work);
+        if constexpr (Traits::kListed) {
+          load_listed(work);
+        } else {
+          load_keys(work);
+        }
       }
       if (item >= items) return;
       if (lane_ == 0) item = gridDim.x + atomicAdd(p.next_item, 1u);
@@ -65,8 +69,52 @@ class Producer {
       __syncwarp();
       if (lane_ < lanes) {
         load_key_box<Traits::kKeys, Traits::kPanels>(shared_.keys[at_.stage], key_map_,
-                                                     &shared_.ring.full[at_.stage], work.group, box,
-                                                     p.batch.page_size, lane_);
+                                                     &shared_.ring.full[at_.stage], work.key_head,
+                                                     box, p.batch.page_size, lane_);
+      }
+    }
+  }
+
+  /// The parts of the tile's list, four to a key tile. 32 of them are looked up together.
+  __device__ __forceinline__ void load_listed(const Work& work) {
+    const Params& p = params_;
+    constexpr int kTiles = 32 / kTileParts;
+    const int* parts =
+        p.lists.parts +
+        (static_cast<std::int64_t>(work.slot) * p.groups + work.group) * p.lists.stride_parts;
+#pragma unroll 1
+    for (int first = work.first; first < work.end; first += kTiles) {
+      const int mine = first * kTileParts + lane_;
+      const int part = mine < work.end * kTileParts ? parts[mine] : kNoPart;
+      KeyBox box{0, kNoPage, false};
+      if (part != kNoPart)
+        box = locate_key_box<kPartKeys>(p.batch, work.rows, work.request, part, 0);
+      const unsigned all_bad = __ballot_sync(kAllLanes, box.bad);
+      const int tiles = min(kTiles, work.end - first);
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile, at_.advance()) {
+        const int from = tile * kTileParts;
+        const int4 four = make_int4(
+            __shfl_sync(kAllLanes, part, from), __shfl_sync(kAllLanes, part, from + 1),
+            __shfl_sync(kAllLanes, part, from + 2), __shfl_sync(kAllLanes, part, from + 3));
+        const int source = from + lane_ / Traits::kPanels % kTileParts;
+        const KeyBox at{__shfl_sync(kAllLanes, box.token, source),
+                        __shfl_sync(kAllLanes, box.page, source), false};
+        shared_.ring.wait_empty(at_);
+        if (lane_ == 0) {
+          shared_.bad_boxes[at_.stage] = all_bad >> from & ((1u << kTileParts) - 1);
+          shared_.parts[at_.stage] = four;
+          shared_.ring.expect(at_, Traits::kTileBytes);
+        }
+        __syncwarp();
+        if (lane_ < kTileParts * Traits::kPanels) {
+          const int panel = lane_ % Traits::kPanels;
+          const int row = lane_ / Traits::kPanels * kPartKeys;
+          ptx::cp_async_bulk_tensor<4>(
+              shared_.keys[at_.stage] + (panel * Traits::kKeys + row) * kPanelRowBytes, key_map_,
+              {panel * kPanelItems, at.token, work.key_head, at.page},
+              &shared_.ring.full[at_.stage]);
+        }
       }
     }
   }

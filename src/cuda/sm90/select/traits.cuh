@@ -8,6 +8,7 @@
 
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/select/config.h"
+#include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::select {
@@ -19,8 +20,9 @@ enum NamedBarrier : int { kBarrierWarpgroup0 = 1, kBarrierWarpgroup1 = 2, kBarri
 struct Work {
   RequestRecord rows;  // row 0 is the tile's first, seqlen_q their number
   int request;
-  int slot;   // of the tile in this launch
-  int group;  // index-K head
+  int slot;  // of the tile in this launch
+  int group;
+  int key_head;  // index-K head
   int span;
   int first;  // key tiles [first, end)
   int end;
@@ -41,10 +43,13 @@ struct Traits {
 
   static constexpr int kKeys = 128;  // of a key tile: n of the wgmma
   static constexpr int kBlocksPerTile = kKeys / cfg.block;
-  static constexpr int kPanels = cfg.dim / 64;
-  static constexpr int kSteps = cfg.dim / 16;  // k16 steps of the contraction
-  static constexpr int kTileBytes = kKeys * cfg.dim * 2;
-  static constexpr int kStages = 6;  // of key tiles in flight, 192 KB at dim 128
+  static constexpr bool kCodes = cfg.pass == Pass::Codes;
+  static constexpr bool kListed = cfg.pass == Pass::Listed;
+  static constexpr int kRowBytes = cfg.dim * (kCodes ? 1 : 2);
+  static constexpr int kPanels = kRowBytes / kPanelRowBytes;
+  static constexpr int kSteps = kRowBytes / 32;  // of the contraction: k16, of codes k32
+  static constexpr int kTileBytes = kKeys * kRowBytes;
+  static constexpr int kStages = kCodes ? 12 : 6;  // of key tiles in flight, 192 KB at dim 128
 
   static constexpr int kWorkSlots = 2;  // the producer is up to one item ahead
   // Warps that read an item: the consumers and, where rows belong to the caller, two that fill what
@@ -55,7 +60,8 @@ struct Traits {
     alignas(1024)
         std::uint8_t keys[kStages][kTileBytes];  // panel after panel, [128 keys][64 items] swizzled
     Ring<kStages> ring;
-    std::uint32_t bad_boxes[kStages];  // boxes whose page id is out of range
+    std::uint32_t bad_boxes[kStages];   // boxes whose page id is out of range
+    int4 parts[kListed ? kStages : 1];  // of a key tile, as its list has them
     Ring<kWorkSlots> work_ring;
     Work work[kWorkSlots];
   };
@@ -65,6 +71,7 @@ struct Traits {
   static_assert(kWarpgroups * kConsumerRegisters + kProducerRegisters <= 4 * 128,
                 "registers of a CTA's four warpgroups");
   static_assert(cfg.dim == 64 || cfg.dim == 128, "one or two panels of 64 columns");
+  static_assert(cfg.pass == Pass::Scores || (cfg.scratch && cfg.dim == 128), "as filters are");
   static_assert(cfg.block == 64 || cfg.block == 128, "one or two blocks a key tile");
 };
 

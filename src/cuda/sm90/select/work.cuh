@@ -13,11 +13,13 @@ using common::kAllLanes;
 using common::kMinusInf;
 
 /// Item `item` of the launch: heavy tiles, which are later ones, first.
+template <class Traits>
 __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   Work work;
   const auto tiles = static_cast<unsigned>(p.num_tiles);
   const auto spans = static_cast<unsigned>(p.spans);
   work.group = static_cast<int>(item / (tiles * spans));
+  work.key_head = work.group / p.shares;
   item %= tiles * spans;
   work.span = static_cast<int>(p.tile_major ? item % spans : item / tiles);
   work.slot = static_cast<int>(tiles - 1 - (p.tile_major ? item / spans : item % tiles));
@@ -31,6 +33,8 @@ __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   const int span = static_cast<int>(p.span);
   work.first = min(work.span * span, work.visible_end);
   work.end = min(work.first + span, work.visible_end);
+  if constexpr (Traits::kListed)
+    work.end = p.lists.sizes[static_cast<std::int64_t>(work.slot) * p.groups + work.group].x;
   return work;
 }
 

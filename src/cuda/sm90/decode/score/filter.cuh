@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 // A consumer warp's bounds of keys in a filter's codes: queries become codes, too, products are
-// integers, and each key gives an interval (decode/bounds.h), as keys of a warp may have bounds of
+// integers, and each key gives an interval (filter_bounds.h), as keys of a warp may have bounds of
 // three pages or groups.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/common/rows.cuh"
-#include "cuda/sm90/decode/bounds.h"
 #include "cuda/sm90/decode/score/keys.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
+#include "cuda/sm90/tile/filter_bounds.h"
 
 namespace msa::cuda::sm90::decode {
 
@@ -25,15 +25,6 @@ struct CodedQueries {
 
 template <class Traits>
 using Columns = std::conditional_t<Traits::kFilter, CodedQueries<Traits>, Queries<Traits>>;
-
-/// Four floats that are small integers as signed bytes.
-__device__ __forceinline__ std::uint32_t pack_codes(const float (&codes)[4]) {
-  std::uint32_t word = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    word |= (static_cast<std::uint32_t>(static_cast<int>(codes[i])) & 0xffu) << (8 * i);
-  return word;
-}
 
 /// A column's items, 16 to a load, become codes; all four lanes of a column know its bound.
 template <class Traits>

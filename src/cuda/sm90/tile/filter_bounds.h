@@ -15,7 +15,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace msa::cuda::sm90::decode {
+namespace msa::cuda::sm90 {
 
 inline constexpr int kBoundRows = 16;  // ragged index keys that share bounds; pages are multiples
 
@@ -91,9 +91,18 @@ __host__ __device__ inline QueryUnit query_unit(float largest) {
           .known = fits || none};
 }
 
-/// To the nearest integer, half to even; |x| is at most 127 and a rounding.
+/// To the nearest integer, half to even; |x| is at most 127 and a rounding. Whoever computes it
+/// finds the same code: nothing is left for a compiler to fuse.
 __host__ __device__ inline float code_of(const QueryUnit& u, float divided) {
-  return (divided * u.inverse + 12582912.0f) - 12582912.0f;
+  return fmaf(divided, u.inverse, 12582912.0f) - 12582912.0f;
+}
+
+/// Four floats that are small integers as signed bytes.
+__host__ __device__ inline std::uint32_t pack_codes(const float (&codes)[4]) {
+  std::uint32_t word = 0;
+  for (int i = 0; i < 4; ++i)
+    word |= (static_cast<std::uint32_t>(static_cast<int>(codes[i])) & 0xffu) << (8 * i);
+  return word;
 }
 
 /// Adds an item, divided by the unit, to the sums of squares of the query and of its codes' error.
@@ -128,4 +137,4 @@ __host__ __device__ inline Interval interval(std::int32_t product, const QueryBo
   return {known ? middle - width : -kInf, known ? middle + width : kInf};
 }
 
-}  // namespace msa::cuda::sm90::decode
+}  // namespace msa::cuda::sm90
