@@ -30,7 +30,7 @@ constexpr int kRows = 4;  // of a warp at a time
 constexpr int kTurnRows = kWarps * kRows;
 constexpr int kTurns = kTileRows / kTurnRows;
 constexpr int kSegments = 8;    // of a row, told apart for the second look
-constexpr int kChunkTiles = 4;  // key tiles of a lane: 32 bytes of products
+constexpr int kChunkTiles = 4;  // key tiles of a lane: 16 bytes of products
 constexpr int kWordTiles = 8;   // key tiles whose parts are the bits of a word
 static_assert(kTileRows % kTurnRows == 0, "whole turns");
 static_assert(kChunkTiles * kTileParts == 16 && kWordTiles * kTileParts == 32, "bits of a word");
@@ -38,6 +38,12 @@ static_assert(kChunkTiles * kTileParts == 16 && kWordTiles * kTileParts == 32, "
 /// Blocks of a chunk.
 template <int kBlock>
 constexpr int kChunkBlocks = kChunkTiles* kTileKeys / kBlock;
+
+/// What a warp has found and not looked at.
+struct Queue {
+  std::uint16_t segments[kSegments * 32];
+  std::uint16_t blocks[32 * kChunkBlocks<kTileKeys / 2> + 32];
+};
 
 /// Dynamic shared memory.
 struct Shared {
@@ -62,7 +68,7 @@ struct Sizes {
   }
 };
 
-constexpr std::size_t kMostBytes = 227 * 1024;
+constexpr std::size_t kMostBytes = 227 * 1024 - kWarps * sizeof(Queue);
 static_assert(kMostFilterBlocks * sizeof(float4) + Sizes::kSegmentBytes + kMostFilterBlocks <
                   kMostBytes,
               "a CTA's shared memory");
@@ -105,38 +111,55 @@ struct Chooser {
   bool finite;
 };
 
-/// Products of a chunk: parts 0 and 1 of four key tiles, then parts 2 and 3.
+/// Words of a chunk's key tiles.
 struct Products {
-  uint4 halves[2];
+  uint4 words;
 
   __device__ __forceinline__ void load(const Chooser& row, int chunk) {
-    halves[0] = row.products[chunk * 2];
-    halves[1] = row.products[chunk * 2 + 1];
+    words = row.products[chunk];
   }
-  static __device__ __forceinline__ std::uint32_t word(const uint4& four, int tile) {
-    return tile == 0 ? four.x : tile == 1 ? four.y : tile == 2 ? four.z : four.w;
-  }
-  /// Two parts of block n of the chunk; `pair` 1: the other two of a block of 128.
-  template <int kBlock>
-  __device__ __forceinline__ std::uint32_t parts(int n, int pair) const {
-    return kBlock == kTileKeys ? word(halves[pair], n) : word(halves[n % 2], n / 2);
-  }
-  /// The largest of block n, in units.
-  template <int kBlock>
-  __device__ __forceinline__ int largest(int n) const {
-    std::uint32_t two = parts<kBlock>(n, 0);
-    if constexpr (kBlock == kTileKeys) two = __vmaxs2(two, parts<kBlock>(n, 1));
-    return max(static_cast<std::int16_t>(two & 0xffff), static_cast<std::int16_t>(two >> 16));
+  __device__ __forceinline__ std::uint32_t word(int tile) const {
+    return tile == 0 ? words.x : tile == 1 ? words.y : tile == 2 ? words.z : words.w;
   }
 };
 
-/// Of a product in units, cut off.
-__device__ __forceinline__ Interval interval_of(int units, const QueryBound& query,
+/// The largest product of a key tile, in units.
+__device__ __forceinline__ int largest_of(std::uint32_t word) {
+  return static_cast<std::int32_t>(word) >> 16;
+}
+__device__ __forceinline__ int steps_of(std::uint32_t word, int part) {
+  return static_cast<int>(word >> steps_shift(part) & kMostSteps);
+}
+
+/// What a product of at least `low` and at most `high` units, each cut off, says of a score. As
+/// `interval`, and no wider than that of any product between: a rounding less at either end, and
+/// nothing is known where the largest product there is could reach kWidest.
+__device__ __forceinline__ Interval bound_units(int low, int high, const QueryBound& query,
                                                 const KeyBound& key) {
-  constexpr int kNone = kNoProduct / kProductUnit;
-  if (units == kNone) return {kMinusInf, kMinusInf};
-  return {interval(units * kProductUnit, query, key).lower,
-          interval(units * kProductUnit + kProductUnit - 1, query, key).upper};
+  constexpr float kUnit = kProductUnit;
+  constexpr float kCutOff = (kUnit - 1) / kUnit;
+  const float scale = query.scale * kUnit * key.scale;
+  const float width = fmaf(query.norm, key.error, fmaf(query.error, key.norm, key.floor));
+  const bool known = width < kWidest && scale < kWidest * 0x1p-16f;
+  const float lower = fmaf(static_cast<float>(low), scale, -width);
+  const float upper = fmaf(static_cast<float>(high) + kCutOff, scale, width);
+  return {known ? lower : kMinusInf, known ? upper : INFINITY};
+}
+
+/// Of a block, by the word of its key tile; `n`: its number there.
+template <int kBlock>
+__device__ __forceinline__ Interval bound_block(std::uint32_t word, int n, const QueryBound& query,
+                                                const KeyBound& key) {
+  const int most = largest_of(word);
+  if constexpr (kBlock == kTileKeys) {
+    return bound_units(most, most, query, key);
+  } else {
+    const int steps = min(steps_of(word, 2 * n), steps_of(word, 2 * n + 1));
+    const int high = most - steps * kUnitsPerStep;
+    Interval x = bound_units(high - kUnitsPerStep + 1, high, query, key);
+    if (steps == kMostSteps) x.lower = kMinusInf;  // as far below as may be
+    return x;
+  }
 }
 
 __device__ __forceinline__ KeyBound key_of(const float4* keys, int chunks, int chunk, int n) {
@@ -203,11 +226,26 @@ __device__ __forceinline__ void bound_rows(float (&least)[kRows], const Chooser 
                                            const Shared& shared, float* segments, int chunks,
                                            int used, int segment, int lane) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
+  constexpr int kTileBlocks = kTileKeys / kBlock;
   float best[kRows][4];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) best[r][i] = kMinusInf;
+  }
+  int begin = 0;  // blocks that every row scores
+  int end = 1 << 30;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    begin = max(begin, rows[r].begin);
+    end = min(end, rows[r].end);
+  }
+  const int turns = (used + 31) / 32;
+  constexpr bool kAhead = kTileBlocks == 1;  // else registers do not suffice
+  Products next[kRows];                      // on its way
+  if constexpr (kAhead) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) next[r].load(rows[r], min(lane, used - 1));
   }
 #pragma unroll 1
   for (int s = 0; s < kSegments; ++s) {
@@ -215,24 +253,37 @@ __device__ __forceinline__ void bound_rows(float (&least)[kRows], const Chooser 
 #pragma unroll
     for (int r = 0; r < kRows; ++r) upper[r] = kMinusInf;
 #pragma unroll 1
-    for (int turn = s * segment; turn < (s + 1) * segment && turn * 32 < used; ++turn) {
+    for (int turn = s * segment; turn < (s + 1) * segment && turn < turns; ++turn) {
       const int chunk = turn * 32 + lane;
-      if (chunk >= used) continue;
+      const int there = min(chunk, used - 1);
       Products products[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) products[r].load(rows[r], chunk);
-#pragma unroll
-      for (int n = 0; n < kPerChunk; ++n) {
-        const KeyBound key = key_of(shared.keys, chunks, chunk, n);
-        const int block = chunk * kPerChunk + n;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const Interval x =
-              interval_of(products[r].template largest<kBlock>(n), rows[r].query, key);
-          const bool counts = block >= rows[r].begin && block < rows[r].end;
-          best[r][n % 4] = fmaxf(best[r][n % 4], counts ? x.lower : kMinusInf);
-          upper[r] = fmaxf(upper[r], counts ? x.upper : kMinusInf);
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kAhead) {
+          products[r] = next[r];
+          next[r].load(rows[r], min(chunk + 32, used - 1));
+        } else {
+          products[r].load(rows[r], there);
         }
+      }
+      const auto look = [&](const auto& counts) {
+#pragma unroll
+        for (int n = 0; n < kPerChunk; ++n) {
+          const KeyBound key = key_of(shared.keys, chunks, there, n);
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            const Interval x = bound_block<kBlock>(products[r].word(n / kTileBlocks),
+                                                   n % kTileBlocks, rows[r].query, key);
+            const bool in = counts(rows[r], chunk * kPerChunk + n);
+            best[r][n % 4] = fmaxf(best[r][n % 4], in ? x.lower : kMinusInf);
+            upper[r] = fmaxf(upper[r], in ? x.upper : kMinusInf);
+          }
+        }
+      };
+      if (chunk * kPerChunk >= begin && (chunk + 1) * kPerChunk <= end) {
+        look([](const Chooser&, int) { return true; });
+      } else {
+        look([](const Chooser& row, int block) { return block >= row.begin && block < row.end; });
       }
     }
 #pragma unroll
@@ -242,45 +293,85 @@ __device__ __forceinline__ void bound_rows(float (&least)[kRows], const Chooser 
   for (int r = 0; r < kRows; ++r) least[r] = bound_of(best[r], rows[r].k);
 }
 
-/// Second look at a row: its parts join the wanted ones; how many blocks may be chosen.
+/// The parts of a block that may hold its maximum join the wanted ones.
+template <int kBlock>
+__device__ __forceinline__ void want_block(const Chooser& row, float least, const Shared& shared,
+                                           int chunks, int block) {
+  constexpr int kPerChunk = kChunkBlocks<kBlock>;
+  constexpr int kTileBlocks = kTileKeys / kBlock;
+  constexpr int kBlockParts = kBlock / kPartKeys;
+  const int tile = block / kTileBlocks;
+  const int n = block % kTileBlocks;
+  const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(row.products)[tile];
+  const KeyBound key = key_of(shared.keys, chunks, block / kPerChunk, block % kPerChunk);
+  // What lies below the block's own lower bound is not its maximum.
+  const float must = fmaxf(least, bound_block<kBlock>(word, n, row.query, key).lower);
+  std::uint32_t bits = 0;
+#pragma unroll
+  for (int part = 0; part < kBlockParts; ++part) {
+    const int at = n * kBlockParts + part;
+    const int high = largest_of(word) - steps_of(word, at) * kUnitsPerStep;
+    if (bound_units(high, high, row.query, key).upper >= must) bits |= 1u << at;
+  }
+  atomicOr(shared.wanted + tile / kWordTiles, bits << tile % kWordTiles * kTileParts);
+}
+
+/// Second look at a row: its parts join the wanted ones; how many blocks may be chosen. What is
+/// left at each step is few and lies scattered: it is queued, so that lanes have work alike.
 template <int kBlock>
 __device__ __forceinline__ int want_parts(const Chooser& row, float least, const Shared& shared,
-                                          const float* segments, int chunks, int used, int segment,
-                                          int lane) {
+                                          const float* segments, Queue& queue, int chunks, int used,
+                                          int segment, int lane) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
-  constexpr int kPairs = kBlock / (2 * kPartKeys);
-  int candidates = 0;
+  constexpr int kTileBlocks = kTileKeys / kBlock;
+  int flagged = 0;
 #pragma unroll 1
   for (int s = 0; s < kSegments; ++s) {
-    if (!(segments[s * 32 + lane] >= least)) continue;
+    const bool reaches = segments[s * 32 + lane] >= least;
+    const unsigned lanes = __ballot_sync(kAllLanes, reaches);
+    if (reaches)
+      queue.segments[flagged + __popc(lanes & common::lanes_below(lane))] =
+          static_cast<std::uint16_t>(s * 32 + lane);
+    flagged += __popc(lanes);
+  }
+  __syncwarp();
+  int candidates = 0;
+  int waiting = 0;
 #pragma unroll 1
-    for (int turn = s * segment; turn < (s + 1) * segment; ++turn) {
-      const int chunk = turn * 32 + lane;
-      if (chunk >= used) break;
+  for (int turn = 0; turn < segment; ++turn) {
+#pragma unroll 1
+    for (int first = 0; first < flagged; first += 32) {
+      const int entry = queue.segments[min(first + lane, flagged - 1)];
+      const int chunk = (entry / 32 * segment + turn) * 32 + entry % 32;
+      const bool there = first + lane < flagged && chunk < used;
+      const int at = min(chunk, used - 1);
       Products products;
-      products.load(row, chunk);
-      std::uint32_t bits = 0;
+      products.load(row, at);
 #pragma unroll
       for (int n = 0; n < kPerChunk; ++n) {
         const int block = chunk * kPerChunk + n;
-        if (block < row.begin || block >= row.end) continue;
-        const KeyBound key = key_of(shared.keys, chunks, chunk, n);
-        const Interval whole = interval_of(products.template largest<kBlock>(n), row.query, key);
-        if (!(whole.upper >= least)) continue;
-        ++candidates;
-        // What lies below the block's own lower bound is not its maximum.
-        const float must = fmaxf(least, whole.lower);
-#pragma unroll
-        for (int part = 0; part < 2 * kPairs; ++part) {
-          const std::uint32_t two = products.template parts<kBlock>(n, part / 2);
-          const int units = static_cast<std::int16_t>(part % 2 == 0 ? two & 0xffff : two >> 16);
-          if (interval_of(units, row.query, key).upper >= must)
-            bits |= 1u << (n * 2 * kPairs + part);
-        }
+        const KeyBound key = key_of(shared.keys, chunks, at, n);
+        const float upper =
+            bound_block<kBlock>(products.word(n / kTileBlocks), n % kTileBlocks, row.query, key)
+                .upper;
+        const bool reaches = there && block >= row.begin && block < row.end && upper >= least;
+        const unsigned lanes = __ballot_sync(kAllLanes, reaches);
+        if (reaches)
+          queue.blocks[waiting + __popc(lanes & common::lanes_below(lane))] =
+              static_cast<std::uint16_t>(block);
+        waiting += __popc(lanes);
+        candidates += __popc(lanes);
       }
-      if (bits != 0) atomicOr(shared.wanted + chunk / 2, bits << (chunk % 2 * 16));
+      __syncwarp();
+      while (waiting >= 32) {
+        waiting -= 32;
+        want_block<kBlock>(row, least, shared, chunks, queue.blocks[waiting + lane]);
+      }
+      __syncwarp();
     }
   }
+  if (lane < waiting) want_block<kBlock>(row, least, shared, chunks, queue.blocks[lane]);
+  __syncwarp();
   return candidates;
 }
 
@@ -324,6 +415,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     candidates_kernel(const __grid_constant__ CandidateParams p) {
   using Item = common::ItemOf<kStorage>;
   extern __shared__ float4 raw[];
+  __shared__ Queue queues[kWarps];
   const Sizes sizes(p.columns, kBlock);
   const Shared shared{
       .keys = raw,
@@ -387,10 +479,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       int candidates = 0;
       if (row.begin < row.end) {
         candidates = want_parts<kBlock>(row, least[r], shared, segments + r * kSegments * 32,
-                                        sizes.chunks, used, segment, lane);
+                                        queues[warp], sizes.chunks, used, segment, lane);
       }
       if (p.candidates.data == nullptr) continue;
-      candidates = common::warp::sum(candidates);
       const bool reads = row.finite || row.begin == row.end;
       if (lane == 0)
         common::item_of(p.candidates, rows.q_begin + first + r, head) = reads ? candidates : -1;

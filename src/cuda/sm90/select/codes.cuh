@@ -88,8 +88,7 @@ __device__ __forceinline__ std::uint32_t pack_products(std::int32_t low, std::in
                      static_cast<std::uint32_t>(high) << kShift, 0x7632);
 }
 
-/// Of one key tile: even lanes end with row 0's, odd ones with row 1's, the first two lanes of a
-/// quad with parts 0 and 1, the others with parts 2 and 3.
+/// The word of one key tile: row 0's in even lanes, row 1's in odd ones.
 __device__ __forceinline__ std::uint32_t part_products(const std::int32_t (&d)[64]) {
   std::uint32_t packed[2][2];
 #pragma unroll
@@ -98,16 +97,27 @@ __device__ __forceinline__ std::uint32_t part_products(const std::int32_t (&d)[6
     packed[row][1] = pack_products(part_maximum<2>(d, row), part_maximum<3>(d, row));
   }
   const bool odd = (threadIdx.x & 1) != 0;
-  const bool upper = (threadIdx.x & 2) != 0;
   std::uint32_t mine[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const std::uint32_t other = odd ? packed[0][half] : packed[1][half];
     mine[half] =
         __vmaxs2(odd ? packed[1][half] : packed[0][half], __shfl_xor_sync(kAllLanes, other, 1));
+    mine[half] = __vmaxs2(mine[half], __shfl_xor_sync(kAllLanes, mine[half], 2));
   }
-  const std::uint32_t other = upper ? mine[0] : mine[1];
-  return __vmaxs2(upper ? mine[1] : mine[0], __shfl_xor_sync(kAllLanes, other, 2));
+  std::uint32_t most = __vmaxs2(mine[0], mine[1]);
+  most = __vmaxs2(most, __byte_perm(most, most, 0x1032));
+  // As unsigned numbers no half is larger than the one that it is taken from: nothing is borrowed.
+  constexpr std::uint32_t kBias = 0x80008000;
+  constexpr std::uint32_t kMost = kMostSteps * 0x10001u;
+  static_assert(kUnitsPerStep == 8, "a shift by three");
+  std::uint32_t steps[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const std::uint32_t below = (most ^ kBias) - (mine[half] ^ kBias);
+    steps[half] = __vminu2(below >> 3 & 0x1fff1fffu, kMost);
+  }
+  return __byte_perm(steps[0] | steps[1] << 4, most, 0x7620);
 }
 
 /// What a warpgroup's rows make of key tiles: the largest products of their parts.
@@ -118,11 +128,11 @@ class CodedRows {
       : rows_(locate_rows<Traits>(p, work)) {
     load_codes<Traits>(a_, p, work, rows_);
     const int i = threadIdx.x & 1;
-    writes_ = i != 0 ? rows_.valid[1] : rows_.valid[0];
+    writes_ = (i != 0 ? rows_.valid[1] : rows_.valid[0]) && (threadIdx.x & 2) == 0;
     const std::int64_t row =
         (static_cast<std::int64_t>(work.slot) * p.groups + work.group) * Traits::kRows +
         (i != 0 ? rows_.row[1] : rows_.row[0]);
-    to_ = reinterpret_cast<uint4*>(p.products + row * p.stride_products) + (threadIdx.x >> 1 & 1);
+    to_ = reinterpret_cast<uint4*>(p.products + row * p.stride_products);
   }
 
   /// As ScoredRows::take.
@@ -157,7 +167,7 @@ class CodedRows {
 
  private:
   __device__ __forceinline__ void flush(int tile) {
-    if (writes_) to_[tile / 4 * 2] = make_uint4(pending_[0], pending_[1], pending_[2], pending_[3]);
+    if (writes_) to_[tile / 4] = make_uint4(pending_[0], pending_[1], pending_[2], pending_[3]);
   }
 
   const ConsumerRows rows_;

@@ -32,11 +32,19 @@ struct Config {
 inline constexpr int kTileRows = 192;  // rows (token, index head) of one query tile
 inline constexpr int kTileKeys = 128;  // keys of one key tile
 
-inline constexpr int kPartKeys = 32;                          // of a block: what a filter bounds
-inline constexpr int kTileParts = kTileKeys / kPartKeys;      // of a key tile
-inline constexpr int kNoPart = 1 << 25;                       // its keys lie behind all others
-inline constexpr int kProductUnit = 64;                       // products are stored in 16 bits
+inline constexpr int kPartKeys = 32;                      // of a block: what a filter bounds
+inline constexpr int kTileParts = kTileKeys / kPartKeys;  // of a key tile
+inline constexpr int kNoPart = 1 << 25;                   // its keys lie behind all others
+
+// The largest products of a key tile's parts in one word. The upper half: the largest of all, in
+// units, cut off. Four bits of each part: how many steps it lies below, cut off, at most 15.
+inline constexpr int kProductUnit = 64;
+inline constexpr int kUnitsPerStep = 8;
+inline constexpr int kMostSteps = 15;
 inline constexpr int kNoProduct = -(1 << 15) * kProductUnit;  // of keys that a row does not see
+
+/// Where the four bits of a part lie.
+__host__ __device__ constexpr int steps_shift(int part) { return part % 2 * 8 + part / 2 * 4; }
 
 /// Lists of a launch's tiles, of each index head one, written by candidates.cu.
 struct PartLists {
@@ -68,10 +76,9 @@ struct Params {
   Slots<float> scores{};
   std::int64_t columns = 0;
 
-  // Codes: of rows as the scratch has them, in words of two 16-bit numbers, the parts of four key
-  // tiles in eight of them: parts 0 and 1 of each, then parts 2 and 3.
+  // Codes: a word a key tile, of rows as the scratch has them.
   std::uint32_t* products = nullptr;
-  std::int64_t stride_products = 0;  // a multiple of 8
+  std::int64_t stride_products = 0;  // a multiple of 4
   PartLists lists{};                 // Listed
 };
 

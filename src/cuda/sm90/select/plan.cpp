@@ -74,7 +74,7 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   if (shape.scratch) {
     // Whole 32-byte sectors. Scores of listed blocks take the room of the products that they come
     // from.
-    const std::int64_t words = shape.filtered ? key_tiles * 2 : plan.columns;
+    const std::int64_t words = shape.filtered ? std::max(key_tiles, plan.columns) : plan.columns;
     plan.scratch_stride = std::max<std::int64_t>(8, round_up(words, 8));
     plan.list_parts = shape.filtered ? std::max<std::int64_t>(1, key_tiles) * kTileParts : 0;
     const std::int64_t tile_bytes = plan.scratch_stride * 4 * kTileRows * plan.groups;
