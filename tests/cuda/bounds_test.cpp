@@ -15,6 +15,8 @@
 #include <random>
 #include <string>
 
+#include "cuda/sm90/select/products.h"
+
 namespace msa::cuda::sm90 {
 namespace {
 
@@ -173,6 +175,69 @@ TEST(FilterOnHopper, ScoresLieBetweenTheirBounds) {
       }
     }
   }
+}
+
+/// As part_products, of the largest products of a key tile's parts.
+std::uint32_t word_of(const std::array<std::int32_t, select::kTileParts>& parts) {
+  const auto units = [](std::int32_t product) { return product >> 6; };
+  const int most = units(*std::max_element(parts.begin(), parts.end()));
+  auto word = static_cast<std::uint32_t>(most & 0xffff) << 16;
+  for (int p = 0; p < select::kTileParts; ++p) {
+    const int steps = (most - units(parts[static_cast<std::size_t>(p)])) / select::kUnitsPerStep;
+    word |= static_cast<std::uint32_t>(std::min(steps, select::kMostSteps))
+            << select::steps_shift(p);
+  }
+  return word;
+}
+
+// Four keys, one a part, that share the bounds of a page: what is known of a word holds for each.
+TEST(FilterOnHopper, WordsOfProductsBoundWhatTheyStandFor) {
+  std::mt19937 random(9);
+  int far = 0;
+  for (const auto& [name, query, key] : kNumbers) {
+    for (int n = 0; n < 1000; ++n) {
+      Vector q;
+      for (float& x : q) x = to_bf16(query(random));
+      Codes codes;
+      const QueryBound bound = code_query(q, codes);
+      std::array<Vector, select::kTileParts> keys;
+      float largest = 0;
+      for (Vector& k : keys) {
+        for (float& x : k) x = to_bf16(key(random));
+        largest = std::max(largest, largest_of(k));
+      }
+      std::array<std::int32_t, select::kTileParts> products{};
+      std::array<double, select::kTileParts> scores{};
+      float error = 0, norm = 0;
+      CodedKey coded;
+      for (std::size_t p = 0; p < keys.size(); ++p) {
+        coded = code_key(keys[p], largest);
+        error = std::max(error, coded.error);
+        norm = std::max(norm, coded.norm);
+        for (std::size_t d = 0; d < kDim; ++d) products[p] += codes[d] * coded.codes[d];
+        scores[p] = sum_by_steps(q, keys[p], n % 2 == 0);
+      }
+      const KeyBound page = key_bound(coded.scale, error, norm, kDim);
+      const std::uint32_t word = word_of(products);
+      const auto expect_inside = [&](const Interval& x, double score) {
+        ASSERT_LE(static_cast<double>(x.lower), score) << name << ' ' << n;
+        ASSERT_GE(static_cast<double>(x.upper), score) << name << ' ' << n;
+      };
+      expect_inside(select::bound_block<128>(word, 0, bound, page),
+                    *std::max_element(scores.begin(), scores.end()));
+      expect_inside(select::bound_block<64>(word, 0, bound, page), std::max(scores[0], scores[1]));
+      expect_inside(select::bound_block<64>(word, 1, bound, page), std::max(scores[2], scores[3]));
+      for (int p = 0; p < select::kTileParts; ++p) {
+        const int steps = select::steps_of(word, p);
+        far += steps == select::kMostSteps ? 1 : 0;
+        const int high = select::largest_of(word) - steps * select::kUnitsPerStep;
+        ASSERT_GE(static_cast<double>(select::bound_units(high, high, bound, page).upper),
+                  scores[static_cast<std::size_t>(p)])
+            << name << ' ' << n;
+      }
+    }
+  }
+  EXPECT_GT(far, 1000);
 }
 
 TEST(FilterOnHopper, BoundsAreOfUse) {

@@ -330,7 +330,7 @@ TEST(CudaPlans, AFilteredPrefillHasTilesOfOneHead) {
   EXPECT_EQ(plan.heads, 1);
   EXPECT_EQ(plan.groups, 8);
   EXPECT_EQ(plan.shares, 4);
-  EXPECT_EQ(plan.scratch_stride, 2048);
+  EXPECT_EQ(plan.scratch_stride, 1024);
   EXPECT_EQ(plan.list_parts, 4096);
   EXPECT_GE(plan.scratch_stride, plan.columns);  // scores of listed blocks lie there, too
   EXPECT_LE(scratch_words(plan) * 4, tuning.filter_scratch_bytes);

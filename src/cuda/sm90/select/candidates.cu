@@ -14,7 +14,7 @@
 #include "cuda/common/storage.cuh"
 #include "cuda/common/topk/row.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/tile/filter_bounds.h"
+#include "cuda/sm90/select/products.h"
 
 namespace msa::cuda::sm90::select {
 namespace {
@@ -122,45 +122,6 @@ struct Products {
     return tile == 0 ? words.x : tile == 1 ? words.y : tile == 2 ? words.z : words.w;
   }
 };
-
-/// The largest product of a key tile, in units.
-__device__ __forceinline__ int largest_of(std::uint32_t word) {
-  return static_cast<std::int32_t>(word) >> 16;
-}
-__device__ __forceinline__ int steps_of(std::uint32_t word, int part) {
-  return static_cast<int>(word >> steps_shift(part) & kMostSteps);
-}
-
-/// What a product of at least `low` and at most `high` units, each cut off, says of a score. As
-/// `interval`, and no wider than that of any product between: a rounding less at either end, and
-/// nothing is known where the largest product there is could reach kWidest.
-__device__ __forceinline__ Interval bound_units(int low, int high, const QueryBound& query,
-                                                const KeyBound& key) {
-  constexpr float kUnit = kProductUnit;
-  constexpr float kCutOff = (kUnit - 1) / kUnit;
-  const float scale = query.scale * kUnit * key.scale;
-  const float width = fmaf(query.norm, key.error, fmaf(query.error, key.norm, key.floor));
-  const bool known = width < kWidest && scale < kWidest * 0x1p-16f;
-  const float lower = fmaf(static_cast<float>(low), scale, -width);
-  const float upper = fmaf(static_cast<float>(high) + kCutOff, scale, width);
-  return {known ? lower : kMinusInf, known ? upper : INFINITY};
-}
-
-/// Of a block, by the word of its key tile; `n`: its number there.
-template <int kBlock>
-__device__ __forceinline__ Interval bound_block(std::uint32_t word, int n, const QueryBound& query,
-                                                const KeyBound& key) {
-  const int most = largest_of(word);
-  if constexpr (kBlock == kTileKeys) {
-    return bound_units(most, most, query, key);
-  } else {
-    const int steps = min(steps_of(word, 2 * n), steps_of(word, 2 * n + 1));
-    const int high = most - steps * kUnitsPerStep;
-    Interval x = bound_units(high - kUnitsPerStep + 1, high, query, key);
-    if (steps == kMostSteps) x.lower = kMinusInf;  // as far below as may be
-    return x;
-  }
-}
 
 __device__ __forceinline__ KeyBound key_of(const float4* keys, int chunks, int chunk, int n) {
   const float4 four = keys[n * chunks + chunk];

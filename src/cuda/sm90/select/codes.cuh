@@ -4,8 +4,8 @@
 // largest product bounds its score as well as all of them.
 #pragma once
 
+#include "cuda/sm90/select/products.h"
 #include "cuda/sm90/select/scores.cuh"
-#include "cuda/sm90/tile/filter_bounds.h"
 
 namespace msa::cuda::sm90::select {
 

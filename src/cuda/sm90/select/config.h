@@ -36,16 +36,6 @@ inline constexpr int kPartKeys = 32;                      // of a block: what a 
 inline constexpr int kTileParts = kTileKeys / kPartKeys;  // of a key tile
 inline constexpr int kNoPart = 1 << 25;                   // its keys lie behind all others
 
-// The largest products of a key tile's parts in one word. The upper half: the largest of all, in
-// units, cut off. Four bits of each part: how many steps it lies below, cut off, at most 15.
-inline constexpr int kProductUnit = 64;
-inline constexpr int kUnitsPerStep = 8;
-inline constexpr int kMostSteps = 15;
-inline constexpr int kNoProduct = -(1 << 15) * kProductUnit;  // of keys that a row does not see
-
-/// Where the four bits of a part lie.
-__host__ __device__ constexpr int steps_shift(int part) { return part % 2 * 8 + part / 2 * 4; }
-
 /// Lists of a launch's tiles, of each index head one, written by candidates.cu.
 struct PartLists {
   int* parts = nullptr;   // ascending, kNoPart up to whole key tiles
