@@ -114,7 +114,7 @@ std::int64_t chunk_lists(const SelectPlan& plan) { return plan.chunk_tiles * pla
 bool filter_pays(const SelectShape& shape, std::int64_t page_size, const Tuning& tuning) {
   // The bounds of a page are those of all blocks in it.
   if (page_size == 0 || page_size % shape.block_size != 0) return false;
-  if (shape.max_seqlen_k < tuning.filter_keys) return false;
+  if (shape.max_seqlen_k < tuning.filter_keys || shape.index_heads > kMaxGridYZ) return false;
   if (ceil_div(shape.max_seqlen_k, shape.block_size) > kMostFilterBlocks) return false;
   const std::int64_t tiles = shape.total_q / kTileRows;  // full ones of one head
   return tiles >= shape.batch && tiles * shape.index_heads >= tuning.multiprocessors;
