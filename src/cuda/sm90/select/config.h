@@ -20,10 +20,9 @@ enum class Pass : std::uint8_t {
 };
 
 struct Config {
-  Storage storage =
-      Storage::Bf16;    // of index queries; keys are stored alike, or as a filter's codes
-  int dim = 128;        // 128 or 64
-  int block = 128;      // 128 or 64; of scores
+  Storage storage = Storage::Bf16;  // of index queries; keys are stored alike, or are codes
+  int dim = 128;                    // 128 or 64
+  int block = 128;                  // 128 or 64; of scores
   bool scratch = true;  // rows of a tile one after the other, in float4s; else the caller's strides
   Pass pass = Pass::Scores;
   friend constexpr bool operator==(const Config&, const Config&) = default;
