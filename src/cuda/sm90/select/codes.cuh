@@ -56,9 +56,9 @@ __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps
   }
 }
 
-/// Products of 64 rows with one key tile that has arrived.
+/// Starts the products of 64 rows with one key tile that has arrived.
 template <class Traits>
-__device__ __forceinline__ void multiply_codes(std::int32_t (&d)[64], const std::uint32_t* a,
+__device__ __forceinline__ void start_products(std::int32_t (&d)[64], const std::uint32_t* a,
                                                const std::uint8_t* keys) {
   ptx::wgmma_fence();
 #pragma unroll
@@ -67,8 +67,6 @@ __device__ __forceinline__ void multiply_codes(std::int32_t (&d)[64], const std:
                                 s != 0);
   }
   ptx::wgmma_commit_group();
-  ptx::wgmma_wait_group<0>();
-  ptx::keep_accumulator(d);
 }
 
 /// Largest product of part `kPart` of a thread's row.
@@ -88,14 +86,22 @@ __device__ __forceinline__ std::uint32_t pack_products(std::int32_t low, std::in
                      static_cast<std::uint32_t>(high) << kShift, 0x7632);
 }
 
-/// The word of one key tile: row 0's in even lanes, row 1's in odd ones.
-__device__ __forceinline__ std::uint32_t part_products(const std::int32_t (&d)[64]) {
+/// Largest products of a thread's two rows, of parts 0 and 1 and of parts 2 and 3.
+struct PartMaxima {
   std::uint32_t packed[2][2];
+
+  __device__ __forceinline__ void take(const std::int32_t (&d)[64]) {
 #pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    packed[row][0] = pack_products(part_maximum<0>(d, row), part_maximum<1>(d, row));
-    packed[row][1] = pack_products(part_maximum<2>(d, row), part_maximum<3>(d, row));
+    for (int row = 0; row < 2; ++row) {
+      packed[row][0] = pack_products(part_maximum<0>(d, row), part_maximum<1>(d, row));
+      packed[row][1] = pack_products(part_maximum<2>(d, row), part_maximum<3>(d, row));
+    }
   }
+};
+
+/// The word of one key tile: row 0's in even lanes, row 1's in odd ones.
+__device__ __forceinline__ std::uint32_t part_products(const PartMaxima& maxima) {
+  const auto& packed = maxima.packed;
   const bool odd = (threadIdx.x & 1) != 0;
   std::uint32_t mine[2];
 #pragma unroll
@@ -135,13 +141,16 @@ class CodedRows {
     to_ = reinterpret_cast<uint4*>(p.products + row * p.stride_products);
   }
 
-  /// As ScoredRows::take.
+  /// As ScoredRows::take. What a quad has in common is joined while the next products are made.
   __device__ __forceinline__ void take(typename Traits::Shared& shared,
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
     const std::uint32_t bad_boxes = shared.bad_boxes[at.stage];
     std::int32_t d[64];
-    multiply_codes<Traits>(d, a_, shared.keys[at.stage]);
+    start_products<Traits>(d, a_, shared.keys[at.stage]);
+    put(tile - 1);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(d);
     if (releases) shared.ring.release(at);
     if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0) {
 #pragma unroll
@@ -151,21 +160,28 @@ class CodedRows {
         if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
       }
     }
-    const std::uint32_t parts = part_products(d);
-    const int turn = tile % 4;
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      if (s == turn) pending_[s] = parts;
-    }
-    if (turn == 3) flush(tile);
+    maxima_.take(d);
+    taken_ = true;
   }
 
   /// The last, perhaps unfilled group of four; rows have room for it.
   __device__ __forceinline__ void finish(int end) {
+    put(end - 1);
     if (end % 4 != 0) flush(end);
   }
 
  private:
+  /// The key tile that was taken last, if there is one. Without a branch: products are under way.
+  __device__ __forceinline__ void put(int tile) {
+    const std::uint32_t word = part_products(maxima_);
+    const int turn = tile & 3;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      if (s == turn) pending_[s] = word;
+    }
+    if (turn == 3 && taken_) flush(tile);
+  }
+
   __device__ __forceinline__ void flush(int tile) {
     if (writes_) to_[tile / 4] = make_uint4(pending_[0], pending_[1], pending_[2], pending_[3]);
   }
@@ -174,6 +190,8 @@ class CodedRows {
   std::uint32_t a_[4 * Traits::kSteps];
   uint4* to_;
   bool writes_;
+  PartMaxima maxima_{};
+  bool taken_ = false;
   std::uint32_t pending_[4] = {};
 };
 
