@@ -16,7 +16,7 @@ import sys
 
 FUNCTION = re.compile(r"\s*Function : (\S+)")
 SPILL = re.compile(r"\b(LDL|STL)\b")
-PRODUCT = re.compile(r"\bHGMMA\b")
+PRODUCT = re.compile(r"\b[HI]GMMA\b")
 LEAST_BATCH = 4
 
 
