@@ -6,6 +6,7 @@
 
 #include "core/geometry.h"
 #include "cuda/common/topk/launch.h"
+#include "cuda/device.h"
 #include "cuda/sm90/select/candidates.h"
 
 namespace msa::cuda::sm90::select {
