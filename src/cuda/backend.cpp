@@ -72,8 +72,10 @@ void expect_aligned(const Problem& problem, const core::Call& call) {
     const bool formatted = field.element == Element::Q || field.element == Element::Kv ||
                            field.element == Element::IndexQ || field.element == Element::IndexK ||
                            field.element == Element::Filter;
-    const bool grouped =
-        field.element == Element::KvScale && core::counts_groups(core::kv_format(problem).scale);
+    const bool grouped = (field.element == Element::KvScale &&
+                          core::counts_groups(core::kv_format(problem).scale)) ||
+                         (field.element == Element::IndexKScale &&
+                          core::counts_groups(core::index_k_format(problem).scale));
     if (!field.is_input() || field.tensor == nullptr || (!formatted && !grouped)) continue;
     const Tensor& tensor = field.in(call);
     if (!tensor) continue;

@@ -33,12 +33,13 @@ std::string index_rejects(const Problem& p) {
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
   const Format keys = core::index_k_format(p);
-  const bool codes = keys.storage == DType::E4M3;
+  const bool codes = keys.storage == DType::E4M3 || keys.storage == DType::E2M1;
   if (keys != p.index.q && !codes)
-    return "the kernels take index keys stored as index queries are or in e4m3, not " +
+    return "the kernels take index keys stored as index queries are, as e4m3 or as e2m1, not " +
            to_string(keys);
   if (codes && p.index.dim != 128)
-    return "index keys in e4m3 have an index_dim of 128 here, not " + std::to_string(p.index.dim);
+    return std::string("index_dim is 128 here where index keys are ") + to_string(keys.storage) +
+           ", not " + std::to_string(p.index.dim);
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
@@ -205,6 +206,8 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .scores = score_rows(problem, call, workspace),
           .orders = problem.op != Op::BlockScores,
           .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale),
+          .k_groups = make_group_scales(core::index_k_format(problem), call.index_k_scale,
+                                        call.index_k_global_scale),
           .bounds = filters ? make_filter_bounds(call.index_k8_bounds) : FilterBounds{},
           .lower = order_rows(problem, lower_, 1, workspace),
           .upper = order_rows(problem, upper_, parts_of(problem), workspace)};

@@ -153,7 +153,8 @@ CUtensorMap make_key_map(const Tensor& keys, int box_tokens, const char* argumen
 }
 
 CUtensorMap make_row_map(const Tensor& keys, int box_tokens, const char* argument) {
-  const std::array<Dimension, kRank> dims = key_dimensions(keys);
+  std::array<Dimension, kRank> dims = key_dimensions(keys);
+  if (keys.dtype == DType::E2M1) dims[0].extent /= 2;  // counted in bytes
   return encode(keys, dims, {dims[0].extent, box_tokens, 1, 1}, CU_TENSOR_MAP_SWIZZLE_NONE,
                 argument);
 }

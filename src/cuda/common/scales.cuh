@@ -20,12 +20,17 @@ __device__ __forceinline__ float scale_of(const Scales& scales, std::int64_t pag
   return __ldg(scale_at(scales, page, token, head));
 }
 
+__device__ __forceinline__ const std::uint8_t* scale_at(const GroupScales& scales,
+                                                        std::int64_t page, std::int64_t token,
+                                                        std::int64_t head) {
+  return scales.data + page * scales.stride_page + token * scales.stride_token +
+         head * scales.stride_head;
+}
+
 /// Those of all groups of a key, of 128 elements.
 __device__ __forceinline__ uint2 scale_of(const GroupScales& scales, std::int64_t page,
                                           std::int64_t token, std::int64_t head) {
-  return __ldg(reinterpret_cast<const uint2*>(scales.data + page * scales.stride_page +
-                                              token * scales.stride_token +
-                                              head * scales.stride_head));
+  return __ldg(reinterpret_cast<const uint2*>(scale_at(scales, page, token, head)));
 }
 
 /// Whether a finite code times the scale may be infinite or NaN: folded into a sum of codes, such a

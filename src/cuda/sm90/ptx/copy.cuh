@@ -36,6 +36,17 @@ __device__ __forceinline__ void cp_async_bulk_tensor_hint(void* smem, const CUte
       : "memory");
 }
 
+/// `bytes` side by side, a multiple of 16 as both addresses are, with such a policy.
+__device__ __forceinline__ void cp_async_bulk_hint(void* smem, const void* gmem,
+                                                   std::uint32_t bytes, Mbarrier* bar,
+                                                   std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1], %2, [%3], %4;" ::"r"(cvta_to_shared(smem)),
+      "l"(gmem), "r"(bytes), "r"(cvta_to_shared(bar)), "l"(policy)
+      : "memory");
+}
+
 __device__ __forceinline__ void prefetch_tensormap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -63,6 +74,13 @@ __device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int by
 /// 4 bytes, or zero where `bytes` is.
 __device__ __forceinline__ void cp_async_4(void* smem, const void* gmem, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(cvta_to_shared(smem)),
+               "l"(gmem), "r"(bytes)
+               : "memory");
+}
+
+/// 8 bytes, or zeros where `bytes` is.
+__device__ __forceinline__ void cp_async_8(void* smem, const void* gmem, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(cvta_to_shared(smem)),
                "l"(gmem), "r"(bytes)
                : "memory");
 }

@@ -12,6 +12,7 @@
 #include "cuda/sm90/decode/score/codes.cuh"
 #include "cuda/sm90/decode/score/filter.cuh"
 #include "cuda/sm90/decode/score/keys.cuh"
+#include "cuda/sm90/decode/score/packed.cuh"
 #include "cuda/sm90/decode/score/steps.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
@@ -67,10 +68,12 @@ __device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRe
 /// What comes with a part's keys in bytes.
 struct NoFactors {};
 template <class Traits>
-using Factors = std::conditional_t<Traits::kFilter, KeyBounds,
-                                   std::conditional_t<Traits::kCodes, KeyScales, NoFactors>>;
+using Factors = std::conditional_t<
+    Traits::kFilter, KeyBounds,
+    std::conditional_t<Traits::kCodes, KeyScales,
+                       std::conditional_t<Traits::kPacked, KeyGroups, NoFactors>>>;
 
-/// Warps 0 to 3: score what the ring brings.
+/// All warps but the last: score what the ring brings.
 template <class Traits>
 class ScoreConsumer {
  public:
@@ -90,6 +93,13 @@ class ScoreConsumer {
     if (Traits::kCodes && shares_scale_)
       shared_scale_ = common::scale_of(p.k_scales, 0, 0, blockIdx.y);
     ScoreShared<Traits>& shared = shared_;
+    if constexpr (Traits::kPacked) {  // while the first step is loaded
+      shared_scale_ = common::scale_of_all(p.k_groups);
+      common::fill_magnitudes<typename Traits::Item>(shared.magnitudes, p.k_groups.rounded != 0,
+                                                     shared_scale_, threadIdx.x,
+                                                     Traits::kConsumers * 32);
+      ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
+    }
     typename ScoreShared<Traits>::Span& span = shared.spans[team];
     const int head_k = static_cast<int>(blockIdx.y);
     const int shift = box_shift(kScoreStep, p.batch.page_size);  // keys of a box
@@ -158,7 +168,7 @@ class ScoreConsumer {
   __device__ __forceinline__ void reduce(Maxima (&best)[Traits::kParts], const Columns<Traits>& q,
                                          RingPosition<Traits::kStages> at, const StageNote& note,
                                          int shift, const RequestRecord& r) {
-    const std::uint8_t* stage = stages_ + at.stage * Traits::kTileBytes;
+    const std::uint8_t* stage = stages_ + at.stage * Traits::kStageBytes;
     StepKeys<Traits> keys[Traits::kParts];
     Factors<Traits> factors[Traits::kParts];
     bool odd = false;
@@ -190,6 +200,9 @@ class ScoreConsumer {
         }
         reduce_codes<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q, first, bad,
                                                     lane_);
+      } else if constexpr (Traits::kPacked) {
+        reduce_packed<Traits>(best[i], keys[i], factors[i], q, shared_.magnitudes, shared_scale_,
+                              first, bad, lane_);
       } else {
         reduce_keys<Traits>(best[i], keys[i], q, first, bad, lane_);
       }
@@ -212,6 +225,9 @@ class ScoreConsumer {
         read_scales(factors, shared_.scales[at.stage] + key, lane_);
       }
       return factors.odd;
+    } else if constexpr (Traits::kPacked) {
+      read_groups(factors, stages_ + at.stage * Traits::kStageBytes + Traits::kTileBytes, key,
+                  lane_);
     }
     return false;
   }
@@ -222,7 +238,7 @@ class ScoreConsumer {
   const int warp_;
   const int lane_;
   const bool shares_scale_;
-  float shared_scale_ = 1.0f;
+  float shared_scale_ = 1.0f;  // of all keys that this CTA reads
 };
 
 }  // namespace msa::cuda::sm90::decode

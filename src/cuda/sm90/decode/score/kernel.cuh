@@ -12,12 +12,12 @@
 namespace msa::cuda::sm90::decode {
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, 1)
+__global__ void __launch_bounds__(Traits::kBoundThreads, Traits::kBoundCtas)
     score_kernel(const __grid_constant__ ScoreParams p) {
   extern __shared__ std::uint8_t raw[];
   std::uint8_t* stages = align_shared<128>(raw);
   auto& shared =
-      *reinterpret_cast<ScoreShared<Traits>*>(stages + Traits::kStages * Traits::kTileBytes);
+      *reinterpret_cast<ScoreShared<Traits>*>(stages + Traits::kStages * Traits::kStageBytes);
   ptx::griddepcontrol_launch_dependents();
   if (threadIdx.x == 0) {
     ptx::prefetch_tensormap(&p.k_map);

@@ -92,7 +92,7 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
 #pragma unroll
       for (int pair = 0; pair < Traits::kPairs; pair += 4) {
         uint4 x{0, 0, 0, 0};
-        const int at = (chunk * 4 + (lane & 3)) * 2 * Traits::kPairs + pair * 2;
+        const int at = piece_of<Traits>(chunk, lane) * 2 * Traits::kPairs + pair * 2;
         if (used) x = *reinterpret_cast<const uint4*>(items + at);
         q.fragments[tile][chunk][pair] = x.x;
         q.fragments[tile][chunk][pair + 1] = x.y;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uin
 #pragma unroll
       for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
         keys.items[tile][half][chunk] =
-            *reinterpret_cast<const uint4*>(row + chunk * 64 + (lane & 3) * 16);
+            *reinterpret_cast<const uint4*>(row + piece_of<Traits>(chunk, lane) * 16);
       }
     }
   }

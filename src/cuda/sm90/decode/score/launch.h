@@ -15,7 +15,7 @@ struct ScoreConfig {
   Storage storage = Storage::Bf16;  // of index queries
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
   int dim = 128;                    // 128 or 64
-  Storage keys = storage;           // of index keys: as queries, or E4m3; I8: of their filter
+  Storage keys = storage;  // of index keys: as queries, E4m3 or E2m1; I8: of their filter
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 
@@ -35,6 +35,7 @@ struct ScoreParams {
   Slots<float> scores{};                   // [T, Hi, blocks]: the caller's, or scratch
   bool orders = false;                     // for a selection: rows of orders (decode/order.cuh)
   Scales k_scales{};                       // of index keys in codes
+  GroupScales k_groups{};                  // of index keys in four bits
   FilterBounds bounds{};                   // of a filter
   // With a filter: orders between which a block's lies, upper ones of each of its parts
   // (kPartKeys); `scores` then says what is forced.

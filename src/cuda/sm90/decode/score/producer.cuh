@@ -105,22 +105,36 @@ class ScoreProducer {
     const int token = __shfl_sync(common::kAllLanes, token_, from);
     const int page = __shfl_sync(common::kAllLanes, page_, from);
     const unsigned bad = (bad_ >> first_lane_) & ((1u << boxes_) - 1);
+    const bool brings = Traits::kPacked && !scaled_ && lane_ < boxes_ && page != kNoPage;
+    int scale_bytes = 0;  // that the copy engine brings
+    if constexpr (Traits::kPacked)
+      scale_bytes = __popc(__ballot_sync(common::kAllLanes, brings)) * box_scale_bytes();
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       // The arrival below publishes it.
       next_.bad_boxes = bad;
       shared_.notes[at_.stage] = next_;
-      shared_.ring.expect(at_, Traits::kTileBytes);
+      shared_.ring.expect(at_, Traits::kTileBytes + scale_bytes);
     }
     __syncwarp();
     if (lane_ < boxes_) {
       ptx::cp_async_bulk_tensor_hint(
-          stages_ + at_.stage * Traits::kTileBytes + (lane_ << shift_) * Traits::kRowBytes,
+          stage() + (lane_ << shift_) * Traits::kRowBytes,
           &params_.k_map, {0, token, static_cast<int>(blockIdx.y), page},
           &shared_.ring.full[at_.stage], policy_);
     }
     if constexpr (Traits::kCodes) {
       if (scaled_) load_scales(token, page);
+    }
+    if constexpr (Traits::kPacked) {
+      if (scaled_) {
+        load_groups(token, page);
+      } else if (brings) {
+        ptx::cp_async_bulk_hint(
+            stage() + Traits::kTileBytes + lane_ * box_scale_bytes(),
+            common::scale_at(params_.k_groups, page, token, static_cast<int>(blockIdx.y)),
+            box_scale_bytes(), &shared_.ring.full[at_.stage], policy_);
+      }
     }
     if constexpr (Traits::kFilter) load_bounds(page);
     at_.advance();
@@ -152,6 +166,30 @@ class ScoreProducer {
     ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
+  /// The same of four bits: the scales of a key's groups are 8 bytes.
+  __device__ __forceinline__ void load_groups(int token, int page) {
+    const GroupScales& scales = params_.k_groups;
+    const int left = seqlen_k_ - next_.step * kScoreStep;  // keys
+    auto* const to = reinterpret_cast<uint2*>(stage() + Traits::kTileBytes);
+    const std::uint8_t* box_scales =
+        common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
+#pragma unroll
+    for (int key = lane_; key < kScoreStep; key += 32) {
+      int box_page = page;
+      if (boxes_ != 1) {
+        const int from = key >> shift_;  // the lane of the key's box
+        box_page = __shfl_sync(common::kAllLanes, page, from);
+        box_scales = common::scale_at(scales, box_page, __shfl_sync(common::kAllLanes, token, from),
+                                      static_cast<int>(blockIdx.y));
+      }
+      const bool there = key < left && box_page != kNoPage;
+      const std::uint8_t* scale = scales.data;
+      if (there) scale = box_scales + (key & ((1 << shift_) - 1)) * scales.stride_token;
+      ptx::cp_async_8(&to[key], scale, there ? 8 : 0);
+    }
+    ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
+  }
+
   /// The bounds of a step's keys, in the same way: three lanes to each 16 keys of a page, or to
   /// each group of ragged rows, of which the first may have begun before the step.
   __device__ __forceinline__ void load_bounds(int page) {
@@ -172,6 +210,15 @@ class ScoreProducer {
                (lane_ % 3) * p.bounds.stride_item;
     ptx::cp_async_4(&shared_.bounds[at_.stage][lane_], bound, there ? 4 : 0);
     ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
+  }
+
+  __device__ __forceinline__ std::uint8_t* stage() const {
+    return stages_ + at_.stage * Traits::kStageBytes;
+  }
+
+  /// Of the groups of a box's keys.
+  __device__ __forceinline__ int box_scale_bytes() const {
+    return static_cast<int>(sizeof(uint2)) << shift_;
   }
 
   const ScoreParams& params_;

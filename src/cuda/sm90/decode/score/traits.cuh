@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/four_bits.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -15,6 +16,8 @@ struct ScoreTraits {
   using Item = common::ItemOf<cfg.storage>;
   // Keys in codes: bytes in the ring, widened to Item in front of the product.
   static constexpr bool kCodes = cfg.keys == Storage::E4m3;
+  // Keys in four bits, a scale for every 16 items: a table makes Items of them (packed.cuh).
+  static constexpr bool kPacked = cfg.keys == Storage::E2m1;
   // Codes of a filter: products are integers, and every key gives two bounds instead of a score.
   static constexpr bool kFilter = cfg.keys == Storage::I8;
   static constexpr int kSides = kFilter ? 2 : 1;  // lower and upper bounds
@@ -22,14 +25,20 @@ struct ScoreTraits {
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
-  static constexpr int kConsumers = 4;  // warps
   // Teams of consumers take turns: most of a step is waiting for one thing after the other, and a
-  // filter's is there in half the time. Of many columns the registers hold one part's keys.
-  static constexpr int kTeams = kFilter && cfg.tiles <= 2 ? 2 : 1;
+  // filter's is there in half the time, one of four bits in a quarter of it. Of many columns the
+  // registers hold one part's keys.
+  static constexpr int kTeams = cfg.tiles <= (kFilter ? 2 : kPacked ? 1 : 0) ? 2 : 1;
+  static constexpr int kConsumers = kPacked ? 4 * kTeams : 4;  // warps
   static constexpr int kTeamWarps = kConsumers / kTeams;
   static constexpr int kThreads = (kConsumers + 1) * 32;
   // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
   static constexpr int kReleases = kTeamWarps * 32;
+  // What ptxas is told. Nine warps with 80 registers a thread: a quarter of an SM has three of them
+  // and still 168 for a warp of attention.
+  static constexpr bool kCrowded = kConsumers > 4;
+  static constexpr int kBoundThreads = kCrowded ? 352 : kThreads;
+  static constexpr int kBoundCtas = kCrowded ? 2 : 1;
   static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
   static constexpr int kStepParts = kScoreStep / kKeys;
   static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp
@@ -38,19 +47,23 @@ struct ScoreTraits {
   static constexpr int kPairs = 16 * 8 / kKeyBits / 2;  // of items, in one of them
   static constexpr int kColumns = 8 * kTiles;
   static constexpr int kTileBytes = kScoreStep * kRowBytes;
+  // Scales of groups lie behind their tile.
+  static constexpr int kScaleBytes = kPacked ? kScoreStep * static_cast<int>(sizeof(uint2)) : 0;
+  static constexpr int kStageBytes = kTileBytes + kScaleBytes;
   // Half of an SM's shared memory: the first CTAs of the attention kernel wait beside this one.
   static constexpr int kRingBytes = 96 * 1024;
-  static constexpr int kStages = kRingBytes / kTileBytes;
+  // Each belongs to one team: another could take the lap before the last for its own.
+  static constexpr int kStages = kRingBytes / kStageBytes / kTeams * kTeams;
   static constexpr int kSpan = 16 / kSides;  // steps whose maxima are written together
   static_assert(kKeys == kPartKeys, "as the host plans");
   static_assert(kDim == 64 || kDim == 128, "whole 16-byte loads of four lanes");
-  static_assert(cfg.keys == cfg.storage || kCodes || kFilter,
+  static_assert(cfg.keys == cfg.storage || kCodes || kPacked || kFilter,
                 "keys are stored as queries or in codes");
   static_assert(8 * kTiles <= kMaxColumns, "as the host plans");
 };
 
 /// Named barriers; 0 is __syncthreads.
-enum ScoreBarrier : int { kBarrierTeam0 = 1, kBarrierTeam1 = 2 };
+enum ScoreBarrier : int { kBarrierTeam0 = 1, kBarrierTeam1 = 2, kBarrierConsumers = 3 };
 
 /// One scale for all keys of an index-key head, or none.
 __device__ __forceinline__ bool shares_scale(const ScoreParams& p) {
@@ -58,10 +71,28 @@ __device__ __forceinline__ bool shares_scale(const ScoreParams& p) {
          (p.k_scales.stride_page == 0 && p.k_scales.stride_token == 0);
 }
 
+/// Whether the scales of a box's groups lie side by side, at multiples of 16 bytes: the copy engine
+/// brings them. Ragged rows may begin anywhere.
+__device__ __forceinline__ bool groups_are_dense(const ScoreParams& p) {
+  const GroupScales& groups = p.k_groups;
+  return p.batch.page_size != 0 && groups.stride_token == sizeof(uint2) &&
+         ((reinterpret_cast<std::uintptr_t>(groups.data) | groups.stride_page |
+           groups.stride_head) & 15) == 0;
+}
+
 /// Whether scales or bounds arrive with the keys, by every lane of the producer.
 template <class Traits>
 __device__ __forceinline__ bool arrives_with_scales(const ScoreParams& p) {
-  return Traits::kFilter || (Traits::kCodes && !shares_scale(p));
+  return Traits::kFilter || (Traits::kCodes && !shares_scale(p)) ||
+         (Traits::kPacked && !groups_are_dense(p));
+}
+
+/// The 16 bytes of a row, counted from 0, that lane % 4 takes as its chunk. Of codes it takes
+/// neighbours, whatever their bits: those of the same values then give the same sums.
+template <class Traits>
+__device__ __forceinline__ int piece_of(int chunk, int lane) {
+  if constexpr (Traits::kCodes || Traits::kPacked) return (lane & 3) * Traits::kChunks + chunk;
+  return chunk * 4 + (lane & 3);
 }
 
 /// What a stage of the ring holds; request -1: nothing, and nothing follows.
@@ -88,8 +119,16 @@ struct StepBounds<Traits, true> {
   float bounds[Traits::kStages][32];
 };
 
+/// What codes of four bits stand for.
+template <class Traits, bool kPacked = Traits::kPacked>
+struct CodeTable {};
 template <class Traits>
-struct ScoreShared : StepScales<Traits>, StepBounds<Traits> {
+struct CodeTable<Traits, true> {
+  common::Magnitudes magnitudes[common::kMagnitudeTable];
+};
+
+template <class Traits>
+struct ScoreShared : StepScales<Traits>, StepBounds<Traits>, CodeTable<Traits> {
   Ring<Traits::kStages> ring;
   StageNote notes[Traits::kStages];
   /// Of a team: which steps, and the maxima of their parts.
@@ -104,7 +143,7 @@ struct ScoreShared : StepScales<Traits>, StepBounds<Traits> {
 template <class Traits>
 constexpr int score_shared_bytes() {
   constexpr int kBytes =
-      128 + Traits::kStages * Traits::kTileBytes + static_cast<int>(sizeof(ScoreShared<Traits>));
+      128 + Traits::kStages * Traits::kStageBytes + static_cast<int>(sizeof(ScoreShared<Traits>));
   static_assert(2 * (kBytes + 1024) <= 228 * 1024, "a waiting attention CTA stands beside it");
   return kBytes;
 }
