@@ -166,9 +166,10 @@ HEADS = {"32h": (32, 2), "16h": (16, 1), "8h": (8, 1)}  # shares of 64/4 heads o
 OWN = ["decode.8q.128k.b32", "decode.8q.32h.128k.b32", "decode.8q.16h.128k.b32", "decode.8q.8h.128k.b32",
        "decode.ragged.128k.b1", "decode.padding", "sparse.64x512.random", "sparse.160x512.random", "nan.32k",
        "attend.fp8.32k.drift", "attend.fp8.128k.drift", "attend.fp8.128k.random", "attend.q8kv4.128k.drift"]
-# Beside cuDNN over keys and values in bf16. Fast: index keys in e4m3, too.
-FP8_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
-              "fp8fast.1m.b1", "fp8fast.128k.b1", "fp8fast.128k.b32", "fp8fast.32k.b128"]
+# Beside cuDNN over keys and values in bf16. Fast: index keys in e4m3, too. q8kv4: all three in four bits.
+LOW_BITS_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
+                   "fp8fast.1m.b1", "fp8fast.128k.b1", "fp8fast.128k.b32", "fp8fast.32k.b128",
+                   "q8kv4.1m.b1", "q8kv4.128k.b32"]
 # Beside the same: keys, values and index keys in bf16, and an 8-bit filter. Ids are those of the index keys, bit for bit.
 FILTER_DECODE = ["1m.b1", "128k.b32", "32k.b128"]
 
@@ -180,7 +181,7 @@ def groups():
     yield ["hopper.workspace.max"], None
     for name, (keys, batch, heads, heads_kv) in DECODE.items():
         yield [f"hopper.decode.{name}"], lambda a=(1, keys, batch, heads, heads_kv): attention(*a)
-    for name in FP8_DECODE:
+    for name in LOW_BITS_DECODE:
         yield [f"hopper.decode.{name}"], lambda a=(1, *DECODE[name.split(".", 1)[1]]): attention(*a)
     for name in FILTER_DECODE:
         yield [f"hopper.decode8.{name}"], lambda a=(1, *DECODE[name]): attention(*a)

@@ -567,10 +567,17 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
           << name(other);
     }
     for (const std::string format : {"nvfp4", "nvfp4/tensor", "q8kv4"}) {
-      for (const char* lens : {"8:5000", "9:5000"}) {
-        const std::string why = name("op=" + op + " page=128 index_k=" + format + " lens=" + lens);
-        EXPECT_NE(why.find(", not " + format), std::string::npos) << why;
+      const std::string four = "op=" + op + " page=128 index_k=" + format + " lens=";
+      for (const char* kv : {"auto", "e4m3/head", "q8kv4"})
+        EXPECT_EQ(name(four + "8:5000 kv=" + kv), "decode") << four << kv;
+      for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"}) {
+        EXPECT_NE(name(other).find("index keys stored as index queries are, not " + format),
+                  std::string::npos)
+            << name(other);
       }
+      const std::string why = DecodeStage::rejects(problem(four + "1:5000 index_dim=64"));
+      EXPECT_NE(why.find("index_dim is 128 here where index keys are e2m1"), std::string::npos)
+          << why;
     }
   }
   GpuInfo other = kHopper;
@@ -631,13 +638,14 @@ TEST(CudaPaths, SharedDecodePlansAnItemARequestAndHead) {
 TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   const std::string tests = MSA_TESTS_DIR;
   const auto table = testkit::SupportTable::read(tests + "/support/cuda.txt");
-  int inside = 0, codes = 0, packed = 0;
+  int inside = 0, codes = 0, packed = 0, packed_index = 0;
   for (const char* file : {"/cases/cuda.txt", "/cases/sanitizer.txt"}) {
     for (const testkit::Case& spec : testkit::read_cases(tests + file)) {
       if (!table.contains(spec)) continue;
       ++inside;
       codes += spec.kv_format().storage == DType::E4M3 ? 1 : 0;
       packed += spec.kv_format().storage == DType::E2M1 ? 1 : 0;
+      packed_index += spec.index_k_format().storage == DType::E2M1 ? 1 : 0;
       std::string why;
       EXPECT_NE(find_path(problem(testkit::to_line(spec)), kHopper, why), nullptr)
           << testkit::to_line(spec) << ": " << why;
@@ -646,6 +654,7 @@ TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   EXPECT_GE(inside, 1000);
   EXPECT_GE(codes, 200);
   EXPECT_GE(packed, 100);
+  EXPECT_GE(packed_index, 100);
 }
 
 // Or no case would run the kernels that read it.

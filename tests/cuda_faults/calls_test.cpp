@@ -333,10 +333,12 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
 // Scales of groups are read a row at a time.
 TEST(CudaCalls, ScalesOfGroupsLieInRowsOfEight) {
   for (const char* lens : {"lens=8:500", "lens=1:500 page=64"}) {
-    const std::string line = std::string("op=sparse heads=8/4 topk=4 kv=q8kv4 ") + lens;
+    const std::string line =
+        std::string("op=msa heads=8/4 topk=4 kv=q8kv4 index_k=nvfp4 index_heads_k=4 ") + lens;
     FakeCase call(line);
-    for (const auto& [name, field] :
-         {std::pair{"k_scale", &Operands::k_scale}, {"v_scale", &Operands::v_scale}}) {
+    for (const auto& [name, field] : {std::pair{"k_scale", &Operands::k_scale},
+                                      {"v_scale", &Operands::v_scale},
+                                      {"index_k_scale", &Operands::index_k_scale}}) {
       Tensor& tensor = call.operands().*field;
       const Tensor right = tensor;
       const auto groups = static_cast<std::size_t>(right.rank - 1);

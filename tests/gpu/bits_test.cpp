@@ -301,20 +301,19 @@ TEST(Bits, AFilterChangesNoneOfCasesAtRandom) {
   EXPECT_TRUE(read_by_many);
 }
 
-/// Makes keys or values of `plain`, in e4m3, what those of `coded` stand for.
-void copy_values(const GpuCase& coded, const GpuCase& plain, bool keys) {
-  const auto rows_of_case = [&](const GpuCase& call) {
-    const Problem& p = call.plan().problem();
-    return keys ? testkit::key_rows(p, call.host()) : testkit::value_rows(p, call.host());
-  };
-  const testkit::KeyRows from = rows_of_case(coded), to = rows_of_case(plain);
+using RowsOf = testkit::KeyRows (*)(const Problem&, const msa::Operands&);
+
+/// Makes keys, values or index keys of `plain` what those of `coded` stand for.
+void copy_values(const GpuCase& coded, const GpuCase& plain, RowsOf rows_of) {
+  const testkit::KeyRows from = rows_of(coded.plan().problem(), coded.host());
+  const testkit::KeyRows to = rows_of(plain.plan().problem(), plain.host());
   const std::int64_t heads = to.keys.shape[to.keys.rank - 2], dim = to.keys.shape[to.keys.rank - 1];
   std::vector<float> values(static_cast<std::size_t>(dim));
   for (const Request& r : testkit::requests_of(plain.plan().problem(), plain.host().batch)) {
     for (std::int64_t key = 0; key < r.seqlen_k; ++key) {
       for (std::int64_t h = 0; h < heads; ++h) {
         testkit::load_key(from, r, key, h, dim, values.data());
-        testkit::store(values.data(), dim, DType::E4M3,
+        testkit::store(values.data(), dim, to.keys.dtype,
                        testkit::key_row(to.keys, to.batch, r, key, h));
       }
     }
@@ -331,8 +330,8 @@ TEST(Bits, Q8KV4IsAttentionOverE4M3) {
     GpuCase coded(std::string(line) + " kv=q8kv4 lse=1"),
         plain(std::string(line) + " kv=e4m3 lse=1");
     ASSERT_TRUE(gpu::bits(coded.host().q) == gpu::bits(plain.host().q)) << line;
-    copy_values(coded, plain, true);
-    copy_values(coded, plain, false);
+    copy_values(coded, plain, testkit::key_rows);
+    copy_values(coded, plain, testkit::value_rows);
     for (GpuCase* call : {&coded, &plain}) {
       call->refill();
       call->run();
@@ -341,6 +340,42 @@ TEST(Bits, Q8KV4IsAttentionOverE4M3) {
     EXPECT_EQ(coded.difference(), "") << line;
     EXPECT_TRUE(gpu::bits(coded.host().out) == gpu::bits(plain.host().out)) << line;
     EXPECT_TRUE(gpu::bits(coded.host().lse) == gpu::bits(plain.host().lse)) << line;
+  }
+}
+
+/// Index keys as codes and as what these stand for give the same bits.
+void expect_same_index(const std::string& coded_line, const std::string& plain_line) {
+  SCOPED_TRACE(coded_line);
+  GpuCase coded(coded_line), plain(plain_line);
+  ASSERT_TRUE(gpu::bits(coded.host().index_q) == gpu::bits(plain.host().index_q));
+  copy_values(coded, plain, testkit::index_rows);
+  for (GpuCase* call : {&coded, &plain}) {
+    call->refill();
+    call->run();
+    call->fetch();
+  }
+  EXPECT_EQ(coded.difference(), "");
+  for (const auto& tensor : {&Operands::scores, &Operands::block_ids, &Operands::chosen_scores,
+                             &Operands::out, &Operands::lse}) {
+    if (coded.host().*tensor) {
+      EXPECT_TRUE(gpu::bits(coded.host().*tensor) == gpu::bits(plain.host().*tensor));
+    }
+  }
+}
+
+// Of any vectors where both are widened alike; beside keys that are stored as queries are, whose
+// products come in another order, where sums are exact.
+TEST(Bits, FourBitIndexKeysAreTheirValues) {
+  for (const char* line :
+       {"op=scores heads=4/4 lens=1:1300,2:700,8:90",
+        "op=select heads=4/4 topk=4 chosen=1 lens=2:9000,1:40 page=128",
+        "op=scores dtype=f16 heads=4/4 index_heads_k=2 block=64 lens=3:700,1:40 page=16",
+        "op=select dtype=f16 heads=16/16 index_heads=16 topk=4 chosen=1 lens=2:1500,1:90",
+        "op=msa kv=q8kv4 heads=64/4 topk=4 block=64 lens=32x1:900 page=64 lse=1"}) {
+    const std::string text(line);
+    expect_same_index(text + " index_k=q8kv4", text + " index_k=e4m3");
+    for (const char* format : {" index_k=nvfp4", " index_k=q8kv4"})
+      expect_same_index(text + " regime=integers" + format, text + " regime=integers");
   }
 }
 

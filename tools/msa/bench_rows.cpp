@@ -183,6 +183,17 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
   }
   for (const auto& [name, what, lens] :
        {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+        {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"}}) {
+    rows.push_back({.id = std::string("hopper.decode.q8kv4.") + name,
+                    .what = std::string("selection and attention in a CUDA graph, keys, values and "
+                                        "index keys in q8kv4, blocks ranked by the index keys as "
+                                        "they are stored, ") +
+                            what,
+                    .line = std::string("op=msa page=128 kv=q8kv4 index_k=q8kv4 ") + lens,
+                    .graph = true});
+  }
+  for (const auto& [name, what, lens] :
+       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
         {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
         {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"}}) {
     rows.push_back({.id = std::string("hopper.decode8.") + name,

@@ -6,9 +6,10 @@
 
 namespace msa::cuda::common {
 
-/// Where it lies; page 0 where keys are ragged rows.
-__device__ __forceinline__ const float* scale_at(const Scales& scales, std::int64_t page,
-                                                 std::int64_t token, std::int64_t head) {
+/// Where a key's scale lies, or the first of its groups; page 0 where keys are ragged rows.
+template <class From>
+__device__ __forceinline__ auto scale_at(const From& scales, std::int64_t page, std::int64_t token,
+                                         std::int64_t head) {
   return scales.data + page * scales.stride_page + token * scales.stride_token +
          head * scales.stride_head;
 }
@@ -18,13 +19,6 @@ __device__ __forceinline__ float scale_of(const Scales& scales, std::int64_t pag
                                           std::int64_t token, std::int64_t head) {
   if (scales.data == nullptr) return 1.0f;
   return __ldg(scale_at(scales, page, token, head));
-}
-
-__device__ __forceinline__ const std::uint8_t* scale_at(const GroupScales& scales,
-                                                        std::int64_t page, std::int64_t token,
-                                                        std::int64_t head) {
-  return scales.data + page * scales.stride_page + token * scales.stride_token +
-         head * scales.stride_head;
 }
 
 /// Those of all groups of a key, of 128 elements.

@@ -71,17 +71,12 @@ __device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int by
                : "memory");
 }
 
-/// 4 bytes, or zero where `bytes` is.
-__device__ __forceinline__ void cp_async_4(void* smem, const void* gmem, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "r"(bytes)
-               : "memory");
-}
-
-/// 8 bytes, or zeros where `bytes` is.
-__device__ __forceinline__ void cp_async_8(void* smem, const void* gmem, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "r"(bytes)
+/// 4 or 8 bytes, or zeros where `bytes` is.
+template <int kBytes>
+__device__ __forceinline__ void cp_async(void* smem, const void* gmem, int bytes) {
+  static_assert(kBytes == 4 || kBytes == 8, "16 bytes pass L1");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(cvta_to_shared(smem)),
+               "l"(gmem), "n"(kBytes), "r"(bytes)
                : "memory");
 }
 

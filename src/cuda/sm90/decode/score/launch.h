@@ -15,7 +15,7 @@ struct ScoreConfig {
   Storage storage = Storage::Bf16;  // of index queries
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
   int dim = 128;                    // 128 or 64
-  Storage keys = storage;  // of index keys: as queries, E4m3 or E2m1; I8: of their filter
+  Storage keys = storage;           // of index keys: as queries, E4m3 or E2m1; I8: of their filter
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 

@@ -118,24 +118,14 @@ class ScoreProducer {
     }
     __syncwarp();
     if (lane_ < boxes_) {
-      ptx::cp_async_bulk_tensor_hint(
-          stage() + (lane_ << shift_) * Traits::kRowBytes,
-          &params_.k_map, {0, token, static_cast<int>(blockIdx.y), page},
-          &shared_.ring.full[at_.stage], policy_);
+      ptx::cp_async_bulk_tensor_hint(stage() + (lane_ << shift_) * Traits::kRowBytes,
+                                     &params_.k_map, {0, token, static_cast<int>(blockIdx.y), page},
+                                     &shared_.ring.full[at_.stage], policy_);
     }
     if constexpr (Traits::kCodes) {
-      if (scaled_) load_scales(token, page);
+      if (scaled_) load_scales(shared_.scales[at_.stage], params_.k_scales, token, page);
     }
-    if constexpr (Traits::kPacked) {
-      if (scaled_) {
-        load_groups(token, page);
-      } else if (brings) {
-        ptx::cp_async_bulk_hint(
-            stage() + Traits::kTileBytes + lane_ * box_scale_bytes(),
-            common::scale_at(params_.k_groups, page, token, static_cast<int>(blockIdx.y)),
-            box_scale_bytes(), &shared_.ring.full[at_.stage], policy_);
-      }
-    }
+    if constexpr (Traits::kPacked) load_groups(token, page, brings);
     if constexpr (Traits::kFilter) load_bounds(page);
     at_.advance();
     first_lane_ += boxes_;
@@ -143,12 +133,12 @@ class ScoreProducer {
     --left_;
   }
 
-  /// The scales of a step's keys follow on a way of their own: every lane's arrival fills the
-  /// stage. `token` and `page` of this lane's box.
-  __device__ __forceinline__ void load_scales(int token, int page) {
-    const Scales& scales = params_.k_scales;
+  /// The scales of a step's keys follow on a way of their own, one after the other: every lane's
+  /// arrival fills the stage. `token` and `page` of this lane's box.
+  template <class Scale, class From>
+  __device__ __forceinline__ void load_scales(Scale* to, const From& scales, int token, int page) {
     const int left = seqlen_k_ - next_.step * kScoreStep;  // keys
-    const float* box_scales = common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
+    auto box_scales = common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
 #pragma unroll
     for (int key = lane_; key < kScoreStep; key += 32) {
       int box_page = page;
@@ -159,35 +149,24 @@ class ScoreProducer {
                                       static_cast<int>(blockIdx.y));
       }
       const bool there = key < left && box_page != kNoPage;
-      const float* scale = scales.data;
+      auto scale = scales.data;
       if (there) scale = box_scales + (key & ((1 << shift_) - 1)) * scales.stride_token;
-      ptx::cp_async_4(&shared_.scales[at_.stage][key], scale, there ? 4 : 0);
+      ptx::cp_async<sizeof(Scale)>(&to[key], scale, there ? sizeof(Scale) : 0);
     }
     ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
-  /// The same of four bits: the scales of a key's groups are 8 bytes.
-  __device__ __forceinline__ void load_groups(int token, int page) {
-    const GroupScales& scales = params_.k_groups;
-    const int left = seqlen_k_ - next_.step * kScoreStep;  // keys
-    auto* const to = reinterpret_cast<uint2*>(stage() + Traits::kTileBytes);
-    const std::uint8_t* box_scales =
-        common::scale_at(scales, page, token, static_cast<int>(blockIdx.y));
-#pragma unroll
-    for (int key = lane_; key < kScoreStep; key += 32) {
-      int box_page = page;
-      if (boxes_ != 1) {
-        const int from = key >> shift_;  // the lane of the key's box
-        box_page = __shfl_sync(common::kAllLanes, page, from);
-        box_scales = common::scale_at(scales, box_page, __shfl_sync(common::kAllLanes, token, from),
-                                      static_cast<int>(blockIdx.y));
-      }
-      const bool there = key < left && box_page != kNoPage;
-      const std::uint8_t* scale = scales.data;
-      if (there) scale = box_scales + (key & ((1 << shift_) - 1)) * scales.stride_token;
-      ptx::cp_async_8(&to[key], scale, there ? 8 : 0);
+  /// Or the copy engine brings them with their boxes.
+  __device__ __forceinline__ void load_groups(int token, int page, bool brings) {
+    std::uint8_t* const to = stage() + Traits::kTileBytes;
+    if (scaled_) {
+      load_scales(reinterpret_cast<uint2*>(to), params_.k_groups, token, page);
+    } else if (brings) {
+      ptx::cp_async_bulk_hint(
+          to + lane_ * box_scale_bytes(),
+          common::scale_at(params_.k_groups, page, token, static_cast<int>(blockIdx.y)),
+          box_scale_bytes(), &shared_.ring.full[at_.stage], policy_);
     }
-    ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
   /// The bounds of a step's keys, in the same way: three lanes to each 16 keys of a page, or to
@@ -208,7 +187,7 @@ class ScoreProducer {
     if (there)
       bound += at * p.bounds.stride_group + blockIdx.y * p.bounds.stride_head +
                (lane_ % 3) * p.bounds.stride_item;
-    ptx::cp_async_4(&shared_.bounds[at_.stage][lane_], bound, there ? 4 : 0);
+    ptx::cp_async<4>(&shared_.bounds[at_.stage][lane_], bound, there ? 4 : 0);
     ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 

@@ -77,7 +77,8 @@ __device__ __forceinline__ bool groups_are_dense(const ScoreParams& p) {
   const GroupScales& groups = p.k_groups;
   return p.batch.page_size != 0 && groups.stride_token == sizeof(uint2) &&
          ((reinterpret_cast<std::uintptr_t>(groups.data) | groups.stride_page |
-           groups.stride_head) & 15) == 0;
+           groups.stride_head) &
+          15) == 0;
 }
 
 /// Whether scales or bounds arrive with the keys, by every lane of the producer.
