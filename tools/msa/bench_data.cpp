@@ -32,6 +32,7 @@ constexpr std::int64_t kPoolRows = 8191;  // no multiple of a block: copies of a
 constexpr std::uint64_t kScoreStream = 301;
 constexpr std::uint64_t kPageStream = 300;
 constexpr std::uint64_t kSampleStream = 400;
+constexpr std::uint64_t kGroupStream = 500;  // and the role
 constexpr std::int64_t kMaxDim = 256;
 
 std::size_t row_bytes(const Tensor& tensor) {
@@ -60,13 +61,12 @@ void require_plain(const Case& spec) {
                       spec.strides == testkit::Strides::Dense && !spec.ids_head_major;
   const bool contents =
       spec.hostile == testkit::Hostile::None && spec.corrupt == testkit::Corrupt::None;
-  const auto is_shared = [](const Format& format) {
-    return format.scale == Scale::None || format.scale == Scale::Tensor ||
-           format.scale == Scale::Head;
+  const auto is_made = [](const Format& format) {
+    return format.scale != Scale::Page && format.scale != Scale::Token;
   };
   const bool filter = spec.filter && spec.page_size == 0;
-  const bool shared = is_shared(spec.kv_format()) && is_shared(spec.index_k_format()) && !filter;
-  if (op && lengths && memory && contents && !spec.block_max && spec.output && shared &&
+  const bool made = is_made(spec.kv_format()) && is_made(spec.index_k_format()) && !filter;
+  if (op && lengths && memory && contents && !spec.block_max && spec.output && made &&
       !spec.lengths.empty() && spec.head_dim <= kMaxDim && spec.rows() > 0) {
     return;
   }
@@ -83,6 +83,12 @@ Format format_of(const Case& spec, Role role) {
 float scale_of(const Case& spec, Role role, std::int64_t head) {
   const std::int64_t place = format_of(spec, role).scale == Scale::Head ? head : 0;
   return (role == Role::Value ? 0.55f : 0.4f) + 0.1f * static_cast<float>(place % 8);
+}
+
+/// That of a group, one of a few that e4m3 holds, whose largest codes stand for 1.5 to 2.8.
+float group_scale(const Case& spec, Role role, std::int64_t group) {
+  const testkit::Stream64 random(spec.seed, kGroupStream + static_cast<std::uint64_t>(role));
+  return static_cast<float>(8 + random.below(static_cast<std::uint64_t>(group), 8)) / 32;
 }
 
 float score(const Case& spec, const testkit::Stream64& random, std::uint64_t counter) {
@@ -185,15 +191,16 @@ void BenchData::make_inputs() {
     operands_.index_q = make_queries(role(Role::IndexQuery), spec_.index_type(),
                                      spec_.heads_index(), spec_.dim_index());
     operands_.index_k = make_keys(role(Role::IndexKey), spec_.index_heads_k, spec_.dim_index());
-    operands_.index_k_scale = make_scales(role(Role::IndexKey), spec_.index_heads_k);
+    operands_.index_k_scale =
+        make_scales(role(Role::IndexKey), operands_.index_k, &operands_.index_k_global_scale);
     if (problem_.index.filter) make_filter();
   }
   if (attends(spec_.op)) {
     operands_.q = make_queries(role(Role::Query), spec_.dtype, spec_.heads_q, spec_.head_dim);
     operands_.k = make_keys(role(Role::Key), spec_.heads_kv, spec_.head_dim);
     operands_.v = make_keys(role(Role::Value), spec_.heads_kv, spec_.dim_v());
-    operands_.k_scale = make_scales(role(Role::Key), spec_.heads_kv);
-    operands_.v_scale = make_scales(role(Role::Value), spec_.heads_kv);
+    operands_.k_scale = make_scales(role(Role::Key), operands_.k, &operands_.k_global_scale);
+    operands_.v_scale = make_scales(role(Role::Value), operands_.v, &operands_.v_global_scale);
   }
   if (spec_.op == Op::SelectTopk) operands_.scores_in = make_scores();
   if (spec_.op == Op::SparseAttention) operands_.block_ids_in = make_lists();
@@ -272,8 +279,8 @@ Tensor BenchData::make_keys(int role, std::int64_t heads, std::int64_t dim) {
   if (page > 0) rows = view_of(tensor.data, dtype, {pages_ * page, heads, dim});
   const testkit::Values values(spec_, static_cast<Role>(role), dim, heads,
                                problem_.bounds.max_seqlen_k);
-  const auto item = static_cast<std::size_t>(size_in_bytes(dtype, 1));
-  const bool scaled = format.scale != Scale::None;
+  const std::int64_t head_bytes = size_in_bytes(dtype, dim);
+  const bool scaled = format.scale != Scale::None && format.scale != Scale::Group;
   const auto locate = [&](std::int64_t row) -> std::pair<std::int64_t, std::int64_t> {
     if (page > 0) {
       const auto [request, logical] = page_owners_[static_cast<std::size_t>(row / page)];
@@ -298,8 +305,15 @@ Tensor BenchData::make_keys(int role, std::int64_t heads, std::int64_t dim) {
              const float scale = scale_of(spec_, static_cast<Role>(role), h);
              for (float& x : numbers) x /= scale;
            }
+           float scale = 1;
+           for (std::int64_t d = 0; format.group > 0 && d < dim; ++d) {
+             if (d % format.group == 0)
+               scale = group_scale(spec_, static_cast<Role>(role),
+                                   ((row * heads + h) * dim + d) / format.group);
+             numbers[static_cast<std::size_t>(d)] /= scale;
+           }
            testkit::store(numbers.data(), dim, dtype,
-                          out + static_cast<std::size_t>(h * dim) * item);
+                          out + static_cast<std::size_t>(h * head_bytes));
          }
        });
   return tensor;
@@ -359,12 +373,37 @@ void BenchData::make_filter() {
   space_.copy_in(operands_.index_k8_bounds.data, bounds.data(), bounds.size() * sizeof(float));
 }
 
-/// One for all, or one a head, or none; the host's copy is kept.
-Tensor BenchData::make_scales(int role, std::int64_t heads) {
-  const Scale scale = format_of(spec_, static_cast<Role>(role)).scale;
-  if (scale == Scale::None) return {};
+/// One for all, or one a head, or none, the host's copy of which is kept; or those of groups, and
+/// then the one for all in `all`.
+Tensor BenchData::make_scales(int role, const Tensor& keys, Tensor* all) {
+  const Format format = format_of(spec_, static_cast<Role>(role));
+  if (format.scale == Scale::None) return {};
+  if (format.group > 0) {
+    if (format.scale == Scale::GroupTensor) *all = make_shared_scales(role, 1);
+    return make_group_scales(role, keys, format.group);
+  }
+  return make_shared_scales(role, format.scale == Scale::Head ? keys.shape[keys.rank - 2] : 1);
+}
+
+Tensor BenchData::make_group_scales(int role, const Tensor& keys, std::int64_t group) {
+  std::vector<std::int64_t> shape(keys.shape.begin(), keys.shape.begin() + keys.rank);
+  shape.back() /= group;
+  const Tensor tensor = make(DType::E4M3, shape);
+  const std::int64_t heads = shape[shape.size() - 2], row_groups = heads * shape.back();
+  const std::int64_t count = shape.size() == 4 ? shape[0] * shape[1] : shape[0];
+  const Tensor rows = view_of(tensor.data, DType::E4M3, {count, heads, shape.back()});
+  fill(rows, count, std::max<std::int64_t>(count, 1), [&](std::int64_t row, std::byte* out) {
+    for (std::int64_t n = 0; n < row_groups; ++n) {
+      const float scale = group_scale(spec_, static_cast<Role>(role), row * row_groups + n);
+      testkit::store(&scale, 1, DType::E4M3, out + n);
+    }
+  });
+  return tensor;
+}
+
+Tensor BenchData::make_shared_scales(int role, std::int64_t count) {
   std::vector<float>& host = host_scales_[role];
-  for (std::int64_t h = 0; h < (scale == Scale::Head ? heads : 1); ++h)
+  for (std::int64_t h = 0; h < count; ++h)
     host.push_back(scale_of(spec_, static_cast<Role>(role), h));
   const Tensor tensor = make(DType::F32, {static_cast<std::int64_t>(host.size())});
   space_.copy_in(tensor.data, host.data(), host.size() * sizeof(float));
@@ -478,10 +517,14 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
     t->shape[0] = 1;
     t->device = {};
   }
-  const std::array<std::pair<Tensor*, Role>, 3> scales{
-      {{&o.k_scale, Role::Key}, {&o.v_scale, Role::Value}, {&o.index_k_scale, Role::IndexKey}}};
+  const std::array<std::pair<Tensor*, Role>, 6> scales{{{&o.k_scale, Role::Key},
+                                                        {&o.v_scale, Role::Value},
+                                                        {&o.index_k_scale, Role::IndexKey},
+                                                        {&o.k_global_scale, Role::Key},
+                                                        {&o.v_global_scale, Role::Value},
+                                                        {&o.index_k_global_scale, Role::IndexKey}}};
   for (const auto& [tensor, role] : scales) {
-    if (!*tensor) continue;
+    if (!*tensor || tensor->dtype != DType::F32) continue;  // those of groups lie as keys do
     const std::vector<float>& numbers = host_scales_.at(static_cast<int>(role));
     *tensor = view_of(numbers.data(), DType::F32, {static_cast<std::int64_t>(numbers.size())});
   }
@@ -508,6 +551,12 @@ std::vector<HostRow> BenchData::sample(const Problem& problem, const Operands& o
   std::sort(rows.begin(), rows.end());
   rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
   std::vector<HostRow> sampled;
+  const std::array<Tensor Operands::*, 6> of_keys{&Operands::k,       &Operands::v,
+                                                  &Operands::index_k, &Operands::k_scale,
+                                                  &Operands::v_scale, &Operands::index_k_scale};
+  const auto lies_by_key = [&](Tensor Operands::*field) {
+    return (operands.*field).rank >= 3;  // scales that are shared do not
+  };
   const Request* last = nullptr;
   Operands keys;  // of the last request
   std::vector<std::shared_ptr<std::byte[]>> memory;
@@ -517,14 +566,14 @@ std::vector<HostRow> BenchData::sample(const Problem& problem, const Operands& o
     if (&r != last) {
       memory.clear();
       keys = {};
-      if (operands.k) keys.k = fetch_keys(operands.k, r, memory);
-      if (operands.v) keys.v = fetch_keys(operands.v, r, memory);
-      if (operands.index_k) keys.index_k = fetch_keys(operands.index_k, r, memory);
+      for (const auto field : of_keys) {
+        if (lies_by_key(field)) keys.*field = fetch_keys(operands.*field, r, memory);
+      }
       last = &r;
     }
-    host.operands.k = keys.k;
-    host.operands.v = keys.v;
-    host.operands.index_k = keys.index_k;
+    for (const auto field : of_keys) {
+      if (lies_by_key(field)) host.operands.*field = keys.*field;
+    }
     host.memory.insert(host.memory.end(), memory.begin(), memory.end());
     sampled.push_back(std::move(host));
   }

@@ -61,7 +61,9 @@ class BenchData {
   Tensor make_ints(const std::vector<std::int32_t>& values, const std::vector<std::int64_t>& shape);
   Tensor make_queries(int role, DType dtype, std::int64_t heads, std::int64_t dim);
   Tensor make_keys(int role, std::int64_t heads, std::int64_t dim);
-  Tensor make_scales(int role, std::int64_t heads);
+  Tensor make_scales(int role, const Tensor& keys, Tensor* all);
+  Tensor make_group_scales(int role, const Tensor& keys, std::int64_t group);
+  Tensor make_shared_scales(int role, std::int64_t count);
   void make_filter();
   Tensor make_scores();
   Tensor make_lists();
