@@ -389,6 +389,29 @@ TEST(CudaPlans, ScalesOfGroupsAreReadByTheirStrides) {
   EXPECT_EQ(make_scales(p, core::kv_format(p), ragged).data, nullptr);
 }
 
+// Then the copy engine brings them: whoever scores 128 keys in the time that their bytes take has
+// none for 128 copies.
+TEST(CudaPlans, ScalesOfAPageMayLieSideBySide) {
+  using sm90::decode::groups_are_dense;
+  alignas(16) std::array<std::uint8_t, 16> memory{};
+  const Format q8kv4{DType::E2M1, Scale::Group, 16, true};
+  const auto dense = [&](const Tensor& scales, int page, int heads) {
+    return groups_are_dense(make_group_scales(q8kv4, scales, {}), page, heads);
+  };
+  const std::uint8_t* const data = memory.data();
+  for (const int page : {16, 32, 64, 128, 384}) {
+    EXPECT_TRUE(dense(make_tensor(data, DType::E4M3, {7, page, 1, 8}), page, 1)) << page;
+    EXPECT_FALSE(dense(make_tensor(data, DType::E4M3, {7, page, 2, 8}), page, 2)) << page;
+    const Tensor heads_outside =
+        make_tensor(data, DType::E4M3, {7, page, 2, 8}, {page * 16, 8, page * 8, 1});
+    EXPECT_TRUE(dense(heads_outside, page, 2)) << page;
+    const Tensor slots_outside = make_tensor(data, DType::E4M3, {7, page, 1, 8}, {8, 7 * 8, 8, 1});
+    EXPECT_FALSE(dense(slots_outside, page, 1)) << page;
+    EXPECT_FALSE(dense(make_tensor(data + 8, DType::E4M3, {7, page, 1, 8}), page, 1)) << page;
+  }
+  EXPECT_FALSE(dense(make_tensor(data, DType::E4M3, {500, 1, 8}), 0, 1));
+}
+
 TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
   namespace decode = sm90::decode;
   constexpr int kSms = 132;

@@ -11,6 +11,9 @@
 
 namespace msa::cuda::sm90::decode {
 
+/// Bytes of the scales of a key's groups.
+inline constexpr int kRowScales = 128 / kGroupItems;
+
 struct ScoreConfig {
   Storage storage = Storage::Bf16;  // of index queries
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
@@ -42,6 +45,16 @@ struct ScoreParams {
   Rows<std::uint32_t> lower{};  // [T, Hi, blocks]
   Rows<std::uint32_t> upper{};  // [T, Hi, blocks, parts]
 };
+
+/// Whether the scales of the groups of a page and head lie side by side, at multiples of 16 bytes:
+/// the copy engine brings those of a box. Ragged rows may begin anywhere.
+__host__ __device__ inline bool groups_are_dense(const GroupScales& groups, int page_size,
+                                                 int heads_k) {
+  const std::int64_t stride_head = heads_k > 1 ? groups.stride_head : 0;  // else of no meaning
+  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(groups.data));
+  return page_size != 0 && groups.stride_token == kRowScales &&
+         (address | groups.stride_page | stride_head) % 16 == 0;
+}
 
 /// CTAs that share the keys of one index-key head: one an SM for all heads, no more than steps.
 int score_ctas(std::int64_t batch, std::int64_t max_seqlen_k, int heads_k, int multiprocessors);

@@ -94,6 +94,12 @@ class ScoreProducer {
     }
     token_ = box.token;
     page_ = box.page;
+    if constexpr (Traits::kPacked) {
+      const bool there = lane_ < left_ << boxes_shift_ && page_ != kNoPage;
+      const auto* groups =
+          common::scale_at(params_.k_groups, page_, token_, static_cast<int>(blockIdx.y));
+      groups_ = there && !scaled_ ? reinterpret_cast<std::uintptr_t>(groups) : 0;
+    }
     bad_ = warp::bad_boxes<1>(box, lane_);
     if (bad_ != 0 && bad_request_ < 0) bad_request_ = next_.request;
   }
@@ -105,10 +111,13 @@ class ScoreProducer {
     const int token = __shfl_sync(common::kAllLanes, token_, from);
     const int page = __shfl_sync(common::kAllLanes, page_, from);
     const unsigned bad = (bad_ >> first_lane_) & ((1u << boxes_) - 1);
-    const bool brings = Traits::kPacked && !scaled_ && lane_ < boxes_ && page != kNoPage;
-    int scale_bytes = 0;  // that the copy engine brings
-    if constexpr (Traits::kPacked)
-      scale_bytes = __popc(__ballot_sync(common::kAllLanes, brings)) * box_scale_bytes();
+    std::uintptr_t groups = 0;  // of this lane's box, where the copy engine brings them
+    int scale_bytes = 0;
+    if constexpr (Traits::kPacked) {
+      groups = __shfl_sync(common::kAllLanes, groups_, from);
+      const unsigned brought = __ballot_sync(common::kAllLanes, lane_ < boxes_ && groups != 0);
+      scale_bytes = __popc(brought) * box_scale_bytes();
+    }
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       // The arrival below publishes it.
@@ -125,7 +134,7 @@ class ScoreProducer {
     if constexpr (Traits::kCodes) {
       if (scaled_) load_scales(shared_.scales[at_.stage], params_.k_scales, token, page);
     }
-    if constexpr (Traits::kPacked) load_groups(token, page, brings);
+    if constexpr (Traits::kPacked) load_groups(token, page, groups);
     if constexpr (Traits::kFilter) load_bounds(page);
     at_.advance();
     first_lane_ += boxes_;
@@ -156,16 +165,15 @@ class ScoreProducer {
     ptx::cp_async_mbarrier_arrive_noinc(&shared_.ring.full[at_.stage]);
   }
 
-  /// Or the copy engine brings them with their boxes.
-  __device__ __forceinline__ void load_groups(int token, int page, bool brings) {
+  /// Or the copy engine brings them with their boxes, this lane's from `groups`.
+  __device__ __forceinline__ void load_groups(int token, int page, std::uintptr_t groups) {
     std::uint8_t* const to = stage() + Traits::kTileBytes;
     if (scaled_) {
       load_scales(reinterpret_cast<uint2*>(to), params_.k_groups, token, page);
-    } else if (brings) {
-      ptx::cp_async_bulk_hint(
-          to + lane_ * box_scale_bytes(),
-          common::scale_at(params_.k_groups, page, token, static_cast<int>(blockIdx.y)),
-          box_scale_bytes(), &shared_.ring.full[at_.stage], policy_);
+    } else if (lane_ < boxes_ && groups != 0) {
+      ptx::cp_async_bulk_hint(to + lane_ * box_scale_bytes(),
+                              reinterpret_cast<const std::uint8_t*>(groups), box_scale_bytes(),
+                              &shared_.ring.full[at_.stage], policy_);
     }
   }
 
@@ -196,9 +204,7 @@ class ScoreProducer {
   }
 
   /// Of the groups of a box's keys.
-  __device__ __forceinline__ int box_scale_bytes() const {
-    return static_cast<int>(sizeof(uint2)) << shift_;
-  }
+  __device__ __forceinline__ int box_scale_bytes() const { return kRowScales << shift_; }
 
   const ScoreParams& params_;
   ScoreShared<Traits>& shared_;
@@ -219,7 +225,8 @@ class ScoreProducer {
   int first_lane_ = 0;
   int token_ = 0;  // of this lane's box
   int page_ = 0;
-  unsigned bad_ = 0;  // boxes without a page, as bits
+  std::uintptr_t groups_ = 0;  // the scales of its groups; 0: the copy engine does not bring them
+  unsigned bad_ = 0;           // boxes without a page, as bits
   int bad_request_ = -1;
 };
 

@@ -48,7 +48,7 @@ struct ScoreTraits {
   static constexpr int kColumns = 8 * kTiles;
   static constexpr int kTileBytes = kScoreStep * kRowBytes;
   // Scales of groups lie behind their tile.
-  static constexpr int kScaleBytes = kPacked ? kScoreStep * static_cast<int>(sizeof(uint2)) : 0;
+  static constexpr int kScaleBytes = kPacked ? kScoreStep * kRowScales : 0;
   static constexpr int kStageBytes = kTileBytes + kScaleBytes;
   // Half of an SM's shared memory: the first CTAs of the attention kernel wait beside this one.
   static constexpr int kRingBytes = 96 * 1024;
@@ -60,6 +60,7 @@ struct ScoreTraits {
   static_assert(cfg.keys == cfg.storage || kCodes || kPacked || kFilter,
                 "keys are stored as queries or in codes");
   static_assert(8 * kTiles <= kMaxColumns, "as the host plans");
+  static_assert(!kPacked || (kDim == 128 && kRowScales == sizeof(uint2)), "a lane has two groups");
 };
 
 /// Named barriers; 0 is __syncthreads.
@@ -71,21 +72,11 @@ __device__ __forceinline__ bool shares_scale(const ScoreParams& p) {
          (p.k_scales.stride_page == 0 && p.k_scales.stride_token == 0);
 }
 
-/// Whether the scales of a box's groups lie side by side, at multiples of 16 bytes: the copy engine
-/// brings them. Ragged rows may begin anywhere.
-__device__ __forceinline__ bool groups_are_dense(const ScoreParams& p) {
-  const GroupScales& groups = p.k_groups;
-  return p.batch.page_size != 0 && groups.stride_token == sizeof(uint2) &&
-         ((reinterpret_cast<std::uintptr_t>(groups.data) | groups.stride_page |
-           groups.stride_head) &
-          15) == 0;
-}
-
 /// Whether scales or bounds arrive with the keys, by every lane of the producer.
 template <class Traits>
 __device__ __forceinline__ bool arrives_with_scales(const ScoreParams& p) {
   return Traits::kFilter || (Traits::kCodes && !shares_scale(p)) ||
-         (Traits::kPacked && !groups_are_dense(p));
+         (Traits::kPacked && !groups_are_dense(p.k_groups, p.batch.page_size, p.heads_k));
 }
 
 /// The 16 bytes of a row, counted from 0, that lane % 4 takes as its chunk. Of codes it takes
