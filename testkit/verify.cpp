@@ -257,6 +257,9 @@ class Verification {
                                         place_of(planted.request, planted.row) + ", got " +
                                         place_of(fault->request, fault->row) + ": " + fault->what);
     }
+    // Of new keys that are stored, tests/gpu compares what a bad page leaves.
+    if (spec_.op == Op::QuantizeKv || spec_.op == Op::QuantizeIndex)
+      return finish(Result::Passed, "");
     if (planted.page_begin >= 0) return compare_without_last_page();
     const bool in_list = planted.row >= 0 && spec_.corrupt != Corrupt::BlockTwice;
     if (!in_list || spec_.op != Op::SparseAttention) return finish(Result::Passed, "");

@@ -21,7 +21,8 @@ constexpr int bits_of(Storage storage) {
 /// What a kernel found wrong in the contents of an index tensor. Order and values are part of the
 /// status word.
 enum class FaultKind : std::uint32_t {
-  Length,   // cu_seqlens or seqlens outside the planned bounds or the tensors
+  Length,   // cu_seqlens or seqlens outside the planned bounds or the tensors; new keys that a
+            // request does not have
   PageId,   // page id out of range
   BlockId,  // block id out of range
   Offset,   // key_offset negative or not a multiple of the block size

@@ -14,6 +14,7 @@
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
+#include "cuda/store_stage.h"
 #include "cuda/tuning.h"
 #include "cuda/unpack_stage.h"
 
@@ -334,6 +335,25 @@ class InvertPath final : public Path {
   InvertStage stage_;
 };
 
+// ---- storing new keys --------------------------------------------------------------------------
+
+class StorePath final : public Path {
+ public:
+  StorePath(const Problem& problem, const GpuInfo&, Layout& layout) : stage_(problem, layout) {}
+  static bool takes(Op op) { return op == Op::QuantizeKv || op == Op::QuantizeIndex; }
+  /// Everything legal is served.
+  static std::string rejects(const Problem&) { return ""; }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    if (!StoreStage::has_requests(problem)) clear_status(workspace, stream);
+    stage_.run(problem, call, workspace, stream);
+  }
+  std::string decisions() const override { return ""; }
+
+ private:
+  StoreStage stage_;
+};
+
 // Decode before the others: it takes what it can of their operations.
 constexpr std::array kTable = {
     PathRow{"decode_shared", 9, 0, SharedDecodePath::takes, SharedDecodePath::rejects,
@@ -344,6 +364,7 @@ constexpr std::array kTable = {
     PathRow{"select", 9, 0, SelectPath::takes, on_any<SelectStage::rejects>, plan_path<SelectPath>},
     PathRow{"merge", 9, 0, MergePath::takes, on_any<MergeStage::rejects>, plan_path<MergePath>},
     PathRow{"invert", 9, 0, InvertPath::takes, on_any<InvertStage::rejects>, plan_path<InvertPath>},
+    PathRow{"store", 9, 0, StorePath::takes, on_any<StorePath::rejects>, plan_path<StorePath>},
 };
 
 }  // namespace

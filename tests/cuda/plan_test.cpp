@@ -6,6 +6,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "core/fields.h"
 #include "cuda/attend_stage.h"
@@ -214,6 +215,43 @@ TEST(CudaPlans, KeysAndValuesInFourBits) {
     std::string refusal;
     EXPECT_EQ(find_path(problem(line + " block_max=1"), kHopper, refusal), nullptr);
     EXPECT_NE(refusal.find("block maxima"), std::string::npos) << refusal;
+  }
+}
+
+TEST(CudaPlans, NewKeysAreStoredInEveryFormat) {
+  std::vector<std::string> lines;
+  for (const char* rows : {" page=16 lens=20:90,1:200", " page=48 lens=3:3", " lens=20:0"}) {
+    for (const char* dtype : {"f32", "f16", "bf16"}) {
+      for (const char* kv : {"auto", "e4m3", "e4m3/tensor", "e4m3/head", "e4m3/page", "e4m3/token",
+                             "nvfp4", "nvfp4/tensor", "q8kv4"}) {
+        const bool pages = std::string(kv) == "e4m3/page" && std::string(rows) == " lens=20:0";
+        if (!pages)
+          lines.push_back(std::string("op=quantize heads=3/3 dim=48 value_dim=80 dtype=") + dtype +
+                          " kv=" + kv + rows);
+      }
+      lines.push_back(std::string("op=quantize_index heads=2/2 dim=16 index_dim=33 index_dtype=") +
+                      dtype + rows);
+    }
+  }
+  for (const std::string& line : lines) {
+    std::string why;
+    const PathRow* row = find_path(problem(line), kHopper, why);
+    ASSERT_NE(row, nullptr) << line << ": " << why;
+    EXPECT_EQ(std::string(row->name), "store") << line;
+  }
+}
+
+// A record for each request, and nothing that grows with rows or keys.
+TEST(CudaPlans, StoringNewKeysNeedsNoRoom) {
+  for (const char* line : {"op=quantize kv=e4m3/token page=16 lens=100x900:90000",
+                           "op=quantize_index page=16 lens=100x900:90000"}) {
+    const Problem p = problem(line);
+    Layout layout;
+    std::string why;
+    const PathRow* row = find_path(p, kHopper, why);
+    ASSERT_NE(row, nullptr) << line << ": " << why;
+    const auto path = row->plan(p, kHopper, layout);
+    EXPECT_LE(layout.bytes(), 100 * sizeof(RequestRecord) + 2 * kWorkspaceAlignment) << line;
   }
 }
 

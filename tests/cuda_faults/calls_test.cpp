@@ -67,6 +67,10 @@ const std::vector<std::string> kCases{
     "op=merge_selections heads=4/4 topk=4 lens=20:0 parts=3 chosen=1",
     "op=merge_selections heads=4/4 topk=256 lens=20:0 parts=64",
     "op=invert heads=4/4 block=64 topk=4 lens=70:700",
+    "op=quantize heads=4/4 kv=e4m3/token lens=20:0 strides=padded",  // any address will do
+    "op=quantize heads=4/4 kv=q8kv4 dim=32 dtype=f32 page=16 lens=20:90,3:33",
+    "op=quantize_index heads=4/4 dim=33 dtype=f16 lens=20:90,3:33 strides=padded",
+    "op=quantize_index heads=4/4 page=16 lens=20:90,3:33",
 };
 
 /// A case whose tensors are said to lie on GPU 1. Nothing runs, so host memory stands in for its

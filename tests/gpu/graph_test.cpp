@@ -175,6 +175,13 @@ TEST(Graph, MergesAndInversionReplay) {
   replay("op=invert heads=16/2 block=64 topk=16 lens=60:3000,9:300 partial=1 pad_rows=2 slack=3");
 }
 
+TEST(Graph, StoresReplayWithOtherRowsAndLengths) {
+  const std::vector<std::string> lens{"20:90,1:200,3:3", "3:200,20:20,1:1", "1:17,3:200,20:33"};
+  for (const char* kv : {"auto", "e4m3/token", "nvfp4/tensor"})
+    replay_inputs(std::string("op=quantize heads=2/2 dim=32 page=16 pool=40 kv=") + kv, lens);
+  replay_inputs("op=quantize_index heads=2/2 dim=32 page=16 pool=40", lens);
+}
+
 TEST(Streams, OnePlanOnTwo) {
   const std::string line = "op=msa heads=16/2 block=64 topk=4 lens=70:900,9:300 regime=integers";
   const auto first = testkit::cuda_memory(0), second = testkit::cuda_memory(0);

@@ -44,6 +44,10 @@ const std::vector<std::string> kOrderCalls{
     "op=merge_states heads=4/4 lens=20:0 parts=3 lse=1",
     "op=merge_selections heads=4/4 topk=4 lens=20:0 parts=3 chosen=1 regime=ties",
     "op=invert heads=4/4 block=64 topk=4 lens=70:700",
+    "op=quantize heads=4/4 kv=e4m3/token lens=70:0",
+    "op=quantize heads=4/4 kv=q8kv4 dim=32 page=16 lens=20:90,3:33",
+    "op=quantize_index heads=4/4 lens=20:90,3:33",
+    "op=quantize_index heads=4/4 page=16 lens=20:90,3:33",
 };
 
 /// Inputs of the call as addresses in the GPU's memory.

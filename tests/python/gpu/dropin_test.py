@@ -340,14 +340,22 @@ def four_bits_call(b, device):
     return lambda: four_bits(b, k, k, scale, scale, torch.ones(1, device=device))
 
 
-def quantizer_call(b, device):
-    return lambda: fmha.sparse.quantize_bf16_to_nvfp4_128x4(b.q)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_quantizer(dtype):
+    x = torch.randn(64, 3, 384, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x[3, 1, 5], x[7, 0, 300], x[9] = float("nan"), float("inf"), 0.0
+    want, found = (fmha.sparse.quantize_bf16_to_nvfp4_128x4(t) for t in (x, x.cuda()))
+    assert found.data.is_cuda and found[3:] == want[3:]
+    for name in ("data", "scale_128x4", "global_scale"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(want, name)), name
+    back = [fmha.sparse.dequantize_nvfp4_128x4_to_bf16(q).cpu() for q in (want, found)]
+    assert torch.equal(back[0].view(torch.int16), back[1].view(torch.int16))
 
 
-@pytest.mark.parametrize("call", [four_bits_call, quantizer_call, dense, sparse, rows, scores])
+@pytest.mark.parametrize("call", [four_bits_call, dense, sparse, rows, scores])
 def test_what_cuda_does_not_serve_yet_is_refused_by_the_library(call):
-    """Four bits stored, or with a scale of all in prefill; queries in e4m3; scores of keys in e4m3; a row of these goes
-    when a kernel comes."""
+    """Four bits with a scale of all in prefill; queries in e4m3; scores of keys in e4m3; a row of these goes when a
+    kernel comes."""
     b = make("mixed", kv=E4M3).on("cuda")
     if call in (dense, sparse, rows):
         b.q = b.q.to(E4M3)

@@ -72,6 +72,39 @@ def test_keys_and_values_in_e4m3(given, kind, rows):
         assert caught.value.argument == name
 
 
+@pytest.mark.parametrize("kind", ["e4m3", "e4m3/token", "nvfp4", "q8kv4"])
+def test_new_rows_are_stored_with_the_same_bits(given, kind):
+    k, v = given[1][:300], given[2][:300]
+    lens = {"cu_seqlens_q": torch.tensor([0, 200, 300], dtype=torch.int32),
+            "seqlens_k": torch.tensor([250, 100], dtype=torch.int32),
+            "page_table": torch.tensor([[3, 0, 5, 1], [4, 2, 3, 3]], dtype=torch.int32)}
+    scale = {"e4m3": None, "e4m3/token": (torch.float32,), "nvfp4": (torch.float8_e4m3fn, DIM // 16),
+             "q8kv4": (torch.float8_e4m3fn, DIM // 16)}[kind]
+    found = []
+    for device in ("cpu", "cuda"):
+        width = DIM // 2 if kind in ("nvfp4", "q8kv4") else DIM
+        caches = {name: torch.full((6, 64, HKV, width), 7, dtype=torch.uint8, device=device)
+                  for name in ("k_cache", "v_cache")}
+        if scale:
+            caches |= {name: torch.ones(6, 64, HKV, *scale[1:], device=device).to(scale[0])
+                       for name in ("k_scale_cache", "v_scale_cache")}
+        bounds = {} if device == "cpu" else {"max_seqlen_q": 200, "max_seqlen_k": 250}
+        msa.torch.quantize_kv(k.to(device), v.to(device), kv_format=kind, **caches, **bounds,
+                              **{name: t.to(device) for name, t in lens.items()})
+        found.append([t.cpu().view(torch.uint8) for t in caches.values()])
+    for want, got in zip(*found):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_filter_has_the_same_bits(dtype):
+    index_k = torch.randn(1000, 2, 48, generator=torch.Generator().manual_seed(4)).to(dtype)
+    index_k[77, 1, 5] = float("nan")
+    want, got = msa.torch.quantize_index(index_k), msa.torch.quantize_index(index_k.cuda())
+    assert torch.equal(got.index_k8.cpu(), want.index_k8)
+    assert torch.equal(got.index_k8_bounds.cpu(), want.index_k8_bounds)
+
+
 def test_lengths_on_the_device_need_bounds(given):
     held = cuda(given)
     lens = {"cu_seqlens_q": torch.tensor([0, 256], dtype=torch.int32, device="cuda"),

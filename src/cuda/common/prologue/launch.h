@@ -36,6 +36,13 @@ struct Counters {
   int count = 0;
 };
 
+/// Which keys of a request are new, where a run stores keys: those from `offset` of its record on.
+enum class NewKeys : std::uint32_t {
+  None,  // nobody asks
+  Rows,  // the last ones, a row of q each
+  Tail,  // those from q_offsets on; all where it is not given
+};
+
 struct Params {
   BatchParams batch{};
   RequestRecord* requests = nullptr;  // [B]
@@ -43,6 +50,9 @@ struct Params {
   int* first_tiles = nullptr;            // [B]: of tiles[0], the first of each request; or none
   std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before; or none
   Counters counters[2]{};
+  // A request at fault has no new keys. Those that have none may be longer than the page table
+  // says.
+  NewKeys new_keys = NewKeys::None;
 };
 
 /// Tiles that a batch can have, padding rows included: every request may end with one that is not

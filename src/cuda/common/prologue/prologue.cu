@@ -66,6 +66,26 @@ __device__ void cut_tiles(const Params& params, const TileTable& table, int* fir
   finish_tiles(params.batch, table, tiles);
 }
 
+/// The record of a request whose new keys begin at `offset`.
+__device__ RequestRecord with_new_keys(const Params& params, int b, std::int64_t k_begin) {
+  // Who stores nothing reads no page.
+  BatchParams batch = params.batch;
+  if (batch.page_size != 0) batch.page_columns = ceil_div(batch.max_seqlen_k, batch.page_size);
+  bool fault = false;
+  bool offset_fault = false;
+  RequestRecord r = load_request(batch, b, k_begin, &fault, &offset_fault);
+  fault = fault || (b == 0 && r.q_begin != 0);
+  std::int64_t first = r.seqlen_k - r.seqlen_q;
+  if (params.new_keys == NewKeys::Tail)
+    first = batch.q_offsets.data != nullptr ? load(batch.q_offsets, b) : 0;
+  fault = fault || first < 0 || first > r.seqlen_k;
+  if (first < r.seqlen_k && batch.page_size != 0)
+    fault = fault || ceil_div(r.seqlen_k, batch.page_size) > params.batch.page_columns;
+  if (fault) report(batch.status, b, -1, FaultKind::Length);
+  r.offset = fault ? r.seqlen_k : first;
+  return r;
+}
+
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Params params) {
   ptx::griddepcontrol_launch_dependents();
   if (threadIdx.x == 0) *params.batch.status = kNoFault;
@@ -86,7 +106,9 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
     rows_before += total;
     std::int64_t blocks = 0;
     if (exists) {
-      const RequestRecord r = check_request(params.batch, b, k_begin, true);
+      const RequestRecord r = params.new_keys == NewKeys::None
+                                  ? check_request(params.batch, b, k_begin, true)
+                                  : with_new_keys(params, b, k_begin);
       params.requests[b] = r;
       blocks = ceil_div(r.seqlen_k, params.batch.block_size);
     }

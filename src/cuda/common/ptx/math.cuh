@@ -105,6 +105,14 @@ __device__ __forceinline__ void widen_e4m3x4(std::uint32_t codes, std::uint32_t&
   }
 }
 
+/// Codes of two numbers, lo in the low byte: half to even; what is too large, infinities included,
+/// becomes 448, NaN some NaN.
+__device__ __forceinline__ std::uint16_t cvt_e4m3x2(float lo, float hi) {
+  std::uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(hi), "f"(lo));
+  return codes;
+}
+
 /// The nearest value of e4m3, half to even; beyond 448 it is 448, NaN stays NaN.
 __device__ __forceinline__ float round_to_e4m3(float x) {
   std::uint16_t code;
