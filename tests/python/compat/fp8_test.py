@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+import msa
 from msa.compat.fmha_sm100 import dense as dense_module
 from msa.compat.fmha_sm100.sparse_fmha_adapter import sparse_fmha, sparse_fmha_plan
 
@@ -222,3 +223,32 @@ def test_a_plan_for_e4m3_takes_nothing_else(fmha, naive, options):
                 naive.attend(real.q, real.k, real.v, b.lens_q, b.lens_k)[0], 2e-2)
     with pytest.raises(ValueError, match="out"):
         fmha.fmha_sm100(b.q, b.k, b.v, plan, out=torch.empty(b.q.shape, dtype=torch.float16))
+
+
+# ---- what no backend serves ----
+
+
+@pytest.mark.parametrize(
+    ("q_dtype", "kv_dtype", "argument"),
+    [(E4M3, E4M3, "q"), (torch.bfloat16, E4M3, "k"), (torch.bfloat16, torch.bfloat16, "")],
+)
+@pytest.mark.parametrize("lists", [False, True])
+def test_a_refusal_of_the_library_names_the_argument(fmha, naive, monkeypatch, q_dtype, kv_dtype, argument, lists):
+    """As on a device whose kernels do not take the types; the library's own reason stays."""
+
+    def refuse(*_args, **_keywords):
+        raise msa.Unsupported("no backend serves it: cuda: reason")
+
+    monkeypatch.setattr(msa.torch, "dense_attention", refuse)
+    monkeypatch.setattr(msa.torch, "sparse_attention", refuse)
+    b = naive.batch(*LENS)
+    k, v, kv_indices = b.pages()
+    plan = planned(fmha, b, page_size=128, output_maxscore=not lists, **({"kv_block_num": 4} if lists else {}))
+    ids = b.ids(4, 2) if lists else None
+    with pytest.raises(msa.Unsupported, match="cuda: reason") as caught:
+        fmha.fmha_sm100(b.q.to(q_dtype), k.to(kv_dtype), v.to(kv_dtype), plan, kv_indices, ids)
+    assert caught.value.argument == argument
+    assert isinstance(caught.value, fmha.NotServed) == bool(argument)
+    if argument:
+        text = str(caught.value)
+        assert text.startswith(f"{argument} of torch.float8_e4m3fn [") and ("beside max_score" in text) != lists

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from msa import torch as ops
-
+from ._attend import dense_attention, sparse_attention
 from ._checks import (
     BLOCK,
     check_attention_tensors,
@@ -137,10 +136,10 @@ class SparseDecodePagedAttentionWrapper:
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
         pages = slots_inside(k), slots_inside(v)
         if self._ids is None:
-            ops.dense_attention(q, *pages, out=out, lse=lse, softmax_scale=scale, **self._batch)
+            dense_attention(q, *pages, out=out, lse=lse, softmax_scale=scale, **self._batch)
         else:
             ids = self._ids.permute(1, 0, 2)
-            ops.sparse_attention(q, *pages, ids, out=out, lse=lse, softmax_scale=scale, **self._batch)
+            sparse_attention(q, *pages, ids, out=out, lse=lse, softmax_scale=scale, **self._batch)
         if not return_softmax_lse:
             return out
         assert lse is not None

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from msa import torch as ops
-
+from ._attend import dense_attention, sparse_attention
 from ._checks import (
     BLOCK,
     E4M3,
@@ -200,11 +199,11 @@ class _Call:
     ) -> torch.Tensor | None:
         k, v = self.keys()
         if not wants_out:
-            ops.dense_attention(self.q, k, None, block_max=maxima, block_size=BLOCK, softmax_scale=scale, **self.batch())
+            dense_attention(self.q, k, None, block_max=maxima, block_size=BLOCK, softmax_scale=scale, **self.batch())
             return None
         out, target = _output_of(self.q, v, gain, out)
         settings = {"block_size": BLOCK, "softmax_scale": scale, **self.scales, **self.batch()}
-        ops.dense_attention(self.q, k, v, out=target, lse=lse, block_max=maxima, **settings)
+        dense_attention(self.q, k, v, out=target, lse=lse, block_max=maxima, **settings)
         return _scaled(target, gain, out)
 
     def sparse(
@@ -218,13 +217,13 @@ class _Call:
         out, target = _output_of(self.q, v, gain, out)
         settings = {"block_size": BLOCK, "softmax_scale": scale, **self.scales, **batch}
         if ids.shape[1] == self.kv_heads:
-            ops.sparse_attention(self.q, k, v, ids, out=target, lse=lse, **settings)
+            sparse_attention(self.q, k, v, ids, out=target, lse=lse, **settings)
             return _scaled(target, gain, out)
         # A list of its own for every query head: one run for each place in a group, all strided views.
         group = self.q.shape[1] // self.kv_heads
         for g in range(group):
             part = None if lse is None else lse[:, g::group]
-            ops.sparse_attention(
+            sparse_attention(
                 self.q[:, g::group], k, v, ids[:, g::group], out=target[:, g::group], lse=part, **settings
             )
         return _scaled(target, gain, out)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from msa import torch as ops
-
+from ._attend import sparse_attention
 from ._checks import (
     BLOCK,
     E4M3,
@@ -63,11 +62,12 @@ def kvouter_attention(
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if used_kv_lens is None:
         used_kv_lens = torch.full((requests,), pages * page_size, dtype=torch.int32, device=q.device)
-    ops.sparse_attention(
+    sparse_attention(
         q,
         slots_inside(k_cache),
         slots_inside(v_cache),
         selected,
+        k_name="k_cache",
         cu_seqlens_q=want_int32("cu_seqlens_q", cu_seqlens_q, 1, q.device),
         seqlens_k=want_int32("used_kv_lens", used_kv_lens, 1, q.device),
         page_table=block_tables,

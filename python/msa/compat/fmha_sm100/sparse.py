@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from msa import torch as ops
-
+from ._attend import sparse_attention
 from ._checks import (
     BLOCK,
     E4M3,
@@ -279,7 +278,7 @@ def _attend(
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """temperature: of the second lse; None: there is none."""
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if wants_lse else None
-    ops.sparse_attention(q, k, v, ids, out=out, lse=lse, softmax_scale=scale, **batch)
+    sparse_attention(q, k, v, ids, out=out, lse=lse, softmax_scale=scale, **batch)
     if lse is None:
         return out
     if temperature is None:
@@ -288,7 +287,7 @@ def _attend(
         return out, lse, lse.clone()
     # Sums of other exponents: a second run, whose output nobody wants.
     cooled = torch.empty_like(lse)
-    ops.sparse_attention(
+    sparse_attention(
         q, k, v, ids, out=torch.empty_like(out), lse=cooled, softmax_scale=scale / temperature, **batch
     )
     return out, lse, cooled
