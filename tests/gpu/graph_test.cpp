@@ -146,7 +146,7 @@ TEST(Graph, FilteredSelectionReplaysWithOtherVectorsAndLengths) {
     replay_inputs(std::string("op=select filter=1 heads=2/2 block=64 topk=4 page=64 pool=300 "
                               "slack=40000 chosen=1 hostile=") +
                       hostile,
-                  {"419:9000,1:500,0:300", "60:500,340:9000,20:300", "20:300,60:900,340:5000"});
+                  {"419:9000,1:500,0:300", "60:500,340:9000,20:300", "20:300,60:900,340:9000"});
   }
 }
 
