@@ -122,6 +122,7 @@ struct Terms {
 // How many standard deviations of independent roundings a mark is at least (docs/numerics.md).
 constexpr double kDeviations = 4.5;
 constexpr double kDeviationsOf16Bits = 3.5;
+constexpr double kDeviationsOfScaledValues = 5;
 
 class PlainRow {
  public:
@@ -298,11 +299,15 @@ class PlainRow {
 
   /// What none can be blamed for, half a mark: some standard deviations of independent roundings at
   /// the output where they are largest. In f32 of all roundings, in 16 bits of the weights', which
-  /// another maximum deals anew.
+  /// another maximum deals anew, and a value's scale may lift just above a power of two.
   void take_floor() {
     const std::int64_t dim = p_.attention.value_dim;
     const bool all = weights_ == DType::F32;
-    const double half_deviations = (all ? kDeviations : kDeviationsOf16Bits) / 2;
+    const bool scaled = p_.attention.kv.value_or(p_.attention.q).scale != Scale::None;
+    const double half_deviations = (all      ? kDeviations
+                                    : scaled ? kDeviationsOfScaledValues
+                                             : kDeviationsOf16Bits) /
+                                   2;
     result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
     for (std::int64_t g = 0; g < group_; ++g) {
       double largest = 0;

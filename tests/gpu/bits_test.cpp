@@ -217,19 +217,26 @@ TEST(BatchInvariance, NanInOneRequestLeavesTheBitsOfAllOthers) {
 // At lengths that plans read a filter for; random scores, and such whose best blocks stand
 // together.
 TEST(Bits, AFilterChangesNone) {
-  for (const std::string rest :
-       {"heads=4/4 lens=1:1048576 page=128", "heads=4/4 lens=1:1048576 page=128 regime=drift",
-        "heads=4/4 lens=5x1:131072 page=64 block=64", "heads=4/4 lens=8:600000 topk=64 dtype=f16",
-        "heads=4/4 index_heads_k=4 lens=2:131072,1:9000 regime=near",
-        "heads=4/4 lens=3x1:131072 page=128 hostile=nan",
-        "heads=4/4 lens=3x1:131072 page=128 hostile=nan_index",
-        "heads=4/4 lens=32768:32768 page=128 regime=drift",
-        "heads=4/4 lens=131072:131072 page=128 regime=drift", "heads=4/4 lens=6400:131072 page=128",
-        "heads=2/2 lens=13000:524288 page=256 dtype=f16",
-        "heads=4/4 index_heads_k=4 lens=6000:131072,700:131072 page=64 block=64 topk=64",
-        "heads=4/4 lens=8000:65536 page=128 regime=near",
-        "heads=4/4 lens=8000:65536 page=128 regime=ties",
-        "heads=4/4 lens=8000:65536 page=128 hostile=nan_index"}) {
+  struct Line {
+    std::string rest;
+    double most;  // share of the visible blocks that may be scored
+  };
+  for (const auto& [rest, most] : std::vector<Line>{
+           {"heads=4/4 lens=1:1048576 page=128", 0.02},
+           {"heads=4/4 lens=1:1048576 page=128 regime=drift", 0.02},
+           {"heads=4/4 lens=5x1:131072 page=64 block=64", 0.05},
+           {"heads=4/4 lens=8:600000 topk=64 dtype=f16", 0.1},
+           {"heads=4/4 index_heads_k=4 lens=2:131072,1:9000 regime=near", 1},
+           {"heads=4/4 lens=3x1:131072 page=128 hostile=nan", 1},
+           {"heads=4/4 lens=3x1:131072 page=128 hostile=nan_index", 1},
+           {"heads=4/4 lens=32768:32768 page=128 regime=drift", 0.35},
+           {"heads=4/4 lens=131072:131072 page=128 regime=drift", 0.12},
+           {"heads=4/4 lens=6400:131072 page=128", 0.08},
+           {"heads=2/2 lens=13000:524288 page=256 dtype=f16", 0.03},
+           {"heads=4/4 index_heads_k=4 lens=6000:131072,700:131072 page=64 block=64 topk=64", 0.2},
+           {"heads=4/4 lens=8000:65536 page=128 regime=near", 1},
+           {"heads=4/4 lens=8000:65536 page=128 regime=ties", 1},
+           {"heads=4/4 lens=8000:65536 page=128 hostile=nan_index", 1}}) {
     GpuCase with("op=select filter=1 chosen=1 " + rest), without("op=select chosen=1 " + rest);
     for (GpuCase* call : {&with, &without}) {
       call->run();
@@ -253,9 +260,7 @@ TEST(Bits, AFilterChangesNone) {
     }
     std::printf("%s: %lld of %lld blocks scored\n", rest.c_str(), static_cast<long long>(scored),
                 static_cast<long long>(visible));
-    if (plain && rest.find("near") == std::string::npos && rest.find("ties") == std::string::npos) {
-      EXPECT_LT(scored, visible / 8) << rest;
-    }
+    EXPECT_LE(static_cast<double>(scored), most * static_cast<double>(visible)) << rest;
   }
 }
 
