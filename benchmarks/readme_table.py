@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Rewrites the measured figures from benchmarks/results/*.json: every row in docs/performance.md, a few in README.md.
+"""Rewrites the measured figures from benchmarks/results/*.json: every row in docs/performance.md, a few in README.md,
+what formats cost in accuracy in docs/numerics.md.
 
 usage: readme_table.py [--check]     --check: change nothing, exit 1 when a table is out of date
 """
@@ -73,6 +74,38 @@ def chosen(files):
                       "; ".join(sources) + ".", ""])
 
 
+def accuracy(path):
+    """What formats cost: attention's error and the index's recall by format, candidates by length."""
+    doc = json.loads(path.read_text())
+    rows = {r["id"]: r for r in doc["rows"]}
+    kinds = list(dict.fromkeys(r["id"].split(".")[1] for r in doc["rows"] if r["id"].startswith("attend.")))
+    lengths = list(dict.fromkeys(r["id"].split(".")[1] for r in doc["rows"] if r["id"].startswith("candidates.")))
+
+    def error(kind, data):
+        row = rows[f"attend.{kind}.{data}"]
+        return f"{100 * row['relative_error']:.1f} % ({100 * row['worst_row']:.0f})"
+
+    def recall(kind, data):
+        held = [rows.get(f"select.{kind}.{length}.{data}") for length in lengths]
+        return " / ".join(f"{row['recall']:.3f}" for row in held if row)
+
+    lines = [f"Written by `{doc['command']}` at commit `{doc['commit'][:12]}` on `{doc['machine']['isa']}`: "
+             f"[{path.name}](../benchmarks/results/{path.name}).", "",
+             "| format | error of `out`: drift (worst row) | uneven channels | "
+             f"lists kept, {' / '.join(lengths)}: drift | uneven channels |", "|---|---|---|---|---|"]
+    lines += [f"| `{kind}` | {error(kind, 'drift')} | {error(kind, 'channels')} | {recall(kind, 'drift')} | "
+              f"{recall(kind, 'channels')} |" for kind in kinds]
+    lines += ["", "Blocks that a row scored from their keys beside the exact 8-bit filter:", "",
+              "| data | of | mean | 10 % | 50 % | 90 % | 99 % | largest |", "|---|---|---|---|---|---|---|---|"]
+    for row in doc["rows"]:
+        if row["id"].startswith("candidates."):
+            _, length, data = row["id"].split(".")
+            shares = " | ".join(str(row[f"at_{p}"]) for p in (10, 50, 90, 99))
+            lines.append(f"| {data}, {length} | {row['what'].split()[2]} | {row['mean']:.0f} | {shares} | "
+                         f"{row['largest']} |")
+    return "\n".join([*lines, ""])
+
+
 def rewrite(name, text, check):
     path = ROOT / name
     old = path.read_text()
@@ -88,8 +121,11 @@ def rewrite(name, text, check):
 def main():
     check = "--check" in sys.argv[1:]
     files = sorted((ROOT / "benchmarks/results").glob("*.json"))
+    costs = [f for f in files if f.name == "accuracy.json"]
+    files = [f for f in files if f not in costs]
     nothing = "not measured yet\n"
     rewrite("docs/performance.md", "\n".join(table(f) for f in files) if files else nothing, check)
+    rewrite("docs/numerics.md", accuracy(costs[0]) if costs else nothing, check)
     rewrite("README.md", chosen(files) if files else nothing, check)
 
 
