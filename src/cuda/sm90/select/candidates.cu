@@ -2,8 +2,9 @@
 // A CTA a tile of rows of one index head. With a bound below and above for every block and row, a
 // row's k-th largest lower bound is what a block's upper bound must reach; parts of it that do, and
 // that reach the block's own lower bound, may hold its maximum. What any row wants is listed. A
-// warp takes four rows at a time, so that they share what it reads of blocks, and reads products
-// once: a second look is for segments whose largest upper bound reaches.
+// warp takes four rows at a time, so that they share what it reads of blocks and what is left of
+// them fills its lanes, and reads products once: a second look is for segments whose largest upper
+// bound reaches.
 #include "cuda/sm90/select/candidates.h"
 
 #include "cuda/common/prologue/tile_rows.cuh"
@@ -24,9 +25,10 @@ using common::kAllLanes;
 using common::kMinusInf;
 using common::topk::Row;
 
-constexpr int kWarps = 12;
+constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
-constexpr int kRows = 4;  // of a warp at a time
+constexpr int kRows = 4;               // of a warp at a time
+constexpr int kRowLanes = 32 / kRows;  // that bound a row's query
 constexpr int kTurnRows = kWarps * kRows;
 constexpr int kTurns = kTileRows / kTurnRows;
 constexpr int kSegments = 8;    // of a row, told apart for the second look
@@ -39,16 +41,33 @@ static_assert(kChunkTiles * kTileParts == 16 && kWordTiles * kTileParts == 32, "
 template <int kBlock>
 constexpr int kChunkBlocks = kChunkTiles* kTileKeys / kBlock;
 
+/// A row that a warp works on.
+struct alignas(16) Chooser {
+  QueryBound query;
+  float least;  // that a block's upper bound must reach
+  int begin;    // blocks [begin, end) are scored
+  int end;
+  int k;           // of them are chosen
+  int candidates;  // of them may be
+};
+
 /// What a warp has found and not looked at.
 struct Queue {
-  std::uint16_t segments[kSegments * 32];
-  std::uint16_t blocks[32 * kChunkBlocks<kTileKeys / 2> + 32];
+  std::uint32_t words[64];   // of key tiles
+  std::uint32_t blocks[64];  // row of the warp, block
+};
+constexpr int kBlockBits = 16;
+
+/// Of a warp.
+struct Found {
+  Chooser rows[kRows];
+  Queue queue;
 };
 
 /// Dynamic shared memory.
 struct Shared {
   float4* keys;           // bounds of blocks: [n of a chunk][chunk]
-  float* segments;        // largest upper bounds: [warp][row][segment][lane]
+  std::uint32_t* segments;  // largest upper bounds: [warp][row][segment][lane]
   std::uint32_t* wanted;  // bits of parts
 };
 
@@ -69,56 +88,62 @@ struct Sizes {
 };
 
 // Of 227 KB; what is static also holds the sums of lists.
-constexpr std::size_t kMostBytes = 226 * 1024 - kWarps * sizeof(Queue);
-static_assert(kMostFilterBlocks * sizeof(float4) + Sizes::kSegmentBytes + kMostFilterBlocks <
+constexpr std::size_t kMostBytes = 226 * 1024 - kWarps * sizeof(Found);
+static_assert(kMostFilterBlocks * sizeof(float4) + Sizes::kSegmentBytes +
+                      sizeof(std::uint32_t) * kMostFilterBlocks / kWordTiles <
                   kMostBytes,
               "a CTA's shared memory");
+static_assert(kMostFilterBlocks <= 1 << kBlockBits, "a queued block");
 
-/// A query's bound by a whole warp; whether all of its items are finite.
+/// A query's bound by kRowLanes lanes; whether all of its items are finite.
 template <class Item>
 __device__ __forceinline__ QueryBound bound_query(const CandidateParams& p, std::int64_t token,
                                                   int head, int lane, bool& finite) {
-  const auto* items = common::row_of<std::uint16_t>(p.queries, token, head) + lane * 4;
-  const uint2 words = __ldg(reinterpret_cast<const uint2*>(items));
-  const float2 front = ptx::cvt_unpack<Item>(words.x);
-  const float2 back = ptx::cvt_unpack<Item>(words.y);
-  const float x[4] = {front.x, front.y, back.x, back.y};
+  constexpr int kFours = 128 / 4 / kRowLanes;
+  const auto* items =
+      common::row_of<std::uint16_t>(p.queries, token, head) + lane % kRowLanes * 4;
+  uint2 words[kFours];
+#pragma unroll
+  for (int n = 0; n < kFours; ++n)
+    words[n] = __ldg(reinterpret_cast<const uint2*>(items + n * kRowLanes * 4));
+  float x[4 * kFours];
   float largest = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) largest = ptx::max_nan(largest, fabsf(x[i]));
+  for (int n = 0; n < 2 * kFours; ++n) {
+    const float2 pair = ptx::cvt_unpack<Item>(n % 2 == 0 ? words[n / 2].x : words[n / 2].y);
+    x[2 * n] = pair.x;
+    x[2 * n + 1] = pair.y;
+    largest = ptx::max_nan(largest, ptx::max_nan(fabsf(pair.x), fabsf(pair.y)));
+  }
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2)
+  for (int step = kRowLanes / 2; step > 0; step /= 2)
     largest = ptx::max_nan(largest, __shfl_xor_sync(kAllLanes, largest, step));
   finite = largest < INFINITY;
   const QueryUnit unit = query_unit(largest);
   float squares = 0.0f;
   float errors = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4 * kFours; ++i) {
     const float divided = x[i] * unit.divide;
     add_squares(unit, divided, unit.known ? code_of(unit, divided) : 0.0f, squares, errors);
   }
-  return query_bound(unit, common::warp::sum(squares), common::warp::sum(errors));
+#pragma unroll
+  for (int step = kRowLanes / 2; step > 0; step /= 2) {
+    squares += __shfl_xor_sync(kAllLanes, squares, step);
+    errors += __shfl_xor_sync(kAllLanes, errors, step);
+  }
+  return query_bound(unit, squares, errors);
 }
 
-/// A row that a warp works on.
-struct Chooser {
-  QueryBound query;
-  const uint4* products;
-  int begin;  // blocks [begin, end) are scored
-  int end;
-  int k;  // of them are chosen
-  bool valid;
-  bool finite;
-};
+__device__ __forceinline__ bool is_plain(const QueryBound& query) {
+  return query.scale < kPlain && query.norm < kPlain && query.error < kPlain;
+}
 
 /// Words of a chunk's key tiles.
 struct Products {
   uint4 words;
 
-  __device__ __forceinline__ void load(const Chooser& row, int chunk) {
-    words = row.products[chunk];
-  }
+  __device__ __forceinline__ void load(const uint4* row, int chunk) { words = row[chunk]; }
   __device__ __forceinline__ std::uint32_t word(int tile) const {
     return tile == 0 ? words.x : tile == 1 ? words.y : tile == 2 ? words.z : words.w;
   }
@@ -129,44 +154,67 @@ __device__ __forceinline__ KeyBound key_of(const float4* keys, int chunks, int c
   return {.scale = four.x, .error = four.y, .norm = four.z, .floor = four.w};
 }
 
-/// A number that at least k of the warp's four times 32 reach, close to the k-th largest; -inf
-/// where there are fewer.
-__device__ __forceinline__ float bound_of(const float (&best)[4], int k) {
-  std::uint32_t u[4];
-  std::uint32_t most = 0;
+/// For each row a number that at least k of the warp's four times 32 reach, close to the k-th
+/// largest; -inf where there are fewer.
+__device__ __forceinline__ void bound_rows(float (&least)[kRows], const float (&best)[kRows][4],
+                                           const int (&k)[kRows]) {
+  std::uint32_t u[kRows][4];
+  std::uint32_t low[kRows];
+  std::uint32_t high[kRows];
+  bool few = true;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    u[i] = common::ordered(best[i]);
-    most = max(most, u[i]);
-  }
-  // Each lane has one that reaches the least of the lanes' largest.
-  std::uint32_t low = k <= 32 ? __reduce_min_sync(kAllLanes, most) : 0;
-  std::uint32_t high = __reduce_max_sync(kAllLanes, most);
-  // Some 4,000th of what lies between; from 0 on every bit.
-  int rounds = k <= 32 ? 12 : 32;
-#pragma unroll 1
-  for (; low < high && rounds > 0; --rounds) {
-    const std::uint32_t middle = low + (high - low) / 2 + 1;
-    int reach = 0;
+  for (int r = 0; r < kRows; ++r) {
+    std::uint32_t most = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) reach += u[i] >= middle ? 1 : 0;
-    reach = __reduce_add_sync(kAllLanes, reach);
-    if (reach >= k) {
-      low = middle;
-      if (reach == k) break;
-    } else {
-      high = middle - 1;
+    for (int i = 0; i < 4; ++i) {
+      u[r][i] = common::ordered(best[r][i]);
+      most = max(most, u[r][i]);
+    }
+    // Each lane has one that reaches the least of the lanes' largest.
+    low[r] = __reduce_min_sync(kAllLanes, most);
+    high[r] = __reduce_max_sync(kAllLanes, most);
+    if (k[r] > 32) {
+      low[r] = 0;
+      few = false;
     }
   }
-  return common::unordered(low);
+  // Some 4,000th of what lies between; from 0 on every bit. One sum holds all rows' counts.
+  static_assert(kRows * 8 == 32 && 4 * 32 < 1 << 8, "eight bits a row");
+  int rounds = few ? 12 : 32;
+  bool more = true;
+#pragma unroll 1
+  for (; more && rounds > 0; --rounds) {
+    std::uint32_t middle[kRows];
+    std::uint32_t counts = 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      middle[r] = low[r] + (high[r] - low[r]) / 2 + 1;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) counts += u[r][i] >= middle[r] ? 1u << 8 * r : 0;
+    }
+    counts = __reduce_add_sync(kAllLanes, counts);
+    more = false;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int reach = counts >> 8 * r & 0xff;
+      const bool open = low[r] < high[r];
+      if (open && reach <= k[r]) high[r] = reach == k[r] ? middle[r] : middle[r] - 1;
+      if (open && reach >= k[r]) low[r] = middle[r];
+      more |= low[r] < high[r];
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) least[r] = common::unordered(low[r]);
 }
 
-/// Bounds of all blocks that the tile sees.
+/// Bounds of all blocks that the tile sees; whether those that say something are plain. What says
+/// nothing has an infinite error.
 template <int kBlock>
-__device__ __forceinline__ void load_key_bounds(const CandidateParams& p, const Shared& shared,
+__device__ __forceinline__ bool load_key_bounds(const CandidateParams& p, const Shared& shared,
                                                 const RequestRecord& rows, int request, int head_k,
                                                 int blocks, int chunks) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
+  bool plain = true;
   for (int block = threadIdx.x; block < blocks; block += kThreads) {
     const int page = load_page(p.batch, request, block * kBlock / p.batch.page_size);
     KeyBound bound = key_bound(NAN, NAN, NAN, 128);
@@ -176,41 +224,49 @@ __device__ __forceinline__ void load_key_bounds(const CandidateParams& p, const 
       bound = key_bound(__ldg(at), __ldg(at + p.bounds.stride_item),
                         __ldg(at + 2 * p.bounds.stride_item), 128);
     }
+    if (!(bound.error < INFINITY)) {
+      bound = {.scale = 0.0f, .error = INFINITY, .norm = 0.0f, .floor = 0.0f};
+    } else {
+      plain &= bound.scale < kPlain && bound.error < kPlain && bound.norm < kPlain;
+    }
     shared.keys[block % kPerChunk * chunks + block / kPerChunk] =
         make_float4(bound.scale, bound.error, bound.norm, bound.floor);
   }
+  return plain;
 }
 
 /// First look at four rows: what a block's upper bound must reach, and the largest upper bound of
-/// every segment.
+/// every segment. `plain`: of the keys' bounds.
 template <int kBlock>
-__device__ __forceinline__ void bound_rows(float (&least)[kRows], const Chooser (&rows)[kRows],
-                                           const Shared& shared, float* segments, int chunks,
-                                           int used, int segment, int lane) {
+__device__ __forceinline__ void look_at_rows(float (&least)[kRows], const Chooser* rows,
+                                             const uint4* products, int stride,
+                                             const Shared& shared, std::uint32_t* segments,
+                                             bool plain, int chunks, int used, int segment,
+                                             int lane) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
   constexpr int kTileBlocks = kTileKeys / kBlock;
+  QueryBound queries[kRows];
   float best[kRows][4];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) best[r][i] = kMinusInf;
-  }
   int begin = 0;  // blocks that every row scores
   int end = 1 << 30;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
+    queries[r] = rows[r].query;
+    plain &= is_plain(queries[r]);
     begin = max(begin, rows[r].begin);
     end = min(end, rows[r].end);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) best[r][i] = kMinusInf;
   }
   const int turns = (used + 31) / 32;
   constexpr bool kAhead = kTileBlocks == 1;  // else registers do not suffice
   Products next[kRows];                      // on its way
   if constexpr (kAhead) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) next[r].load(rows[r], min(lane, used - 1));
+    for (int r = 0; r < kRows; ++r) next[r].load(products + r * stride, min(lane, used - 1));
   }
 #pragma unroll 1
-  for (int s = 0; s < kSegments; ++s) {
+  for (int s = 0; s * segment < turns; ++s) {
     float upper[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) upper[r] = kMinusInf;
@@ -218,123 +274,140 @@ __device__ __forceinline__ void bound_rows(float (&least)[kRows], const Chooser 
     for (int turn = s * segment; turn < (s + 1) * segment && turn < turns; ++turn) {
       const int chunk = turn * 32 + lane;
       const int there = min(chunk, used - 1);
-      Products products[kRows];
+      Products of[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if constexpr (kAhead) {
-          products[r] = next[r];
-          next[r].load(rows[r], min(chunk + 32, used - 1));
+          of[r] = next[r];
+          next[r].load(products + r * stride, min(chunk + 32, used - 1));
         } else {
-          products[r].load(rows[r], there);
+          of[r].load(products + r * stride, there);
         }
       }
-      const auto look = [&](const auto& counts) {
-#pragma unroll
+      const auto look = [&](const auto& bound, const auto& counts) {
+#pragma unroll 4
         for (int n = 0; n < kPerChunk; ++n) {
           const KeyBound key = key_of(shared.keys, chunks, there, n);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
-            const Interval x = bound_block<kBlock>(products[r].word(n / kTileBlocks),
-                                                   n % kTileBlocks, rows[r].query, key);
-            const bool in = counts(rows[r], chunk * kPerChunk + n);
+            const Interval x =
+                bound(of[r].word(n / kTileBlocks), n % kTileBlocks, queries[r], key);
+            const bool in = counts(r, chunk * kPerChunk + n);
             best[r][n % 4] = fmaxf(best[r][n % 4], in ? x.lower : kMinusInf);
             upper[r] = fmaxf(upper[r], in ? x.upper : kMinusInf);
           }
         }
       };
-      if (chunk * kPerChunk >= begin && (chunk + 1) * kPerChunk <= end) {
-        look([](const Chooser&, int) { return true; });
+      const bool all = chunk * kPerChunk >= begin && (chunk + 1) * kPerChunk <= end;
+      if (__all_sync(kAllLanes, plain && all)) {
+        look(bound_block<kBlock, true>, [](int, int) { return true; });
       } else {
-        look([](const Chooser& row, int block) { return block >= row.begin && block < row.end; });
+        look(bound_block<kBlock>, [&](int r, int block) {
+          return block >= rows[r].begin && block < rows[r].end;
+        });
       }
     }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) segments[(r * kSegments + s) * 32 + lane] = upper[r];
+    for (int r = 0; r < kRows; ++r)
+      segments[(r * kSegments + s) * 32 + lane] = __float_as_uint(upper[r]);
   }
+  int k[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) least[r] = bound_of(best[r], rows[r].k);
+  for (int r = 0; r < kRows; ++r) k[r] = __shfl_sync(kAllLanes, rows[r].k, 0);  // known to be uniform
+  bound_rows(least, best, k);
 }
 
 /// The parts of a block that may hold its maximum join the wanted ones.
 template <int kBlock>
-__device__ __forceinline__ void want_block(const Chooser& row, float least, const Shared& shared,
-                                           int chunks, int block) {
+__device__ __forceinline__ void want_block(const Found& found, const Shared& shared, int chunks,
+                                           int at) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
   constexpr int kTileBlocks = kTileKeys / kBlock;
   constexpr int kBlockParts = kBlock / kPartKeys;
+  const std::uint32_t word = found.queue.words[at];
+  const std::uint32_t entry = found.queue.blocks[at];
+  const Chooser& row = found.rows[entry >> kBlockBits];
+  const int block = entry & ((1 << kBlockBits) - 1);
   const int tile = block / kTileBlocks;
   const int n = block % kTileBlocks;
-  const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(row.products)[tile];
   const KeyBound key = key_of(shared.keys, chunks, block / kPerChunk, block % kPerChunk);
   // What lies below the block's own lower bound is not its maximum.
-  const float must = fmaxf(least, bound_block<kBlock>(word, n, row.query, key).lower);
+  const float must = fmaxf(row.least, bound_block<kBlock>(word, n, row.query, key).lower);
   std::uint32_t bits = 0;
 #pragma unroll
   for (int part = 0; part < kBlockParts; ++part) {
-    const int at = n * kBlockParts + part;
-    const int high = largest_of(word) - steps_of(word, at) * kUnitsPerStep;
-    if (bound_units(high, high, row.query, key).upper >= must) bits |= 1u << at;
+    const int of_tile = n * kBlockParts + part;
+    const int high = largest_of(word) - steps_of(word, of_tile) * kUnitsPerStep;
+    if (bound_units(high, high, row.query, key).upper >= must) bits |= 1u << of_tile;
   }
   atomicOr(shared.wanted + tile / kWordTiles, bits << tile % kWordTiles * kTileParts);
 }
 
-/// Second look at a row: its parts join the wanted ones; how many blocks may be chosen. What is
-/// left at each step is few and lies scattered: it is queued, so that lanes have work alike.
+/// Second look at four rows: their parts join the wanted ones. What is left at each step is few and
+/// lies scattered: it is queued, segments in their own place, so that lanes have work alike.
 template <int kBlock>
-__device__ __forceinline__ int want_parts(const Chooser& row, float least, const Shared& shared,
-                                          const float* segments, Queue& queue, int chunks, int used,
-                                          int segment, int lane) {
+__device__ __forceinline__ void want_parts(const float (&least)[kRows], Found& found,
+                                           const uint4* products, int stride,
+                                           const Shared& shared, std::uint32_t* segments,
+                                           bool counted, int chunks, int used, int segment,
+                                           int lane) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
   constexpr int kTileBlocks = kTileKeys / kBlock;
+  const int turns = (used + 31) / 32;
   int flagged = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
 #pragma unroll 1
-  for (int s = 0; s < kSegments; ++s) {
-    const bool reaches = segments[s * 32 + lane] >= least;
-    const unsigned lanes = __ballot_sync(kAllLanes, reaches);
-    if (reaches)
-      queue.segments[flagged + __popc(lanes & common::lanes_below(lane))] =
-          static_cast<std::uint16_t>(s * 32 + lane);
-    flagged += __popc(lanes);
+    for (int s = 0; s * segment < turns; ++s) {
+      const int mine = (r * kSegments + s) * 32 + lane;
+      const bool reaches = __uint_as_float(segments[mine]) >= least[r];
+      const unsigned lanes = __ballot_sync(kAllLanes, reaches);
+      if (reaches) segments[flagged + __popc(lanes & common::lanes_below(lane))] = mine;
+      flagged += __popc(lanes);
+    }
   }
   __syncwarp();
-  int candidates = 0;
+  Queue& queue = found.queue;
   int waiting = 0;
 #pragma unroll 1
   for (int turn = 0; turn < segment; ++turn) {
 #pragma unroll 1
     for (int first = 0; first < flagged; first += 32) {
-      const int entry = queue.segments[min(first + lane, flagged - 1)];
-      const int chunk = (entry / 32 * segment + turn) * 32 + entry % 32;
+      const int entry = segments[min(first + lane, flagged - 1)];
+      const int r = entry / (kSegments * 32);
+      const int chunk = (entry / 32 % kSegments * segment + turn) * 32 + entry % 32;
       const bool there = first + lane < flagged && chunk < used;
       const int at = min(chunk, used - 1);
-      Products products;
-      products.load(row, at);
+      Chooser& row = found.rows[r];
+      Products of;
+      of.load(products + r * stride, at);
 #pragma unroll
       for (int n = 0; n < kPerChunk; ++n) {
         const int block = chunk * kPerChunk + n;
+        const std::uint32_t word = of.word(n / kTileBlocks);
         const KeyBound key = key_of(shared.keys, chunks, at, n);
-        const float upper =
-            bound_block<kBlock>(products.word(n / kTileBlocks), n % kTileBlocks, row.query, key)
-                .upper;
-        const bool reaches = there && block >= row.begin && block < row.end && upper >= least;
+        const float upper = bound_block<kBlock>(word, n % kTileBlocks, row.query, key).upper;
+        const bool reaches = there && block >= row.begin && block < row.end && upper >= row.least;
         const unsigned lanes = __ballot_sync(kAllLanes, reaches);
-        if (reaches)
-          queue.blocks[waiting + __popc(lanes & common::lanes_below(lane))] =
-              static_cast<std::uint16_t>(block);
+        if (reaches) {
+          const int to = waiting + __popc(lanes & common::lanes_below(lane));
+          queue.words[to] = word;
+          queue.blocks[to] = r << kBlockBits | block;
+          if (counted) atomicAdd(&row.candidates, 1);
+        }
         waiting += __popc(lanes);
-        candidates += __popc(lanes);
+        if (waiting >= 32) {
+          __syncwarp();
+          waiting -= 32;
+          want_block<kBlock>(found, shared, chunks, waiting + lane);
+          __syncwarp();
+        }
       }
-      __syncwarp();
-      while (waiting >= 32) {
-        waiting -= 32;
-        want_block<kBlock>(row, least, shared, chunks, queue.blocks[waiting + lane]);
-      }
-      __syncwarp();
     }
   }
-  if (lane < waiting) want_block<kBlock>(row, least, shared, chunks, queue.blocks[lane]);
   __syncwarp();
-  return candidates;
+  if (lane < waiting) want_block<kBlock>(found, shared, chunks, lane);
+  __syncwarp();
 }
 
 /// Bits of the blocks that have a part among `parts`, at their first part.
@@ -377,12 +450,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     candidates_kernel(const __grid_constant__ CandidateParams p) {
   using Item = common::ItemOf<kStorage>;
   extern __shared__ float4 raw[];
-  __shared__ Queue queues[kWarps];
+  __shared__ Found found_by[kWarps];
   const Sizes sizes(p.columns, kBlock);
   const Shared shared{
       .keys = raw,
       .segments =
-          reinterpret_cast<float*>(reinterpret_cast<std::uint8_t*>(raw) + sizes.key_bytes(kBlock)),
+          reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::uint8_t*>(raw) + sizes.key_bytes(kBlock)),
       .wanted = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::uint8_t*>(raw) +
                                                  sizes.key_bytes(kBlock) + Sizes::kSegmentBytes)};
   ptx::griddepcontrol_launch_dependents();
@@ -399,10 +472,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int segment = static_cast<int>(ceil_div(used, 32 * kSegments));
   const int words = static_cast<int>(ceil_div(keys, kWordTiles * kTileKeys));
   for (int word = threadIdx.x; word < words; word += kThreads) shared.wanted[word] = 0;
-  load_key_bounds<kBlock>(p, shared, rows, tile.request, head / p.shares,
-                          static_cast<int>(ceil_div(keys, kBlock)), sizes.chunks);
-  __syncthreads();
-  float* segments = shared.segments + warp * kRows * kSegments * 32;
+  bool plain = load_key_bounds<kBlock>(p, shared, rows, tile.request, head / p.shares,
+                                       static_cast<int>(ceil_div(keys, kBlock)), sizes.chunks);
+  plain = __syncthreads_and(plain) != 0;
+  std::uint32_t* segments = shared.segments + warp * kRows * kSegments * 32;
+  Found& found = found_by[warp];
+  const int stride = static_cast<int>(p.stride_products / 4);
   // Located lane by lane: the divisions are paid once.
   const Row located = common::topk::locate_row(
       p.rows, rows, head,
@@ -411,42 +486,45 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int turn = 0; turn < kTurns; ++turn) {
     const int first = turn * kTurnRows + warp * kRows;
     if (first > last) break;
-    Chooser choosers[kRows];
+    const int mine = lane / kRowLanes;
+    const bool valid = first + mine <= last;
+    bool finite = false;
     bool scored = false;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      Chooser& row = choosers[r];
-      const Row mine = common::topk::row_of_lane(located, turn * kRows + r);
-      row.valid = first + r <= last;
-      row.query = bound_query<Item>(p, rows.q_begin + mine.token, head, lane, row.finite);
-      row.products = reinterpret_cast<const uint4*>(p.products + (at * kTileRows + mine.slot) *
-                                                                     p.stride_products);
-      row.k = common::topk::free_slots(p.rows, mine);
-      const bool all = common::topk::free_blocks(mine) <= row.k && p.rows.chosen.data == nullptr;
-      const bool none = !row.valid || row.k <= 0 || all;
-      row.begin = none ? 0 : mine.init;
-      row.end = none ? 0 : mine.local;
-      row.k = max(row.k, 1);
-      scored |= row.begin < row.end;
+    {
+      const Row row = common::topk::row_of_lane(located, turn * kRows + mine);
+      const QueryBound query =
+          bound_query<Item>(p, rows.q_begin + row.token, head, lane, finite);
+      const int k = common::topk::free_slots(p.rows, row);
+      const bool all = common::topk::free_blocks(row) <= k && p.rows.chosen.data == nullptr;
+      scored = valid && k > 0 && !all && row.init < row.local;
+      if (lane % kRowLanes == 0)
+        found.rows[mine] = {.query = query,
+                            .least = INFINITY,
+                            .begin = scored ? row.init : 0,
+                            .end = scored ? row.local : 0,
+                            .k = max(k, 1),
+                            .candidates = 0};
     }
-    float least[kRows];
-    if (scored) {
-      bound_rows<kBlock>(least, choosers, shared, segments, sizes.chunks, used, segment, lane);
-      __syncwarp();
-    }
+    __syncwarp();
+    const unsigned lanes = __ballot_sync(kAllLanes, scored);
+    if (lanes != 0) {
+      const uint4* products =
+          reinterpret_cast<const uint4*>(p.products) + (at * kTileRows + first) * stride;
+      float least[kRows];
+      look_at_rows<kBlock>(least, found.rows, products, stride, shared, segments, plain,
+                           sizes.chunks, used, segment, lane);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const Chooser& row = choosers[r];
-      if (!row.valid) continue;
-      int candidates = 0;
-      if (row.begin < row.end) {
-        candidates = want_parts<kBlock>(row, least[r], shared, segments + r * kSegments * 32,
-                                        queues[warp], sizes.chunks, used, segment, lane);
+      for (int r = 0; r < kRows; ++r) {
+        if ((lanes >> r * kRowLanes & 1) == 0) least[r] = INFINITY;
+        if (lane == r) found.rows[r].least = least[r];
       }
-      if (p.candidates.data == nullptr) continue;
-      const bool reads = row.finite || row.begin == row.end;
-      if (lane == 0)
-        common::item_of(p.candidates, rows.q_begin + first + r, head) = reads ? candidates : -1;
+      __syncwarp();
+      want_parts<kBlock>(least, found, products, stride, shared, segments,
+                         p.candidates.data != nullptr, sizes.chunks, used, segment, lane);
+    }
+    if (p.candidates.data != nullptr && valid && lane % kRowLanes == 0) {
+      common::item_of(p.candidates, rows.q_begin + first + mine, head) =
+          finite || !scored ? found.rows[mine].candidates : -1;
     }
     __syncwarp();
   }

@@ -99,34 +99,52 @@ struct PartMaxima {
   }
 };
 
-/// The word of one key tile: row 0's in even lanes, row 1's in odd ones.
-__device__ __forceinline__ std::uint32_t part_products(const PartMaxima& maxima) {
+/// Largest products of one row, of parts 0 and 1 and of parts 2 and 3.
+struct RowMaxima {
+  std::uint32_t packed[2];
+};
+
+/// First half of joining a quad: even lanes go on with row 0, odd ones with row 1.
+__device__ __forceinline__ RowMaxima join_rows(const PartMaxima& maxima) {
   const auto& packed = maxima.packed;
   const bool odd = (threadIdx.x & 1) != 0;
-  std::uint32_t mine[2];
+  RowMaxima mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const std::uint32_t other = odd ? packed[0][half] : packed[1][half];
-    mine[half] =
+    mine.packed[half] =
         __vmaxs2(odd ? packed[1][half] : packed[0][half], __shfl_xor_sync(kAllLanes, other, 1));
-    mine[half] = __vmaxs2(mine[half], __shfl_xor_sync(kAllLanes, mine[half], 2));
+  }
+  return mine;
+}
+
+/// Second half: the word of one of two key tiles, the first one's in the quad's lower lanes.
+__device__ __forceinline__ std::uint32_t join_tiles(const RowMaxima& first,
+                                                    const RowMaxima& second) {
+  const bool upper = (threadIdx.x & 2) != 0;
+  std::uint32_t mine[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const std::uint32_t other = upper ? first.packed[half] : second.packed[half];
+    mine[half] = __vmaxs2(upper ? second.packed[half] : first.packed[half],
+                          __shfl_xor_sync(kAllLanes, other, 2));
   }
   std::uint32_t most = __vmaxs2(mine[0], mine[1]);
   most = __vmaxs2(most, __byte_perm(most, most, 0x1032));
   // As unsigned numbers no half is larger than the one that it is taken from: nothing is borrowed.
   constexpr std::uint32_t kBias = 0x80008000;
-  constexpr std::uint32_t kMost = kMostSteps * 0x10001u;
+  constexpr std::uint32_t kMost = ((kMostSteps + 1) * kUnitsPerStep - 1) * 0x10001u;
   static_assert(kUnitsPerStep == 8, "a shift by three");
-  std::uint32_t steps[2];
+  std::uint32_t below[2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::uint32_t below = (most ^ kBias) - (mine[half] ^ kBias);
-    steps[half] = __vminu2(below >> 3 & 0x1fff1fffu, kMost);
-  }
-  return __byte_perm(steps[0] | steps[1] << 4, most, 0x7620);
+  for (int half = 0; half < 2; ++half)
+    below[half] = __vminu2((most ^ kBias) - (mine[half] ^ kBias), kMost);
+  const std::uint32_t steps = (below[0] >> 3 & 0x0f0f0f0fu) | (below[1] << 1 & 0xf0f0f0f0u);
+  return __byte_perm(steps, most, 0x7620);
 }
 
-/// What a warpgroup's rows make of key tiles: the largest products of their parts.
+/// What a warpgroup's rows make of key tiles: the largest products of their parts. Of four tiles, a
+/// quad's lower lanes keep and write the words of the first two.
 template <class Traits>
 class CodedRows {
  public:
@@ -134,21 +152,48 @@ class CodedRows {
       : rows_(locate_rows<Traits>(p, work)) {
     load_codes<Traits>(a_, p, work, rows_);
     const int i = threadIdx.x & 1;
-    writes_ = (i != 0 ? rows_.valid[1] : rows_.valid[0]) && (threadIdx.x & 2) == 0;
     const std::int64_t row =
         (static_cast<std::int64_t>(work.slot) * p.groups + work.group) * Traits::kRows +
         (i != 0 ? rows_.row[1] : rows_.row[0]);
-    to_ = reinterpret_cast<uint4*>(p.products + row * p.stride_products);
+    valid_ = i != 0 ? rows_.valid[1] : rows_.valid[0];
+    to_ = reinterpret_cast<uint2*>(p.products + row * p.stride_products) + (threadIdx.x >> 1 & 1);
   }
 
   /// As ScoredRows::take. What a quad has in common is joined while the next products are made.
   __device__ __forceinline__ void take(typename Traits::Shared& shared,
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
+    switch (tile & 3) {
+      case 0: return take<0>(shared, at, tile, shift, releases);
+      case 1: return take<1>(shared, at, tile, shift, releases);
+      case 2: return take<2>(shared, at, tile, shift, releases);
+      default: return take<3>(shared, at, tile, shift, releases);
+    }
+  }
+
+  /// The last, perhaps unfilled group of four; rows have room for it.
+  __device__ __forceinline__ void finish(int end) {
+    const int last = (end - 1) & 3;
+#pragma unroll
+    for (int turn = 0; turn < 4; ++turn) {
+      if (turn == last) joined_[turn] = join_rows(maxima_);
+    }
+    if (last != 3) word_ = join_tiles(joined_[0], joined_[2]);
+    flush((end - 1) >> 2);
+  }
+
+ private:
+  template <int kTurn>
+  __device__ __forceinline__ void take(typename Traits::Shared& shared,
+                                       RingPosition<Traits::kStages> at, int tile, int shift,
+                                       bool releases) {
     const std::uint32_t bad_boxes = shared.bad_boxes[at.stage];
     std::int32_t d[64];
     start_products<Traits>(d, a_, shared.keys[at.stage]);
-    put(tile - 1);
+    // The key tile before. Without a branch: products are under way.
+    joined_[(kTurn + 3) % 4] = join_rows(maxima_);
+    if constexpr (kTurn == 3) word_ = join_tiles(joined_[0], joined_[2]);
+    if constexpr (kTurn == 0) flush((tile >> 2) - 1);
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(d);
     if (releases) shared.ring.release(at);
@@ -161,38 +206,23 @@ class CodedRows {
       }
     }
     maxima_.take(d);
-    taken_ = true;
+    writes_ = valid_;
   }
 
-  /// The last, perhaps unfilled group of four; rows have room for it.
-  __device__ __forceinline__ void finish(int end) {
-    put(end - 1);
-    if (end % 4 != 0) flush(end);
-  }
-
- private:
-  /// The key tile that was taken last, if there is one. Without a branch: products are under way.
-  __device__ __forceinline__ void put(int tile) {
-    const std::uint32_t word = part_products(maxima_);
-    const int turn = tile & 3;
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      if (s == turn) pending_[s] = word;
-    }
-    if (turn == 3 && taken_) flush(tile);
-  }
-
-  __device__ __forceinline__ void flush(int tile) {
-    if (writes_) to_[tile / 4] = make_uint4(pending_[0], pending_[1], pending_[2], pending_[3]);
+  /// Four words of a row, two of a lane.
+  __device__ __forceinline__ void flush(int group) {
+    const std::uint32_t word = join_tiles(joined_[1], joined_[3]);
+    if (writes_) to_[2 * group] = make_uint2(word_, word);
   }
 
   const ConsumerRows rows_;
   std::uint32_t a_[4 * Traits::kSteps];
-  uint4* to_;
-  bool writes_;
-  PartMaxima maxima_{};
-  bool taken_ = false;
-  std::uint32_t pending_[4] = {};
+  uint2* to_;
+  bool valid_;
+  bool writes_ = false;     // valid, and there are products
+  PartMaxima maxima_{};     // of the tile that was taken last
+  RowMaxima joined_[4]{};   // of a group's tiles
+  std::uint32_t word_ = 0;  // of a group's first or third tile
 };
 
 }  // namespace msa::cuda::sm90::select

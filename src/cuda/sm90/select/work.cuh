@@ -18,9 +18,14 @@ __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   Work work;
   const auto tiles = static_cast<unsigned>(p.num_tiles);
   const auto spans = static_cast<unsigned>(p.spans);
-  work.group = static_cast<int>(item / (tiles * spans));
+  if (p.shares > 1) {  // heads that read the same keys side by side
+    work.group = static_cast<int>(item % p.groups);
+    item /= p.groups;
+  } else {
+    work.group = static_cast<int>(item / (tiles * spans));
+    item %= tiles * spans;
+  }
   work.key_head = work.group / p.shares;
-  item %= tiles * spans;
   work.span = static_cast<int>(p.tile_major ? item % spans : item / tiles);
   work.slot = static_cast<int>(tiles - 1 - (p.tile_major ? item / spans : item % tiles));
   const common::prologue::TileRecord tile = p.tiles.records[work.slot];
