@@ -8,67 +8,45 @@
 
 namespace msa::cuda::sm90::select {
 
-/// Logarithm of a block's parts.
-__device__ __forceinline__ int part_shift(const BatchParams& batch) {
-  return __ffs(batch.block_size) - __ffs(kPartKeys);
-}
-
 /// Maxima of a row's listed blocks on their way to memory. Parts of a block follow each other.
 template <class Traits>
 class ListedWriter {
  public:
   __device__ __forceinline__ ListedWriter(const Params& p, const Work& work,
-                                          const ConsumerRows& rows)
-      : shift_(part_shift(p.batch)) {
+                                          const ConsumerRows& rows) {
     const int i = threadIdx.x & 1;
     writes_ = (i != 0 ? rows.valid[1] : rows.valid[0]) && (threadIdx.x & 2) == 0;
-    row_ = p.scores.data +
-           ((static_cast<std::int64_t>(work.slot) * p.groups + work.group) * Traits::kRows +
-            (i != 0 ? rows.row[1] : rows.row[0])) *
-               p.scores.stride_h;
+    row_ = reinterpret_cast<float4*>(
+        p.scores.data +
+        ((static_cast<std::int64_t>(work.slot) * p.groups + work.group) * Traits::kRows +
+         (i != 0 ? rows.row[1] : rows.row[0])) *
+            p.scores.stride_h);
   }
 
-  __device__ __forceinline__ void put(int part, float maximum) {
-    if (part == kNoPart) return;
-    const int block = part >> shift_;
-    if (block == block_) {
-      best_ = fmaxf(best_, maximum);
-      return;
-    }
-    keep();
-    block_ = block;
-    best_ = maximum;
+  /// Of a part of the list's block `slot`. What follows of a block is written once more.
+  __device__ __forceinline__ void put(int slot, float maximum) {
+    best_ = slot == slot_ ? fmaxf(best_, maximum) : maximum;
+    slot_ = slot;
+    const int at = slot % 4;
+    pending_.x = at == 0 ? best_ : pending_.x;
+    pending_.y = at == 1 ? best_ : pending_.y;
+    pending_.z = at == 2 ? best_ : pending_.z;
+    pending_.w = at == 3 ? best_ : pending_.w;
+    if (at == 3) flush();
   }
 
-  __device__ __forceinline__ void finish() {
-    keep();
-    if (slot_ % 4 != 0) flush();
-  }
+  __device__ __forceinline__ void finish() { flush(); }
 
  private:
-  /// The block that is done with, if there is one.
-  __device__ __forceinline__ void keep() {
-    if (block_ < 0) return;
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      if (s == slot_ % 4) pending_[s] = best_;
-    }
-    ++slot_;
-    if (slot_ % 4 == 0) flush();
-  }
-
   __device__ __forceinline__ void flush() {
-    float4* at = reinterpret_cast<float4*>(row_) + (slot_ - 1) / 4;
-    if (writes_) *at = make_float4(pending_[0], pending_[1], pending_[2], pending_[3]);
+    if (writes_) row_[slot_ / 4] = pending_;
   }
 
-  const int shift_;  // logarithm of a block's parts
-  float* row_;
+  float4* row_;
   bool writes_;
-  int block_ = -1;
-  int slot_ = 0;  // of the block behind it
+  int slot_ = -1;
   float best_ = 0.0f;
-  float pending_[4] = {};
+  float4 pending_{};
 };
 
 /// What a warpgroup's rows make of the key tiles of their list.
@@ -85,22 +63,25 @@ class ListedRows {
                                        RingPosition<Traits::kStages> at, int, int, bool releases) {
     const std::uint32_t bad_parts = shared.bad_boxes[at.stage];
     const int4 parts = shared.parts[at.stage];
+    const int4 slots = shared.slots[at.stage];
     float d[64];
     multiply<Traits>(d, a_, shared.keys[at.stage]);
     if (releases) shared.ring.release(at);
-    const int of[kTileParts] = {parts.x, parts.y, parts.z, parts.w};
     // The last one lies furthest on.
     if ((parts.w + 1) * kPartKeys > rows_.visible_from || bad_parts != 0) {
+      const int of[kTileParts] = {parts.x, parts.y, parts.z, parts.w};
       mask_fragment(d, threadIdx.x % 128, [&](int half, int column) {
         const int part = column / kPartKeys;
         const bool unseen = of[part] * kPartKeys + column % kPartKeys >= rows_.visible[half];
         return unseen || (bad_parts >> part & 1) != 0;
       });
     }
-    writer_.put(of[0], block_maximum<0, 4>(d));
-    writer_.put(of[1], block_maximum<4, 8>(d));
-    writer_.put(of[2], block_maximum<8, 12>(d));
-    writer_.put(of[3], block_maximum<12, 16>(d));
+    float maxima[kTileParts];
+    block_maxima(d, maxima);
+    writer_.put(slots.x, maxima[0]);
+    writer_.put(slots.y, maxima[1]);
+    writer_.put(slots.z, maxima[2]);
+    writer_.put(slots.w, maxima[3]);
   }
 
   __device__ __forceinline__ void finish(int) { writer_.finish(); }

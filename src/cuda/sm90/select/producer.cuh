@@ -9,6 +9,11 @@
 
 namespace msa::cuda::sm90::select {
 
+/// Logarithm of a block's parts.
+__device__ __forceinline__ int part_shift(const BatchParams& batch) {
+  return __ffs(batch.block_size) - __ffs(kPartKeys);
+}
+
 /// The producer warp: takes items in turn and loads their keys. It takes the next one when it has
 /// asked for the last keys of this one: early enough to hide the way there, late enough not to hold
 /// work that an idle CTA could do. Items without keys are left out where nobody waits for them.
@@ -82,6 +87,9 @@ class Producer {
     const int* parts =
         p.lists.parts +
         (static_cast<std::int64_t>(work.slot) * p.groups + work.group) * p.lists.stride_parts;
+    const int shift = part_shift(p.batch);
+    int last_block = -1;  // of the parts before
+    int blocks = 0;
 #pragma unroll 1
     for (int first = work.first; first < work.end; first += kTiles) {
       const int mine = first * kTileParts + lane_;
@@ -90,20 +98,28 @@ class Producer {
       if (part != kNoPart)
         box = locate_key_box<kPartKeys>(p.batch, work.rows, work.request, part, 0);
       const unsigned all_bad = __ballot_sync(kAllLanes, box.bad);
+      const int block = part >> shift;
+      const int before = __shfl_up_sync(kAllLanes, block, 1);
+      const bool begins = part != kNoPart && block != (lane_ == 0 ? last_block : before);
+      const unsigned all_begin = __ballot_sync(kAllLanes, begins);
+      const int slot = blocks + __popc(all_begin & (2u << lane_) - 1) - 1;
+      last_block = __shfl_sync(kAllLanes, block, 31);
+      blocks += __popc(all_begin);
       const int tiles = min(kTiles, work.end - first);
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile, at_.advance()) {
         const int from = tile * kTileParts;
-        const int4 four = make_int4(
-            __shfl_sync(kAllLanes, part, from), __shfl_sync(kAllLanes, part, from + 1),
-            __shfl_sync(kAllLanes, part, from + 2), __shfl_sync(kAllLanes, part, from + 3));
         const int source = from + lane_ / Traits::kPanels % kTileParts;
         const KeyBox at{__shfl_sync(kAllLanes, box.token, source),
                         __shfl_sync(kAllLanes, box.page, source), false};
         shared_.ring.wait_empty(at_);
+        if (lane_ >= from && lane_ < from + kTileParts) {
+          reinterpret_cast<int*>(&shared_.parts[at_.stage])[lane_ - from] = part;
+          reinterpret_cast<int*>(&shared_.slots[at_.stage])[lane_ - from] = slot;
+        }
+        __syncwarp();
         if (lane_ == 0) {
           shared_.bad_boxes[at_.stage] = all_bad >> from & ((1u << kTileParts) - 1);
-          shared_.parts[at_.stage] = four;
           shared_.ring.expect(at_, Traits::kTileBytes);
         }
         __syncwarp();

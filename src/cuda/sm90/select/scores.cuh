@@ -75,15 +75,15 @@ __device__ __forceinline__ void mask_scores(float (&d)[64], const ConsumerRows& 
   });
 }
 
-/// Maximum over column groups [begin, end) of 8 as integers: right where it comes out as a number
-/// from 0 to +inf.
-template <int kBegin, int kEnd>
-__device__ __forceinline__ int max_as_integers(const float (&d)[64], int row) {
-  const auto bits = [&](int g, int i) { return __float_as_int(d[4 * g + 2 * row + i]); };
-  int even = max(bits(kBegin, 0), bits(kBegin, 1));
-  int odd = max(bits(kBegin + 1, 0), bits(kBegin + 1, 1));
+/// Maximum over `kGroups` column groups of 8, from `begin` on, as integers: right where it comes out
+/// as a number from 0 to +inf.
+template <int kGroups>
+__device__ __forceinline__ int max_as_integers(const float (&d)[64], int begin, int row) {
+  const auto bits = [&](int g, int i) { return __float_as_int(d[4 * (begin + g) + 2 * row + i]); };
+  int even = max(bits(0, 0), bits(0, 1));
+  int odd = max(bits(1, 0), bits(1, 1));
 #pragma unroll
-  for (int g = kBegin + 2; g < kEnd; g += 2) {
+  for (int g = 2; g < kGroups; g += 2) {
     even = ptx::vimax3(even, bits(g, 0), bits(g, 1));
     odd = ptx::vimax3(odd, bits(g + 1, 0), bits(g + 1, 1));
   }
@@ -91,11 +91,11 @@ __device__ __forceinline__ int max_as_integers(const float (&d)[64], int row) {
 }
 
 /// The same as floats: right for negative maxima too, NaN counts as -inf.
-template <int kBegin, int kEnd>
-__device__ __forceinline__ int max_as_floats(const float (&d)[64], int row) {
+template <int kGroups>
+__device__ __forceinline__ int max_as_floats(const float (&d)[64], int begin, int row) {
   float m = kMinusInf;
 #pragma unroll
-  for (int g = kBegin; g < kEnd; ++g)
+  for (int g = begin; g < begin + kGroups; ++g)
     m = fmaxf(m, fmaxf(d[4 * g + 2 * row], d[4 * g + 2 * row + 1]));
   return __float_as_int(m);
 }
@@ -109,17 +109,28 @@ __device__ __forceinline__ auto join_quad(int row0, int row1, Max max) {
   return max(m, __shfl_xor_sync(kAllLanes, m, 2));
 }
 
-/// Block maximum of column groups [kBegin, kEnd): of row 0 in even lanes, of row 1 in odd lanes.
-template <int kBegin, int kEnd>
-__device__ __forceinline__ float block_maximum(const float (&d)[64]) {
-  const int m = join_quad(max_as_integers<kBegin, kEnd>(d, 0), max_as_integers<kBegin, kEnd>(d, 1),
-                          [](int a, int b) { return max(a, b); });
+/// Maxima of a key tile's `kBlocks` blocks: of row 0 in even lanes, of row 1 in odd lanes.
+template <int kBlocks>
+__device__ __forceinline__ void block_maxima(const float (&d)[64], float (&maxima)[kBlocks]) {
+  constexpr int kGroups = 16 / kBlocks;
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    const int m = join_quad(max_as_integers<kGroups>(d, b * kGroups, 0),
+                            max_as_integers<kGroups>(d, b * kGroups, 1),
+                            [](int x, int y) { return max(x, y); });
+    maxima[b] = __int_as_float(m);
+    largest = max(largest, static_cast<std::uint32_t>(m));
+  }
   constexpr std::uint32_t kInf = 0x7f800000;
-  if (!__any_sync(kAllLanes, static_cast<std::uint32_t>(m) > kInf)) return __int_as_float(m);
-  const int slow = join_quad(
-      max_as_floats<kBegin, kEnd>(d, 0), max_as_floats<kBegin, kEnd>(d, 1),
-      [](int a, int b) { return __float_as_int(fmaxf(__int_as_float(a), __int_as_float(b))); });
-  return __int_as_float(slow);
+  if (!__any_sync(kAllLanes, largest > kInf)) return;
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    const int m = join_quad(
+        max_as_floats<kGroups>(d, b * kGroups, 0), max_as_floats<kGroups>(d, b * kGroups, 1),
+        [](int x, int y) { return __float_as_int(fmaxf(__int_as_float(x), __int_as_float(y))); });
+    maxima[b] = __int_as_float(m);
+  }
 }
 
 /// Block scores of this thread's row on their way to memory.
@@ -220,12 +231,7 @@ class ScoredRows {
       mask_scores<Traits>(d, rows_, tile, bad_boxes, shift);
     }
     float maxima[Traits::kBlocksPerTile];
-    if constexpr (Traits::kBlocksPerTile == 1) {
-      maxima[0] = block_maximum<0, 16>(d);
-    } else {
-      maxima[0] = block_maximum<0, 8>(d);
-      maxima[1] = block_maximum<8, 16>(d);
-    }
+    block_maxima(d, maxima);
     writer_.put(maxima, tile);
   }
 

@@ -62,6 +62,7 @@ struct Traits {
     Ring<kStages> ring;
     std::uint32_t bad_boxes[kStages];   // boxes whose page id is out of range
     int4 parts[kListed ? kStages : 1];  // of a key tile, as its list has them
+    int4 slots[kListed ? kStages : 1];  // of their blocks in the list
     Ring<kWorkSlots> work_ring;
     Work work[kWorkSlots];
   };
