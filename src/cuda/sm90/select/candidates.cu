@@ -66,9 +66,9 @@ struct Found {
 
 /// Dynamic shared memory.
 struct Shared {
-  float4* keys;           // bounds of blocks: [n of a chunk][chunk]
+  float4* keys;             // bounds of blocks: [n of a chunk][chunk]
   std::uint32_t* segments;  // largest upper bounds: [warp][row][segment][lane]
-  std::uint32_t* wanted;  // bits of parts
+  std::uint32_t* wanted;    // bits of parts
 };
 
 struct Sizes {
@@ -100,8 +100,7 @@ template <class Item>
 __device__ __forceinline__ QueryBound bound_query(const CandidateParams& p, std::int64_t token,
                                                   int head, int lane, bool& finite) {
   constexpr int kFours = 128 / 4 / kRowLanes;
-  const auto* items =
-      common::row_of<std::uint16_t>(p.queries, token, head) + lane % kRowLanes * 4;
+  const auto* items = common::row_of<std::uint16_t>(p.queries, token, head) + lane % kRowLanes * 4;
   uint2 words[kFours];
 #pragma unroll
   for (int n = 0; n < kFours; ++n)
@@ -290,8 +289,7 @@ __device__ __forceinline__ void look_at_rows(float (&least)[kRows], const Choose
           const KeyBound key = key_of(shared.keys, chunks, there, n);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
-            const Interval x =
-                bound(of[r].word(n / kTileBlocks), n % kTileBlocks, queries[r], key);
+            const Interval x = bound(of[r].word(n / kTileBlocks), n % kTileBlocks, queries[r], key);
             const bool in = counts(r, chunk * kPerChunk + n);
             best[r][n % 4] = fmaxf(best[r][n % 4], in ? x.lower : kMinusInf);
             upper[r] = fmaxf(upper[r], in ? x.upper : kMinusInf);
@@ -302,9 +300,8 @@ __device__ __forceinline__ void look_at_rows(float (&least)[kRows], const Choose
       if (__all_sync(kAllLanes, plain && all)) {
         look(bound_block<kBlock, true>, [](int, int) { return true; });
       } else {
-        look(bound_block<kBlock>, [&](int r, int block) {
-          return block >= rows[r].begin && block < rows[r].end;
-        });
+        look(bound_block<kBlock>,
+             [&](int r, int block) { return block >= rows[r].begin && block < rows[r].end; });
       }
     }
 #pragma unroll
@@ -313,7 +310,8 @@ __device__ __forceinline__ void look_at_rows(float (&least)[kRows], const Choose
   }
   int k[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) k[r] = __shfl_sync(kAllLanes, rows[r].k, 0);  // known to be uniform
+  for (int r = 0; r < kRows; ++r)
+    k[r] = __shfl_sync(kAllLanes, rows[r].k, 0);  // known to be uniform
   bound_rows(least, best, k);
 }
 
@@ -347,10 +345,9 @@ __device__ __forceinline__ void want_block(const Found& found, const Shared& sha
 /// lies scattered: it is queued, segments in their own place, so that lanes have work alike.
 template <int kBlock>
 __device__ __forceinline__ void want_parts(const float (&least)[kRows], Found& found,
-                                           const uint4* products, int stride,
-                                           const Shared& shared, std::uint32_t* segments,
-                                           bool counted, int chunks, int used, int segment,
-                                           int lane) {
+                                           const uint4* products, int stride, const Shared& shared,
+                                           std::uint32_t* segments, bool counted, int chunks,
+                                           int used, int segment, int lane) {
   constexpr int kPerChunk = kChunkBlocks<kBlock>;
   constexpr int kTileBlocks = kTileKeys / kBlock;
   const int turns = (used + 31) / 32;
@@ -454,8 +451,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Sizes sizes(p.columns, kBlock);
   const Shared shared{
       .keys = raw,
-      .segments =
-          reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::uint8_t*>(raw) + sizes.key_bytes(kBlock)),
+      .segments = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::uint8_t*>(raw) +
+                                                   sizes.key_bytes(kBlock)),
       .wanted = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::uint8_t*>(raw) +
                                                  sizes.key_bytes(kBlock) + Sizes::kSegmentBytes)};
   ptx::griddepcontrol_launch_dependents();
@@ -492,8 +489,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     bool scored = false;
     {
       const Row row = common::topk::row_of_lane(located, turn * kRows + mine);
-      const QueryBound query =
-          bound_query<Item>(p, rows.q_begin + row.token, head, lane, finite);
+      const QueryBound query = bound_query<Item>(p, rows.q_begin + row.token, head, lane, finite);
       const int k = common::topk::free_slots(p.rows, row);
       const bool all = common::topk::free_blocks(row) <= k && p.rows.chosen.data == nullptr;
       scored = valid && k > 0 && !all && row.init < row.local;

@@ -164,10 +164,14 @@ class CodedRows {
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
     switch (tile & 3) {
-      case 0: return take<0>(shared, at, tile, shift, releases);
-      case 1: return take<1>(shared, at, tile, shift, releases);
-      case 2: return take<2>(shared, at, tile, shift, releases);
-      default: return take<3>(shared, at, tile, shift, releases);
+      case 0:
+        return take<0>(shared, at, tile, shift, releases);
+      case 1:
+        return take<1>(shared, at, tile, shift, releases);
+      case 2:
+        return take<2>(shared, at, tile, shift, releases);
+      default:
+        return take<3>(shared, at, tile, shift, releases);
     }
   }
 
@@ -190,7 +194,7 @@ class CodedRows {
     const std::uint32_t bad_boxes = shared.bad_boxes[at.stage];
     std::int32_t d[64];
     start_products<Traits>(d, a_, shared.keys[at.stage]);
-    // The key tile before. Without a branch: products are under way.
+    // The key tile before, while products are under way.
     joined_[(kTurn + 3) % 4] = join_rows(maxima_);
     if constexpr (kTurn == 3) word_ = join_tiles(joined_[0], joined_[2]);
     if constexpr (kTurn == 0) flush((tile >> 2) - 1);

@@ -75,8 +75,8 @@ __device__ __forceinline__ void mask_scores(float (&d)[64], const ConsumerRows& 
   });
 }
 
-/// Maximum over `kGroups` column groups of 8, from `begin` on, as integers: right where it comes out
-/// as a number from 0 to +inf.
+/// Maximum over `kGroups` column groups of 8, from `begin` on, as integers: right where it comes
+/// out as a number from 0 to +inf.
 template <int kGroups>
 __device__ __forceinline__ int max_as_integers(const float (&d)[64], int begin, int row) {
   const auto bits = [&](int g, int i) { return __float_as_int(d[4 * (begin + g) + 2 * row + i]); };
