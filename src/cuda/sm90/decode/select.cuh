@@ -166,9 +166,18 @@ __device__ __forceinline__ void rank_few(SelectStorage& s, const unsigned long l
   }
 }
 
-/// Ranks any number of candidates. All threads of the CTA call it.
+/// A barrier of those who select: all threads of the CTA, or one warp that rehearses.
+__device__ __forceinline__ void meet(bool alone) {
+  if (alone) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
+
+/// Ranks any number of candidates. All who select call it.
 __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long long* candidates,
-                                          int topk, int thread) {
+                                          int topk, int thread, bool alone) {
   const int count = s.num_candidates;
   if (thread < kSelectThreads) {
     for (int i = thread; i < count; i += kSelectThreads) {
@@ -176,7 +185,7 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
       if (rank < topk) s.maxima[rank] = candidates[i];  // every warp has its bound
     }
   }
-  __syncthreads();
+  meet(alone);
   if (thread < s.num_ids) {
     const unsigned long long key = s.maxima[thread];
     int below = 0;
@@ -188,10 +197,12 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
 }
 
 /// Leaves in `s` the selected blocks, ascending, and their keys in the same order. All threads of
-/// the CTA call it, those below kSelectThreads select; `lanes` as in SelectParams. Of the scratch
-/// the first `room` blocks are the segment's.
+/// the CTA call it, those below kSelectThreads select; or one warp `alone`, which rehearses and
+/// leaves anything. `lanes` as in SelectParams. Of the scratch the first `room` blocks are the
+/// segment's.
 __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, int room,
-                                            const SelectRow& row, int topk, int lanes, int thread) {
+                                            const SelectRow& row, int topk, int lanes, int thread,
+                                            bool alone = false) {
   const Segment segment{static_cast<uint4*>(scratch)};
   auto* candidates = reinterpret_cast<unsigned long long*>(segment.fours + room / 4);
   const bool selects = thread < kSelectThreads;
@@ -209,20 +220,20 @@ __device__ __forceinline__ void select_topk(SelectStorage& s, void* scratch, int
       s.num_ids = min(topk, row.visible);
     }
   }
-  __syncthreads();
+  meet(alone);
   if (selects) {
     const unsigned long long bound =
         find_bound(s.maxima, kSelectThreads / lanes, topk, thread % 32);
     keep_candidates(s, candidates, row, segment, bound, thread);
     ptx::fence_proxy_async_shared();  // the copy engine may write where the scratch was
   }
-  __syncthreads();
+  meet(alone);
   if (s.num_candidates > 32) {
-    rank_many(s, candidates, topk, thread);
+    rank_many(s, candidates, topk, thread, alone);
   } else if (thread < 32) {
     rank_few(s, candidates, topk, thread);
   }
-  __syncthreads();
+  meet(alone);
 }
 
 /// Writes one slot of a row's outputs, those that are wanted.

@@ -135,17 +135,19 @@ class Consumer {
     reset_output<Traits>(state_);
   }
 
-  /// All blocks of the item. A rehearsal multiplies whatever codes lie where the first block will
-  /// be; with items, whose code is half as long, that took longer than it gave.
-  __device__ __forceinline__ void run(Item item, bool rehearsal) {
+  /// All blocks of the item. A rehearsal multiplies whatever codes lie where the second tile will
+  /// be, which its selection leaves alone; with items, whose code is half as long, that took longer
+  /// than it gave.
+  __device__ __forceinline__ void run(const Item& item, bool rehearsal) {
     if constexpr (Traits::kCodes) {
+      if (rehearsal) at_ = {.stage = 1};
       load_query<Traits>(state_, params_, item, lane_);
-      if (rehearsal) item.end = item.begin + 1;
       if constexpr (Traits::kPacked) {
         run_packed(item, rehearsal);
       } else {
         run_codes(item, rehearsal);
       }
+      if (rehearsal) at_ = {};
     } else if (!rehearsal) {
       load_query<Traits>(state_, params_, item, lane_);
       run_items(item);

@@ -50,7 +50,8 @@ __device__ __forceinline__ int divide(int a, int b) {
 }
 
 /// Finds the row's blocks; `row` is what a selection chooses from, with its scratch where the ring
-/// will be. All threads of the CTA call it.
+/// will be. All threads of the CTA call it. In a rehearsal one warp selects, while others go ahead
+/// (row.cuh).
 template <class Traits>
 __device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
                                             Item& item, SelectRow row, AttendShared<Traits>& shared,
@@ -59,14 +60,17 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
     item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
   } else if (p.blocks == Blocks::Scored) {
     if (rehearsal) {
+      item.end = 1;
+      if (threadIdx.x >= 32) return;
       row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
       row.visible = min(row.visible, Traits::kDim / 2);
     }
     select_topk(shared.select, stages, kSegmentBlocks, row, p.select.topk, p.select.lanes,
-                threadIdx.x);
+                threadIdx.x, rehearsal);
     if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
       store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);
     }
+    if (rehearsal) return;
     item.num_entries = shared.select.num_ids;
   } else {
     if (threadIdx.x < 32) read_list(p, r, item, shared.select, threadIdx.x);

@@ -20,7 +20,7 @@ __device__ __forceinline__ void attend_item(const AttendParams& p, const Request
   if (!consumes) {
     Producer<Traits>(p, shared, stages, at, lane).run(r, item, rehearsal);
   } else {
-    consumer.run(item, rehearsal);
+    if (!rehearsal || warp == 1) consumer.run(item, rehearsal);
   }
   float* scratch = reinterpret_cast<float*>(stages);
   __syncthreads();  // every warp has left the ring
