@@ -166,7 +166,7 @@ __device__ __forceinline__ void rank_few(SelectStorage& s, const unsigned long l
   }
 }
 
-/// A barrier of those who select: all threads of the CTA, or one warp that rehearses.
+/// A barrier of all threads of the CTA, or of one warp that rehearses alone.
 __device__ __forceinline__ void meet(bool alone) {
   if (alone) {
     __syncwarp();

@@ -135,12 +135,12 @@ class Consumer {
     reset_output<Traits>(state_);
   }
 
-  /// All blocks of the item. A rehearsal multiplies whatever codes lie where the second tile will
-  /// be, which its selection leaves alone; with items, whose code is half as long, that took longer
+  /// All blocks of the item. A rehearsal multiplies whatever codes lie where the last tile will be,
+  /// which the others leave alone; with items, whose code is half as long, that took longer
   /// than it gave.
   __device__ __forceinline__ void run(const Item& item, bool rehearsal) {
     if constexpr (Traits::kCodes) {
-      if (rehearsal) at_ = {.stage = 1};
+      if (rehearsal) at_ = {.stage = Traits::kStages - 1};
       load_query<Traits>(state_, params_, item, lane_);
       if constexpr (Traits::kPacked) {
         run_packed(item, rehearsal);

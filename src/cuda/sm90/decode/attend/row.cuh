@@ -8,31 +8,38 @@
 
 namespace msa::cuda::sm90::decode {
 
-/// An item from its blocks' tiles to its rows of the output. All threads of the CTA call it.
+/// An item from its blocks' tiles to its rows of the output. All threads of the CTA call it. In a
+/// rehearsal one warp multiplies while another joins: code comes to all of them at the same time.
 template <class Traits>
 __device__ __forceinline__ void attend_item(const AttendParams& p, const RequestRecord& r,
                                             Item item, AttendShared<Traits>& shared,
                                             std::uint8_t* stages, RingPosition<Traits::kStages>& at,
                                             bool rehearsal, int warp, int lane) {
-  const bool consumes = warp < Traits::kConsumers;
+  constexpr int kMultiplier = 1, kJoiner = 2;  // of a rehearsal; warp 0 selects
+  constexpr int kAside = 256;                  // floats that its selection may use
+  static_assert((kAside + Traits::kConsumers * 16 * Traits::kMergePitch) * sizeof(float) <=
+                    kSegmentBlocks * sizeof(std::uint32_t),
+                "a rehearsal's candidates lie behind the shares");
   if constexpr (Traits::kPacked) fill_value_table<Traits>(p, stages);
   Consumer<Traits> consumer(p, shared, stages, at, warp, lane);
-  if (!consumes) {
+  if (warp == Traits::kConsumers) {
     Producer<Traits>(p, shared, stages, at, lane).run(r, item, rehearsal);
-  } else {
-    if (!rehearsal || warp == 1) consumer.run(item, rehearsal);
+  } else if (!rehearsal || warp == kMultiplier) {
+    consumer.run(item, rehearsal);
   }
-  float* scratch = reinterpret_cast<float*>(stages);
-  __syncthreads();  // every warp has left the ring
-  if (consumes) publish_share<Traits>(consumer.state(), shared, scratch, threadIdx.x);
-  __syncthreads();
-  if (!consumes) return;
+  if (rehearsal && warp != kJoiner) return;
+  float* scratch = reinterpret_cast<float*>(stages) + kAside;
+  meet(rehearsal);  // every warp has left the ring
+  if (warp < Traits::kConsumers)
+    publish_share<Traits>(consumer.state(), shared, scratch, threadIdx.x);
+  meet(rehearsal);
+  if (warp == Traits::kConsumers) return;
   RowEighth<Traits> part;
   join_warps<Traits>(part, shared, scratch, p.scale_log2, threadIdx.x);
-  item = shared.item;  // read again rather than kept in registers
+  item = rehearsal ? Item{} : shared.item;  // read again rather than kept in registers
   if (clusters(p.splits)) {
     if (!rehearsal) exchange_parts<Traits>(p, item, part, shared, threadIdx.x);
-    return finish_rows<Traits>(p, item, shared, rehearsal, threadIdx.x);
+    return finish_rows<Traits>(p, item, shared, rehearsal, rehearsal ? lane : threadIdx.x);
   }
   if (rehearsal) return;
   if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x)) return;
