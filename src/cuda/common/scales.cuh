@@ -21,6 +21,11 @@ __device__ __forceinline__ float scale_of(const Scales& scales, std::int64_t pag
   return __ldg(scale_at(scales, page, token, head));
 }
 
+/// Whether all keys of a head share one.
+__device__ __forceinline__ bool shares_scale(const Scales& scales) {
+  return scales.data == nullptr || (scales.stride_page == 0 && scales.stride_token == 0);
+}
+
 /// Those of all groups of a key, of 128 elements.
 __device__ __forceinline__ uint2 scale_of(const GroupScales& scales, std::int64_t page,
                                           std::int64_t token, std::int64_t head) {

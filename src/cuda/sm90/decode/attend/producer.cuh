@@ -97,11 +97,33 @@ class Producer {
     codes.bad = warp::bad_boxes<Traits::kPanels>(codes.box, lane_);
     const auto& k_scales = scales_of(params_.k_scales, params_.k_groups);
     const auto& v_scales = scales_of(params_.v_scales, params_.v_groups);
-    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.k_scales, k_scales, codes.box,
-                                                       item.head, visible, batch.page_size, lane_);
-    warp::load_scales<Traits::kBlock, Traits::kPanels>(codes.v_scales, v_scales, codes.box,
-                                                       item.head, visible, batch.page_size, lane_);
+    read_scales(codes.k_scales, k_scales, codes.box, item.head, visible);
+    read_scales(codes.v_scales, v_scales, codes.box, item.head, visible);
     return codes;
+  }
+
+  /// The scales of a block's keys. Where a head has one, no page says where it lies: the addresses
+  /// of the others are most of what this warp computes for a block.
+  template <class From>
+  __device__ __forceinline__ void read_scales(Scale (&to)[Traits::kBlock / 32], const From& scales,
+                                              const KeyBox& box, int head, int visible) const {
+    const int page_size = params_.select.batch.page_size;
+    if constexpr (!Traits::kPacked) {
+      if (common::shares_scale(scales)) {
+        const float shared = common::scale_of(scales, 0, 0, head);
+        const int shift = box_shift(Traits::kBlock, page_size);
+#pragma unroll
+        for (int i = 0; i < Traits::kBlock / 32; ++i) {
+          const int key = i * 32 + lane_;
+          const int from = (key >> shift) * Traits::kPanels;  // the lane of the key's box
+          const bool there = __shfl_sync(common::kAllLanes, box.page, from) != kNoPage;
+          to[i] = key < visible && there ? shared : 0.0f;
+        }
+        return;
+      }
+    }
+    warp::load_scales<Traits::kBlock, Traits::kPanels>(to, scales, box, head, visible, page_size,
+                                                       lane_);
   }
 
   static __device__ __forceinline__ const auto& scales_of(const Scales& scales,

@@ -84,7 +84,7 @@ class ScoreConsumer {
         stages_(stages),
         warp_(warp),
         lane_(lane_),
-        shares_scale_(shares_scale(params)) {}
+        shares_scale_(common::shares_scale(params.k_scales)) {}
 
   __device__ __forceinline__ void run() {
     const int team = warp_ / Traits::kTeamWarps;

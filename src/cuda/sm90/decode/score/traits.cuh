@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/common/four_bits.cuh"
+#include "cuda/common/scales.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -66,16 +67,10 @@ struct ScoreTraits {
 /// Named barriers; 0 is __syncthreads.
 enum ScoreBarrier : int { kBarrierTeam0 = 1, kBarrierTeam1 = 2, kBarrierConsumers = 3 };
 
-/// One scale for all keys of an index-key head, or none.
-__device__ __forceinline__ bool shares_scale(const ScoreParams& p) {
-  return p.k_scales.data == nullptr ||
-         (p.k_scales.stride_page == 0 && p.k_scales.stride_token == 0);
-}
-
 /// Whether scales or bounds arrive with the keys, by every lane of the producer.
 template <class Traits>
 __device__ __forceinline__ bool arrives_with_scales(const ScoreParams& p) {
-  return Traits::kFilter || (Traits::kCodes && !shares_scale(p)) ||
+  return Traits::kFilter || (Traits::kCodes && !common::shares_scale(p.k_scales)) ||
          (Traits::kPacked && !groups_are_dense(p.k_groups, p.batch.page_size, p.heads_k));
 }
 
