@@ -136,8 +136,8 @@ class Consumer {
   }
 
   /// All blocks of the item. A rehearsal multiplies whatever codes lie where the last tile will be,
-  /// which the others leave alone; with items, whose code is half as long, that took longer
-  /// than it gave.
+  /// which the other warps leave alone, as one of block 0; with items, whose code is half as long,
+  /// it gave nothing.
   __device__ __forceinline__ void run(const Item& item, bool rehearsal) {
     if constexpr (Traits::kCodes) {
       if (rehearsal) at_ = {.stage = Traits::kStages - 1};
@@ -180,7 +180,8 @@ class Consumer {
 
   __device__ __forceinline__ void run_codes(const Item& item, bool rehearsal) {
     for (int i = item.begin; i < item.end; ++i) {
-      const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
+      const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
+      const int visible = item.visible - block * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
@@ -219,7 +220,8 @@ class Consumer {
     const common::Magnitudes* values =
         values_differ(of_keys, of_values) ? value_table<Traits>(stages_) : shared_.magnitudes;
     for (int i = item.begin; i < item.end; ++i) {
-      const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
+      const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
+      const int visible = item.visible - block * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
