@@ -7,7 +7,8 @@
 //
 // Instructions that run once are fetched from memory, which takes longer than they do. A CTA that
 // has to wait for scores anyway rehearses, which warms its instruction cache: it selects from a few
-// items of its query and joins shares of zeros, and writes nothing.
+// items of its query, multiplies a block of codes and joins shares of zeros, a warp each, and
+// writes nothing.
 #pragma once
 
 #include <algorithm>
