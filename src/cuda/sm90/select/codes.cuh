@@ -191,7 +191,7 @@ class CodedRows {
   __device__ __forceinline__ void take(typename Traits::Shared& shared,
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
-    const std::uint32_t bad_boxes = shared.bad_boxes[at.stage];
+    const std::uint32_t bad_boxes = of_stage(shared.bad_boxes[at.stage], releases);
     std::int32_t d[64];
     start_products<Traits>(d, a_, shared.keys[at.stage]);
     // The key tile before, while products are under way.

@@ -27,7 +27,7 @@ class Consumer {
   __device__ __forceinline__ void run() {
     const Params& p = params_;
     const int shift = box_shift(Traits::kKeys, p.batch.page_size);
-    const bool releases = threadIdx.x % 128 == 0;
+    const bool releases = threadIdx.x % 32 == 0;
     WorkQueue<Traits> queue(shared_);
     RingPosition<Traits::kStages> at;
     int valid_rows;
@@ -38,9 +38,6 @@ class Consumer {
         queue.done();
         for (int tile = first; tile < end; ++tile, at.advance()) {
           shared_.ring.wait_full(at);
-          // Elsewhere wgmma keeps the four warps together; one that fell a lap behind would wait
-          // for ever.
-          ptx::bar_sync(kBarrierWarpgroup0 + warpgroup_, 128);
           if (releases) shared_.ring.release(at);
         }
         continue;

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kWarpgroups);
+    shared.ring.init(4 * Traits::kWarpgroups);
     shared.work_ring.init(Traits::kReaders);
     ptx::fence_mbarrier_init();
   }

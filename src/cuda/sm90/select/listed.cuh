@@ -61,9 +61,9 @@ class ListedRows {
   /// As ScoredRows::take.
   __device__ __forceinline__ void take(typename Traits::Shared& shared,
                                        RingPosition<Traits::kStages> at, int, int, bool releases) {
-    const std::uint32_t bad_parts = shared.bad_boxes[at.stage];
-    const int4 parts = shared.parts[at.stage];
-    const int4 slots = shared.slots[at.stage];
+    const std::uint32_t bad_parts = of_stage(shared.bad_boxes[at.stage], releases);
+    const int4 parts = of_stage(shared.parts[at.stage], releases);
+    const int4 slots = of_stage(shared.slots[at.stage], releases);
     float d[64];
     multiply<Traits>(d, a_, shared.keys[at.stage]);
     if (releases) shared.ring.release(at);

@@ -14,6 +14,12 @@ __device__ __forceinline__ int part_shift(const BatchParams& batch) {
   return __ffs(batch.block_size) - __ffs(kPartKeys);
 }
 
+/// What four lanes in a row hold, from lane `first` on.
+__device__ __forceinline__ int4 of_four_lanes(int x, int first) {
+  return make_int4(__shfl_sync(kAllLanes, x, first), __shfl_sync(kAllLanes, x, first + 1),
+                   __shfl_sync(kAllLanes, x, first + 2), __shfl_sync(kAllLanes, x, first + 3));
+}
+
 /// The producer warp: takes items in turn and loads their keys. It takes the next one when it has
 /// asked for the last keys of this one: early enough to hide the way there, late enough not to hold
 /// work that an idle CTA could do. Items without keys are left out where nobody waits for them.
@@ -109,16 +115,14 @@ class Producer {
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile, at_.advance()) {
         const int from = tile * kTileParts;
+        const int4 four_parts = of_four_lanes(part, from), four_slots = of_four_lanes(slot, from);
         const int source = from + lane_ / Traits::kPanels % kTileParts;
         const KeyBox at{__shfl_sync(kAllLanes, box.token, source),
                         __shfl_sync(kAllLanes, box.page, source), false};
         shared_.ring.wait_empty(at_);
-        if (lane_ >= from && lane_ < from + kTileParts) {
-          reinterpret_cast<int*>(&shared_.parts[at_.stage])[lane_ - from] = part;
-          reinterpret_cast<int*>(&shared_.slots[at_.stage])[lane_ - from] = slot;
-        }
-        __syncwarp();
         if (lane_ == 0) {
+          shared_.parts[at_.stage] = four_parts;
+          shared_.slots[at_.stage] = four_slots;
           shared_.bad_boxes[at_.stage] = all_bad >> from & ((1u << kTileParts) - 1);
           shared_.ring.expect(at_, Traits::kTileBytes);
         }

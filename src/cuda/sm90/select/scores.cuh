@@ -194,6 +194,17 @@ class ScoreWriter {
   float pending_[4] = {};
 };
 
+/// What a stage holds beside its keys, for a whole warp: only the lane that will release the stage
+/// `reads` it, so that no read can come behind the release.
+__device__ __forceinline__ std::uint32_t of_stage(const std::uint32_t& word, bool reads) {
+  return __shfl_sync(kAllLanes, reads ? word : 0u, 0);
+}
+__device__ __forceinline__ int4 of_stage(const int4& words, bool reads) {
+  const int4 mine = reads ? words : int4{};
+  return make_int4(__shfl_sync(kAllLanes, mine.x, 0), __shfl_sync(kAllLanes, mine.y, 0),
+                   __shfl_sync(kAllLanes, mine.z, 0), __shfl_sync(kAllLanes, mine.w, 0));
+}
+
 /// Scores of 64 rows against one key tile that has arrived.
 template <class Traits>
 __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t* a,
@@ -219,11 +230,11 @@ class ScoredRows {
     load_queries<Traits>(a_, p, work, rows_);
   }
 
-  /// Of a stage that has arrived; one thread of the warpgroup `releases` it.
+  /// Of a stage that has arrived; one lane of each warp `releases` it.
   __device__ __forceinline__ void take(typename Traits::Shared& shared,
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
-    const std::uint32_t bad_boxes = shared.bad_boxes[at.stage];
+    const std::uint32_t bad_boxes = of_stage(shared.bad_boxes[at.stage], releases);
     float d[64];
     multiply<Traits>(d, a_, shared.keys[at.stage]);
     if (releases) shared.ring.release(at);

@@ -13,9 +13,6 @@
 
 namespace msa::cuda::sm90::select {
 
-/// Named barriers; 0 is __syncthreads.
-enum NamedBarrier : int { kBarrierWarpgroup0 = 1, kBarrierWarpgroup1 = 2, kBarrierWarpgroup2 = 3 };
-
 /// One item of work: a tile of query rows and a span of key tiles. The producer warp writes it.
 struct Work {
   RequestRecord rows;  // row 0 is the tile's first, seqlen_q their number
