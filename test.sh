@@ -85,8 +85,9 @@ mkdir -p "$logs"
 # Threads that wait sleep: several tests share the machine, and threads that spin took more of it than the tests.
 export OMP_WAIT_POLICY=passive
 # The wheel compiles the files of the release build again, with the same flags: a cache of this tree's own serves it.
-# Depend mode, as asking the preprocessor first costs more than that saves.
-export CCACHE_DIR=$PWD/build/ccache CCACHE_DEPEND=1
+# Depend mode, as asking the preprocessor first costs more than that saves. Paths count from the build folder, as groups of
+# files (MSA_UNITY) lie in it: both folders are equally deep.
+export CCACHE_DIR=$PWD/build/ccache CCACHE_DEPEND=1 CCACHE_BASEDIR=$PWD
 
 # ---- what the tests need ---------------------------------------------------------------------------------------------
 
@@ -412,8 +413,8 @@ python_environment() { # VENV
 
 python_wheel() { # VENV
   rm -rf build/wheel
-  "$1/bin/python" -m pip wheel -q . --no-deps --no-build-isolation -w build/wheel -C cmake.define.MSA_CUDA=OFF \
-    -C cmake.define.MSA_WERROR=ON -C cmake.define.MSA_UNITY=ON &&
+  "$1/bin/python" -m pip wheel -q . --no-deps --no-build-isolation -w build/wheel -C build-dir=build/wheel-build \
+    -C cmake.define.MSA_CUDA=OFF -C cmake.define.MSA_WERROR=ON -C cmake.define.MSA_UNITY=ON &&
     "$1/bin/python" -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 }
 
