@@ -92,8 +92,8 @@ struct KeysIn {
 
 /// A stored row as operand words.
 template <class K, class Scaling = Unscaled>
-MSA_INLINE void pack_row(const std::byte* from, std::int64_t dim, std::byte* to,
-                         const Scaling& scaling = {}) {
+MSA_INLINE_PIECE void pack_row(const std::byte* from, std::int64_t dim, std::byte* to,
+                               const Scaling& scaling = {}) {
   using S = typename K::S;
   if constexpr (K::kDirect) {
     std::memcpy(to, from, static_cast<std::size_t>(S::bytes(dim)));
@@ -162,7 +162,8 @@ struct BlockSink {
     }
   }
   /// Lanes = rows row .. row + kLanes - 1, of which those from `first` on need the block.
-  MSA_INLINE void take(std::int64_t block, std::int64_t row, std::int64_t first, Vec best) const {
+  MSA_INLINE_PIECE void take(std::int64_t block, std::int64_t row, std::int64_t first,
+                             Vec best) const {
     alignas(64) float lanes[kLanes];
     const std::int64_t skip = std::max<std::int64_t>(first - row, 0);
     if (target.scores != nullptr) {
@@ -184,8 +185,8 @@ struct BlockKeys {
   std::int64_t size = 0;
 };
 
-MSA_INLINE BlockKeys keys_of_block(const ScoreTile& tile, const TileRows& rows,
-                                   std::int64_t block) {
+MSA_INLINE_PIECE BlockKeys keys_of_block(const ScoreTile& tile, const TileRows& rows,
+                                         std::int64_t block) {
   const std::int64_t begin = block * tile.request->block_size;
   const std::int64_t seen = rows.visible[tile.num_rows - 1];
   return {begin, std::min(begin + tile.request->block_size, seen) - begin};
@@ -212,7 +213,7 @@ struct Lookahead {
   std::int64_t data_ahead = keys_ahead(kDataAhead, row_bytes);
   const std::byte* run = nullptr;
 
-  MSA_INLINE void start_run(std::int64_t j) {
+  MSA_INLINE_PIECE void start_run(std::int64_t j) {
     const std::int64_t touch = j + touch_ahead;
     if (touch < end) __builtin_prefetch(keys.key(touch));
     const std::int64_t data = j + data_ahead;
@@ -243,7 +244,7 @@ struct Lookahead {
 };
 
 template <class K>
-MSA_INLINE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
+MSA_INLINE_PIECE Lookahead look_ahead(const ScoreTile& tile, const TileRows& rows) {
   const std::int64_t end = tile.scattered ? 0 : rows.visible[tile.num_rows - 1];
   return {tile.keys, end, K::S::bytes(tile.dim),
           K::kScaled && tile.keys.scale_token != 0 && tile.keys.page_size != 0};
@@ -432,7 +433,8 @@ MSA_INLINE Vec score_run(const typename K::P::Word* q, std::int64_t dim,
 
 /// What each lane may take of a block: keys whose number, less the lane's own, is below it.
 template <int kRows>
-MSA_INLINE void set_limits(const BlockSink& sink, const BlockKeys& block, std::int32_t* limits) {
+MSA_INLINE_PIECE void set_limits(const BlockSink& sink, const BlockKeys& block,
+                                 std::int32_t* limits) {
   for (int i = 0; i < kLanes; ++i) {
     const std::int64_t sees = i % kRows < sink.tile.num_rows ? sink.rows.visible[i % kRows] : 0;
     limits[i] =

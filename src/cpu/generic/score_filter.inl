@@ -21,8 +21,8 @@ struct BlockBounds {
 };
 
 /// `by_run`: a piece lies in one run.
-MSA_INLINE void read_bounds(const ScoreTile& tile, const FilterKeys& keys, const BlockKeys& block,
-                            bool by_run, BlockBounds& bounds) {
+MSA_INLINE_PIECE void read_bounds(const ScoreTile& tile, const FilterKeys& keys,
+                                  const BlockKeys& block, bool by_run, BlockBounds& bounds) {
   bounds.count = 0;
   for (std::int64_t j = 0; j < block.size;) {
     const PageBound page = page_bound(keys.bounds_of(block.begin + j), keys.item_stride, tile.dim);
@@ -142,7 +142,7 @@ MSA_INLINE void multiply_keys(const std::uint32_t* q, std::int64_t words,
 }
 
 /// Puts x into each lane's list of its largest numbers, which lie in order.
-MSA_INLINE void insert_each(float* lists, std::int64_t count, Vec x) {
+MSA_INLINE_PIECE void insert_each(float* lists, std::int64_t count, Vec x) {
   if (bits(greater(x, load(lists + (count - 1) * kLanes))) == 0) return;
   for (std::int64_t i = 0; i < count; ++i) {
     const Vec held = load(lists + i * kLanes);
@@ -358,9 +358,9 @@ inline void bound_tile(const ScoreTile& tile, const FilterKeys& keys, const Tile
 // ---- blocks that may be chosen ----
 
 /// Rows from `first` on that want the block.
-MSA_INLINE std::int64_t rows_that_want(const ScoreTile& tile, const FilterRows& filter,
-                                       std::int64_t block, std::int64_t first,
-                                       std::uint16_t* list) {
+MSA_INLINE_PIECE std::int64_t rows_that_want(const ScoreTile& tile, const FilterRows& filter,
+                                             std::int64_t block, std::int64_t first,
+                                             std::uint16_t* list) {
   const float* upper = filter.upper + block * filter.stride;
   std::int64_t count = 0;
   for (std::int64_t row = first / kLanes * kLanes; row < tile.num_rows; row += kLanes) {
