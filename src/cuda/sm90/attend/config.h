@@ -22,6 +22,7 @@ struct Config {
   int block = 128;                  // keys of one step; Union: the block size of the lists
   Walk walk = Walk::Dense;
   Storage kv = storage;  // of keys and values: as queries, or E4m3
+  bool folds = false;    // one scale of keys and one of values a head, beside items
   friend constexpr bool operator==(const Config&, const Config&) = default;
 };
 
@@ -69,7 +70,7 @@ struct Params {
   std::int64_t stride_lse_split = 0;
   float scale_log2 = 0;  // softmax scale * log2(e), above 0
   Suspects suspects{};
-  Scales k_scales{};  // of codes
+  Scales k_scales{};  // of codes, or of what they were unpacked to
   Scales v_scales{};
   int column_scales = 0;  // keys of a block have scales of their own: those of tokens or pages
 };

@@ -52,7 +52,7 @@ class Consumer {
     visible_[0] = min(max(job.base + token_[0], 0), job.limit);
     visible_[1] = min(max(job.base + token_[1], 0), job.limit);
     softmax_ = Softmax{};
-    if constexpr (Traits::kCodes) folded_ = shared_.folded[q_at_.stage];
+    if constexpr (Traits::kFolds) folded_ = shared_.folded[q_at_.stage];
     shared_.q_ring.wait_full(q_at_);
     if (job.blocks > 0) {
       const auto& list = shared_.lists[q_at_.stage];
@@ -275,7 +275,7 @@ class Consumer {
   RingPosition<Traits::kKeyStages> k_at_{};
   RingPosition<Traits::kKeyStages> v_at_{};
   Softmax softmax_{};
-  common::Folded<Traits::kCodes> folded_{};
+  common::Folded<Traits::kFolds> folded_{};
   float s_[kScores];
   float o_[kOutputs];
   std::uint32_t p_[kScores / 2];

@@ -23,7 +23,7 @@ struct Epilogue {
   const Job& job;
   const int warpgroup;
   const int thread;  // in the warpgroup
-  const common::Folded<Traits::kCodes>& folded;
+  const common::Folded<Traits::kFolds>& folded;
 
   /// `stage` is the tile's q buffer; no warp of the warpgroup reads it any more.
   __device__ __forceinline__ void store(float (&o)[kOutputs], const Softmax& softmax,

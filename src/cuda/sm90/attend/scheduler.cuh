@@ -72,7 +72,7 @@ class Scheduler {
     if (lane_ == 0) {
       shared_.jobs[at_.stage] = job;
       shared_.suspects[at_.stage] = 0;
-      if constexpr (Traits::kCodes) fold_scales(head);
+      if constexpr (Traits::kFolds) fold_scales(head);
     }
     ptx::mbarrier_arrive(&shared_.described[at_.stage]);
     if (lane_ == 0) {

@@ -29,14 +29,21 @@ struct Job {
 };
 
 /// What codes need beside the tiles.
-template <bool kCodes, int kStages, int kQueryStages, int kBlock>
+template <bool kCodes, int kStages, int kBlock>
 struct CodesShared {};
-template <int kStages, int kQueryStages, int kBlock>
-struct CodesShared<true, kStages, kQueryStages, kBlock> {
+template <int kStages, int kBlock>
+struct CodesShared<true, kStages, kBlock> {
   ptx::Mbarrier k_codes[kStages];  // codes are there, for the converter
   ptx::Mbarrier v_codes[kStages];
   alignas(16) float k_scales[kStages][kBlock];  // where they are the columns'
   alignas(16) float v_scales[kStages][kBlock];
+};
+
+/// What scales of heads need.
+template <bool kFolds, int kQueryStages>
+struct FoldsShared {};
+template <int kQueryStages>
+struct FoldsShared<true, kQueryStages> {
   common::Folded<true> folded[kQueryStages];
 };
 
@@ -50,6 +57,7 @@ struct Traits {
   static constexpr int kPanels = kHeadDim / kPanelItems;
   // Codes: keys and values come as bytes, and a warpgroup more widens them to Item in their stage.
   static constexpr bool kCodes = cfg.kv == Storage::E4m3;
+  static constexpr bool kFolds = kCodes || cfg.folds;
   static constexpr int kKeyItems = panel_items(bits_of(cfg.kv));  // of a panel in flight
   static constexpr int kKeyPanels = kHeadDim / kKeyItems;
   static constexpr int kQueryStages = 2;
@@ -79,7 +87,7 @@ struct Traits {
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kBlock == 64 || kBlock == 128, "n64 or n128 products");
 
-  struct Shared : CodesShared<kCodes, kKeyStages, kQueryStages, kBlock> {
+  struct Shared : CodesShared<kCodes, kKeyStages, kBlock>, FoldsShared<kFolds, kQueryStages> {
     alignas(1024) std::uint8_t q[kQueryStages][kQueryBytes];  // later the tile's output
     alignas(1024) std::uint8_t k[kKeyStages][kBlockBytes];
     alignas(1024) std::uint8_t v[kKeyStages][kBlockBytes];
