@@ -89,6 +89,18 @@ int best_splits(std::int64_t items, std::int64_t steps, const Tuning& tuning) {
   return static_cast<int>(best);
 }
 
+/// Whether keys and values in e4m3 become items once, before attention, rather than in every tile
+/// that reads them. Looks at bounds only, and either way gives the same bits.
+bool unpacks(const Problem& p, bool lists, int tokens_per_tile, const Tuning& tuning) {
+  const Format kv = core::kv_format(p);
+  if (kv.storage != DType::E4M3 || has_column_scales(kv)) return false;
+  if (UnpackStage::bytes(p) > tuning.unpack_bytes) return false;
+  const std::int64_t tiles = p.bounds.total_q / tokens_per_tile;
+  if (!lists) return tiles >= tuning.unpack_visits * p.bounds.batch;
+  const std::int64_t listed = std::min(blocks_of(p), p.selection.topk);
+  return tiles * listed >= tuning.unpack_visits * p.bounds.batch * blocks_of(p);
+}
+
 }  // namespace
 
 float scale_of(const Problem& problem) {
@@ -135,7 +147,13 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
       layout.take<int>(1 + suspect_words(problem.bounds.total_q * problem.attention.heads_kv));
   if (lists) first_blocks_ = layout.take<std::int64_t>(problem.bounds.batch + 1);
   run_begin_ = layout.bytes();
-  heads_outermost_ = lists || key_bytes(problem) > tuning.cached_bytes;
+  if (unpacks(problem, lists, tokens_per_tile_, tuning)) {
+    unpack_.emplace(problem, layout);
+    config_.kv = config_.storage;
+    config_.folds = core::kv_format(problem).scale != Scale::None;
+  }
+  heads_outermost_ = lists || key_bytes(unpack_ ? UnpackStage::unpacked(problem) : problem) >
+                                  tuning.cached_bytes;
   const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
   const std::int64_t longest = problem.bounds.max_seqlen_q;
   // Neighbours share half.
@@ -170,7 +188,8 @@ std::string AttendStage::decisions() const {
          std::to_string(tokens_per_tile_) + " tokens x group, " + std::to_string(config_.block) +
          " keys\nattend_splits " + std::to_string(splits_) + "\nattend_launches " +
          std::to_string(launches(max_tiles_)) + "\nattend_heads " +
-         (heads_outermost_ ? "outermost" : "innermost") + "\nattend_keys_outermost " +
+         (heads_outermost_ ? "outermost" : "innermost") + "\nattend_unpacks " +
+         (unpack_ ? "yes" : "no") + "\nattend_keys_outermost " +
          (kvouter_ ? "beyond " + std::to_string(kvouter_->longest_list()) + " blocks a list"
                    : "no") +
          "\n";
@@ -209,23 +228,24 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     params.stride_out_split = rows * problem.attention.head_dim;
     params.stride_lse_split = rows;
   }
-  const int box = box_tokens(config_.block, problem.bounds.page_size);
-  const sm90::attend::Maps maps{
-      .q = make_query_map(call.q, problem.attention.heads_kv, params.group, tokens_per_tile_, "q"),
-      .k = make_key_map(call.k, box, "k"),
-      .v = make_key_map(call.v, box, "v")};
+  core::Call items = call;
+  common::prologue::Params own = front;
+  if (unpack_) unpack_->run(problem, items, own, workspace, stream);
+  const sm90::attend::Maps maps = make_maps(items, own.batch.page_size, params.group);
   const int tiles = front.tiles[0].most;
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
     if (config_.walk == Walk::Union) run_lists(params, block_ids, stream);
-    sm90::attend::launch(config_, params, maps, ctas_, stream);
+    sm90::attend::Params attend = params;
+    attend.batch = own.batch;
+    sm90::attend::launch(config_, attend, maps, ctas_, stream);
     if (kvouter_)
       kvouter_->run(problem, call, block_ids, params, front.first_blocks, ctas_, workspace, stream);
   }
   if (splits_ > 1) run_combine(problem, params, whole, stream);
-  run_mend(call, block_ids, whole, maps, stream);
+  run_mend(problem, call, block_ids, whole, stream);
 }
 
 sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
@@ -282,10 +302,17 @@ void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params
                                stream);
 }
 
-void AttendStage::run_mend(const core::Call& call, const Tensor& block_ids,
-                           const sm90::attend::Params& params, const sm90::attend::Maps& maps,
-                           cudaStream_t stream) const {
+sm90::attend::Maps AttendStage::make_maps(const core::Call& call, int page_size, int group) const {
+  const int box = box_tokens(config_.block, page_size);
+  return {.q = make_query_map(call.q, heads_kv_, group, tokens_per_tile_, "q"),
+          .k = make_key_map(call.k, box, "k"),
+          .v = make_key_map(call.v, box, "v")};
+}
+
+void AttendStage::run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                           const sm90::attend::Params& params, cudaStream_t stream) const {
   namespace decode = sm90::decode;
+  const sm90::attend::Maps maps = make_maps(call, params.batch.page_size, params.group);
   decode::AttendParams row{.select = {.batch = params.batch, .records = params.requests},
                            .k_map = maps.k,
                            .v_map = maps.v,
@@ -304,7 +331,7 @@ void AttendStage::run_mend(const core::Call& call, const Tensor& block_ids,
   decode::launch_mend({.storage = config_.storage,
                        .block = config_.block,
                        .dim = config_.head_dim,
-                       .kv = config_.kv},
+                       .kv = storage_of(core::kv_format(problem).storage)},
                       {.attend = row, .suspects = params.suspects}, ctas_, stream);
 }
 

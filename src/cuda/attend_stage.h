@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Attention as a stage: dense, or over given block lists. Planning is pure; a run is, behind
-// the prologue, for lists the list builder, the attention kernel, and a kernel that mends what
-// ended non-finite.
+// the prologue, for codes that many tiles read their unpacking, for lists the list builder, the
+// attention kernel, and a kernel that mends what ended non-finite.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,6 +17,7 @@
 #include "cuda/kvouter_stage.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/attend/config.h"
+#include "cuda/unpack_stage.h"
 
 namespace msa::cuda {
 
@@ -47,9 +48,11 @@ class AttendStage {
   int launches(int tiles) const;
   void run_combine(const Problem& problem, const sm90::attend::Params& parts,
                    const sm90::attend::Params& whole, cudaStream_t stream) const;
-  /// The rows whose tile ended non-finite, each by itself.
-  void run_mend(const core::Call& call, const Tensor& block_ids, const sm90::attend::Params& params,
-                const sm90::attend::Maps& maps, cudaStream_t stream) const;
+  /// Maps of what `call` holds, keys and values in pages of `page_size`.
+  sm90::attend::Maps make_maps(const core::Call& call, int page_size, int group) const;
+  /// The rows whose tile ended non-finite, each by itself, from keys and values as they are stored.
+  void run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
+                const sm90::attend::Params& params, cudaStream_t stream) const;
 
   sm90::attend::Config config_{};
   int ctas_ = 0;
@@ -63,6 +66,7 @@ class AttendStage {
   Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
   Piece<std::int64_t> first_blocks_{};  // of each request; lists
+  std::optional<UnpackStage> unpack_{};  // for the attention kernel alone
   std::optional<KvOuterStage> kvouter_{};
   Piece<int> suspects_{};    // whether there are any, then a bit a (row, KV head)
   Piece<float> part_out_{};  // [splits, T, Hq, D]

@@ -72,6 +72,10 @@ Tuning tuning_for(const GpuInfo& gpu) {
       // 64 requests of a million tokens, 4 KV heads, take 128 MiB in 8 chunks. What a call does
       // not have costs no time.
       .inverse_bytes = std::int64_t{256} << 20,
+      // 512K tokens of 4 heads.
+      .unpack_bytes = std::int64_t{1} << 30,
+      // By arithmetic: a block of a head takes 40 ns, and a tile that reads it gains 1.5.
+      .unpack_visits = 48,
       // 7,200 queries over a million tokens of 4 heads; smaller chunks lose time to their tails.
       .scratch_bytes = std::int64_t{900} << 20,
       // Queries, first rows, drain: 5 us.

@@ -21,6 +21,8 @@ struct Tuning {
   double list_factor = 0;          // lists longer than so many times k go keys-outermost
   std::int64_t partial_bytes = 0;  // of a chunk of keys-outermost attention
   std::int64_t inverse_bytes = 0;  // of the inverse of its lists
+  std::int64_t unpack_bytes = 0;   // of keys and values in e4m3 unpacked before attention
+  std::int64_t unpack_visits = 0;  // tiles that read a block, from which on that pays
 
   // Selection.
   std::int64_t scratch_bytes = 0;         // of the scores of one chunk

@@ -19,9 +19,16 @@ std::int64_t columns_of(const Problem& p) {
   return (p.bounds.max_seqlen_k + page_of(p) - 1) / page_of(p);
 }
 
+std::int64_t items_of(const Problem& p) {  // of keys, or of values
+  return p.bounds.batch * columns_of(p) * page_of(p) * p.attention.heads_kv * p.attention.head_dim;
+}
+
 common::unpack::CodeRows make_code_rows(const Tensor& codes) {
   const bool paged = codes.rank == 4;
-  const auto bytes = [&](int dim) { return codes.stride[static_cast<std::size_t>(dim)] / 2; };
+  const int bits = bits_of(storage_of(codes.dtype));
+  const auto bytes = [&](int dim) {
+    return codes.stride[static_cast<std::size_t>(dim)] * bits / 8;
+  };
   return {.data = static_cast<const std::uint8_t*>(codes.data),
           .stride_page = paged ? bytes(0) : 0,
           .stride_token = bytes(paged ? 1 : 0),
@@ -46,12 +53,12 @@ std::string UnpackStage::rejects(const Problem& problem) {
 
 UnpackStage::UnpackStage(const Problem& problem, Layout& layout)
     : columns_(columns_of(problem)), page_(page_of(problem)) {
-  const std::int64_t pages = problem.bounds.batch * columns_;
-  for (Piece<std::uint16_t>& piece : items_) {
-    piece = layout.take<std::uint16_t>(pages * page_ * problem.attention.heads_kv *
-                                       problem.attention.head_dim);
-  }
-  page_table_ = layout.take<std::int32_t>(pages);
+  for (Piece<std::uint16_t>& piece : items_) piece = layout.take<std::uint16_t>(items_of(problem));
+  page_table_ = layout.take<std::int32_t>(problem.bounds.batch * columns_);
+}
+
+std::int64_t UnpackStage::bytes(const Problem& problem) {
+  return items_of(problem) * 2 * static_cast<std::int64_t>(sizeof(std::uint16_t));
 }
 
 Problem UnpackStage::unpacked(const Problem& problem) {
@@ -66,18 +73,20 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   const Format kv = core::kv_format(problem);
   const std::int64_t requests = front.batch.batch;
   std::int32_t* const table = page_table_.in(workspace);
-  common::unpack::launch(
-      storage_of(problem.attention.q.storage),
-      {.batch = front.batch,
-       .requests = front.requests,
-       .codes = {make_code_rows(call.k), make_code_rows(call.v)},
-       .groups = {make_group_scales(kv, call.k_scale, {}), make_group_scales(kv, call.v_scale, {})},
-       .items = {items_[0].in(workspace), items_[1].in(workspace)},
-       .page_table = table,
-       .columns = static_cast<int>(columns_),
-       .page = static_cast<int>(page_),
-       .heads_kv = static_cast<int>(problem.attention.heads_kv)},
-      stream);
+  common::unpack::Params params{.batch = front.batch,
+                                .requests = front.requests,
+                                .codes = {make_code_rows(call.k), make_code_rows(call.v)},
+                                .items = {items_[0].in(workspace), items_[1].in(workspace)},
+                                .page_table = table,
+                                .columns = static_cast<int>(columns_),
+                                .page = static_cast<int>(page_),
+                                .heads_kv = static_cast<int>(problem.attention.heads_kv)};
+  if (kv.storage == DType::E2M1) {
+    params.groups[0] = make_group_scales(kv, call.k_scale, {});
+    params.groups[1] = make_group_scales(kv, call.v_scale, {});
+  }
+  common::unpack::launch(storage_of(kv.storage), storage_of(problem.attention.q.storage), params,
+                         stream);
   const std::int64_t pages = requests * columns_;
   const auto tensor = [&](const Piece<std::uint16_t>& piece) {
     return make_tensor(piece.in(workspace), problem.attention.q.storage,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Keys and values in four bits as a stage in front of attention that reads each key for many tiles
-// of queries: they become items once, in pages in the workspace.
+// Keys and values in four or eight bits as a stage in front of attention that reads each key for
+// many tiles of queries: they become items once, in pages in the workspace.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,10 +17,13 @@ namespace msa::cuda {
 class UnpackStage {
  public:
   /// Why the stage does not serve the problem, whose keys and values are in four bits; empty: it
-  /// does.
+  /// does. Of eight bits it serves those that a scale of their own multiplies, if any, outside.
   static std::string rejects(const Problem& problem);
 
   UnpackStage(const Problem& problem, Layout& layout);
+
+  /// Of the workspace, for keys and values of the bounds.
+  static std::int64_t bytes(const Problem& problem);
 
   /// What attention behind the stage computes: the same of keys and values stored as queries are.
   static Problem unpacked(const Problem& problem);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Keys and values in four bits become items in memory, in pages of their own: for attention that
-// reads a key many times. Behind the prologue.
+// Keys and values in four or eight bits become items in memory, in pages of their own: for attention
+// that reads a key many times. Behind the prologue.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,8 +11,7 @@
 
 namespace msa::cuda::common::unpack {
 
-inline constexpr int kRowBytes = 64;   // codes of a key and head: 128 elements
-inline constexpr int kRowItems = 128;  // what they become
+inline constexpr int kRowItems = 128;  // of a key and head
 
 /// Codes as they lie in memory: pages, or one of ragged rows. Strides in bytes.
 struct CodeRows {
@@ -26,7 +25,7 @@ struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
   CodeRows codes[2]{};  // of keys, of values
-  GroupScales groups[2]{};
+  GroupScales groups[2]{};    // of four bits; what scales codes of eight stays outside the items
   void* items[2]{};           // [B * columns, page, Hkv, 128]
   int* page_table = nullptr;  // [B, columns]
   int columns = 0;            // pages of the longest request
@@ -34,7 +33,7 @@ struct Params {
   int heads_kv = 1;
 };
 
-/// `storage`: of the items, Bf16 or F16.
-void launch(Storage storage, const Params& params, cudaStream_t stream);
+/// `from`: E2m1 or E4m3; `to`: of the items, Bf16 or F16.
+void launch(Storage from, Storage to, const Params& params, cudaStream_t stream);
 
 }  // namespace msa::cuda::common::unpack

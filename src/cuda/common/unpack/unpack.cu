@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Keys and values in four bits become items; see launch.h. Pages are numbered by request, so that a
+// Keys and values in four or eight bits become items; see launch.h. Pages are numbered by request, so that a
 // page which several requests share is there for each. A page whose number is out of range keeps a
 // number out of range. Behind a request's last key its last page holds zeros.
 #include <algorithm>
 
 #include "cuda/common/four_bits.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/ptx/math.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/common/unpack/launch.h"
 #include "cuda/geometry.cuh"
@@ -15,7 +16,8 @@ namespace msa::cuda::common::unpack {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWords = kRowBytes / 4;  // eight codes each: a thread's
+constexpr int kWordItems = 8;  // a thread's
+constexpr int kWords = kRowItems / kWordItems;
 constexpr unsigned kMostCtas = 4096;   // along the units of a request
 constexpr int kBadPage = -1;
 
@@ -25,7 +27,7 @@ __host__ __device__ constexpr int unit_of(int page) {
 }
 
 /// The words of `tokens` keys from `first` on, which are pages of codes `from` and of items `to`.
-template <class Item>
+template <Storage kFrom, class Item>
 __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magnitudes* table,
                                             std::int64_t from_page, std::int64_t from_token,
                                             std::int64_t to_token, int tokens, int visible) {
@@ -36,32 +38,40 @@ __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magni
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) {
     const int word = i % kWords;
-    const int row = i / kWords;  // of keys x heads
-    const int token = row / p.heads_kv;
-    const int head = row - token * p.heads_kv;
+    const int pair = i / kWords;  // of keys x heads
+    const int token = pair / p.heads_kv;
+    const int head = pair - token * p.heads_kv;
     std::uint32_t pairs[4] = {0, 0, 0, 0};
     if (token < visible) {
       const std::int64_t at = from_token + token;
-      const auto* packed = reinterpret_cast<const std::uint32_t*>(
-          codes.data + from_page * codes.stride_page + at * codes.stride_token +
-          head * codes.stride_head);
-      const std::uint8_t scale =
-          groups.data[from_page * groups.stride_page + at * groups.stride_token +
-                      head * groups.stride_head + word / 2];
-      const Magnitudes magnitudes = table[scale];
-      widen_e2m1x8(pairs, __ldg(packed + word), magnitudes, magnitudes);
+      const std::uint8_t* row = codes.data + from_page * codes.stride_page +
+                                at * codes.stride_token + head * codes.stride_head;
+      if constexpr (kFrom == Storage::E2m1) {
+        const std::uint8_t scale =
+            groups.data[from_page * groups.stride_page + at * groups.stride_token +
+                        head * groups.stride_head + word / 2];
+        const Magnitudes magnitudes = table[scale];
+        widen_e2m1x8(pairs, __ldg(reinterpret_cast<const std::uint32_t*>(row) + word), magnitudes,
+                     magnitudes);
+      } else {
+        const uint2 eight = __ldg(reinterpret_cast<const uint2*>(row) + word);
+        ptx::widen_e4m3x4<Item>(eight.x, pairs[0], pairs[1]);
+        ptx::widen_e4m3x4<Item>(eight.y, pairs[2], pairs[3]);
+      }
     }
-    Item* to = items + ((to_token + token) * p.heads_kv + head) * kRowItems + word * 8;
+    Item* to = items + ((to_token + token) * p.heads_kv + head) * kRowItems + word * kWordItems;
     *reinterpret_cast<uint4*>(to) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 }
 
-template <class Item>
+template <Storage kFrom, class Item>
 __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant__ Params p) {
-  __shared__ Magnitudes table[kMagnitudeTable];
-  fill_magnitudes<Item>(table, p.groups[0].rounded != 0, 1.0f, static_cast<int>(threadIdx.x),
-                        kThreads);
-  __syncthreads();
+  __shared__ Magnitudes table[kFrom == Storage::E2m1 ? kMagnitudeTable : 1];
+  if constexpr (kFrom == Storage::E2m1) {
+    fill_magnitudes<Item>(table, p.groups[0].rounded != 0, 1.0f, static_cast<int>(threadIdx.x),
+                          kThreads);
+    __syncthreads();
+  }
   ptx::griddepcontrol_wait();
   const BatchParams& batch = p.batch;
   const int unit = unit_of(p.page);
@@ -85,16 +95,15 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
       if (bad) continue;
       const int visible = static_cast<int>(min(r.seqlen_k - first, std::int64_t{unit}));
       for (int of = 0; of < 2; ++of) {
-        unpack_keys<Item>(p, of, table, from_page, from_token, page * p.page + inside, unit,
+        unpack_keys<kFrom, Item>(p, of, table, from_page, from_token, page * p.page + inside, unit,
                           visible);
       }
     }
   }
 }
 
-}  // namespace
-
-void launch(Storage storage, const Params& params, cudaStream_t stream) {
+template <Storage kFrom>
+void launch_from(Storage to, const Params& params, cudaStream_t stream) {
   const std::int64_t units = std::int64_t{params.columns} * (params.page / unit_of(params.page));
   const LaunchConfig config{
       .grid = dim3(static_cast<unsigned>(std::min<std::int64_t>(units, kMostCtas)),
@@ -102,10 +111,20 @@ void launch(Storage storage, const Params& params, cudaStream_t stream) {
       .block = dim3(kThreads),
       .programmatic = true,
       .stream = stream};
-  if (storage == Storage::F16) {
-    launch_kernel(unpack_kernel<ItemOf<Storage::F16>>, config, params);
+  if (to == Storage::F16) {
+    launch_kernel(unpack_kernel<kFrom, ItemOf<Storage::F16>>, config, params);
   } else {
-    launch_kernel(unpack_kernel<ItemOf<Storage::Bf16>>, config, params);
+    launch_kernel(unpack_kernel<kFrom, ItemOf<Storage::Bf16>>, config, params);
+  }
+}
+
+}  // namespace
+
+void launch(Storage from, Storage to, const Params& params, cudaStream_t stream) {
+  if (from == Storage::E2m1) {
+    launch_from<Storage::E2m1>(to, params, stream);
+  } else {
+    launch_from<Storage::E4m3>(to, params, stream);
   }
 }
 
