@@ -502,6 +502,29 @@ TEST(CudaPlans, HeadsFollowEachOtherWhereTheirKeysOutgrowTheCache) {
             std::string::npos);
 }
 
+// Codes become items once where many tiles read each block, if their scale is the head's or none.
+TEST(CudaPlans, CodesThatManyTilesReadAreUnpacked) {
+  const auto unpacks = [](const std::string& line, bool lists) {
+    Layout layout;
+    const AttendStage attend(problem(line), kHopper, lists, layout);
+    return attend.decisions().find("attend_unpacks yes") != std::string::npos;
+  };
+  for (const char* kv : {"e4m3", "e4m3/tensor", "e4m3/head"}) {
+    const std::string line = std::string("kv=") + kv;
+    EXPECT_TRUE(unpacks("op=sparse lens=32768:32768 " + line, true)) << kv;
+    EXPECT_TRUE(unpacks("op=sparse lens=524288:524288 page=64 " + line, true)) << kv;
+    EXPECT_TRUE(unpacks("op=dense lens=2048:131072 " + line, false)) << kv;
+  }
+  for (const char* rest : {"kv=auto lens=32768:32768", "kv=e4m3/token lens=32768:32768",
+                           "kv=e4m3/page page=128 lens=32768:32768",
+                           "kv=e4m3/head lens=2048:131072",       // few visits of a block
+                           "kv=e4m3/head lens=600000:600000",     // more than a gigabyte
+                           "kv=e4m3/head lens=64x8:131072"}) {
+    EXPECT_FALSE(unpacks(std::string("op=sparse ") + rest, true)) << rest;
+  }
+  EXPECT_FALSE(unpacks("op=dense kv=e4m3/head lens=128:131072", false));
+}
+
 TEST(CudaPlans, KeysOutermostChunksAreEquallyLarge) {
   const Problem p = problem("op=sparse heads=64/4 topk=16 lens=8192:8192");
   Layout layout;
