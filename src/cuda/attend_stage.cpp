@@ -230,14 +230,18 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   }
   core::Call items = call;
   common::prologue::Params own = front;
-  if (unpack_) unpack_->run(problem, items, own, workspace, stream);
-  const sm90::attend::Maps maps = make_maps(items, own.batch.page_size, params.group);
+  sm90::attend::Maps maps{};  // of items where there are some
+  const bool lists = config_.walk == Walk::Union;
   const int tiles = front.tiles[0].most;
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
-    if (config_.walk == Walk::Union) run_lists(params, block_ids, stream);
+    if (lists) run_lists(params, block_ids, stream);
+    if (begin == 0) {
+      if (unpack_) unpack_->run(problem, items, own, workspace, stream, lists);
+      maps = make_maps(items, own.batch.page_size, params.group);
+    }
     sm90::attend::Params attend = params;
     attend.batch = own.batch;
     sm90::attend::launch(config_, attend, maps, ctas_, stream);

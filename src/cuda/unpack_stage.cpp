@@ -69,7 +69,7 @@ Problem UnpackStage::unpacked(const Problem& problem) {
 }
 
 void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue::Params& front,
-                      void* workspace, cudaStream_t stream) const {
+                      void* workspace, cudaStream_t stream, bool beside) const {
   const Format kv = core::kv_format(problem);
   const std::int64_t requests = front.batch.batch;
   std::int32_t* const table = page_table_.in(workspace);
@@ -80,7 +80,8 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
                                 .page_table = table,
                                 .columns = static_cast<int>(columns_),
                                 .page = static_cast<int>(page_),
-                                .heads_kv = static_cast<int>(problem.attention.heads_kv)};
+                                .heads_kv = static_cast<int>(problem.attention.heads_kv),
+                                .beside = beside};
   if (kv.storage == DType::E2M1) {
     params.groups[0] = make_group_scales(kv, call.k_scale, {});
     params.groups[1] = make_group_scales(kv, call.v_scale, {});
@@ -89,9 +90,13 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
                          stream);
   const std::int64_t pages = requests * columns_;
   const auto tensor = [&](const Piece<std::uint16_t>& piece) {
-    return make_tensor(piece.in(workspace), problem.attention.q.storage,
-                       {pages, page_, problem.attention.heads_kv, problem.attention.head_dim},
-                       problem.device);
+    const std::int64_t heads = problem.attention.heads_kv;
+    const std::int64_t dim = problem.attention.head_dim;
+    Tensor items = make_tensor(piece.in(workspace), problem.attention.q.storage,
+                               {pages, page_, heads, dim}, problem.device);
+    items.stride[1] = dim;  // a head's keys of a page follow each other
+    items.stride[2] = page_ * dim;
+    return items;
   };
   call.k = tensor(items_[0]);
   call.v = tensor(items_[1]);

@@ -29,13 +29,14 @@ class UnpackStage {
   static Problem unpacked(const Problem& problem);
 
   /// Behind the prologue `front`. `call` and `front` become what attention behind the stage takes.
+  /// `beside`: see common/unpack/launch.h.
   void run(const Problem& problem, core::Call& call, common::prologue::Params& front,
-           void* workspace, cudaStream_t stream) const;
+           void* workspace, cudaStream_t stream, bool beside) const;
 
  private:
   std::int64_t columns_ = 0;  // pages of the longest request
   std::int64_t page_ = 0;
-  Piece<std::uint16_t> items_[2]{};  // of keys, of values: [B * columns, page, Hkv, D]
+  Piece<std::uint16_t> items_[2]{};  // of keys, of values: [B * columns, Hkv, page, D]
   Piece<std::int32_t> page_table_{};
 };
 

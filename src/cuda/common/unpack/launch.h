@@ -26,11 +26,14 @@ struct Params {
   const RequestRecord* requests = nullptr;
   CodeRows codes[2]{};  // of keys, of values
   GroupScales groups[2]{};    // of four bits; what scales codes of eight stays outside the items
-  void* items[2]{};           // [B * columns, page, Hkv, 128]
+  void* items[2]{};           // [B * columns, Hkv, page, 128]
   int* page_table = nullptr;  // [B, columns]
   int columns = 0;            // pages of the longest request
   int page = 0;               // keys of a page of items: as those of codes where these are paged
   int heads_kv = 1;
+  // The launch in front has let this one start behind its own wait for the prologue, and reads none
+  // of what this one writes: they run beside each other.
+  bool beside = false;
 };
 
 /// `from`: E2m1 or E4m3; `to`: of the items, Bf16 or F16.

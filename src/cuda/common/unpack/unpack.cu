@@ -21,16 +21,18 @@ constexpr int kWords = kRowItems / kWordItems;
 constexpr unsigned kMostCtas = 4096;   // along the units of a request
 constexpr int kBadPage = -1;
 
-/// Keys of a CTA at a time, of one page: pages hold 16, 32 or a multiple of 64.
+/// Keys of a CTA at a time, of one page: pages hold 16, 32 or a multiple of 64. With more of them a
+/// request of 32K has too few warps to wait for memory.
 __host__ __device__ constexpr int unit_of(int page) {
-  return page % 128 == 0 ? 128 : page % 64 == 0 ? 64 : page;
+  return page % 32 == 0 ? 32 : page;
 }
 
 /// The words of `tokens` keys from `first` on, which are pages of codes `from` and of items `to`.
 template <Storage kFrom, class Item>
 __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magnitudes* table,
                                             std::int64_t from_page, std::int64_t from_token,
-                                            std::int64_t to_token, int tokens, int visible) {
+                                            std::int64_t to_page, int to_token,
+                                            int tokens, int visible) {
   const CodeRows& codes = p.codes[of];
   const GroupScales& groups = p.groups[of];
   auto* items = static_cast<Item*>(p.items[of]);
@@ -59,32 +61,37 @@ __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magni
         ptx::widen_e4m3x4<Item>(eight.y, pairs[2], pairs[3]);
       }
     }
-    Item* to = items + ((to_token + token) * p.heads_kv + head) * kRowItems + word * kWordItems;
+    Item* to =
+        items + ((to_page * p.heads_kv + head) * p.page + to_token + token) * kRowItems +
+        word * kWordItems;
     *reinterpret_cast<uint4*>(to) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 }
 
 template <Storage kFrom, class Item>
 __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant__ Params p) {
+  ptx::griddepcontrol_launch_dependents();
   __shared__ Magnitudes table[kFrom == Storage::E2m1 ? kMagnitudeTable : 1];
   if constexpr (kFrom == Storage::E2m1) {
     fill_magnitudes<Item>(table, p.groups[0].rounded != 0, 1.0f, static_cast<int>(threadIdx.x),
                           kThreads);
     __syncthreads();
   }
-  ptx::griddepcontrol_wait();
+  if (!p.beside) ptx::griddepcontrol_wait();
   const BatchParams& batch = p.batch;
   const int unit = unit_of(p.page);
   for (int b = static_cast<int>(blockIdx.y); b < batch.batch; b += static_cast<int>(gridDim.y)) {
-    const RequestRecord& r = p.requests[b];
-    const std::int64_t end = ceil_div(r.seqlen_k, p.page) * p.page;
+    // From L2, where the prologue has left them: beside another launch nothing was waited for here.
+    const std::int64_t seqlen_k = __ldcg(&p.requests[b].seqlen_k);
+    const std::int64_t k_begin = __ldcg(&p.requests[b].k_begin);
+    const std::int64_t end = ceil_div(seqlen_k, p.page) * p.page;
     for (std::int64_t first = std::int64_t{blockIdx.x} * unit; first < end;
          first += std::int64_t{gridDim.x} * unit) {
       const std::int64_t column = first / p.page;
       const std::int64_t page = std::int64_t{b} * p.columns + column;
       const std::int64_t inside = first - column * p.page;
       std::int64_t from_page = 0;
-      std::int64_t from_token = r.k_begin + first;
+      std::int64_t from_token = k_begin + first;
       if (batch.page_size != 0) {
         from_page = load_page(batch, b, column);
         from_token = inside;
@@ -93,13 +100,14 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
       if (inside == 0 && threadIdx.x == 0)
         p.page_table[page] = bad ? kBadPage : static_cast<int>(page);
       if (bad) continue;
-      const int visible = static_cast<int>(min(r.seqlen_k - first, std::int64_t{unit}));
+      const int visible = static_cast<int>(min(seqlen_k - first, std::int64_t{unit}));
       for (int of = 0; of < 2; ++of) {
-        unpack_keys<kFrom, Item>(p, of, table, from_page, from_token, page * p.page + inside, unit,
-                          visible);
+        unpack_keys<kFrom, Item>(p, of, table, from_page, from_token, page,
+                                 static_cast<int>(inside), unit, visible);
       }
     }
   }
+  if (p.beside) ptx::griddepcontrol_wait();  // whoever waits for this launch waits for both
 }
 
 template <Storage kFrom>

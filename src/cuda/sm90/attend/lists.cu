@@ -172,8 +172,8 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
 __global__ void __launch_bounds__(kWarps * 32)
     kernel(const __grid_constant__ ListParams params, int padded) {
   extern __shared__ unsigned keys_of_cta[];  // [kWarps, padded]
-  ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();  // behind the prologue: unpacking counts on that
   const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int slot = static_cast<int>(blockIdx.x) * kWarps + warp;
