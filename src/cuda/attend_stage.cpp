@@ -152,8 +152,8 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
     config_.kv = config_.storage;
     config_.folds = core::kv_format(problem).scale != Scale::None;
   }
-  heads_outermost_ = lists || key_bytes(unpack_ ? UnpackStage::unpacked(problem) : problem) >
-                                  tuning.cached_bytes;
+  heads_outermost_ =
+      lists || key_bytes(unpack_ ? UnpackStage::unpacked(problem) : problem) > tuning.cached_bytes;
   const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
   const std::int64_t longest = problem.bounds.max_seqlen_q;
   // Neighbours share half.

@@ -65,7 +65,7 @@ class AttendStage {
   std::size_t run_begin_ = 0;
   Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> num_tiles_{};
-  Piece<std::int64_t> first_blocks_{};  // of each request; lists
+  Piece<std::int64_t> first_blocks_{};   // of each request; lists
   std::optional<UnpackStage> unpack_{};  // for the attention kernel alone
   std::optional<KvOuterStage> kvouter_{};
   Piece<int> suspects_{};    // whether there are any, then a bit a (row, KV head)

@@ -517,8 +517,8 @@ TEST(CudaPlans, CodesThatManyTilesReadAreUnpacked) {
   }
   for (const char* rest : {"kv=auto lens=32768:32768", "kv=e4m3/token lens=32768:32768",
                            "kv=e4m3/page page=128 lens=32768:32768",
-                           "kv=e4m3/head lens=2048:131072",       // few visits of a block
-                           "kv=e4m3/head lens=600000:600000",     // more than a gigabyte
+                           "kv=e4m3/head lens=2048:131072",    // few visits of a block
+                           "kv=e4m3/head lens=600000:600000",  // more than a gigabyte
                            "kv=e4m3/head lens=64x8:131072"}) {
     EXPECT_FALSE(unpacks(std::string("op=sparse ") + rest, true)) << rest;
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Keys and values in four or eight bits become items in memory, in pages of their own: for attention
-// that reads a key many times. Behind the prologue.
+// Keys and values in four or eight bits become items in memory, in pages of their own: for
+// attention that reads a key many times. Behind the prologue.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,7 +24,7 @@ struct CodeRows {
 struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
-  CodeRows codes[2]{};  // of keys, of values
+  CodeRows codes[2]{};        // of keys, of values
   GroupScales groups[2]{};    // of four bits; what scales codes of eight stays outside the items
   void* items[2]{};           // [B * columns, Hkv, page, 128]
   int* page_table = nullptr;  // [B, columns]

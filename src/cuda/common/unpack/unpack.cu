@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Keys and values in four or eight bits become items; see launch.h. Pages are numbered by request, so that a
-// page which several requests share is there for each. A page whose number is out of range keeps a
-// number out of range. Behind a request's last key its last page holds zeros.
+// Keys and values in four or eight bits become items; see launch.h. Pages are numbered by request,
+// so that a page which several requests share is there for each. A page whose number is out of
+// range keeps a number out of range. Behind a request's last key its last page holds zeros.
 #include <algorithm>
 
 #include "cuda/common/four_bits.cuh"
@@ -18,21 +18,19 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWordItems = 8;  // a thread's
 constexpr int kWords = kRowItems / kWordItems;
-constexpr unsigned kMostCtas = 4096;   // along the units of a request
+constexpr unsigned kMostCtas = 4096;  // along the units of a request
 constexpr int kBadPage = -1;
 
 /// Keys of a CTA at a time, of one page: pages hold 16, 32 or a multiple of 64. With more of them a
 /// request of 32K has too few warps to wait for memory.
-__host__ __device__ constexpr int unit_of(int page) {
-  return page % 32 == 0 ? 32 : page;
-}
+__host__ __device__ constexpr int unit_of(int page) { return page % 32 == 0 ? 32 : page; }
 
 /// The words of `tokens` keys from `first` on, which are pages of codes `from` and of items `to`.
 template <Storage kFrom, class Item>
 __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magnitudes* table,
                                             std::int64_t from_page, std::int64_t from_token,
-                                            std::int64_t to_page, int to_token,
-                                            int tokens, int visible) {
+                                            std::int64_t to_page, int to_token, int tokens,
+                                            int visible) {
   const CodeRows& codes = p.codes[of];
   const GroupScales& groups = p.groups[of];
   auto* items = static_cast<Item*>(p.items[of]);
@@ -61,9 +59,8 @@ __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magni
         ptx::widen_e4m3x4<Item>(eight.y, pairs[2], pairs[3]);
       }
     }
-    Item* to =
-        items + ((to_page * p.heads_kv + head) * p.page + to_token + token) * kRowItems +
-        word * kWordItems;
+    Item* to = items + ((to_page * p.heads_kv + head) * p.page + to_token + token) * kRowItems +
+               word * kWordItems;
     *reinterpret_cast<uint4*>(to) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 }

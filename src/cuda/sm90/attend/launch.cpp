@@ -64,26 +64,14 @@ constexpr std::array kInstances = {
            .block = 128,
            .walk = Walk::Union,
            .folds = true},
-    Config{.storage = Storage::Bf16,
-           .head_dim = 128,
-           .block = 64,
-           .walk = Walk::Union,
-           .folds = true},
-    Config{.storage = Storage::F16,
-           .head_dim = 128,
-           .block = 128,
-           .walk = Walk::Dense,
-           .folds = true},
-    Config{.storage = Storage::F16,
-           .head_dim = 128,
-           .block = 128,
-           .walk = Walk::Union,
-           .folds = true},
-    Config{.storage = Storage::F16,
-           .head_dim = 128,
-           .block = 64,
-           .walk = Walk::Union,
-           .folds = true},
+    Config{
+        .storage = Storage::Bf16, .head_dim = 128, .block = 64, .walk = Walk::Union, .folds = true},
+    Config{
+        .storage = Storage::F16, .head_dim = 128, .block = 128, .walk = Walk::Dense, .folds = true},
+    Config{
+        .storage = Storage::F16, .head_dim = 128, .block = 128, .walk = Walk::Union, .folds = true},
+    Config{
+        .storage = Storage::F16, .head_dim = 128, .block = 64, .walk = Walk::Union, .folds = true},
 };
 
 using Launch = void (*)(const Params&, const Maps&, int, cudaStream_t);

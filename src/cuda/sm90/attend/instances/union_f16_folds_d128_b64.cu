@@ -3,11 +3,8 @@
 
 namespace msa::cuda::sm90::attend {
 
-template void launch_instance<Config{.storage = Storage::F16,
-                                     .head_dim = 128,
-                                     .block = 64,
-                                     .walk = Walk::Union,
-                                     .folds = true}>(const Params&, const Maps&, int,
-                                                     cudaStream_t);
+template void launch_instance<Config{
+    .storage = Storage::F16, .head_dim = 128, .block = 64, .walk = Walk::Union, .folds = true}>(
+    const Params&, const Maps&, int, cudaStream_t);
 
 }  // namespace msa::cuda::sm90::attend
