@@ -722,7 +722,7 @@ TEST(CudaPaths, SharedDecodePlansAnItemARequestAndHead) {
 TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   const std::string tests = MSA_TESTS_DIR;
   const auto table = testkit::SupportTable::read(tests + "/support/cuda.txt");
-  int inside = 0, codes = 0, packed = 0, packed_index = 0;
+  int inside = 0, codes = 0, packed = 0, packed_index = 0, unpacked = 0;
   for (const char* file : {"/cases/cuda.txt", "/cases/sanitizer.txt"}) {
     for (const testkit::Case& spec : testkit::read_cases(tests + file)) {
       if (!table.contains(spec)) continue;
@@ -731,14 +731,19 @@ TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
       packed += spec.kv_format().storage == DType::E2M1 ? 1 : 0;
       packed_index += spec.index_k_format().storage == DType::E2M1 ? 1 : 0;
       std::string why;
-      EXPECT_NE(find_path(problem(testkit::to_line(spec)), kHopper, why), nullptr)
-          << testkit::to_line(spec) << ": " << why;
+      const Problem p = problem(testkit::to_line(spec));
+      const PathRow* row = find_path(p, kHopper, why);
+      ASSERT_NE(row, nullptr) << testkit::to_line(spec) << ": " << why;
+      Layout layout;
+      const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+      unpacked += decisions.find("attend_unpacks yes") != std::string::npos ? 1 : 0;
     }
   }
   EXPECT_GE(inside, 1000);
   EXPECT_GE(codes, 200);
   EXPECT_GE(packed, 100);
   EXPECT_GE(packed_index, 100);
+  EXPECT_GE(unpacked, 73);
 }
 
 // Or no case would run the kernels that read it.
