@@ -39,7 +39,9 @@ class Nvfp4QuantizedTensor(NamedTuple):
 def nvfp4_global_scale_from_amax(amax: torch.Tensor) -> torch.Tensor:
     """f32 of amax's shape: amax / (448 * 6), never less than the least normal number; 1 where amax is 0."""
     numbers = want_tensor("amax", amax).to(torch.float32)
-    return torch.where(numbers > 0, (numbers / _LARGEST).clamp(min=2.0**-126), 1.0)
+    # A divisor in a tensor: by a number a GPU would multiply with its inverse, which is off by a bit.
+    scales = numbers / torch.full_like(numbers, _LARGEST)
+    return torch.where(numbers > 0, scales.clamp(min=2.0**-126), 1.0)
 
 
 def nvfp4_scale_128x4_offset(row: int, col: int, scale_cols: int) -> int:
