@@ -24,7 +24,7 @@ endif()
 # The CUDA backend's sources as an object library of their own: the rest of the library is compiled without a word of CUDA,
 # alike in every build. Spills and serialised wgmma cost a large part of the speed and ptxas only warns of them, so spill
 # warnings stay on in every build (tests/cuda/machine_code_test.py reads the code).
-# Compressed: three quarters of an object are line tables, which stay for profilers.
+# Line tables, three quarters of a compressed object, are for profilers: Release goes without, as it is stripped of symbols.
 function(msa_cuda_backend target)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cpp ${PROJECT_SOURCE_DIR}/src/cuda/*.cu)
   set(instances ${sources})
@@ -36,7 +36,7 @@ function(msa_cuda_backend target)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills --compress-mode=size
-                                           $<$<NOT:$<BOOL:${MSA_BUILD_PYTHON}>>:-lineinfo>>)
+                                           $<$<NOT:$<CONFIG:Release,MinSizeRel>>:-lineinfo>>)
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a-real CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
                                              CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endfunction()
