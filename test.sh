@@ -412,7 +412,7 @@ python_environment() { # VENV
 }
 
 python_wheel() { # VENV
-  rm -rf build/wheel
+  rm -rf build/wheel build/wheel-build
   "$1/bin/python" -m pip wheel -q . --no-deps --no-build-isolation -w build/wheel -C build-dir=build/wheel-build \
     -C cmake.define.MSA_CUDA=OFF -C cmake.define.MSA_WERROR=ON -C cmake.define.MSA_UNITY=ON &&
     "$1/bin/python" -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
