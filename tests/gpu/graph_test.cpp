@@ -72,7 +72,13 @@ void replay(const std::string& line) {
 
 TEST(Graph, DecodeReplaysWithOtherLengths) {
   replay("op=msa heads=16/2 block=64 topk=4 lens=5x2:1500 page=64 regime=integers lse=1");
+}
+
+TEST(Graph, DecodeOverCodesReplaysWithOtherLengths) {
   replay("op=msa heads=16/2 topk=4 kv=e4m3/token lens=5x2:1500 page=64 regime=integers lse=1");
+}
+
+TEST(Graph, DecodeOfManyRequestsReplaysWithOtherLengths) {
   replay("op=msa heads=16/4 topk=16 lens=24x8:2600 page=128 regime=integers lse=1");
 }
 
@@ -83,6 +89,9 @@ TEST(Graph, PrefillReplaysWithOtherLengths) {
 
 TEST(Graph, DenseReplaysWithOtherLengths) {
   replay("op=dense heads=16/2 lens=60:300,40:200,20:300 page=64 regime=integers lse=1");
+}
+
+TEST(Graph, DenseOverCodesReplaysWithOtherLengths) {
   replay("op=dense heads=16/2 kv=e4m3/page lens=60:300,40:200,20:300 page=64 lse=1");
 }
 
