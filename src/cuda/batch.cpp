@@ -85,11 +85,6 @@ const char* group_scales_refuse(const Tensor& scales) {
   return "";
 }
 
-KeyRows make_key_rows(const Tensor& keys) {
-  if (keys.rank == 4) return {keys.data, keys.stride[0], keys.stride[1], keys.stride[2]};
-  return {keys.data, 0, keys.stride[0], keys.stride[1]};
-}
-
 RowsOut make_rows_out(const Tensor& out, const Tensor& lse) {
   return {.out = make_rows<void>(out),
           .f32 = out.dtype == DType::F32 ? 1 : 0,

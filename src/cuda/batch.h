@@ -61,11 +61,16 @@ GroupScales make_group_scales(const Format& format, const Tensor& tensor, const 
 const char* group_scales_refuse(const Tensor& scales);
 
 /// Index keys, paged or ragged.
-KeyRows make_key_rows(const Tensor& keys);
+template <class Item>
+KeyRows<Item> make_key_rows(const Tensor& keys) {
+  auto* data = static_cast<Item*>(keys.data);
+  if (keys.rank == 4) return {data, keys.stride[0], keys.stride[1], keys.stride[2]};
+  return {data, 0, keys.stride[0], keys.stride[1]};
+}
 
-inline FilterBounds make_filter_bounds(const Tensor& bounds) {
-  return {static_cast<const float*>(bounds.data), bounds.stride[0], bounds.stride[1],
-          bounds.stride[2]};
+template <class Item>
+FilterBounds<Item> make_filter_bounds(const Tensor& bounds) {
+  return {static_cast<Item*>(bounds.data), bounds.stride[0], bounds.stride[1], bounds.stride[2]};
 }
 
 inline Lists make_lists(const Tensor& ids) {

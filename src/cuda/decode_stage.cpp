@@ -208,7 +208,8 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale),
           .k_groups = make_group_scales(core::index_k_format(problem), call.index_k_scale,
                                         call.index_k_global_scale),
-          .bounds = filters ? make_filter_bounds(call.index_k8_bounds) : FilterBounds{},
+          .bounds = filters ? make_filter_bounds<const float>(call.index_k8_bounds)
+                            : FilterBounds<const float>{},
           .lower = order_rows(problem, lower_, 1, workspace),
           .upper = order_rows(problem, upper_, parts_of(problem), workspace)};
 }
@@ -230,7 +231,7 @@ decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const 
   return {.batch = score.batch,
           .records = score.records,
           .index_q = score.index_q,
-          .index_k = make_key_rows(call.index_k),
+          .index_k = make_key_rows<const void>(call.index_k),
           .heads = score.heads,
           .heads_k = score.heads_k,
           .topk = static_cast<int>(problem.selection.topk),

@@ -80,17 +80,20 @@ struct GroupScales {
   int rounded = 0;             // code times scale is rounded to e4m3
 };
 
-/// Rows of index keys as they lie in memory: pages, or one of ragged rows. Strides count items.
+/// Rows of keys, values or codes as they lie in memory: pages, or one of ragged rows. Strides count
+/// items.
+template <class Item>
 struct KeyRows {
-  const void* data = nullptr;
+  Item* data = nullptr;
   std::int64_t stride_page = 0;
   std::int64_t stride_token = 0;
   std::int64_t stride_head = 0;
 };
 
 /// Bounds of a filter, {scale, error, norm}: of a page and head, or of 16 ragged rows and head.
+template <class Item>
 struct FilterBounds {
-  const float* data = nullptr;
+  Item* data = nullptr;
   std::int64_t stride_group = 0;
   std::int64_t stride_head = 0;
   std::int64_t stride_item = 0;

@@ -255,7 +255,7 @@ class AttentionPath final : public Path {
     if (!unpack_) return attend_->run(problem, call, ids, front, workspace, stream);
     core::Call items = call;
     Front own = front;
-    unpack_->run(problem, items, own, workspace, stream, false);
+    unpack_->run(problem, items, own, workspace, stream);
     attend_->run(attended_, items, ids, own, workspace, stream);
   }
 

@@ -166,7 +166,7 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
 sm90::select::Filter SelectStage::filter_of(const Problem& problem, const core::Call& call,
                                             void* workspace) const {
   return {.code_map = index_map(problem, call.index_k8, sm90::select::kTileKeys, "index_k8"),
-          .bounds = make_filter_bounds(call.index_k8_bounds),
+          .bounds = make_filter_bounds<const float>(call.index_k8_bounds),
           .lists = {.parts = list_parts_.in(workspace),
                     .blocks = list_blocks_.in(workspace),
                     .sizes = list_sizes_.in(workspace),

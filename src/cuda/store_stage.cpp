@@ -78,24 +78,15 @@ void run_kv(const Problem& problem, const core::Call& call, const BatchParams& b
 
 void run_index(const Problem& problem, const core::Call& call, const BatchParams& batch,
                const RequestRecord* requests, cudaStream_t stream) {
-  const KeyRows codes = make_key_rows(call.index_k8_out);
-  const FilterBounds bounds = make_filter_bounds(call.index_k8_bounds_out);
-  common::quantize_index::launch(
-      storage_of(problem.index.q.storage),
-      {.batch = batch,
-       .requests = requests,
-       .keys = make_key_rows(call.index_k),
-       .codes = {.data = static_cast<std::int8_t*>(call.index_k8_out.data),
-                 .stride_page = codes.stride_page,
-                 .stride_token = codes.stride_token,
-                 .stride_head = codes.stride_head},
-       .bounds = {.data = static_cast<float*>(call.index_k8_bounds_out.data),
-                  .stride_group = bounds.stride_group,
-                  .stride_head = bounds.stride_head,
-                  .stride_item = bounds.stride_item},
-       .heads = static_cast<int>(problem.index.heads_k),
-       .dim = static_cast<int>(problem.index.dim)},
-      stream);
+  common::quantize_index::launch(storage_of(problem.index.q.storage),
+                                 {.batch = batch,
+                                  .requests = requests,
+                                  .keys = make_key_rows<const void>(call.index_k),
+                                  .codes = make_key_rows<std::int8_t>(call.index_k8_out),
+                                  .bounds = make_filter_bounds<float>(call.index_k8_bounds_out),
+                                  .heads = static_cast<int>(problem.index.heads_k),
+                                  .dim = static_cast<int>(problem.index.dim)},
+                                 stream);
 }
 
 }  // namespace

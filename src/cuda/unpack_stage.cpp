@@ -23,7 +23,8 @@ std::int64_t items_of(const Problem& p) {  // of keys, or of values
   return p.bounds.batch * columns_of(p) * page_of(p) * p.attention.heads_kv * p.attention.head_dim;
 }
 
-common::unpack::CodeRows make_code_rows(const Tensor& codes) {
+/// In bytes.
+KeyRows<const std::uint8_t> make_code_rows(const Tensor& codes) {
   const bool paged = codes.rank == 4;
   const int bits = bits_of(storage_of(codes.dtype));
   const auto bytes = [&](int dim) {

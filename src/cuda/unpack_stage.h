@@ -31,7 +31,7 @@ class UnpackStage {
   /// Behind the prologue `front`. `call` and `front` become what attention behind the stage takes.
   /// `beside`: see common/unpack/launch.h.
   void run(const Problem& problem, core::Call& call, common::prologue::Params& front,
-           void* workspace, cudaStream_t stream, bool beside) const;
+           void* workspace, cudaStream_t stream, bool beside = false) const;
 
  private:
   std::int64_t columns_ = 0;  // pages of the longest request

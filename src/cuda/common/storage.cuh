@@ -18,4 +18,16 @@ using ItemOf = std::conditional_t<
     std::conditional_t<kStorage == Storage::Bf16, __nv_bfloat16,
                        std::conditional_t<kStorage == Storage::F16, __half, std::uint8_t>>>;
 
+/// visit.template operator()<Item>() for the item of a storage of 32 or 16 bits.
+template <class Visit>
+void with_item(Storage storage, const Visit& visit) {
+  if (storage == Storage::F32) {
+    visit.template operator()<ItemOf<Storage::F32>>();
+  } else if (storage == Storage::F16) {
+    visit.template operator()<ItemOf<Storage::F16>>();
+  } else {
+    visit.template operator()<ItemOf<Storage::Bf16>>();
+  }
+}
+
 }  // namespace msa::cuda::common

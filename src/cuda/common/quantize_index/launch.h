@@ -13,28 +13,12 @@ namespace msa::cuda::common::quantize_index {
 
 inline constexpr int kGroupRows = 16;  // of ragged keys
 
-/// Codes as they lie in memory: pages, or one of ragged rows.
-struct CodeRows {
-  std::int8_t* data = nullptr;
-  std::int64_t stride_page = 0;
-  std::int64_t stride_token = 0;
-  std::int64_t stride_head = 0;
-};
-
-/// {scale, error, norm} of a page or group and head.
-struct Bounds {
-  float* data = nullptr;
-  std::int64_t stride_group = 0;
-  std::int64_t stride_head = 0;
-  std::int64_t stride_item = 0;
-};
-
 struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
-  KeyRows keys{};
-  CodeRows codes{};
-  Bounds bounds{};
+  KeyRows<const void> keys{};
+  KeyRows<std::int8_t> codes{};
+  FilterBounds<float> bounds{};
   int heads = 1;
   int dim = 0;
 };

@@ -293,13 +293,7 @@ void launch_items(const Params& p, cudaStream_t stream) {
 }  // namespace
 
 void launch(Storage storage, const Params& params, cudaStream_t stream) {
-  if (storage == Storage::F32) {
-    launch_items<ItemOf<Storage::F32>>(params, stream);
-  } else if (storage == Storage::F16) {
-    launch_items<ItemOf<Storage::F16>>(params, stream);
-  } else {
-    launch_items<ItemOf<Storage::Bf16>>(params, stream);
-  }
+  with_item(storage, [&]<class Item>() { launch_items<Item>(params, stream); });
 }
 
 }  // namespace msa::cuda::common::quantize_kv

@@ -13,18 +13,10 @@ namespace msa::cuda::common::unpack {
 
 inline constexpr int kRowItems = 128;  // of a key and head
 
-/// Codes as they lie in memory: pages, or one of ragged rows. Strides in bytes.
-struct CodeRows {
-  const std::uint8_t* data = nullptr;
-  std::int64_t stride_page = 0;
-  std::int64_t stride_token = 0;
-  std::int64_t stride_head = 0;
-};
-
 struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
-  CodeRows codes[2]{};        // of keys, of values
+  KeyRows<const std::uint8_t> codes[2]{};  // of keys, of values; bytes
   GroupScales groups[2]{};    // of four bits; what scales codes of eight stays outside the items
   void* items[2]{};           // [B * columns, Hkv, page, 128]
   int* page_table = nullptr;  // [B, columns]

@@ -31,7 +31,7 @@ __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magni
                                             std::int64_t from_page, std::int64_t from_token,
                                             std::int64_t to_page, int to_token, int tokens,
                                             int visible) {
-  const CodeRows& codes = p.codes[of];
+  const KeyRows<const std::uint8_t>& codes = p.codes[of];
   const GroupScales& groups = p.groups[of];
   auto* items = static_cast<Item*>(p.items[of]);
   const int words = tokens * p.heads_kv * kWords;

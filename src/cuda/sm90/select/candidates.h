@@ -20,7 +20,7 @@ struct CandidateParams {
   common::topk::TopkParams rows{};          // who chooses from what; a group is an index head
   Rows<const void> queries{};               // [T, Hi, 128]
   Storage storage = Storage::Bf16;          // of them
-  FilterBounds bounds{};                    // of pages that hold whole blocks
+  FilterBounds<const float> bounds{};       // of pages that hold whole blocks
   int shares = 1;                           // index heads of one index-K head
   const std::uint32_t* products = nullptr;  // as in Params
   std::int64_t stride_products = 0;

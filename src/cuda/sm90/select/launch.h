@@ -44,7 +44,7 @@ void launch_select_blocks(const SelectPlan& plan, const Front& front, const Quer
 /// What a filter's selection reads beside the keys, and its lists of a chunk.
 struct Filter {
   CUtensorMap code_map{};  // boxes of box_tokens(kTileKeys, page_size) keys
-  FilterBounds bounds{};
+  FilterBounds<const float> bounds{};
   PartLists lists{};
   Rows<int> candidates{};  // [T, Hi], or none
 };

@@ -21,7 +21,7 @@ struct RescoreParams {
   BatchParams batch{};
   const RequestRecord* records = nullptr;
   Rows<const void> index_q{};  // [T, Hi, Di]
-  KeyRows index_k{};
+  KeyRows<const void> index_k{};
   int heads = 0;    // Hi
   int heads_k = 1;  // Hik
   int topk = 16;

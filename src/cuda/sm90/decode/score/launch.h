@@ -39,7 +39,7 @@ struct ScoreParams {
   bool orders = false;                     // for a selection: rows of orders (decode/order.cuh)
   Scales k_scales{};                       // of index keys in codes
   GroupScales k_groups{};                  // of index keys in four bits
-  FilterBounds bounds{};                   // of a filter
+  FilterBounds<const float> bounds{};      // of a filter
   // With a filter: orders between which a block's lies, upper ones of each of its parts
   // (kPartKeys); `scores` then says what is forced.
   Rows<std::uint32_t> lower{};  // [T, Hi, blocks]
