@@ -24,9 +24,11 @@ constexpr int kSplitPerLane = 16;
 constexpr int kListedPerLane = 8;
 
 /// As many CTAs as the registers of a lane's scores leave room for without spills.
-template <int kMaxK, bool kUnitStride, int kPerLane>
-inline constexpr int kCtasPerSm = kPerLane <= 16 ? (kMaxK == 16 && kUnitStride ? 4 : 2)
-                                                 : (kMaxK == 16 && kUnitStride ? 4 : 2);
+template <int kMaxK, bool kUnitStride>
+inline constexpr int kCtasPerSm = kMaxK == 16 && kUnitStride ? 4 : 2;
+
+constexpr int kRowsPerWarp = kRowsPerCta / kWarps;
+constexpr int kWholeRow = 0x7fffffff;  // as many chunks as it has
 
 __device__ __forceinline__ const float* scores_of(const TopkParams& p, const RequestRecord& rows,
                                                   const Row& row, int group) {
@@ -118,10 +120,8 @@ __device__ __forceinline__ void write_unfiltered(const TopkParams& p, const Requ
 }
 
 template <int kMaxK, bool kUnitStride, int kPerLane>
-__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerLane>)
+__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride>)
     topk_rows(const __grid_constant__ TopkParams p) {
-  constexpr int kRowsPerWarp = kRowsPerCta / kWarps;
-  constexpr int kChunks = 0x7fffffff;  // all of a row
   __shared__ ListStorage<kMaxK> lists[kWarps];
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0);  // known to be uniform
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerL
       }
       const float* scores = scores_of(p, rows, row, group) + row.init * p.scores.stride_slot;
       size = select_row<kMaxK, kUnitStride, kPerLane>(list, scores, p.scores.stride_slot, count, k,
-                                                      0, kChunks, lane);
+                                                      0, kWholeRow, lane);
     }
     const Row row = row_of_lane(located, i);  // again: it costs less than its registers above
     write_row(out_of(p, rows, row, first_id), p.k, row, list, size, lane,
@@ -161,10 +161,8 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kPerL
 
 /// As topk_rows, of scores of the blocks that each tile lists.
 template <int kMaxK>
-__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, true, kListedPerLane>)
+__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, true>)
     topk_listed_rows(const __grid_constant__ TopkParams p) {
-  constexpr int kRowsPerWarp = kRowsPerCta / kWarps;
-  constexpr int kChunks = 0x7fffffff;  // all of a row
   __shared__ ListStorage<kMaxK> lists[kWarps];
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0);  // known to be uniform
@@ -196,8 +194,8 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, true, kListedPerLa
       continue;
     }
     const float* scores = scores_of(p, rows, row, group) + begin;
-    const int size =
-        select_row<kMaxK, true, kListedPerLane>(list, scores, 1, end - begin, k, 0, kChunks, lane);
+    const int size = select_row<kMaxK, true, kListedPerLane>(list, scores, 1, end - begin, k, 0,
+                                                             kWholeRow, lane);
     write_row(out, p.k, row, list, size, lane, [&](int index) { return blocks[begin + index]; });
   }
 }
@@ -237,7 +235,7 @@ __device__ __forceinline__ int join_lists(ListStorage<kMaxK>* lists, const int* 
 }
 
 template <int kMaxK, bool kUnitStride>
-__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride, kSplitPerLane>)
+__global__ void __launch_bounds__(kThreads, kCtasPerSm<kMaxK, kUnitStride>)
     topk_split_rows(const __grid_constant__ TopkParams p) {
   __shared__ ListStorage<kMaxK> lists[kWarps];
   __shared__ int sizes[kWarps];
