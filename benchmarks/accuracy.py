@@ -169,11 +169,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results" / "accuracy.json")
     args = parser.parse_args()
     cpu = sibling("cpu")
-    head = cpu.check_tree(args.allow_dirty)
-    built = msa.info()
-    if head and built["commit"] != head and not args.allow_dirty:
-        cpu.fail(f"msa was built from {built['commit']}, the tree is at {head}")
-    isa = next(i["name"] for b in built["backends"] for i in b.get("isas", []) if i["available"])
+    built, isa = cpu.built_package(args.allow_dirty)
     rows = []
     for row in rows_of(args.msa):
         rows.append(row)

@@ -89,6 +89,16 @@ def check_tree(allow_dirty):
     return git("rev-parse", "HEAD")
 
 
+def built_package(allow_dirty):
+    """What the installed Python package says of itself, and its best instruction set. It is built from the tree's commit."""
+    head = check_tree(allow_dirty)
+    import msa
+    built = msa.info()
+    if head and built["commit"] != head and not allow_dirty:
+        fail(f"msa was built from {built['commit']}, the tree is at {head}")
+    return built, next(i["name"] for b in built["backends"] for i in b.get("isas", []) if i["available"])
+
+
 def build_tool():
     progress("building the tool")
     subprocess.run(["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",

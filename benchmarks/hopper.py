@@ -172,7 +172,6 @@ LOW_BITS_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
                    "q8kv4.1m.b1", "q8kv4.128k.b32"]
 # Beside the same: keys, values and index keys in bf16, and an 8-bit filter. Ids are those of the index keys, bit for bit.
 FILTER_DECODE = ["1m.b1", "128k.b32", "32k.b128"]
-
 FILTER_PREFILL = ["128k", "1m"]
 
 

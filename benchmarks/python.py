@@ -110,12 +110,7 @@ def main():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     cpu = sibling("cpu")
-    head = cpu.check_tree(args.allow_dirty)
-    import msa
-    built = msa.info()
-    if head and built["commit"] != head and not args.allow_dirty:
-        cpu.fail(f"msa was built from {built['commit']}, the tree is at {head}")
-    isa = next(i["name"] for b in built["backends"] for i in b.get("isas", []) if i["available"])
+    built, isa = cpu.built_package(args.allow_dirty)
     rows = [row("py.import", "import msa in a fresh interpreter", import_seconds("msa", "sys")),
             row("py.import.torch", "import msa.torch after torch", import_seconds("msa.torch", "torch")),
             *call_rows(library_seconds())]

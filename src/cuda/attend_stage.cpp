@@ -229,7 +229,7 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     params.stride_lse_split = rows;
   }
   core::Call items = call;
-  common::prologue::Params own = front;
+  common::prologue::Params items_front = front;
   sm90::attend::Maps maps{};  // of items where there are some
   const bool lists = config_.walk == Walk::Union;
   const int tiles = front.tiles[0].most;
@@ -238,12 +238,12 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
     if (lists) run_lists(params, block_ids, stream);
-    if (begin == 0) {
-      if (unpack_) unpack_->run(problem, items, own, workspace, stream, lists);
-      maps = make_maps(items, own.batch.page_size, params.group);
+    if (begin == 0) {  // behind the first lists, as both run beside each other
+      if (unpack_) unpack_->run(problem, items, items_front, workspace, stream, lists);
+      maps = make_maps(items, items_front.batch.page_size, params.group);
     }
     sm90::attend::Params attend = params;
-    attend.batch = own.batch;
+    attend.batch = items_front.batch;
     sm90::attend::launch(config_, attend, maps, ctas_, stream);
     if (kvouter_)
       kvouter_->run(problem, call, block_ids, params, front.first_blocks, ctas_, workspace, stream);

@@ -150,14 +150,14 @@ void add_prefill_rows(std::vector<BenchRow>& rows) {
 }
 
 /// Eight bits: keys and values in e4m3, index keys in e4m3, too, or with a filter. And four.
-void add_fp8_rows(std::vector<BenchRow>& rows) {
-  struct Fp8 {
+void add_low_bits_rows(std::vector<BenchRow>& rows) {
+  struct Row {
     const char* name;
     const char* what;
     const char* lens;
   };
   for (const auto& [name, what, lens] :
-       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+       {Row{"1m.b1", "one token over 1M", "lens=1:1048576"},
         {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
         {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"}}) {
     rows.push_back({.id = std::string("hopper.decode.fp8.") + name,
@@ -169,7 +169,7 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                     .graph = true});
   }
   for (const auto& [name, what, lens] :
-       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+       {Row{"1m.b1", "one token over 1M", "lens=1:1048576"},
         {"128k.b1", "one token over 128K", "lens=1:131072"},
         {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
         {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"}}) {
@@ -182,7 +182,7 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                     .graph = true});
   }
   for (const auto& [name, what, lens] :
-       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+       {Row{"1m.b1", "one token over 1M", "lens=1:1048576"},
         {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"}}) {
     rows.push_back({.id = std::string("hopper.decode.q8kv4.") + name,
                     .what = std::string("selection and attention in a CUDA graph, keys, values and "
@@ -193,7 +193,7 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                     .graph = true});
   }
   for (const auto& [name, what, lens] :
-       {Fp8{"1m.b1", "one token over 1M", "lens=1:1048576"},
+       {Row{"1m.b1", "one token over 1M", "lens=1:1048576"},
         {"128k.b32", "32 requests, one token over 128K each", "lens=32x1:131072"},
         {"32k.b128", "128 requests, one token over 32K each", "lens=128x1:32768"}}) {
     rows.push_back({.id = std::string("hopper.decode8.") + name,
@@ -204,7 +204,7 @@ void add_fp8_rows(std::vector<BenchRow>& rows) {
                     .graph = true});
   }
   for (const auto& [name, what, line] :
-       {Fp8{"32k.drift", "32K tokens, lists that drift", "lens=32768:32768 regime=drift"},
+       {Row{"32k.drift", "32K tokens, lists that drift", "lens=32768:32768 regime=drift"},
         {"128k.drift", "128K tokens, lists that drift", "lens=131072:131072 regime=drift"},
         {"128k.random", "128K tokens, independent lists", "lens=131072:131072"}}) {
     rows.push_back({.id = std::string("hopper.attend.fp8.") + name,
@@ -337,8 +337,7 @@ std::vector<BenchRow> named_gpu_rows() {
     const std::string lens = std::to_string(tokens) + ":" + std::to_string(tokens);
     const std::string line = " page=128 regime=drift lens=" + lens;
     const std::string prefill = std::string("prefill of ") + name +
-                                " tokens, pages of 128, an 8-bit "
-                                "filter beside index keys in bf16";
+                                " tokens, pages of 128, an 8-bit filter beside index keys in bf16";
     rows.push_back({.id = std::string("hopper.select8.") + name,
                     .what = "selection for a " + prefill,
                     .line = "op=select filter=1" + line,
@@ -356,7 +355,7 @@ std::vector<BenchRow> named_gpu_rows() {
   }
   add_decode_rows(rows);
   add_speculative_rows(rows);
-  add_fp8_rows(rows);
+  add_low_bits_rows(rows);
   add_robust_rows(rows);
   return rows;
 }
