@@ -296,12 +296,19 @@ def wanted(arguments, row):
     return not arguments.only or any(fnmatch.fnmatch(row, pattern) for pattern in arguments.only)
 
 
+def same(field, before, here):
+    """A commit may be told by its first digits."""
+    if field == "commit" and min(len(before), len(here)) >= 7:
+        return before.startswith(here) or here.startswith(before)
+    return before == here
+
+
 def load_merged(arguments, document):
     if not arguments.merge or not arguments.merge.exists():
         return {}
     before = json.loads(arguments.merge.read_text())
     for field in ("machine", "commit", "version"):
-        if before[field] != document[field]:
+        if not same(field, before[field], document[field]):
             sys.exit(f"hopper.py: {arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
     return {row["id"]: row for row in before["rows"]}
 
