@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <array>
 
-#include "cpu/convert.h"
 #include "cpu/isa.h"
+#include "cpu/storage.h"
 
 namespace msa::cpu {
 namespace {
@@ -14,12 +14,11 @@ namespace {
 constexpr std::int64_t kMost = 256;  // dims that are served
 
 void load_row(const std::byte* row, DType dtype, std::int64_t dim, float* values) {
-  const auto* const halves = reinterpret_cast<const std::uint16_t*>(row);
-  const auto* const floats = reinterpret_cast<const float*>(row);
-  for (std::int64_t d = 0; dtype == DType::BF16 && d < dim; ++d)
-    values[d] = bf16_to_float(halves[d]);
-  for (std::int64_t d = 0; dtype == DType::F16 && d < dim; ++d) values[d] = f16_to_float(halves[d]);
-  for (std::int64_t d = 0; dtype == DType::F32 && d < dim; ++d) values[d] = floats[d];
+  with_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const auto* const items = reinterpret_cast<const typename S::T*>(row);
+    for (std::int64_t d = 0; d < dim; ++d) values[d] = S::read(items[d]);
+  });
 }
 
 /// To the nearest integer, below 2^22.
