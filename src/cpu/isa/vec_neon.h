@@ -73,9 +73,6 @@ MSA_INLINE void istore(void* p, IVec a) {
   vst1q_s32(words, a.v[0]);
   vst1q_s32(words + 4, a.v[1]);
 }
-MSA_INLINE IVec iadd(IVec a, IVec b) {
-  return {{vaddq_s32(a.v[0], b.v[0]), vaddq_s32(a.v[1], b.v[1])}};
-}
 MSA_INLINE IVec ior(IVec a, IVec b) {
   return {{vorrq_s32(a.v[0], b.v[0]), vorrq_s32(a.v[1], b.v[1])}};
 }
