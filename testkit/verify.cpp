@@ -194,7 +194,7 @@ class Verification {
   std::string difference_of_filter() {
     if (!problem_.index.filter || spec_.op == Op::QuantizeIndex) return "";
     Case plain = spec_;
-    plain.filter = false;
+    plain.filter = plain.rotated = false;
     VerifyOptions once = options_;
     once.repeats = 1;
     Verification twin(plain, once);

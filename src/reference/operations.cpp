@@ -586,14 +586,58 @@ float upwards(double x) {
              : nearest;
 }
 
+// What is coded of a vector: its elements, or of a rotated filter its products with the Hadamard
+// matrix. In fp32, pass after pass, as docs/numerics.md says; elements that are not finite are 0
+// before, and those that are not afterwards stay.
+class CodedVector {
+ public:
+  CodedVector(const Vector& vector, std::int64_t dim, bool rotated)
+      : vector_(vector), rotated_(rotated) {
+    if (!rotated) return;
+    for (std::int64_t d = 0; d < dim; ++d) {
+      const double x = vector[d];
+      finite_ = finite_ && std::isfinite(x);
+      rotated_items_[index(d)] = std::isfinite(x) ? static_cast<float>(x) : 0.0f;
+    }
+    for (std::int64_t half = 1; half < dim; half *= 2) {
+      for (std::int64_t d = 0; d < dim; ++d) {
+        if ((d & half) != 0) continue;
+        const float low = rotated_items_[index(d)], high = rotated_items_[index(d + half)];
+        rotated_items_[index(d)] = low + high;
+        rotated_items_[index(d + half)] = low - high;
+      }
+    }
+  }
+
+  double operator[](std::int64_t d) const {
+    return rotated_ ? static_cast<double>(rotated_items_[index(d)]) : vector_[d];
+  }
+  // Whether the elements were.
+  bool finite() const { return finite_; }
+
+ private:
+  static std::size_t index(std::int64_t d) { return static_cast<std::size_t>(d); }
+
+  const Vector& vector_;
+  bool rotated_;
+  bool finite_ = true;
+  std::array<float, kMaxRotatedDim> rotated_items_;
+};
+
 // Codes of a key; adds what the bounds need of it.
 class KeyCopy {
  public:
-  KeyCopy(const Call& call, std::int64_t head, float scale)
-      : call_(call), head_(head), dim_(call.index_k.shape[call.index_k.rank - 1]), scale_(scale) {}
+  KeyCopy(const Problem& p, const Call& call, std::int64_t head, float scale)
+      : call_(call),
+        head_(head),
+        dim_(p.index.dim),
+        rotated_(p.index.filter->rotated),
+        scale_(scale) {}
 
   void copy(const Copied& key) {
-    const Vector row{call_.index_k, key.in(call_.index_k, head_)};
+    const Vector stored{call_.index_k, key.in(call_.index_k, head_)};
+    const CodedVector row(stored, dim_, rotated_);
+    broken_ = broken_ || !row.finite();
     auto* const codes =
         static_cast<std::int8_t*>(call_.index_k8_out.data) + key.in(call_.index_k8_out, head_);
     std::array<double, 16> sums{};
@@ -619,16 +663,19 @@ class KeyCopy {
   void store_bounds(std::int64_t page) const {
     const double pad = 1 + static_cast<double>(dim_ + 64) * 0x1p-52;
     const double norm = static_cast<double>(scale_) * std::sqrt(norm_) * pad;
+    double error = std::sqrt(error_) * pad;
+    if (rotated_) error += 0x1p-20 * (error + norm);  // more than what rotating was off
     const Tensor& bounds = call_.index_k8_bounds_out;
     store(bounds, offset(bounds, page, head_, 0), static_cast<double>(scale_));
     store(bounds, offset(bounds, page, head_, 1),
-          broken_ ? kInf : static_cast<double>(upwards(std::sqrt(error_) * pad)));
+          broken_ ? kInf : static_cast<double>(upwards(error)));
     store(bounds, offset(bounds, page, head_, 2), static_cast<double>(upwards(norm)));
   }
 
  private:
   const Call& call_;
   std::int64_t head_, dim_;
+  bool rotated_;
   float scale_;
   bool broken_ = false;
   double error_ = 0, norm_ = 0;  // squared; the norm in codes
@@ -665,12 +712,13 @@ void copy_page(const Problem& p, const Call& call, std::int64_t b, std::int64_t 
   for (std::int64_t head = 0; head < p.index.heads_k; ++head) {
     double largest = 0;
     for_each_copied(p, call, b, column, [&](const Copied& key) {
-      const Vector row{call.index_k, key.in(call.index_k, head)};
+      const Vector stored{call.index_k, key.in(call.index_k, head)};
+      const CodedVector row(stored, p.index.dim, p.index.filter->rotated);
       for (std::int64_t d = 0; d < p.index.dim; ++d) {
         if (std::isfinite(row[d])) largest = std::max(largest, std::fabs(row[d]));
       }
     });
-    KeyCopy copy(call, head, divided(largest, 127));
+    KeyCopy copy(p, call, head, divided(largest, 127));
     for_each_copied(p, call, b, column, [&](const Copied& key) { copy.copy(key); });
     copy.store_bounds(page);
   }
