@@ -161,7 +161,7 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   if (spec.index_k || spec.index_k_format().storage == DType::E4M3) spec.filter = false;
   const std::int64_t dim = spec.dim_index();
   const bool filters = spec.filter || copies_index(spec.op);
-  if (!filters || (dim & (dim - 1)) != 0 || dim > kMaxRotatedDim) spec.rotated = false;
+  if (!filters || (dim & (dim - 1)) != 0 || dim > kMaxCodedDim) spec.rotated = false;
   choose_lengths(choices, spec);
   for (Lengths& r : spec.lengths) {
     if (!stores_keys(spec.op)) break;

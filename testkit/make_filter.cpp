@@ -102,6 +102,7 @@ void make_page(const Making& m, std::int64_t page, std::int64_t head,
       if (std::isfinite(x)) largest = std::max(largest, static_cast<float>(std::fabs(x)));
     }
   }
+  if (!std::isfinite(largest)) largest = 0;  // rotated keys may overflow
   const Coding coding = coding_of(m, bits);
   float scale = largest / (coding == Coding::Coarse ? 9.0f : 127.0f);
   if (coding == Coding::Zero) scale = 0;

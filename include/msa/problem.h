@@ -162,8 +162,8 @@ inline constexpr int kMaxParts = 64;  // of one merge call
 inline constexpr int kMaxTopk = 256;  // ids in a block list
 /// Rows of ragged index keys that share the bounds of a filter, counted from the first of the pool.
 inline constexpr int kFilterRows = 16;
-/// Index dims of a rotated filter: powers of two up to here.
-inline constexpr int kMaxRotatedDim = 256;
+/// Index dims of a rotated filter, powers of two, and of selections by codes alone.
+inline constexpr int kMaxCodedDim = 256;
 
 /// One line: the operation and every field that matters for it.
 MSA_API std::string to_string(const Problem& problem);

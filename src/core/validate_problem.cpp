@@ -122,9 +122,9 @@ void check_filter(const Problem& p) {
   Format served{DType::I8, Scale::Page};
   served.rotated = filter->rotated;
   if (*filter != served) reject("index.filter", to_string(served), to_string(*filter));
-  if (filter->rotated && (p.index.dim > kMaxRotatedDim || (p.index.dim & (p.index.dim - 1)) != 0)) {
+  if (filter->rotated && (p.index.dim > kMaxCodedDim || (p.index.dim & (p.index.dim - 1)) != 0)) {
     reject("index_dim",
-           "a power of two of at most " + std::to_string(kMaxRotatedDim) +
+           "a power of two of at most " + std::to_string(kMaxCodedDim) +
                " where the filter is rotated",
            std::to_string(p.index.dim));
   }
@@ -237,6 +237,10 @@ void check_precision(const Problem& p) {
   const bool filtered = op_traits(p.op).indexes && p.index.filter;
   if (precision == Precision::Fast && !filtered) {
     reject("precision", "exact, as there is no filter", to_string(precision));
+  }
+  if (precision == Precision::Fast && p.index.dim > kMaxCodedDim) {
+    reject("index_dim", "at most " + std::to_string(kMaxCodedDim) + " where precision is fast",
+           std::to_string(p.index.dim));
   }
 }
 

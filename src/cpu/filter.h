@@ -49,7 +49,7 @@ inline PageBound page_bound(const float* bounds, std::int64_t stride, std::int64
     return {.error = std::numeric_limits<float>::quiet_NaN()};
   }
   const double gamma = static_cast<double>(dim + 64) * 0x1p-23 + (rotated ? kRotationError : 0);
-  // As long as q is at most the root of kMaxRotatedDim times as long as R q / dim.
+  // As long as q is at most the root of kMaxCodedDim times as long as R q / dim.
   const double tiny = rotated ? 16 * kTiny : kTiny;
   const double longest = static_cast<double>(error) + static_cast<double>(norm);  // of the keys
   return {.scale = scale,

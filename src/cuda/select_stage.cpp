@@ -69,6 +69,8 @@ std::string SelectStage::rejects(const Problem& p) {
                ? ""
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
+  if (p.selection.precision == Precision::Fast)
+    return "precision is exact here: the codes of a filter never decide";
   if (p.index.filter && p.index.dim != 128)
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
@@ -166,7 +168,7 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
 sm90::select::Filter SelectStage::filter_of(const Problem& problem, const core::Call& call,
                                             void* workspace) const {
   return {.code_map = index_map(problem, call.index_k8, sm90::select::kTileKeys, "index_k8"),
-          .bounds = make_filter_bounds<const float>(call.index_k8_bounds),
+          .bounds = make_filter_bounds<const float>(problem, call.index_k8_bounds),
           .lists = {.parts = list_parts_.in(workspace),
                     .blocks = list_blocks_.in(workspace),
                     .sizes = list_sizes_.in(workspace),

@@ -126,6 +126,40 @@ TEST(Filter, TheProblemIsReadOffTheTensors) {
   }
 }
 
+TEST(Filter, SettingsTellThatItIsRotated) {
+  for (const char* op : {"select", "msa", "quantize_index"}) {
+    for (const int page : kPages) {
+      Data data(testkit::parse_case("op=" + std::string(op) + kBase + std::to_string(page) +
+                                    " rotated=1"));
+      const Problem p = testkit::problem_of(data.spec().op, data.prepare(), data.settings());
+      EXPECT_EQ(p.index.filter,
+                (Format{.storage = DType::I8, .scale = Scale::Page, .rotated = true}));
+      EXPECT_NE(to_string(p).find(", filter i8/page/rotated"), std::string::npos) << to_string(p);
+      Problem plain = p;
+      plain.index.filter->rotated = false;
+      EXPECT_NE(plain, p);
+      EXPECT_NE(hash_value(plain), hash_value(p));
+    }
+  }
+}
+
+TEST(Filter, NothingElseIsRotated) {
+  const Format kv{.storage = DType::E4M3, .rotated = true};
+  const Format groups{.storage = DType::E2M1, .scale = Scale::Group, .group = 16, .rotated = true};
+  const auto refused = [](const char* field, const std::function<void(Problem&)>& spoil) {
+    Problem p =
+        Data(testkit::parse_case("op=msa heads=4/2 dim=16 block=16 topk=2 lens=3:40")).problem();
+    spoil(p);
+    error_of([&] { make_plan(p); }, field);
+  };
+  for (const Format& format : {kv, groups}) {
+    refused("attention.kv", [&](Problem& p) { p.attention.kv = format; });
+    refused("index.k", [&](Problem& p) { p.index.k = format; });
+  }
+  refused("index.q", [](Problem& p) { p.index.q.rotated = true; });
+  refused("attention.q", [](Problem& p) { p.attention.q.rotated = true; });
+}
+
 TEST(Filter, IllegalProblemsNameTheField) {
   const auto refused = [&](Problem p, const Format& filter, const char* expected) {
     p.index.filter = filter;
@@ -138,6 +172,18 @@ TEST(Filter, IllegalProblemsNameTheField) {
     refused(p, {DType::I8, Scale::Token}, "i8/page");
     refused(p, {DType::E4M3, Scale::Page}, "i8/page");
     refused(p, {DType::I8, Scale::Page, 16}, "i8/page");
+  }
+  // Rotations are of powers of two.
+  for (const auto& [dim, legal] : {std::pair{48, false}, {512, false}, {16, true}, {256, true}}) {
+    Problem p = data_of("select", 16).problem();
+    p.index.filter->rotated = true;
+    p.index.dim = dim;
+    if (legal) {
+      EXPECT_NO_THROW(make_plan(p)) << dim;
+      continue;
+    }
+    const std::string text = error_of([&] { make_plan(p); }, "index_dim");
+    EXPECT_NE(text.find("a power of two of at most 256"), std::string::npos) << text;
   }
   const testkit::Case scores = testkit::parse_case("op=scores heads=2/2 dim=16 block=16 lens=3:40");
   refused(testkit::problem_of(scores), {DType::I8, Scale::Page}, "none for block_scores");

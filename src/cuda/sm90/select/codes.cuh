@@ -4,10 +4,24 @@
 // largest product bounds its score as well as all of them.
 #pragma once
 
+#include "cuda/common/rotate.cuh"
 #include "cuda/sm90/select/products.h"
 #include "cuda/sm90/select/scores.cuh"
 
 namespace msa::cuda::sm90::select {
+
+/// Of a row, whose neighbours a quad holds four by four: 16 lie between a lane's fours.
+template <int kItems>
+__device__ __forceinline__ void rotate_row(float (&x)[kItems]) {
+  static_assert(kItems == 32, "a quarter of 128 items");
+  common::rotate_held<1>(x);
+  common::rotate_held<2>(x);
+  common::rotate_lanes(x, 1);
+  common::rotate_lanes(x, 2);
+  common::rotate_held<4>(x);
+  common::rotate_held<8>(x);
+  common::rotate_held<16>(x);
+}
 
 /// A fragments of this thread's two rows in codes: of each k32 step four neighbours from its column
 /// on and from 16 behind it.
@@ -35,22 +49,24 @@ __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps
         items[n] = __ldg(pair) | static_cast<std::uint32_t>(__ldg(pair + 1)) << 16;
       }
     }
-    float largest = 0.0f;
+    float x[2 * kWords];
 #pragma unroll
     for (int n = 0; n < kWords; ++n) {
-      const float2 x = ptx::cvt_unpack<Item>(items[n]);
-      largest = ptx::max_nan(largest, ptx::max_nan(fabsf(x.x), fabsf(x.y)));
+      const float2 pair = ptx::cvt_unpack<Item>(items[n]);
+      x[2 * n] = pair.x;
+      x[2 * n + 1] = pair.y;
     }
+    if (p.rotated != 0) rotate_row(x);
+    float largest = 0.0f;
+#pragma unroll
+    for (int n = 0; n < 2 * kWords; ++n) largest = ptx::max_nan(largest, fabsf(x[n]));
     const QueryUnit unit = query_unit(quad::max_nan(largest));
 #pragma unroll
     for (int n = 0; n < kWords / 2; ++n) {
-      const float2 low = ptx::cvt_unpack<Item>(items[2 * n]);
-      const float2 high = ptx::cvt_unpack<Item>(items[2 * n + 1]);
-      const float divided[4] = {low.x * unit.divide, low.y * unit.divide, high.x * unit.divide,
-                                high.y * unit.divide};
       float codes[4];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) codes[c] = unit.known ? code_of(unit, divided[c]) : 0.0f;
+      for (int c = 0; c < 4; ++c)
+        codes[c] = unit.known ? code_of(unit, x[4 * n + c] * unit.divide) : 0.0f;
       a[n / 2 * 4 + n % 2 * 2 + i] = pack_codes(codes);
     }
   }

@@ -66,6 +66,7 @@ struct Params {
   std::int64_t columns = 0;
 
   // Codes: a word a key tile, of rows as the scratch has them.
+  int rotated = 0;  // those of queries, too
   std::uint32_t* products = nullptr;
   std::int64_t stride_products = 0;  // a multiple of 4
   PartLists lists{};                 // Listed

@@ -128,6 +128,7 @@ void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Qu
   Params codes = score_params(plan, front, queries);
   codes.products = reinterpret_cast<std::uint32_t*>(scratch);
   codes.stride_products = plan.scratch_stride;
+  codes.rotated = filter.bounds.rotated;
   Params listed = score_params(plan, front, queries);
   listed.spans = 1;
   listed.scores = {.data = scratch, .stride_h = plan.scratch_stride};
