@@ -55,8 +55,7 @@ Problem problem_of(const Case& spec) {
   p.index.q.storage = spec.index_type();
   if (reads_index_keys(spec.op)) p.index.k = spec.index_k;
   if ((spec.filter && takes_filter(spec.op)) || copies_index(spec.op))
-    p.index.filter =
-        Format{.storage = DType::I8, .scale = Scale::Page, .rotated = spec.rotated};
+    p.index.filter = Format{.storage = DType::I8, .scale = Scale::Page, .rotated = spec.rotated};
   p.outputs.dtype = spec.out_type();
   p.bounds.batch = spec.requests() + (spec.slack > 0 ? 1 : 0);
   p.bounds.total_q = spec.rows() + spec.slack;

@@ -43,18 +43,6 @@ Pages pages_of(const Making& m) {
   return pages;
 }
 
-/// A key's products with the Hadamard matrix, in fp64.
-void rotate(std::vector<double>& row) {
-  for (std::size_t half = 1; half < row.size(); half *= 2) {
-    for (std::size_t d = 0; d < row.size(); ++d) {
-      if ((d & half) != 0) continue;
-      const double low = row[d], high = row[d + half];
-      row[d] = low + high;
-      row[d + half] = low - high;
-    }
-  }
-}
-
 float upwards(double x) {
   const double padded = x * (1 + 1e-9);
   const auto rounded = static_cast<float>(padded);

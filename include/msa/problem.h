@@ -74,8 +74,8 @@ struct Format {
   friend bool operator==(const Format&, const Format&) = default;
 };
 
-/// "bf16", "e4m3/page", "i8/page", "i8/page/rotated"; of e2m1 with a scale for every 16: "nvfp4", "nvfp4/tensor",
-/// "q8kv4".
+/// "bf16", "e4m3/page", "i8/page", "i8/page/rotated"; of e2m1 with a scale for every 16: "nvfp4",
+/// "nvfp4/tensor", "q8kv4".
 MSA_API std::string to_string(const Format& format);
 
 /// Upper limits: a plan serves every call whose tensors stay within them.

@@ -328,7 +328,8 @@ PyObject* get_number(const Number& number, const msa_problem& problem) {
     case Kind::Filter:
       return get_filter(problem);
     case Kind::Precision:
-      return PyUnicode_FromString(kPrecisions[problem.precision == MSA_FAST ? MSA_FAST : MSA_EXACT]);
+      return PyUnicode_FromString(
+          kPrecisions[problem.precision == MSA_FAST ? MSA_FAST : MSA_EXACT]);
     case Kind::Dtype:
       break;
   }

@@ -40,14 +40,7 @@ bool rotate(std::vector<double>& row) {
     std::fill(row.begin(), row.end(), 0.0);
     return false;
   }
-  for (std::size_t half = 1; half < row.size(); half *= 2) {
-    for (std::size_t d = 0; d < row.size(); ++d) {
-      if ((d & half) != 0) continue;
-      const double low = row[d], high = row[d + half];
-      row[d] = low + high;
-      row[d + half] = low - high;
-    }
-  }
+  testkit::rotate(row);
   return true;
 }
 

@@ -338,6 +338,7 @@ void BenchData::make_filter() {
         std::min(page, requests_[static_cast<std::size_t>(request)].seqlen_k - first);
     std::memset(out, 0x7f, static_cast<std::size_t>(page * heads * dim));
     std::vector<float> rows(static_cast<std::size_t>(keys * dim));
+    std::vector<double> rotated(static_cast<std::size_t>(dim));
     std::array<std::byte, kMaxDim * sizeof(float)> stored{};
     for (std::int64_t h = 0; h < heads; ++h) {
       float largest = 0;
@@ -346,6 +347,11 @@ void BenchData::make_filter() {
         values.row(request, first + key, h, row);
         testkit::store(row, dim, dtype, stored.data());
         testkit::load(stored.data(), dtype, dim, row);
+        if (spec_.rotated) {
+          std::copy_n(row, dim, rotated.begin());
+          testkit::rotate(rotated);
+          std::copy_n(rotated.begin(), dim, row);
+        }
         for (std::int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(row[d]));
       }
       const float scale = largest / 127;
@@ -366,7 +372,7 @@ void BenchData::make_filter() {
       }
       float* const bound = bounds.data() + (at * heads + h) * 3;
       bound[0] = scale;
-      bound[1] = up(error);
+      bound[1] = up(spec_.rotated ? error + 0x1p-22 * (error + norm) : error);  // rounded once
       bound[2] = up(norm);
     }
   });
