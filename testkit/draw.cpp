@@ -136,6 +136,7 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
   }
   spec.filter = choices.one_in(3);
   spec.rotated = choices.one_in(2);
+  if (choices.one_in(4)) spec.precision = Precision::Fast;
   if (choices.one_in(3)) {
     spec.index_k = any_format();
     if (choices.one_in(3)) spec.index_dtype = DType::E4M3;
@@ -162,6 +163,7 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   const std::int64_t dim = spec.dim_index();
   const bool filters = spec.filter || copies_index(spec.op);
   if (!filters || (dim & (dim - 1)) != 0 || dim > kMaxCodedDim) spec.rotated = false;
+  if (!spec.filter || !takes_filter(spec.op)) spec.precision = Precision::Exact;
   choose_lengths(choices, spec);
   for (Lengths& r : spec.lengths) {
     if (!stores_keys(spec.op)) break;

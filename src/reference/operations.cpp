@@ -248,10 +248,9 @@ void select_blocks(const Problem& p, const Call& call, const Scratch& scratch) {
       for (std::int64_t h = 0; h < p.index.heads; ++h) {
         write_selection(call, r.q_begin + i, h, p.selection.topk,
                         select_row(p, call, scratch, r, b, i, h));
-        // Bounds are not read here: every block is scored from its keys, or from their codes.
+        // Bounds are not read here: every block is scored from its keys.
         if (call.candidates) {
-          store_i32(call.candidates, offset(call.candidates, r.q_begin + i, h),
-                    p.selection.precision == Precision::Fast ? 0 : -1);
+          store_i32(call.candidates, offset(call.candidates, r.q_begin + i, h), -1);
         }
       }
     }

@@ -143,6 +143,47 @@ TEST(Filter, SettingsTellThatItIsRotated) {
   }
 }
 
+TEST(Filter, PrecisionIsThatOfSelectionsBesideOne) {
+  for (const char* op : kOps) {
+    Data data = data_of(op, 16);
+    Settings settings = data.settings();
+    settings.precision = Precision::Fast;
+    const Problem p = testkit::problem_of(data.spec().op, data.prepare(), settings);
+    EXPECT_EQ(p.selection.precision, Precision::Fast);
+    EXPECT_NE(to_string(p).find(", precision fast"), std::string::npos) << to_string(p);
+    EXPECT_NE(hash_value(p), hash_value(data.problem()));
+    EXPECT_NE(p, data.problem());
+    const auto refused = [&](const std::function<void(Problem&)>& spoil, const char* field,
+                             const char* expected) {
+      Problem odd = p;
+      odd.options.backend = "reference";
+      spoil(odd);
+      const std::string text = error_of([&] { make_plan(odd); }, field);
+      EXPECT_NE(text.find(expected), std::string::npos) << text;
+    };
+    refused([](Problem& odd) { odd.index.filter.reset(); }, "precision", "there is no filter");
+    refused([](Problem& odd) { odd.index.dim = 272; }, "index_dim", "at most 256");
+    refused([](Problem& odd) { odd.selection.precision = static_cast<Precision>(2); }, "precision",
+            "exact or fast");
+    const Support support = supports(p);
+    EXPECT_FALSE(support.supported);
+    for (const BackendAnswer& answer : support.backends) {
+      if (answer.backend != "cpu") continue;
+      EXPECT_NE(answer.reason.find("precision is exact here"), std::string::npos) << answer.reason;
+    }
+  }
+  Problem topk = Data(testkit::parse_case("op=topk heads=2/2 block=16 topk=2 lens=3:40")).problem();
+  topk.selection.precision = Precision::Fast;
+  error_of([&] { make_plan(topk); }, "precision");
+  // Nothing is scored from keys: there is nothing to count.
+  Data fast(testkit::parse_case("op=select precision=fast" + kBase + "16"));
+  Operands operands = fast.prepare();
+  EXPECT_FALSE(operands.candidates);
+  EXPECT_NO_THROW(run_with(fast, operands, "reference"));
+  operands.candidates = data_of("select", 16).operands().candidates;
+  error_of([&] { run_with(fast, operands, "reference"); }, "candidates");
+}
+
 TEST(Filter, NothingElseIsRotated) {
   const Format kv{.storage = DType::E4M3, .rotated = true};
   const Format groups{.storage = DType::E2M1, .scale = Scale::Group, .group = 16, .rotated = true};

@@ -23,46 +23,56 @@ __device__ __forceinline__ void rotate_row(float (&x)[kItems]) {
   common::rotate_held<16>(x);
 }
 
-/// A fragments of this thread's two rows in codes: of each k32 step four neighbours from its column
-/// on and from 16 behind it.
+/// Items of a row that a thread holds.
+template <class Traits>
+constexpr int kRowItems = Traits::kConfig.dim / 4;
+
+/// Of each k32 step four neighbours from this thread's column on and from 16 behind it, rotated
+/// where the filter is. Rows that are not there repeat the last one.
+template <class Traits>
+__device__ __forceinline__ void load_row(float (&x)[kRowItems<Traits>], const Params& p,
+                                         const Work& work, int row) {
+  constexpr int kWords = kRowItems<Traits> / 2;  // of two items
+  const int r = min(row, work.valid_rows - 1);
+  const std::int64_t token = work.rows.q_begin + r / p.heads;
+  const std::int64_t head = work.group * p.heads + r % p.heads;
+  const std::uint16_t* q =
+      common::row_of<std::uint16_t>(p.queries, token, head) + threadIdx.x % 4 * 4;
+  std::uint32_t items[kWords];
+  if (p.queries_paired) {
+#pragma unroll
+    for (int n = 0; n < kWords; ++n)
+      items[n] = __ldg(reinterpret_cast<const std::uint32_t*>(q + n / 2 * 16 + n % 2 * 2));
+  } else {
+#pragma unroll
+    for (int n = 0; n < kWords; ++n) {
+      const std::uint16_t* pair = q + n / 2 * 16 + n % 2 * 2;
+      items[n] = __ldg(pair) | static_cast<std::uint32_t>(__ldg(pair + 1)) << 16;
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kWords; ++n) {
+    const float2 pair = ptx::cvt_unpack<typename Traits::Item>(items[n]);
+    x[2 * n] = pair.x;
+    x[2 * n + 1] = pair.y;
+  }
+  if (p.rotated != 0) rotate_row(x);
+}
+
+/// A fragments of this thread's two rows in codes.
 template <class Traits>
 __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps], const Params& p,
                                            const Work& work, const ConsumerRows& rows) {
-  using Item = typename Traits::Item;
-  constexpr int kWords = Traits::kSteps * 4;  // of two items, of a row
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int r = min(rows.row[i], work.valid_rows - 1);
-    const std::int64_t token = work.rows.q_begin + r / p.heads;
-    const std::int64_t head = work.group * p.heads + r % p.heads;
-    const std::uint16_t* q =
-        common::row_of<std::uint16_t>(p.queries, token, head) + threadIdx.x % 4 * 4;
-    std::uint32_t items[kWords];
-    if (p.queries_paired) {
-#pragma unroll
-      for (int n = 0; n < kWords; ++n)
-        items[n] = __ldg(reinterpret_cast<const std::uint32_t*>(q + n / 2 * 16 + n % 2 * 2));
-    } else {
-#pragma unroll
-      for (int n = 0; n < kWords; ++n) {
-        const std::uint16_t* pair = q + n / 2 * 16 + n % 2 * 2;
-        items[n] = __ldg(pair) | static_cast<std::uint32_t>(__ldg(pair + 1)) << 16;
-      }
-    }
-    float x[2 * kWords];
-#pragma unroll
-    for (int n = 0; n < kWords; ++n) {
-      const float2 pair = ptx::cvt_unpack<Item>(items[n]);
-      x[2 * n] = pair.x;
-      x[2 * n + 1] = pair.y;
-    }
-    if (p.rotated != 0) rotate_row(x);
+    float x[kRowItems<Traits>];
+    load_row<Traits>(x, p, work, rows.row[i]);
     float largest = 0.0f;
 #pragma unroll
-    for (int n = 0; n < 2 * kWords; ++n) largest = ptx::max_nan(largest, fabsf(x[n]));
+    for (float item : x) largest = ptx::max_nan(largest, fabsf(item));
     const QueryUnit unit = query_unit(quad::max_nan(largest));
 #pragma unroll
-    for (int n = 0; n < kWords / 2; ++n) {
+    for (int n = 0; n < kRowItems<Traits> / 4; ++n) {
       float codes[4];
 #pragma unroll
       for (int c = 0; c < 4; ++c)
@@ -83,6 +93,18 @@ __device__ __forceinline__ void start_products(std::int32_t (&d)[64], const std:
                                 s != 0);
   }
   ptx::wgmma_commit_group();
+}
+
+/// kNoProduct where a row does not see a key, or where the key's page is not there.
+template <class Traits>
+__device__ __forceinline__ void mask_products(std::int32_t (&d)[64], const ConsumerRows& rows,
+                                              int tile, std::uint32_t bad_boxes, int shift) {
+#pragma unroll
+  for (int x = 0; x < 64; ++x) {
+    const int column = (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
+    const bool unseen = tile * Traits::kKeys + column >= rows.visible[x >> 1 & 1];
+    if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
+  }
 }
 
 /// Largest product of part `kPart` of a thread's row.
@@ -217,14 +239,8 @@ class CodedRows {
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(d);
     if (releases) shared.ring.release(at);
-    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0) {
-#pragma unroll
-      for (int x = 0; x < 64; ++x) {
-        const int column = (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
-        const bool unseen = tile * Traits::kKeys + column >= rows_.visible[x >> 1 & 1];
-        if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
-      }
-    }
+    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0)
+      mask_products<Traits>(d, rows_, tile, bad_boxes, shift);
     maxima_.take(d);
     writes_ = valid_;
   }
