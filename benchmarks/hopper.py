@@ -187,7 +187,8 @@ def groups():
     for name in OWN:
         yield [f"hopper.{name}"], None
     yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk
-    yield ["hopper.select.128k", "hopper.select.chunk128.1m", "hopper.select8.128k", "hopper.select8.1m"], None
+    yield ["hopper.select.128k", "hopper.select.chunk128.1m", "hopper.select8.128k", "hopper.select8.1m",
+           "hopper.select8.fast.128k", "hopper.select8.fast.1m"], None
     for name, (heads, heads_kv) in HEADS.items():
         yield [f"hopper.msa.{name}.32k.drift"], lambda a=(32768, 32768, 1, heads, heads_kv): attention(*a)
     for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run

@@ -31,9 +31,11 @@ float length(double squares) {
 
 }  // namespace
 
-QueryBound quantize_query(const std::byte* row, DType dtype, std::int64_t dim, std::int8_t* codes) {
+QueryBound quantize_query(const std::byte* row, DType dtype, std::int64_t dim, bool rotated,
+                          std::int8_t* codes) {
   std::array<float, kMost> values;
   load_row(row, dtype, dim, values.data());
+  if (rotated) rotate(values.data(), dim);
   float largest = 0;
   bool finite = true;
   for (std::int64_t d = 0; d < dim; ++d) {
@@ -54,7 +56,10 @@ QueryBound quantize_query(const std::byte* row, DType dtype, std::int64_t dim, s
     squares += static_cast<double>(values[d]) * values[d];
     errors += error * error;
   }
-  return {scale, length(squares), length(errors) + static_cast<float>(kTiny)};
+  // A power of two: what underflows is less than the small numbers.
+  const float share = rotated ? 1.0f / static_cast<float>(dim) : 1.0f;
+  return {scale * share, length(squares) * share,
+          length(errors) * share + static_cast<float>(kTiny)};
 }
 
 }  // namespace msa::cpu

@@ -382,7 +382,8 @@ FilterKeys SelectionStage::describe_filter(const core::Call& call, const Tile& t
           .bounds = static_cast<const float*>(bounds.data) + tile.key_head * bounds.stride[1],
           .page_stride = bounds.stride[0],
           .item_stride = bounds.stride[2],
-          .first_row = tile.work->request.k_begin};
+          .first_row = tile.work->request.k_begin,
+          .rotated = problem_.index.filter->rotated};
 }
 
 ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) const {
@@ -573,7 +574,7 @@ void SelectionStage::quantize_rows(const ScoreTile& tile, const TileRows& rows,
       const std::int64_t row = tile.first_row + r;
       const std::byte* q =
           tile.q + row / group_ * tile.q_token_stride + row % group_ * tile.q_head_stride;
-      bound = quantize_query(q, tile.dtype, tile.dim, codes);
+      bound = quantize_query(q, tile.dtype, tile.dim, problem_.index.filter->rotated, codes);
     }
     filter.scale[r] = bound.scale;
     filter.norm[r] = bound.norm;

@@ -22,6 +22,10 @@ CUtensorMap index_map(const Problem& problem, const Tensor& index_k, int keys, c
   return make_key_map(index_k, box_tokens(keys, problem.bounds.page_size), name);
 }
 
+bool is_fast(const Problem& p) {
+  return p.op != Op::BlockScores && p.selection.precision == Precision::Fast;
+}
+
 sm90::select::SelectShape shape_of(const Problem& p) {
   return {.total_q = p.bounds.total_q,
           .max_seqlen_q = p.bounds.max_seqlen_q,
@@ -69,6 +73,8 @@ std::string SelectStage::rejects(const Problem& p) {
                ? ""
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
+  if (is_fast(p) && p.bounds.page_size == 0)
+    return "precision is exact here where index keys are ragged rows";
   if (p.index.filter && p.index.dim != 128)
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
@@ -104,7 +110,9 @@ SelectStage::SelectStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
   }
   const Tuning tuning = tuning_for(gpu);
   sm90::select::SelectShape shape = shape_of(p);
-  shape.filtered = p.index.filter && sm90::select::filter_pays(shape, p.bounds.page_size, tuning);
+  shape.fast = is_fast(p);
+  shape.filtered =
+      p.index.filter && !shape.fast && sm90::select::filter_pays(shape, p.bounds.page_size, tuning);
   plan_ = sm90::select::plan_select(shape, tuning);
   tiles_ = layout.take<common::prologue::TileRecord>(plan_.num_tiles);
   next_items_ = layout.take<int>(sm90::select::num_chunks(plan_, plan_.num_tiles) *
@@ -148,6 +156,13 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
         index_map(problem, call.index_k, sm90::select::kPartKeys, "index_k"),
         filter_of(problem, call, workspace), params, scratch_.in(workspace), stream);
   }
+  if (plan_.fast) {
+    return sm90::select::launch_fast_blocks(
+        plan_, front_of(front), queries_of(call.index_q),
+        index_map(problem, call.index_k8, sm90::select::kTileKeys, "index_k8"),
+        make_filter_bounds<const float>(problem, call.index_k8_bounds), params,
+        scratch_.in(workspace), stream);
+  }
   if (!from_scores_) {
     params.candidates = make_rows<int>(call.candidates);
     return sm90::select::launch_select_blocks(
@@ -166,7 +181,7 @@ void SelectStage::run_selection(const Problem& problem, const core::Call& call, 
 sm90::select::Filter SelectStage::filter_of(const Problem& problem, const core::Call& call,
                                             void* workspace) const {
   return {.code_map = index_map(problem, call.index_k8, sm90::select::kTileKeys, "index_k8"),
-          .bounds = make_filter_bounds<const float>(call.index_k8_bounds),
+          .bounds = make_filter_bounds<const float>(problem, call.index_k8_bounds),
           .lists = {.parts = list_parts_.in(workspace),
                     .blocks = list_blocks_.in(workspace),
                     .sizes = list_sizes_.in(workspace),
@@ -177,9 +192,10 @@ sm90::select::Filter SelectStage::filter_of(const Problem& problem, const core::
 
 std::string SelectStage::decisions() const {
   if (from_scores_) return std::string("topk_warps_per_row ") + (split_rows_ ? "8" : "1") + "\n";
-  return std::string(plan_.filtered ? "select_filter\n" : "") + "select_chunk " +
-         std::to_string(plan_.chunk_tiles) + " tiles of " + std::to_string(plan_.tokens_per_tile) +
-         " tokens\nselect_spans " + std::to_string(plan_.spans) + "\n";
+  const char* way = plan_.filtered ? "select_filter\n" : plan_.fast ? "select_fast\n" : "";
+  return std::string(way) + "select_chunk " + std::to_string(plan_.chunk_tiles) + " tiles of " +
+         std::to_string(plan_.tokens_per_tile) + " tokens\nselect_spans " +
+         std::to_string(plan_.spans) + "\n";
 }
 
 }  // namespace msa::cuda

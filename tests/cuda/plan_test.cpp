@@ -325,6 +325,30 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
   EXPECT_EQ(sm90::decode::rescore_ctas(0, 0, 132), 1);
 }
 
+// Whatever the lengths are: by the prefill's kernel, in pages of any size.
+TEST(CudaPlans, SelectionsGoByCodesAloneWhereTheyAreAskedTo) {
+  const auto why_not = [](const std::string& line) {
+    const Problem p = problem(line + " filter=1 precision=fast");
+    std::string why;
+    const PathRow* row = find_path(p, kHopper, why);
+    if (row == nullptr) return why;
+    Layout layout;
+    const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+    EXPECT_NE(decisions.find("select_fast"), std::string::npos) << line;
+    return std::string();
+  };
+  for (const char* op : {"op=select ", "op=msa "}) {
+    for (const char* rest : {"lens=131072:131072 page=128", "lens=1:500 page=16 block=64",
+                             "lens=8:40000 page=384 dtype=f16", "lens=3:70,1:9 page=64 topk=64"}) {
+      EXPECT_EQ(why_not(op + std::string(rest)), "") << rest;
+    }
+    EXPECT_NE(why_not(op + std::string("lens=9:500")).find("ragged"), std::string::npos);
+    EXPECT_NE(why_not(op + std::string("lens=9:500 page=48")).find("pages"), std::string::npos);
+    EXPECT_NE(why_not(op + std::string("lens=9:500 page=64 index_dim=64")).find("index_dim"),
+              std::string::npos);
+  }
+}
+
 TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
   const auto reads = [](const std::string& line) {
     for (const char* op : {"op=select", "op=msa"}) {
@@ -759,6 +783,9 @@ TEST(CudaPaths, CasesReadTheFilter) {
       ASSERT_NE(row, nullptr) << testkit::to_line(spec) << ": " << why;
       Layout layout;
       const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+      const bool fast = decisions.find("select_fast") != std::string::npos;
+      EXPECT_EQ(fast, spec.precision == Precision::Fast) << testkit::to_line(spec);
+      if (fast) continue;
       const bool selects = decisions.find("select_filter") != std::string::npos;
       const bool read = selects || decisions.find("decode_filter") != std::string::npos;
       (read ? reads : spares) += 1;

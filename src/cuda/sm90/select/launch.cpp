@@ -36,6 +36,10 @@ constexpr std::array kInstances = {
     Config{.storage = Storage::Bf16, .pass = Pass::Listed},
     Config{.storage = Storage::F16, .pass = Pass::Codes},
     Config{.storage = Storage::F16, .pass = Pass::Listed},
+    Config{.storage = Storage::Bf16, .block = 128, .pass = Pass::Fast},
+    Config{.storage = Storage::Bf16, .block = 64, .pass = Pass::Fast},
+    Config{.storage = Storage::F16, .block = 128, .pass = Pass::Fast},
+    Config{.storage = Storage::F16, .block = 64, .pass = Pass::Fast},
 };
 
 using Launch = void (*)(const Params&, const CUtensorMap&, int, cudaStream_t);
@@ -93,6 +97,24 @@ common::topk::TopkParams chunk_rows(const SelectPlan& plan, const Front& front,
   return rows;
 }
 
+/// Scores of a chunk of tiles, then what its rows choose, chunk after chunk. From the back: the
+/// chunk that is not full holds the first tiles, which see the fewest keys.
+void launch_chunks(const Config& config, const SelectPlan& plan, const Front& front, Params params,
+                   const CUtensorMap& key_map, const common::topk::TopkParams& out, float* scratch,
+                   cudaStream_t stream) {
+  params.scores = {.data = scratch, .stride_h = plan.scratch_stride};
+  params.columns = plan.columns;
+  common::topk::TopkParams rows = chunk_rows(plan, front, out, scratch);
+  for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
+    params.tiles.records = rows.tiles.records = front.tiles.records + begin;
+    params.num_tiles = rows.num_tiles = end - begin;
+    launch(config, params, key_map, plan.ctas, stream);
+    common::topk::launch_topk(rows, plan.split_rows, stream);
+    ++params.next_item;
+  }
+}
+
 }  // namespace
 
 void launch_block_scores(const SelectPlan& plan, const Front& front, const Queries& queries,
@@ -106,19 +128,19 @@ void launch_block_scores(const SelectPlan& plan, const Front& front, const Queri
 void launch_select_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
                           float* scratch, cudaStream_t stream) {
+  launch_chunks(config_of(front.batch, queries, true), plan, front,
+                score_params(plan, front, queries), key_map, out, scratch, stream);
+}
+
+void launch_fast_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                        const CUtensorMap& code_map, const FilterBounds<const float>& bounds,
+                        const common::topk::TopkParams& out, float* scratch, cudaStream_t stream) {
   Params params = score_params(plan, front, queries);
-  params.scores = {.data = scratch, .stride_h = plan.scratch_stride};
-  params.columns = plan.columns;
-  common::topk::TopkParams rows = chunk_rows(plan, front, out, scratch);
-  // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
-  for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
-    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
-    params.tiles.records = rows.tiles.records = front.tiles.records + begin;
-    params.num_tiles = rows.num_tiles = end - begin;
-    launch(config_of(front.batch, queries, true), params, key_map, plan.ctas, stream);
-    common::topk::launch_topk(rows, plan.split_rows, stream);
-    ++params.next_item;
-  }
+  params.bounds = bounds;
+  params.rotated = bounds.rotated;
+  const Config config{
+      .storage = queries.storage, .block = front.batch.block_size, .pass = Pass::Fast};
+  launch_chunks(config, plan, front, params, code_map, out, scratch, stream);
 }
 
 void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
@@ -128,6 +150,7 @@ void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Qu
   Params codes = score_params(plan, front, queries);
   codes.products = reinterpret_cast<std::uint32_t*>(scratch);
   codes.stride_products = plan.scratch_stride;
+  codes.rotated = filter.bounds.rotated;
   Params listed = score_params(plan, front, queries);
   listed.spans = 1;
   listed.scores = {.data = scratch, .stride_h = plan.scratch_stride};

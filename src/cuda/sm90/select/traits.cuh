@@ -40,7 +40,8 @@ struct Traits {
 
   static constexpr int kKeys = 128;  // of a key tile: n of the wgmma
   static constexpr int kBlocksPerTile = kKeys / cfg.block;
-  static constexpr bool kCodes = cfg.pass == Pass::Codes;
+  static constexpr bool kFast = cfg.pass == Pass::Fast;
+  static constexpr bool kCodes = cfg.pass == Pass::Codes || kFast;
   static constexpr bool kListed = cfg.pass == Pass::Listed;
   static constexpr int kRowBytes = cfg.dim * (kCodes ? 1 : 2);
   static constexpr int kPanels = kRowBytes / kPanelRowBytes;
@@ -57,9 +58,10 @@ struct Traits {
     alignas(1024)
         std::uint8_t keys[kStages][kTileBytes];  // panel after panel, [128 keys][64 items] swizzled
     Ring<kStages> ring;
-    std::uint32_t bad_boxes[kStages];   // boxes whose page id is out of range
-    int4 parts[kListed ? kStages : 1];  // of a key tile, as its list has them
-    int4 slots[kListed ? kStages : 1];  // of their blocks in the list
+    std::uint32_t bad_boxes[kStages];     // boxes whose page id is out of range
+    int4 scales[kFast ? kStages : 1][2];  // f32 of its boxes
+    int4 parts[kListed ? kStages : 1];    // of a key tile, as its list has them
+    int4 slots[kListed ? kStages : 1];    // of their blocks in the list
     Ring<kWorkSlots> work_ring;
     Work work[kWorkSlots];
   };
