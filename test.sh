@@ -228,7 +228,8 @@ build() { # DIR TARGET CMAKE-ARGUMENT...
 
 build_release() {
   [ -z "${release_built:-}" ] || return 0
-  step "build release" cached build "$release" all --preset release -DMSA_WERROR=ON -DBUILD_SHARED_LIBS=ON &&
+  step "build release" cached build "$release" all --preset release -DMSA_WERROR=ON -DBUILD_SHARED_LIBS=ON \
+    -DMSA_CUDA_ARCHITECTURES=90 &&
     release_built=yes
 }
 
@@ -298,12 +299,12 @@ section_unit() {
     not_run "machine code of the CUDA kernels" "built without CUDA, or no cuobjdump and nvdisasm"
 }
 
-# Names of the machine's instruction sets, best first; the others are printed as not run. With --quick the best alone.
+# Names of the CPU's instruction sets, best first; the others are printed as not run. With --quick the best alone.
 isas() { # BUILD
   "$1/tools/msa/msa" info --json | python3 -c '
 import json, sys
 for backend in json.load(sys.stdin)["backends"]:
-    for isa in backend.get("isas", []):
+    for isa in backend.get("isas", []) if backend["name"] == "cpu" else []:
         print("run" if isa["available"] else "lack", isa["name"], isa.get("reason", "").replace(" ", "_") or "-")'
 }
 
@@ -543,8 +544,8 @@ gpu_tests_in_parts() { # GPU_TEST FILTER
 # The module that the GPU's Python tests import: the one of the given build, or one built for them.
 gpu_module() { # BUILD
   if [ -z "$gpu_build" ]; then
-    build "$1" msa_core -S . -G Ninja -DMSA_CUDA=ON -DMSA_BUILD_PYTHON=ON -DBUILD_SHARED_LIBS=OFF -DMSA_BUILD_TESTS=OFF \
-      -DMSA_BUILD_TOOLS=OFF -DMSA_INSTALL=OFF || return
+    build "$1" msa_core -S . -G Ninja -DMSA_CUDA=ON -DMSA_CUDA_ARCHITECTURES=90 -DMSA_BUILD_PYTHON=ON \
+      -DBUILD_SHARED_LIBS=OFF -DMSA_BUILD_TESTS=OFF -DMSA_BUILD_TOOLS=OFF -DMSA_INSTALL=OFF || return
   fi
   rm -rf build/site-gpu && mkdir -p build/site-gpu && cp -r python/msa build/site-gpu && rm -f build/site-gpu/msa/_core*.so &&
     cp "$1"/python/_core*.so build/site-gpu/msa
@@ -566,7 +567,7 @@ gpu_python() {
 run_gpu() {
   local dir=${gpu_build:-$PWD/build/cuda} msa tool reason
   if [ -z "$gpu_build" ]; then
-    step "build with CUDA" build "$dir" all -S . -G Ninja -DMSA_CUDA=ON || return
+    step "build with CUDA" build "$dir" all -S . -G Ninja -DMSA_CUDA=ON -DMSA_CUDA_ARCHITECTURES=90 || return
   fi
   msa=$dir/tools/msa/msa
   [ -x "$msa" ] || { step "$msa is there" false; return; }

@@ -24,16 +24,10 @@
 #include "testkit/case.h"
 #include "testkit/generate.h"
 #include "testkit/support.h"
+#include "tests/cuda/made_up.h"
 
 namespace msa::cuda {
 namespace {
-
-const GpuInfo kHopper{.name = "made up",
-                      .major = 9,
-                      .minor = 0,
-                      .multiprocessors = 132,
-                      .shared_memory = 227 << 10,
-                      .l2_bytes = std::size_t{50} << 20};
 
 Problem problem(const std::string& line) {
   Problem p = testkit::problem_of(testkit::parse_case(line));
@@ -664,11 +658,67 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
           << why;
     }
   }
-  GpuInfo other = kHopper;
-  other.major = 8;
+  GpuInfo older = kHopper;
+  older.major = 7;
   std::string why;
-  EXPECT_EQ(find_path(problem("op=dense"), other, why), nullptr);
-  EXPECT_NE(why.find("dense_attention"), std::string::npos) << why;
+  EXPECT_EQ(find_path(problem("op=dense"), older, why), nullptr);
+  EXPECT_NE(why.find("needs compute capability"), std::string::npos) << why;
+}
+
+TEST(CudaIsas, AreBuiltForACardOrRunWhatAnOlderOneRuns) {
+  const auto runs = [](const Isa& isa, std::vector<Compiled> compiled, int capability) {
+    return runs_compiled(isa, compiled, capability);
+  };
+  EXPECT_TRUE(runs(kMma, {{80, false}}, 80));
+  EXPECT_TRUE(runs(kMma, {{80, false}}, 89));
+  EXPECT_FALSE(runs(kMma, {{86, false}}, 80));
+  EXPECT_FALSE(runs(kMma, {{80, false}, {89, false}}, 90));
+  EXPECT_FALSE(runs(kMma, {{90, false}}, 120));
+  EXPECT_TRUE(runs(kMma, {{90, false}, {100, true}}, 120));
+  EXPECT_FALSE(runs(kMma, {{120, true}}, 100));
+  EXPECT_TRUE(runs(kSm90, {{80, false}, {90, false}}, 90));
+  EXPECT_FALSE(runs(kSm90, {{80, false}, {90, true}}, 90));
+  EXPECT_FALSE(runs(kMma, {}, 90));
+  for (const Isa* isa : kIsas) EXPECT_TRUE(runs_compiled(*isa, compiled_for(), 90)) << isa->name;
+}
+
+TEST(CudaIsas, SayWhatTheyNeed) {
+  for (const GpuInfo& gpu : every_kind()) {
+    EXPECT_EQ(isa_rejects(kMma, gpu), "") << gpu.name;
+    const std::string why = isa_rejects(kSm90, gpu);
+    EXPECT_EQ(why.empty(), gpu.major == 9) << gpu.name;
+    if (!why.empty()) {
+      EXPECT_NE(why.find("isa sm90 needs compute capability 9.0, " + gpu.name + " has "),
+                std::string::npos)
+          << why;
+    }
+    GpuInfo unbuilt = gpu;
+    unbuilt.compiled = {};
+    EXPECT_NE(isa_rejects(kMma, unbuilt).find("was not built for"), std::string::npos);
+  }
+  const GpuInfo turing = made_up("older", 75, 40, 64, 4);
+  EXPECT_EQ(isa_rejects(kMma, turing),
+            "isa mma needs compute capability 8.0 or newer, older has 7.5");
+}
+
+// Which one an option names is honoured or refused; where it names none, the best there is serves.
+TEST(CudaIsas, AreForcedByName) {
+  const auto isa = [](const std::string& name, const GpuInfo& gpu) {
+    Problem p = problem("op=merge_states parts=2 lens=20:0");
+    p.options.isa = name;
+    std::string why;
+    const PathRow* row = find_path(p, gpu, why);
+    return row == nullptr ? why : std::string(row->isa->name);
+  };
+  for (const GpuInfo& gpu : every_kind()) {
+    EXPECT_EQ(isa("", gpu), gpu.major == 9 ? "sm90" : "mma") << gpu.name;
+    EXPECT_EQ(isa("mma", gpu), "mma") << gpu.name;
+    if (gpu.major == 9)
+      EXPECT_EQ(isa("sm90", gpu), "sm90");
+    else
+      EXPECT_NE(isa("sm90", gpu).find("isa sm90 needs"), std::string::npos) << gpu.name;
+    EXPECT_EQ(isa("avx2", gpu), "isa: expected sm90 or mma, got \"avx2\"");
+  }
 }
 
 // Neighbours share most blocks: read once for a tile of them, where there are enough requests.

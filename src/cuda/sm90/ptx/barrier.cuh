@@ -8,17 +8,15 @@
 #include <cuda/ptx>
 
 #include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/ptx/shared.cuh"
 
 namespace msa::cuda::sm90::ptx {
 
+using common::ptx::cvta_to_shared;
 using common::ptx::griddepcontrol_launch_dependents;
 using common::ptx::griddepcontrol_wait;
 
 using Mbarrier = std::uint64_t;
-
-__device__ __forceinline__ std::uint32_t cvta_to_shared(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
 
 __device__ __forceinline__ void mbarrier_init(Mbarrier* bar, std::uint32_t arrivals) {
   ::cuda::ptx::mbarrier_init(bar, arrivals);

@@ -9,9 +9,15 @@
 #include <cstdint>
 #include <cuda/ptx>
 
+#include "cuda/common/ptx/cp_async.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 
 namespace msa::cuda::sm90::ptx {
+
+using common::ptx::cp_async;
+using common::ptx::cp_async_16;
+using common::ptx::cp_async_commit_group;
+using common::ptx::cp_async_wait_group;
 
 /// Any rank from 2 to 5: the length of `coords` tells.
 template <int kRank>
@@ -63,37 +69,11 @@ __device__ __forceinline__ void touch(const void* gmem) {
   asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(unused) : "l"(gmem));
 }
 
-/// 16 bytes from global to shared memory by the calling thread; `bytes` of them are read, the rest
-/// is zero.
-__device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "r"(bytes)
-               : "memory");
-}
-
-/// 4 or 8 bytes, or zeros where `bytes` is.
-template <int kBytes>
-__device__ __forceinline__ void cp_async(void* smem, const void* gmem, int bytes) {
-  static_assert(kBytes == 4 || kBytes == 8, "16 bytes pass L1");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "n"(kBytes), "r"(bytes)
-               : "memory");
-}
-
 /// Arrives once the cp_async of the calling thread up to here are done: one of the arrivals that
 /// the barrier was made for.
 __device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(Mbarrier* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(cvta_to_shared(bar))
                : "memory");
-}
-
-__device__ __forceinline__ void cp_async_commit_group() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void cp_async_wait_group() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 }  // namespace msa::cuda::sm90::ptx
