@@ -5,14 +5,14 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/sm90/attend/config.h"
+#include "cuda/common/attend/params.h"
 
-namespace msa::cuda::sm90::attend {
+namespace msa::cuda::common::attend {
 
 struct ListParams {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
-  const common::prologue::TileRecord* tiles = nullptr;
+  const prologue::TileRecord* tiles = nullptr;
   const int* num_tiles = nullptr;
   int tile_begin = 0;
   int tile_limit = 0;
@@ -25,4 +25,4 @@ struct ListParams {
 
 void launch_lists(const ListParams& params, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::attend
+}  // namespace msa::cuda::common::attend

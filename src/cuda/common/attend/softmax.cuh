@@ -6,11 +6,11 @@
 #include <cstdint>
 
 #include "cuda/common/number.cuh"
+#include "cuda/common/ptx/math.cuh"
+#include "cuda/common/tile/fragment.cuh"
 #include "cuda/common/warp.cuh"
-#include "cuda/sm90/ptx/math.cuh"
-#include "cuda/sm90/tile/fragment.cuh"
 
-namespace msa::cuda::sm90::attend {
+namespace msa::cuda::common::attend {
 
 /// Largest of the thread's two rows over a block, NaN dropped.
 template <int kItems>
@@ -65,8 +65,8 @@ struct Softmax {
     int bits[2];
     row_max_bits(s, max, bits);
     float largest[2] = {__int_as_float(bits[0]), __int_as_float(bits[1])};
-    if (common::warp::any(min(bits[0], bits[1]) <
-                          0)) {  // every score of a row and its maximum are negative
+    if (warp::any(min(bits[0], bits[1]) <
+                  0)) {  // every score of a row and its maximum are negative
       row_max(s, largest);
     }
     raised[0] = takes_part[0] ? fmaxf(max[0], largest[0]) : max[0];
@@ -112,8 +112,8 @@ struct Softmax {
 
   /// Natural log of the sum of exponentials of row r's scaled scores.
   __device__ __forceinline__ float lse(int r, float scale_log2) const {
-    return sum[r] == 0.0f ? -INFINITY : (max[r] * scale_log2 + ptx::lg2(sum[r])) * common::kLn2;
+    return sum[r] == 0.0f ? -INFINITY : (max[r] * scale_log2 + ptx::lg2(sum[r])) * kLn2;
   }
 };
 
-}  // namespace msa::cuda::sm90::attend
+}  // namespace msa::cuda::common::attend

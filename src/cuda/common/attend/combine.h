@@ -5,9 +5,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/sm90/attend/config.h"
+#include "cuda/common/attend/params.h"
 
-namespace msa::cuda::sm90::attend {
+namespace msa::cuda::common::attend {
 
 struct CombineParams {
   int splits = 1;
@@ -22,4 +22,4 @@ struct CombineParams {
 
 void launch_combine(const CombineParams& params, cudaStream_t stream);
 
-}  // namespace msa::cuda::sm90::attend
+}  // namespace msa::cuda::common::attend

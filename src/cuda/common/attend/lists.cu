@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: MIT
 // One warp a (tile, KV head): gather the valid ids as keys (latest block first, token), sort them
 // in shared memory, write each run of equal blocks as one entry.
+#include "cuda/common/attend/lists.h"
 #include "cuda/common/lists.cuh"
 #include "cuda/common/number.cuh"
+#include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
-#include "cuda/sm90/attend/lists.h"
-#include "cuda/sm90/ptx/barrier.cuh"
 
-namespace msa::cuda::sm90::attend {
+namespace msa::cuda::common::attend {
 namespace {
 
 constexpr int kWarps = 8;
-using common::kAllLanes;
 constexpr int kTokenBits = 5;
 static_assert(1 << kTokenBits == kMaxUnionTokens, "a key holds any token of a tile");
 constexpr unsigned kLatest = (1u << (32 - kTokenBits)) - 1;
@@ -30,7 +29,7 @@ __device__ __forceinline__ int block_of(unsigned key) {
 
 /// What a warp works on.
 struct Source {
-  common::prologue::TileRecord tile;
+  prologue::TileRecord tile;
   RequestRecord request;
   int head;
   int tokens;
@@ -41,16 +40,16 @@ __device__ __forceinline__ void make_keys(const ListParams& params, const Source
                                           unsigned* keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int shift = __ffs(params.batch.block_size) - 1;  // divisions take long
-  common::ListReader reader(source.request, params.batch.block_size, 0);
+  ListReader reader(source.request, params.batch.block_size, 0);
   const auto reader_of = [&](int token) {
     const int visible = visible_keys(source.request, source.tile.first + std::int64_t{token},
                                      params.batch.causal != 0);
     reader.blocks = (visible + params.batch.block_size - 1) >> shift;
     return reader;
   };
-  const common::warp::ListWalk walk(params.lists, source.request.q_begin + source.tile.first,
-                                    source.tokens, source.head, lane);
-  walk.run(reader_of, [&](int token, int slot, const common::ListedBlock& listed) {
+  const warp::ListWalk walk(params.lists, source.request.q_begin + source.tile.first, source.tokens,
+                            source.head, lane);
+  walk.run(reader_of, [&](int token, int slot, const ListedBlock& listed) {
     if (listed.fault) {
       report(params.batch.status, source.tile.request, source.tile.first + std::int64_t{token},
              FaultKind::BlockId);
@@ -200,4 +199,4 @@ void launch_lists(const ListParams& params, cudaStream_t stream) {
                 params, padded);
 }
 
-}  // namespace msa::cuda::sm90::attend
+}  // namespace msa::cuda::common::attend
