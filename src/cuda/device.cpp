@@ -80,6 +80,12 @@ void throw_cuda_error(cudaError_t error, const char* call, const char* file, int
                   cudaGetErrorString(error) + " (" + file + ":" + std::to_string(line) + ")");
 }
 
+bool launches_overlap() {
+  int device = 0;
+  MSA_CUDA_CHECK(cudaGetDevice(&device));
+  return machine().gpus.at(static_cast<std::size_t>(device)).major >= 9;
+}
+
 DeviceGuard::DeviceGuard(int device) {
   MSA_CUDA_CHECK(cudaGetDevice(&former_));
   if (former_ == device) return;

@@ -10,10 +10,12 @@
 namespace msa::cuda::common::ptx {
 
 /// 16 bytes past L1; `bytes` of them are read, the rest is zero.
-__device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "r"(bytes)
+__device__ __forceinline__ void cp_async_16(std::uint32_t smem, const void* gmem, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(gmem), "r"(bytes)
                : "memory");
+}
+__device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int bytes) {
+  cp_async_16(cvta_to_shared(smem), gmem, bytes);
 }
 
 /// 4 or 8 bytes, or zeros where `bytes` is.

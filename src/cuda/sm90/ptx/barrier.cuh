@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <cuda/ptx>
 
+#include "cuda/common/ptx/bar_sync.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/ptx/shared.cuh"
 
 namespace msa::cuda::sm90::ptx {
 
+using common::ptx::bar_sync;
 using common::ptx::cvta_to_shared;
 using common::ptx::griddepcontrol_launch_dependents;
 using common::ptx::griddepcontrol_wait;
@@ -53,11 +55,6 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity_cluster(Mbarrier* bar,
 /// Orders this thread's ordinary shared-memory writes before reads by wgmma and the copy engine.
 __device__ __forceinline__ void fence_proxy_async_shared() {
   ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
-}
-
-/// Named barrier `id` (0 is __syncthreads) of `threads` threads, a multiple of 32: arrive and wait.
-__device__ __forceinline__ void bar_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /// Adds to a counter in shared memory; what it was before.

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+// What an instance of the attention kernel is compiled for, and what a launch tells it. Host and
+// device read the same.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/attend/params.h"
+#include "cuda/params.h"
+
+namespace msa::cuda::mma::attend {
+
+using common::attend::Walk;
+
+struct Config {
+  Storage storage = Storage::Bf16;  // of queries, keys and values
+  int head_dim = 128;
+  Walk walk = Walk::Dense;
+  int warps = 4;  // of a CTA: 4 with 32 rows each where two CTAs fit into an SM, else 8 with 16
+  friend constexpr bool operator==(const Config&, const Config&) = default;
+};
+
+inline constexpr int kTileRows = 128;  // rows of q in a tile: tokens x heads of one group
+inline constexpr int kStepKeys = 64;   // of a step; a block has one or two
+
+inline constexpr int kStages = 3;  // of keys or values of a step
+inline constexpr int kAhead = 4;   // steps of which shared memory knows where their keys lie
+
+/// Of queries and stages; a little more is needed beside them.
+constexpr int tile_bytes(int head_dim) { return (kTileRows + kStages * kStepKeys) * head_dim * 2; }
+inline constexpr int kBesideTiles = 1024;
+
+struct Params {
+  common::attend::Params tiles{};
+  Rows<const void> q{};  // 16 bits an item
+  KeyRows<const std::uint16_t> k{};
+  KeyRows<const std::uint16_t> v{};
+};
+
+}  // namespace msa::cuda::mma::attend
