@@ -20,7 +20,7 @@ struct LaunchConfig {
   // May start before the launch in front of it ends, on cards that have that: the kernel must
   // griddepcontrol_wait.
   bool programmatic = false;
-  unsigned cluster = 1;       // CTAs of a cluster, along x
+  unsigned cluster = 1;  // CTAs of a cluster, along x
   cudaStream_t stream = nullptr;
 };
 

@@ -75,7 +75,8 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
     ptx::cp_async_wait_group<kStages - 2>();
     ptx::bar_sync(kBarrierStage, Traits::kThreads);
     if (&rows == &params.k) loader.look_ahead(step);
-    if (step + 1 < loader.steps()) loader.load(rows, step + 1, shared.ring[at == 0 ? kStages - 1 : at - 1]);
+    if (step + 1 < loader.steps())
+      loader.load(rows, step + 1, shared.ring[at == 0 ? kStages - 1 : at - 1]);
     ptx::cp_async_commit_group();
   };
   const auto next = [&] { at = at == kStages - 1 ? 0 : at + 1; };

@@ -19,7 +19,7 @@ void launch(const Config& config, const Params& params, cudaStream_t stream);
 /// CTAs of a config that an SM holds at once.
 int ctas_per_sm(const Config& config);
 
-/// Warps of a CTA where one may take so many bytes of shared memory.
+/// Warps of a CTA where one may take so many bytes of shared memory: see Config.
 int warps_for(std::size_t shared_memory, int head_dim);
 
 }  // namespace msa::cuda::mma::attend
