@@ -61,6 +61,11 @@ struct Sm90Stages {
   using Decode = DecodeStage;
 };
 
+struct MmaStages {
+  using Attend = MmaAttendStage;
+  using Select = SelectStage;
+};
+
 template <class Chosen>
 std::unique_ptr<Path> plan_path(const Problem& problem, const GpuInfo& gpu, Layout& layout) {
   return std::make_unique<Chosen>(problem, gpu, layout);
@@ -373,6 +378,12 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
   return {name, isa, Chosen::takes, rejects, plan_path<Chosen>};
 }
 
+std::string mma_attention_rejects(const Problem& problem, const GpuInfo&) {
+  if (problem.op == Op::MsaAttention || problem.outputs.block_max)
+    return "isa mma has no selection and no block scores";
+  return AttentionPath<MmaStages>::rejects(problem);
+}
+
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
 // kernels in common/ alone.
 constexpr std::array kTable = {
@@ -386,6 +397,7 @@ constexpr std::array kTable = {
     row_of<InvertPath>("invert", &kSm90, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kSm90, on_any<StorePath::rejects>),
 
+    row_of<AttentionPath<MmaStages>>("attention", &kMma, mma_attention_rejects),
     row_of<MergePath>("merge", &kMma, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kMma, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kMma, on_any<StorePath::rejects>),
