@@ -126,7 +126,7 @@ AttendStageOf<Kernels>::AttendStageOf(const Problem& problem, const GpuInfo& gpu
       layout.take<int>(1 + suspect_words(problem.bounds.total_q * problem.attention.heads_kv));
   if (lists) first_blocks_ = layout.take<std::int64_t>(problem.bounds.batch + 1);
   run_begin_ = layout.bytes();
-  if (unpacks_) unpack_.emplace(problem, layout);
+  if (unpacks_) unpack_.emplace(problem, layout, has_column_scales(core::kv_format(problem)));
   heads_outermost_ =
       lists || key_bytes(unpack_ ? UnpackStage::unpacked(problem) : problem) > tuning.cached_bytes;
   const std::int64_t visible =
@@ -224,6 +224,10 @@ void AttendStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
     if (begin == 0 && unpack_) unpack_->run(problem, items, items_front, workspace, stream, lists);
     attend::Params of_items = params;
     of_items.batch = items_front.batch;
+    if (unpack_ && unpack_->gives_key_scales()) {
+      of_items.k_scales = UnpackStage::key_scales_of(items.k_scale);
+      of_items.v_scales = UnpackStage::key_scales_of(items.v_scale);
+    }
     kernels_.attend(of_items, items, stream);
     if (kvouter_) {
       kvouter_->run(problem, call, block_ids, params, front.first_blocks, kernels_.ctas(),

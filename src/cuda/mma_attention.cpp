@@ -14,10 +14,18 @@ namespace msa::cuda {
 using common::attend::Params;
 using common::attend::Walk;
 
+namespace {
+
+int warps_of(const Problem& problem, const GpuInfo& gpu) {
+  // With scales beside the weights of 32 rows, four warps spill.
+  if (has_column_scales(core::kv_format(problem))) return 8;
+  return mma::attend::warps_for(gpu.shared_memory, static_cast<int>(problem.attention.head_dim));
+}
+
+}  // namespace
+
 std::string MmaAttention::rejects(const Problem& problem, bool) {
   const Format kv = core::kv_format(problem);
-  if (has_column_scales(kv))
-    return "keys and values in e4m3 take one scale for all or for each head, not " + to_string(kv);
   if (kv.storage == DType::E4M3) {
     if (std::string why = UnpackStage::rejects(problem); !why.empty()) return why;
   }
@@ -32,8 +40,8 @@ MmaAttention::MmaAttention(const Problem& problem, const GpuInfo& gpu, bool list
     : config_{.storage = storage_of(problem.attention.q.storage),
               .head_dim = static_cast<int>(problem.attention.head_dim),
               .walk = lists ? Walk::Union : Walk::Dense,
-              .warps = mma::attend::warps_for(gpu.shared_memory,
-                                              static_cast<int>(problem.attention.head_dim))},
+              .warps = warps_of(problem, gpu),
+              .key_scales = has_column_scales(core::kv_format(problem))},
       block_(lists ? static_cast<int>(problem.selection.block_size) : mma::attend::kStepKeys),
       multiprocessors_(gpu.multiprocessors) {}
 

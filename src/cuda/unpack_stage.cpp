@@ -52,10 +52,13 @@ std::string UnpackStage::rejects(const Problem& problem) {
   return "";
 }
 
-UnpackStage::UnpackStage(const Problem& problem, Layout& layout)
+UnpackStage::UnpackStage(const Problem& problem, Layout& layout, bool key_scales)
     : columns_(columns_of(problem)), page_(page_of(problem)) {
   for (Piece<std::uint16_t>& piece : items_) piece = layout.take<std::uint16_t>(items_of(problem));
   page_table_ = layout.take<std::int32_t>(problem.bounds.batch * columns_);
+  if (!key_scales) return;
+  for (std::optional<Piece<float>>& piece : key_scales_)
+    piece = layout.take<float>(items_of(problem) / problem.attention.head_dim);
 }
 
 std::int64_t UnpackStage::bytes(const Problem& problem) {
@@ -67,6 +70,13 @@ Problem UnpackStage::unpacked(const Problem& problem) {
   plain.attention.kv.reset();
   plain.bounds.page_size = page_of(problem);
   return plain;
+}
+
+Scales UnpackStage::key_scales_of(const Tensor& scales) {
+  return {.data = static_cast<const float*>(scales.data),
+          .stride_page = scales.stride[0],
+          .stride_token = scales.stride[1],
+          .stride_head = scales.stride[2]};
 }
 
 void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue::Params& front,
@@ -87,6 +97,12 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
     params.groups[0] = make_group_scales(kv, call.k_scale, {});
     params.groups[1] = make_group_scales(kv, call.v_scale, {});
   }
+  const Tensor* const scales[2] = {&call.k_scale, &call.v_scale};
+  for (int of = 0; of < 2; ++of) {
+    if (!key_scales_[of]) continue;
+    params.scales[of] = make_scales(problem, kv, *scales[of]);
+    params.key_scales[of] = key_scales_[of]->in(workspace);
+  }
   common::unpack::launch(storage_of(kv.storage), storage_of(problem.attention.q.storage), params,
                          stream);
   const std::int64_t pages = requests * columns_;
@@ -101,7 +117,16 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   };
   call.k = tensor(items_[0]);
   call.v = tensor(items_[1]);
-  call.k_scale = call.v_scale = {};
+  const auto scales_of = [&](const std::optional<Piece<float>>& piece) {
+    if (!piece) return Tensor{};
+    const std::int64_t heads = problem.attention.heads_kv;
+    Tensor made =
+        make_tensor(piece->in(workspace), DType::F32, {pages, page_, heads}, problem.device);
+    made.stride = {page_ * heads, 1, page_};
+    return made;
+  };
+  call.k_scale = scales_of(key_scales_[0]);
+  call.v_scale = scales_of(key_scales_[1]);
   front.batch.page_table = {.data = table, .stride = 1};
   front.batch.page_table_stride_b = columns_;
   front.batch.page_columns = columns_;

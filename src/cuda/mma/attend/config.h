@@ -17,6 +17,7 @@ struct Config {
   int head_dim = 128;
   Walk walk = Walk::Dense;
   int warps = 4;  // of a CTA: 4 with 32 rows each where two CTAs fit into an SM, else 8 with 16
+  bool key_scales = false;  // every key and every value has a scale of its own
   friend constexpr bool operator==(const Config&, const Config&) = default;
 };
 
@@ -29,6 +30,7 @@ inline constexpr int kAhead = 4;   // steps of which shared memory knows where t
 /// Of queries and stages; a little more is needed beside them.
 constexpr int tile_bytes(int head_dim) { return (kTileRows + kStages * kStepKeys) * head_dim * 2; }
 inline constexpr int kBesideTiles = 1024;
+inline constexpr int kScaleBytes = 4 * kStepKeys * 4;  // of keys and values of two steps
 
 struct Params {
   common::attend::Params tiles{};

@@ -46,12 +46,23 @@ class Consumer {
   /// Weights of the keys in `stage`, the first of which is `first_key`, and what older outputs
   /// shrink by.
   template <unsigned kActive>
-  __device__ __forceinline__ void weigh(const std::uint8_t* stage, std::uint32_t tokens,
+  __device__ __forceinline__ void weigh(const std::uint8_t* stage, std::uint32_t tokens, int step,
                                         int first_key, float scale_log2) {
     multiply_keys<kActive>(ptx::cvta_to_shared(stage) + k_);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      if ((kActive >> t & 1) != 0) soften(t, tokens, first_key, scale_log2);
+      if ((kActive >> t & 1) == 0) continue;
+      if constexpr (Traits::kKeyScales) scale_columns(s_[t], shared_.k_scales[step % 2]);
+      soften(t, tokens, first_key, scale_log2);
+    }
+  }
+
+  /// Weights times the scales of their values.
+  template <unsigned kActive>
+  __device__ __forceinline__ void scale_weights(const float (&scales)[kStepKeys]) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if ((kActive >> t & 1) != 0) scale_columns(s_[t], scales);
     }
   }
 
@@ -85,6 +96,19 @@ class Consumer {
   static constexpr int kScores = kStepKeys / 2;
 
   __device__ __forceinline__ static int lane_of() { return static_cast<int>(threadIdx.x) % 32; }
+
+  __device__ __forceinline__ static void scale_columns(float (&s)[kScores],
+                                                       const float (&scales)[kStepKeys]) {
+#pragma unroll
+    for (int x = 0; x < kScores; x += 4) {
+      const float2 pair =
+          *reinterpret_cast<const float2*>(scales + 2 * x + common::fragment_column(lane_of()));
+      s[x] *= pair.x;
+      s[x + 1] *= pair.y;
+      s[x + 2] *= pair.x;
+      s[x + 3] *= pair.y;
+    }
+  }
 
   /// 16 columns, from column 16 n on, of all active products.
   template <unsigned kActive, int kItems>
@@ -141,6 +165,12 @@ class Consumer {
     }
     float raised[2], decay[2];
     softmax_[t].raise(s_[t], takes_part, raised);
+    if constexpr (Traits::kKeyScales) {  // they will multiply the weights
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (raised[r] > softmax_[t].max[r]) raised[r] = common::whole_power(raised[r], scale_log2);
+      }
+    }
     softmax_[t].template weigh<true>(s_[t], raised, takes_part, scale_log2, decay);
     if (common::warp::any(decay[0] != 1.0f || decay[1] != 1.0f)) {
 #pragma unroll

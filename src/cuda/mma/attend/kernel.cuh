@@ -40,7 +40,10 @@ __device__ __forceinline__ void describe_tile(const common::attend::Params& para
                                               typename Traits::Shared& shared) {
   if (threadIdx.x == 0) {
     shared.job = common::attend::describe<Traits::kConfig.walk, kStepKeys>(params, place);
-    shared.folded = common::fold_scales(params.k_scales, params.v_scales, 0, place.head);
+    if (Traits::kKeyScales)
+      shared.folded = {};
+    else
+      shared.folded = common::fold_scales(params.k_scales, params.v_scales, 0, place.head);
     shared.suspect = shared.folded.odd;
   }
   __syncthreads();
@@ -55,6 +58,23 @@ __device__ __forceinline__ void describe_tile(const common::attend::Params& para
   __syncthreads();
 }
 
+template <class Traits>
+__device__ __forceinline__ void load_keys(const Params& params, const Loader<Traits>& loader,
+                                          typename Traits::Shared& shared, int step,
+                                          std::uint8_t* stage) {
+  loader.load(params.k, step, stage);
+  if constexpr (Traits::kKeyScales)
+    loader.load_scales(params.tiles.k_scales, step, shared.k_scales[step % 2]);
+}
+template <class Traits>
+__device__ __forceinline__ void load_values(const Params& params, const Loader<Traits>& loader,
+                                            typename Traits::Shared& shared, int step,
+                                            std::uint8_t* stage) {
+  loader.load(params.v, step, stage);
+  if constexpr (Traits::kKeyScales)
+    loader.load_scales(params.tiles.v_scales, step, shared.v_scales[step % 2]);
+}
+
 /// The steps of a tile: keys and values alternate in the ring, each loaded one step ahead.
 template <class Traits>
 __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
@@ -65,32 +85,39 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
   const float scale_log2 = shared.folded.scores(params.tiles.scale_log2);
   loader.begin();
   loader.load_queries();
-  loader.load(params.k, 0, shared.ring[0]);
+  load_keys(params, loader, shared, 0, shared.ring[0]);
   ptx::cp_async_commit_group();
-  loader.load(params.v, 0, shared.ring[1]);
+  load_values(params, loader, shared, 0, shared.ring[1]);
   ptx::cp_async_commit_group();
   int at = 0;  // of the stage to be read
-  // Waits for that stage, then loads into the one that was read before.
-  const auto turn = [&](const KeyRows<const std::uint16_t>& rows, int step) {
+  // Waits for that stage; the one that was read before is free then.
+  const auto turn = [&] {
     ptx::cp_async_wait_group<kStages - 2>();
     ptx::bar_sync(kBarrierStage, Traits::kThreads);
-    if (&rows == &params.k) loader.look_ahead(step);
-    if (step + 1 < loader.steps())
-      loader.load(rows, step + 1, shared.ring[at == 0 ? kStages - 1 : at - 1]);
-    ptx::cp_async_commit_group();
+    return shared.ring[at == 0 ? kStages - 1 : at - 1];
   };
   const auto next = [&] { at = at == kStages - 1 ? 0 : at + 1; };
 #pragma unroll 1
   for (int step = 0; step < loader.steps(); ++step) {
-    turn(params.k, step);
+    std::uint8_t* const before = turn();
+    loader.look_ahead(step);
+    if (step + 1 < loader.steps()) load_keys(params, loader, shared, step + 1, before);
+    ptx::cp_async_commit_group();
+    if constexpr (Traits::kKeyScales) loader.check_scales(shared.k_scales[step % 2]);
     const std::uint32_t tokens = Traits::kUnion ? shared.entries[step % kAhead].tokens : 0;
     // Weights stay in registers over the turn to the values: each kind of step has its own.
     with_active<Traits::kTiles>(consumer.active(tokens), [&]<unsigned kActive>() {
       if constexpr (kActive != 0)
-        consumer.template weigh<kActive>(shared.ring[at], tokens, loader.first_key(step),
+        consumer.template weigh<kActive>(shared.ring[at], tokens, step, loader.first_key(step),
                                          scale_log2);
       next();
-      turn(params.v, step);
+      std::uint8_t* const read = turn();
+      if (step + 1 < loader.steps()) load_values(params, loader, shared, step + 1, read);
+      ptx::cp_async_commit_group();
+      if constexpr (Traits::kKeyScales) {
+        loader.check_scales(shared.v_scales[step % 2]);
+        consumer.template scale_weights<kActive>(shared.v_scales[step % 2]);
+      }
       if constexpr (kActive != 0) consumer.template add_values<kActive>(shared.ring[at]);
       next();
     });

@@ -27,6 +27,16 @@ constexpr std::array kInstances = {
     Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Dense, .warps = 8},
     Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Union, .warps = 4},
     Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Union, .warps = 8},
+    Config{.storage = Storage::Bf16,
+           .head_dim = 128,
+           .walk = Walk::Dense,
+           .warps = 8,
+           .key_scales = true},
+    Config{.storage = Storage::Bf16,
+           .head_dim = 128,
+           .walk = Walk::Union,
+           .warps = 8,
+           .key_scales = true},
 };
 
 using Launch = void (*)(const Params&, cudaStream_t);

@@ -100,11 +100,35 @@ class Loader {
     }
   }
 
+  /// The scales of a step's keys, or values.
+  __device__ __forceinline__ void load_scales(const Scales& scales, int step,
+                                              float (&to)[kStepKeys]) const {
+    const int key = static_cast<int>(threadIdx.x);
+    if (key >= kStepKeys) return;
+    const auto place = place_of(step, key / 16);
+    const bool there = key < job_.limit - first_key(step) && is_page(place.page);
+    const float* from =
+        there ? common::scale_at(scales, place.page, place.token + key % 16, job_.head)
+              : scales.data;
+    ptx::cp_async<4>(&to[key], from, there ? 4 : 0);
+  }
+
+  /// What a scale beyond f32 makes of values is not what it makes of their sums.
+  __device__ __forceinline__ void check_scales(const float (&scales)[kStepKeys]) const {
+    const int key = static_cast<int>(threadIdx.x);
+    if (key < kStepKeys && common::is_odd_scale(scales[key])) shared_.suspect = 1;
+  }
+
  private:
   static constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes in a row
   static constexpr int kRows = Traits::kThreads / kChunks;
   static constexpr int kPasses = kStepKeys / kRows;
   static_assert(kRows % 8 == 0, "the swizzle of all of a thread's rows is one");
+
+  /// Of 16 keys.
+  __device__ __forceinline__ auto place_of(int step, int group) const {
+    return shared_.places[step % kAhead][group];
+  }
 
   __device__ __forceinline__ static void arrive() {
     ptx::cp_async_commit_group();

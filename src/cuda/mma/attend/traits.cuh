@@ -12,12 +12,22 @@ namespace msa::cuda::mma::attend {
 
 using common::attend::Job;
 
+/// What scales of keys need.
+template <bool kKeyScales>
+struct ScalesShared {};
+template <>
+struct ScalesShared<true> {
+  float k_scales[2][kStepKeys];  // of even and odd steps
+  float v_scales[2][kStepKeys];
+};
+
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
   using Item = common::ItemOf<cfg.storage>;
   static constexpr int kHeadDim = cfg.head_dim;
   static constexpr bool kUnion = cfg.walk == Walk::Union;
+  static constexpr bool kKeyScales = cfg.key_scales;
   static constexpr int kWarps = cfg.warps;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpRows = kTileRows / kWarps;
@@ -34,7 +44,7 @@ struct Traits {
     int token;  // in its page, or the row of ragged keys
   };
 
-  struct Shared {
+  struct Shared : ScalesShared<cfg.key_scales> {
     alignas(128) std::uint8_t q[kTileRows * kHeadDim * 2];  // later the tile's output
     alignas(128) std::uint8_t ring[kStages][kStageBytes];   // keys, values, keys, ... of steps
     KeyPlace places[kAhead][kStepKeys / 16];
@@ -47,7 +57,8 @@ struct Traits {
     std::uint8_t token[kTileRows];         // of a row
     int suspect;  // a page id was out of range, or scales do not fold: compute the tile again
   };
-  static constexpr int kSharedBytes = tile_bytes(kHeadDim) + kBesideTiles;
+  static constexpr int kSharedBytes =
+      tile_bytes(kHeadDim) + kBesideTiles + (cfg.key_scales ? kScaleBytes : 0);
   static_assert(sizeof(Shared) <= kSharedBytes, "what planning counts with");
 };
 
