@@ -587,6 +587,7 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
     return
   fi
   step "machine code" tests/cuda/machine_code_test.py "$dir/src/libmsa.so"
+  [ -n "$gpu_build" ] || step "cubins" tests/cuda/cubins_test.py "$dir/src/libmsa.so" 90
   step "plans" "$dir/tests/cuda_test"
   step "calls that fail" "$dir/tests/cuda_faults_test"
   # Whatever the GPU runs, each instruction set by force.
