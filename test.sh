@@ -297,6 +297,13 @@ section_unit() {
   step "unit tests" ctest --test-dir "$release" --output-on-failure --no-tests=error -j "$jobs" --exclude-regex '^cli$'
   ctest --test-dir "$release" -N -R '^cuda\.machine_code$' | grep -q 'Total Tests: 1' ||
     not_run "machine code of the CUDA kernels" "built without CUDA, or no cuobjdump and nvdisasm"
+  [ -n "$long" ] || return 0
+  if command -v nvcc >/dev/null; then
+    step "build for every GPU" build "$PWD/build/every-gpu" msa -S . -G Ninja -DMSA_CUDA=ON -DMSA_BUILD_TOOLS=OFF &&
+      step "cubins for every GPU" ctest --test-dir "$PWD/build/every-gpu" --no-tests=error -R '^cuda\.(cubins|machine_code)$'
+  else
+    not_run "cubins for every GPU" "no nvcc"
+  fi
 }
 
 # Names of a backend's instruction sets, best first, and those that the machine lacks.
