@@ -16,10 +16,16 @@ using common::attend::Walk;
 
 namespace {
 
-int warps_of(const Problem& problem, const GpuInfo& gpu) {
-  // With scales beside the weights of 32 rows, four warps spill.
-  if (has_column_scales(core::kv_format(problem))) return 8;
-  return mma::attend::warps_for(gpu.shared_memory, static_cast<int>(problem.attention.head_dim));
+mma::attend::Config config_of(const Problem& problem, const GpuInfo& gpu, bool lists) {
+  const int head_dim = static_cast<int>(problem.attention.head_dim);
+  const bool key_scales = has_column_scales(core::kv_format(problem));
+  const auto [warps, stages] = mma::attend::shape_for(gpu.shared_memory, head_dim, key_scales);
+  return {.storage = storage_of(problem.attention.q.storage),
+          .head_dim = head_dim,
+          .walk = lists ? Walk::Union : Walk::Dense,
+          .warps = warps,
+          .stages = stages,
+          .key_scales = key_scales};
 }
 
 }  // namespace
@@ -37,11 +43,7 @@ bool MmaAttention::unpacks(const Problem& problem, bool, int, const Tuning&) {
 }
 
 MmaAttention::MmaAttention(const Problem& problem, const GpuInfo& gpu, bool lists, bool)
-    : config_{.storage = storage_of(problem.attention.q.storage),
-              .head_dim = static_cast<int>(problem.attention.head_dim),
-              .walk = lists ? Walk::Union : Walk::Dense,
-              .warps = warps_of(problem, gpu),
-              .key_scales = has_column_scales(core::kv_format(problem))},
+    : config_(config_of(problem, gpu, lists)),
       block_(lists ? static_cast<int>(problem.selection.block_size) : mma::attend::kStepKeys),
       multiprocessors_(gpu.multiprocessors) {}
 

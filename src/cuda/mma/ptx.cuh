@@ -4,6 +4,7 @@
 
 #include "cuda/common/ptx/bar_sync.cuh"
 #include "cuda/common/ptx/cp_async.cuh"
+#include "cuda/common/ptx/laneid.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/ptx/math.cuh"
 #include "cuda/common/ptx/matrix.cuh"

@@ -24,8 +24,6 @@ class Consumer {
       : shared_(shared), first_(static_cast<int>(threadIdx.x) / 32 * Traits::kWarpRows) {
     const int lane = lane_of();
     q_ = ptx::cvta_to_shared(shared.q) + common::swizzled_chunk(first_ + lane % 16, lane / 16);
-    k_ = common::swizzled_chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-    v_ = common::swizzled_chunk(lane % 16, lane / 16);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -43,41 +41,31 @@ class Consumer {
     return bits;
   }
 
-  /// Weights of the keys in `stage`, the first of which is `first_key`, and what older outputs
-  /// shrink by.
+  /// Scores of the keys in `stage`, the first of which is `first_key`, and the maxima that weights
+  /// are taken against; outputs shrink where one moved.
   template <unsigned kActive>
-  __device__ __forceinline__ void weigh(const std::uint8_t* stage, std::uint32_t tokens, int step,
+  __device__ __forceinline__ void score(const std::uint8_t* stage, std::uint32_t tokens, int step,
                                         int first_key, float scale_log2) {
-    multiply_keys<kActive>(ptx::cvta_to_shared(stage) + k_);
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      if ((kActive >> t & 1) == 0) continue;
-      if constexpr (Traits::kKeyScales) scale_columns(s_[t], shared_.k_scales[step % 2]);
-      soften(t, tokens, first_key, scale_log2);
-    }
+    multiply_keys<kActive>(ptx::cvta_to_shared(stage) + keys_of_lane());
+    if constexpr (Traits::kKeyScales) scale_columns<kActive>(shared_.k_scales[step % 2]);
+    if (first_key + kStepKeys > shared_.visible[first_]) mask<kActive>(first_key);
+    float raised[kTiles][2];
+    raise<kActive>(raised);
+    move<kActive>(raised, tokens, scale_log2);
   }
 
-  /// Weights times the scales of their values.
+  /// Adds the values in `stage`, weighted. Weights of 16 keys at a time, so that exponentials run
+  /// beside products.
   template <unsigned kActive>
-  __device__ __forceinline__ void scale_weights(const float (&scales)[kStepKeys]) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      if ((kActive >> t & 1) != 0) scale_columns(s_[t], scales);
-    }
-  }
-
-  /// Adds the weighted values in `stage` to the outputs.
-  template <unsigned kActive>
-  __device__ __forceinline__ void add_values(const std::uint8_t* stage) {
-    const std::uint32_t v = ptx::cvta_to_shared(stage) + v_;
+  __device__ __forceinline__ void add_values(const std::uint8_t* stage, int step,
+                                             float scale_log2) {
+    const std::uint32_t v = ptx::cvta_to_shared(stage) + values_of_lane();
 #pragma unroll
     for (int k = 0; k < kStepKeys / 16; ++k) {
       std::uint32_t p[kTiles][4];
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          p[t][i] = ptx::cvt_pack<Item>(s_[t][8 * k + 2 * i], s_[t][8 * k + 2 * i + 1]);
+        if ((kActive >> t & 1) != 0) weigh(t, k, step, scale_log2, p[t]);
       }
 #pragma unroll
       for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
@@ -97,16 +85,20 @@ class Consumer {
 
   __device__ __forceinline__ static int lane_of() { return static_cast<int>(threadIdx.x) % 32; }
 
-  __device__ __forceinline__ static void scale_columns(float (&s)[kScores],
-                                                       const float (&scales)[kStepKeys]) {
+  template <unsigned kActive>
+  __device__ __forceinline__ void scale_columns(const float (&scales)[kStepKeys]) {
 #pragma unroll
     for (int x = 0; x < kScores; x += 4) {
       const float2 pair =
           *reinterpret_cast<const float2*>(scales + 2 * x + common::fragment_column(lane_of()));
-      s[x] *= pair.x;
-      s[x + 1] *= pair.y;
-      s[x + 2] *= pair.x;
-      s[x + 3] *= pair.y;
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        if ((kActive >> t & 1) == 0) continue;
+        s_[t][x] *= pair.x;
+        s_[t][x + 1] *= pair.y;
+        s_[t][x + 2] *= pair.x;
+        s_[t][x + 3] *= pair.y;
+      }
     }
   }
 
@@ -148,42 +140,114 @@ class Consumer {
     }
   }
 
-  /// Scores of product t become weights.
-  __device__ __forceinline__ void soften(int t, std::uint32_t tokens, int first_key,
-                                         float scale_log2) {
-    const int top = first_ + 16 * t;
-    const int row = top + lane_of() / 4;
-    if (first_key + kStepKeys > shared_.visible[top]) {
-      const int limit[2] = {shared_.visible[row] - first_key, shared_.visible[row + 8] - first_key};
+  /// Where this lane's rows of matrices lie in a stage, worked out anew: registers are few.
+  __device__ __forceinline__ static std::uint32_t keys_of_lane() {
+    const int lane = ptx::laneid();
+    return common::swizzled_chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+
+  __device__ __forceinline__ static std::uint32_t values_of_lane() {
+    const int lane = ptx::laneid();
+    return common::swizzled_chunk(lane % 16, lane / 16);
+  }
+
+  /// Row of the tile of this thread's first score of product t.
+  __device__ __forceinline__ int row_of(int t) const { return first_ + 16 * t + lane_of() / 4; }
+
+  /// Scores of keys that a row does not see.
+  template <unsigned kActive>
+  __device__ __forceinline__ void mask(int first_key) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if ((kActive >> t & 1) == 0) continue;
+      const int limit[2] = {shared_.visible[row_of(t)] - first_key,
+                            shared_.visible[row_of(t) + 8] - first_key};
       common::mask_fragment(s_[t], lane_of(),
                             [&](int half, int column) { return column >= limit[half]; });
     }
-    bool takes_part[2] = {true, true};
-    if constexpr (Traits::kUnion) {
-      takes_part[0] = (tokens >> shared_.token[row] & 1) != 0;
-      takes_part[1] = (tokens >> shared_.token[row + 8] & 1) != 0;
-    }
-    float raised[2], decay[2];
-    softmax_[t].raise(s_[t], takes_part, raised);
-    if constexpr (Traits::kKeyScales) {  // they will multiply the weights
+  }
+
+  /// Moves maxima to `raised` where that lies far enough above. All products beside each other,
+  /// with a branch for all: alone each waits for its shuffles.
+  template <unsigned kActive>
+  __device__ __forceinline__ void move(float (&raised)[kTiles][2], std::uint32_t tokens,
+                                       float scale_log2) {
+    bool moved = false;
+    float decay[kTiles][2];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if ((kActive >> t & 1) == 0) continue;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (raised[r] > softmax_[t].max[r]) raised[r] = common::whole_power(raised[r], scale_log2);
+        const bool takes_part =
+            !Traits::kUnion || (tokens >> shared_.token[row_of(t) + 8 * r] & 1) != 0;
+        float& max = softmax_[t].max[r];
+        float top = takes_part ? fmaxf(max, raised[t][r]) : max;
+        // Scales of values will multiply the weights.
+        if (Traits::kKeyScales && top > max) top = common::whole_power(top, scale_log2);
+        // The first block always moves: infinity is above any slack.
+        if (!((top - max) * scale_log2 > common::attend::kSlack)) top = max;
+        const float base = top == common::kMinusInf ? 0.0f : top;  // nothing seen: 2^-inf, not NaN
+        decay[t][r] = ptx::ex2((max - base) * scale_log2);
+        // Weights 0, or NaN where scores are not finite: the tile is then computed again.
+        offset_[t][r] = takes_part ? -base * scale_log2 : common::kMinusInf;
+        softmax_[t].sum[r] *= decay[t][r];
+        moved = moved || decay[t][r] != 1.0f;
+        max = top;
       }
     }
-    softmax_[t].template weigh<true>(s_[t], raised, takes_part, scale_log2, decay);
-    if (common::warp::any(decay[0] != 1.0f || decay[1] != 1.0f)) {
+    if (!common::warp::any(moved)) return;
 #pragma unroll
-      for (int x = 0; x < kOutputs; ++x) o_[t][x] *= decay[x >> 1 & 1];
+    for (int t = 0; t < kTiles; ++t) {
+      if ((kActive >> t & 1) == 0) continue;
+#pragma unroll
+      for (int x = 0; x < kOutputs; ++x) o_[t][x] *= decay[t][x >> 1 & 1];
+    }
+  }
+
+  /// Weights of 16 keys as the first factor of a product.
+  __device__ __forceinline__ void weigh(int t, int k, int step, float scale_log2,
+                                        std::uint32_t (&p)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = i % 2;
+      float low = ptx::ex2(fmaf(s_[t][8 * k + 2 * i], scale_log2, offset_[t][r]));
+      float high = ptx::ex2(fmaf(s_[t][8 * k + 2 * i + 1], scale_log2, offset_[t][r]));
+      softmax_[t].sum[r] += low + high;
+      if constexpr (Traits::kKeyScales) {
+        const float* scales = shared_.v_scales[step % 2] + 16 * k + 8 * (i / 2);
+        low *= scales[common::fragment_column(lane_of())];
+        high *= scales[common::fragment_column(lane_of()) + 1];
+      }
+      p[i] = ptx::cvt_pack<Item>(low, high);
+    }
+  }
+
+  /// Largest scores of this thread's rows, or more: their maximum so far.
+  template <unsigned kActive>
+  __device__ __forceinline__ void raise(float (&largest)[kTiles][2]) const {
+    bool negative = false;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if ((kActive >> t & 1) == 0) continue;
+      int bits[2];
+      common::attend::row_max_bits(s_[t], softmax_[t].max, bits);
+      largest[t][0] = __int_as_float(bits[0]);
+      largest[t][1] = __int_as_float(bits[1]);
+      negative = negative || min(bits[0], bits[1]) < 0;
+    }
+    if (!common::warp::any(negative)) return;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if ((kActive >> t & 1) != 0) common::attend::row_max(s_[t], largest[t]);
     }
   }
 
   const typename Traits::Shared& shared_;
   const int first_;  // row
-  std::uint32_t q_;  // where this lane's rows of matrices lie: of queries, in shared memory
-  std::uint32_t k_;  // of keys and values, in a stage
-  std::uint32_t v_;
+  std::uint32_t q_;  // the same of queries, in shared memory
   float s_[kTiles][kScores];
+  float offset_[kTiles][2];  // of the exponents of weights
 };
 
 }  // namespace msa::cuda::mma::attend

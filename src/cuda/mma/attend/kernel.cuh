@@ -75,52 +75,99 @@ __device__ __forceinline__ void load_values(const Params& params, const Loader<T
     loader.load_scales(params.tiles.v_scales, step, shared.v_scales[step % 2]);
 }
 
-/// The steps of a tile: keys and values alternate in the ring, each loaded one step ahead.
+/// What was loaded is there, but for the last `kPending` groups, and everybody is done with what
+/// was read before.
+template <class Traits, int kPending>
+__device__ __forceinline__ void turn() {
+  ptx::cp_async_wait_group<kPending>();
+  ptx::bar_sync(kBarrierStage, Traits::kThreads);
+}
+
+template <class Traits>
+__device__ __forceinline__ std::uint32_t tokens_of(const typename Traits::Shared& shared,
+                                                   int step) {
+  return Traits::kUnion ? shared.entries[step % kAhead].tokens : 0;
+}
+
+/// Four stages: those of the next step are loaded while this one's are read.
+template <class Traits>
+__device__ __forceinline__ void walk_whole(const Params& params, const Loader<Traits>& loader,
+                                           Consumer<Traits>& consumer,
+                                           typename Traits::Shared& shared, float scale_log2) {
+  ptx::cp_async_commit_group();
+#pragma unroll 1
+  for (int step = 0; step < loader.steps(); ++step) {
+    turn<Traits, 0>();
+    loader.look_ahead(step);
+    if (step + 1 < loader.steps()) {
+      const int next = step % 2 == 0 ? 2 : 0;
+      load_keys(params, loader, shared, step + 1, shared.ring[next]);
+      load_values(params, loader, shared, step + 1, shared.ring[next + 1]);
+    }
+    ptx::cp_async_commit_group();
+    if constexpr (Traits::kKeyScales) {
+      loader.check_scales(shared.k_scales[step % 2]);
+      loader.check_scales(shared.v_scales[step % 2]);
+    }
+    const std::uint32_t tokens = tokens_of<Traits>(shared, step);
+    with_active<Traits::kTiles>(consumer.active(tokens), [&]<unsigned kActive>() {
+      if constexpr (kActive != 0) {
+        const int at = step % 2 * 2;
+        consumer.template score<kActive>(shared.ring[at], tokens, step, loader.first_key(step),
+                                         scale_log2);
+        consumer.template add_values<kActive>(shared.ring[at + 1], step, scale_log2);
+      }
+    });
+  }
+}
+
+/// Three stages: keys and values alternate, and the stage of one is free for the next step's other.
+template <class Traits>
+__device__ __forceinline__ void walk_halves(const Params& params, const Loader<Traits>& loader,
+                                            Consumer<Traits>& consumer,
+                                            typename Traits::Shared& shared, float scale_log2) {
+  ptx::cp_async_commit_group();
+  int at = 0;  // of the stage to be read
+  const auto next = [&] { at = at == 2 ? 0 : at + 1; };
+  const auto before = [&] { return shared.ring[at == 0 ? 2 : at - 1]; };
+#pragma unroll 1
+  for (int step = 0; step < loader.steps(); ++step) {
+    turn<Traits, 1>();
+    loader.look_ahead(step);
+    if (step + 1 < loader.steps()) load_keys(params, loader, shared, step + 1, before());
+    ptx::cp_async_commit_group();
+    const std::uint32_t tokens = tokens_of<Traits>(shared, step);
+    // Weights stay in registers over the turn to the values: each kind of step has its own.
+    with_active<Traits::kTiles>(consumer.active(tokens), [&]<unsigned kActive>() {
+      if constexpr (kActive != 0)
+        consumer.template score<kActive>(shared.ring[at], tokens, step, loader.first_key(step),
+                                         scale_log2);
+      next();
+      turn<Traits, 1>();
+      if (step + 1 < loader.steps()) load_values(params, loader, shared, step + 1, before());
+      ptx::cp_async_commit_group();
+      if constexpr (kActive != 0)
+        consumer.template add_values<kActive>(shared.ring[at], step, scale_log2);
+      next();
+    });
+  }
+}
+
+/// The steps of a tile, each loaded one step ahead.
 template <class Traits>
 __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
                                      Consumer<Traits>& consumer, typename Traits::Shared& shared) {
-  static_assert(kStages == 3, "the next half of a step and the one behind it are on their way");
-  const int steps = loader.steps();
-  if (steps == 0) return;
+  if (loader.steps() == 0) return;
   const float scale_log2 = shared.folded.scores(params.tiles.scale_log2);
   loader.begin();
   loader.load_queries();
   load_keys(params, loader, shared, 0, shared.ring[0]);
-  ptx::cp_async_commit_group();
+  if (Traits::kStages == 3) ptx::cp_async_commit_group();
   load_values(params, loader, shared, 0, shared.ring[1]);
-  ptx::cp_async_commit_group();
-  int at = 0;  // of the stage to be read
-  // Waits for that stage; the one that was read before is free then.
-  const auto turn = [&] {
-    ptx::cp_async_wait_group<kStages - 2>();
-    ptx::bar_sync(kBarrierStage, Traits::kThreads);
-    return shared.ring[at == 0 ? kStages - 1 : at - 1];
-  };
-  const auto next = [&] { at = at == kStages - 1 ? 0 : at + 1; };
-#pragma unroll 1
-  for (int step = 0; step < loader.steps(); ++step) {
-    std::uint8_t* const before = turn();
-    loader.look_ahead(step);
-    if (step + 1 < loader.steps()) load_keys(params, loader, shared, step + 1, before);
-    ptx::cp_async_commit_group();
-    if constexpr (Traits::kKeyScales) loader.check_scales(shared.k_scales[step % 2]);
-    const std::uint32_t tokens = Traits::kUnion ? shared.entries[step % kAhead].tokens : 0;
-    // Weights stay in registers over the turn to the values: each kind of step has its own.
-    with_active<Traits::kTiles>(consumer.active(tokens), [&]<unsigned kActive>() {
-      if constexpr (kActive != 0)
-        consumer.template weigh<kActive>(shared.ring[at], tokens, step, loader.first_key(step),
-                                         scale_log2);
-      next();
-      std::uint8_t* const read = turn();
-      if (step + 1 < loader.steps()) load_values(params, loader, shared, step + 1, read);
-      ptx::cp_async_commit_group();
-      if constexpr (Traits::kKeyScales) {
-        loader.check_scales(shared.v_scales[step % 2]);
-        consumer.template scale_weights<kActive>(shared.v_scales[step % 2]);
-      }
-      if constexpr (kActive != 0) consumer.template add_values<kActive>(shared.ring[at]);
-      next();
-    });
+  if constexpr (Traits::kStages == 4) {
+    walk_whole(params, loader, consumer, shared, scale_log2);
+  } else {
+    walk_halves(params, loader, consumer, shared, scale_log2);
   }
   __syncthreads();  // marks are there
 }

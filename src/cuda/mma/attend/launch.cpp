@@ -11,31 +11,33 @@ namespace msa::cuda::mma::attend {
 namespace {
 
 constexpr std::array kInstances = {
-    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Dense, .warps = 4},
-    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Dense, .warps = 8},
-    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Union, .warps = 4},
-    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Union, .warps = 8},
-    Config{.storage = Storage::Bf16, .head_dim = 64, .walk = Walk::Dense, .warps = 4},
-    Config{.storage = Storage::Bf16, .head_dim = 64, .walk = Walk::Dense, .warps = 8},
-    Config{.storage = Storage::Bf16, .head_dim = 64, .walk = Walk::Union, .warps = 4},
-    Config{.storage = Storage::Bf16, .head_dim = 64, .walk = Walk::Union, .warps = 8},
-    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Dense, .warps = 4},
-    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Dense, .warps = 8},
-    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Union, .warps = 4},
-    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Union, .warps = 8},
-    Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Dense, .warps = 4},
-    Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Dense, .warps = 8},
-    Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Union, .warps = 4},
-    Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Union, .warps = 8},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Dense, .warps = 4, .stages = 4},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Dense, .warps = 4, .stages = 3},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Dense, .warps = 8, .stages = 4},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .walk = Walk::Dense, .warps = 4, .stages = 4},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Union, .warps = 4, .stages = 4},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Union, .warps = 4, .stages = 3},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .walk = Walk::Union, .warps = 8, .stages = 4},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .walk = Walk::Union, .warps = 4, .stages = 4},
+    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Dense, .warps = 4, .stages = 4},
+    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Dense, .warps = 4, .stages = 3},
+    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Dense, .warps = 8, .stages = 4},
+    Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Dense, .warps = 4, .stages = 4},
+    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Union, .warps = 4, .stages = 4},
+    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Union, .warps = 4, .stages = 3},
+    Config{.storage = Storage::F16, .head_dim = 128, .walk = Walk::Union, .warps = 8, .stages = 4},
+    Config{.storage = Storage::F16, .head_dim = 64, .walk = Walk::Union, .warps = 4, .stages = 4},
     Config{.storage = Storage::Bf16,
            .head_dim = 128,
            .walk = Walk::Dense,
            .warps = 8,
+           .stages = 4,
            .key_scales = true},
     Config{.storage = Storage::Bf16,
            .head_dim = 128,
            .walk = Walk::Union,
            .warps = 8,
+           .stages = 4,
            .key_scales = true},
 };
 
@@ -59,11 +61,16 @@ void launch(const Config& config, const Params& params, cudaStream_t stream) {
 
 int ctas_per_sm(const Config& config) { return config.warps == 4 ? 2 : 1; }
 
-int warps_for(std::size_t shared_memory, int head_dim) {
+Shape shape_for(std::size_t shared_memory, int head_dim, bool key_scales) {
   // An SM has a kilobyte more than one CTA may take, and keeps one for each.
   constexpr std::size_t kReserved = 1024;
-  const std::size_t cta = static_cast<std::size_t>(tile_bytes(head_dim)) + kBesideTiles + kReserved;
-  return 2 * cta <= shared_memory + kReserved ? 4 : 8;
+  for (const int stages : {4, 3}) {
+    const std::size_t cta =
+        static_cast<std::size_t>(tile_bytes(head_dim, stages)) + kBesideTiles + kReserved;
+    // With scales beside the weights of 32 rows, four warps spill.
+    if (!key_scales && 2 * cta <= shared_memory + kReserved) return {4, stages};
+  }
+  return {8, 4};
 }
 
 }  // namespace msa::cuda::mma::attend

@@ -19,7 +19,13 @@ void launch(const Config& config, const Params& params, cudaStream_t stream);
 /// CTAs of a config that an SM holds at once.
 int ctas_per_sm(const Config& config);
 
-/// Warps of a CTA where one may take so many bytes of shared memory: see Config.
-int warps_for(std::size_t shared_memory, int head_dim);
+/// Of a Config.
+struct Shape {
+  int warps;
+  int stages;
+};
+
+/// Where a CTA may take so many bytes of shared memory.
+Shape shape_for(std::size_t shared_memory, int head_dim, bool key_scales);
 
 }  // namespace msa::cuda::mma::attend

@@ -17,8 +17,7 @@ class Loader {
       : params_(params),
         job_(shared.job),
         shared_(shared),
-        row_(static_cast<int>(threadIdx.x) / kChunks),
-        to_((chunk() >> 3) * kStepKeys * 128 + common::swizzled_chunk(row_, chunk() & 7)),
+        to_((chunk() >> 3) * kStepKeys * 128 + common::swizzled_chunk(first_row(), chunk() & 7)),
         steps_a_block_(Traits::kUnion ? params.tiles.batch.block_size / kStepKeys : 1) {}
 
   __device__ __forceinline__ int steps() const { return job_.blocks * steps_a_block_; }
@@ -39,7 +38,7 @@ class Loader {
     const int valid = job_.tokens * params_.tiles.group;
     const auto* q = static_cast<const std::uint16_t*>(params_.q.data) + chunk() * 8;
 #pragma unroll
-    for (int row = row_; row < kTileRows; row += kRows) {
+    for (int row = first_row(); row < kTileRows; row += kRows) {
       const int token = row / params_.tiles.group;
       const int head = job_.head * params_.tiles.group + row - token * params_.tiles.group;
       const std::int64_t at = row < valid ? (job_.row + std::int64_t{token}) * params_.q.stride_t +
@@ -79,18 +78,18 @@ class Loader {
     const int page_size = params_.tiles.batch.page_size;
     if (page_size == 0 || page_size >= kStepKeys) {
       const auto place = places[0];
-      from +=
-          place.page * rows.stride_page + (place.token + std::int64_t{row_}) * rows.stride_token;
+      from += place.page * rows.stride_page +
+              (place.token + std::int64_t{first_row()}) * rows.stride_token;
       const int end = is_page(place.page) ? left : 0;
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
-        ptx::cp_async_16(to + i * kRows * 128, from, row_ + i * kRows < end ? 16 : 0);
+        ptx::cp_async_16(to + i * kRows * 128, from, first_row() + i * kRows < end ? 16 : 0);
         from += kRows * rows.stride_token;
       }
     } else {
 #pragma unroll 1
       for (int i = 0; i < kPasses; ++i) {
-        const int row = row_ + i * kRows;
+        const int row = first_row() + i * kRows;
         const auto place = places[row / 16];
         const bool there = row < left && is_page(place.page);
         const std::int64_t at = place.page * rows.stride_page +
@@ -136,7 +135,10 @@ class Loader {
     __syncthreads();
   }
 
-  /// Of a row: this thread's.
+  /// The first of this thread's rows, and which chunk of a row is this thread's.
+  __device__ __forceinline__ static int first_row() {
+    return static_cast<int>(threadIdx.x) / kChunks;
+  }
   __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
 
   __device__ __forceinline__ bool is_page(int page) const {
@@ -178,8 +180,7 @@ class Loader {
   const Params& params_;
   const Job& job_;
   typename Traits::Shared& shared_;
-  const int row_;  // the first of this thread's rows
-  const int to_;   // where it lies in a stage
+  const int to_;  // where it lies in a stage
   const int steps_a_block_;
 };
 

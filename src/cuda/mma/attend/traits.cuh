@@ -33,9 +33,11 @@ struct Traits {
   static constexpr int kWarpRows = kTileRows / kWarps;
   static constexpr int kTiles = kWarpRows / 16;  // products of 16 rows each, over the same keys
   static constexpr int kCtasPerSm = cfg.warps == 4 ? 2 : 1;
+  static constexpr int kStages = cfg.stages;
   static constexpr int kPanels = kHeadDim / 64;  // of 128 bytes a row
   static constexpr int kStageBytes = kStepKeys * kHeadDim * 2;
   static_assert(kTiles == 1 || kTiles == 2, "active() has three answers");
+  static_assert(kStages == 3 || kStages == 4, "one step ahead");
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
 
   /// Where 16 keys of a step lie.
@@ -58,7 +60,7 @@ struct Traits {
     int suspect;  // a page id was out of range, or scales do not fold: compute the tile again
   };
   static constexpr int kSharedBytes =
-      tile_bytes(kHeadDim) + kBesideTiles + (cfg.key_scales ? kScaleBytes : 0);
+      tile_bytes(kHeadDim, kStages) + kBesideTiles + (cfg.key_scales ? kScaleBytes : 0);
   static_assert(sizeof(Shared) <= kSharedBytes, "what planning counts with");
 };
 

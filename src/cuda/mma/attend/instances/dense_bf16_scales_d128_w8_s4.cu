@@ -5,8 +5,9 @@ namespace msa::cuda::mma::attend {
 
 template void launch_instance<Config{.storage = Storage::Bf16,
                                      .head_dim = 128,
-                                     .walk = Walk::Union,
+                                     .walk = Walk::Dense,
                                      .warps = 8,
+                                     .stages = 4,
                                      .key_scales = true}>(const Params&, cudaStream_t);
 
 }  // namespace msa::cuda::mma::attend
