@@ -20,10 +20,7 @@ class Consumer {
   static constexpr int kTiles = Traits::kTiles;
   static constexpr int kOutputs = Traits::kHeadDim / 2;
 
-  __device__ __forceinline__ explicit Consumer(typename Traits::Shared& shared)
-      : shared_(shared), first_(static_cast<int>(threadIdx.x) / 32 * Traits::kWarpRows) {
-    const int lane = lane_of();
-    q_ = ptx::cvta_to_shared(shared.q) + common::swizzled_chunk(first_ + lane % 16, lane / 16);
+  __device__ __forceinline__ explicit Consumer(typename Traits::Shared& shared) : shared_(shared) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -37,7 +34,7 @@ class Consumer {
     unsigned bits = 0;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
-      bits |= (tokens & shared_.tokens[first_ / 16 + t]) != 0 ? 1u << t : 0u;
+      bits |= (tokens & shared_.tokens[first() / 16 + t]) != 0 ? 1u << t : 0u;
     return bits;
   }
 
@@ -48,7 +45,7 @@ class Consumer {
                                         int first_key, float scale_log2) {
     multiply_keys<kActive>(ptx::cvta_to_shared(stage) + keys_of_lane());
     if constexpr (Traits::kKeyScales) scale_columns<kActive>(shared_.k_scales[step % 2]);
-    if (first_key + kStepKeys > shared_.visible[first_]) mask<kActive>(first_key);
+    if (first_key + kStepKeys > shared_.visible[first()]) mask<kActive>(first_key);
     float raised[kTiles][2];
     raise<kActive>(raised);
     move<kActive>(raised, tokens, scale_log2);
@@ -123,13 +120,14 @@ class Consumer {
 #pragma unroll
       for (int x = 0; x < kScores; ++x) s_[t][x] = 0.0f;
     }
+    const std::uint32_t queries = queries_of_lane();
 #pragma unroll
     for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
       std::uint32_t a[kTiles][4];
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         if ((kActive >> t & 1) != 0)
-          ptx::ldmatrix_x4(a[t], (q_ ^ (k % 4 * 32)) + k / 4 * kTileRows * 128 + t * 16 * 128);
+          ptx::ldmatrix_x4(a[t], (queries ^ (k % 4 * 32)) + k / 4 * kTileRows * 128 + t * 16 * 128);
       }
 #pragma unroll
       for (int n = 0; n < kStepKeys / 16; ++n) {
@@ -140,7 +138,11 @@ class Consumer {
     }
   }
 
-  /// Where this lane's rows of matrices lie in a stage, worked out anew: registers are few.
+  /// Where this lane's rows of matrices lie, worked out anew for each step: registers are few.
+  __device__ __forceinline__ std::uint32_t queries_of_lane() const {
+    const int lane = ptx::laneid();
+    return ptx::cvta_to_shared(shared_.q) + common::swizzled_chunk(first() + lane % 16, lane / 16);
+  }
   __device__ __forceinline__ static std::uint32_t keys_of_lane() {
     const int lane = ptx::laneid();
     return common::swizzled_chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2);
@@ -151,8 +153,13 @@ class Consumer {
     return common::swizzled_chunk(lane % 16, lane / 16);
   }
 
+  /// First row of the warp.
+  __device__ __forceinline__ static int first() {
+    return static_cast<int>(threadIdx.x) / 32 * Traits::kWarpRows;
+  }
+
   /// Row of the tile of this thread's first score of product t.
-  __device__ __forceinline__ int row_of(int t) const { return first_ + 16 * t + lane_of() / 4; }
+  __device__ __forceinline__ int row_of(int t) const { return first() + 16 * t + lane_of() / 4; }
 
   /// Scores of keys that a row does not see.
   template <unsigned kActive>
@@ -244,8 +251,6 @@ class Consumer {
   }
 
   const typename Traits::Shared& shared_;
-  const int first_;  // row
-  std::uint32_t q_;  // the same of queries, in shared memory
   float s_[kTiles][kScores];
   float offset_[kTiles][2];  // of the exponents of weights
 };
