@@ -29,6 +29,11 @@ bool scores_keys(Op op) { return core::op_traits(op).indexes; }
 bool attends(Op op) { return core::op_traits(op).attends; }
 bool selects(Op op) { return core::op_traits(op).selects; }
 
+/// Tokens x index heads of an index-key head.
+std::int64_t score_columns(const Problem& p) {
+  return p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
+}
+
 std::string index_rejects(const Problem& p) {
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
     return std::string("the kernels take bf16 and f16 indexes, not ") +
@@ -46,7 +51,7 @@ std::string index_rejects(const Problem& p) {
            ", not " + std::to_string(p.index.dim);
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
-  const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
+  const std::int64_t columns = score_columns(p);
   if (columns > decode::kMaxColumns)
     return "decode scores at most 32 tokens x heads of an index-key head, not " +
            std::to_string(columns);
@@ -78,7 +83,7 @@ struct Sm90Decode {
 
   /// SMs as plans count them: one CTA of scoring fits, and two of attention.
   static int multiprocessors(const GpuInfo& gpu) { return gpu.multiprocessors; }
-  static int score_ctas_per_sm(const GpuInfo&) { return 1; }
+  static int score_ctas_per_sm(const GpuInfo&, int) { return 1; }
 
   static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {
     return make_row_map(keys, box_tokens(decode::kScoreStep, problem.bounds.page_size), name);
@@ -107,7 +112,9 @@ struct MmaDecode {
   static int multiprocessors(const GpuInfo& gpu) {
     return fits_two(gpu) ? gpu.multiprocessors : std::max(1, gpu.multiprocessors / 2);
   }
-  static int score_ctas_per_sm(const GpuInfo& gpu) { return fits_two(gpu) ? 2 : 1; }
+  static int score_ctas_per_sm(const GpuInfo& gpu, int tiles) {
+    return fits_two(gpu) ? mma::decode::score_ctas_per_sm(tiles) : 1;
+  }
 
   static mma::decode::Keys steps(const Problem&, const Tensor& keys, const char*) {
     return make_byte_rows(keys);
@@ -161,9 +168,10 @@ DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layo
     : token_slots_(static_cast<int>(std::max<std::int64_t>(p.bounds.max_seqlen_q, 1))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
   if (scores_keys(p.op)) {
+    const int tiles = decode::score_tiles(score_columns(p));
     score_ctas_ =
         decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k, static_cast<int>(p.index.heads_k),
-                           gpu.multiprocessors * Kernels::score_ctas_per_sm(gpu));
+                           gpu.multiprocessors * Kernels::score_ctas_per_sm(gpu, tiles));
     num_claims_ = static_cast<int>(p.index.heads_k);
     score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
     const std::int64_t orders = p.bounds.total_q * p.index.heads * score_stride_;
@@ -233,11 +241,9 @@ void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
       decode::launch_fill(score->scores, call.scores.shape[0],
                           static_cast<int>(call.scores.shape[1]), call.scores.shape[2], stream);
     }
-    const std::int64_t columns =
-        problem.bounds.max_seqlen_q * (problem.index.heads / problem.index.heads_k);
     Kernels::launch(
         {.storage = storage_of(problem.index.q.storage),
-         .tiles = decode::score_tiles(columns),
+         .tiles = decode::score_tiles(score_columns(problem)),
          .dim = static_cast<int>(problem.index.dim),
          .keys = rescore ? Storage::I8 : storage_of(core::index_k_format(problem).storage)},
         *score, stream);

@@ -8,6 +8,7 @@
 #include "cuda/common/decode/launch.h"
 #include "cuda/common/tile/pipeline.cuh"
 #include "cuda/common/tile/swizzle.cuh"
+#include "cuda/mma/decode/score/launch.h"
 #include "cuda/mma/tile/copy_boxes.cuh"
 
 namespace msa::cuda::mma::decode {
@@ -23,6 +24,10 @@ struct Engine {
   // One CTA fits 99 KB, two fit 163.
   static constexpr int kTileRingBytes = 64 * 1024;
   static constexpr int kStepRingBytes = 64 * 1024;
+
+  static constexpr int kCrowdedThreads = 288;  // of scoring: as many as there are
+
+  static constexpr int step_ctas(int tiles) { return score_ctas_per_sm(tiles); }
 
   static __device__ __forceinline__ void prefetch(const Keys&) {}
   static __device__ __forceinline__ std::uint64_t streamed() { return 0; }

@@ -27,6 +27,13 @@ struct Engine {
   static constexpr int kTileRingBytes = 96 * 1024;
   static constexpr int kStepRingBytes = 96 * 1024;
 
+  // What nine warps of scoring may use: 80 registers a thread, so that a quarter of an SM has three
+  // of them and still 168 for a warp of attention.
+  static constexpr int kCrowdedThreads = 352;
+
+  /// CTAs of scoring that fit an SM.
+  static constexpr int step_ctas(int) { return 1; }
+
   static __device__ __forceinline__ void prefetch(const Keys& keys) {
     ptx::prefetch_tensormap(&keys);
   }

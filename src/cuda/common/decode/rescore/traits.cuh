@@ -12,6 +12,8 @@ namespace msa::cuda::common::decode {
 /// Keys come straight from memory.
 struct NoRing {
   static constexpr int kStepRingBytes = 0;
+  static constexpr int kCrowdedThreads = 0;
+  static constexpr int step_ctas(int) { return 1; }
 };
 
 template <RescoreConfig cfg>

@@ -36,11 +36,10 @@ struct ScoreTraits {
   static constexpr int kThreads = (kConsumers + 1) * 32;
   // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
   static constexpr int kReleases = kTeamWarps * 32;
-  // What ptxas is told. Nine warps with 80 registers a thread: a quarter of an SM has three of them
-  // and still 168 for a warp of attention.
+  // What ptxas is told.
   static constexpr bool kCrowded = kConsumers > 4;
-  static constexpr int kBoundThreads = kCrowded ? 352 : kThreads;
-  static constexpr int kBoundCtas = kCrowded ? 2 : 1;
+  static constexpr int kBoundThreads = kCrowded ? Engine::kCrowdedThreads : kThreads;
+  static constexpr int kBoundCtas = kCrowded ? 2 : Engine::step_ctas(kTiles);
   static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
   static constexpr int kStepParts = kScoreStep / kKeys;
   static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp
