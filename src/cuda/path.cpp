@@ -60,10 +60,10 @@ struct Sm90Stages {
   using Select = SelectStage;
   using Decode = DecodeStage;
 };
-
 struct MmaStages {
   using Attend = MmaAttendStage;
-  using Select = SelectStage;
+  using Select = MmaSelectStage;
+  using Decode = MmaDecodeStage;
 };
 
 template <class Chosen>
@@ -164,7 +164,8 @@ class SharedDecodePath final : public Path {
     const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
     const std::int64_t tokens = p.bounds.max_seqlen_q;
     const std::int64_t listed = std::min(blocks_of(p), p.selection.topk);
-    const std::int64_t alone = listed * tokens * sm90::decode::head_tiles(static_cast<int>(group));
+    const std::int64_t alone =
+        listed * tokens * common::decode::head_tiles(static_cast<int>(group));
     // Of 8 neighbours: 20 to 24 where each lists 16.
     const std::int64_t together = std::min({blocks_of(p), listed * tokens, listed + listed / 2});
     const double bytes =
@@ -378,12 +379,6 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
   return {name, isa, Chosen::takes, rejects, plan_path<Chosen>};
 }
 
-std::string mma_attention_rejects(const Problem& problem, const GpuInfo&) {
-  if (problem.op == Op::MsaAttention || problem.outputs.block_max)
-    return "isa mma has no selection and no block scores";
-  return AttentionPath<MmaStages>::rejects(problem);
-}
-
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
 // kernels in common/ alone.
 constexpr std::array kTable = {
@@ -397,7 +392,9 @@ constexpr std::array kTable = {
     row_of<InvertPath>("invert", &kSm90, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kSm90, on_any<StorePath::rejects>),
 
-    row_of<AttentionPath<MmaStages>>("attention", &kMma, mma_attention_rejects),
+    row_of<DecodePath<MmaStages>>("decode", &kMma, on_any<MmaDecodeStage::rejects>),
+    row_of<AttentionPath<MmaStages>>("attention", &kMma, on_any<AttentionPath<MmaStages>::rejects>),
+    row_of<SelectPath<MmaStages>>("select", &kMma, on_any<MmaSelectStage::rejects>),
     row_of<MergePath>("merge", &kMma, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kMma, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kMma, on_any<StorePath::rejects>),

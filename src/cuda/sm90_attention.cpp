@@ -70,19 +70,19 @@ void Sm90Attention::mend(const Problem& problem, const core::Call& call, const T
                          const Params& params, cudaStream_t stream) const {
   namespace decode = sm90::decode;
   const sm90::attend::Maps maps = make_maps(params, call);
-  decode::AttendParams row{.select = {.batch = params.batch, .records = params.requests},
-                           .k_map = maps.k,
-                           .v_map = maps.v,
-                           .q = make_rows<const void>(call.q),
-                           .to = params.to,
-                           .heads_kv = params.heads_kv,
-                           .group = params.group,
-                           .tiles = decode::head_tiles(params.group),
-                           .scale_log2 = params.scale_log2,
-                           .k_scales = params.k_scales,
-                           .v_scales = params.v_scales};
+  decode::AttendParams row{{.select = {.batch = params.batch, .records = params.requests},
+                            .q = make_rows<const void>(call.q),
+                            .to = params.to,
+                            .heads_kv = params.heads_kv,
+                            .group = params.group,
+                            .tiles = common::decode::head_tiles(params.group),
+                            .scale_log2 = params.scale_log2,
+                            .k_scales = params.k_scales,
+                            .v_scales = params.v_scales},
+                           maps.k,
+                           maps.v};
   if (walks_lists()) {
-    row.blocks = decode::Blocks::Listed;
+    row.blocks = common::decode::Blocks::Listed;
     row.lists = make_lists(block_ids);
   }
   decode::launch_mend({.storage = config_.storage,

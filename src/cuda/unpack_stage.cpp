@@ -23,19 +23,6 @@ std::int64_t items_of(const Problem& p) {  // of keys, or of values
   return p.bounds.batch * columns_of(p) * page_of(p) * p.attention.heads_kv * p.attention.head_dim;
 }
 
-/// In bytes.
-KeyRows<const std::uint8_t> make_code_rows(const Tensor& codes) {
-  const bool paged = codes.rank == 4;
-  const int bits = bits_of(storage_of(codes.dtype));
-  const auto bytes = [&](int dim) {
-    return codes.stride[static_cast<std::size_t>(dim)] * bits / 8;
-  };
-  return {.data = static_cast<const std::uint8_t*>(codes.data),
-          .stride_page = paged ? bytes(0) : 0,
-          .stride_token = bytes(paged ? 1 : 0),
-          .stride_head = bytes(paged ? 2 : 1)};
-}
-
 }  // namespace
 
 std::string UnpackStage::rejects(const Problem& problem) {
@@ -86,7 +73,7 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   std::int32_t* const table = page_table_.in(workspace);
   common::unpack::Params params{.batch = front.batch,
                                 .requests = front.requests,
-                                .codes = {make_code_rows(call.k), make_code_rows(call.v)},
+                                .codes = {make_byte_rows(call.k), make_byte_rows(call.v)},
                                 .items = {items_[0].in(workspace), items_[1].in(workspace)},
                                 .page_table = table,
                                 .columns = static_cast<int>(columns_),

@@ -90,18 +90,18 @@ TEST(CudaPlans, GridsHoldEveryHead) {
 }
 
 TEST(CudaPlans, SelectionCutsTheCallNotThePlan) {
-  const sm90::select::SelectPlan plan = sm90::select::plan_select({.total_q = 1 << 20,
-                                                                   .max_seqlen_q = 1 << 20,
-                                                                   .max_seqlen_k = 1 << 20,
-                                                                   .batch = 8,
-                                                                   .index_heads = 4},
-                                                                  tuning_for(kHopper));
-  EXPECT_GT(sm90::select::num_chunks(plan, plan.num_tiles), 100);
-  const std::int64_t tiles = sm90::select::tiles_of_call(plan, 4096, 2);
+  const common::select::SelectPlan plan = common::select::plan_select({.total_q = 1 << 20,
+                                                                       .max_seqlen_q = 1 << 20,
+                                                                       .max_seqlen_k = 1 << 20,
+                                                                       .batch = 8,
+                                                                       .index_heads = 4},
+                                                                      tuning_for(kHopper));
+  EXPECT_GT(common::select::num_chunks(plan, plan.num_tiles), 100);
+  const std::int64_t tiles = common::select::tiles_of_call(plan, 4096, 2);
   EXPECT_LE(tiles, 4096 / plan.tokens_per_tile + 3);
-  EXPECT_EQ(sm90::select::num_chunks(plan, tiles), 1);
-  EXPECT_LE(sm90::select::tiles_of_call(plan, 1 << 20, 8), plan.num_tiles);
-  EXPECT_EQ(sm90::select::tiles_of_call(plan, 0, 8), 0);
+  EXPECT_EQ(common::select::num_chunks(plan, tiles), 1);
+  EXPECT_LE(common::select::tiles_of_call(plan, 1 << 20, 8), plan.num_tiles);
+  EXPECT_EQ(common::select::tiles_of_call(plan, 0, 8), 0);
 }
 
 TEST(CudaTuning, FollowsTheCard) {
@@ -313,10 +313,10 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
       EXPECT_NE(why.find("filter"), std::string::npos) << line << ": " << why;
     }
   }
-  EXPECT_EQ(sm90::decode::rescore_ctas(4, 8192, 132), 33);
-  EXPECT_EQ(sm90::decode::rescore_ctas(128, 1024, 132), 2);
-  EXPECT_EQ(sm90::decode::rescore_ctas(512, 256, 132), 1);
-  EXPECT_EQ(sm90::decode::rescore_ctas(0, 0, 132), 1);
+  EXPECT_EQ(common::decode::rescore_ctas(4, 8192, 132), 33);
+  EXPECT_EQ(common::decode::rescore_ctas(128, 1024, 132), 2);
+  EXPECT_EQ(common::decode::rescore_ctas(512, 256, 132), 1);
+  EXPECT_EQ(common::decode::rescore_ctas(0, 0, 132), 1);
 }
 
 TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
@@ -349,7 +349,7 @@ TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
 }
 
 TEST(CudaPlans, AFilteredPrefillHasTilesOfOneHead) {
-  using namespace sm90::select;
+  using namespace common::select;
   const SelectShape shape{.total_q = 131072,
                           .max_seqlen_q = 131072,
                           .max_seqlen_k = 131072,
@@ -424,7 +424,7 @@ TEST(CudaPlans, ScalesOfGroupsAreReadByTheirStrides) {
 // Then the copy engine brings them: whoever scores 128 keys in the time that their bytes take has
 // none for 128 copies.
 TEST(CudaPlans, ScalesOfAPageMayLieSideBySide) {
-  using sm90::decode::groups_are_dense;
+  using common::decode::groups_are_dense;
   alignas(16) std::array<std::uint8_t, 16> memory{};
   const Format q8kv4{DType::E2M1, Scale::Group, 16, true};
   const auto dense = [&](const Tensor& scales, int page, int heads) {
@@ -445,7 +445,7 @@ TEST(CudaPlans, ScalesOfAPageMayLieSideBySide) {
 }
 
 TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
-  namespace decode = sm90::decode;
+  namespace decode = common::decode;
   constexpr int kSms = 132;
   EXPECT_EQ(decode::score_ctas(1, 131072, 1, kSms), kSms);
   EXPECT_EQ(decode::score_ctas(32, 131072, 1, kSms), kSms);
@@ -457,12 +457,15 @@ TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
   EXPECT_EQ(decode::attend_splits(32, 1, 8, 16, kSms), 8);
   EXPECT_EQ(decode::attend_splits(128, 4, 16, 16, kSms), 1);
   EXPECT_EQ(decode::attend_splits(1, 4, 16, 1024, kSms), 66);
-  for (const int splits : {1, 2, 4, 8}) EXPECT_FALSE(decode::uses_partials(splits)) << splits;
-  EXPECT_TRUE(decode::uses_partials(66));
+  for (const int splits : {1, 2, 4, 8}) {
+    EXPECT_FALSE(decode::uses_partials(splits, true)) << splits;
+    EXPECT_EQ(decode::uses_partials(splits, false), splits != 1) << splits;
+  }
+  EXPECT_TRUE(decode::uses_partials(66, true));
 }
 
 TEST(CudaPlans, DecodeSelectsInTheMemoryOfOneCta) {
-  namespace decode = sm90::decode;
+  namespace decode = common::decode;
   EXPECT_EQ(decode::select_lanes(16, 8192), 4);
   EXPECT_EQ(decode::select_lanes(17, 8192), 1);
   EXPECT_EQ(decode::select_lanes(16, 65536), 1);

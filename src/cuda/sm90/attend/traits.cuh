@@ -6,7 +6,6 @@
 #include "cuda/common/scales.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/attend/config.h"
-#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 

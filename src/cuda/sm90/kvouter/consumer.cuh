@@ -5,12 +5,12 @@
 #pragma once
 
 #include "cuda/common/attend/softmax.cuh"
-#include "cuda/sm90/ptx/math.cuh"
-#include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
 namespace msa::cuda::sm90::kvouter {

@@ -17,7 +17,9 @@ namespace msa::cuda::sm90::ptx {
 using common::ptx::cp_async;
 using common::ptx::cp_async_16;
 using common::ptx::cp_async_commit_group;
+using common::ptx::cp_async_mbarrier_arrive_noinc;
 using common::ptx::cp_async_wait_group;
+using common::ptx::touch;
 
 /// Any rank from 2 to 5: the length of `coords` tells.
 template <int kRank>
@@ -61,19 +63,6 @@ __device__ __forceinline__ std::uint64_t createpolicy_evict_first() {
   std::uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
-}
-
-/// Loads 4 bytes that nobody needs yet: their line is in L1 afterwards. Does not wait.
-__device__ __forceinline__ void touch(const void* gmem) {
-  [[maybe_unused]] std::uint32_t unused;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(unused) : "l"(gmem));
-}
-
-/// Arrives once the cp_async of the calling thread up to here are done: one of the arrivals that
-/// the barrier was made for.
-__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(Mbarrier* bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(cvta_to_shared(bar))
-               : "memory");
 }
 
 }  // namespace msa::cuda::sm90::ptx

@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps
       const float2 x = ptx::cvt_unpack<Item>(items[n]);
       largest = ptx::max_nan(largest, ptx::max_nan(fabsf(x.x), fabsf(x.y)));
     }
-    const QueryUnit unit = query_unit(quad::max_nan(largest));
+    const QueryUnit unit = common::query_unit(quad::max_nan(largest));
 #pragma unroll
     for (int n = 0; n < kWords / 2; ++n) {
       const float2 low = ptx::cvt_unpack<Item>(items[2 * n]);
@@ -50,8 +50,8 @@ __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps
                                 high.y * unit.divide};
       float codes[4];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) codes[c] = unit.known ? code_of(unit, divided[c]) : 0.0f;
-      a[n / 2 * 4 + n % 2 * 2 + i] = pack_codes(codes);
+      for (int c = 0; c < 4; ++c) codes[c] = unit.known ? common::code_of(unit, divided[c]) : 0.0f;
+      a[n / 2 * 4 + n % 2 * 2 + i] = common::pack_codes(codes);
     }
   }
 }
