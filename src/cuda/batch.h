@@ -68,6 +68,9 @@ KeyRows<Item> make_key_rows(const Tensor& keys) {
   return {data, 0, keys.stride[0], keys.stride[1]};
 }
 
+/// Keys, values or codes of any storage; strides count bytes.
+KeyRows<const std::uint8_t> make_byte_rows(const Tensor& keys);
+
 template <class Item>
 FilterBounds<Item> make_filter_bounds(const Problem& problem, const Tensor& bounds) {
   return {.data = static_cast<Item*>(bounds.data),

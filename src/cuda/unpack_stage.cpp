@@ -23,19 +23,6 @@ std::int64_t items_of(const Problem& p) {  // of keys, or of values
   return p.bounds.batch * columns_of(p) * page_of(p) * p.attention.heads_kv * p.attention.head_dim;
 }
 
-/// In bytes.
-KeyRows<const std::uint8_t> make_code_rows(const Tensor& codes) {
-  const bool paged = codes.rank == 4;
-  const int bits = bits_of(storage_of(codes.dtype));
-  const auto bytes = [&](int dim) {
-    return codes.stride[static_cast<std::size_t>(dim)] * bits / 8;
-  };
-  return {.data = static_cast<const std::uint8_t*>(codes.data),
-          .stride_page = paged ? bytes(0) : 0,
-          .stride_token = bytes(paged ? 1 : 0),
-          .stride_head = bytes(paged ? 2 : 1)};
-}
-
 }  // namespace
 
 std::string UnpackStage::rejects(const Problem& problem) {
@@ -52,10 +39,13 @@ std::string UnpackStage::rejects(const Problem& problem) {
   return "";
 }
 
-UnpackStage::UnpackStage(const Problem& problem, Layout& layout)
+UnpackStage::UnpackStage(const Problem& problem, Layout& layout, bool key_scales)
     : columns_(columns_of(problem)), page_(page_of(problem)) {
   for (Piece<std::uint16_t>& piece : items_) piece = layout.take<std::uint16_t>(items_of(problem));
   page_table_ = layout.take<std::int32_t>(problem.bounds.batch * columns_);
+  if (!key_scales) return;
+  for (std::optional<Piece<float>>& piece : key_scales_)
+    piece = layout.take<float>(items_of(problem) / problem.attention.head_dim);
 }
 
 std::int64_t UnpackStage::bytes(const Problem& problem) {
@@ -69,6 +59,13 @@ Problem UnpackStage::unpacked(const Problem& problem) {
   return plain;
 }
 
+Scales UnpackStage::key_scales_of(const Tensor& scales) {
+  return {.data = static_cast<const float*>(scales.data),
+          .stride_page = scales.stride[0],
+          .stride_token = scales.stride[1],
+          .stride_head = scales.stride[2]};
+}
+
 void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue::Params& front,
                       void* workspace, cudaStream_t stream, bool beside) const {
   const Format kv = core::kv_format(problem);
@@ -76,7 +73,7 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   std::int32_t* const table = page_table_.in(workspace);
   common::unpack::Params params{.batch = front.batch,
                                 .requests = front.requests,
-                                .codes = {make_code_rows(call.k), make_code_rows(call.v)},
+                                .codes = {make_byte_rows(call.k), make_byte_rows(call.v)},
                                 .items = {items_[0].in(workspace), items_[1].in(workspace)},
                                 .page_table = table,
                                 .columns = static_cast<int>(columns_),
@@ -86,6 +83,12 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   if (kv.storage == DType::E2M1) {
     params.groups[0] = make_group_scales(kv, call.k_scale, {});
     params.groups[1] = make_group_scales(kv, call.v_scale, {});
+  }
+  const Tensor* const scales[2] = {&call.k_scale, &call.v_scale};
+  for (int of = 0; of < 2; ++of) {
+    if (!key_scales_[of]) continue;
+    params.scales[of] = make_scales(problem, kv, *scales[of]);
+    params.key_scales[of] = key_scales_[of]->in(workspace);
   }
   common::unpack::launch(storage_of(kv.storage), storage_of(problem.attention.q.storage), params,
                          stream);
@@ -101,7 +104,16 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   };
   call.k = tensor(items_[0]);
   call.v = tensor(items_[1]);
-  call.k_scale = call.v_scale = {};
+  const auto scales_of = [&](const std::optional<Piece<float>>& piece) {
+    if (!piece) return Tensor{};
+    const std::int64_t heads = problem.attention.heads_kv;
+    Tensor made =
+        make_tensor(piece->in(workspace), DType::F32, {pages, page_, heads}, problem.device);
+    made.stride = {page_ * heads, 1, page_};
+    return made;
+  };
+  call.k_scale = scales_of(key_scales_[0]);
+  call.v_scale = scales_of(key_scales_[1]);
   front.batch.page_table = {.data = table, .stride = 1};
   front.batch.page_table_stride_b = columns_;
   front.batch.page_columns = columns_;

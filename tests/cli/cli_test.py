@@ -38,6 +38,11 @@ class CliTest(unittest.TestCase):
         return result
 
 
+def isas_of_cpu():
+    backends = json.loads(msa("info", "--json").stdout)["backends"]
+    return next(backend["isas"] for backend in backends if backend["name"] == "cpu")
+
+
 def normal(count, seed):
     rng = random.Random(seed)
     return [rng.gauss(0, 1) for _ in range(count)]
@@ -99,10 +104,15 @@ class Commands(CliTest):
         st.write(self.path("in"), problem())
         if "cuda" not in there:
             self.expect(NO_BACKEND, msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cuda"), "cuda")
+        for isa in isas_of_cpu():
+            result = msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", isa["name"])
+            self.expect(GOOD if isa["available"] else NO_BACKEND, result)
         for b in info["backends"]:
             for isa in b.get("isas", []):
-                result = msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", isa["name"])
-                self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+                if not isa["available"]:
+                    result = msa("run", "dense", self.path("in"), self.path("out"), "--isa", isa["name"])
+                    self.expect(NO_BACKEND, result, isa["reason"])
+        self.expect(USAGE, msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", "mma"), "--isa")
         if "cuda" not in there:
             self.assertTrue(all("cuda" != b["name"] or not b["available"] for b in info["backends"]))
 
@@ -348,8 +358,7 @@ class Verify(CliTest):
         self.expect(GOOD, msa("verify", self.path("good.txt")))
 
     def test_every_instruction_set(self):
-        isas = [isa for backend in json.loads(msa("info", "--json").stdout)["backends"] for isa in backend.get("isas", [])]
-        available = sum(isa["available"] for isa in isas)
+        available = sum(isa["available"] for isa in isas_of_cpu())
         result = self.expect(GOOD, msa("verify", "--backend", "cpu", "--every-isa", "--case", f"op=dense|select|msa {SMALL}"))
         totals = dict(line.split("\t") for line in result.stdout.splitlines())
         self.assertEqual((totals["run"], totals["passed"]), (str(3 * available),) * 2, result.stdout)
@@ -378,11 +387,9 @@ class Verify(CliTest):
         self.expect(BAD_INPUT, msa("verify", "--draw", 1, "--inside", self.path("none.txt")), "none.txt")
 
     def test_every_isa(self):
-        info = json.loads(msa("info", "--json").stdout)
-        for backend in info["backends"]:
-            for isa in backend.get("isas", []):
-                result = msa("verify", "--backend", "cpu", "--isa", isa["name"], "--case", f"op=dense {SMALL}")
-                self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+        for isa in isas_of_cpu():
+            result = msa("verify", "--backend", "cpu", "--isa", isa["name"], "--case", f"op=dense {SMALL}")
+            self.expect(GOOD if isa["available"] else NO_BACKEND, result)
 
 
 class Files(CliTest):

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The arithmetic of the 8-bit filter as decode's kernels do it, on the host: whatever queries, keys
 // and true bounds hold, the score that tensor cores sum lies between the two numbers.
-#include "cuda/sm90/tile/filter_bounds.h"
+#include "cuda/common/tile/filter_bounds.h"
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@
 
 #include "cuda/sm90/select/products.h"
 
-namespace msa::cuda::sm90 {
+namespace msa::cuda::common {
 namespace {
 
 constexpr int kDim = 128;
@@ -200,14 +200,15 @@ TEST(FilterOnHopper, ScoresLieBetweenTheirBounds) {
 }
 
 /// As part_products, of the largest products of a key tile's parts.
-std::uint32_t word_of(const std::array<std::int32_t, select::kTileParts>& parts) {
+std::uint32_t word_of(const std::array<std::int32_t, sm90::select::kTileParts>& parts) {
   const auto units = [](std::int32_t product) { return product >> 6; };
   const int most = units(*std::max_element(parts.begin(), parts.end()));
   auto word = static_cast<std::uint32_t>(most & 0xffff) << 16;
-  for (int p = 0; p < select::kTileParts; ++p) {
-    const int steps = (most - units(parts[static_cast<std::size_t>(p)])) / select::kUnitsPerStep;
-    word |= static_cast<std::uint32_t>(std::min(steps, select::kMostSteps))
-            << select::steps_shift(p);
+  for (int p = 0; p < sm90::select::kTileParts; ++p) {
+    const int steps =
+        (most - units(parts[static_cast<std::size_t>(p)])) / sm90::select::kUnitsPerStep;
+    word |= static_cast<std::uint32_t>(std::min(steps, sm90::select::kMostSteps))
+            << sm90::select::steps_shift(p);
   }
   return word;
 }
@@ -223,14 +224,14 @@ TEST(FilterOnHopper, WordsOfProductsBoundWhatTheyStandFor) {
       for (float& x : q) x = to_bf16(query(random));
       Codes codes;
       const QueryBound bound = code_query(q, codes, rotated);
-      std::array<Vector, select::kTileParts> keys;
+      std::array<Vector, sm90::select::kTileParts> keys;
       float scale = 0;
       for (Vector& k : keys) {
         for (float& x : k) x = to_bf16(key(random));
         scale = std::max(scale, code_key(k, rotated, 1).scale);
       }
-      std::array<std::int32_t, select::kTileParts> products{};
-      std::array<double, select::kTileParts> scores{};
+      std::array<std::int32_t, sm90::select::kTileParts> products{};
+      std::array<double, sm90::select::kTileParts> scores{};
       float error = 0, norm = 0;
       CodedKey coded;
       for (std::size_t p = 0; p < keys.size(); ++p) {
@@ -246,15 +247,17 @@ TEST(FilterOnHopper, WordsOfProductsBoundWhatTheyStandFor) {
         ASSERT_LE(static_cast<double>(x.lower), score) << name << ' ' << n;
         ASSERT_GE(static_cast<double>(x.upper), score) << name << ' ' << n;
       };
-      expect_inside(select::bound_block<128>(word, 0, bound, page),
+      expect_inside(sm90::select::bound_block<128>(word, 0, bound, page),
                     *std::max_element(scores.begin(), scores.end()));
-      expect_inside(select::bound_block<64>(word, 0, bound, page), std::max(scores[0], scores[1]));
-      expect_inside(select::bound_block<64>(word, 1, bound, page), std::max(scores[2], scores[3]));
-      for (int p = 0; p < select::kTileParts; ++p) {
-        const int steps = select::steps_of(word, p);
-        far += steps == select::kMostSteps ? 1 : 0;
-        const int high = select::largest_of(word) - steps * select::kUnitsPerStep;
-        ASSERT_GE(static_cast<double>(select::bound_units(high, high, bound, page).upper),
+      expect_inside(sm90::select::bound_block<64>(word, 0, bound, page),
+                    std::max(scores[0], scores[1]));
+      expect_inside(sm90::select::bound_block<64>(word, 1, bound, page),
+                    std::max(scores[2], scores[3]));
+      for (int p = 0; p < sm90::select::kTileParts; ++p) {
+        const int steps = sm90::select::steps_of(word, p);
+        far += steps == sm90::select::kMostSteps ? 1 : 0;
+        const int high = sm90::select::largest_of(word) - steps * sm90::select::kUnitsPerStep;
+        ASSERT_GE(static_cast<double>(sm90::select::bound_units(high, high, bound, page).upper),
                   scores[static_cast<std::size_t>(p)])
             << name << ' ' << n;
       }
@@ -330,4 +333,4 @@ TEST(FilterOnHopper, WhatIsUnknownBoundsNothing) {
 }
 
 }  // namespace
-}  // namespace msa::cuda::sm90
+}  // namespace msa::cuda::common

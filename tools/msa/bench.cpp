@@ -269,7 +269,8 @@ class Bench {
   Results results_;
 };
 
-/// A named row stands for the cpu backend; a forced instruction set becomes part of its name.
+/// A named row stands for the backend under test; a forced instruction set becomes part of its
+/// name.
 std::vector<BenchRow> choose_rows(const BenchOptions& options) {
   std::vector<BenchRow> rows;
   const auto chosen = [&](const std::string& id) {
@@ -298,9 +299,9 @@ std::vector<BenchRow> choose_rows(const BenchOptions& options) {
 }
 
 /// Rows of instruction sets that this machine lacks are told, not measured.
-bool runs_here(const BenchRow& row) {
+bool runs_here(const BenchRow& row, const std::string& backend) {
   if (row.isa.empty()) return true;
-  for (const IsaInfo& isa : testkit::isas_of("cpu")) {
+  for (const IsaInfo& isa : testkit::isas_of(backend)) {
     if (isa.name != row.isa || isa.available) continue;
     fmt::print(stderr, "{}: not run: {}\n", row.id, isa.reason);
     return false;
@@ -356,7 +357,8 @@ int bench(const BenchOptions& options) {
     return bench.serve(rows.front()) ? kGood : kCheckFailed;
   }
   bool good = true;
-  std::erase_if(rows, [](const BenchRow& row) { return !runs_here(row); });
+  std::erase_if(rows,
+                [&](const BenchRow& row) { return !runs_here(row, options.under_test.backend); });
   announce(rows, options);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     bench.begin(i, rows.size());

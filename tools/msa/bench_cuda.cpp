@@ -220,6 +220,7 @@ class GpuRow {
   Problem planned(Problem problem) const {
     const bool invariant = problem.options.batch_invariant;
     problem.options = options_.under_test;
+    if (!named_.isa.empty()) problem.options.isa = named_.isa;
     problem.options.batch_invariant = invariant;
     return problem;
   }

@@ -224,6 +224,26 @@ void add_low_bits_rows(std::vector<BenchRow>& rows) {
                   .peer = "own bf16"});
 }
 
+/// Those of compute capability 8.0 and up, forced.
+void add_mma_rows(std::vector<BenchRow>& rows) {
+  for (const auto& [name, tokens] : {Length{"8k", 8192}, {"32k", 32768}, {"128k", 131072}}) {
+    const std::string lens = " lens=" + std::to_string(tokens) + ":" + std::to_string(tokens);
+    const std::string size = name;
+    if (tokens < 131072) {
+      rows.push_back({.id = "mma.dense." + size,
+                      .what = "dense causal prefill, " + size + " tokens, isa mma forced",
+                      .line = "op=dense" + lens,
+                      .isa = "mma"});
+    }
+    rows.push_back({.id = "mma.msa." + size + ".drift",
+                    .what = "selection and attention, prefill of " + size +
+                            " tokens, lists that drift, isa mma forced",
+                    .line = "op=msa regime=drift" + lens,
+                    .isa = "mma",
+                    .stages = true});
+  }
+}
+
 /// Rows whose other side is our own: what an unusual batch costs beside a usual one.
 void add_robust_rows(std::vector<BenchRow>& rows) {
   rows.push_back({.id = "hopper.decode.ragged.128k.b1",
@@ -363,6 +383,7 @@ std::vector<BenchRow> named_gpu_rows() {
   add_speculative_rows(rows);
   add_low_bits_rows(rows);
   add_robust_rows(rows);
+  add_mma_rows(rows);
   return rows;
 }
 

@@ -51,7 +51,7 @@ double peak_of(const Peaks& peaks, const std::string& isa, DType dtype) {
   if (isa == "avx512_bf16" && dtype == DType::BF16) return peaks.bf16_flops;
   if (isa.starts_with("avx512")) return peaks.fp32_flops;
   if (isa == "avx2") return peaks.avx2_fp32_flops;
-  if (isa == "sm90" && dtype != DType::F32) return peaks.bf16_flops;
+  if ((isa == "sm90" || isa == "mma") && dtype != DType::F32) return peaks.bf16_flops;
   return 0;
 }
 

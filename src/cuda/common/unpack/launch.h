@@ -19,6 +19,8 @@ struct Params {
   KeyRows<const std::uint8_t> codes[2]{};  // of keys, of values; bytes
   GroupScales groups[2]{};    // of four bits; what scales codes of eight stays outside the items
   void* items[2]{};           // [B * columns, Hkv, page, 128]
+  Scales scales[2]{};         // of eight bits, where every key is to have its own beside the items
+  float* key_scales[2]{};     // [B * columns, Hkv, page], or none
   int* page_table = nullptr;  // [B, columns]
   int columns = 0;            // pages of the longest request
   int page = 0;               // keys of a page of items: as those of codes where these are paged

@@ -7,9 +7,9 @@
 // straight line; ptxas serialises them otherwise.
 #pragma once
 
+#include "cuda/common/attend/softmax.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/epilogue.cuh"
-#include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"

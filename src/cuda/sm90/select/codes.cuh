@@ -70,14 +70,14 @@ __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps
     float largest = 0.0f;
 #pragma unroll
     for (float item : x) largest = ptx::max_nan(largest, fabsf(item));
-    const QueryUnit unit = query_unit(quad::max_nan(largest));
+    const QueryUnit unit = common::query_unit(quad::max_nan(largest));
 #pragma unroll
     for (int n = 0; n < kRowItems<Traits> / 4; ++n) {
       float codes[4];
 #pragma unroll
       for (int c = 0; c < 4; ++c)
-        codes[c] = unit.known ? code_of(unit, x[4 * n + c] * unit.divide) : 0.0f;
-      a[n / 2 * 4 + n % 2 * 2 + i] = pack_codes(codes);
+        codes[c] = unit.known ? common::code_of(unit, x[4 * n + c] * unit.divide) : 0.0f;
+      a[n / 2 * 4 + n % 2 * 2 + i] = common::pack_codes(codes);
     }
   }
 }

@@ -8,29 +8,15 @@
 
 #include <cstdint>
 
-#include "cuda/common/topk/launch.h"
-#include "cuda/sm90/select/plan.h"
+#include "cuda/common/select/launch.h"
+#include "cuda/sm90/select/config.h"
 
 namespace msa::cuda::sm90::select {
 
-struct Queries {
-  Rows<const void> rows{};  // [T, Hi, Di]
-  Storage storage = Storage::Bf16;
-  int dim = 128;
-};
-
-struct ScoresOut {
-  Slots<float> scores{};  // [T, Hi, columns]
-  std::int64_t columns = 0;
-};
-
-/// What the prologue left.
-struct Front {
-  BatchParams batch{};
-  common::prologue::TileView tiles{};
-  std::int64_t num_tiles = 0;      // records of `tiles`, some of them without a tile
-  unsigned* next_items = nullptr;  // [num_chunks(num_tiles) * item_counters], 0
-};
+using common::select::Front;
+using common::select::Queries;
+using common::select::ScoresOut;
+using common::select::SelectPlan;
 
 /// block_scores. `key_map` has boxes of box_tokens(kTileKeys, page_size) keys.
 void launch_block_scores(const SelectPlan& plan, const Front& front, const Queries& queries,

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/common/rows.cuh"
-#include "cuda/sm90/select/work.cuh"
+#include "cuda/sm90/select/traits.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
 namespace msa::cuda::sm90::select {
@@ -39,7 +39,7 @@ class Producer {
       Work work;
       work.valid_rows = -1;
       work.first = work.end = 0;
-      if (item < items) work = locate_work<Traits>(p, item);
+      if (item < items) work = locate(item);
       if (item >= items || !Traits::kConfig.scratch || work.first < work.end) {
         shared_.work_ring.wait_empty(slot);
         if (lane_ == 0) {
@@ -62,6 +62,14 @@ class Producer {
   }
 
  private:
+  __device__ __forceinline__ Work locate(unsigned item) const {
+    const Params& p = params_;
+    Work work = common::select::locate_work(p, item);
+    if constexpr (Traits::kListed)
+      work.end = p.lists.sizes[static_cast<std::int64_t>(work.slot) * p.groups + work.group].x;
+    return work;
+  }
+
   /// Key tiles [work.first, work.end) into the ring, box by box through the page table.
   __device__ __forceinline__ void load_keys(const Work& work) {
     const Params& p = params_;

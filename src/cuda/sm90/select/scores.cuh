@@ -6,7 +6,7 @@
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/select/work.cuh"
+#include "cuda/sm90/select/traits.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"

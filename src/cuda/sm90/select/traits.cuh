@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/select/work.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/select/config.h"
 #include "cuda/sm90/tile/descriptor.cuh"
@@ -13,19 +14,10 @@
 
 namespace msa::cuda::sm90::select {
 
-/// One item of work: a tile of query rows and a span of key tiles. The producer warp writes it.
-struct Work {
-  RequestRecord rows;  // row 0 is the tile's first, seqlen_q their number
-  int request;
-  int slot;  // of the tile in this launch
-  int group;
-  int key_head;  // index-K head
-  int span;
-  int first;  // key tiles [first, end)
-  int end;
-  int visible_end;  // key tiles that any row sees
-  int valid_rows;   // rows (token, head) of the tile; -1: no more work
-};
+using common::kAllLanes;
+using common::kMinusInf;
+using common::select::Work;
+using common::select::WorkQueue;
 
 template <Config cfg>
 struct Traits {
