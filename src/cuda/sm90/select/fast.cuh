@@ -33,7 +33,7 @@ __device__ __forceinline__ void load_exact_codes(std::uint32_t (&a)[4 * Traits::
         const float ratio = finite ? __fdiv_rn(x[4 * n + c], divisor) : 0.0f;
         codes[c] = static_cast<float>(min(max(__float2int_rn(ratio), -127), 127));
       }
-      a[n / 2 * 4 + n % 2 * 2 + i] = pack_codes(codes);
+      a[n / 2 * 4 + n % 2 * 2 + i] = common::pack_codes(codes);
     }
   }
 }
