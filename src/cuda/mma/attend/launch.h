@@ -23,6 +23,7 @@ int ctas_per_sm(const Config& config);
 struct Shape {
   int warps;
   int stages;
+  friend constexpr bool operator==(const Shape&, const Shape&) = default;
 };
 
 /// Where a CTA may take so many bytes of shared memory.
