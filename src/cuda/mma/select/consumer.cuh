@@ -20,22 +20,28 @@ inline constexpr int kLaneRows = 4;
 __device__ __forceinline__ constexpr int row_offset(int i) { return i / 2 * 16 + i % 2 * 8; }
 
 /// Block scores of one row a lane on their way to memory: after join_quad lane i of a quad holds
-/// those of its i-th row. Where the row lies is said again for each store: registers are few.
+/// those of its i-th row.
 class ScoreWriter {
  public:
   /// `row`: the lane's, of the tile.
-  __device__ __forceinline__ ScoreWriter(const Params& p, const Work& work, int row)
-      : params_(p), work_(work), row_(row) {}
+  __device__ __forceinline__ ScoreWriter(const Params& p, const Work& work, int row) : params_(p) {
+    row_ = nullptr;
+    if (row >= work.valid_rows) return;
+    if (p.scratch) {
+      row_ = p.scores.data +
+             ((static_cast<std::int64_t>(work.slot) * p.groups + work.group) * kTileRows + row) *
+                 p.scores.stride_h;
+    } else {
+      row_ = common::slots_of(p.scores, work.rows.q_begin + row / p.heads,
+                              work.group * p.heads + row % p.heads);
+    }
+  }
 
   /// Whole float4s of the scratch go out as they fill.
   __device__ __forceinline__ void put(float score, int block) {
-    const Params& p = params_;
-    if (!p.scratch) {
-      if (row_ < work_.valid_rows && block < p.columns) {
-        common::slots_of(p.scores, work_.rows.q_begin + row_ / p.heads,
-                         work_.group * p.heads + row_ % p.heads)[block * p.scores.stride_slot] =
-            score;
-      }
+    if (!params_.scratch) {
+      if (row_ != nullptr && block < params_.columns)
+        row_[block * params_.scores.stride_slot] = score;
       return;
     }
     const int at = block % 4;
@@ -53,18 +59,11 @@ class ScoreWriter {
 
  private:
   __device__ __forceinline__ void flush(int vector) {
-    const Params& p = params_;
-    if (row_ >= work_.valid_rows) return;
-    float* row =
-        p.scores.data +
-        ((static_cast<std::int64_t>(work_.slot) * p.groups + work_.group) * kTileRows + row_) *
-            p.scores.stride_h;
-    reinterpret_cast<float4*>(row)[vector] = pending_;
+    if (row_ != nullptr) reinterpret_cast<float4*>(row_)[vector] = pending_;
   }
 
   const Params& params_;
-  const Work& work_;
-  const int row_;
+  float* row_;  // nullptr: no row of the tile
   float4 pending_{};
 };
 
@@ -154,7 +153,7 @@ class Consumer {
       shared_.ring.wait_full(at_);
       const std::uint32_t bad_boxes = shared_.bad_boxes[at_.stage];
       const bool masked = (stage + 1) * Traits::kKeys > visible_from || bad_boxes != 0;
-#pragma unroll 1  // unrolled, it spills
+#pragma unroll
       for (int group = 0; group < Traits::kKeys / Traits::kGroupKeys; ++group) {
         Scores d;
         multiply(d, shared_.keys[at_.stage], group);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Block scores: persistent CTAs; an item is one tile of query rows and one span of key tiles. See
-// docs/kernels/mma.md.
+// docs/kernels/mma-select.md.
 #pragma once
 
 #include <algorithm>

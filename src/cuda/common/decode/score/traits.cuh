@@ -39,7 +39,9 @@ struct ScoreTraits {
   // What ptxas is told.
   static constexpr bool kCrowded = kConsumers > 4;
   static constexpr int kBoundThreads = kCrowded ? Engine::kCrowdedThreads : kThreads;
-  static constexpr int kBoundCtas = kCrowded ? 2 : Engine::step_ctas(kTiles);
+  // Of items, two CTAs fit without a word of it.
+  static constexpr int kBoundCtas =
+      kCrowded ? 2 : (kCodes || kFilter ? Engine::step_ctas(kTiles) : 1);
   static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
   static constexpr int kStepParts = kScoreStep / kKeys;
   static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp
