@@ -52,18 +52,24 @@ TEST(MmaPlans, TilesFitTheSharedMemoryOfEveryKind) {
   using mma::attend::Shape;
   using mma::attend::shape_for;
   struct Expected {
+    int capability;
     std::size_t kib;
     Shape wide, narrow;  // for 128 columns and for 64
   };
-  for (const auto& [kib, wide, narrow] :
-       {Expected{99, {8, 4}, {4, 4}}, {163, {4, 3}, {4, 4}}, {227, {4, 4}, {4, 4}}}) {
-    EXPECT_EQ(shape_for(kib << 10, 128, false), wide) << kib;
-    EXPECT_EQ(shape_for(kib << 10, 64, false), narrow) << kib;
-    EXPECT_EQ(shape_for(kib << 10, 128, true), (Shape{8, 4})) << kib;
+  for (const auto& [capability, kib, wide, narrow] : {Expected{80, 163, {4, 3}, {4, 4}},
+                                                      {86, 99, {8, 4}, {4, 4}},
+                                                      {90, 227, {4, 4}, {4, 4}},
+                                                      {100, 227, {4, 4}, {4, 4}},
+                                                      {120, 99, {8, 4}, {4, 4}},
+                                                      {130, 227, {8, 4}, {4, 4}}}) {
+    EXPECT_EQ(shape_for(capability, kib << 10, 128, false), wide) << capability;
+    EXPECT_EQ(shape_for(capability, kib << 10, 64, false), narrow) << capability;
+    EXPECT_EQ(shape_for(capability, kib << 10, 128, true), (Shape{8, 4})) << capability;
   }
   for (const GpuInfo& gpu : every_kind()) {
     for (const int dim : {64, 128}) {
-      const auto [warps, stages] = shape_for(gpu.shared_memory, dim, false);
+      const auto [warps, stages] =
+          shape_for(gpu.major * 10 + gpu.minor, gpu.shared_memory, dim, false);
       const std::size_t cta = static_cast<std::size_t>(mma::attend::tile_bytes(dim, stages)) +
                               mma::attend::kBesideTiles;
       EXPECT_LE(cta + mma::attend::kScaleBytes, gpu.shared_memory) << gpu.name;
