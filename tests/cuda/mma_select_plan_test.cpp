@@ -16,7 +16,7 @@
 namespace msa::cuda {
 namespace {
 
-Problem forced(const std::string& line) {
+Problem mma_problem(const std::string& line) {
   Problem p = testkit::problem_of(testkit::parse_case(line));
   p.device = {DeviceType::Cuda, 0};
   p.options.isa = "mma";
@@ -25,7 +25,7 @@ Problem forced(const std::string& line) {
 
 std::string decisions(const std::string& line, const GpuInfo& gpu, std::string* name = nullptr) {
   std::string why;
-  const Problem p = forced(line);
+  const Problem p = mma_problem(line);
   const PathRow* row = find_path(p, gpu, why);
   if (row == nullptr) return "refused: " + why;
   if (name != nullptr) *name = row->isa->name + std::string(" ") + row->name;
@@ -78,7 +78,7 @@ TEST(MmaSelectPlans, SplitsFillTheCtasThatFit) {
 template <class Stage>
 std::size_t workspace(const std::string& line) {
   Layout layout;
-  const Stage stage(forced(line), kHopper, layout);
+  const Stage stage(mma_problem(line), kHopper, layout);
   return layout.bytes();
 }
 
@@ -105,7 +105,7 @@ TEST(MmaSelectPlans, SpansAreCutForTwoCtasAnSm) {
     return std::stoi(text.substr(text.find("select_spans ") + 13));
   };
   EXPECT_EQ(mma::select::kCtasPerSm, 2);
-  const Problem p = forced("op=select heads=4/4 lens=128:1048576");
+  const Problem p = mma_problem("op=select heads=4/4 lens=128:1048576");
   Layout sm90, mma;
   const int few = spans(SelectStage(p, kHopper, sm90).decisions());
   const int many = spans(MmaSelectStage(p, kHopper, mma).decisions());
