@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/common/decode/launch.h"
 #include "cuda/decode_stage.h"
 #include "cuda/mma/decode/score/launch.h"
 #include "cuda/mma/select/config.h"
@@ -72,6 +73,14 @@ TEST(MmaSelectPlans, SplitsFillTheCtasThatFit) {
     EXPECT_TRUE(has(decisions("op=dense heads=64/4 lens=1:1048576", gpu), splits))
         << gpu.name << ": " << decisions("op=dense heads=64/4 lens=1:1048576", gpu);
   }
+}
+
+// Its storage beside the scratch takes less than 2 KB.
+TEST(MmaSelectPlans, AnySelectionFitsEveryKind) {
+  for (const GpuInfo& gpu : every_kind())
+    EXPECT_LE(static_cast<std::size_t>(common::decode::kMostSelectScratch + 2048),
+              gpu.shared_memory)
+        << gpu.name;
 }
 
 /// Workspace of a stage.
