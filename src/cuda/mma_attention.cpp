@@ -19,7 +19,8 @@ namespace {
 mma::attend::Config config_of(const Problem& problem, const GpuInfo& gpu, bool lists) {
   const int head_dim = static_cast<int>(problem.attention.head_dim);
   const bool key_scales = has_column_scales(core::kv_format(problem));
-  const auto [warps, stages] = mma::attend::shape_for(gpu.shared_memory, head_dim, key_scales);
+  const auto [warps, stages] =
+      mma::attend::shape_for(gpu.major * 10 + gpu.minor, gpu.shared_memory, head_dim, key_scales);
   return {.storage = storage_of(problem.attention.q.storage),
           .head_dim = head_dim,
           .walk = lists ? Walk::Union : Walk::Dense,

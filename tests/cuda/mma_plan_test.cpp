@@ -49,23 +49,32 @@ TEST(MmaPlans, TakeEveryCaseInsideTheSupportTable) {
 
 // Two CTAs of four warps an SM, or one of eight where two do not fit.
 TEST(MmaPlans, TilesFitTheSharedMemoryOfEveryKind) {
-  using mma::attend::warps_for;
+  using mma::attend::Shape;
+  using mma::attend::shape_for;
   struct Expected {
+    int capability;
     std::size_t kib;
-    int wide, narrow;  // warps for 128 columns and for 64
+    Shape wide, narrow;  // for 128 columns and for 64
   };
-  for (const auto& [kib, wide, narrow] : {Expected{99, 8, 4}, {163, 4, 4}, {227, 4, 4}}) {
-    EXPECT_EQ(warps_for(kib << 10, 128), wide) << kib;
-    EXPECT_EQ(warps_for(kib << 10, 64), narrow) << kib;
+  for (const auto& [capability, kib, wide, narrow] : {Expected{80, 163, {4, 3}, {4, 4}},
+                                                      {86, 99, {8, 4}, {4, 4}},
+                                                      {90, 227, {4, 4}, {4, 4}},
+                                                      {100, 227, {4, 4}, {4, 4}},
+                                                      {120, 99, {8, 4}, {4, 4}},
+                                                      {130, 227, {8, 4}, {4, 4}}}) {
+    EXPECT_EQ(shape_for(capability, kib << 10, 128, false), wide) << capability;
+    EXPECT_EQ(shape_for(capability, kib << 10, 64, false), narrow) << capability;
+    EXPECT_EQ(shape_for(capability, kib << 10, 128, true), (Shape{8, 4})) << capability;
   }
   for (const GpuInfo& gpu : every_kind()) {
     for (const int dim : {64, 128}) {
-      const mma::attend::Config config{.head_dim = dim, .warps = warps_for(gpu.shared_memory, dim)};
-      const std::size_t cta =
-          static_cast<std::size_t>(mma::attend::tile_bytes(dim)) + mma::attend::kBesideTiles + 1024;
-      EXPECT_LE(cta - 1024, gpu.shared_memory) << gpu.name;
-      EXPECT_LE(cta * static_cast<std::size_t>(mma::attend::ctas_per_sm(config)),
-                gpu.shared_memory + 1024)
+      const auto [warps, stages] =
+          shape_for(gpu.major * 10 + gpu.minor, gpu.shared_memory, dim, false);
+      const std::size_t cta = static_cast<std::size_t>(mma::attend::tile_bytes(dim, stages)) +
+                              mma::attend::kBesideTiles;
+      EXPECT_LE(cta + mma::attend::kScaleBytes, gpu.shared_memory) << gpu.name;
+      const int ctas = mma::attend::ctas_per_sm({.warps = warps});
+      EXPECT_LE((cta + 1024) * static_cast<std::size_t>(ctas), gpu.shared_memory + 1024)
           << gpu.name << ' ' << dim;
     }
   }

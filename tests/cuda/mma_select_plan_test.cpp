@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/common/decode/launch.h"
 #include "cuda/decode_stage.h"
 #include "cuda/mma/decode/score/launch.h"
 #include "cuda/mma/select/config.h"
@@ -16,7 +17,7 @@
 namespace msa::cuda {
 namespace {
 
-Problem forced(const std::string& line) {
+Problem mma_problem(const std::string& line) {
   Problem p = testkit::problem_of(testkit::parse_case(line));
   p.device = {DeviceType::Cuda, 0};
   p.options.isa = "mma";
@@ -25,7 +26,7 @@ Problem forced(const std::string& line) {
 
 std::string decisions(const std::string& line, const GpuInfo& gpu, std::string* name = nullptr) {
   std::string why;
-  const Problem p = forced(line);
+  const Problem p = mma_problem(line);
   const PathRow* row = find_path(p, gpu, why);
   if (row == nullptr) return "refused: " + why;
   if (name != nullptr) *name = row->isa->name + std::string(" ") + row->name;
@@ -74,11 +75,19 @@ TEST(MmaSelectPlans, SplitsFillTheCtasThatFit) {
   }
 }
 
+// Its storage beside the scratch takes less than 2 KB.
+TEST(MmaSelectPlans, AnySelectionFitsEveryKind) {
+  for (const GpuInfo& gpu : every_kind())
+    EXPECT_LE(static_cast<std::size_t>(common::decode::kMostSelectScratch + 2048),
+              gpu.shared_memory)
+        << gpu.name;
+}
+
 /// Workspace of a stage.
 template <class Stage>
 std::size_t workspace(const std::string& line) {
   Layout layout;
-  const Stage stage(forced(line), kHopper, layout);
+  const Stage stage(mma_problem(line), kHopper, layout);
   return layout.bytes();
 }
 
@@ -105,7 +114,7 @@ TEST(MmaSelectPlans, SpansAreCutForTwoCtasAnSm) {
     return std::stoi(text.substr(text.find("select_spans ") + 13));
   };
   EXPECT_EQ(mma::select::kCtasPerSm, 2);
-  const Problem p = forced("op=select heads=4/4 lens=128:1048576");
+  const Problem p = mma_problem("op=select heads=4/4 lens=128:1048576");
   Layout sm90, mma;
   const int few = spans(SelectStage(p, kHopper, sm90).decisions());
   const int many = spans(MmaSelectStage(p, kHopper, mma).decisions());

@@ -261,7 +261,9 @@ class GpuRow {
     say("making the peer's data");
     const testkit::Case spec = testkit::parse_case(named_.peer_line);
     BenchData peer_data(spec, *space_);
-    GpuCall peer(planned(peer_data.problem()), peer_data.operands(), *space_);
+    Problem problem = planned(peer_data.problem());
+    if (!named_.peer_isa.empty()) problem.options.isa = named_.peer_isa;
+    GpuCall peer(problem, peer_data.operands(), *space_);
     const double first = timer_.seconds([&] { peer.run_next(); });
     if (!verify(peer_data, peer, row.id + " (peer)")) return false;
     add_sets(peer_data, peer,

@@ -242,6 +242,24 @@ void add_mma_rows(std::vector<BenchRow>& rows) {
                     .isa = "mma",
                     .stages = true});
   }
+  const auto add_beside_sm90 = [&](const std::string& id, const std::string& what,
+                                   const std::string& line, bool graph) {
+    rows.push_back({.id = "mma." + id,
+                    .what = what + ", isa mma forced",
+                    .line = line,
+                    .isa = "mma",
+                    .peer_line = line,
+                    .peer = "own sm90",
+                    .peer_isa = "sm90",
+                    .graph = graph});
+  };
+  const std::string decode = "selection and attention in a CUDA graph, ";
+  add_beside_sm90("decode.1m.b1", decode + "one token over 1M", "op=msa page=128 lens=1:1048576",
+                  true);
+  add_beside_sm90("decode.128k.b32", decode + "32 requests, one token over 128K each",
+                  "op=msa page=128 lens=32x1:131072", true);
+  add_beside_sm90("topk.random", "select_topk, 131072 rows of 1024 blocks, scores: random",
+                  "op=topk lens=32768:131072 causal=0 regime=random", false);
 }
 
 /// Rows whose other side is our own: what an unusual batch costs beside a usual one.

@@ -25,6 +25,7 @@ struct SelectStorage {
   int num_candidates;
   int num_ids;
 };
+static_assert(sizeof(SelectStorage) <= 2048, "beside the scratch, in 99 KB");
 
 /// The orders of one row's blocks.
 struct SelectRow {

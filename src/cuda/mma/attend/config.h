@@ -34,6 +34,13 @@ constexpr int tile_bytes(int head_dim, int stages) {
 inline constexpr int kBesideTiles = 1024;
 inline constexpr int kScaleBytes = 4 * kStepKeys * 4;  // of keys and values of two steps
 
+/// Whether cards of that compute capability, times 10, have the instance: code for those that never
+/// plan it is left out. Alike for all that run the same machine code.
+constexpr bool is_compiled_for(const Config& config, int capability) {
+  if (config.stages == 3) return capability / 10 == 8;
+  return config.warps == 8 || config.head_dim == 64 || capability < 120;
+}
+
 struct Params {
   common::attend::Params tiles{};
   Rows<const void> q{};  // 16 bits an item

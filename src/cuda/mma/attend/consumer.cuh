@@ -155,7 +155,8 @@ class Consumer {
 
   /// First row of the warp.
   __device__ __forceinline__ static int first() {
-    return static_cast<int>(threadIdx.x) / 32 * Traits::kWarpRows;
+    return __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32 *
+           Traits::kWarpRows;
   }
 
   /// Row of the tile of this thread's first score of product t.

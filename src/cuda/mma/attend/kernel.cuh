@@ -177,6 +177,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(128) std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw);
+  if constexpr (!Traits::kIsCompiled) return;
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   const common::attend::Params& tiles = params.tiles;

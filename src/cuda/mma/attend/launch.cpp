@@ -61,14 +61,16 @@ void launch(const Config& config, const Params& params, cudaStream_t stream) {
 
 int ctas_per_sm(const Config& config) { return config.warps == 4 ? 2 : 1; }
 
-Shape shape_for(std::size_t shared_memory, int head_dim, bool key_scales) {
+Shape shape_for(int capability, std::size_t shared_memory, int head_dim, bool key_scales) {
   // An SM has a kilobyte more than one CTA may take, and keeps one for each.
   constexpr std::size_t kReserved = 1024;
   for (const int stages : {4, 3}) {
+    const Config config{.head_dim = head_dim, .warps = 4, .stages = stages};
     const std::size_t cta =
         static_cast<std::size_t>(tile_bytes(head_dim, stages)) + kBesideTiles + kReserved;
     // With scales beside the weights of 32 rows, four warps spill.
-    if (!key_scales && 2 * cta <= shared_memory + kReserved) return {4, stages};
+    if (!key_scales && is_compiled_for(config, capability) && 2 * cta <= shared_memory + kReserved)
+      return {4, stages};
   }
   return {8, 4};
 }

@@ -23,9 +23,10 @@ int ctas_per_sm(const Config& config);
 struct Shape {
   int warps;
   int stages;
+  friend constexpr bool operator==(const Shape&, const Shape&) = default;
 };
 
-/// Where a CTA may take so many bytes of shared memory.
-Shape shape_for(std::size_t shared_memory, int head_dim, bool key_scales);
+/// On a card of that compute capability, times 10, where a CTA may take so much shared memory.
+Shape shape_for(int capability, std::size_t shared_memory, int head_dim, bool key_scales);
 
 }  // namespace msa::cuda::mma::attend

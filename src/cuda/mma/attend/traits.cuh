@@ -24,6 +24,11 @@ struct ScalesShared<true> {
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
+#ifdef __CUDA_ARCH__
+  static constexpr bool kIsCompiled = is_compiled_for(cfg, __CUDA_ARCH__ / 10);
+#else
+  static constexpr bool kIsCompiled = true;
+#endif
   using Item = common::ItemOf<cfg.storage>;
   static constexpr int kHeadDim = cfg.head_dim;
   static constexpr bool kUnion = cfg.walk == Walk::Union;
