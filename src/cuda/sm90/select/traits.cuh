@@ -50,9 +50,9 @@ struct Traits {
     alignas(1024)
         std::uint8_t keys[kStages][kTileBytes];  // panel after panel, [128 keys][64 items] swizzled
     Ring<kStages> ring;
-    std::uint32_t bad_boxes[kStages];     // boxes whose page id is out of range
-    int4 parts[kListed ? kStages : 1];    // of a key tile, as its list has them
-    int4 slots[kListed ? kStages : 1];    // of their blocks in the list
+    std::uint32_t bad_boxes[kStages];   // boxes whose page id is out of range
+    int4 parts[kListed ? kStages : 1];  // of a key tile, as its list has them
+    int4 slots[kListed ? kStages : 1];  // of their blocks in the list
     Ring<kWorkSlots> work_ring;
     Work work[kWorkSlots];
     int4 scales[kFast ? kStages : 1][2];  // f32 of the boxes of a key tile
