@@ -32,6 +32,13 @@ CUtensorMap index_map(const Problem& problem, const Tensor& index_k, int keys, c
   return make_key_map(index_k, box_tokens(keys, problem.bounds.page_size), name);
 }
 
+/// Whether index keys become items before scoring reads them.
+bool unpacks(const Problem& p) {
+  const Format keys = core::index_k_format(p);
+  const bool codes = keys.storage == DType::E4M3 || keys.storage == DType::E2M1;
+  return codes && p.index.q.storage != DType::E4M3;
+}
+
 bool is_fast(const Problem& p) {
   return p.op != Op::BlockScores && p.selection.precision == Precision::Fast;
 }
@@ -176,9 +183,12 @@ std::string SelectStageOf<Scores>::rejects(const Problem& p) {
   if (p.index.filter && p.index.dim != 128)
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
-  if (core::index_k_format(p) != p.index.q)
+  if (unpacks(p)) {
+    if (std::string why = UnpackIndexStage::rejects(p); !why.empty()) return why;
+  } else if (core::index_k_format(p) != p.index.q) {
     return "the kernels take index keys stored as index queries are, not " +
            to_string(core::index_k_format(p));
+  }
   if (p.index.heads_k > kMaxGridYZ)
     return "at most 65535 index-key heads, not " + std::to_string(p.index.heads_k);
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {
@@ -206,6 +216,10 @@ SelectStageOf<Scores>::SelectStageOf(const Problem& p, const GpuInfo& gpu, Layou
     tiles_ = layout.take<common::prologue::TileRecord>(
         common::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, topk_tokens_));
     return;
+  }
+  if (unpacks(p)) {
+    unpack_.emplace(p, layout);
+    unpacked_ = UnpackIndexStage::unpacked(p);
   }
   const Tuning tuning = Scores::tuning(gpu);
   common::select::SelectShape shape = shape_of(p);
@@ -240,9 +254,13 @@ void SelectStageOf<Scores>::ask(common::prologue::Params& front, void* workspace
 
 template <class Scores>
 void SelectStageOf<Scores>::run_scores(const Problem& problem, const core::Call& call,
-                                       const common::prologue::Params& front,
+                                       const common::prologue::Params& front, void* workspace,
                                        cudaStream_t stream) const {
-  Scores::scores(plan_, front_of(front), problem, call, stream);
+  if (!unpack_) return Scores::scores(plan_, front_of(front), problem, call, stream);
+  core::Call items = call;
+  common::prologue::Params own = front;
+  unpack_->run(problem, items, own, workspace, stream);
+  Scores::scores(plan_, front_of(own), *unpacked_, items, stream);
 }
 
 template <class Scores>
@@ -250,6 +268,18 @@ void SelectStageOf<Scores>::run_selection(const Problem& problem, const core::Ca
                                           const Tensor& ids, const Tensor& chosen,
                                           const common::prologue::Params& front, void* workspace,
                                           cudaStream_t stream) const {
+  if (!unpack_) return select(problem, call, ids, chosen, front, workspace, stream);
+  core::Call items = call;
+  common::prologue::Params own = front;
+  unpack_->run(problem, items, own, workspace, stream);
+  select(*unpacked_, items, ids, chosen, own, workspace, stream);
+}
+
+template <class Scores>
+void SelectStageOf<Scores>::select(const Problem& problem, const core::Call& call,
+                                   const Tensor& ids, const Tensor& chosen,
+                                   const common::prologue::Params& front, void* workspace,
+                                   cudaStream_t stream) const {
   TopkParams params = selection_of(problem, ids, chosen);
   if (!from_scores_) {
     return Scores::selection(plan_, front_of(front), problem, call, params, lists_, workspace,
@@ -267,9 +297,9 @@ template <class Scores>
 std::string SelectStageOf<Scores>::decisions() const {
   if (from_scores_) return std::string("topk_warps_per_row ") + (split_rows_ ? "8" : "1") + "\n";
   const char* way = plan_.filtered ? "select_filter\n" : plan_.fast ? "select_fast\n" : "";
-  return std::string(way) + "select_chunk " + std::to_string(plan_.chunk_tiles) + " tiles of " +
-         std::to_string(plan_.tokens_per_tile) + " tokens\nselect_spans " +
-         std::to_string(plan_.spans) + "\n";
+  return std::string(unpack_ ? "unpack_index\n" : "") + way + "select_chunk " +
+         std::to_string(plan_.chunk_tiles) + " tiles of " + std::to_string(plan_.tokens_per_tile) +
+         " tokens\nselect_spans " + std::to_string(plan_.spans) + "\n";
 }
 
 template class SelectStageOf<Sm90Scores>;

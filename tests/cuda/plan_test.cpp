@@ -667,18 +667,28 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
     const std::string line = "op=" + op + " page=128 index_k=e4m3/page lens=";
     EXPECT_EQ(name(line + "8:5000"), "decode") << op;
     for (const std::string& other : {line + "1:5000 index_dim=64", line + "9:5000"}) {
-      EXPECT_NE(name(other).find("index keys stored as index queries are, not e4m3/page"),
-                std::string::npos)
+      EXPECT_NE(name(other).find("those of groups alone, not e4m3/page"), std::string::npos)
           << name(other);
+    }
+    const std::string path = op == "msa" ? "attention" : "select";
+    for (const std::string format : {"e4m3", "nvfp4", "q8kv4"}) {
+      for (const char* rest : {" page=64", "", " page=384 index_dtype=f16"}) {
+        EXPECT_EQ(name("op=" + op + " lens=9:5000 index_k=" + format + rest), path) << format;
+        if (op == "msa") {
+          EXPECT_EQ(name("op=msa kv=q8kv4 lens=9:5000 index_k=" + format + rest), path) << format;
+        }
+      }
     }
     for (const std::string format : {"nvfp4", "nvfp4/tensor", "q8kv4"}) {
       const std::string four = "op=" + op + " page=128 index_k=" + format + " lens=";
       for (const char* kv : {"auto", "e4m3/head", "q8kv4"})
         EXPECT_EQ(name(four + "8:5000 kv=" + kv), "decode") << four << kv;
-      for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"}) {
-        EXPECT_NE(name(other).find("index keys stored as index queries are, not " + format),
-                  std::string::npos)
-            << name(other);
+      if (format == "nvfp4/tensor") {
+        for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"})
+          EXPECT_NE(name(other).find("groups alone, not " + format), std::string::npos);
+      } else {
+        EXPECT_NE(name(four + "9:5000 index_dim=64").find("index_dim is 128 here"),
+                  std::string::npos);
       }
       const std::string why = DecodeStage::rejects(problem(four + "1:5000 index_dim=64"));
       EXPECT_NE(why.find("index_dim is 128 here where index keys are e2m1"), std::string::npos)
