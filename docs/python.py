@@ -12,7 +12,8 @@ import sys
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 OPERATIONS = ("dense_attention", "block_scores", "select_topk", "select_blocks", "sparse_attention", "msa_attention",
-              "merge_states", "merge_selections", "invert_selection", "quantize_kv", "quantize_index")
+              "merge_states", "merge_selections", "invert_selection", "quantize_kv", "quantize_index",
+              "sparse_attention_backward", "dense_attention_backward", "index_loss")
 HEAD = """# Python
 
 Written by `docs/python.py` out of the docstrings; change those. Words are those of [contract.md](contract.md).
@@ -85,9 +86,13 @@ TORCH = """
 
 `msa.torch` has the same functions over registered ops, `torch.ops.msa.NAME` and `torch.ops.msa.NAME.out`: they stay
 whole under `torch.compile(fullgraph=True)` and can be captured in CUDA graphs. Under tracing the bounds `max_seqlen_q`
-and `max_seqlen_k` must be given wherever a shape hangs on lengths. There is no backward pass yet: an output of inputs
-that require gradients raises where `backward()` reaches it; the functions of `msa` itself refuse such inputs, and so do
-calls that write into given tensors.
+and `max_seqlen_k` must be given wherever a shape hangs on lengths.
+
+`dense_attention`, `sparse_attention` and `msa_attention` over ragged keys have gradients of `q`, `k` and `v`, through
+`out` and `lse`, once: the backward pass has none of its own. Block ids carry none, so that `msa_attention` gives
+`index_q` and `index_k` none. An output of another op whose inputs require gradients raises where `backward()` reaches
+it, and so do pages, stored codes and block maxima; the functions of `msa` itself refuse such inputs, and so do calls
+that write into given tensors.
 """
 
 

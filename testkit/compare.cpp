@@ -11,7 +11,9 @@
 #include <utility>
 
 #include "testkit/compare_attention.h"
+#include "testkit/compare_gradients.h"
 #include "testkit/compare_selections.h"
+#include "testkit/making.h"
 #include "testkit/number.h"
 #include "testkit/oracle.h"
 #include "testkit/requests.h"
@@ -173,6 +175,7 @@ class Comparison {
   void run_stage(const Problem& problem, const Operands& operands) {
     if (problem.op == Op::QuantizeKv || problem.op == Op::QuantizeIndex)
       return compare_caches(problem, operands);
+    if (derives(problem.op)) return compare_all_gradients(problem, operands);
     if (rows_.empty() && problem.op != Op::InvertSelection) return;
     const double work = work_of(problem, operands);
     if (!takes_whole(work)) {
@@ -211,6 +214,20 @@ class Comparison {
            << std::to_integer<int>(*differs.first) << ", got "
            << std::to_integer<int>(*differs.second);
       found_.fail(text.str());
+    }
+    report_.rows_compared = report_.rows;
+  }
+
+  /// Gradients of keys are sums over all rows, so that no row can be compared alone.
+  void compare_all_gradients(const Problem& problem, const Operands& operands) {
+    if (options_.memory != nullptr) {
+      Remembered& known = options_.memory->of(problem, operands);
+      if (!known.gradient_marks)
+        known.gradient_marks = marks_of_gradients(problem, operands, known.answer);
+      compare_gradients(operands, known.answer, *known.gradient_marks, found_);
+    } else {
+      const Answer answer(problem, operands);
+      compare_gradients(operands, answer, marks_of_gradients(problem, operands, answer), found_);
     }
     report_.rows_compared = report_.rows;
   }

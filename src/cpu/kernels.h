@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/attend_kernels.h"
+#include "cpu/backward_kernels.h"
 #include "cpu/select_kernels.h"
 #include "cpu/vector_checks.h"
 
@@ -15,6 +16,8 @@ struct Kernels {
   AttendKernels attend{};
   SelectKernels select{};
   VectorChecks vectors{};
+  BackwardKernels backward{};
+  IndexLossKernels index_loss{};
 };
 
 // Defined with constant initialisation: no code of a level runs before the level is chosen.

@@ -26,6 +26,8 @@ using ProductsOfBf16 = Bf16Products;
 using ProductsOfCodes = ByteProducts;
 
 #include "cpu/generic/attend.inl"
+#include "cpu/generic/backward.inl"
+#include "cpu/generic/index_loss.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
@@ -34,7 +36,9 @@ using ProductsOfCodes = ByteProducts;
 constinit const Kernels kKernels = {.isa = "avx512_bf16",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
-                                    .vectors = checks::table()};
+                                    .vectors = checks::table(),
+                                    .backward = backward::kernels(),
+                                    .index_loss = index_loss::kernels()};
 }  // namespace msa::cpu::avx512_bf16
 
 #if defined(__clang__)

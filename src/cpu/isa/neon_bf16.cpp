@@ -22,6 +22,8 @@ using ProductsOfBf16 = Bf16Products;
 using ProductsOfCodes = PairProducts;
 
 #include "cpu/generic/attend.inl"
+#include "cpu/generic/backward.inl"
+#include "cpu/generic/index_loss.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
@@ -30,7 +32,9 @@ using ProductsOfCodes = PairProducts;
 constinit const Kernels kKernels = {.isa = "neon_bf16",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
-                                    .vectors = checks::table()};
+                                    .vectors = checks::table(),
+                                    .backward = backward::kernels(),
+                                    .index_loss = index_loss::kernels()};
 }  // namespace msa::cpu::neon_bf16
 
 #if defined(__clang__)

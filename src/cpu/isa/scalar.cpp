@@ -12,6 +12,8 @@ using ProductsOfBf16 = F32Products;
 using ProductsOfCodes = PairProducts;
 
 #include "cpu/generic/attend.inl"
+#include "cpu/generic/backward.inl"
+#include "cpu/generic/index_loss.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
@@ -20,5 +22,7 @@ using ProductsOfCodes = PairProducts;
 constinit const Kernels kKernels = {.isa = "scalar",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
-                                    .vectors = checks::table()};
+                                    .vectors = checks::table(),
+                                    .backward = backward::kernels(),
+                                    .index_loss = index_loss::kernels()};
 }  // namespace msa::cpu::scalar

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+// Backward passes of the CPU: what must hold between two calls, bit for bit, on every level of this
+// machine. Against the oracle they are held by cases (tests/cases).
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "testkit/generate.h"
+#include "testkit/number.h"
+#include "testkit/requests.h"
+#include "testkit/verify.h"
+#include "tests/cpu/common.h"
+
+namespace msa::test {
+namespace {
+
+using testkit::address;
+using testkit::Case;
+using testkit::Data;
+using testkit::float_at;
+using testkit::Operands;
+
+const std::vector<std::string>& levels() {
+  static const std::vector<std::string> list = [] {
+    std::vector<std::string> names;
+    for (const IsaInfo& isa : testkit::isas_of("cpu")) {
+      if (isa.available) names.push_back(isa.name);
+    }
+    return names;
+  }();
+  return list;
+}
+
+void run(const Problem& given, const Operands& operands, const Options& options) {
+  Problem problem = given;
+  problem.options = options;
+  const Plan plan = make_plan(problem);
+  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
+  workspace.poison();
+  testkit::run(plan, operands, workspace.view());
+  EXPECT_TRUE(workspace.guards_intact());
+}
+
+std::vector<float> numbers(const Tensor& t) {
+  std::vector<float> all;
+  if (!t) return all;
+  for (std::int64_t i = 0; i < t.shape[0]; ++i) {
+    for (std::int64_t h = 0; h < t.shape[1]; ++h) {
+      for (std::int64_t d = 0; d < t.shape[2]; ++d) all.push_back(float_at(t, i, h, d));
+    }
+  }
+  return all;
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+struct Gradients3 {
+  std::vector<float> dq, dk, dv;
+};
+
+void expect_same(const Gradients3& a, const Gradients3& b) {
+  EXPECT_TRUE(same(a.dq, b.dq)) << "dq";
+  EXPECT_TRUE(same(a.dk, b.dk)) << "dk";
+  EXPECT_TRUE(same(a.dv, b.dv)) << "dv";
+}
+
+Gradients3 outputs(const Operands& o) { return {numbers(o.dq), numbers(o.dk), numbers(o.dv)}; }
+
+Gradients3 gradients(const std::string& line, const Options& options) {
+  Data data(testkit::parse_case(line));
+  const Operands o = data.prepare();
+  run(data.problem(), o, options);
+  EXPECT_EQ(data.damage(), "");
+  return outputs(o);
+}
+
+const std::string kSparse =
+    "op=sparse_backward heads=6/2 dim=48 value_dim=32 block=32 topk=3 lens=70:200,9:33 ";
+
+TEST(Backward, AnyNumberOfThreadsGivesTheSameBits) {
+  for (const std::string& isa : levels()) {
+    for (const std::string& line : {kSparse, std::string("op=dense_backward heads=4/4 dim=32 "
+                                                         "lens=90:300,40:40 dlse=1")}) {
+      expect_same(gradients(line, on(isa, 1)), gradients(line, on(isa, 3)));
+    }
+  }
+}
+
+TEST(Backward, AnOutputAloneIsThatOfAll) {
+  for (const std::string& isa : levels()) {
+    const Gradients3 all = gradients(kSparse, on(isa));
+    EXPECT_TRUE(same(gradients(kSparse + "grads=q", on(isa)).dq, all.dq));
+    EXPECT_TRUE(same(gradients(kSparse + "grads=k", on(isa)).dk, all.dk));
+    EXPECT_TRUE(same(gradients(kSparse + "grads=v", on(isa)).dv, all.dv));
+  }
+}
+
+TEST(Backward, TheOrderOfListsChangesNothing) {
+  for (const std::string& isa : levels()) {
+    expect_same(gradients(kSparse, on(isa)), gradients(kSparse + "order=descending", on(isa)));
+  }
+}
+
+TEST(Backward, EveryBlockListedIsDense) {
+  const std::string rest = " heads=6/2 dim=48 block=32 lens=70:90,9:33";
+  for (const std::string& isa : levels()) {
+    expect_same(gradients("op=sparse_backward topk=3" + rest, on(isa)),
+                gradients("op=dense_backward" + rest, on(isa)));
+  }
+}
+
+// Padding rows and gaps aside, a request's gradients do not know of its neighbours.
+TEST(Backward, ARequestAloneHasTheBitsOfItsBatch) {
+  for (const std::string& isa : levels()) {
+    Data data(testkit::parse_case(kSparse));
+    const Operands o = data.prepare();
+    run(data.problem(), o, on(isa));
+    const Gradients3 batch = outputs(o);
+    std::vector<float> dq, dk, dv;
+    for (const testkit::Request& r : testkit::requests_of(data.problem(), o.batch)) {
+      Operands one = data.prepare();
+      const auto cut = [](Tensor& t, std::int64_t first, std::int64_t count) {
+        t.data = address(t, first);
+        t.shape[0] = count;
+      };
+      for (Tensor* t : {&one.q, &one.out_in, &one.lse_in, &one.dout, &one.block_ids_in, &one.dq})
+        cut(*t, r.q_begin, r.seqlen_q);
+      for (Tensor* t : {&one.k, &one.v, &one.dk, &one.dv}) cut(*t, r.k_begin, r.seqlen_k);
+      one.batch = {};
+      run(data.problem(), one, on(isa));
+      const Gradients3 own = outputs(one);
+      dq.insert(dq.end(), own.dq.begin(), own.dq.end());
+      dk.insert(dk.end(), own.dk.begin(), own.dk.end());
+      dv.insert(dv.end(), own.dv.begin(), own.dv.end());
+    }
+    const auto front = [](std::vector<float> all, std::size_t count) {
+      all.resize(std::min(count, all.size()));
+      return all;
+    };
+    EXPECT_TRUE(same(dq, front(batch.dq, dq.size())));
+    EXPECT_TRUE(same(dk, front(batch.dk, dk.size())));
+    EXPECT_TRUE(same(dv, front(batch.dv, dv.size())));
+  }
+}
+
+TEST(Backward, TwiceTheGradientGivesTwiceTheGradients) {
+  for (const std::string& isa : levels()) {
+    const std::string line = kSparse + "dtype=f32 dlse=1";
+    const Gradients3 once = gradients(line, on(isa));
+    Data data(testkit::parse_case(line));
+    const Operands o = data.prepare();
+    for (const Tensor& t : {o.dout, o.dlse}) {
+      for (std::int64_t i = 0; i < t.shape[0]; ++i) {
+        for (std::int64_t h = 0; h < t.shape[1]; ++h) {
+          for (std::int64_t d = 0; d < (t.rank > 2 ? t.shape[2] : 1); ++d)
+            *reinterpret_cast<float*>(address(t, i, h, d)) *= 2;
+        }
+      }
+    }
+    run(data.problem(), o, on(isa));
+    Gradients3 twice = outputs(o);
+    for (auto* all : {&twice.dq, &twice.dk, &twice.dv}) {
+      for (float& x : *all) x /= 2;
+    }
+    expect_same(once, twice);
+  }
+}
+
+// What a gradient is added to is added once, in f32.
+TEST(Backward, AccumulatingIsAddingAfterwards) {
+  for (const std::string& isa : levels()) {
+    const Gradients3 alone = gradients(kSparse + "grad_dtype=f32", on(isa));
+    Data data(testkit::parse_case(kSparse + "grad_dtype=f32 accumulate=1"));
+    const Operands o = data.prepare();
+    const std::vector<float> before = numbers(o.dk);
+    run(data.problem(), o, on(isa));
+    std::vector<float> expected = alone.dk;
+    for (std::size_t n = 0; n < expected.size(); ++n) expected[n] += before[n];
+    EXPECT_TRUE(same(numbers(o.dk), expected));
+    EXPECT_TRUE(same(numbers(o.dq), alone.dq)) << "dq is written";
+  }
+}
+
+// Shards of the keys, each with the out and lse of all: their parts of dq add up, and each has the
+// gradients of its own keys.
+TEST(Backward, KeyShardsAddUp) {
+  const std::string line =
+      "op=dense_backward dtype=f32 heads=4/2 dim=32 block=16 lens=40:100 dlse=1";
+  for (const std::string& isa : levels()) {
+    const Gradients3 whole = gradients(line, on(isa));
+    Data data(testkit::parse_case(line));
+    Gradients3 sums{std::vector<float>(whole.dq.size(), 0.0f), {}, {}};
+    for (const auto& [first, count] : {std::pair{0, 48}, std::pair{48, 52}}) {
+      Operands o = data.prepare();
+      for (Tensor* t : {&o.k, &o.v, &o.dk, &o.dv}) {
+        t->data = address(*t, first);
+        t->shape[0] = count;
+      }
+      const std::vector<std::int32_t> lengths{count}, offsets{60}, keys{first}, totals{100};
+      const auto of = [](const std::vector<std::int32_t>& x) {
+        return make_tensor(x.data(), DType::I32, {1});
+      };
+      o.batch.seqlens_k = of(lengths);
+      o.batch.cu_seqlens_k = {};
+      o.batch.q_offsets = of(offsets);
+      o.batch.key_offsets = of(keys);
+      o.batch.total_seqlens_k = of(totals);
+      run(data.problem(), o, on(isa));
+      const Gradients3 part = outputs(o);
+      for (std::size_t n = 0; n < part.dq.size(); ++n) sums.dq[n] += part.dq[n];
+      sums.dk.insert(sums.dk.end(), part.dk.begin(), part.dk.end());
+      sums.dv.insert(sums.dv.end(), part.dv.begin(), part.dv.end());
+    }
+    for (std::size_t n = 0; n < whole.dq.size(); ++n)
+      EXPECT_NEAR(sums.dq[n], whole.dq[n], 1e-5) << n;
+    EXPECT_TRUE(same(std::vector<float>(sums.dk.begin(), sums.dk.begin() + 48 * 2 * 32),
+                     std::vector<float>(whole.dk.begin(), whole.dk.begin() + 48 * 2 * 32)));
+    EXPECT_TRUE(same(sums.dk, whole.dk));
+    EXPECT_TRUE(same(sums.dv, whole.dv));
+  }
+}
+
+// Keys are told apart by a vector that all share: dq must not see it (docs/kernels).
+TEST(Backward, ACommonOffsetOfKeysChangesNoGradientOfQueries) {
+  const std::string line = "op=dense_backward dtype=f32 heads=2/1 dim=64 block=16 lens=1:512:512";
+  for (const std::string& isa : levels()) {
+    const Gradients3 plain = gradients(line, on(isa));
+    Data data(testkit::parse_case(line));
+    const Operands o = data.prepare();
+    double shift[2] = {};
+    for (std::int64_t d = 0; d < 64; ++d) {
+      const float offset = d % 2 == 0 ? 3.0f : -3.0f;
+      for (std::int64_t key = 0; key < 512; ++key)
+        *reinterpret_cast<float*>(address(o.k, key, 0, d)) += offset;
+      for (std::int64_t h = 0; h < 2; ++h)
+        shift[h] += double(float_at(o.q, 0, h, d)) * double(offset) / 8;
+    }
+    for (std::int64_t h = 0; h < 2; ++h)
+      *reinterpret_cast<float*>(address(o.lse_in, 0, h)) += static_cast<float>(shift[h]);
+    run(data.problem(), o, on(isa));
+    const std::vector<float> shifted = numbers(o.dq);
+    float largest = 0;
+    for (const float x : plain.dq) largest = std::max(largest, std::fabs(x));
+    for (std::size_t n = 0; n < shifted.size(); ++n)
+      EXPECT_NEAR(shifted[n], plain.dq[n], 2e-4f * largest) << n;
+  }
+}
+
+}  // namespace
+}  // namespace msa::test
