@@ -44,8 +44,8 @@ from . import _core
 from .arrays import Array, Parts
 
 __all__ = ["block_scores", "dense_attention", "dense_attention_backward", "index_loss", "invert_selection",
-           "merge_selections", "merge_states", "msa_attention", "quantize_index", "quantize_kv", "select_blocks", "select_topk",
-           "sparse_attention", "sparse_attention_backward"]
+           "merge_selections", "merge_states", "msa_attention", "quantize_index", "quantize_kv", "select_blocks",
+           "select_topk", "sparse_attention", "sparse_attention_backward"]
 
 
 def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Array | None = None,
@@ -427,17 +427,17 @@ def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens
 
 
 def sparse_attention_backward(q: Array, k: Array, v: Array, block_ids: Array, out: Array, lse: Array, dout: Array,
-                              dlse: Array | None = None, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-                              cu_seqlens_k: Array | None = None, q_offsets: Array | None = None,
+                              dlse: Array | None = None, *, cu_seqlens_q: Array | None = None,
+                              seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
+                              q_offsets: Array | None = None,
                               key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
                               block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
                               max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
                               backend: str | None = None, isa: str | None = None, threads: int = 0,
                               batch_invariant: bool = False, dtype: Any = None, grad_dtype: Any = None,
-                              accumulate: bool = False,
-                              dq: Array | None = None, dk: Array | None = None, dv: Array | None = None,
-                              return_dq: bool = True, return_dk: bool = True, return_dv: bool = True,
-                              workspace: Array | None = None, stream: Any = None) -> Any:
+                              accumulate: bool = False, dq: Array | None = None, dk: Array | None = None,
+                              dv: Array | None = None, return_dq: bool = True, return_dk: bool = True,
+                              return_dv: bool = True, workspace: Array | None = None, stream: Any = None) -> Any:
     """Gradients of sparse_attention, from those that arrive at its outputs.
 
     q: [T, Hq, D]
@@ -462,16 +462,17 @@ def sparse_attention_backward(q: Array, k: Array, v: Array, block_ids: Array, ou
                                            key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
                                            dq=dq if dq is not None else return_dq,
                                            dk=dk if dk is not None else return_dk,
-                                           dv=dv if dv is not None else return_dv, block_size=block_size, causal=causal,
-                                           softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                                           dv=dv if dv is not None else return_dv, block_size=block_size,
+                                           causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
                                            max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                                            batch_invariant=batch_invariant, grad_dtype=grad_dtype,
                                            accumulate=accumulate, dtype=dtype, workspace=workspace, stream=stream)
 
 
 def dense_attention_backward(q: Array, k: Array, v: Array, out: Array, lse: Array, dout: Array,
-                             dlse: Array | None = None, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-                             cu_seqlens_k: Array | None = None, q_offsets: Array | None = None,
+                             dlse: Array | None = None, *, cu_seqlens_q: Array | None = None,
+                             seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
+                             q_offsets: Array | None = None,
                              key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
                              block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
                              max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
@@ -504,8 +505,8 @@ def dense_attention_backward(q: Array, k: Array, v: Array, out: Array, lse: Arra
                                           key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
                                           dq=dq if dq is not None else return_dq,
                                           dk=dk if dk is not None else return_dk,
-                                          dv=dv if dv is not None else return_dv, block_size=block_size, causal=causal,
-                                          softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                                          dv=dv if dv is not None else return_dv, block_size=block_size,
+                                          causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
                                           max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                                           batch_invariant=batch_invariant, grad_dtype=grad_dtype,
                                           accumulate=accumulate, dtype=dtype, workspace=workspace, stream=stream)

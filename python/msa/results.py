@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Gradients", "IndexGradients",
-           "IndexLoss", "Inverse", "KeyValueGradients", "LossKeyGradients", "LossQueryGradients", "OutBlocks", "OutMaxima", "QueryKeyGradients", "QueryValueGradients", "ScoredCandidates", "Selection", "SelectionCandidates", "Stored", "StoredScales", "result_class"]
+__all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Gradients", "IndexGradients", "IndexLoss",
+           "Inverse", "KeyValueGradients", "LossKeyGradients", "LossQueryGradients", "OutBlocks", "OutMaxima",
+           "QueryKeyGradients", "QueryValueGradients", "ScoredCandidates", "Selection", "SelectionCandidates",
+           "Stored", "StoredScales", "result_class"]
 
 
 class Attention(NamedTuple):

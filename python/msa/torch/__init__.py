@@ -3,7 +3,7 @@
 
 Same names, shapes and words as in msa.operations; tensors are torch's, the stream is torch's current one and workspaces
 come from torch's allocator. Given outputs (out=, lse=, ...) are written by the variant torch.ops.msa.NAME.out.
-dense_attention, sparse_attention and msa_attention have gradients of q, k and v through `out` and `lse`; block ids carry
+dense_attention, sparse_attention and msa_attention have gradients of q, k and v through out and lse; block ids carry
 none. A backward pass that reaches another op raises.
 """
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .fakes import scales_of
 from .ops import overload, result, write
 
 __all__ = ["block_scores", "dense_attention", "dense_attention_backward", "index_loss", "invert_selection",
-           "merge_selections", "merge_states", "msa_attention", "quantize_index", "quantize_kv", "select_blocks", "select_topk",
-           "sparse_attention", "sparse_attention_backward"]
+           "merge_selections", "merge_states", "msa_attention", "quantize_index", "quantize_kv", "select_blocks",
+           "select_topk", "sparse_attention", "sparse_attention_backward"]
 
 # Looked up once, and called by place: both save as much as a small call takes.
 _dense_attention = overload("dense_attention")
@@ -343,9 +343,9 @@ def sparse_attention_backward(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor
                      isa=isa, threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
                      accumulate=accumulate)
     found = _sparse_attention_backward(q, k, v, block_ids, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets,
-                       key_offsets, total_seqlens_k, cu_seqlens_k, None, block_size, causal, softmax_scale,
-                       max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, grad_dtype, accumulate,
-                       return_dq, return_dk, return_dv)
+                                       key_offsets, total_seqlens_k, cu_seqlens_k, None, block_size, causal,
+                                       softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads,
+                                       batch_invariant, grad_dtype, accumulate, return_dq, return_dk, return_dv)
     if len(found) == 1:
         return found[0]
     return result(found, ("dq", return_dq), ("dk", return_dk), ("dv", return_dv))
@@ -372,10 +372,10 @@ def dense_attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: 
                      softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                      isa=isa, threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
                      accumulate=accumulate)
-    found = _dense_attention_backward(q, k, v, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets,
-                       key_offsets, total_seqlens_k, cu_seqlens_k, None, block_size, causal, softmax_scale,
-                       max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, grad_dtype, accumulate,
-                       return_dq, return_dk, return_dv)
+    found = _dense_attention_backward(q, k, v, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                                      total_seqlens_k, cu_seqlens_k, None, block_size, causal, softmax_scale,
+                                      max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, grad_dtype,
+                                      accumulate, return_dq, return_dk, return_dv)
     if len(found) == 1:
         return found[0]
     return result(found, ("dq", return_dq), ("dk", return_dk), ("dv", return_dv))

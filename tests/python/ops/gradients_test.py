@@ -180,7 +180,8 @@ def test_index_loss_is_that_of_plain_torch(listed):
     extra = {"block_ids": ids} if listed else {}
     lse = attend(given["q"], given["k"], given["v"], **extra, return_lse=True, **NUMBERS).lse
     weight = torch.linspace(0, 1, T)
-    found = msa.torch.index_loss(given["q"], given["k"], lse, given["index_q"], given["index_k"], ids, weight, **NUMBERS)
+    found = msa.torch.index_loss(given["q"], given["k"], lse, given["index_q"], given["index_k"], ids, weight,
+                                 **NUMBERS)
     other = wide(given)
     teacher = plain(other["q"], other["k"], other["v"], ids)[2].unflatten(1, (HKV, HQ // HKV)).mean(2).detach()
     scores = torch.einsum("thd,nd->thn", other["index_q"], other["index_k"][:, 0]) / math.sqrt(DIM)
