@@ -93,6 +93,7 @@ def test_index_gets_no_gradient_of_a_selection():
 
 
 @pytest.mark.parametrize("op", ["dense_attention", "sparse_attention"])
+@pytest.mark.filterwarnings("ignore:Input #")
 def test_gradcheck(op):
     """In f32, which is what the library serves, with a step to match."""
     given = sample()
