@@ -429,7 +429,7 @@ def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens
 def sparse_attention_backward(q: Array, k: Array, v: Array, block_ids: Array, out: Array, lse: Array, dout: Array,
                               dlse: Array | None = None, *, cu_seqlens_q: Array | None = None,
                               seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
-                              q_offsets: Array | None = None,
+                              page_table: Array | None = None, q_offsets: Array | None = None,
                               key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
                               block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
                               max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
@@ -458,8 +458,9 @@ def sparse_attention_backward(q: Array, k: Array, v: Array, block_ids: Array, ou
     [0.5, 0.5]
     """
     return _core.sparse_attention_backward(q, k, v, block_ids, out, lse, dout, dlse, cu_seqlens_q=cu_seqlens_q,
-                                           seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, q_offsets=q_offsets,
-                                           key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                                           seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                           q_offsets=q_offsets, key_offsets=key_offsets,
+                                           total_seqlens_k=total_seqlens_k,
                                            dq=dq if dq is not None else return_dq,
                                            dk=dk if dk is not None else return_dk,
                                            dv=dv if dv is not None else return_dv, block_size=block_size,
@@ -472,7 +473,7 @@ def sparse_attention_backward(q: Array, k: Array, v: Array, block_ids: Array, ou
 def dense_attention_backward(q: Array, k: Array, v: Array, out: Array, lse: Array, dout: Array,
                              dlse: Array | None = None, *, cu_seqlens_q: Array | None = None,
                              seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
-                             q_offsets: Array | None = None,
+                             page_table: Array | None = None, q_offsets: Array | None = None,
                              key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
                              block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
                              max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
@@ -501,8 +502,9 @@ def dense_attention_backward(q: Array, k: Array, v: Array, out: Array, lse: Arra
     [0.5, 0.5]
     """
     return _core.dense_attention_backward(q, k, v, out, lse, dout, dlse, cu_seqlens_q=cu_seqlens_q,
-                                          seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, q_offsets=q_offsets,
-                                          key_offsets=key_offsets, total_seqlens_k=total_seqlens_k,
+                                          seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                          q_offsets=q_offsets, key_offsets=key_offsets,
+                                          total_seqlens_k=total_seqlens_k,
                                           dq=dq if dq is not None else return_dq,
                                           dk=dk if dk is not None else return_dk,
                                           dv=dv if dv is not None else return_dv, block_size=block_size,
@@ -514,7 +516,8 @@ def dense_attention_backward(q: Array, k: Array, v: Array, out: Array, lse: Arra
 
 def index_loss(q: Array, k: Array, lse: Array, index_q: Array, index_k: Array, block_ids: Array | None = None,
                row_weight: Array | None = None, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
-               cu_seqlens_k: Array | None = None, q_offsets: Array | None = None, block_size: int = 128,
+               cu_seqlens_k: Array | None = None,
+               page_table: Array | None = None, q_offsets: Array | None = None, block_size: int = 128,
                causal: bool = True, softmax_scale: float | None = None, index_scale: float | None = None,
                max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
                isa: str | None = None, threads: int = 0, batch_invariant: bool = False, dtype: Any = None,
@@ -545,7 +548,7 @@ def index_loss(q: Array, k: Array, lse: Array, index_q: Array, index_k: Array, b
     0.0
     """
     return _core.index_loss(q, k, lse, index_q, index_k, block_ids, row_weight, cu_seqlens_q=cu_seqlens_q,
-                            seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, q_offsets=q_offsets,
+                            seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
                             loss=loss if loss is not None else return_loss,
                             d_index_q=d_index_q if d_index_q is not None else return_d_index_q,
                             d_index_k=d_index_k if d_index_k is not None else return_d_index_k,

@@ -232,7 +232,7 @@ void derive_teacher(Problem& p, const Call& call, const Settings& settings) {
   p.attention.heads_q = extent(call.q, 1);
   p.attention.head_dim = extent(call.q, 2);
   p.attention.heads_kv = extent(call.k, 1);
-  if (call.k.dtype != call.q.dtype) p.attention.kv = Format{call.k.dtype};
+  if (holds_codes(call.k)) p.attention.kv = Format{call.k.dtype};
   p.index.scale = settings.index_scale;
 }
 

@@ -324,7 +324,8 @@ def quantize_index(index_k: Tensor, *, seqlens_k: Tensor | None = None, cu_seqle
 def sparse_attention_backward(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, out: Tensor, lse: Tensor,
                               dout: Tensor, dlse: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
                               seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-                              q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                              page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                              key_offsets: Tensor | None = None,
                               total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
                               softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                               max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
@@ -337,13 +338,14 @@ def sparse_attention_backward(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor
         outputs = {"dq": dq if dq is not None else return_dq, "dk": dk if dk is not None else return_dk,
                    "dv": dv if dv is not None else return_dv}
         return write("sparse_attention_backward", (q, k, v, block_ids, out, lse, dout, dlse), outputs, None,
-                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, q_offsets=q_offsets,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets,
                      key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
                      softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                      isa=isa, threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
                      accumulate=accumulate)
     found = _sparse_attention_backward(q, k, v, block_ids, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets,
-                                       key_offsets, total_seqlens_k, cu_seqlens_k, None, block_size, causal,
+                                       key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size, causal,
                                        softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads,
                                        batch_invariant, grad_dtype, accumulate, return_dq, return_dk, return_dv)
     if len(found) == 1:
@@ -354,7 +356,8 @@ def sparse_attention_backward(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor
 def dense_attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
                              dout: Tensor, dlse: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
                              seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-                             q_offsets: Tensor | None = None, key_offsets: Tensor | None = None,
+                             page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                             key_offsets: Tensor | None = None,
                              total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
                              softmax_scale: float | None = None, max_seqlen_q: int | None = None,
                              max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
@@ -367,13 +370,14 @@ def dense_attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: 
         outputs = {"dq": dq if dq is not None else return_dq, "dk": dk if dk is not None else return_dk,
                    "dv": dv if dv is not None else return_dv}
         return write("dense_attention_backward", (q, k, v, out, lse, dout, dlse), outputs, None,
-                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, q_offsets=q_offsets,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets,
                      key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
                      softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                      isa=isa, threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
                      accumulate=accumulate)
     found = _dense_attention_backward(q, k, v, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
-                                      total_seqlens_k, cu_seqlens_k, None, block_size, causal, softmax_scale,
+                                      total_seqlens_k, cu_seqlens_k, page_table, block_size, causal, softmax_scale,
                                       max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, grad_dtype,
                                       accumulate, return_dq, return_dk, return_dv)
     if len(found) == 1:
@@ -383,7 +387,8 @@ def dense_attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: 
 
 def index_loss(q: Tensor, k: Tensor, lse: Tensor, index_q: Tensor, index_k: Tensor, block_ids: Tensor | None = None,
                row_weight: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
-               seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None, q_offsets: Tensor | None = None,
+               seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+               page_table: Tensor | None = None, q_offsets: Tensor | None = None,
                block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
                index_scale: float | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
                backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
@@ -396,13 +401,14 @@ def index_loss(q: Tensor, k: Tensor, lse: Tensor, index_q: Tensor, index_k: Tens
                    "d_index_q": d_index_q if d_index_q is not None else return_d_index_q,
                    "d_index_k": d_index_k if d_index_k is not None else return_d_index_k}
         return write("index_loss", (q, k, lse, index_q, index_k, block_ids, row_weight), outputs, None,
-                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, q_offsets=q_offsets,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets,
                      block_size=block_size, causal=causal, softmax_scale=softmax_scale, index_scale=index_scale,
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant, grad_dtype=grad_dtype, accumulate=accumulate)
     found = _index_loss(q, k, lse, index_q, index_k, block_ids, row_weight, cu_seqlens_q, seqlens_k, q_offsets,
-                        cu_seqlens_k, None, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa,
-                        threads, batch_invariant, index_scale, grad_dtype, accumulate, return_loss, return_d_index_q,
+                        cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend,
+                        isa, threads, batch_invariant, index_scale, grad_dtype, accumulate, return_loss, return_d_index_q,
                         return_d_index_k)
     if len(found) == 1:
         return found[0]
