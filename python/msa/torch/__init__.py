@@ -407,9 +407,9 @@ def index_loss(q: Tensor, k: Tensor, lse: Tensor, index_q: Tensor, index_k: Tens
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                      batch_invariant=batch_invariant, grad_dtype=grad_dtype, accumulate=accumulate)
     found = _index_loss(q, k, lse, index_q, index_k, block_ids, row_weight, cu_seqlens_q, seqlens_k, q_offsets,
-                        cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k, backend,
-                        isa, threads, batch_invariant, index_scale, grad_dtype, accumulate, return_loss, return_d_index_q,
-                        return_d_index_k)
+                        cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k,
+                        backend, isa, threads, batch_invariant, index_scale, grad_dtype, accumulate, return_loss,
+                        return_d_index_q, return_d_index_k)
     if len(found) == 1:
         return found[0]
     return result(found, ("loss", return_loss), ("d_index_q", return_d_index_q), ("d_index_k", return_d_index_k))
