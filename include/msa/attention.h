@@ -333,7 +333,7 @@ struct Settings {
   bool index_k_rounded = false;  // the same of index keys
   bool filter_rotated = false;   // Format::rotated of the filter of index keys
   Precision precision = Precision::Exact;
-  bool accumulate = false;       // Gradients::accumulate
+  bool accumulate = false;  // Gradients::accumulate
   std::optional<float> index_scale{};
   // bounds; -1: read off the lengths, which must then lie in host memory
   std::int64_t max_seqlen_q = -1;
