@@ -225,6 +225,24 @@ TEST(Backward, KeyShardsAddUp) {
   }
 }
 
+// Rows of the tensor behind the last request's keys receive nothing, and that is written.
+TEST(Backward, RowsBehindTheLastKeyAreZero) {
+  for (const std::string& isa : levels()) {
+    Data data(
+        testkit::parse_case("op=dense_backward dtype=f32 heads=2/1 dim=16 block=16 lens=4:20"));
+    Operands o = data.prepare();
+    const std::vector<std::int32_t> fewer{15};
+    o.batch.seqlens_k = make_tensor(fewer.data(), DType::I32, {1});
+    o.batch.cu_seqlens_k = {};
+    run(data.problem(), o, on(isa));
+    for (const Tensor& t : {o.dk, o.dv}) {
+      for (std::int64_t row = 15; row < 20; ++row) {
+        for (std::int64_t d = 0; d < 16; ++d) EXPECT_EQ(float_at(t, row, 0, d), 0.0f);
+      }
+    }
+  }
+}
+
 // Keys are told apart by a vector that all share: dq must not see it (docs/kernels).
 TEST(Backward, ACommonOffsetOfKeysChangesNoGradientOfQueries) {
   const std::string line = "op=dense_backward dtype=f32 heads=2/1 dim=64 block=16 lens=1:512:512";
