@@ -8,6 +8,7 @@
 
 #include "core/fields.h"
 #include "cuda/attend_stage.h"
+#include "cuda/backward_stage.h"
 #include "cuda/batch.h"
 #include "cuda/common/prologue/launch.h"
 #include "cuda/decode_stage.h"
@@ -353,6 +354,25 @@ class InvertPath final : public Path {
   InvertStage stage_;
 };
 
+// ---- gradients ---------------------------------------------------------------------------------
+
+class BackwardPath final : public Path {
+ public:
+  BackwardPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+      : stage_(problem, gpu, layout) {}
+  static bool takes(Op op) {
+    return op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward;
+  }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    stage_.run(problem, call, workspace, stream);
+  }
+  std::string decisions() const override { return stage_.decisions(); }
+
+ private:
+  BackwardStage stage_;
+};
+
 // ---- storing new keys --------------------------------------------------------------------------
 
 class StorePath final : public Path {
@@ -399,6 +419,7 @@ constexpr std::array kTable = {
     row_of<MergePath>("merge", &kMma, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kMma, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kMma, on_any<StorePath::rejects>),
+    row_of<BackwardPath>("backward", &kMma, BackwardStage::rejects),
 };
 
 }  // namespace

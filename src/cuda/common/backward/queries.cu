@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+// A warp a (row, query head): the shares of the blocks that the row attends to, in the order of its
+// list, become dq. Who attends to nothing has zeros.
+#include "cuda/common/backward/launch.h"
+#include "cuda/common/backward/shares.cuh"
+#include "cuda/common/lists.cuh"
+#include "cuda/common/rows.cuh"
+#include "cuda/common/steps.cuh"
+#include "cuda/common/storage.cuh"
+#include "cuda/launch.h"
+
+namespace msa::cuda::common::backward {
+namespace {
+
+constexpr int kQueryWarps = 8;
+
+/// kItems neighbouring items of a share's row, in its order.
+template <int kItems>
+struct ShareReader {
+  const Shares& shares;
+  int group;
+  int head;  // in its group
+  int lane;
+
+  __device__ __forceinline__ void add(std::int64_t slot, float (&sums)[kItems]) const {
+    constexpr int kDim = 32 * kItems;
+    const std::int64_t row = slot * group + head;
+    if (shares.floats != nullptr) {
+      const float* from = shares.floats + row * kDim + lane * kItems;
+#pragma unroll
+      for (int i = 0; i < kItems; i += 2) {
+        const float2 pair = *reinterpret_cast<const float2*>(from + i);
+        sums[i] += pair.x;
+        sums[i + 1] += pair.y;
+      }
+      return;
+    }
+    const int part = lane * kItems / shares.part_dims;
+    const float step = shares.scales[row * (kDim / shares.part_dims) + part];
+    const auto* from =
+        reinterpret_cast<const std::uint32_t*>(shares.steps + row * kDim + lane * kItems);
+#pragma unroll
+    for (int i = 0; i < kItems; i += 2) {
+      const float2 pair = unpack_steps(from[i / 2]);
+      sums[i] = fmaf(pair.x, step, sums[i]);
+      sums[i + 1] = fmaf(pair.y, step, sums[i + 1]);
+    }
+  }
+};
+
+/// Calls visit(place) for every place whose keys the row sees, in order; all lanes.
+template <class Visit>
+__device__ __forceinline__ void for_each_place(const Pairs& p, const RequestRecord& request,
+                                               std::int64_t row, int head, int lane,
+                                               const Visit& visit) {
+  const int visible = visible_keys(request, row - request.q_begin, p.batch.causal != 0);
+  if (p.listed == 0) {
+    for (int place = 0; place * p.keys < visible; ++place) visit(place);
+    return;
+  }
+  const int tiles = p.batch.block_size / p.keys;
+  const ListReader reader(request, p.batch.block_size, ceil_div(visible, p.batch.block_size));
+  int first = 0;  // slot of lane 0
+  warp::for_each_listed(p.lists, reader, row, head, lane, [&](int, const ListedBlock& listed) {
+    unsigned slots = __ballot_sync(kAllLanes, listed.block >= 0);
+    for (; slots != 0; slots &= slots - 1) {
+      const int from = __ffs(static_cast<int>(slots)) - 1;
+      const int block = __shfl_sync(kAllLanes, listed.block, from);
+      for (int tile = 0; tile < tiles; ++tile) {
+        if (std::int64_t{block} * p.batch.block_size + tile * p.keys < visible)
+          visit((first + from) * tiles + tile);
+      }
+    }
+    first += 32;
+  });
+}
+
+template <class Item, int kItems>
+__global__ void __launch_bounds__(kQueryWarps * 32)
+    queries_kernel(const __grid_constant__ QueryParams params) {
+  const Pairs& p = params.pairs;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const std::int64_t heads = std::int64_t{p.heads_kv} * p.group;
+  const std::int64_t pair = std::int64_t{blockIdx.x} * kQueryWarps + threadIdx.x / 32;
+  if (pair >= (p.row_end - p.row_begin) * heads) return;
+  const std::int64_t token = pair / heads;
+  const std::int64_t row = p.row_begin + token;
+  const auto head = static_cast<int>(pair - token * heads);
+  const int head_kv = head / p.group;
+  float sums[kItems] = {};
+  const int request = owner_of(p.batch, p.requests, row);
+  if (request >= 0 && item_of(params.lse, row, head) != kMinusInf) {
+    const ShareReader<kItems> shares{params.shares, p.group, head - head_kv * p.group, lane};
+    const std::int64_t first = (token * p.heads_kv + head_kv) * p.places;
+    for_each_place(p, p.requests[request], row, head_kv, lane,
+                   [&](int place) { shares.add(first + place, sums); });
+  }
+#pragma unroll
+  for (int i = 0; i < kItems; i += 2) {
+    const int column = share_column(lane * kItems + i, params.shares.part_dims);
+    if (params.f32 != 0) {
+      float* to = row_of<float>(params.dq, row, head) + column;
+      to[0] = sums[i] * params.scale;
+      to[1] = sums[i + 1] * params.scale;
+    } else {
+      Item* to = row_of<Item>(params.dq, row, head) + column;
+      to[0] = Item(sums[i] * params.scale);
+      to[1] = Item(sums[i + 1] * params.scale);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_queries(Storage storage, const QueryParams& params, cudaStream_t stream) {
+  const Pairs& p = params.pairs;
+  const std::int64_t pairs = (p.row_end - p.row_begin) * p.heads_kv * p.group;
+  const LaunchConfig config{.grid = dim3(static_cast<unsigned>(ceil_div(pairs, kQueryWarps))),
+                            .block = dim3(kQueryWarps * 32),
+                            .stream = stream};
+  with_item(storage, [&]<class Item>() {
+    if (params.head_dim == 128) {
+      launch_kernel(queries_kernel<Item, 4>, config, params);
+    } else {
+      launch_kernel(queries_kernel<Item, 2>, config, params);
+    }
+  });
+}
+
+}  // namespace msa::cuda::common::backward
