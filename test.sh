@@ -351,21 +351,32 @@ section_verify() {
 
 # Cases are small: processes share them better than threads share one.
 verify_in_parts() { # OPTION...
-  local part pids=() status=0 dir
+  in_parts "$jobs" verify_part 1 "$release/tools/msa/msa" "$@" | sum_verified
+  return "${PIPESTATUS[0]}"
+}
+
+verify_part() { # PART PARTS THREADS MSA OPTION...
+  OMP_NUM_THREADS=$3 "$4" verify --part "$1/$2" "${@:5}"
+}
+
+# Several processes share the work of one: their output, one after the other; false where one of them fails.
+in_parts() { # PARTS FUNCTION ARGUMENT...: calls FUNCTION PART PARTS ARGUMENT...
+  local parts=$1 part dir running=() status=0
   dir=$(mktemp -d) || return 1
-  for part in $(seq "$jobs"); do
-    OMP_NUM_THREADS=1 "$release/tools/msa/msa" verify --part "$part/$jobs" "$@" >"$dir/$part.log" 2>&1 &
-    pids+=($!)
+  for part in $(seq "$parts"); do
+    "$2" "$part" "$parts" "${@:3}" >"$dir/$part.log" 2>&1 &
+    running+=($!)
   done
-  for part in "${pids[@]}"; do wait "$part" || status=1; done
+  for part in "${running[@]}"; do wait "$part" || status=1; done
   cat "$dir"/*.log
-  sum_verified "$dir"/*.log
   rm -rf "$dir"
   return $status
 }
 
-sum_verified() { # LOG...: one total of several runs of msa verify
-  awk '/^(run|passed|failed|rejected)\t/ {sum[$1] += $2} END {for (what in sum) print what "\t" sum[what]}' "$@"
+sum_verified() { # passes on what several runs of msa verify print, and one total behind it
+  awk '{print}
+       /^(run|passed|failed|rejected)\t/ {sum[$1] += $2}
+       END {for (what in sum) print what "\t" sum[what]}'
 }
 
 section_package() {
@@ -519,39 +530,24 @@ gpu_support() { # ISA
 
 # The oracle takes longer than the GPU: several processes share the cases.
 verify_cuda() { # MSA ISA FILE...
-  local msa=$1 isa=$2 dir part parts=$((jobs > 8 ? 8 : jobs)) status=0 running=()
-  shift 2
-  dir=$(mktemp -d) || return 1
-  for part in $(seq "$parts"); do
-    OMP_NUM_THREADS=2 "$msa" verify --backend cuda --isa "$isa" --support "$(gpu_support "$isa")" --part "$part/$parts" \
-      "$@" \
-      >"$dir/$part.log" 2>&1 &
-    running+=($!)
-  done
-  for part in "${running[@]}"; do wait "$part" || status=1; done
-  cat "$dir"/*.log
-  sum_verified "$dir"/*.log
-  rm -rf "$dir"
-  return $status
+  in_parts $((jobs > 8 ? 8 : jobs)) verify_part 2 "$1" --backend cuda --isa "$2" --support "$(gpu_support "$2")" "${@:3}" |
+    sum_verified
+  return "${PIPESTATUS[0]}"
 }
 
 # Most of the time that tests take on 16 cores is an oracle on one of them: processes share the tests, and the cores. Not for
 # tests which measure time or hold a stream back. What a process prints is indented, so that its total counts once.
 gpu_tests_in_parts() { # GPU_TEST FILTER
-  local dir part parts=$((jobs > 8 ? 8 : jobs)) status=0 running=()
-  dir=$(mktemp -d) || return 1
-  for part in $(seq "$parts"); do
-    GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$((part - 1)) \
-      timeout --kill-after=10 1200 "$1" --gtest_filter="$2" >"$dir/$part.log" 2>&1 &
-    running+=($!)
-  done
-  for part in "${running[@]}"; do wait "$part" || status=1; done
-  sed 's/^/  /' "$dir"/*.log
-  awk '/^\[  PASSED  \] [0-9]+ test/ {passed += $4}
-       /^\[  FAILED  \] [0-9]+ test/ {failed += $4}
-       END {print passed + 0 " passed, " failed + 0 " failed"}' "$dir"/*.log
-  rm -rf "$dir"
-  return $status
+  in_parts $((jobs > 8 ? 8 : jobs)) gpu_tests_part "$@" |
+    awk '{print "  " $0}
+         /^\[  PASSED  \] [0-9]+ test/ {passed += $4}
+         /^\[  FAILED  \] [0-9]+ test/ {failed += $4}
+         END {print passed + 0 " passed, " failed + 0 " failed"}'
+  return "${PIPESTATUS[0]}"
+}
+
+gpu_tests_part() { # PART PARTS GPU_TEST FILTER
+  GTEST_TOTAL_SHARDS=$2 GTEST_SHARD_INDEX=$(($1 - 1)) timeout --kill-after=10 1200 "$3" --gtest_filter="$4"
 }
 
 # The module that the GPU's Python tests import: the one of the given build, or one built for them.
@@ -620,7 +616,9 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "example: the C interface" "$dir/examples/attention" --device cuda
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
   step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" && step "python on the GPU" gpu_python
-  step "rows" "$msa" bench --backend cuda --min-time 0.2 && cat "$logs/rows.log"
+  # A row of each kind, for a look: the data and oracles of all of them take half an hour; benchmarks/hopper.py has peers.
+  step "rows" "$msa" bench --backend cuda --min-time 0.2 --filter hopper.dense.8k --filter hopper.msa.8k.drift \
+    --filter hopper.decode.128k.b1 --filter hopper.topk.random && cat "$logs/rows.log"
 }
 
 # ---- mutants ---------------------------------------------------------------------------------------------------------

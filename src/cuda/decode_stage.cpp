@@ -38,6 +38,8 @@ std::string index_rejects(const Problem& p) {
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
+  if (p.selection.precision == Precision::Fast)
+    return "precision is exact here: the codes of a filter never decide";
   if (p.index.filter && p.index.dim != 128)
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
@@ -302,7 +304,7 @@ decode::ScoreParams DecodeStageOf<Kernels>::score_params(const Problem& problem,
           .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale),
           .k_groups = make_group_scales(core::index_k_format(problem), call.index_k_scale,
                                         call.index_k_global_scale),
-          .bounds = filters ? make_filter_bounds<const float>(call.index_k8_bounds)
+          .bounds = filters ? make_filter_bounds<const float>(problem, call.index_k8_bounds)
                             : FilterBounds<const float>{},
           .lower = order_rows(problem, lower_, 1, workspace),
           .upper = order_rows(problem, upper_, parts_of(problem), workspace)};

@@ -249,7 +249,7 @@ class AttentionPath final : public Path {
     common::prologue::launch(front, stream);
     if (problem.op == Op::MsaAttention) return run_msa(problem, call, front, workspace, stream);
     if (problem.outputs.block_max)
-      select_->run_scores(maxima_problem(problem), maxima_call(call), front, stream);
+      select_->run_scores(maxima_problem(problem), maxima_call(call), front, workspace, stream);
     if (attend_) attend(problem, call, call.block_ids_in, front, workspace, stream);
   }
 
@@ -310,7 +310,8 @@ class SelectPath final : public Path {
                 .requests = requests_.in(workspace)};
     stage_.ask(front, workspace);
     common::prologue::launch(front, stream);
-    if (problem.op == Op::BlockScores) return stage_.run_scores(problem, call, front, stream);
+    if (problem.op == Op::BlockScores)
+      return stage_.run_scores(problem, call, front, workspace, stream);
     stage_.run_selection(problem, call, call.block_ids, call.chosen_scores, front, workspace,
                          stream);
   }

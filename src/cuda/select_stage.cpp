@@ -32,6 +32,17 @@ CUtensorMap index_map(const Problem& problem, const Tensor& index_k, int keys, c
   return make_key_map(index_k, box_tokens(keys, problem.bounds.page_size), name);
 }
 
+/// Whether index keys become items before scoring reads them.
+bool unpacks(const Problem& p) {
+  const Format keys = core::index_k_format(p);
+  const bool codes = keys.storage == DType::E4M3 || keys.storage == DType::E2M1;
+  return codes && p.index.q.storage != DType::E4M3;
+}
+
+bool is_fast(const Problem& p) {
+  return p.op != Op::BlockScores && p.selection.precision == Precision::Fast;
+}
+
 common::select::SelectShape shape_of(const Problem& p) {
   return {.total_q = p.bounds.total_q,
           .max_seqlen_q = p.bounds.max_seqlen_q,
@@ -89,6 +100,11 @@ struct Sm90Scores {
           plan, front, queries, index_map(problem, call.index_k, kPartKeys, "index_k"),
           filter_of(plan, problem, call, lists, workspace), params, scratch, stream);
     }
+    if (plan.fast) {
+      return sm90::select::launch_fast_blocks(
+          plan, front, queries, index_map(problem, call.index_k8, kTileKeys, "index_k8"),
+          make_filter_bounds<const float>(problem, call.index_k8_bounds), params, scratch, stream);
+    }
     params.candidates = make_rows<int>(call.candidates);
     sm90::select::launch_select_blocks(plan, front, queries,
                                        index_map(problem, call.index_k, kTileKeys, "index_k"),
@@ -100,7 +116,7 @@ struct Sm90Scores {
                                         const core::Call& call, const FilterLists& lists,
                                         void* workspace) {
     return {.code_map = index_map(problem, call.index_k8, kTileKeys, "index_k8"),
-            .bounds = make_filter_bounds<const float>(call.index_k8_bounds),
+            .bounds = make_filter_bounds<const float>(problem, call.index_k8_bounds),
             .lists = {.parts = lists.parts.in(workspace),
                       .blocks = lists.blocks.in(workspace),
                       .sizes = lists.sizes.in(workspace),
@@ -161,12 +177,18 @@ std::string SelectStageOf<Scores>::rejects(const Problem& p) {
                ? ""
                : "at most 65535 index heads, not " + std::to_string(p.index.heads);
   }
+  if (is_fast(p) && !Scores::kFilters) return "precision is exact here, not fast";
+  if (is_fast(p) && p.bounds.page_size == 0)
+    return "precision is exact here where index keys are ragged rows";
   if (p.index.filter && p.index.dim != 128)
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
-  if (core::index_k_format(p) != p.index.q)
+  if (unpacks(p)) {
+    if (std::string why = UnpackIndexStage::rejects(p); !why.empty()) return why;
+  } else if (core::index_k_format(p) != p.index.q) {
     return "the kernels take index keys stored as index queries are, not " +
            to_string(core::index_k_format(p));
+  }
   if (p.index.heads_k > kMaxGridYZ)
     return "at most 65535 index-key heads, not " + std::to_string(p.index.heads_k);
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16) {
@@ -195,9 +217,14 @@ SelectStageOf<Scores>::SelectStageOf(const Problem& p, const GpuInfo& gpu, Layou
         common::prologue::max_tiles(p.bounds.total_q, p.bounds.batch, topk_tokens_));
     return;
   }
+  if (unpacks(p)) {
+    unpack_.emplace(p, layout);
+    unpacked_ = UnpackIndexStage::unpacked(p);
+  }
   const Tuning tuning = Scores::tuning(gpu);
   common::select::SelectShape shape = shape_of(p);
-  shape.filtered = Scores::kFilters && p.index.filter &&
+  shape.fast = is_fast(p);
+  shape.filtered = Scores::kFilters && p.index.filter && !shape.fast &&
                    common::select::filter_pays(shape, p.bounds.page_size, tuning);
   plan_ = common::select::plan_select(shape, tuning);
   tiles_ = layout.take<common::prologue::TileRecord>(plan_.num_tiles);
@@ -227,9 +254,13 @@ void SelectStageOf<Scores>::ask(common::prologue::Params& front, void* workspace
 
 template <class Scores>
 void SelectStageOf<Scores>::run_scores(const Problem& problem, const core::Call& call,
-                                       const common::prologue::Params& front,
+                                       const common::prologue::Params& front, void* workspace,
                                        cudaStream_t stream) const {
-  Scores::scores(plan_, front_of(front), problem, call, stream);
+  if (!unpack_) return Scores::scores(plan_, front_of(front), problem, call, stream);
+  core::Call items = call;
+  common::prologue::Params own = front;
+  unpack_->run(problem, items, own, workspace, stream);
+  Scores::scores(plan_, front_of(own), *unpacked_, items, stream);
 }
 
 template <class Scores>
@@ -237,6 +268,18 @@ void SelectStageOf<Scores>::run_selection(const Problem& problem, const core::Ca
                                           const Tensor& ids, const Tensor& chosen,
                                           const common::prologue::Params& front, void* workspace,
                                           cudaStream_t stream) const {
+  if (!unpack_) return select(problem, call, ids, chosen, front, workspace, stream);
+  core::Call items = call;
+  common::prologue::Params own = front;
+  unpack_->run(problem, items, own, workspace, stream);
+  select(*unpacked_, items, ids, chosen, own, workspace, stream);
+}
+
+template <class Scores>
+void SelectStageOf<Scores>::select(const Problem& problem, const core::Call& call,
+                                   const Tensor& ids, const Tensor& chosen,
+                                   const common::prologue::Params& front, void* workspace,
+                                   cudaStream_t stream) const {
   TopkParams params = selection_of(problem, ids, chosen);
   if (!from_scores_) {
     return Scores::selection(plan_, front_of(front), problem, call, params, lists_, workspace,
@@ -253,7 +296,8 @@ void SelectStageOf<Scores>::run_selection(const Problem& problem, const core::Ca
 template <class Scores>
 std::string SelectStageOf<Scores>::decisions() const {
   if (from_scores_) return std::string("topk_warps_per_row ") + (split_rows_ ? "8" : "1") + "\n";
-  return std::string(plan_.filtered ? "select_filter\n" : "") + "select_chunk " +
+  const char* way = plan_.filtered ? "select_filter\n" : plan_.fast ? "select_fast\n" : "";
+  return std::string(unpack_ ? "unpack_index\n" : "") + way + "select_chunk " +
          std::to_string(plan_.chunk_tiles) + " tiles of " + std::to_string(plan_.tokens_per_tile) +
          " tokens\nselect_spans " + std::to_string(plan_.spans) + "\n";
 }

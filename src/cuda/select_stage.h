@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <optional>
 #include <string>
 
 #include "core/call.h"
@@ -12,6 +13,7 @@
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/tuning.h"
+#include "cuda/unpack_stage.h"
 
 namespace msa::cuda {
 
@@ -39,7 +41,8 @@ class SelectStageOf {
   void ask(common::prologue::Params& front, void* workspace) const;
   /// Behind the prologue `front`.
   void run_scores(const Problem& problem, const core::Call& call,
-                  const common::prologue::Params& front, cudaStream_t stream) const;
+                  const common::prologue::Params& front, void* workspace,
+                  cudaStream_t stream) const;
   /// select_blocks or select_topk. `ids` [T, Hi, k]; `chosen` the same, or not given.
   void run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
                      const Tensor& chosen, const common::prologue::Params& front, void* workspace,
@@ -47,7 +50,13 @@ class SelectStageOf {
   std::string decisions() const;
 
  private:
-  bool from_scores_ = false;  // select_topk
+  void select(const Problem& problem, const core::Call& call, const Tensor& ids,
+              const Tensor& chosen, const common::prologue::Params& front, void* workspace,
+              cudaStream_t stream) const;
+
+  bool from_scores_ = false;                  // select_topk
+  std::optional<UnpackIndexStage> unpack_{};  // index keys in four or eight bits
+  std::optional<Problem> unpacked_{};         // what is scored behind it
   common::select::SelectPlan plan_{};
   int topk_tokens_ = 1;  // select_topk: of a tile
   bool split_rows_ = false;

@@ -23,6 +23,26 @@ std::int64_t items_of(const Problem& p) {  // of keys, or of values
   return p.bounds.batch * columns_of(p) * page_of(p) * p.attention.heads_kv * p.attention.head_dim;
 }
 
+/// Pages of items in place of those of codes.
+void use_pages(common::prologue::Params& front, const std::int32_t* table, std::int64_t columns,
+               std::int64_t page) {
+  BatchParams& batch = front.batch;
+  batch.num_pages = batch.batch * columns;
+  batch.page_table = {.data = table, .stride = 1};
+  batch.page_table_stride_b = columns;
+  batch.page_columns = columns;
+  batch.page_size = static_cast<int>(page);
+}
+
+/// A head's keys of a page follow each other.
+Tensor item_pages(std::uint16_t* items, const Format& like, std::int64_t pages, std::int64_t page,
+                  std::int64_t heads, std::int64_t dim, Device device) {
+  Tensor tensor = make_tensor(items, like.storage, {pages, page, heads, dim}, device);
+  tensor.stride[1] = dim;
+  tensor.stride[2] = page * dim;
+  return tensor;
+}
+
 }  // namespace
 
 std::string UnpackStage::rejects(const Problem& problem) {
@@ -94,13 +114,8 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
                          stream);
   const std::int64_t pages = requests * columns_;
   const auto tensor = [&](const Piece<std::uint16_t>& piece) {
-    const std::int64_t heads = problem.attention.heads_kv;
-    const std::int64_t dim = problem.attention.head_dim;
-    Tensor items = make_tensor(piece.in(workspace), problem.attention.q.storage,
-                               {pages, page_, heads, dim}, problem.device);
-    items.stride[1] = dim;  // a head's keys of a page follow each other
-    items.stride[2] = page_ * dim;
-    return items;
+    return item_pages(piece.in(workspace), problem.attention.q, pages, page_,
+                      problem.attention.heads_kv, problem.attention.head_dim, problem.device);
   };
   call.k = tensor(items_[0]);
   call.v = tensor(items_[1]);
@@ -114,11 +129,59 @@ void UnpackStage::run(const Problem& problem, core::Call& call, common::prologue
   };
   call.k_scale = scales_of(key_scales_[0]);
   call.v_scale = scales_of(key_scales_[1]);
-  front.batch.page_table = {.data = table, .stride = 1};
-  front.batch.page_table_stride_b = columns_;
-  front.batch.page_columns = columns_;
-  front.batch.num_pages = pages;
-  front.batch.page_size = static_cast<int>(page_);
+  use_pages(front, table, columns_, page_);
+}
+
+std::string UnpackIndexStage::rejects(const Problem& problem) {
+  const Format keys = core::index_k_format(problem);
+  if (keys.scale != Scale::None && keys.scale != Scale::Group)
+    return "requests of more than 8 query tokens take index keys without a scale or with those of "
+           "groups alone, not " +
+           to_string(keys);
+  if (problem.index.dim != common::unpack::kRowItems)
+    return std::string("index_dim is 128 here where index keys are ") + to_string(keys.storage) +
+           ", not " + std::to_string(problem.index.dim);
+  if (problem.bounds.batch * columns_of(problem) >= std::numeric_limits<std::int32_t>::max())
+    return std::string("fewer than 2^31 pages of index keys in ") + to_string(keys.storage);
+  return "";
+}
+
+UnpackIndexStage::UnpackIndexStage(const Problem& problem, Layout& layout)
+    : columns_(columns_of(problem)), page_(page_of(problem)) {
+  const std::int64_t pages = problem.bounds.batch * columns_;
+  items_ = layout.take<std::uint16_t>(pages * page_ * problem.index.heads_k * problem.index.dim);
+  page_table_ = layout.take<std::int32_t>(pages);
+}
+
+Problem UnpackIndexStage::unpacked(const Problem& problem) {
+  Problem plain = problem;
+  plain.index.k.reset();
+  plain.bounds.page_size = page_of(problem);
+  return plain;
+}
+
+void UnpackIndexStage::run(const Problem& problem, core::Call& call,
+                           common::prologue::Params& front, void* workspace,
+                           cudaStream_t stream) const {
+  const Format keys = core::index_k_format(problem);
+  std::int32_t* const table = page_table_.in(workspace);
+  common::unpack::Params params{.batch = front.batch,
+                                .requests = front.requests,
+                                .sides = 1,
+                                .codes = {make_byte_rows(call.index_k)},
+                                .items = {items_.in(workspace)},
+                                .page_table = table,
+                                .columns = static_cast<int>(columns_),
+                                .page = static_cast<int>(page_),
+                                .heads_kv = static_cast<int>(problem.index.heads_k)};
+  if (keys.storage == DType::E2M1)
+    params.groups[0] = make_group_scales(keys, call.index_k_scale, {});
+  common::unpack::launch(storage_of(keys.storage), storage_of(problem.index.q.storage), params,
+                         stream);
+  call.index_k = item_pages(items_.in(workspace), problem.index.q, front.batch.batch * columns_,
+                            page_, problem.index.heads_k, problem.index.dim, problem.device);
+  call.index_k_scale = {};
+  use_pages(front, table, columns_, page_);
 }
 
 }  // namespace msa::cuda

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Keys and values in four or eight bits as a stage in front of attention that reads each key for
-// many tiles of queries: they become items once, in pages in the workspace.
+// many tiles of queries, index keys in front of such scoring: they become items once, in pages in
+// the workspace.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -45,6 +46,29 @@ class UnpackStage {
   Piece<std::uint16_t> items_[2]{};  // of keys, of values: [B * columns, Hkv, page, D]
   Piece<std::int32_t> page_table_{};
   std::optional<Piece<float>> key_scales_[2]{};  // [B * columns, Hkv, page]
+};
+
+/// The same of index keys, in front of scoring.
+class UnpackIndexStage {
+ public:
+  /// Why the stage does not serve the problem, whose index keys are in four or eight bits; empty:
+  /// it does. A scale that is not that of a group multiplies scores, which nobody behind it does.
+  static std::string rejects(const Problem& problem);
+
+  UnpackIndexStage(const Problem& problem, Layout& layout);
+
+  /// What scoring behind the stage computes.
+  static Problem unpacked(const Problem& problem);
+
+  /// As UnpackStage::run.
+  void run(const Problem& problem, core::Call& call, common::prologue::Params& front,
+           void* workspace, cudaStream_t stream) const;
+
+ private:
+  std::int64_t columns_ = 0;
+  std::int64_t page_ = 0;
+  Piece<std::uint16_t> items_{};  // [B * columns, Hik, page, Di]
+  Piece<std::int32_t> page_table_{};
 };
 
 }  // namespace msa::cuda

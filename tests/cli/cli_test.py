@@ -414,6 +414,7 @@ class Files(CliTest):
                      "op=sparse heads=4/2 dim=32 block=16 topk=3 lens=9:90,4:40 kv=e4m3/token hostile=nan",
                      "op=msa heads=4/2 dim=32 block=16 topk=2 lens=9:90 page=16 kv=e4m3/page strides=broadcast",
                      "op=select heads=2/2 dim=32 block=16 topk=2 lens=9:90,0:7 page=16 index_k=e4m3/page strides=padded",
+                     "op=select filter=1 rotated=1 heads=2/2 dim=32 block=16 topk=2 lens=9:90 page=16",
                      "op=msa dtype=f16 heads=4/2 dim=32 block=16 topk=2 lens=9:90:70 page=16 layout=packed hostile=nan"):
             with self.subTest(case=case):
                 command = self.make(case)

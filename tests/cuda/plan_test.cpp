@@ -319,6 +319,30 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
   EXPECT_EQ(common::decode::rescore_ctas(0, 0, 132), 1);
 }
 
+// Whatever the lengths are: by the prefill's kernel, in pages of any size.
+TEST(CudaPlans, SelectionsGoByCodesAloneWhereTheyAreAskedTo) {
+  const auto why_not = [](const std::string& line) {
+    const Problem p = problem(line + " filter=1 precision=fast");
+    std::string why;
+    const PathRow* row = find_path(p, kHopper, why);
+    if (row == nullptr) return why;
+    Layout layout;
+    const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+    EXPECT_NE(decisions.find("select_fast"), std::string::npos) << line;
+    return std::string();
+  };
+  for (const char* op : {"op=select ", "op=msa "}) {
+    for (const char* rest : {"lens=131072:131072 page=128", "lens=1:500 page=16 block=64",
+                             "lens=8:40000 page=384 dtype=f16", "lens=3:70,1:9 page=64 topk=64"}) {
+      EXPECT_EQ(why_not(op + std::string(rest)), "") << rest;
+    }
+    EXPECT_NE(why_not(op + std::string("lens=9:500")).find("ragged"), std::string::npos);
+    EXPECT_NE(why_not(op + std::string("lens=9:500 page=48")).find("pages"), std::string::npos);
+    EXPECT_NE(why_not(op + std::string("lens=9:500 page=64 index_dim=64")).find("index_dim"),
+              std::string::npos);
+  }
+}
+
 TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
   const auto reads = [](const std::string& line) {
     for (const char* op : {"op=select", "op=msa"}) {
@@ -643,18 +667,28 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
     const std::string line = "op=" + op + " page=128 index_k=e4m3/page lens=";
     EXPECT_EQ(name(line + "8:5000"), "decode") << op;
     for (const std::string& other : {line + "1:5000 index_dim=64", line + "9:5000"}) {
-      EXPECT_NE(name(other).find("index keys stored as index queries are, not e4m3/page"),
-                std::string::npos)
+      EXPECT_NE(name(other).find("those of groups alone, not e4m3/page"), std::string::npos)
           << name(other);
+    }
+    const std::string path = op == "msa" ? "attention" : "select";
+    for (const std::string format : {"e4m3", "nvfp4", "q8kv4"}) {
+      for (const char* rest : {" page=64", "", " page=384 index_dtype=f16"}) {
+        EXPECT_EQ(name("op=" + op + " lens=9:5000 index_k=" + format + rest), path) << format;
+        if (op == "msa") {
+          EXPECT_EQ(name("op=msa kv=q8kv4 lens=9:5000 index_k=" + format + rest), path) << format;
+        }
+      }
     }
     for (const std::string format : {"nvfp4", "nvfp4/tensor", "q8kv4"}) {
       const std::string four = "op=" + op + " page=128 index_k=" + format + " lens=";
       for (const char* kv : {"auto", "e4m3/head", "q8kv4"})
         EXPECT_EQ(name(four + "8:5000 kv=" + kv), "decode") << four << kv;
-      for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"}) {
-        EXPECT_NE(name(other).find("index keys stored as index queries are, not " + format),
-                  std::string::npos)
-            << name(other);
+      if (format == "nvfp4/tensor") {
+        for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"})
+          EXPECT_NE(name(other).find("groups alone, not " + format), std::string::npos);
+      } else {
+        EXPECT_NE(name(four + "9:5000 index_dim=64").find("index_dim is 128 here"),
+                  std::string::npos);
       }
       const std::string why = DecodeStage::rejects(problem(four + "1:5000 index_dim=64"));
       EXPECT_NE(why.find("index_dim is 128 here where index keys are e2m1"), std::string::npos)
@@ -812,6 +846,9 @@ TEST(CudaPaths, CasesReadTheFilter) {
       ASSERT_NE(row, nullptr) << testkit::to_line(spec) << ": " << why;
       Layout layout;
       const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+      const bool fast = decisions.find("select_fast") != std::string::npos;
+      EXPECT_EQ(fast, spec.precision == Precision::Fast) << testkit::to_line(spec);
+      if (fast) continue;
       const bool selects = decisions.find("select_filter") != std::string::npos;
       const bool read = selects || decisions.find("decode_filter") != std::string::npos;
       (read ? reads : spares) += 1;

@@ -278,6 +278,20 @@ def check_cpuid():
             for m in [re.search(r"\b(detect_cpu_features|__get_cpuid\w*|__cpuid\w*|__builtin_cpu_\w+)\b", line)] if m]
 
 
+def check_vector_layer():
+    """Every wrapper of the vector layer is used: by the kernels, or by the wrappers of its own or a higher level."""
+    generic = [f for f in code_files() if rel(f).startswith("src/cpu/generic/") and f.name != "vector_checks.inl"]
+    headers = [f for f in code_files() if rel(f).startswith("src/cpu/isa/vec_")]
+    wrapper = re.compile(r"MSA_INLINE (?:static )?[\w:]+ (\w+)\(")
+    bad = []
+    for header in headers:
+        above = [f for f in headers if f.name.startswith(header.stem)]  # vec_avx512.h: and vec_avx512_bf16.h
+        text = "".join(wrapper.sub("", strip_comments_and_strings(f.read_text())) for f in generic + above)
+        names = set(wrapper.findall(header.read_text()))
+        bad += [f"{rel(header)}: nobody uses {name}" for name in sorted(names) if not re.search(rf"\b{name}\b", text)]
+    return bad
+
+
 def check_comments():
     """A comment stands above a declaration: behind one that is too long it tears the declaration apart."""
     bad = []

@@ -183,7 +183,10 @@ class GpuRow {
       Problem problem = data.problem();
       problem.op = stage.op;
       if (stage.op == Op::SelectBlocks) problem.outputs.lse = false;
-      if (stage.op == Op::SparseAttention) problem.index.filter.reset();
+      if (stage.op == Op::SparseAttention) {
+        problem.index.filter.reset();
+        problem.selection.precision = Precision::Exact;
+      }
       const Operands operands = operands_of_stage(stage.op, data.operands());
       if (!measure_op(data, problem, operands, std::string(".") + stage.name, rows)) return false;
     }
@@ -269,6 +272,10 @@ class GpuRow {
     row.peer = named_.peer;
     row.peer_seconds = named_.graph ? time_graph(peer) : time_runs(peer, first);
     for (double& seconds : row.peer_seconds) seconds *= named_.peer_runs;
+    if (may_lose_ids(data.spec(), spec)) {
+      row.recall = recall_of(peer_data.host_view(peer.operands()).block_ids,
+                             data.host_view(data.operands()).block_ids);
+    }
     GpuCall again(planned(data.problem()), data.operands(), *space_);
     add_sets(data, again, row.work.bytes);
     const double once = timer_.seconds([&] { again.run_next(); });

@@ -381,6 +381,12 @@ std::vector<BenchRow> named_gpu_rows() {
                     .line = "op=select filter=1" + line,
                     .peer_line = "op=select" + line,
                     .peer = "own, without the filter"});
+    rows.push_back({.id = std::string("hopper.select8.fast.") + name,
+                    .what = std::string("selection for a prefill of ") + name +
+                            " tokens, pages of 128, by the codes of an 8-bit filter alone",
+                    .line = "op=select filter=1 precision=fast" + line,
+                    .peer_line = "op=select" + line,
+                    .peer = "own, exact, without the filter"});
     rows.push_back({.id = std::string("hopper.msa8.") + name + ".drift",
                     .what = "selection and attention, " + prefill + ", lists that drift",
                     .line = "op=msa filter=1" + line,

@@ -138,7 +138,7 @@ __device__ __forceinline__ ListHeader write_entries(const unsigned* keys, int si
       }
       const int block = block_of(key);
       masked = (static_cast<std::int64_t>(block) + 1) * block_size > least_visible;
-      entries[header.blocks + __popc(heads & ((1u << lane) - 1))] = {block, tokens};
+      entries[header.blocks + __popc(heads & common::lanes_below(lane))] = {block, tokens};
     }
     header.masked += __popc(__ballot_sync(kAllLanes, masked));
     header.blocks += __popc(heads);

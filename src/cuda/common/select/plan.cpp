@@ -63,6 +63,7 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
   // Neighbouring tokens choose alike, heads do not: what a tile's rows leave together is least
   // where they are many tokens of one head.
   plan.filtered = shape.filtered;
+  plan.fast = shape.fast;
   plan.groups = shape.filtered ? shape.index_heads : shape.index_heads_k;
   plan.heads = shape.index_heads / plan.groups;
   plan.shares = plan.groups / shape.index_heads_k;
@@ -89,7 +90,7 @@ SelectPlan plan_select(const SelectShape& shape, const Tuning& tuning) {
                         triangle, triangle && one_chunk ? key_tiles / 2 : key_tiles);
   plan.spans = static_cast<int>(std::max<std::int64_t>(1, ceil_div(key_tiles, plan.span)));
   // Keys that fit the L2 cache may be read in any order; heavy items first then balances best.
-  const int item_bytes = shape.filtered ? 1 : 2;
+  const int item_bytes = shape.filtered || shape.fast ? 1 : 2;
   plan.tile_major = shape.max_seqlen_k * shape.index_dim * item_bytes <= tuning.cached_bytes;
   plan.ctas = tuning.multiprocessors;
   plan.split_rows = topk::splits_rows(shape.total_q * shape.index_heads, plan.columns);

@@ -15,6 +15,7 @@ inline constexpr std::int64_t kMostFilterBlocks = 9 * 1024;
 /// How a problem is cut; from host numbers alone.
 struct SelectPlan {
   bool filtered = false;  // scores of what a filter leaves
+  bool fast = false;      // scores by a filter's codes alone
   int heads = 1;          // index heads of a row's token in one tile
   int groups = 1;         // of them: index-K heads; filtered, index heads
   int shares = 1;         // groups of one index-K head
@@ -43,6 +44,7 @@ struct SelectShape {
   bool causal = true;
   bool scratch = true;  // select_blocks; false: block_scores
   bool filtered = false;
+  bool fast = false;
 };
 
 /// At most tuning.scratch_bytes of scratch, at least one tile.

@@ -8,6 +8,9 @@
 //   |q k - q8 k8| <= |q| error + |q - q8| norm     (Cauchy-Schwarz, twice)
 // and the tensor cores' sum differs from q k by at most gamma |q| |k|: a k16 step cuts each of its
 // 17 summands off at 2^-23 of the largest. Everything is rounded outwards.
+//
+// Of a rotated filter all of this is said of R q / dim and R k, whose product is that of q and k: R
+// is the Hadamard matrix, and R R = dim. Rotating the query is off by 2^-20 of its length.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -37,13 +40,16 @@ struct KeyBound {
   float floor;
 };
 
-__host__ __device__ inline KeyBound key_bound(float scale, float error, float norm, int dim) {
+__host__ __device__ inline KeyBound key_bound(float scale, float error, float norm, int dim,
+                                              bool rotated) {
   constexpr float kInf = __builtin_inff();
   const bool sound =
       scale >= 0 && scale < kInf && error >= 0 && error < kInf && norm >= 0 && norm < kInf;
-  const float gamma = static_cast<float>(2 * dim + 64) * 0x1p-23f;
+  const float gamma = static_cast<float>(2 * dim + (rotated ? 72 : 64)) * 0x1p-23f;
+  // As long as q is at most 16 times as long as R q / dim.
+  const float tiny = rotated ? 16 * kTiny : kTiny;
   const float longest = (error + norm) * kOutwards;  // of the keys
-  const float wide = (error + gamma * longest) * kOutwards + kTiny;
+  const float wide = (error + gamma * longest) * kOutwards + tiny;
   return {scale, sound ? wide : __builtin_nanf(""), norm, longest * kTiny + 0x1p-115f};
 }
 
@@ -113,13 +119,15 @@ __host__ __device__ inline void add_squares(const QueryUnit& u, float divided, f
   errors = fmaf(error, error, errors);
 }
 
-__host__ __device__ inline QueryBound query_bound(const QueryUnit& u, float squares, float errors) {
+/// `share`: 1, or of a rotated query 1 / dim.
+__host__ __device__ inline QueryBound query_bound(const QueryUnit& u, float squares, float errors,
+                                                  float share) {
   // What underflowed is below the small number, which in a zero query stays.
   const float norm = sqrtf(squares) * kOutwards + 0x1p-60f;
   const float error = sqrtf(errors) * kOutwards + 0x1p-60f;
-  return {.scale = u.scale * u.unit,
-          .norm = u.known ? norm * u.unit : __builtin_nanf(""),
-          .error = error * u.unit};
+  return {.scale = u.scale * u.unit * share,
+          .norm = u.known ? norm * u.unit * share : __builtin_nanf(""),
+          .error = error * u.unit * share};
 }
 
 struct Interval {

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
         p.page_table[page] = bad ? kBadPage : static_cast<int>(page);
       if (bad) continue;
       const int visible = static_cast<int>(min(seqlen_k - first, std::int64_t{unit}));
-      for (int of = 0; of < 2; ++of) {
+      for (int of = 0; of < p.sides; ++of) {
         unpack_keys<kFrom, Item>(p, of, table, from_page, from_token, page,
                                  static_cast<int>(inside), unit, visible);
       }

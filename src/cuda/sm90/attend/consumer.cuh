@@ -99,10 +99,11 @@ class Consumer {
   __device__ __forceinline__ std::uint32_t warpgroup_tokens() const {
     const int first = warpgroup_ * 64 / params_.group;
     const int end = (warpgroup_ * 64 + 63) / params_.group + 1;
+    static_assert(bits_below(0) == 0 && bits_below(31) == ~0u >> 1 && bits_below(128) == ~0u);
     return bits_below(end) & ~bits_below(first);
   }
   /// Small groups have more than 32 tokens' worth of rows: no shift by 32 or more.
-  __device__ __forceinline__ static std::uint32_t bits_below(int n) {
+  __host__ __device__ static constexpr std::uint32_t bits_below(int n) {
     return n >= 32 ? ~0u : (1u << n) - 1;
   }
 

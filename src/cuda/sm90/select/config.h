@@ -15,6 +15,7 @@ namespace msa::cuda::sm90::select {
 enum class Pass : std::uint8_t {
   Scores,  // maxima of blocks, of all keys
   Codes,   // of a filter's codes: the largest product of each part
+  Fast,    // of a filter's codes: maxima of blocks
   Listed,  // maxima of the blocks of a tile's list, from their listed parts
 };
 
@@ -45,10 +46,12 @@ struct PartLists {
 
 /// One launch of an instance.
 struct Params : common::select::Params {
+  int rotated = 0;  // Codes, Fast: of rotated keys
   // Codes: a word a key tile, of rows as the scratch has them.
   std::uint32_t* products = nullptr;
-  std::int64_t stride_products = 0;  // a multiple of 4
-  PartLists lists{};                 // Listed
+  std::int64_t stride_products = 0;    // a multiple of 4
+  PartLists lists{};                   // Listed
+  FilterBounds<const float> bounds{};  // Fast: scales of pages
 };
 
 }  // namespace msa::cuda::sm90::select

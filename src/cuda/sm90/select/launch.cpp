@@ -36,6 +36,10 @@ constexpr std::array kInstances = {
     Config{.storage = Storage::Bf16, .pass = Pass::Listed},
     Config{.storage = Storage::F16, .pass = Pass::Codes},
     Config{.storage = Storage::F16, .pass = Pass::Listed},
+    Config{.storage = Storage::Bf16, .block = 128, .pass = Pass::Fast},
+    Config{.storage = Storage::Bf16, .block = 64, .pass = Pass::Fast},
+    Config{.storage = Storage::F16, .block = 128, .pass = Pass::Fast},
+    Config{.storage = Storage::F16, .block = 64, .pass = Pass::Fast},
 };
 
 using Launch = void (*)(const Params&, const CUtensorMap&, int, cudaStream_t);
@@ -86,6 +90,20 @@ void launch_select_blocks(const SelectPlan& plan, const Front& front, const Quer
                                        });
 }
 
+void launch_fast_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                        const CUtensorMap& code_map, const FilterBounds<const float>& bounds,
+                        const common::topk::TopkParams& out, float* scratch, cudaStream_t stream) {
+  const Config config{
+      .storage = queries.storage, .block = front.batch.block_size, .pass = Pass::Fast};
+  common::select::launch_select_blocks(plan, front, queries, out, scratch, stream,
+                                       [&](const common::select::Params& chunk) {
+                                         Params params{chunk};
+                                         params.rotated = bounds.rotated;
+                                         params.bounds = bounds;
+                                         launch(config, params, code_map, plan.ctas, stream);
+                                       });
+}
+
 void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                             const CUtensorMap& key_map, const Filter& filter,
                             const common::topk::TopkParams& out, float* scratch,
@@ -93,6 +111,7 @@ void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Qu
   Params codes = params_of(plan, front, queries);
   codes.products = reinterpret_cast<std::uint32_t*>(scratch);
   codes.stride_products = plan.scratch_stride;
+  codes.rotated = filter.bounds.rotated;
   Params listed = params_of(plan, front, queries);
   listed.spans = 1;
   listed.scores = {.data = scratch, .stride_h = plan.scratch_stride};

@@ -27,6 +27,12 @@ void launch_select_blocks(const SelectPlan& plan, const Front& front, const Quer
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
                           float* scratch, cudaStream_t stream);
 
+/// The same by the codes of a filter alone, by a plan that is fast: `code_map` is that of the
+/// codes, `bounds` of pages.
+void launch_fast_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                        const CUtensorMap& code_map, const FilterBounds<const float>& bounds,
+                        const common::topk::TopkParams& out, float* scratch, cudaStream_t stream);
+
 /// What a filter's selection reads beside the keys, and its lists of a chunk.
 struct Filter {
   CUtensorMap code_map{};  // boxes of box_tokens(kTileKeys, page_size) keys

@@ -32,7 +32,8 @@ struct Traits {
 
   static constexpr int kKeys = 128;  // of a key tile: n of the wgmma
   static constexpr int kBlocksPerTile = kKeys / cfg.block;
-  static constexpr bool kCodes = cfg.pass == Pass::Codes;
+  static constexpr bool kFast = cfg.pass == Pass::Fast;
+  static constexpr bool kCodes = cfg.pass == Pass::Codes || kFast;
   static constexpr bool kListed = cfg.pass == Pass::Listed;
   static constexpr int kRowBytes = cfg.dim * (kCodes ? 1 : 2);
   static constexpr int kPanels = kRowBytes / kPanelRowBytes;
@@ -54,6 +55,7 @@ struct Traits {
     int4 slots[kListed ? kStages : 1];  // of their blocks in the list
     Ring<kWorkSlots> work_ring;
     Work work[kWorkSlots];
+    int4 scales[kFast ? kStages : 1][2];  // f32 of the boxes of a key tile
   };
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // room to align
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");

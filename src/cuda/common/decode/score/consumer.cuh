@@ -217,7 +217,8 @@ class ScoreConsumer {
     const int key = part * Traits::kKeys;
     if constexpr (Traits::kFilter) {
       const int skew = params_.batch.page_size == 0 ? static_cast<int>(r.k_begin % kBoundRows) : 0;
-      read_bounds<Traits>(factors, shared_.bounds[at.stage], skew + key, lane_);
+      read_bounds<Traits>(factors, shared_.bounds[at.stage], skew + key, lane_,
+                          params_.bounds.rotated != 0);
     } else if constexpr (Traits::kCodes) {
       if (shares_scale_) {
         share_scale(factors, shared_scale_);

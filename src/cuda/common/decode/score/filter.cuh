@@ -9,6 +9,7 @@
 #include "cuda/common/decode/score/keys.cuh"
 #include "cuda/common/ptx/math.cuh"
 #include "cuda/common/ptx/matrix.cuh"
+#include "cuda/common/rotate.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/tile/filter_bounds.h"
 
@@ -30,14 +31,30 @@ using Columns = std::conditional_t<Traits::kFilter, CodedQueries<Traits>, Querie
 template <class Traits>
 __device__ __forceinline__ QueryBound
 code_column(std::uint32_t (&codes)[Traits::kChunks][4],
-            const std::uint32_t (&items)[Traits::kChunks][Traits::kPairs]) {
+            const std::uint32_t (&items)[Traits::kChunks][Traits::kPairs], bool rotated) {
+  constexpr int kPairs = Traits::kChunks * Traits::kPairs;
+  float x[2 * kPairs];
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) {
+    const float2 pair =
+        ptx::cvt_unpack<typename Traits::Item>(items[n / Traits::kPairs][n % Traits::kPairs]);
+    x[2 * n] = pair.x;
+    x[2 * n + 1] = pair.y;
+  }
+  if (rotated) {
+    static_assert(Traits::kPairs == 8 && Traits::kChunks == 2,
+                  "16 neighbours, and those 64 behind");
+    common::rotate_held<1>(x);
+    common::rotate_held<2>(x);
+    common::rotate_held<4>(x);
+    common::rotate_held<8>(x);
+    common::rotate_lanes(x, 1);
+    common::rotate_lanes(x, 2);
+    common::rotate_held<16>(x);
+  }
   float largest = 0.f;
 #pragma unroll
-  for (int n = 0; n < Traits::kChunks * Traits::kPairs; ++n) {
-    const float2 x =
-        ptx::cvt_unpack<typename Traits::Item>(items[n / Traits::kPairs][n % Traits::kPairs]);
-    largest = ptx::max_nan(largest, ptx::max_nan(fabsf(x.x), fabsf(x.y)));
-  }
+  for (int n = 0; n < 2 * kPairs; ++n) largest = ptx::max_nan(largest, fabsf(x[n]));
   largest = ptx::max_nan(largest, __shfl_xor_sync(common::kAllLanes, largest, 1));
   largest = ptx::max_nan(largest, __shfl_xor_sync(common::kAllLanes, largest, 2));
   const QueryUnit unit = query_unit(largest);
@@ -47,15 +64,12 @@ code_column(std::uint32_t (&codes)[Traits::kChunks][4],
   for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
-      const float2 low = ptx::cvt_unpack<typename Traits::Item>(items[chunk][2 * word]);
-      const float2 high = ptx::cvt_unpack<typename Traits::Item>(items[chunk][2 * word + 1]);
-      const float divided[4] = {low.x * unit.divide, low.y * unit.divide, high.x * unit.divide,
-                                high.y * unit.divide};
       float rounded[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        rounded[i] = unit.known ? code_of(unit, divided[i]) : 0.f;
-        add_squares(unit, divided[i], rounded[i], squares, errors);
+        const float divided = x[2 * Traits::kPairs * chunk + 4 * word + i] * unit.divide;
+        rounded[i] = unit.known ? code_of(unit, divided) : 0.f;
+        add_squares(unit, divided, rounded[i], squares, errors);
       }
       codes[chunk][word] = pack_codes(rounded);
     }
@@ -65,7 +79,7 @@ code_column(std::uint32_t (&codes)[Traits::kChunks][4],
     squares += __shfl_xor_sync(common::kAllLanes, squares, lanes);
     errors += __shfl_xor_sync(common::kAllLanes, errors, lanes);
   }
-  return query_bound(unit, squares, errors);
+  return query_bound(unit, squares, errors, rotated ? 1.f / Traits::kDim : 1.f);
 }
 
 template <class Traits>
@@ -78,7 +92,8 @@ __device__ __forceinline__ void load_columns(Columns<Traits>& q, const ScorePara
     load_queries<Traits>(items, p, r, head_k, lane);
 #pragma unroll
     for (int tile = 0; tile < Traits::kTiles; ++tile) {
-      const QueryBound mine = code_column<Traits>(q.codes[tile], items.fragments[tile]);
+      const QueryBound mine =
+          code_column<Traits>(q.codes[tile], items.fragments[tile], p.bounds.rotated != 0);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {  // lane 4 c holds column c
         const int from = ((lane & 3) * 2 + i) * 4;
@@ -99,12 +114,12 @@ struct KeyBounds {
 
 /// `first`: the warp's first key, counted from the first of the step's bounds.
 template <class Traits>
-__device__ __forceinline__ void read_bounds(KeyBounds& to, const float* bounds, int first,
-                                            int lane) {
+__device__ __forceinline__ void read_bounds(KeyBounds& to, const float* bounds, int first, int lane,
+                                            bool rotated) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float* bound = bounds + (first + i * 8 + lane / 4) / kBoundRows * 3;
-    to.of[i / 2][i & 1] = key_bound(bound[0], bound[1], bound[2], Traits::kDim);
+    to.of[i / 2][i & 1] = key_bound(bound[0], bound[1], bound[2], Traits::kDim, rotated);
   }
 }
 
