@@ -86,7 +86,8 @@ class ContextParallel:
         pieces: KV heads are gathered in so many pieces, the next one while one is attended: two pieces lie in memory
 
         Returns out [T, Hq, Dv], or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse, block_ids)
-        of the same rows. Selections are those of one process; so are the outputs, bit for bit on one backend.
+        of the same rows. The selection is that of one process; outputs differ from it by roundings, where a kernel
+        puts other rows together.
         """
         plan = self._deal(lengths, q.device)
         tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}

@@ -21,6 +21,7 @@ __all__ = ["Exchange", "Pending"]
 # torch 2.13 has a new name for the same collective.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _WORDS = 15  # that a call may say of itself
+_ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "positions", "queries")  # that ranks refuse
 _LOOK = 0.2  # seconds that a rank waits before it looks whether another one has given up
 
 
@@ -102,8 +103,8 @@ class Exchange:
             raise fault
         for rank, other in enumerate(heard):
             if other[0] != 0:
-                argument = next((name for name in names if 1 + _number(name) == other[0]), "")
-                raise RankError(f"{argument or 'a call'}: refused by rank {rank}, which says why", argument, (rank,))
+                argument = next(name for name in _ARGUMENTS if 1 + _number(name) == other[0])
+                raise RankError(f"{argument}: refused by rank {rank}, which says why", argument, (rank,))
         for place, name in enumerate(names):
             ranks = tuple(r for r, other in enumerate(heard) if other[1 + place] != heard[0][1 + place])
             if ranks:
