@@ -127,7 +127,7 @@ class ContextParallel:
 
     def positions(self, blocks: int, device: Any = None) -> Tensor:
         """i32 [blocks]: the global blocks that this rank's first ones are, where blocks are dealt round robin."""
-        return torch.arange(blocks, dtype=torch.int32, device=device) * self.ranks + self.rank
+        return torch.arange(self.rank, blocks * self.ranks, self.ranks, dtype=torch.int32, device=device)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, page_table: Tensor,
                seqlens_k: Tensor, *, positions: Tensor | None = None, queries: list[int] | None = None,
