@@ -93,6 +93,12 @@ class ContextParallel:
         tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
         self._agree("prefill", tensors, _fault_of_rows(tensors, plan.rows, pieces),
                     {"lengths": tuple(lengths), "pieces": pieces})
+        with self.exchange.together():
+            out, lse, ids = self._prefill_pieces(tensors, plan, pieces)
+        return _result(out, lse if return_lse else None, ids if return_block_ids else None)
+
+    def _prefill_pieces(self, tensors: dict[str, Tensor], plan: _prefill.Deal, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, index_q, index_k = tensors.values()
         gathered = self._gather_blocks(index_k, plan, "index_k")
         heads, group = k.shape[1], q.shape[1] // k.shape[1]
         cuts = [heads * n // pieces for n in range(pieces + 1)]
@@ -107,7 +113,7 @@ class ContextParallel:
             own = slice(cuts[n] * group, cuts[n + 1] * group)
             into = AttentionBlocks(out[:, own], lse[:, own], ids[:, cuts[n]:cuts[n + 1]])
             _prefill.attend(q[:, own], keys, values, into, plan, self.settings)
-        return _result(out, lse if return_lse else None, ids if return_block_ids else None)
+        return out, lse, ids
 
     def _deal(self, lengths: list[int], device: torch.device) -> _prefill.Deal:
         key = (tuple(lengths), device)
@@ -127,7 +133,8 @@ class ContextParallel:
 
     def positions(self, blocks: int, device: Any = None) -> Tensor:
         """i32 [blocks]: the global blocks that this rank's first ones are, where blocks are dealt round robin."""
-        return torch.arange(self.rank, blocks * self.ranks, self.ranks, dtype=torch.int32, device=device)
+        first = torch.arange(blocks, dtype=torch.int32, device=device)
+        return torch.add(self.rank, first, alpha=self.ranks)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, page_table: Tensor,
                seqlens_k: Tensor, *, positions: Tensor | None = None, queries: list[int] | None = None,
@@ -150,14 +157,15 @@ class ContextParallel:
         fault = self._fault_of_cache(tensors, page_table, seqlens_k, positions, queries)
         self._agree("decode", tensors, fault, {"seqlens_k": tuple(seqlens_k.shape), "queries": queries,
                                                "rows": q.shape[0]})
-        rows = rows_of(seqlens_k, queries, causal)
-        if positions is None:
-            positions = self.positions(page_table.shape[1] * k.shape[1] // self.settings.block_size, q.device)
-        shard = Shard(rows, page_table, k.shape[1], positions, self.settings)
-        candidates = self.exchange.gather(shard.candidates(index_q, index_k), "candidates").wait()
-        ids = merge(candidates, rows, self.settings)
-        states = self.exchange.gather(shard.attend(q, k, v, ids), "states").wait()
-        out, lse = join(states, self.settings)
+        with self.exchange.together():
+            rows = rows_of(seqlens_k, queries, causal)
+            if positions is None:
+                positions = self.positions(page_table.shape[1] * k.shape[1] // self.settings.block_size, q.device)
+            shard = Shard(rows, page_table, k.shape[1], positions, self.settings)
+            candidates = self.exchange.gather(shard.candidates(index_q, index_k), "candidates").wait()
+            ids = merge(candidates, rows, self.settings)
+            states = self.exchange.gather(shard.attend(q, k, v, ids), "states").wait()
+            out, lse = join(states, self.settings)
         return _result(out.to(q.dtype), lse if return_lse else None, ids if return_block_ids else None)
 
     def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,

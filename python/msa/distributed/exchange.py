@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +24,7 @@ __all__ = ["Exchange", "Pending"]
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _WORDS = 15  # that a call may say of itself
 _ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "positions", "queries")  # that ranks refuse
+_FAULT = "fault:"  # the sign of a rank whose own part of a call failed; its argument behind
 _LOOK = 0.2  # seconds that a rank waits before it looks whether another one has given up
 
 
@@ -52,7 +55,7 @@ class Pending:
             pause = min(pause * 1.5, 0.002)
             if time.monotonic() - start > look:
                 look += _LOOK
-                if self._exchange.failed_ranks():
+                if self._exchange.has_failed():
                     raise RankError("another rank has given up", self._argument)
 
 
@@ -73,8 +76,7 @@ class Exchange:
 
     def gather(self, tensor: Tensor, argument: str) -> Pending:
         """Starts gathering a tensor that has the same shape on every rank."""
-        if self._broken is not None:
-            raise self._broken
+        self._expect_whole()
         sent = tensor.contiguous()
         gathered = sent.new_empty((self.ranks, *sent.shape))
         if self.ranks == 1 or sent.numel() == 0:
@@ -87,6 +89,21 @@ class Exchange:
         except RuntimeError as error:
             self.fail(argument, error)
         return Pending(self, argument, gathered, sent, work)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A rank that raises in here leaves the call that the others are in: it tells them, and they raise, too."""
+        self._expect_whole()
+        try:
+            yield
+        except RankError:
+            raise
+        except BaseException as error:
+            self._broken = RankError(f"an earlier call failed on rank {self.rank}: {error}", _argument_of(error),
+                                     (self.rank,))
+            with suppress(RuntimeError):
+                self._sign(f"{_FAULT}{self._broken.argument}")
+            raise
 
     def agree(self, said: dict[str, Any], fault: Error | None, device: torch.device) -> None:
         """Raises on every rank where one has a fault, or says something else than rank 0.
@@ -111,38 +128,59 @@ class Exchange:
                 raise RankError(f"{name}: expected the same on every rank, got other than rank 0 has on"
                                 f" {_listed(ranks)}; rank {self.rank} has {said[name]}", name, ranks)
 
-    def failed_ranks(self) -> list[int]:
-        """Other ranks that have given up."""
-        if self._store is None:
-            return []
-        return [rank for rank in range(self.ranks) if rank != self.rank and self._gave_up(rank)]
+    def has_failed(self) -> bool:
+        """Whether another rank has given up."""
+        return bool(self._signs_of_others())
 
     def fail(self, argument: str, error: RuntimeError) -> NoReturn:
-        """Tells the others, waits for their signs, and raises the error that names who gave none."""
-        silent = self._silent()
-        who = f"{_listed(silent)} did not answer within {self.patience:g} s" if silent else "every rank still answers"
-        if self._store is None:
-            who = "nobody knows which rank failed, as the group has no store"
+        """Tells the others, waits for their signs, and raises the error that names who gave none, or failed itself."""
+        heard = self._wait_for_signs()
+        faults = tuple(rank for rank, sign in (heard or {}).items() if sign.startswith(_FAULT))
+        if heard is None:
+            who, ranks = "nobody knows which rank failed, as the group's store is not there", tuple[int, ...]()
+        elif faults:
+            argument = heard[faults[0]].removeprefix(_FAULT) or argument
+            who, ranks = f"the call failed on {_listed(faults)}, which says why", faults
+        else:
+            ranks = tuple(rank for rank in self._others() if rank not in heard)
+            who = f"{_listed(ranks)} did not answer within {self.patience:g} s" if ranks else "every rank still answers"
         text = str(error).strip().split("\n", 1)[0]
         self._broken = RankError(f"{argument}: the exchange between {self.ranks} ranks broke off: {who} ({text})",
-                                 argument, silent)
+                                 argument, ranks)
         raise self._broken from error
 
-    def _silent(self) -> tuple[int, ...]:
-        if self._store is None:
-            return ()
-        others = [rank for rank in range(self.ranks) if rank != self.rank]
+    # ---- signs: what a rank that gives up leaves in the group's store ----
+
+    def _wait_for_signs(self) -> dict[int, str] | None:
         end = time.monotonic() + self.patience
         try:
-            self._store.set(self._signs + str(self.rank), "1")
-            while (heard := self.failed_ranks()) != others and time.monotonic() < end:
+            self._sign("1")
+            while len(heard := self._signs_of_others()) < self.ranks - 1 and time.monotonic() < end:
                 time.sleep(0.01)
         except RuntimeError:  # the store went with the rank that held it
-            return ()
-        return tuple(rank for rank in others if rank not in heard)
+            return None
+        return heard if self._store is not None else None
 
-    def _gave_up(self, rank: int) -> bool:
-        return bool(self._store.check([self._signs + str(rank)]))
+    def _sign(self, text: str) -> None:
+        if self._store is not None:
+            self._store.set(f"{self._signs}{self.rank}", text)
+
+    def _signs_of_others(self) -> dict[int, str]:
+        if self._store is None:
+            return {}
+        return {rank: self._store.get(key).decode() for rank in self._others()
+                if self._store.check([key := f"{self._signs}{rank}"])}
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.ranks) if rank != self.rank]
+
+    def _expect_whole(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+
+def _argument_of(error: BaseException) -> str:
+    return error.argument if isinstance(error, Error) else ""
 
 
 def _listed(ranks: tuple[int, ...]) -> str:
