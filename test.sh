@@ -341,9 +341,9 @@ section_verify() {
   which=(--every-isa)
   [ -z "$quick" ] || which=(--isa "${wanted_isas[0]}")
   step "verify cpu on ${wanted_isas[*]}" verify_in_parts --backend cpu "${which[@]}" --support tests/support/cpu.txt \
-    tests/cases/all.txt
+    tests/cases/all.txt tests/cases/ranks.txt
   step "verify reference" "$release/tools/msa/msa" verify --backend reference --support tests/support/reference.txt \
-    tests/cases/smoke.txt
+    tests/cases/smoke.txt tests/cases/ranks.txt
   [ -n "$long" ] || return 0
   step "verify cpu, real sizes" verify_in_parts --backend cpu --isa "${wanted_isas[0]}" \
     --support tests/support/cpu.txt tests/cases/long.txt

@@ -28,8 +28,8 @@ def seconds(text):
 
 
 def prefills(measured):
-    text = "\n| tokens | GPUs | predicted | times one GPU | contiguous | received a rank | beside the shard, 1 piece, 4 |\n"
-    text += "|---|---|---|---|---|---|---|\n"
+    text = "\n| tokens | GPUs | predicted | times one GPU | contiguous | received a rank | beside the shard, 1 piece, 4 |"
+    text += "\n|---|---|---|---|---|---|---|\n"
     for name, tokens in (("128k", 1 << 17), ("1m", 1 << 20)):
         one = Measured(measured[f"hopper.msa.{name}.drift.select"], measured[f"hopper.msa.{name}.drift.attend"])
         text += f"| {name} | 1 | {seconds(sum(one))}, measured | 1 | | | |\n"
@@ -37,12 +37,14 @@ def prefills(measured):
             found, run, pieces = (estimate("prefill", Model(), tokens, gpus, links(gpus), one, **how)
                                   for how in ({}, {"layout": "contiguous"}, {"pieces": 4}))
             text += (f"| {name} | {gpus} | {seconds(found.seconds)} | {found.speedup:.2f} | {run.speedup:.2f} |"
-                     f" {found.received / 2 ** 30:.2f} GiB | {found.beside / 2 ** 30:.2f}, {pieces.beside / 2 ** 30:.2f} GiB |\n")
+                     f" {found.received / 2 ** 30:.2f} GiB |"
+                     f" {found.beside / 2 ** 30:.2f}, {pieces.beside / 2 ** 30:.2f} GiB |\n")
     return text
 
 
 def decodes(measured):
-    text = "\n| row | GPUs | predicted | times one GPU | of which exchange | cache a rank |\n|---|---|---|---|---|---|\n"
+    text = "\n| row | GPUs | predicted | times one GPU | of which exchange | cache a rank |"
+    text += "\n|---|---|---|---|---|---|\n"
     for name, tokens, batch in (("128k.b32", 1 << 17, 32), ("1m.b1", 1 << 20, 1)):
         one = Measured(measured[f"hopper.decode.{name}"])
         text += f"| {name} | 1 | {seconds(one.select)}, measured | 1 | | |\n"

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Introduces several ranks: a prefill in zigzag, a cache dealt in blocks, decode over it, and checks against one process.
+"""Introduces several ranks: a prefill, a cache dealt in blocks, decode over it, and checks against one process.
 
 usage: torchrun --nproc-per-node N examples/context_parallel.py [--tokens 2048] [--steps 4] [--picture FILE.svg]
 
@@ -67,7 +67,8 @@ def picture(file, timelines):
             lines.append(f'<rect x="{60 + begin / end * wide:.1f}" y="{rank * high + (4 if waits else 20)}"'
                          f' width="{max((finish - begin) / end * wide, 0.5):.1f}" height="{12 if waits else 18}"'
                          f' fill="{"#d08030" if waits else "#4070b0"}"><title>{what}</title></rect>')
-    lines.append(f'<text x="60" y="{high * len(timelines) + 20}">{end * 1e3:.1f} ms; work below, waiting above</text></svg>')
+    lines.append(f'<text x="60" y="{high * len(timelines) + 20}">{end * 1e3:.1f} ms; work below, waiting above</text>')
+    lines.append("</svg>")
     with open(file, "w") as svg:
         svg.write("\n".join(lines) + "\n")
 

@@ -97,7 +97,8 @@ class ContextParallel:
             out, lse, ids = self._prefill_pieces(tensors, plan, pieces)
         return _result(out, lse if return_lse else None, ids if return_block_ids else None)
 
-    def _prefill_pieces(self, tensors: dict[str, Tensor], plan: _prefill.Deal, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _prefill_pieces(self, tensors: dict[str, Tensor], plan: _prefill.Deal,
+                        pieces: int) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, index_q, index_k = tensors.values()
         gathered = self._gather_blocks(index_k, plan, "index_k")
         heads, group = k.shape[1], q.shape[1] // k.shape[1]
@@ -127,7 +128,8 @@ class ContextParallel:
         return self.exchange.gather(_prefill.to_blocks(rows, plan, self.settings.block_size), argument)
 
     def _gather_heads(self, k: Tensor, v: Tensor, plan: _prefill.Deal, cuts: list[int], n: int) -> tuple[Pending, ...]:
-        return tuple(self._gather_blocks(rows[:, cuts[n]:cuts[n + 1]], plan, name) for name, rows in (("k", k), ("v", v)))
+        own = slice(cuts[n], cuts[n + 1])
+        return self._gather_blocks(k[:, own], plan, "k"), self._gather_blocks(v[:, own], plan, "v")
 
     # ---- decode ----
 
@@ -149,8 +151,8 @@ class ContextParallel:
             where there is none; left out: round robin, as the layout "interleaved" deals them
         queries: rows of each request, host numbers; left out: one each
 
-        Returns out [T, Hq, Dv], or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse, block_ids),
-        the same bits on every rank. The selection is that of one process; outputs differ from it by the order of
+        Returns out [T, Hq, Dv], or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse,
+        block_ids), the same bits on every rank. The selection is that of one process; outputs differ from it by the order of
         additions alone.
         """
         tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}

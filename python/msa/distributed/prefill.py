@@ -34,7 +34,8 @@ class Deal(NamedTuple):
     max_seqlen_k: int
 
 
-def deal(layout: str, lengths: tuple[int, ...], rank: int, ranks: int, settings: Settings, device: torch.device) -> Deal:
+def deal(layout: str, lengths: tuple[int, ...], rank: int, ranks: int, settings: Settings,
+         device: torch.device) -> Deal:
     """The deal of a batch of whole sequences."""
     size = settings.block_size
     counts = [-(-length // size) for length in lengths]

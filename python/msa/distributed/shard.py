@@ -56,8 +56,8 @@ def rows_of(seqlens_k: Tensor, queries: list[int] | None, causal: bool) -> Rows:
 class Shard:
     """Pages of this rank, and what lies in them.
 
-    page_table: i32 [B, columns], block l of request b in its columns l * n .. l * n + n - 1, n = block_size / page size.
-    positions: i32 [L] or [B, L], the block of the whole sequence that each one is, ascending; INT32_MAX behind the last.
+    page_table: i32 [B, columns], block l of a request in its columns l * n .. l * n + n - 1, n = block_size / page size
+    positions: i32 [L] or [B, L], the block of the whole sequence that each one is, ascending; INT32_MAX behind the last
     """
 
     def __init__(self, rows: Rows, page_table: Tensor, page_size: int, positions: Tensor, settings: Settings) -> None:

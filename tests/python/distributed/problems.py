@@ -30,8 +30,8 @@ class Batch:
         starts = torch.tensor([sum(self.new[:b]) for b in range(len(self.new) + 1)], dtype=torch.int32)
         return msa.msa_attention(self.q, self.k, self.v, self.index_q, self.index_k, cu_seqlens_q=starts,
                                  seqlens_k=torch.tensor(self.lengths, dtype=torch.int32), block_size=BLOCK,
-                                 topk=self.topk, local_blocks=self.local, init_blocks=self.init, threads=1, backend=backend,
-                                 return_lse=True, return_block_ids=True)
+                                 topk=self.topk, local_blocks=self.local, init_blocks=self.init, threads=1,
+                                 backend=backend, return_lse=True, return_block_ids=True)
 
     def settings(self):
         """Keywords of a ContextParallel."""

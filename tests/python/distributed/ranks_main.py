@@ -91,7 +91,8 @@ def prefill_shorter_than_the_group(rank, ranks):
 
 @check(2, 3, 4)
 def decode(rank, ranks):
-    for layout, new, page, kept in (("interleaved", [1, 1, 1, 1], 32, {}), ("interleaved", [4, 1, 0, 2], 16, {"init": 1}),
+    for layout, new, page, kept in (("interleaved", [1, 1, 1, 1], 32, {}),
+                                    ("interleaved", [4, 1, 0, 2], 16, {"init": 1}),
                                     ("zigzag", [1, 3, 1, 1], 16, {"local": 2}), ("contiguous", [2, 1, 1, 1], 32, {})):
         for dtype in (torch.float32, torch.bfloat16):
             batch = Batch([333, 17, 256, 70], new=new, dtype=dtype, **kept)
