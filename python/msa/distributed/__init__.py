@@ -23,10 +23,10 @@ from .errors import RankError
 from .estimate import Estimate, Links, Measured, Model, estimate
 from .exchange import Exchange, Pending
 from .layout import LAYOUTS, Span, blocks_of, check_layout, local_length, owner, spans
-from .shard import Settings, Shard, join, merge, rows_of
+from .shard import Pages, Settings, Shard, join, merge, rows_of
 
-__all__ = ["LAYOUTS", "ContextParallel", "Estimate", "Links", "Measured", "Model", "RankError", "Span", "blocks_of",
-           "estimate", "local_length", "owner", "spans"]
+__all__ = ["LAYOUTS", "ContextParallel", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
+           "blocks_of", "estimate", "local_length", "owner", "spans"]
 
 _MOST_RANKS = 63  # merges take 64 parts, and forced blocks are one
 
@@ -139,31 +139,34 @@ class ContextParallel:
         return torch.add(self.rank, first, alpha=self.ranks)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, page_table: Tensor,
-               seqlens_k: Tensor, *, positions: Tensor | None = None, queries: list[int] | None = None,
-               causal: bool = True, return_lse: bool = False, return_block_ids: bool = False) -> Any:
+               seqlens_k: Tensor, *, pages: Pages = Pages(), positions: Tensor | None = None,
+               queries: list[int] | None = None, causal: bool = True, return_lse: bool = False,
+               return_block_ids: bool = False) -> Any:
         """Attention of the last tokens of each sequence over a cache that is dealt to the ranks in blocks.
 
         q: [T, Hq, D]; index_q: [T, Hi, Di]: the same on every rank
         k, v, index_k: this rank's pages [P, S, heads, dim], block_size a multiple of S
         page_table: i32 [B, columns], this rank's pages of each request, in the order of their positions
         seqlens_k: i32 [B], lengths of the whole sequences, new tokens included
+        pages: scales and formats of these pages, and a filter of the index keys, where they have some
         positions: i32 [L] or [B, L], the block of the whole sequence that each local block is, ascending, INT32_MAX
             where there is none; left out: round robin, as the layout "interleaved" deals them
         queries: rows of each request, host numbers; left out: one each
 
         Returns out [T, Hq, Dv], or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse,
-        block_ids), the same bits on every rank. The selection is that of one process; outputs differ from it by the order of
-        additions alone.
+        block_ids), the same bits on every rank. The selection is that of one process; outputs differ from it by the
+        order of additions alone.
         """
         tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
         fault = self._fault_of_cache(tensors, page_table, seqlens_k, positions, queries)
-        self._agree("decode", tensors, fault, {"seqlens_k": tuple(seqlens_k.shape), "queries": queries,
-                                               "rows": q.shape[0]})
+        lengths = list(seqlens_k.shape) if seqlens_k.is_cuda else seqlens_k.tolist()  # nobody reads a GPU's
+        self._agree("decode", tensors, fault, {"seqlens_k": lengths, "queries": queries,
+                                               "rows": q.shape[0], "pages": (pages.kv_format, pages.index_k_format)})
         with self.exchange.together():
             rows = rows_of(seqlens_k, queries, causal)
             if positions is None:
                 positions = self.positions(page_table.shape[1] * k.shape[1] // self.settings.block_size, q.device)
-            shard = Shard(rows, page_table, k.shape[1], positions, self.settings)
+            shard = Shard(rows, page_table, k.shape[1], positions, self.settings, pages)
             candidates = self.exchange.gather(shard.candidates(index_q, index_k), "candidates").wait()
             ids = merge(candidates, rows, self.settings)
             states = self.exchange.gather(shard.attend(q, k, v, ids), "states").wait()

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .. import operations as msa
 
-__all__ = ["Rows", "Settings", "Shard", "join", "merge", "rows_of"]
+__all__ = ["Pages", "Rows", "Settings", "Shard", "join", "merge", "rows_of"]
 
+_FOUR_BITS = ("nvfp4", "nvfp4/tensor", "q8kv4")  # two values in a byte
 _NONE = torch.iinfo(torch.int32).max  # sorts behind every id
 
 
@@ -32,11 +33,26 @@ class Settings(NamedTuple):
     threads: int
 
 
+class Pages(NamedTuple):
+    """Scales and formats of a rank's pages, and a filter of its index keys: as in msa.msa_attention."""
+
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+    k_global_scale: Tensor | None = None
+    v_global_scale: Tensor | None = None
+    index_k_scale: Tensor | None = None
+    index_k_global_scale: Tensor | None = None
+    index_k8: Tensor | None = None
+    index_k8_bounds: Tensor | None = None
+    kv_format: str | None = None
+    index_k_format: str | None = None
+
+
 class Rows(NamedTuple):
     """Query rows of a decode call."""
 
     requests: Tensor | None  # i64 [T], the request of each row; None: one row a request
-    last: Tensor             # i32 [T], position of the last key that a row sees; -1: none
+    last: Tensor             # i32 [T], position of the last key that a row sees; below 0: none
 
 
 def rows_of(seqlens_k: Tensor, queries: list[int] | None, causal: bool) -> Rows:
@@ -50,7 +66,7 @@ def rows_of(seqlens_k: Tensor, queries: list[int] | None, causal: bool) -> Rows:
     if causal:
         behind = [n - 1 - i for n in queries for i in range(n)]
         last = last - torch.tensor(behind, dtype=torch.int32, device=last.device)
-    return Rows(requests, last.clamp(min=-1))
+    return Rows(requests, last)
 
 
 class Shard:
@@ -60,8 +76,9 @@ class Shard:
     positions: i32 [L] or [B, L], the block of the whole sequence that each one is, ascending; INT32_MAX behind the last
     """
 
-    def __init__(self, rows: Rows, page_table: Tensor, page_size: int, positions: Tensor, settings: Settings) -> None:
-        self.rows, self.settings = rows, settings
+    def __init__(self, rows: Rows, page_table: Tensor, page_size: int, positions: Tensor, settings: Settings,
+                 pages: Pages = Pages()) -> None:
+        self.rows, self.settings, self.pages = rows, settings, pages
         self.blocks = page_table.shape[1] * page_size // settings.block_size
         if rows.requests is not None:
             page_table = page_table[rows.requests]
@@ -71,13 +88,16 @@ class Shard:
 
     def candidates(self, index_q: Tensor, index_k: Tensor) -> Tensor:
         """The best unforced blocks here: i32 [2, T, Hi, k], global ids and the bits of their scores."""
-        s, shape = self.settings, (index_q.shape[0], index_q.shape[1], self.settings.topk)
+        s, pages, shape = self.settings, self.pages, (*index_q.shape[:2], self.settings.topk)
         if self.blocks == 0:
             none = torch.full(shape, -1, dtype=torch.int32, device=index_q.device)
             return torch.stack((none, torch.full_like(none, float("-inf"), dtype=torch.float32).view(torch.int32)))
         found = msa.select_blocks(index_q, index_k, page_table=self.page_table, seqlens_k=self._unforced_keys(),
                                   cu_seqlens_q=self.starts, block_size=s.block_size, topk=s.topk, local_blocks=0,
-                                  init_blocks=0, max_seqlen_q=1, max_seqlen_k=self.blocks * s.block_size,
+                                  init_blocks=0, index_k_scale=pages.index_k_scale,
+                                  index_k_global_scale=pages.index_k_global_scale, index_k8=pages.index_k8,
+                                  index_k8_bounds=pages.index_k8_bounds, index_k_format=pages.index_k_format,
+                                  max_seqlen_q=1, max_seqlen_k=self.blocks * s.block_size,
                                   backend=s.backend, threads=s.threads, return_scores=True)
         ids = torch.where(found.block_ids >= 0, self._positions_at(found.block_ids), -1)
         scores = found.chosen_scores
@@ -89,13 +109,17 @@ class Shard:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor) -> Tensor:
         """Attention to the listed blocks that lie here: f32 [T, Hq, Dv + 4], the lse behind the output."""
-        s, value_dim = self.settings, v.shape[-1]
+        s, pages = self.settings, self.pages
+        value_dim = v.shape[-1] * (2 if pages.kv_format in _FOUR_BITS else 1)
         state = torch.zeros((*q.shape[:2], value_dim + 4), device=q.device)  # rows stay aligned to 16 bytes
         if self.blocks == 0:
             state[..., value_dim] = float("-inf")
             return state
         out, lse = msa.sparse_attention(q, k, v, self._here(block_ids), page_table=self.page_table,
                                         seqlens_k=self._visible_keys(), cu_seqlens_q=self.starts,
+                                        k_scale=pages.k_scale, v_scale=pages.v_scale,
+                                        k_global_scale=pages.k_global_scale, v_global_scale=pages.v_global_scale,
+                                        kv_format=pages.kv_format,
                                         block_size=s.block_size, softmax_scale=s.softmax_scale, max_seqlen_q=1,
                                         max_seqlen_k=self.blocks * s.block_size, backend=s.backend, threads=s.threads,
                                         out_dtype="f32", return_lse=True)
@@ -117,12 +141,13 @@ class Shard:
             return self.positions[local]
         return self.positions.gather(1, local.flatten(1)).view(local.shape)
 
-    # Keys here that each row sees: its last block may lie here, and ends where the row does.
+    # Keys here that each row sees: its last block may lie here, and ends where the row does. Where it lies behind all
+    # that are here, the last one here is another.
     def _visible_keys(self) -> Tensor:
         size = self.settings.block_size
         block = self.rows.last // size
         count = self._below(block)
-        last_here = (count < self.blocks) & (self._positions_at(count.unsqueeze(1)).squeeze(1) == block)
+        last_here = self._positions_at(count.unsqueeze(1)).squeeze(1) == block
         return (count * size + torch.where(last_here, self.rows.last - block * size + 1, 0)).int()
 
     # Keys of the blocks here that are not forced as last ones.
@@ -136,7 +161,7 @@ class Shard:
     def _here(self, block_ids: Tensor) -> Tensor:
         flat = block_ids.flatten(1).contiguous()
         local = torch.searchsorted(self.positions, flat).view(block_ids.shape)
-        here = (block_ids >= 0) & (local < self.blocks) & (self._positions_at(local) == block_ids)
+        here = (block_ids >= 0) & (self._positions_at(local) == block_ids)
         return _ascending(torch.where(here, local.int(), -1))[0]
 
 

@@ -38,14 +38,15 @@ class Batch:
         return {"block_size": BLOCK, "topk": self.topk, "local_blocks": self.local, "init_blocks": self.init,
                 "threads": 1}
 
-    def cache(self, layout, rank, ranks, page=BLOCK):
-        """k, v, index_k in pages of this rank, page_table and positions; garbage where there is nothing."""
+    def cache(self, layout, rank, ranks, page=BLOCK, stored=None):
+        """k, v, index_k, or other rows, in pages of this rank, page_table and positions; garbage elsewhere."""
+        stored = [self.k, self.v, self.index_k] if stored is None else stored
         held = [blocks_of(layout, -(-length // BLOCK), rank, ranks) for length in self.lengths]
         width, per = max(map(len, held), default=0), BLOCK // page
         positions = torch.full((len(held), width), torch.iinfo(torch.int32).max, dtype=torch.int32)
         table = torch.full((len(held), width * per), -7, dtype=torch.int32)
-        pools = [torch.full((sum(map(len, held)) * per + 1, page, *rows.shape[1:]), float("nan"), dtype=rows.dtype)
-                 for rows in (self.k, self.v, self.index_k)]
+        pools = [torch.full((sum(map(len, held)) * per + 1, page, *rows.shape[1:]),
+                            float("nan") if rows.is_floating_point() else 0x7f, dtype=rows.dtype) for rows in stored]
         free, start = sum(map(len, held)) * per, 0  # pages are taken from the end: their order is not that of tokens
         for request, own in enumerate(held):
             positions[request, :len(own)] = torch.tensor(own, dtype=torch.int32)
@@ -55,7 +56,7 @@ class Batch:
                     end = min(begin + page, self.lengths[request])
                     free -= 1
                     table[request, slot * per + part] = free
-                    for pool, rows in zip(pools, (self.k, self.v, self.index_k)):
+                    for pool, rows in zip(pools, stored):
                         if end > begin:
                             pool[free, :end - begin] = rows[start + begin:start + end]
             start += self.lengths[request]

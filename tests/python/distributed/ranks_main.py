@@ -216,6 +216,8 @@ def ranks_that_disagree(rank, ranks):
     one = torch.tensor([200], dtype=torch.int32)
     raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, one, positions=positions) if odd
            else prefill_with(parallel), "call", ranks=(last,))
+    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, one - 1 if odd else one,
+                                   positions=positions), "seqlens_k", ranks=(last,))
     prefill_with(parallel)
 
 

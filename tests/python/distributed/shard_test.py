@@ -8,9 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="ranks exchange tensors of torch")
 
+import msa  # noqa: E402
 import problems  # noqa: E402
+from msa import distributed  # noqa: E402
 from msa.distributed import LAYOUTS, prefill  # noqa: E402
-from msa.distributed.shard import Settings, Shard, join, merge, rows_of  # noqa: E402
+from msa.distributed.shard import Pages, Settings, Shard, join, merge, rows_of  # noqa: E402
 from msa.results import AttentionBlocks  # noqa: E402
 
 BLOCK = problems.BLOCK
@@ -20,11 +22,12 @@ def settings_of(batch, backend=None):
     return Settings(BLOCK, batch.topk, batch.local, batch.init, None, backend, 1)
 
 
-def decode(batch, layout, ranks, page=BLOCK):
+def decode(batch, layout, ranks, page=BLOCK, stored=None, pages_of=lambda pools, table: Pages()):
     settings = settings_of(batch)
     rows = rows_of(torch.tensor(batch.lengths, dtype=torch.int32), batch.new, True)
-    caches = [batch.cache(layout, rank, ranks, page) for rank in range(ranks)]
-    shards = [Shard(rows, table, page, positions, settings) for _, table, positions in caches]
+    caches = [batch.cache(layout, rank, ranks, page, stored) for rank in range(ranks)]
+    shards = [Shard(rows, table, page, positions, settings, pages_of(pools, table))
+              for pools, table, positions in caches]
     found = torch.stack([s.candidates(batch.index_q, pools[2]) for s, (pools, _, _) in zip(shards, caches)])
     ids = merge(found, rows, settings)
     states = [s.attend(batch.q, pools[0], pools[1], ids) for s, (pools, _, _) in zip(shards, caches)]
@@ -95,6 +98,48 @@ def test_a_prefill_over_ranks_reads_the_same_keys_in_the_same_order(layout):
         assert torch.equal(out, whole)
 
 
+@pytest.mark.parametrize("kind", ["e4m3/token", "nvfp4", "q8kv4"])
+def test_a_decode_over_pages_of_codes(kind):
+    batch = problems.Batch([333, 40], new=[2, 1], dtype=torch.bfloat16, seed=6)
+    codes = msa.quantize_kv(batch.k, batch.v, kv_format=kind)
+    starts = torch.tensor([0, 2, 3], dtype=torch.int32)
+    wanted = msa.msa_attention(batch.q, codes.k_cache, codes.v_cache, batch.index_q, batch.index_k, cu_seqlens_q=starts,
+                               seqlens_k=torch.tensor(batch.lengths, dtype=torch.int32), block_size=BLOCK, topk=4,
+                               k_scale=codes.k_scale_cache, v_scale=codes.v_scale_cache, threads=1, return_lse=True,
+                               return_block_ids=True, kv_format=kind if kind != "e4m3/token" else None)
+    scale_type = codes.k_scale_cache.dtype
+    stored = [codes.k_cache.view(torch.uint8), codes.v_cache.view(torch.uint8), batch.index_k,
+              codes.k_scale_cache.view(torch.uint8), codes.v_scale_cache.view(torch.uint8)]
+    if kind == "e4m3/token":  # a scale is a number of four bytes, [N, Hkv]
+        stored[3:] = codes.k_scale_cache, codes.v_scale_cache
+
+    def pages_of(pools, table):
+        for n in (0, 1):
+            pools[n] = pools[n].view(codes.k_cache.dtype)
+        return Pages(k_scale=pools[3].view(scale_type), v_scale=pools[4].view(scale_type),
+                     kv_format=kind if kind != "e4m3/token" else None)
+
+    out, lse, ids = decode(batch, "interleaved", 3, stored=stored, pages_of=pages_of)
+    assert torch.equal(ids, wanted.block_ids)
+    problems.close(out, wanted.out)
+    problems.close(lse, wanted.lse)
+
+
+def test_a_decode_with_a_filter_selects_the_same():
+    batch = problems.Batch([333, 200], new=[1, 3], seed=8)
+
+    def pages_of(pools, table):
+        lengths = torch.tensor([distributed.local_length("interleaved", n, pages_of.rank, 3, BLOCK)
+                                for n in batch.lengths], dtype=torch.int32)
+        pages_of.rank += 1
+        return Pages(*[None] * 6, *msa.quantize_index(pools[2], seqlens_k=lengths, page_table=table))
+
+    pages_of.rank = 0
+    out, _, ids = decode(batch, "interleaved", 3, pages_of=pages_of)
+    plain, _, plain_ids = decode(batch, "interleaved", 3)
+    assert pages_of.rank == 3 and torch.equal(ids, plain_ids) and torch.equal(out, plain)
+
+
 def test_one_shard_with_every_block_has_the_bits_of_the_whole():
     batch = problems.Batch([333], new=[1], seed=3)
     out, lse, ids = decode(batch, "contiguous", 1)
@@ -102,6 +147,14 @@ def test_one_shard_with_every_block_has_the_bits_of_the_whole():
     assert torch.equal(ids, wanted.block_ids)
     problems.close(out, wanted.out)
     assert torch.equal(out, wanted.out) and torch.equal(lse, wanted.lse)
+
+
+def test_more_queries_than_keys():
+    batch = problems.Batch([3, 40], new=[140, 2], seed=4, init=1)
+    wanted = batch.whole()
+    out, lse, ids = decode(batch, "interleaved", 2)
+    assert torch.equal(ids, wanted.block_ids) and torch.equal(lse == float("-inf"), wanted.lse == float("-inf"))
+    problems.close(out, wanted.out)
 
 
 def test_rows_that_see_nothing():
