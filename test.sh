@@ -254,7 +254,7 @@ build_fuzz() {
 # CPU seconds that each section may take on the default run, builds that it needs included: about 1.3 times what it takes
 # where nobody else runs. Time on the clock depends on who does; these less so. A section over its budget is reported: make
 # it faster, or give it more here and take it from another.
-declare -A budgets=([style]=90 [unit]=550 [verify]=100 [package]=35 [cli]=10 [python]=220 [asan]=660 [fuzz]=190 [tsan]=70)
+declare -A budgets=([style]=90 [unit]=550 [verify]=100 [package]=35 [cli]=10 [python]=250 [asan]=660 [fuzz]=190 [tsan]=70)
 took=()
 
 cpu_seconds() { # PID: of this shell and all that it has waited for, so far
@@ -341,9 +341,9 @@ section_verify() {
   which=(--every-isa)
   [ -z "$quick" ] || which=(--isa "${wanted_isas[0]}")
   step "verify cpu on ${wanted_isas[*]}" verify_in_parts --backend cpu "${which[@]}" --support tests/support/cpu.txt \
-    tests/cases/all.txt
+    tests/cases/all.txt tests/cases/ranks.txt
   step "verify reference" "$release/tools/msa/msa" verify --backend reference --support tests/support/reference.txt \
-    tests/cases/smoke.txt
+    tests/cases/smoke.txt tests/cases/ranks.txt
   [ -n "$long" ] || return 0
   step "verify cpu, real sizes" verify_in_parts --backend cpu --isa "${wanted_isas[0]}" \
     --support tests/support/cpu.txt tests/cases/long.txt
@@ -405,14 +405,16 @@ section_cli() {
   step "command line" python3 tests/cli/cli_test.py "$release/tools/msa/msa"
 }
 
-# The Python package as users build it, in an environment of its own. Its tests have three minutes, in two processes. An
+# The Python package as users build it, in an environment of its own. Its tests have three minutes, in three processes. An
 # installed torch is used where there is one, as it is large.
 section_python() {
   local venv=$PWD/build/venv-python
   step "python environment" python_environment "$venv" || return
   step "python wheel" cached python_wheel "$venv" || return
   begin_step "python tests, integrations (180 s at most)" python_tests "$venv" tests/python/integrations
-  begin_step "python tests (180 s at most)" python_tests "$venv" --ignore=tests/python/integrations tests/python
+  begin_step "python tests (180 s at most)" python_tests "$venv" --ignore=tests/python/integrations \
+    --ignore=tests/python/distributed tests/python
+  begin_step "python tests, several ranks (180 s at most)" python_tests "$venv" tests/python/distributed
   begin_step "python types" python_types "$venv"
   begin_step "python wheel alone" tests/python/wheel_test.sh "$PWD"/build/wheel/*.whl
   end_steps
