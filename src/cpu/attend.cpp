@@ -213,7 +213,7 @@ ThreadScratch AttentionStage::take_thread(Scratch& from) const {
       round_up(std::max(p_.attention.head_dim, p_.attention.value_dim), lanes);
   ThreadScratch t;
   t.kernel.q = from.take<std::byte>(4 * l_.heads * rows * round_up(d_words, lanes));
-  t.kernel.k = from.take<std::byte>(4 * padded_step * d_words);
+  t.kernel.k = from.take<std::byte>(4 * padded_step * round_up(d_words, lanes));
   t.kernel.v = from.take<std::byte>(4 * (padded_step / l_.pack + 1) *
                                     round_up(p_.attention.value_dim, lanes));
   t.kernel.s = from.take<float>(lanes * std::max(2 * padded_step, row_floats));

@@ -119,7 +119,7 @@ struct AttendScratch {
 
 struct AttendKernels {
   int lanes = 0;
-  int tile = 0;           // keys of a register tile
+  int tile = 0;           // keys that a packed block is a multiple of
   int words_of_bf16 = 1;  // bf16 values that a packed word holds: 2 where there are bf16 products
   /// Attends a piece of a tile; one state for each of its heads.
   void (*attend)(const AttendCall&, const AttendTile&, const AttendScratch&,
