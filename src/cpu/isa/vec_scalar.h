@@ -186,8 +186,10 @@ MSA_INLINE Vec exp2(In<Vec> x) {
 /// Transposes kLanes x kLanes words: row i of `from` (stride in words) becomes column i of `to`.
 MSA_INLINE void transpose_words(const Bits* from, std::int64_t from_stride, Bits* to,
                                 std::int64_t to_stride) {
-  for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  std::uint32_t words[kLanes][kLanes];  // `to` may be `from`
+  for (int i = 0; i < kLanes; ++i) std::memcpy(words[i], from + i * from_stride, sizeof words[i]);
+  for (int j = 0; j < kLanes; ++j) {
+    for (int i = 0; i < kLanes; ++i) to[j * to_stride + i] = words[i][j];
   }
 }
 
