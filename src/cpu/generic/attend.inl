@@ -18,7 +18,9 @@ inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1
 
 /// Products of whole tiles of 16 x 16, in steps of 32.
 template <class P>
-concept Tiled = requires { P::kTiles; };
+concept Tiled = requires {
+  P::kTiles;
+};
 
 /// Keys that are scored together; keys whose weights meet values together; words of a key's step.
 template <class P>
@@ -230,16 +232,17 @@ inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* 
 template <class P, class S>
 inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
   if constexpr (P::kPack == 2 && kWordsAreStored<S>) {
-    for_each_segment<S>(
-        c.call, c.tile, c.call.k, c.head, block.start, block.count,
-        [&](std::int64_t, std::int64_t run, const auto* from, const auto*) {
-          const bool aligned =
-              reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) == 0;
-          if (run != block.count || run % kScored<P> != 0 || !aligned) return;
-          if (c.call.k.row % 2 != 0 || c.call.head_dim / 2 % kKeyWords<P> != 0) return;
-          block.keys = reinterpret_cast<const typename P::Word*>(from);
-          block.row = c.call.k.row / 2;
-        });
+    for_each_segment<S>(c.call, c.tile, c.call.k, c.head, block.start, block.count,
+                        [&](std::int64_t, std::int64_t run, const auto* from, const auto*) {
+                          const bool aligned =
+                              reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) ==
+                              0;
+                          if (run != block.count || run % kScored<P> != 0 || !aligned) return;
+                          if (c.call.k.row % 2 != 0 || c.call.head_dim / 2 % kKeyWords<P> != 0)
+                            return;
+                          block.keys = reinterpret_cast<const typename P::Word*>(from);
+                          block.row = c.call.k.row / 2;
+                        });
   }
   return block.keys != nullptr;
 }

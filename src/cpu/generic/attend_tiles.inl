@@ -5,10 +5,10 @@
 // [16 rows][32 keys] and meet strips of values; O is [rows][dims].
 
 template <class P, int Cols, bool Masked>
-  requires Tiled<P>
-MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
-                            const Block<P>& block, std::int64_t keys, const Ahead& ahead,
-                            Vec (&best)[Cols]) {
+requires Tiled<P> MSA_INLINE void score_block(const AttendContext<P>& c,
+                                              const std::int64_t (&column)[Cols],
+                                              const Block<P>& block, std::int64_t keys,
+                                              const Ahead& ahead, Vec (&best)[Cols]) {
   constexpr int kRuns = 4 / Cols;  // of 16 keys
   const std::byte* q[Cols];
   IVec limit[Cols];
@@ -74,10 +74,10 @@ MSA_INLINE_PIECE void shrink_rows(float* o, Vec alpha, std::int64_t dims) {
 }
 
 template <class P, int Cols>
-  requires Tiled<P>
-MSA_INLINE_PIECE void weigh_values(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
-                                   const Block<P>&, const Vec (&alpha)[Cols], std::int64_t keys,
-                                   const Ahead& ahead) {
+requires Tiled<P> MSA_INLINE_PIECE void weigh_values(const AttendContext<P>& c,
+                                                     const std::int64_t (&column)[Cols],
+                                                     const Block<P>&, const Vec (&alpha)[Cols],
+                                                     std::int64_t keys, const Ahead& ahead) {
   constexpr int kStrips = 4 / Cols;  // of 16 dims
   const std::int64_t dims = c.call.value_dim, steps = (keys + 31) / 32;
   TileRows16 weights[Cols];
@@ -96,15 +96,13 @@ MSA_INLINE_PIECE void weigh_values(const AttendContext<P>& c, const std::int64_t
     const std::byte* values[kCount];
     for (int i = 0; i < kCount; ++i)
       values[i] = reinterpret_cast<const std::byte*>(c.v + (d / kLanes + i) * c.strip);
-    repeat<Cols * kCount>([&]<int t>() {
-      Tiles::load<t>(o[t / kCount] + d + t % kCount * kLanes, 4 * dims);
-    });
+    repeat<Cols * kCount>(
+        [&]<int t>() { Tiles::load<t>(o[t / kCount] + d + t % kCount * kLanes, 4 * dims); });
     multiply_tiles<false, Cols, kCount>(weights, values, steps);
     touch.next_product();
     touch.all();
-    repeat<Cols * kCount>([&]<int t>() {
-      Tiles::store<t>(o[t / kCount] + d + t % kCount * kLanes, 4 * dims);
-    });
+    repeat<Cols * kCount>(
+        [&]<int t>() { Tiles::store<t>(o[t / kCount] + d + t % kCount * kLanes, 4 * dims); });
     d += kLanes * kCount;
   };
   while (d + kLanes * kStrips <= dims) weigh_strips.template operator()<kStrips>();
@@ -117,9 +115,39 @@ inline bool by_tiles(const AttendCall& call, const AttendTile& tile) {
   return call.pairs && tile.request.seqlen_q * call.group >= LevelBelow::kRowsForTiles;
 }
 
+/// The kernels of what is no tile: of this level's vectors where those below have other lanes, else
+/// through the table below, of which nothing is known yet where this one is made.
+constexpr AttendKernels kernels_below() {
+  if constexpr (LevelBelow::kHasOtherLanes) {
+    return attend_kernels();
+  } else {
+    return {.lanes = kLanes,
+            .attend =
+                [](const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
+                   const AttendState* states) {
+                  LevelBelow::kernels().attend.attend(call, tile, scratch, states);
+                },
+            .merge =
+                [](const AttendCall& call, const AttendTile& tile, const AttendState& into,
+                   const AttendState& from) {
+                  LevelBelow::kernels().attend.merge(call, tile, into, from);
+                },
+            .finish =
+                [](const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
+                   const AttendState& state, std::int32_t* suspects) {
+                  return LevelBelow::kernels().attend.finish(call, tile, scratch, state, suspects);
+                },
+            .overflows =
+                [](const AttendCall& call, const AttendTile& tile, const AttendScratch& scratch,
+                   const AttendState& state) {
+                  return LevelBelow::kernels().attend.overflows(call, tile, scratch, state);
+                }};
+  }
+}
+
 inline void attend_by_tiles(const AttendCall& call, const AttendTile& tile,
                             const AttendScratch& scratch, const AttendState* states) {
-  if (!by_tiles(call, tile)) return LevelBelow::kernels().attend.attend(call, tile, scratch, states);
+  if (!by_tiles(call, tile)) return kernels_below().attend(call, tile, scratch, states);
   const Tiles tiles;
   with_keys(call.kv_dtype, [&](auto storage) {
     using S = decltype(storage);
@@ -129,36 +157,10 @@ inline void attend_by_tiles(const AttendCall& call, const AttendTile& tile,
   });
 }
 
-/// Whether the level below joins and writes a tile.
-inline bool below(const AttendCall& call, const AttendTile& tile) {
-  return LevelBelow::kSharesStates || !by_tiles(call, tile);
-}
-
 constexpr AttendKernels tile_attend_kernels() {
-  return {.lanes = kLanes,
-          .tile = 32,
-          .words_of_bf16 = 2,
-          .attend = attend_by_tiles,
-          .merge =
-              [](const AttendCall& call, const AttendTile& tile, const AttendState& into,
-                 const AttendState& from) {
-                if (below(call, tile))
-                  return LevelBelow::kernels().attend.merge(call, tile, into, from);
-                if constexpr (!LevelBelow::kSharesStates) merge_pieces(call, tile, into, from);
-              },
-          .finish = [](const AttendCall& call, const AttendTile& tile,
-                       const AttendScratch& scratch, const AttendState& state,
-                       std::int32_t* suspects) -> std::int64_t {
-            if constexpr (!LevelBelow::kSharesStates) {
-              if (!below(call, tile)) return finish_tile(call, tile, scratch, state, suspects);
-            }
-            return LevelBelow::kernels().attend.finish(call, tile, scratch, state, suspects);
-          },
-          .overflows = [](const AttendCall& call, const AttendTile& tile,
-                          const AttendScratch& scratch, const AttendState& state) {
-            if constexpr (!LevelBelow::kSharesStates) {
-              if (!below(call, tile)) return overflows(call, tile, scratch, state);
-            }
-            return LevelBelow::kernels().attend.overflows(call, tile, scratch, state);
-          }};
+  AttendKernels kernels = kernels_below();
+  kernels.tile = kWeighed<TileProducts>;
+  kernels.words_of_bf16 = TileProducts::kPack;
+  kernels.attend = attend_by_tiles;
+  return kernels;
 }

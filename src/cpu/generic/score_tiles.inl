@@ -12,8 +12,8 @@ constexpr std::int64_t whole_steps(std::int64_t bytes) {
 }
 
 /// Up to 16 rows of at most `steps` steps as columns: [word][lane]. `rows` may be overwritten.
-MSA_INLINE_PIECE void turn_to_columns(const std::byte* rows, std::int64_t stride, std::int64_t steps,
-                                std::byte* to) {
+MSA_INLINE_PIECE void turn_to_columns(const std::byte* rows, std::int64_t stride,
+                                      std::int64_t steps, std::byte* to) {
   for (std::int64_t step = 0; step < steps; ++step) {
     transpose_words(reinterpret_cast<const Bits*>(rows + step * kTileRow),
                     stride / static_cast<std::int64_t>(sizeof(Bits)),
@@ -171,8 +171,7 @@ void score_row_tiles(const BlockSink& sink, const TileBuffers& buffers) {
     std::int64_t column = first / kLanes;
     for (; column + 2 <= columns; column += 2)
       score_column_tiles<2>(sink, buffers, block, keys, runs, column, first);
-    if (column < columns)
-      score_column_tiles<1>(sink, buffers, block, keys, runs, column, first);
+    if (column < columns) score_column_tiles<1>(sink, buffers, block, keys, runs, column, first);
   }
 }
 
@@ -184,7 +183,7 @@ inline void pack_code_tiles(const ScoreTile& tile, const FilterRows& rows,
   const std::int64_t bytes = whole_steps(tile.dim);
   for (std::int64_t r = 0; r < tile.num_rows; r += kLanes) {
     turn_to_columns(reinterpret_cast<const std::byte*>(rows.codes + r * rows.code_stride),
-              rows.code_stride, bytes / kTileRow, buffers.q + r * bytes);
+                    rows.code_stride, bytes / kTileRow, buffers.q + r * bytes);
   }
 }
 
@@ -211,10 +210,9 @@ inline void stage_code_runs(const ScoreTile& tile, const IndexKeys& keys, const 
 
 /// As bound_columns.
 template <int kColumns>
-void bound_column_tiles(const BlockSink& sink, const FilterRows& filter,
-                        const TileBuffers& buffers, std::int64_t block, const BlockKeys& keys,
-                        const KeyRuns& runs, const BlockBounds& bounds, std::int64_t column,
-                        std::int64_t first) {
+void bound_column_tiles(const BlockSink& sink, const FilterRows& filter, const TileBuffers& buffers,
+                        std::int64_t block, const BlockKeys& keys, const KeyRuns& runs,
+                        const BlockBounds& bounds, std::int64_t column, std::int64_t first) {
   const std::int64_t bytes = whole_steps(sink.tile.dim), row = column * kLanes;
   const std::byte* columns[kColumns];
   set_columns<kColumns>(buffers, column, bytes, columns);
@@ -235,9 +233,9 @@ void bound_column_tiles(const BlockSink& sink, const FilterRows& filter,
             for (int c = 0; c < kColumns; ++c) {
               IVec product = iload(of_key + c * kTileRow);
               if (masked) {
-                product = iselect(igreater(iload(limits + c * kLanes),
-                                           iset1(static_cast<std::int32_t>(k))),
-                                  product, iset1(kNoKey));
+                product = iselect(
+                    igreater(iload(limits + c * kLanes), iset1(static_cast<std::int32_t>(k))),
+                    product, iset1(kNoKey));
               }
               best[c] = imax(best[c], product);
             }
@@ -248,8 +246,8 @@ void bound_column_tiles(const BlockSink& sink, const FilterRows& filter,
   found.keep(filter, block, keys, row, first);
 }
 
-inline void bound_row_tiles(const BlockSink& sink, const FilterKeys& keys,
-                            const FilterRows& filter, const TileBuffers& buffers) {
+inline void bound_row_tiles(const BlockSink& sink, const FilterKeys& keys, const FilterRows& filter,
+                            const TileBuffers& buffers) {
   const ScoreTile& tile = sink.tile;
   const std::int64_t columns = core::ceil_div(tile.num_rows, kLanes);
   const Tiles tiles;
@@ -279,7 +277,7 @@ inline void bound_row_tiles(const BlockSink& sink, const FilterKeys& keys,
 /// The scores of one run for all rows that want it, 16 rows at a time: [rows][keys], the sums that
 /// [keys][rows] have.
 template <class K>
-  requires Tiled<typename K::P>
+requires Tiled<typename K::P>
 void score_run_of_block(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& block,
                         std::int64_t begin, const RunRows& list, float* best) {
   const ScoreTile& tile = sink.tile;
@@ -322,14 +320,13 @@ void score_run_of_block(const BlockSink& sink, const TileBuffers& buffers, const
 
 /// Whether scores are sums of bf16 pairs, and rows enough to fill tiles.
 inline bool by_tiles(const ScoreTile& tile) {
-  return !tile.few_rows && (tile.key_dtype == DType::BF16 ||
-                            (tile.key_dtype == DType::E2M1 && tile.pairs));
+  return !tile.few_rows &&
+         (tile.key_dtype == DType::BF16 || (tile.key_dtype == DType::E2M1 && tile.pairs));
 }
 
 inline void score_by_tiles(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
                            const ScoreTarget& target) {
-  if (!by_tiles(tile))
-    return LevelBelow::kernels().select.score_tile(tile, rows, buffers, target);
+  if (!by_tiles(tile)) return LevelBelow::kernels().select.score_tile(tile, rows, buffers, target);
   const BlockSink sink{tile, rows, target};
   if (tile.key_dtype == DType::E2M1)
     return score_row_tiles<KeysIn<DType::E2M1, TileProducts>>(sink, buffers);

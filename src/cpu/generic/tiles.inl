@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Products of tiles, for the levels that have them (isa/vec_amx.h): 16 rows of one side meet 16
+// Products of tiles, for the levels that have them (isa/vec_avx512_tiles.h): 16 rows of one side meet 16
 // columns of the other, in steps of 64 bytes along what is summed. At most four products of 16 x 16
 // grow at a time, so that each tile that is loaded is multiplied twice or more.
 
@@ -9,9 +9,8 @@ inline constexpr std::int64_t kTileBytes = 16 * kTileRow;
 /// f<0>() to f<n - 1>().
 template <int n, class F>
 MSA_INLINE void repeat(const F& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) {
-    (f.template operator()<i>(), ...);
-  }(std::make_integer_sequence<int, n>{});
+  [&]<int... i>(std::integer_sequence<int, i...>) { (f.template operator()<i>(), ...); }
+  (std::make_integer_sequence<int, n>{});
 }
 
 /// 16 rows, `stride` bytes apart; what the next step multiplies lies `step` bytes on.
@@ -64,8 +63,7 @@ MSA_INLINE void multiply_tiles(const TileRows16 (&rows)[kRows],
 template <int kRows, int kCols>
 MSA_INLINE void store_tiles(void* to) {
   repeat<kRows * kCols>([&]<int t>() {
-    Tiles::store<t>(static_cast<std::byte*>(to) +
-                        (t / kCols * 16 * kCols + t % kCols) * kTileRow,
+    Tiles::store<t>(static_cast<std::byte*>(to) + (t / kCols * 16 * kCols + t % kCols) * kTileRow,
                     kCols * kTileRow);
   });
 }

@@ -6,35 +6,34 @@
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                               \
+#pragma clang attribute push(                                                                  \
     __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512bf16,avx512vnni,avx512f,avx512bw," \
-                          "avx512dq,avx512vl,avx2,fma,f16c"))),                             \
+                          "avx512dq,avx512vl,avx2,fma,f16c"))),                                \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("amx-tile,amx-bf16,amx-int8,avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq")
-#pragma GCC target("avx512vl,avx2,fma,f16c")
+#pragma GCC target("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
 namespace msa::cpu::amx {
 #include "cpu/isa/vec_avx512.h"
 #include "cpu/isa/vec_avx512_bf16.h"
-#include "cpu/isa/vec_amx.h"
+#include "cpu/isa/vec_avx512_tiles.h"
 
 using ProductsOfBf16 = Bf16Products;
 
 #include "cpu/generic/storage.inl"
+#include "cpu/generic/tiles.inl"
 
 using ProductsOfCodes = ByteProducts;
 
 #include "cpu/generic/attend.inl"
+#include "cpu/generic/attend_tiles.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
-#include "cpu/generic/tiles.inl"
-#include "cpu/generic/attend_tiles.inl"
 #include "cpu/generic/score_tiles.inl"
 #include "cpu/generic/vector_checks.inl"
-#include "cpu/generic/tile_checks.inl"
+#include "cpu/generic/vector_tile_checks.inl"
 
 constinit const Kernels kKernels = {.isa = "amx",
                                     .attend = tile_attend_kernels(),

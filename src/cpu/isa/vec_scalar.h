@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The vector layer in plain C++: kPlainLanes lanes as an array, for any processor and for tools that
-// know no vector registers. Every level has this vocabulary; masks are what comparisons give and
-// `select` takes (first value where set). max keeps the second operand when either is a NaN, as the
-// x86 instruction does.
+// The vector layer in plain C++: kPlainLanes lanes as an array, for any processor and for tools
+// that know no vector registers. Every level has this vocabulary; masks are what comparisons give
+// and `select` takes (first value where set). max keeps the second operand when either is a NaN, as
+// the x86 instruction does.
 
 inline constexpr int kLanes = kPlainLanes;
 inline constexpr int kTile = 4;  // rows of the register tile

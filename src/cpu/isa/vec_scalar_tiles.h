@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What vec_amx.h and vec_avx512_bf16.h add, over the plain vectors: products of tiles and of bf16
+// What vec_avx512_bf16.h and vec_avx512_tiles.h add, over the plain vectors: products of tiles and of bf16
 // pairs, with the sums of the instructions, so that all that surrounds them can be tested anywhere.
 
 /// bf16 pairs: what packing and softmax need of them.
@@ -146,6 +146,6 @@ struct TileProducts : Bf16Products {
 
 struct LevelBelow {
   static const Kernels& kernels() { return scalar::kKernels; }
-  static constexpr bool kSharesStates = false;  // columns of 8 rows
+  static constexpr bool kHasOtherLanes = true;
   static constexpr std::int64_t kRowsForTiles = 1;
 };

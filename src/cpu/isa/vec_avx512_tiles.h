@@ -53,8 +53,7 @@ struct TileProducts : Bf16Products {
 /// What has no use for tiles: few rows, where they would stay empty, and products of floats.
 struct LevelBelow {
   static const Kernels& kernels() { return avx512_bf16::kKernels; }
-  /// It keeps a tile of attention as this level does, so that its functions serve both.
-  static constexpr bool kSharesStates = true;
+  static constexpr bool kHasOtherLanes = false;
   /// Rows that a request must have under one KV head: below, memory is the limit, not products.
   static constexpr std::int64_t kRowsForTiles = 33;
 };
