@@ -378,13 +378,11 @@ MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&colu
   }
 }
 
-/// Exponentials of one column of scores to words of probabilities; returns their sum, from the
-/// unrounded values.
-template <class P, int Cols, bool Masked>
-MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec scale, Vec shift,
-                            std::int64_t keys) {
-  const float* s = c.s + col * kLanes;
-  typename P::Word* p = c.p + col * c.p_column;
+/// Exponentials of one of `Cols` columns of scores to words of probabilities; returns their sum,
+/// from the unrounded values. `behind(key)` is called behind every second key.
+template <class P, int Cols, bool Masked, class F>
+MSA_INLINE Vec exponentials(const float* s, typename P::Word* p, IVec limit, Vec scale, Vec shift,
+                            std::int64_t keys, const F& behind) {
   Vec sum[2] = {zero(), zero()};
   const auto one = [&](std::int64_t key) {
     Vec x = exp2(fma(load(s + key * Cols * kLanes), scale, shift));
@@ -403,6 +401,7 @@ MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec 
     } else {
       istore(p + key / 2 * kLanes, P::pair(even, odd));
     }
+    behind(key + 2);
   }
   return add(sum[0], sum[1]);
 }
@@ -599,6 +598,28 @@ MSA_INLINE_PIECE void weigh_values(const AttendContext<P>& c, const std::int64_t
   }
 }
 
+/// Takes the scores s of one of `Cols` columns, whose largest are `best`, into its softmax, and
+/// leaves their weights in p. Returns alpha, by how much those before shrink.
+template <class P, int Cols, bool Masked, class F>
+MSA_INLINE Vec update_softmax(const AttendContext<P>& c, std::int64_t column, Vec best, float* s,
+                              typename P::Word* p, std::int64_t keys, const F& behind) {
+  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias);
+  float* m = c.state.m + column * kLanes;
+  float* l = c.state.l + column * kLanes;
+  const Vec before = load(m), after = max(drop_lowest(best, scale), before);
+  const Vec alpha = decay(before, after, scale, bias);
+  Vec base = base_of(after, scale, bias);
+  if (const Mask far = far_rows(base); bits(far) != 0) {
+    subtract_far(s, keys, Cols, far, after);
+    base = select(far, bias, base);
+  }
+  const IVec limit = iload(c.limits + column * kLanes);
+  const Vec sum = exponentials<P, Cols, Masked>(s, p, limit, scale, shift_of(base), keys, behind);
+  store(l, fma(load(l), alpha, sum));
+  store(m, after);
+  return alpha;
+}
+
 template <class P, int Cols, bool Masked>
 inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
                           const Block<P>& block, std::int64_t keys, const Ahead& ahead) {
@@ -609,21 +630,10 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
     for (int col = 0; col < Cols; ++col) write_block_max(c, column[col], block.id, best[col]);
   }
   if (!c.call.attend) return;
-  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias);
   for (int col = 0; col < Cols; ++col) {
-    float* m = c.state.m + column[col] * kLanes;
-    float* l = c.state.l + column[col] * kLanes;
-    const Vec before = load(m), after = max(drop_lowest(best[col], scale), before);
-    alpha[col] = decay(before, after, scale, bias);
-    Vec base = base_of(after, scale, bias);
-    if (const Mask far = far_rows(base); bits(far) != 0) {
-      subtract_far(c.s + col * kLanes, padded, Cols, far, after);
-      base = select(far, bias, base);
-    }
-    const IVec limit = iload(c.limits + column[col] * kLanes);
-    const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, shift_of(base), padded);
-    store(l, fma(load(l), alpha[col], sum));
-    store(m, after);
+    alpha[col] =
+        update_softmax<P, Cols, Masked>(c, column[col], best[col], c.s + col * kLanes,
+                                        c.p + col * c.p_column, padded, [](std::int64_t) {});
   }
   weigh_values<P, Cols>(c, column, block, alpha, keys, ahead);
 }
