@@ -6,142 +6,165 @@
 // vectors: while the weights of one column are computed, the products of the column before and of
 // the one behind are handed to it, four at a time.
 
-/// A column of the tile and the keys of the block in hand that some row of it sees.
-struct SeenColumn {
-  std::int64_t column = 0;
+/// One or two columns of the tile, and the keys of the block in hand that some row of them sees.
+struct SeenColumns {
+  std::int64_t column[2] = {};
+  int count = 0;
   std::int64_t keys = 0;
   bool masked = false;  // not all rows see them, or they are no whole tiles
 };
 
 template <class P>
-MSA_INLINE_PIECE SeenColumn seen_column(const AttendContext<P>& c, std::int64_t column) {
-  const std::int32_t* limits = c.limits + column * kLanes;
-  const auto [least, most] = std::minmax_element(limits, limits + kLanes);
-  return {column, *most, *least != *most || *most % kScored<P> != 0};
+MSA_INLINE_PIECE SeenColumns seen_columns(const AttendContext<P>& c, std::int64_t first,
+                                          std::int64_t active) {
+  SeenColumns seen;
+  IVec least = iset1(std::numeric_limits<std::int32_t>::max()), most = iset1(0);
+  seen.count = static_cast<int>(std::min<std::int64_t>(2, active - first));
+  for (int col = 0; col < seen.count; ++col) {
+    seen.column[col] = c.active[first + col];
+    const IVec limits = iload(c.limits + seen.column[col] * kLanes);
+    least = imin(least, limits);
+    most = imax(most, limits);
+  }
+  alignas(64) std::int32_t lows[kLanes], highs[kLanes];
+  istore(lows, least);
+  istore(highs, most);
+  seen.keys = *std::max_element(highs, highs + kLanes);
+  seen.masked = *std::min_element(lows, lows + kLanes) != seen.keys || seen.keys % 16 != 0;
+  return seen;
 }
 
-/// The scores of one column to s, [keys][rows].
-template <class P>
-class ScoreSteps {
- public:
-  ScoreSteps() = default;
-  ScoreSteps(const AttendContext<P>& c, const Block<P>& block, const SeenColumn& column, float* s)
-      : q_(reinterpret_cast<const std::byte*>(c.q + column.column * c.q_column)),
-        key_(reinterpret_cast<const std::byte*>(block.keys)),
-        stride_(4 * block.row),
-        tiles_(round_up(column.keys, 16) / 16),
-        steps_(c.k_words / kKeyWords<P>),
-        s_(s) {}
-
-  std::int64_t left() const { return (tiles_ + 3) / 4 * steps_ - step_; }
-  MSA_INLINE void advance() {
-    const std::int64_t count = std::min<std::int64_t>(tiles_, 4);
-    if (step_ == 0) repeat<4>([]<int t>() { Tiles::clear<t>(); });
-    Tiles::load<6>(q_ + step_ * kTileBytes, kTileRow);
-    repeat<4>([&]<int t>() {
-      if (t >= count) return;
-      Tiles::load<4 + t % 2>(key_ + t * 16 * stride_ + step_ * kTileRow, stride_);
-      Tiles::add_pairs<t, 4 + t % 2, 6>();
-    });
-    if (++step_ < steps_) return;
-    repeat<4>([&]<int t>() {
-      if (t < count) Tiles::store<t>(s_ + t * 256, kTileRow);
-    });
-    step_ = 0;
-    tiles_ -= count;
-    key_ += 64 * stride_;
-    s_ += 4 * 256;
-  }
-
- private:
-  const std::byte* q_ = nullptr;
-  const std::byte* key_ = nullptr;
-  std::int64_t stride_ = 0;  // bytes from key to key
-  std::int64_t tiles_ = 0;   // of 16 keys, still to come
-  std::int64_t steps_ = 1;   // of 32 dims
-  float* s_ = nullptr;
-  std::int64_t step_ = 0;
+/// Columns whose scores are wanted, in s: [column][keys][rows].
+struct ColumnScores {
+  SeenColumns seen;
+  float* s = nullptr;
 };
 
-/// O += P V of one column, whose weights are p: [32 keys][rows][key pairs].
+/// Columns whose weights are known, in p: [column][32 keys][rows][key pairs].
 template <class P>
-class WeighSteps {
- public:
-  WeighSteps() = default;
-  WeighSteps(const AttendContext<P>& c, const SeenColumn& column, const typename P::Word* p)
-      : p_(reinterpret_cast<const std::byte*>(p)),
-        v_(reinterpret_cast<const std::byte*>(c.v)),
-        strip_(4 * c.strip),
-        strips_(c.call.value_dim / 16),
-        steps_((column.keys + 31) / 32),
-        o_(c.state.o + column.column * c.call.value_dim * kLanes),
-        stride_(4 * c.call.value_dim) {}
-
-  std::int64_t left() const { return (strips_ + 3) / 4 * steps_ - step_; }
-  MSA_INLINE void advance() {
-    const std::int64_t count = std::min<std::int64_t>(strips_, 4);
-    if (step_ == 0) {
-      repeat<4>([&]<int t>() {
-        if (t < count) Tiles::load<t>(o_ + t * 16, stride_);
-      });
-    }
-    Tiles::load<4>(p_ + step_ * kTileBytes, kTileRow);
-    repeat<4>([&]<int t>() {
-      if (t >= count) return;
-      Tiles::load<6 + t % 2>(v_ + t * strip_ + step_ * kTileBytes, kTileRow);
-      Tiles::add_pairs<t, 4, 6 + t % 2>();
-    });
-    if (++step_ < steps_) return;
-    repeat<4>([&]<int t>() {
-      if (t < count) Tiles::store<t>(o_ + t * 16, stride_);
-    });
-    step_ = 0;
-    strips_ -= count;
-    v_ += 4 * strip_;
-    o_ += 4 * 16;
-  }
-
- private:
-  const std::byte* p_ = nullptr;
-  const std::byte* v_ = nullptr;
-  std::int64_t strip_ = 0;   // bytes from strip to strip
-  std::int64_t strips_ = 0;  // of 16 dims, still to come
-  std::int64_t steps_ = 1;   // of 32 keys
-  float* o_ = nullptr;
-  std::int64_t stride_ = 0;  // bytes from row to row
-  std::int64_t step_ = 0;
+struct ColumnWeights {
+  SeenColumns seen;
+  const typename P::Word* p = nullptr;
 };
 
-/// What the tiles do while a column's weights are computed: the column before it is weighed, the
-/// one behind it scored. Both use the same registers, so one after the other. In equal parts.
+/// What the tiles do while weights are computed: columns before are weighed, O += P V, columns
+/// behind are scored. It is handed out in equal parts.
+///
+/// A job is up to two rows of tiles times two columns of them: weights times strips of values, or
+/// keys times queries. A step of it is four products.
 template <class P>
-class Beside {
+class TileJobs {
  public:
-  Beside(const WeighSteps<P>& before, const ScoreSteps<P>& after, std::int64_t parts)
-      : before_(before), after_(after), parts_(parts), all_(before.left() + after.left()) {}
+  TileJobs(const AttendContext<P>& c, const Block<P>& block, const ColumnWeights<P>& before,
+           const ColumnScores& after, std::int64_t s_column, std::int64_t parts)
+      : c_(c), block_(block), before_(before), after_(after), s_column_(s_column), parts_(parts) {
+    const std::int64_t weigh_steps = (before.seen.keys + 31) / 32;
+    const std::int64_t score_steps = c.k_words / kKeyWords<P>;
+    weigh_jobs_ = before.seen.count > 0 ? (c.call.value_dim + 31) / 32 : 0;
+    jobs_ = weigh_jobs_ + (after.seen.keys + 31) / 32;
+    all_ = weigh_jobs_ * weigh_steps + (jobs_ - weigh_jobs_) * score_steps;
+    if (jobs_ > 0) begin_job();
+  }
 
   MSA_INLINE void part() {
-    ++part_;
-    run(all_ * part_ / parts_);
+    owed_ += all_;
+    for (; owed_ >= parts_ && n_ < jobs_; owed_ -= parts_) step();
   }
-  MSA_INLINE void rest() { run(all_); }
+  MSA_INLINE void rest() {
+    while (n_ < jobs_) step();
+  }
 
  private:
-  MSA_INLINE void run(std::int64_t until) {
-    for (; done_ < until; ++done_) {
-      if (before_.left() > 0) {
-        before_.advance();
-      } else {
-        after_.advance();
+  void begin_job() {
+    if (n_ < weigh_jobs_) {
+      const std::int64_t d = n_ * 32, dims = c_.call.value_dim;
+      left_ = (before_.seen.keys + 31) / 32;
+      row_count_ = before_.seen.count;
+      column_count_ = d + 16 < dims ? 2 : 1;
+      row_stride_ = kTileRow;
+      row_step_ = kTileBytes;
+      sum_stride_ = 4 * dims;
+      for (int i = 0; i < 2; ++i) {
+        rows_[i] = reinterpret_cast<const std::byte*>(before_.p + i * c_.p_column);
+        columns_[i] = reinterpret_cast<const std::byte*>(c_.v + (d / 16 + i) * c_.strip);
+        for (int j = 0; j < 2; ++j)
+          sums_[2 * i + j] = c_.state.o + before_.seen.column[i] * dims * kLanes + d + 16 * j;
+      }
+    } else {
+      const std::int64_t key = (n_ - weigh_jobs_) * 32;
+      left_ = c_.k_words / kKeyWords<P>;
+      row_count_ = key + 16 < after_.seen.keys ? 2 : 1;
+      column_count_ = after_.seen.count;
+      row_stride_ = 4 * block_.row;
+      row_step_ = kTileRow;
+      sum_stride_ = kTileRow;
+      for (int i = 0; i < 2; ++i) {
+        rows_[i] = reinterpret_cast<const std::byte*>(block_.keys + (key + 16 * i) * block_.row);
+        columns_[i] =
+            reinterpret_cast<const std::byte*>(c_.q + after_.seen.column[i] * c_.q_column);
+        for (int j = 0; j < 2; ++j)
+          sums_[2 * i + j] = after_.s + j * s_column_ + (key + 16 * i) * kLanes;
       }
     }
+    const bool weighs = n_ < weigh_jobs_;
+    for_sums([&]<int t>() {
+      if (weighs) {
+        Tiles::load<t>(sums_[t], sum_stride_);
+      } else {
+        Tiles::clear<t>();
+      }
+    });
   }
 
-  WeighSteps<P> before_;
-  ScoreSteps<P> after_;
+  /// f<2 i + j>() for the sum of each row i and column j of the job.
+  template <class F>
+  MSA_INLINE void for_sums(const F& f) {
+    f.template operator()<0>();
+    if (column_count_ == 2) f.template operator()<1>();
+    if (row_count_ == 1) return;
+    f.template operator()<2>();
+    if (column_count_ == 2) f.template operator()<3>();
+  }
+
+  MSA_INLINE void step() {
+    Tiles::load<4>(rows_[0], row_stride_);
+    Tiles::load<6>(columns_[0], kTileRow);
+    Tiles::add_pairs<0, 4, 6>();
+    if (column_count_ == 2) {
+      Tiles::load<7>(columns_[1], kTileRow);
+      Tiles::add_pairs<1, 4, 7>();
+    }
+    if (row_count_ == 2) {
+      Tiles::load<5>(rows_[1], row_stride_);
+      Tiles::add_pairs<2, 5, 6>();
+      if (column_count_ == 2) Tiles::add_pairs<3, 5, 7>();
+    }
+    for (int i = 0; i < 2; ++i) {
+      rows_[i] += row_step_;
+      columns_[i] += kTileBytes;
+    }
+    if (--left_ > 0) return;
+    for_sums([&]<int t>() { Tiles::store<t>(sums_[t], sum_stride_); });
+    if (++n_ < jobs_) begin_job();
+  }
+
+  const AttendContext<P>& c_;
+  const Block<P>& block_;
+  const ColumnWeights<P>& before_;
+  const ColumnScores& after_;
+  std::int64_t s_column_;
   std::int64_t parts_;
-  std::int64_t all_;
-  std::int64_t part_ = 0, done_ = 0;
+  std::int64_t weigh_jobs_, jobs_;  // the former come first
+  std::int64_t all_;                // steps
+  std::int64_t owed_ = 0;           // of them, times parts_
+  std::int64_t n_ = 0;              // the job in hand
+  std::int64_t left_ = 0;           // of its steps
+  int row_count_ = 0, column_count_ = 0;
+  const std::byte* rows_[2] = {};
+  const std::byte* columns_[2] = {};
+  std::int64_t row_stride_ = 0, row_step_ = 0;  // bytes from row to row, from step to step
+  float* sums_[4] = {};
+  std::int64_t sum_stride_ = 0;
 };
 
 inline constexpr std::int64_t kKeysOfPart = 8;
@@ -149,16 +172,18 @@ inline constexpr std::int64_t kKeysOfPart = 8;
 /// The largest scores of a column.
 template <bool Masked>
 MSA_INLINE Vec largest_scores(const float* s, std::int64_t keys, IVec limit) {
-  Vec best = set1(-kInfinity);
-  for (std::int64_t key = 0; key < keys; ++key) {
-    Vec score = load(s + key * kLanes);
-    if constexpr (Masked) {
-      const Mask seen = igreater(limit, iset1(static_cast<std::int32_t>(key)));
-      score = select(seen, score, set1(-kInfinity));
+  Vec best[2] = {set1(-kInfinity), set1(-kInfinity)};
+  for (std::int64_t key = 0; key < keys; key += 2) {
+    for (int i = 0; i < 2; ++i) {
+      Vec score = load(s + (key + i) * kLanes);
+      if constexpr (Masked) {
+        const Mask seen = igreater(limit, iset1(static_cast<std::int32_t>(key + i)));
+        score = select(seen, score, set1(-kInfinity));
+      }
+      best[i] = max(score, best[i]);  // a NaN score leaves the second operand
     }
-    best = max(score, best);
   }
-  return best;
+  return max(best[0], best[1]);
 }
 
 /// O = O alpha of one column. Maxima seldom move.
@@ -173,65 +198,74 @@ MSA_INLINE_PIECE void shrink_rows(float* o, Vec alpha, std::int64_t dims) {
 }
 
 /// From scores s to weights p of one column, turned, and its O shrunk.
-template <class P, bool Masked>
-MSA_INLINE_PIECE void weights_of(const AttendContext<P>& c, const Block<P>& block,
-                                 const SeenColumn& column, float* s, typename P::Word* p,
-                                 const Ahead& ahead, Beside<P>& beside) {
-  const std::int64_t keys = round_up(column.keys, 16);
-  const Vec best = largest_scores<Masked>(s, keys, iload(c.limits + column.column * kLanes));
-  if (c.call.block_max != nullptr) write_block_max(c, column.column, block.id, best);
+template <class P, bool Masked, class F>
+MSA_INLINE void weights_of(const AttendContext<P>& c, std::int64_t block, std::int64_t column,
+                           std::int64_t keys, float* s, typename P::Word* p, const F& beside) {
+  const Vec best = largest_scores<Masked>(s, keys, iload(c.limits + column * kLanes));
+  if (c.call.block_max != nullptr) write_block_max(c, column, block, best);
   if (!c.call.attend) return;
   const auto turn = [&](std::int64_t pair) {
     auto* words = reinterpret_cast<Bits*>(p + pair * kLanes);
     transpose_words(words, kLanes, words, kLanes);
   };
   const Vec alpha =
-      update_softmax<P, 1, Masked>(c, column.column, best, s, p, keys, [&](std::int64_t done) {
+      update_softmax<P, 1, Masked>(c, column, best, s, p, keys, [&](std::int64_t done) {
         if (done % kKeysOfPart != 0) return;
-        beside.part();
-        const std::int64_t from = ahead.count * (done - kKeysOfPart) / keys,
-                           to = ahead.count * done / keys;
-        prefetch_rows(ahead.keys, from, to, ahead.key_bytes);
-        prefetch_rows(ahead.values, from, to, ahead.value_bytes);
+        beside(done);
         if (done % 32 == 0) turn((done - 32) / 2);
       });
   if (keys % 32 != 0) {
     std::fill(p + keys / 2 * kLanes, p + (keys / 2 + 8) * kLanes, 0u);
     turn((keys - 16) / 2);
   }
-  shrink_rows(c.state.o + column.column * c.call.value_dim * kLanes, alpha, c.call.value_dim);
+  shrink_rows(c.state.o + column * c.call.value_dim * kLanes, alpha, c.call.value_dim);
+}
+
+/// The weights of all columns of `scores`, and beside them the tiles' jobs and the block ahead.
+template <class P, bool Masked>
+inline void weigh_columns(const AttendContext<P>& c, std::int64_t block, const ColumnScores& scores,
+                          std::int64_t s_column, typename P::Word* p, const Ahead& ahead,
+                          TileJobs<P>& jobs) {
+  const std::int64_t keys = round_up(scores.seen.keys, 16);
+  for (int col = 0; col < scores.seen.count; ++col) {
+    weights_of<P, Masked>(c, block, scores.seen.column[col], keys, scores.s + col * s_column,
+                          p + col * c.p_column, [&](std::int64_t done) {
+                            jobs.part();
+                            if (col > 0 || ahead.count == 0) return;
+                            const std::int64_t from = ahead.count * (done - kKeysOfPart) / keys,
+                                               to = ahead.count * done / keys;
+                            prefetch_rows(ahead.keys, from, to, ahead.key_bytes);
+                            prefetch_rows(ahead.values, from, to, ahead.value_bytes);
+                          });
+  }
+  jobs.rest();
 }
 
 template <class P>
 requires Tiled<P>
 inline void visit_active(const AttendContext<P>& c, std::int64_t active, const Block<P>& block,
                          Ahead ahead) {
-  const std::int64_t side = round_up(c.call.step, kWeighed<P>) * kLanes;
-  SeenColumn column = seen_column(c, c.active[0]);
-  WeighSteps<P> weighing;
-  ScoreSteps<P> scoring(c, block, column, c.s);
-  while (scoring.left() > 0) scoring.advance();
-  for (std::int64_t i = 0; i < active; ++i) {
-    float* s = c.s + i % 2 * side;
-    typename P::Word* p = c.p + i % 2 * c.p_column;
-    SeenColumn next;
-    scoring = {};
-    if (i + 1 < active) {
-      next = seen_column(c, c.active[i + 1]);
-      scoring = {c, block, next, c.s + (i + 1) % 2 * side};
-    }
-    Beside<P> beside(weighing, scoring, round_up(column.keys, 16) / kKeysOfPart);
-    if (column.masked) {
-      weights_of<P, true>(c, block, column, s, p, ahead, beside);
+  const std::int64_t s_column = round_up(c.call.step, kWeighed<P>) * kLanes;
+  const ColumnScores no_scores;
+  ColumnWeights<P> before;
+  ColumnScores scores{seen_columns(c, 0, active), c.s};
+  TileJobs<P>(c, block, before, scores, s_column, 1).rest();
+  for (std::int64_t i = 0, side = 0; i < active; i += 2, side ^= 1) {
+    typename P::Word* p = c.p + side * 2 * c.p_column;
+    ColumnScores next;
+    if (i + 2 < active) next = {seen_columns(c, i + 2, active), c.s + (side ^ 1) * 2 * s_column};
+    TileJobs<P> jobs(c, block, before, next, s_column,
+                     scores.seen.count * round_up(scores.seen.keys, 16) / kKeysOfPart);
+    if (scores.seen.masked) {
+      weigh_columns<P, true>(c, block.id, scores, s_column, p, ahead, jobs);
     } else {
-      weights_of<P, false>(c, block, column, s, p, ahead, beside);
+      weigh_columns<P, false>(c, block.id, scores, s_column, p, ahead, jobs);
     }
-    beside.rest();
-    if (c.call.attend) weighing = {c, column, p};
-    column = next;
+    if (c.call.attend) before = {scores.seen, p};
+    scores = next;
     ahead = {};  // once is enough
   }
-  while (weighing.left() > 0) weighing.advance();
+  TileJobs<P>(c, block, before, no_scores, s_column, 1).rest();
 }
 
 /// Whether a request's products are tiles: by its own shape alone, so that its bits do not depend
@@ -285,6 +319,8 @@ inline void attend_by_tiles(const AttendCall& call, const AttendTile& tile,
 constexpr AttendKernels tile_attend_kernels() {
   AttendKernels kernels = kernels_below();
   kernels.tile = kWeighed<TileProducts>;
+  kernels.dense_rows = 512;  // products are faster, packing is not
+  kernels.columns = 4;       // two at work, two beside them
   kernels.words_of_bf16 = TileProducts::kPack;
   kernels.attend = attend_by_tiles;
   return kernels;
