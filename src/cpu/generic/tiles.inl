@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Products of tiles, for the levels that have them (isa/vec_avx512_tiles.h): 16 rows of one side meet 16
-// columns of the other, in steps of 64 bytes along what is summed. At most four products of 16 x 16
-// grow at a time, so that each tile that is loaded is multiplied twice or more.
+// Products of tiles, for the levels that have them (isa/vec_avx512_tiles.h): 16 rows of one side
+// meet 16 columns of the other, in steps of 64 bytes along what is summed. At most four products of
+// 16 x 16 grow at a time, so that each tile that is loaded is multiplied twice or more.
 
 inline constexpr std::int64_t kTileRow = 64;  // bytes
 inline constexpr std::int64_t kTileBytes = 16 * kTileRow;

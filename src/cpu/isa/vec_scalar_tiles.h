@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What vec_avx512_bf16.h and vec_avx512_tiles.h add, over the plain vectors: products of tiles and of bf16
-// pairs, with the sums of the instructions, so that all that surrounds them can be tested anywhere.
+// What vec_avx512_bf16.h and vec_avx512_tiles.h add, over the plain vectors: products of tiles and
+// of bf16 pairs, with the sums of the instructions, so that all that surrounds them can be tested
+// anywhere.
 
 /// bf16 pairs: what packing and softmax need of them.
 struct Bf16Products {
