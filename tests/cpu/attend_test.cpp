@@ -477,7 +477,7 @@ TEST_P(Overflow, AScaledScoreBeyondIsInfinite) {
 INSTANTIATE_TEST_SUITE_P(DTypes, Overflow, testing::Values("f32", "bf16"));
 
 // The products of bf16 pairs, of registers and of tiles, take numbers below the normal ones for
-// zero. One row is no tile but where tiles are emulated.
+// zero.
 TEST(Subnormal, ValuesAreKeptButByProductsOfPairs) {
   for (const char* dtype : {"f32", "bf16"}) {
     for (const std::string& isa : levels()) {

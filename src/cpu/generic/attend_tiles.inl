@@ -268,12 +268,6 @@ inline void visit_active(const AttendContext<P>& c, std::int64_t active, const B
   TileJobs<P>(c, block, before, no_scores, s_column, 1).rest();
 }
 
-/// Whether a request's products are tiles: by its own shape alone, so that its bits do not depend
-/// on what runs beside it.
-inline bool by_tiles(const AttendCall& call, const AttendTile& tile) {
-  return call.pairs && tile.request.seqlen_q * call.group >= LevelBelow::kRowsForTiles;
-}
-
 /// The kernels of what is no tile: of this level's vectors where those below have other lanes, else
 /// through the table below, of which nothing is known yet where this one is made.
 constexpr AttendKernels kernels_below() {
@@ -306,7 +300,7 @@ constexpr AttendKernels kernels_below() {
 
 inline void attend_by_tiles(const AttendCall& call, const AttendTile& tile,
                             const AttendScratch& scratch, const AttendState* states) {
-  if (!by_tiles(call, tile)) return kernels_below().attend(call, tile, scratch, states);
+  if (!call.pairs) return kernels_below().attend(call, tile, scratch, states);
   const Tiles tiles;
   with_keys(call.kv_dtype, [&](auto storage) {
     using S = decltype(storage);

@@ -50,10 +50,9 @@ struct TileProducts : Bf16Products {
   static constexpr bool kTiles = true;
 };
 
-/// What has no use for tiles: few rows, where they would stay empty, and products of floats.
+/// What has no use for tiles: products of floats, and selections of few rows, which wait for
+/// memory.
 struct LevelBelow {
   static const Kernels& kernels() { return avx512_bf16::kKernels; }
   static constexpr bool kHasOtherLanes = false;
-  /// Rows that a request must have under one KV head: below, memory is the limit, not products.
-  static constexpr std::int64_t kRowsForTiles = 33;
 };

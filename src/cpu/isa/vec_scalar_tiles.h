@@ -148,5 +148,4 @@ struct TileProducts : Bf16Products {
 struct LevelBelow {
   static const Kernels& kernels() { return scalar::kKernels; }
   static constexpr bool kHasOtherLanes = true;
-  static constexpr std::int64_t kRowsForTiles = 1;
 };
