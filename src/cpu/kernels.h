@@ -19,6 +19,9 @@ struct Kernels {
 
 // Defined with constant initialisation: no code of a level runs before the level is chosen.
 #if defined(__x86_64__)
+namespace amx {
+extern const Kernels kKernels;
+}
 namespace avx512_bf16 {
 extern const Kernels kKernels;
 }
@@ -38,6 +41,9 @@ extern const Kernels kKernels;
 }
 #endif
 namespace scalar {
+extern const Kernels kKernels;
+}
+namespace amx_emulated {  // in builds with tests
 extern const Kernels kKernels;
 }
 

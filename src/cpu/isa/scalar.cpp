@@ -3,6 +3,7 @@
 #include "cpu/isa/common.h"
 
 namespace msa::cpu::scalar {
+inline constexpr int kPlainLanes = 8;
 #include "cpu/isa/vec_scalar.h"
 
 using ProductsOfBf16 = F32Products;
