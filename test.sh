@@ -228,7 +228,8 @@ build() { # DIR TARGET CMAKE-ARGUMENT...
 
 build_release() {
   [ -z "${release_built:-}" ] || return 0
-  step "build release" cached build "$release" all --preset release -DMSA_WERROR=ON -DBUILD_SHARED_LIBS=ON &&
+  step "build release" cached build "$release" all --preset release -DMSA_WERROR=ON -DBUILD_SHARED_LIBS=ON \
+    -DMSA_CUDA_ARCHITECTURES=90 &&
     release_built=yes
 }
 
@@ -296,17 +297,25 @@ section_unit() {
   step "unit tests" ctest --test-dir "$release" --output-on-failure --no-tests=error -j "$jobs" --exclude-regex '^cli$'
   ctest --test-dir "$release" -N -R '^cuda\.machine_code$' | grep -q 'Total Tests: 1' ||
     not_run "machine code of the CUDA kernels" "built without CUDA, or no cuobjdump and nvdisasm"
+  [ -n "$long" ] || return 0
+  if command -v nvcc >/dev/null; then
+    step "build for every GPU" build "$PWD/build/every-gpu" msa -S . -G Ninja -DMSA_CUDA=ON -DMSA_BUILD_TOOLS=OFF &&
+      step "cubins for every GPU" ctest --test-dir "$PWD/build/every-gpu" --no-tests=error -R '^cuda\.(cubins|machine_code)$'
+  else
+    not_run "cubins for every GPU" "no nvcc"
+  fi
 }
 
-# Names of the machine's instruction sets, best first; the others are printed as not run. With --quick the best alone.
-isas() { # BUILD
+# Names of a backend's instruction sets, best first, and those that the machine lacks.
+isas() { # BUILD BACKEND
   "$1/tools/msa/msa" info --json | python3 -c '
 import json, sys
 for backend in json.load(sys.stdin)["backends"]:
-    for isa in backend.get("isas", []):
-        print("run" if isa["available"] else "lack", isa["name"], isa.get("reason", "").replace(" ", "_") or "-")'
+    for isa in backend.get("isas", []) if backend["name"] == sys.argv[1] else []:
+        print("run" if isa["available"] else "lack", isa["name"], isa.get("reason", "").replace(" ", "_") or "-")' "$2"
 }
 
+# Of the CPU; those that the machine lacks are printed as not run. With --quick the best alone.
 each_isa() { # BUILD COMMAND...: runs it with each instruction set's name as the last word
   local dir=$1 have name reason count=0
   shift
@@ -318,7 +327,7 @@ each_isa() { # BUILD COMMAND...: runs it with each instruction set's name as the
     else
       not_run "$name" "${reason//_/ }"
     fi
-  done < <(isas "$dir")
+  done < <(isas "$dir" cpu)
   [ $count -gt 0 ] || step "instruction sets of this machine" false
 }
 
@@ -342,21 +351,32 @@ section_verify() {
 
 # Cases are small: processes share them better than threads share one.
 verify_in_parts() { # OPTION...
-  local part pids=() status=0 dir
+  in_parts "$jobs" verify_part 1 "$release/tools/msa/msa" "$@" | sum_verified
+  return "${PIPESTATUS[0]}"
+}
+
+verify_part() { # PART PARTS THREADS MSA OPTION...
+  OMP_NUM_THREADS=$3 "$4" verify --part "$1/$2" "${@:5}"
+}
+
+# Several processes share the work of one: their output, one after the other; false where one of them fails.
+in_parts() { # PARTS FUNCTION ARGUMENT...: calls FUNCTION PART PARTS ARGUMENT...
+  local parts=$1 part dir running=() status=0
   dir=$(mktemp -d) || return 1
-  for part in $(seq "$jobs"); do
-    OMP_NUM_THREADS=1 "$release/tools/msa/msa" verify --part "$part/$jobs" "$@" >"$dir/$part.log" 2>&1 &
-    pids+=($!)
+  for part in $(seq "$parts"); do
+    "$2" "$part" "$parts" "${@:3}" >"$dir/$part.log" 2>&1 &
+    running+=($!)
   done
-  for part in "${pids[@]}"; do wait "$part" || status=1; done
+  for part in "${running[@]}"; do wait "$part" || status=1; done
   cat "$dir"/*.log
-  sum_verified "$dir"/*.log
   rm -rf "$dir"
   return $status
 }
 
-sum_verified() { # LOG...: one total of several runs of msa verify
-  awk '/^(run|passed|failed|rejected)\t/ {sum[$1] += $2} END {for (what in sum) print what "\t" sum[what]}' "$@"
+sum_verified() { # passes on what several runs of msa verify print, and one total behind it
+  awk '{print}
+       /^(run|passed|failed|rejected)\t/ {sum[$1] += $2}
+       END {for (what in sum) print what "\t" sum[what]}'
 }
 
 section_package() {
@@ -504,47 +524,37 @@ section_arm() {
 
 # ---- GPU -------------------------------------------------------------------------------------------------------------
 
+gpu_support() { # ISA
+  if [ "$1" = sm90 ]; then echo tests/support/cuda.txt; else echo "tests/support/cuda-$1.txt"; fi
+}
+
 # The oracle takes longer than the GPU: several processes share the cases.
-verify_cuda() { # MSA FILE...
-  local msa=$1 dir part parts=$((jobs > 8 ? 8 : jobs)) status=0 running=()
-  shift
-  dir=$(mktemp -d) || return 1
-  for part in $(seq "$parts"); do
-    OMP_NUM_THREADS=2 "$msa" verify --backend cuda --support tests/support/cuda.txt --part "$part/$parts" "$@" \
-      >"$dir/$part.log" 2>&1 &
-    running+=($!)
-  done
-  for part in "${running[@]}"; do wait "$part" || status=1; done
-  cat "$dir"/*.log
-  sum_verified "$dir"/*.log
-  rm -rf "$dir"
-  return $status
+verify_cuda() { # MSA ISA FILE...
+  in_parts $((jobs > 8 ? 8 : jobs)) verify_part 2 "$1" --backend cuda --isa "$2" --support "$(gpu_support "$2")" "${@:3}" |
+    sum_verified
+  return "${PIPESTATUS[0]}"
 }
 
 # Most of the time that tests take on 16 cores is an oracle on one of them: processes share the tests, and the cores. Not for
 # tests which measure time or hold a stream back. What a process prints is indented, so that its total counts once.
 gpu_tests_in_parts() { # GPU_TEST FILTER
-  local dir part parts=$((jobs > 8 ? 8 : jobs)) status=0 running=()
-  dir=$(mktemp -d) || return 1
-  for part in $(seq "$parts"); do
-    GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$((part - 1)) \
-      timeout --kill-after=10 1200 "$1" --gtest_filter="$2" >"$dir/$part.log" 2>&1 &
-    running+=($!)
-  done
-  for part in "${running[@]}"; do wait "$part" || status=1; done
-  sed 's/^/  /' "$dir"/*.log
-  awk '/^\[  PASSED  \] [0-9]+ test/ {passed += $4}
-       /^\[  FAILED  \] [0-9]+ test/ {failed += $4}
-       END {print passed + 0 " passed, " failed + 0 " failed"}' "$dir"/*.log
-  rm -rf "$dir"
-  return $status
+  in_parts $((jobs > 8 ? 8 : jobs)) gpu_tests_part "$@" |
+    awk '{print "  " $0}
+         /^\[  PASSED  \] [0-9]+ test/ {passed += $4}
+         /^\[  FAILED  \] [0-9]+ test/ {failed += $4}
+         END {print passed + 0 " passed, " failed + 0 " failed"}'
+  return "${PIPESTATUS[0]}"
+}
+
+gpu_tests_part() { # PART PARTS GPU_TEST FILTER
+  GTEST_TOTAL_SHARDS=$2 GTEST_SHARD_INDEX=$(($1 - 1)) timeout --kill-after=10 1200 "$3" --gtest_filter="$4"
 }
 
 # The module that the GPU's Python tests import: the one of the given build, or one built for them.
 gpu_module() { # BUILD
   if [ -z "$gpu_build" ]; then
-    build "$1" msa_core -S . -G Ninja -DMSA_CUDA=ON -DMSA_BUILD_PYTHON=ON -DBUILD_SHARED_LIBS=OFF -DMSA_BUILD_TESTS=OFF \
-      -DMSA_BUILD_TOOLS=OFF -DMSA_INSTALL=OFF || return
+    build "$1" msa_core -S . -G Ninja -DMSA_CUDA=ON -DMSA_CUDA_ARCHITECTURES=90 -DMSA_BUILD_PYTHON=ON \
+      -DBUILD_SHARED_LIBS=OFF -DMSA_BUILD_TESTS=OFF -DMSA_BUILD_TOOLS=OFF -DMSA_INSTALL=OFF || return
   fi
   rm -rf build/site-gpu && mkdir -p build/site-gpu && cp -r python/msa build/site-gpu && rm -f build/site-gpu/msa/_core*.so &&
     cp "$1"/python/_core*.so build/site-gpu/msa
@@ -564,9 +574,9 @@ gpu_python() {
 }
 
 run_gpu() {
-  local dir=${gpu_build:-$PWD/build/cuda} msa tool reason
+  local dir=${gpu_build:-$PWD/build/cuda} msa tool reason have name isas
   if [ -z "$gpu_build" ]; then
-    step "build with CUDA" build "$dir" all -S . -G Ninja -DMSA_CUDA=ON || return
+    step "build with CUDA" build "$dir" all -S . -G Ninja -DMSA_CUDA=ON -DMSA_CUDA_ARCHITECTURES=90 || return
   fi
   msa=$dir/tools/msa/msa
   [ -x "$msa" ] || { step "$msa is there" false; return; }
@@ -580,24 +590,35 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
     return
   fi
   step "machine code" tests/cuda/machine_code_test.py "$dir/src/libmsa.so"
+  [ -n "$gpu_build" ] || step "cubins" tests/cuda/cubins_test.py "$dir/src/libmsa.so" 90
   step "plans" "$dir/tests/cuda_test"
-  step "verify cuda" verify_cuda "$msa" tests/cases/all.txt tests/cases/cuda.txt
-  step "verify cuda, real sizes" verify_cuda "$msa" tests/cases/long.txt
-  step "verify cuda, drawn with seed $(commit_seed)" verify_cuda "$msa" --draw 2000 --seed "$(commit_seed)" \
-    --inside tests/support/cuda.txt
   step "calls that fail" "$dir/tests/cuda_faults_test"
-  step "graphs" gpu_tests_in_parts "$dir/tests/gpu_test" 'Graph.*'
-  step "streams, bits, faults, costs" "$dir/tests/gpu_test" --gtest_filter='-Graph.*'
-  grep '^not run\|: not run' "$logs/streams-bits-faults-costs.log" | sed 's/^.*not run/not run/' | sort -u
+  # Whatever the GPU runs, each instruction set by force.
+  isas=()
+  while read -r have name reason; do
+    if [ "$have" = run ]; then isas+=("$name"); else not_run "$name" "${reason//_/ }"; fi
+  done < <(isas "$dir" cuda)
+  for name in "${isas[@]}"; do
+    step "verify $name" verify_cuda "$msa" "$name" tests/cases/all.txt tests/cases/cuda.txt
+    step "verify $name, real sizes" verify_cuda "$msa" "$name" tests/cases/long.txt
+    step "verify $name, drawn with seed $(commit_seed)" verify_cuda "$msa" "$name" --draw 2000 --seed "$(commit_seed)" \
+      --inside "$(gpu_support "$name")"
+    MSA_ISA=$name step "graphs on $name" gpu_tests_in_parts "$dir/tests/gpu_test" 'Graph.*'
+    MSA_ISA=$name step "streams, bits, faults, costs on $name" "$dir/tests/gpu_test" --gtest_filter='-Graph.*'
+    grep '^not run\|: not run' "$logs/streams-bits-faults-costs-on-$name.log" | sed 's/^.*not run/not run/' | sort -u
+    step "1000 runs give the same bits on $name" "$msa" verify --backend cuda --isa "$name" --repeats 1000 \
+      --support "$(gpu_support "$name")" tests/cases/sanitizer.txt
+    for tool in memcheck racecheck synccheck initcheck; do
+      step "compute-sanitizer $tool on $name" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        "$msa" verify --backend cuda --isa "$name" --support "$(gpu_support "$name")" tests/cases/sanitizer.txt
+    done
+  done
   step "example: the C interface" "$dir/examples/attention" --device cuda
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
   step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" && step "python on the GPU" gpu_python
-  step "1000 runs give the same bits" "$msa" verify --backend cuda --repeats 1000 tests/cases/sanitizer.txt
-  for tool in memcheck racecheck synccheck initcheck; do
-    step "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$msa" verify --backend cuda --support tests/support/cuda.txt tests/cases/sanitizer.txt
-  done
-  step "rows" "$msa" bench --backend cuda --min-time 0.2 && cat "$logs/rows.log"
+  # A row of each kind, for a look: the data and oracles of all of them take half an hour; benchmarks/hopper.py has peers.
+  step "rows" "$msa" bench --backend cuda --min-time 0.2 --filter hopper.dense.8k --filter hopper.msa.8k.drift \
+    --filter hopper.decode.128k.b1 --filter hopper.topk.random && cat "$logs/rows.log"
 }
 
 # ---- mutants ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ printed depends on no clock: a run on any machine of one instruction set gives t
     attend.*      sparse attention of 64 queries over 32K tokens: error of `out` against the same call over bf16 and
                   with bf16's lists, root mean square over root mean square
     select.*      the share of bf16's lists of 16 blocks that an index stored in the format chooses, too
+    select.i8/*   the same of the codes of an 8-bit filter alone (precision "fast"), by the reference backend
     candidates.*  the exact 8-bit filter, whose lists are bf16's: blocks of a row that had to be scored from their keys
 
 usage: benchmarks/accuracy.py --msa PATH [--allow-dirty] [--out FILE]
@@ -109,15 +110,25 @@ def select_rows(name, keys, data, index_q, index_k):
     batch = of_one_request(QUERIES, keys)
     select = lambda k, **how: msa.select_blocks(index_q, k, topk=TOPK, **batch, **how)  # noqa: E731
     exact = select(index_k)
-    copy = msa.quantize_index(index_k, seqlens_k=batch["seqlens_k"], page_table=batch["page_table"])
-    filtered = select(index_k, index_k8=copy.index_k8, index_k8_bounds=copy.index_k8_bounds, candidates=True)
-    if not np.array_equal(filtered.block_ids, exact):
-        raise SystemExit(f"{data}, {name}: the filter changed a selection")
-    counts = np.sort(filtered.candidates.reshape(-1))
-    yield {"id": f"candidates.{name}.{data}", "what": f"blocks of {keys // PAGE} that a row scored from their keys",
-           "mean": float(counts.mean()),
-           **{f"at_{p}": int(counts[min(len(counts) - 1, len(counts) * p // 100)]) for p in (10, 50, 90, 99)},
-           "largest": int(counts[-1])}
+
+    def kept(found):
+        return float(np.mean([len(set(a) & set(b) - {-1}) / max(1, len(set(b) - {-1}))
+                              for a, b in zip(found.reshape(-1, TOPK).tolist(), exact.reshape(-1, TOPK).tolist())]))
+
+    for kind, suffix in (("i8/page", ""), ("i8/page/rotated", ".rotated")):
+        copy = msa.quantize_index(index_k, seqlens_k=batch["seqlens_k"], page_table=batch["page_table"],
+                                  index_filter=kind)
+        given = {"index_filter": kind, "index_k8": copy.index_k8, "index_k8_bounds": copy.index_k8_bounds}
+        filtered = select(index_k, **given, return_candidates=True)
+        if not np.array_equal(filtered.block_ids, exact):
+            raise SystemExit(f"{data}, {name}: the filter changed a selection")
+        counts = np.sort(filtered.candidates.reshape(-1))
+        yield {"id": f"candidates.{name}.{data}{suffix}",
+               "what": f"blocks of {keys // PAGE} that a row scored from their keys", "mean": float(counts.mean()),
+               **{f"at_{p}": int(counts[min(len(counts) - 1, len(counts) * p // 100)]) for p in (10, 50, 90, 99)},
+               "largest": int(counts[-1])}
+        yield {"id": f"select.{kind}.{name}.{data}", "what": f"{QUERIES} queries over {keys} keys, by codes alone",
+               "recall": kept(select(index_k, **given, precision="fast", backend="reference"))}
     half = index_k.shape[-1] // 2
     for kind in INDEX_FORMATS:
         if kind in FOUR_BITS:
@@ -128,10 +139,8 @@ def select_rows(name, keys, data, index_q, index_k):
             codes, _, how = stored(kind, index_k, index_k)
             scales = {"index_k_scale": how["k_scale"]} if "k_scale" in how else {}
             found = select(codes, index_k_dtype="e4m3", **scales)
-        kept = [len(set(a) & set(b) - {-1}) / max(1, len(set(b) - {-1}))
-                for a, b in zip(found.reshape(-1, TOPK).tolist(), exact.reshape(-1, TOPK).tolist())]
         yield {"id": f"select.{kind}.{name}.{data}", "what": f"{QUERIES} queries over {keys} keys",
-               "recall": float(np.mean(kept))}
+               "recall": kept(found)}
 
 
 def attend_rows(data, q, k, v, ids):

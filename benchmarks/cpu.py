@@ -98,7 +98,7 @@ def built_package(allow_dirty):
     built = msa.info()
     if head and built["commit"] != head and not allow_dirty:
         fail(f"msa was built from {built['commit']}, the tree is at {head}")
-    return built, next(i["name"] for b in built["backends"] for i in b.get("isas", []) if i["available"])
+    return built, next(i["name"] for b in built["backends"] if b["name"] == "cpu" for i in b["isas"] if i["available"])
 
 
 def build_tool():

@@ -187,7 +187,8 @@ def groups():
     for name in OWN:
         yield [f"hopper.{name}"], None
     yield ["hopper.topk.random", "hopper.topk.ties", "hopper.topk.near"], topk
-    yield ["hopper.select.128k", "hopper.select.chunk128.1m", "hopper.select8.128k", "hopper.select8.1m"], None
+    yield ["hopper.select.128k", "hopper.select.chunk128.1m", "hopper.select8.128k", "hopper.select8.1m",
+           "hopper.select8.fast.128k", "hopper.select8.fast.1m"], None
     for name, (heads, heads_kv) in HEADS.items():
         yield [f"hopper.msa.{name}.32k.drift"], lambda a=(32768, 32768, 1, heads, heads_kv): attention(*a)
     for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run
@@ -296,12 +297,19 @@ def wanted(arguments, row):
     return not arguments.only or any(fnmatch.fnmatch(row, pattern) for pattern in arguments.only)
 
 
+def same(field, before, here):
+    """A commit may be told by its first digits."""
+    if field == "commit" and min(len(before), len(here)) >= 7:
+        return before.startswith(here) or here.startswith(before)
+    return before == here
+
+
 def load_merged(arguments, document):
     if not arguments.merge or not arguments.merge.exists():
         return {}
     before = json.loads(arguments.merge.read_text())
     for field in ("machine", "commit", "version"):
-        if before[field] != document[field]:
+        if not same(field, before[field], document[field]):
             sys.exit(f"hopper.py: {arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
     return {row["id"]: row for row in before["rows"]}
 

@@ -95,11 +95,13 @@ def accuracy(path):
              f"lists kept, {' / '.join(lengths)}: drift | uneven channels |", "|---|---|---|---|---|"]
     lines += [f"| `{kind}` | {error(kind, 'drift')} | {error(kind, 'channels')} | {recall(kind, 'drift')} | "
               f"{recall(kind, 'channels')} |" for kind in kinds]
+    alone = [kind for kind in ("i8/page", "i8/page/rotated") if recall(kind, "drift")]
+    lines += [f"| `{kind}`, codes alone |  |  | {recall(kind, 'drift')} | {recall(kind, 'channels')} |" for kind in alone]
     lines += ["", "Blocks that a row scored from their keys beside the exact 8-bit filter:", "",
               "| data | of | mean | 10 % | 50 % | 90 % | 99 % | largest |", "|---|---|---|---|---|---|---|---|"]
     for row in doc["rows"]:
         if row["id"].startswith("candidates."):
-            _, length, data = row["id"].split(".")
+            length, data = row["id"].removeprefix("candidates.").replace(".rotated", ", rotated").split(".")
             shares = " | ".join(str(row[f"at_{p}"]) for p in (10, 50, 90, 99))
             lines.append(f"| {data}, {length} | {row['what'].split()[2]} | {row['mean']:.0f} | {shares} | "
                          f"{row['largest']} |")

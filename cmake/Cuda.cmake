@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: MIT
 # Finds nvcc where MSA_CUDA allows it; sets MSA_WITH_CUDA. The CUDA runtime is linked statically and opens the driver on
 # first use, so that the library loads where there is neither GPU nor driver. Sanitizer builds leave it out.
+#
+# MSA_CUDA_ARCHITECTURES: compute capabilities without their point, machine code for each; N-virtual is PTX, which the driver
+# compiles on what comes later. sm90/ is compiled for 90a alone, whatever the others: wgmma and setmaxnreg exist nowhere else.
+set(MSA_CUDA_ARCHITECTURES 80 86 89 90 100 120 120-virtual CACHE STRING "GPUs to compile for: compute capabilities as 80, PTX as 120-virtual")
 set(MSA_WITH_CUDA OFF)
 if(MSA_CUDA STREQUAL "ON" OR (MSA_CUDA STREQUAL "AUTO" AND NOT MSA_SANITIZE))
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 90a-real) # wgmma and setmaxnreg exist in sm_90a code only
+      set(CMAKE_CUDA_ARCHITECTURES 90-real) # of no target of ours
     endif()
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
@@ -21,12 +25,43 @@ if(MSA_CUDA STREQUAL "ON" OR (MSA_CUDA STREQUAL "AUTO" AND NOT MSA_SANITIZE))
   endif()
 endif()
 
-# The CUDA backend's sources as an object library of their own: the rest of the library is compiled without a word of CUDA,
+# The CUDA backend's sources as object libraries of their own: the rest of the library is compiled without a word of CUDA,
 # alike in every build. Spills and serialised wgmma cost a large part of the speed and ptxas only warns of them, so spill
 # warnings stay on in every build (tests/cuda/machine_code_test.py reads the code).
 # Line tables, three quarters of a compressed object, are for profilers: Release goes without, as it is stripped of symbols.
-function(msa_cuda_backend target)
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cpp ${PROJECT_SOURCE_DIR}/src/cuda/*.cu)
+function(msa_cuda_backend target objects)
+  set(real)
+  set(compiled)
+  foreach(architecture IN LISTS MSA_CUDA_ARCHITECTURES)
+    if(NOT architecture MATCHES "^([0-9]+)(-virtual)?$")
+      message(FATAL_ERROR "MSA_CUDA_ARCHITECTURES: expected compute capabilities as 80 or 120-virtual, got ${architecture}")
+    endif()
+    if(CMAKE_MATCH_2)
+      list(APPEND real ${architecture})
+      string(APPEND compiled "{${CMAKE_MATCH_1},true},")
+    else()
+      list(APPEND real ${architecture}-real)
+      string(APPEND compiled "{${CMAKE_MATCH_1},false},")
+    endif()
+  endforeach()
+  if(NOT 90 IN_LIST MSA_CUDA_ARCHITECTURES)
+    message(FATAL_ERROR "MSA_CUDA_ARCHITECTURES: expected 90 among them, as the paths of Hopper are part of every build, got ${MSA_CUDA_ARCHITECTURES}")
+  endif()
+  set(folder ${PROJECT_SOURCE_DIR}/src/cuda)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${folder}/*.cpp ${folder}/*.cu)
+  set(sm90 ${sources})
+  list(FILTER sm90 INCLUDE REGEX "/sm90/.*\\.cu$")
+  list(REMOVE_ITEM sources ${sm90})
+  msa_cuda_library(${target} "${real}" ${sources})
+  set_source_files_properties(${folder}/isa.cpp PROPERTIES COMPILE_DEFINITIONS "MSA_CUDA_COMPILED=${compiled}")
+  set(made $<TARGET_OBJECTS:${target}>)
+  msa_cuda_library(${target}_sm90 90a-real ${sm90})
+  list(APPEND made $<TARGET_OBJECTS:${target}_sm90>)
+  set(${objects} ${made} PARENT_SCOPE)
+endfunction()
+
+function(msa_cuda_library target architectures)
+  set(sources ${ARGN})
   set(instances ${sources})
   list(FILTER sources EXCLUDE REGEX "/instances/")
   list(FILTER instances INCLUDE REGEX "/instances/")
@@ -37,8 +72,8 @@ function(msa_cuda_backend target)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills --compress-mode=size
                                            $<$<NOT:$<CONFIG:Release,MinSizeRel>>:-lineinfo>>)
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a-real CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
-                                             CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
+                                             CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endfunction()
 
 # Instances of kernels, four of one folder to a file, twelve with MSA_UNITY: of the four to five CPU seconds that one takes

@@ -107,8 +107,8 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
 }
 
 constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, index_k_global_scale);
-constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, index_k_rounded);
-constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
+constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, precision);
+constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, precision);
 // Of version 0.2.0, the first that had them.
 constexpr std::size_t kFirstArgsSize = 1920;
 constexpr std::size_t kFirstSettingsSize = 96;
@@ -135,16 +135,23 @@ Device read_device(msa_device_type type, std::int32_t index, const char* argumen
 }
 
 Format read_format(const msa_format& f, const char* argument) {
-  if ((f.flags & ~std::int64_t{MSA_FORMAT_ROUNDED}) != 0) {
+  if ((f.flags & ~std::int64_t{MSA_FORMAT_ROUNDED | MSA_FORMAT_ROTATED}) != 0) {
     expect(argument, "flags that msa knows", std::to_string(f.flags));
   }
   return {read_dtype(f.storage, argument),
-          read_enum(f.scale, Scale::GroupTensor, argument, "a scale"), f.group, f.flags != 0};
+          read_enum(f.scale, Scale::GroupTensor, argument, "a scale"), f.group,
+          (f.flags & MSA_FORMAT_ROUNDED) != 0, (f.flags & MSA_FORMAT_ROTATED) != 0};
 }
 
 msa_format write_format(const Format& f) {
   return {static_cast<msa_dtype>(f.storage), static_cast<msa_scale>(f.scale), f.group,
-          f.rounded ? MSA_FORMAT_ROUNDED : 0};
+          (f.rounded ? MSA_FORMAT_ROUNDED : 0) | (f.rotated ? MSA_FORMAT_ROTATED : 0)};
+}
+
+Precision read_precision(std::int64_t value) {
+  if (value == MSA_EXACT) return Precision::Exact;
+  if (value == MSA_FAST) return Precision::Fast;
+  expect("precision", "a precision", std::to_string(value));
 }
 
 Options read_options(const msa_options& o) {
@@ -380,6 +387,8 @@ Settings read_settings(const msa_settings* given) {
                     .causal = s.causal != 0,
                     .kv_rounded = s.kv_rounded != 0,
                     .index_k_rounded = s.index_k_rounded != 0,
+                    .filter_rotated = s.filter_rotated != 0,
+                    .precision = read_precision(s.precision),
                     .max_seqlen_q = s.max_seqlen_q,
                     .max_seqlen_k = s.max_seqlen_k,
                     .options = read_options(s.options)};
@@ -410,7 +419,8 @@ Problem read_problem(const msa_problem* given) {
                   .selection = {.block_size = p.block_size,
                                 .topk = p.topk,
                                 .local_blocks = p.local_blocks,
-                                .init_blocks = p.init_blocks},
+                                .init_blocks = p.init_blocks,
+                                .precision = read_precision(p.precision)},
                   .outputs = {.dtype = read_dtype(p.out_dtype, "out_dtype")},
                   .options = read_options(p.options)};
   for (const Flag& flag : kFlags) problem.outputs.*flag.planned = p.*flag.member != 0;
@@ -465,7 +475,8 @@ msa_problem write_problem(const Problem& p, const Options& strings) {
                       .threads = p.options.threads,
                       .batch_invariant = p.options.batch_invariant},
           .index_filter = write_format(p.index.filter.value_or(Format{})),
-          .index_filter_given = p.index.filter.has_value()};
+          .index_filter_given = p.index.filter.has_value(),
+          .precision = static_cast<std::int64_t>(p.selection.precision)};
 }
 
 /// Writes into the caller's struct as much as he knows.

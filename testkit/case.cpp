@@ -45,6 +45,8 @@ const std::vector<Key>& keys() {
       key<&Case::index_dtype>("index_dtype", "of index_q; auto: dtype, or bf16 where that is e4m3"),
       key<&Case::index_k>("index_k", "format of index_k, one of those of kv; auto: as index_q"),
       key<&Case::filter>("filter", "1: select and msa with an 8-bit filter of the index keys"),
+      key<&Case::rotated>("rotated", "1: the filter's codes are of rotated keys"),
+      key<&Case::precision>("precision", "of a selection beside a filter: exact or fast"),
       key<&Case::out_dtype>("out", "dtype of the output; auto: dtype, or bf16 where that is e4m3"),
       {"heads", "query heads/key heads", read_heads, write_heads},
       key<&Case::head_dim>("dim", "head dim"),

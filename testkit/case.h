@@ -97,7 +97,9 @@ struct Case {
   std::optional<DType> index_dtype{};  // of index_q; left out: dtype
   std::optional<Format> index_k{};     // left out: as index_q
   bool filter = false;                 // select and msa: with an 8-bit filter of the index keys
-  std::optional<DType> out_dtype{};    // left out: dtype
+  bool rotated = false;                // the filter's codes are of rotated keys
+  Precision precision = Precision::Exact;
+  std::optional<DType> out_dtype{};  // left out: dtype
   std::int64_t heads_q = 64;
   std::int64_t heads_kv = 4;
   std::int64_t head_dim = 128;

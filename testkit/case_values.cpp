@@ -121,6 +121,11 @@ const Names<Corrupt>& names_of(Corrupt) {
   return names;
 }
 
+const Names<Precision>& names_of(Precision) {
+  static const Names<Precision> names{{"exact", Precision::Exact}, {"fast", Precision::Fast}};
+  return names;
+}
+
 const Names<Order>& names_of(Order) {
   static const Names<Order> names{{"ascending", Order::Ascending},
                                   {"descending", Order::Descending},

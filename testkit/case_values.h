@@ -25,6 +25,7 @@ const Names<Strides>& names_of(Strides);
 const Names<Regime>& names_of(Regime);
 const Names<Hostile>& names_of(Hostile);
 const Names<Corrupt>& names_of(Corrupt);
+const Names<Precision>& names_of(Precision);
 const Names<Order>& names_of(Order);
 
 /// Of keys and values that are stored as codes.

@@ -43,6 +43,8 @@ class SelectionComparison {
   bool check_form(const CallRow& row, std::int64_t head, const Listed& list, Findings& found) const;
   void selection_row(const CallRow& row, std::int64_t head, const Operands& e, std::int64_t at,
                      std::int64_t h, Findings& found) const;
+  void check_codes(const CallRow& row, std::int64_t head, const Listed& given,
+                   const Listed& expected, Findings& found) const;
   void check_swaps(const CallRow& row, std::int64_t head, const Listed& given,
                    const Listed& expected, Findings& found) const;
 

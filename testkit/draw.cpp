@@ -135,6 +135,8 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
     if (reads_attention_keys(spec.op) && choices.one_in(4)) spec.dtype = DType::E4M3;
   }
   spec.filter = choices.one_in(3);
+  spec.rotated = choices.one_in(2);
+  if (choices.one_in(4)) spec.precision = Precision::Fast;
   if (choices.one_in(3)) {
     spec.index_k = any_format();
     if (choices.one_in(3)) spec.index_dtype = DType::E4M3;
@@ -158,6 +160,10 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   if (spec.page_size == 0 && spec.index_k_format().scale == Scale::Page)
     spec.index_k->scale = Scale::Token;
   if (spec.index_k || spec.index_k_format().storage == DType::E4M3) spec.filter = false;
+  const std::int64_t dim = spec.dim_index();
+  const bool filters = spec.filter || copies_index(spec.op);
+  if (!filters || (dim & (dim - 1)) != 0 || dim > kMaxCodedDim) spec.rotated = false;
+  if (!spec.filter || !takes_filter(spec.op)) spec.precision = Precision::Exact;
   choose_lengths(choices, spec);
   for (Lengths& r : spec.lengths) {
     if (!stores_keys(spec.op)) break;

@@ -55,7 +55,7 @@ Problem problem_of(const Case& spec) {
   p.index.q.storage = spec.index_type();
   if (reads_index_keys(spec.op)) p.index.k = spec.index_k;
   if ((spec.filter && takes_filter(spec.op)) || copies_index(spec.op))
-    p.index.filter = Format{DType::I8, Scale::Page};
+    p.index.filter = Format{.storage = DType::I8, .scale = Scale::Page, .rotated = spec.rotated};
   p.outputs.dtype = spec.out_type();
   p.bounds.batch = spec.requests() + (spec.slack > 0 ? 1 : 0);
   p.bounds.total_q = spec.rows() + spec.slack;
@@ -77,6 +77,7 @@ Problem problem_of(const Case& spec) {
   p.selection.topk = spec.topk;
   p.selection.local_blocks = spec.local_blocks;
   p.selection.init_blocks = spec.init_blocks;
+  if (takes_filter(spec.op)) p.selection.precision = spec.precision;
   p.causal = spec.causal;
   p.attention.softmax_scale = spec.softmax_scale;
   p.outputs.out = spec.output;
@@ -98,6 +99,8 @@ Settings settings_of(const Case& spec) {
   settings.softmax_scale = spec.softmax_scale;
   settings.kv_rounded =
       (reads_attention_keys(spec.op) || stores_keys(spec.op)) && spec.kv_format().rounded;
+  settings.filter_rotated = spec.rotated;
+  if (takes_filter(spec.op)) settings.precision = spec.precision;
   settings.index_k_rounded = reads_index_keys(spec.op) && spec.index_k_format().rounded;
   settings.options.batch_invariant = spec.batch_invariant;
   return settings;

@@ -69,18 +69,28 @@ void make_page(const Making& m, std::int64_t page, std::int64_t head,
   const std::int64_t own = m.spec.strides == Strides::Broadcast ? 0 : head;
   const std::uint64_t place = static_cast<std::uint64_t>(page * m.spec.index_heads_k + own) << 24;
   const std::uint64_t bits = random.bits(place);
-  std::vector<float> row(size);
+  std::vector<float> items(size);
+  std::vector<double> row(size);  // what is coded
+  bool broken = false;            // a rotated key was not finite
   const auto read = [&](const Member& member) {
     load(key_row(keys, m.operands.batch, *member.request, member.key, head), keys.dtype, dim,
-         row.data());
+         items.data());
+    std::copy(items.begin(), items.end(), row.begin());
+    if (!m.spec.rotated) return;
+    for (double& x : row) {
+      broken = broken || !std::isfinite(x);
+      if (!std::isfinite(x)) x = 0;
+    }
+    rotate(row);
   };
   float largest = 0;
   for (const Member& member : members) {
     read(member);
-    for (const float x : row) {
-      if (std::isfinite(x)) largest = std::max(largest, std::fabs(x));
+    for (const double x : row) {
+      if (std::isfinite(x)) largest = std::max(largest, static_cast<float>(std::fabs(x)));
     }
   }
+  if (!std::isfinite(largest)) largest = 0;  // rotated keys may overflow
   const Coding coding = coding_of(m, bits);
   float scale = largest / (coding == Coding::Coarse ? 9.0f : 127.0f);
   if (coding == Coding::Zero) scale = 0;
@@ -91,7 +101,8 @@ void make_page(const Making& m, std::int64_t page, std::int64_t head,
     std::vector<std::int8_t> codes(size);
     double off = 0, length = 0;
     for (std::size_t d = 0; d < size; ++d) {
-      const float ratio = std::isfinite(row[d]) && scale > 0 ? row[d] / scale : 0.0f;
+      const float ratio =
+          std::isfinite(row[d]) && scale > 0 ? static_cast<float>(row[d]) / scale : 0.0f;
       codes[d] = static_cast<std::int8_t>(std::clamp(std::nearbyint(ratio), -127.0f, 127.0f));
       if (coding == Coding::Random || coding == Coding::Zero) {
         codes[d] = static_cast<std::int8_t>(random.below(++counter, 256) - 128);
@@ -105,6 +116,7 @@ void make_page(const Making& m, std::int64_t page, std::int64_t head,
     error = std::isnan(off) ? kInf : std::max(error, std::sqrt(off));
     norm = std::max(norm, std::sqrt(length));
   }
+  if (m.spec.rotated) error = broken ? kInf : error + 1e-14 * (error + norm);
   std::array<float, 3> bounds{scale, upwards(error), upwards(norm)};
   if (m.spec.hostile == Hostile::NanIndex && (bits >> 8) % 9 == 0) {
     bounds[(bits >> 16) % 3] = std::array<float, 4>{std::numeric_limits<float>::quiet_NaN(), kInf,

@@ -96,7 +96,8 @@ void make_outputs(Making& m) {
   }
   if (op == Op::SelectTopk || op == Op::SelectBlocks)
     make_selection_outputs(m, m.spec.heads_index());
-  if (op == Op::SelectBlocks && m.problem.index.filter) {
+  const bool exact = m.problem.selection.precision == Precision::Exact;
+  if (op == Op::SelectBlocks && m.problem.index.filter && exact) {
     m.operands.candidates = m.tensors.output("candidates", DType::I32, {rows, m.spec.heads_index()},
                                              m.tensors.lse_order(), false);
   }

@@ -258,6 +258,10 @@ Used selected_keys(const Making& m) {
   select.index_k = m.operands.index_k;
   select.index_k_scale = m.operands.index_k_scale;
   select.index_k_global_scale = m.operands.index_k_global_scale;
+  if (m.spec.precision == Precision::Fast) {
+    select.index_k8 = m.operands.index_k8;
+    select.index_k8_bounds = m.operands.index_k8_bounds;
+  }
   select.batch = m.operands.batch;
   const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_index();
   std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * heads * m.spec.topk), -1);

@@ -198,6 +198,17 @@ void store(const float* source, std::int64_t count, DType dtype, void* target) {
   });
 }
 
+void rotate(std::span<double> row) {
+  for (std::size_t half = 1; half < row.size(); half *= 2) {
+    for (std::size_t d = 0; d < row.size(); ++d) {
+      if ((d & half) != 0) continue;
+      const double low = row[d], high = row[d + half];
+      row[d] = low + high;
+      row[d + half] = low - high;
+    }
+  }
+}
+
 double ulp(double value, DType dtype) {
   const FloatFormat format = format_of(dtype);
   const double magnitude = std::fabs(value);

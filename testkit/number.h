@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "msa/tensor.h"
 
@@ -44,6 +45,9 @@ float round_to(float value, DType dtype);
 /// Codes of e2m1 begin with a byte.
 void load(const void* source, DType dtype, std::int64_t count, float* target);
 void store(const float* source, std::int64_t count, DType dtype, void* target);
+
+/// Products with the Hadamard matrix of `row.size()` rows, a power of two, in fp64.
+void rotate(std::span<double> row);
 
 /// Distance from |value| to the next larger number of the type.
 double ulp(double value, DType dtype);

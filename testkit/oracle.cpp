@@ -44,11 +44,13 @@ Answer::Answer(const Problem& problem, const Operands& operands, const Request& 
   run();
 }
 
-/// The truth is in the keys.
+/// The truth is in the keys, but where codes alone decide.
 void Answer::drop_filter() {
   if (problem_.op == Op::QuantizeIndex) return;
+  operands_.candidates = {};
+  if (problem_.selection.precision == Precision::Fast) return;
   problem_.index.filter.reset();
-  operands_.index_k8 = operands_.index_k8_bounds = operands_.candidates = {};
+  operands_.index_k8 = operands_.index_k8_bounds = {};
 }
 
 void Answer::take_row(const Request& request, std::int64_t i) {

@@ -86,8 +86,9 @@ struct SelectBlocksArgs {
   Tensor chosen_scores{};
   // A filter, both or none: index_k in i8 codes, of the same shape, and for each page (each 16 rows
   // of ragged keys) f32 {scale, error, norm}: [P, Hik, 3] or [ceil(N / 16), Hik, 3]. The product of
-  // codes and scale differs from the key by at most `error`, and is at most `norm`, in Euclidean
-  // norm. The selection is the same bit for bit
+  // codes and scale differs from the key (of a rotated filter: from its product with the Hadamard
+  // matrix) by at most `error`, and is at most `norm`, in Euclidean norm. The selection is the same
+  // bit for bit
   Tensor index_k8{}, index_k8_bounds{};
   // int32 [T, Hi], optional, with a filter: blocks that were scored from index_k; -1 where all were
   Tensor candidates{};
@@ -273,6 +274,8 @@ struct Settings {
   std::optional<float> softmax_scale{};
   bool kv_rounded = false;       // Format::rounded of keys and values in e2m1
   bool index_k_rounded = false;  // the same of index keys
+  bool filter_rotated = false;   // Format::rotated of the filter of index keys
+  Precision precision = Precision::Exact;
   // bounds; -1: read off the lengths, which must then lie in host memory
   std::int64_t max_seqlen_q = -1;
   std::int64_t max_seqlen_k = -1;

@@ -186,7 +186,9 @@ typedef struct msa_args {
 
 enum {
   /// Values are rounded once more, to e4m3.
-  MSA_FORMAT_ROUNDED = 1
+  MSA_FORMAT_ROUNDED = 1,
+  /// Of a filter: codes are those of the keys' products with a Hadamard matrix.
+  MSA_FORMAT_ROTATED = 2
 };
 
 /// What is stored and how it is scaled. `flags` is a sum of MSA_FORMAT_... The layout never
@@ -197,6 +199,9 @@ typedef struct msa_format {
   int64_t group;
   int64_t flags;
 } msa_format;
+
+/// What a selection beside a filter goes by: the keys, or the filter's codes alone.
+enum { MSA_EXACT = 0, MSA_FAST = 1 };
 
 /// How to compute, not what. NULL and 0 leave the choice to the library. The layout never changes.
 typedef struct msa_options {
@@ -249,6 +254,7 @@ typedef struct msa_problem {
   /// Of the copy of index_k that select_blocks and msa_attention may be given beside it.
   msa_format index_filter;
   int64_t index_filter_given;
+  int64_t precision;
 } msa_problem;
 
 /// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory
@@ -269,19 +275,23 @@ typedef struct msa_settings {
   int64_t kv_rounded;
   /// 1: the same of index keys.
   int64_t index_k_rounded;
+  /// 1: the filter of index keys has MSA_FORMAT_ROTATED.
+  int64_t filter_rotated;
+  int64_t precision;
 } msa_settings;
 // clang-format off
 #define MSA_SETTINGS_INIT \
-  {MSA_STRUCT_SIZE(msa_settings, index_k_rounded), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
-   {NULL, NULL, 0, 0}, 0, 0}
+  {MSA_STRUCT_SIZE(msa_settings, precision), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
+   {NULL, NULL, 0, 0}, 0, 0, 0, MSA_EXACT}
 
 /// Every default of msa::Problem.
 #define MSA_PROBLEM_INIT                                                                         \
-  {MSA_STRUCT_SIZE(msa_problem, index_filter_given), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0,  \
+  {MSA_STRUCT_SIZE(msa_problem, precision), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0,           \
    0, 0, 0, 0,                                                                                   \
    {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 0, 0, 0, 0.0f, 0,      \
    {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 1, 0, 128, 16, 1, 0,   \
-   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0}
+   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0,      \
+   MSA_EXACT}
 // clang-format on
 
 typedef struct msa_plan msa_plan;

@@ -10,16 +10,16 @@
 namespace msa {
 
 struct IsaInfo {
-  std::string name;  // "avx512_bf16"
+  std::string name;  // "avx512_bf16", "sm90"
   bool available = false;
-  std::string reason{};  // the feature that is missing; empty when available
+  std::string reason{};  // what is missing; empty when available
 };
 
 struct BackendInfo {
   std::string name;  // "cpu", "cuda", "reference"
   bool available = false;
   std::string reason{};                // why not: "built without CUDA", "no driver"
-  std::vector<IsaInfo> isas{};         // cpu backend, best first
+  std::vector<IsaInfo> isas{};         // cpu and cuda backends, best first
   std::vector<std::string> devices{};  // cuda backend: names of the GPUs it serves
 };
 

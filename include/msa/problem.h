@@ -62,18 +62,20 @@ enum class Scale : std::uint8_t {
 MSA_API const char* to_string(Scale scale) noexcept;
 
 /// What is stored and how it is scaled. A value is code times scale, rounded to fp32, and where
-/// `rounded` says so once more: to e4m3, half to even, saturating.
+/// `rounded` says so once more: to e4m3, half to even, saturating. `rotated`, of a filter alone:
+/// the codes are those of the keys' products with a Hadamard matrix.
 struct Format {
   DType storage = DType::BF16;
   Scale scale = Scale::None;
   // elements that share a scale, where the scale counts elements
   std::int64_t group = 0;
   bool rounded = false;
+  bool rotated = false;
   friend bool operator==(const Format&, const Format&) = default;
 };
 
-/// "bf16", "e4m3/page", "i8/page"; of e2m1 with a scale for every 16: "nvfp4", "nvfp4/tensor",
-/// "q8kv4".
+/// "bf16", "e4m3/page", "i8/page", "i8/page/rotated"; of e2m1 with a scale for every 16: "nvfp4",
+/// "nvfp4/tensor", "q8kv4".
 MSA_API std::string to_string(const Format& format);
 
 /// Upper limits: a plan serves every call whose tensors stay within them.
@@ -113,12 +115,22 @@ struct Index {
   friend bool operator==(const Index&, const Index&) = default;
 };
 
+/// What a selection beside a filter goes by.
+enum class Precision : std::uint8_t {
+  Exact,  // the keys: the filter only spares reading them
+  Fast,   // the filter's codes and those of queries: keys are not read
+};
+
+/// "exact", "fast".
+MSA_API const char* to_string(Precision precision) noexcept;
+
 /// Blocks, and how they are chosen.
 struct Selection {
   std::int64_t block_size = 128;  // Bk
   std::int64_t topk = 16;         // k: width of block ids
   std::int64_t local_blocks = 1;
   std::int64_t init_blocks = 0;
+  Precision precision = Precision::Exact;
   friend bool operator==(const Selection&, const Selection&) = default;
 };
 
@@ -150,6 +162,8 @@ inline constexpr int kMaxParts = 64;  // of one merge call
 inline constexpr int kMaxTopk = 256;  // ids in a block list
 /// Rows of ragged index keys that share the bounds of a filter, counted from the first of the pool.
 inline constexpr int kFilterRows = 16;
+/// Index dims of a rotated filter, powers of two, and of selections by codes alone.
+inline constexpr int kMaxCodedDim = 256;
 
 /// One line: the operation and every field that matters for it.
 MSA_API std::string to_string(const Problem& problem);

@@ -27,6 +27,8 @@ kv_dtype: what k and v of unsigned bytes hold ("e4m3"); index_k_dtype: the same 
 kv_format: the whole format of k and v, which bytes in four bits need ("nvfp4", "nvfp4/tensor", "q8kv4"); two elements
     lie in a byte, the even one in its low half, so that the last extent of the array is half the dim
 index_k_format: the same of index_k
+index_filter: "i8/page/rotated" where index_k8 was made so
+precision: "fast": the selection goes by index_k8 alone, and index_k is not read; left out: "exact"
 out_dtype: "f32" for an output of that type beside 16-bit queries
 out, lse, ...: arrays to write into; what is left out and wanted (return_lse, ...) is allocated as q was
 workspace: bytes on the device, as many as the plan says; left out: allocated for the call
@@ -158,7 +160,8 @@ def select_blocks(index_q: Array, index_k: Array, *, index_k_scale: Array | None
                   init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
                   max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
                   batch_invariant: bool = False,
-                  index_k_format: str | None = None, dtype: Any = None, index_k_dtype: Any = None,
+                  index_k_format: str | None = None, index_filter: str | None = None, precision: str | None = None,
+                  dtype: Any = None, index_k_dtype: Any = None,
                   block_ids: Array | None = None,
                   chosen_scores: Array | None = None, candidates: Array | None = None, return_scores: bool = False,
                   return_candidates: bool = False, workspace: Array | None = None, stream: Any = None) -> Any:
@@ -188,7 +191,8 @@ def select_blocks(index_q: Array, index_k: Array, *, index_k_scale: Array | None
                                block_size=block_size, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks,
                                causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
                                isa=isa, threads=threads, batch_invariant=batch_invariant,
-                               index_k_format=index_k_format, dtype=dtype,
+                               index_k_format=index_k_format, index_filter=index_filter, precision=precision,
+                               dtype=dtype,
                                workspace=workspace, stream=stream, index_k_dtype=index_k_dtype)
 
 
@@ -242,7 +246,7 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
                   init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
                   max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
                   isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
-                  index_k_format: str | None = None,
+                  index_k_format: str | None = None, index_filter: str | None = None, precision: str | None = None,
                   dtype: Any = None, kv_dtype: Any = None, index_k_dtype: Any = None, out_dtype: Any = None,
                   out: Array | None = None,
                   lse: Array | None = None, block_ids: Array | None = None, return_lse: bool = False,
@@ -277,7 +281,7 @@ def msa_attention(q: Array, k: Array, v: Array, index_q: Array, index_k: Array, 
                                causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
                                max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                                batch_invariant=batch_invariant, kv_format=kv_format, index_k_format=index_k_format,
-                               out_dtype=out_dtype, dtype=dtype,
+                               index_filter=index_filter, precision=precision, out_dtype=out_dtype, dtype=dtype,
                                workspace=workspace, stream=stream, kv_dtype=kv_dtype, index_k_dtype=index_k_dtype)
 
 
@@ -395,11 +399,13 @@ def quantize_kv(k_rows: Array, v_rows: Array, *, k_scale: Array | None = None, v
 def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
                    page_table: Array | None = None, q_offsets: Array | None = None, max_seqlen_k: int | None = None,
                    backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
-                   dtype: Any = None, index_k8: Array | None = None, index_k8_bounds: Array | None = None,
+                   index_filter: str | None = None, dtype: Any = None, index_k8: Array | None = None, index_k8_bounds: Array | None = None,
                    workspace: Array | None = None, stream: Any = None) -> Any:
     """Makes the filter of index keys that select_blocks and msa_attention take: 8-bit codes, and bounds that are true.
 
     index_k: [N, Hik, Di], or pages [P, S, Hik, Di]
+    index_filter: "i8/page", or "i8/page/rotated", whose bounds stay narrow where channels differ in size: Di is a power
+    of two then
     q_offsets: i32 [B], the first new position of each request; left out: 0. Pages (groups of 16 rows of ragged keys)
     that hold a new key are made anew, of all their keys, and nothing else is touched
     index_k8: i8 like index_k; index_k8_bounds: f32 [P, Hik, 3], or [ceil(N / 16), Hik, 3]; both must be given beside
@@ -415,4 +421,5 @@ def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens
     return _core.quantize_index(index_k, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
                                 q_offsets=q_offsets, index_k8=index_k8, index_k8_bounds=index_k8_bounds,
                                 max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                                batch_invariant=batch_invariant, dtype=dtype, workspace=workspace, stream=stream)
+                                batch_invariant=batch_invariant, index_filter=index_filter, dtype=dtype,
+                                workspace=workspace, stream=stream)

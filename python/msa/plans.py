@@ -42,7 +42,8 @@ def make_plan(op: str, **given: Any) -> Plan:
     where later calls will be larger: total_q, batch, max_seqlen_q, max_seqlen_k.
     From numbers: batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts, dtype, kv, heads_q, heads_kv, head_dim,
     value_dim, index_dtype, index_heads, index_heads_k, index_dim, index_k_format ("e4m3/page"), index_filter
-    ("i8/page"), out_dtype, output, lse, block_max, chosen_scores, device ("cuda:0"), and the settings.
+    ("i8/page", "i8/page/rotated"), out_dtype, output, lse, block_max, chosen_scores, device ("cuda:0"), and the
+    settings.
 
     >>> plan = msa.make_plan("sparse_attention", dtype="bf16", total_q=16, max_seqlen_k=4096, heads_q=8, heads_kv=2,
     ...                      head_dim=64, value_dim=64, topk=4)

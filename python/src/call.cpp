@@ -180,7 +180,7 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
   const msa_settings settings = settings_of(staged);
   msa_error error;
   std::memset(problem, 0, sizeof *problem);
-  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
+  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, precision);
   const msa_status status = msa_problem_of(operation_.op, &args_, &settings, problem, &error);
   if (block_max != nullptr) *block_max = {};
   if (status != MSA_OK) {
@@ -194,6 +194,10 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
   if (staged.index_k_given != 0) {
     problem->index_k = staged.index_k;
     problem->index_k_given = 1;
+  }
+  if (staged.index_filter_given != 0) {
+    problem->index_filter = staged.index_filter;
+    problem->index_filter_given = 1;
   }
   want(problem);
   return true;
@@ -383,6 +387,8 @@ bool takes(const Operation& operation, const char* setting) {
   if (name == "index_k_format")
     return operation.reads_index && operation.op != MSA_OP_QUANTIZE_INDEX;
   const bool copies = operation.op == MSA_OP_QUANTIZE_INDEX;
+  if (name == "index_filter") return operation.filters;
+  if (name == "precision") return operation.filters && !copies;
   const bool stores = operation.op == MSA_OP_QUANTIZE_KV || copies;
   if (name == "causal") return batch && operation.op != MSA_OP_INVERT_SELECTION && !stores;
   if (name == "block_size") return batch && !stores;
@@ -415,6 +421,7 @@ bool make_operation(msa_op op, Operation* operation) {
     operation->writes_format |= std::strcmp(operation->fields[i].element, "out") == 0;
     operation->reads_kv |= is_kv(operation->fields[i]);
     operation->reads_index |= is_index_k(operation->fields[i]);
+    operation->filters |= std::strcmp(operation->fields[i].element, "filter") == 0;
   }
   call.assign(run.begin(), run.begin() + static_cast<std::ptrdiff_t>(operation->inputs));
   for (std::size_t i = 0; i < kSettings; ++i) {

@@ -29,6 +29,8 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(batch_invariant, Flag, options.batch_invariant, true),
     MSA_NUMBER(kv_format, Format, kv, true),
     MSA_NUMBER(index_k_format, Format, index_k, true),
+    MSA_NUMBER(index_filter, Filter, index_filter, true),
+    MSA_NUMBER(precision, Precision, precision, true),
     MSA_NUMBER(out_dtype, Dtype, out_dtype, false),
     MSA_NUMBER(device, Device, device_type, false),
     MSA_NUMBER(batch, Int, batch, false),
@@ -45,7 +47,6 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(index_heads, Int, index_heads, false),
     MSA_NUMBER(index_heads_k, Int, index_heads_k, false),
     MSA_NUMBER(index_dim, Int, index_dim, false),
-    MSA_NUMBER(index_filter, Filter, index_filter, false),
     MSA_NUMBER(output, Flag, output, false),
     MSA_NUMBER(lse, Flag, lse, false),
     MSA_NUMBER(block_max, Flag, block_max, false),
@@ -182,21 +183,51 @@ bool put_keys(const State& state, const Number& number, PyObject* value, msa_pro
   return false;
 }
 
-constexpr const char* kFilter = "i8/page";
+constexpr NamedFormat kFilters[] = {
+    {"i8/page", {MSA_I8, MSA_SCALE_PAGE, 0, 0}},
+    {"i8/page/rotated", {MSA_I8, MSA_SCALE_PAGE, 0, MSA_FORMAT_ROTATED}},
+};
 
 bool put_filter(const State& state, const Number& number, PyObject* value, msa_problem* problem) {
   if (!PyUnicode_Check(value)) return refuse(number, "text", value);
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(value, &size);
   if (text == nullptr) return false;
-  if (std::string(kFilter) != text) {
-    raise(state, MSA_INVALID_ARGUMENT, number.name,
-          std::string(number.name) + ": expected " + kFilter + ", got " + text);
-    return false;
+  for (const NamedFormat& known : kFilters) {
+    if (std::string(known.name) != text) continue;
+    problem->index_filter = known.format;
+    problem->index_filter_given = 1;
+    return true;
   }
-  problem->index_filter = {MSA_I8, MSA_SCALE_PAGE, 0, 0};
-  problem->index_filter_given = 1;
-  return true;
+  raise(state, MSA_INVALID_ARGUMENT, number.name,
+        std::string(number.name) + ": expected i8/page or i8/page/rotated, got " + text);
+  return false;
+}
+
+PyObject* get_filter(const msa_problem& problem) {
+  if (problem.index_filter_given == 0) Py_RETURN_NONE;
+  for (const NamedFormat& known : kFilters) {
+    if (same(known.format, problem.index_filter)) return PyUnicode_FromString(known.name);
+  }
+  return PyUnicode_FromString(msa_dtype_name(problem.index_filter.storage));
+}
+
+constexpr const char* kPrecisions[] = {"exact", "fast"};  // by MSA_EXACT, MSA_FAST
+
+bool put_precision(const State& state, const Number& number, PyObject* value,
+                   msa_problem* problem) {
+  if (!PyUnicode_Check(value)) return refuse(number, "text", value);
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+  if (text == nullptr) return false;
+  for (std::int64_t i = MSA_EXACT; i <= MSA_FAST; ++i) {
+    if (std::string(kPrecisions[i]) != text) continue;
+    problem->precision = i;
+    return true;
+  }
+  raise(state, MSA_INVALID_ARGUMENT, number.name,
+        std::string(number.name) + ": expected exact or fast, got " + text);
+  return false;
 }
 
 PyObject* get_keys(const Number& number, msa_problem problem) {
@@ -263,6 +294,8 @@ bool put_number(const State& state, const Number& number, PyObject* value, msa_p
       return put_keys(state, number, value, problem);
     case Kind::Filter:
       return put_filter(state, number, value, problem);
+    case Kind::Precision:
+      return put_precision(state, number, value, problem);
     case Kind::Dtype:
       break;
   }
@@ -293,8 +326,10 @@ PyObject* get_number(const Number& number, const msa_problem& problem) {
     case Kind::Format:
       return get_keys(number, problem);
     case Kind::Filter:
-      if (problem.index_filter_given == 0) Py_RETURN_NONE;
-      return PyUnicode_FromString(kFilter);
+      return get_filter(problem);
+    case Kind::Precision:
+      return PyUnicode_FromString(
+          kPrecisions[problem.precision == MSA_FAST ? MSA_FAST : MSA_EXACT]);
     case Kind::Dtype:
       break;
   }
@@ -316,6 +351,9 @@ msa_settings settings_of(const msa_problem& problem) {
   settings.kv_rounded = problem.kv_given != 0 && (problem.kv.flags & MSA_FORMAT_ROUNDED) != 0;
   settings.index_k_rounded =
       problem.index_k_given != 0 && (problem.index_k.flags & MSA_FORMAT_ROUNDED) != 0;
+  settings.filter_rotated =
+      problem.index_filter_given != 0 && (problem.index_filter.flags & MSA_FORMAT_ROTATED) != 0;
+  settings.precision = problem.precision;
   return settings;
 }
 

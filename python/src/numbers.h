@@ -10,7 +10,7 @@
 namespace msa_python {
 
 struct Number {
-  enum class Kind { Int, Flag, Float, Dtype, Text, Device, Format, Filter };
+  enum class Kind { Int, Flag, Float, Dtype, Text, Device, Format, Filter, Precision };
   const char* name;
   Kind kind;
   std::size_t offset;  // in msa_problem
@@ -19,7 +19,7 @@ struct Number {
 
 /// The rows of the table; settings first.
 std::span<const Number> numbers();
-inline constexpr std::size_t kSettings = 14;
+inline constexpr std::size_t kSettings = 16;
 /// The row of a name, or null.
 const Number* find_number(PyObject* name);
 

@@ -203,7 +203,7 @@ PyObject* new_plan(State& state, msa_plan* plan) {
   }
   object->plan = plan;
   std::memset(&object->problem, 0, sizeof object->problem);
-  object->problem.struct_size = MSA_STRUCT_SIZE(msa_problem, index_filter_given);
+  object->problem.struct_size = MSA_STRUCT_SIZE(msa_problem, precision);
   msa_error error;
   const Ref made = Ref::steal(reinterpret_cast<PyObject*>(object));
   if (msa_plan_problem(plan, &object->problem, &error) != MSA_OK) return raise(state, error);

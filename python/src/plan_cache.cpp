@@ -51,6 +51,7 @@ std::string key_of(const msa_problem& problem) {
   key.append(reinterpret_cast<const char*>(&problem.index_filter), sizeof problem.index_filter);
   key.append(reinterpret_cast<const char*>(&problem.index_filter_given),
              sizeof problem.index_filter_given);
+  key.append(reinterpret_cast<const char*>(&problem.precision), sizeof problem.precision);
   const msa_options& options = problem.options;
   key.append(reinterpret_cast<const char*>(&options.threads), sizeof options.threads);
   key.append(reinterpret_cast<const char*>(&options.batch_invariant),

@@ -39,6 +39,7 @@ struct Operation {
   bool writes_format = false;         // takes out_dtype
   bool reads_kv = false;              // it takes keys and values
   bool reads_index = false;           // it takes index queries and index keys
+  bool filters = false;               // it takes or makes a filter of index keys
   Signature call;  // inputs, settings, out_dtype, outputs; then by name dtype, workspace, stream
   Signature run;   // fields, workspace, stream
   std::string call_doc;

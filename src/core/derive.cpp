@@ -226,6 +226,10 @@ void derive_store(Problem& p, const Call& call, const Settings& settings) {
   p.attention.value_dim = extent(call.v_rows, 2);
 }
 
+Format filter_format(const Settings& settings) {
+  return {.storage = DType::I8, .scale = Scale::Page, .rotated = settings.filter_rotated};
+}
+
 void derive_index(Problem& p, const Call& call, const Settings& settings) {
   p.index.q.storage = call.index_q.dtype;
   p.index.heads = extent(call.index_q, 1);
@@ -235,14 +239,14 @@ void derive_index(Problem& p, const Call& call, const Settings& settings) {
     p.index.k = format_of(call.index_k, call.index_k_scale, call.index_k_global_scale,
                           settings.index_k_rounded);
   }
-  if (call.index_k8) p.index.filter = Format{DType::I8, Scale::Page};
+  if (call.index_k8) p.index.filter = filter_format(settings);
 }
 
-void derive_copy(Problem& p, const Call& call) {
+void derive_copy(Problem& p, const Call& call, const Settings& settings) {
   p.index.q.storage = call.index_k.dtype;
   p.index.dim = extent(call.index_k, call.index_k.rank - 1);
   p.index.heads_k = extent(call.index_k, call.index_k.rank - 2);
-  p.index.filter = Format{DType::I8, Scale::Page};
+  p.index.filter = filter_format(settings);
   p.bounds.total_q = 0;  // rows of the pool, which no plan depends on
 }
 
@@ -265,6 +269,7 @@ void derive_selection(Problem& p, const Call& call, const Settings& settings) {
   p.selection.topk = list ? extent(list, 2) : settings.topk;
   p.selection.local_blocks = settings.local_blocks;
   p.selection.init_blocks = settings.init_blocks;
+  p.selection.precision = settings.precision;
   if (p.op == Op::SelectTopk) p.index.heads = extent(call.scores_in, 1);
   if (p.op == Op::InvertSelection) p.attention.heads_kv = extent(call.block_ids_in, 1);
 }
@@ -285,7 +290,7 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
   if (traits.attends) derive_attention(p, call, settings);
   if (traits.indexes) derive_index(p, call, settings);
   if (traits.stores) derive_store(p, call, settings);
-  if (traits.copies) derive_copy(p, call);
+  if (traits.copies) derive_copy(p, call, settings);
   if (traits.merges) derive_merge(p, call);
   if (traits.selects || traits.lists || op == Op::MergeSelections)
     derive_selection(p, call, settings);

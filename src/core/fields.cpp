@@ -258,6 +258,8 @@ bool is_planned(const Problem& problem, const Field& field) {
   const bool filter = field.element == Element::Filter || field.element == Element::FilterBounds ||
                       field.tensor == &Operands::candidates;
   if (filter && !problem.index.filter) return false;
+  if (field.tensor == &Operands::candidates && problem.selection.precision == Precision::Fast)
+    return false;  // none are scored from index keys
   return field.planned == nullptr || problem.outputs.*field.planned;
 }
 

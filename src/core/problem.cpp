@@ -57,6 +57,16 @@ const char* to_string(Scale scale) noexcept {
   return "unknown";
 }
 
+const char* to_string(Precision precision) noexcept {
+  switch (precision) {
+    case Precision::Exact:
+      return "exact";
+    case Precision::Fast:
+      return "fast";
+  }
+  return "unknown";
+}
+
 std::string to_string(const Format& format) {
   if (format == Format{DType::E2M1, Scale::Group, 16}) return "nvfp4";
   if (format == Format{DType::E2M1, Scale::GroupTensor, 16}) return "nvfp4/tensor";
@@ -65,6 +75,7 @@ std::string to_string(const Format& format) {
   if (format.scale != Scale::None) text.append("/").append(to_string(format.scale));
   if (format.group != 0) text.append("/").append(std::to_string(format.group));
   if (format.rounded) text.append("/rounded");
+  if (format.rotated) text.append("/rotated");
   return text;
 }
 
@@ -189,6 +200,8 @@ std::string to_string(const Problem& p) {
     if (traits.selects) {
       line.add("local_blocks", p.selection.local_blocks);
       line.add("init_blocks", p.selection.init_blocks);
+      if (p.selection.precision != Precision::Exact)
+        line.add("precision", to_string(p.selection.precision));
     }
     if (p.op != Op::InvertSelection) line.add_if(!p.causal, "not causal");
   }
@@ -215,6 +228,7 @@ class Hash {
     add(f.scale);
     add(f.group);
     add(f.rounded);
+    add(f.rotated);
   }
   void add(const std::optional<Format>& f) {
     add(f.has_value());
@@ -237,7 +251,7 @@ std::size_t hash_value(const Problem& p) noexcept {
   const auto& [batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts] = bounds;
   const auto& [q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale] = attention;
   const auto& [index_q, index_k, index_heads, index_heads_k, index_dim, filter] = index;
-  const auto& [block_size, topk, local_blocks, init_blocks] = selection;
+  const auto& [block_size, topk, local_blocks, init_blocks, precision] = selection;
   const auto& [dtype, out, lse, block_max, chosen_scores] = outputs;
   const auto& [backend, isa, threads, batch_invariant] = options;
   // A field that is added to a group breaks its line above until it is named here, too.
@@ -246,7 +260,7 @@ std::size_t hash_value(const Problem& p) noexcept {
   all.add_all(batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts);
   all.add_all(q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale);
   all.add_all(index_q, index_k, index_heads, index_heads_k, index_dim, filter);
-  all.add_all(block_size, topk, local_blocks, init_blocks);
+  all.add_all(block_size, topk, local_blocks, init_blocks, precision);
   all.add_all(dtype, out, lse, block_max, chosen_scores);
   all.add_all(backend, isa, threads, batch_invariant);
   return all.sum();

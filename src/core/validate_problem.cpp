@@ -53,15 +53,15 @@ void expect_query(const char* field, DType dtype) {
 
 // Formats that no operation reads yet.
 void expect_plain(const char* field, const Format& format) {
-  if (format.scale == Scale::None && format.group == 0 && !format.rounded) return;
+  if (format == Format{.storage = format.storage}) return;
   reject(field, "no scale", to_string(format));
 }
 
 // Four bits: every 16 elements along the dim share a scale.
 void check_groups(const char* field, const Format& format) {
-  const bool group = format.scale == Scale::Group && format.group == kGroup;
-  const bool global =
-      format.scale == Scale::GroupTensor && format.group == kGroup && !format.rounded;
+  const bool sixteen = format.group == kGroup && !format.rotated;
+  const bool group = format.scale == Scale::Group && sixteen;
+  const bool global = format.scale == Scale::GroupTensor && sixteen && !format.rounded;
   if (!group && !global) reject(field, "nvfp4, nvfp4/tensor or q8kv4", to_string(format));
 }
 
@@ -70,6 +70,7 @@ void check_codes(const char* field, const Format& format, std::int64_t page_size
   const auto refuse = [&](const char* expected) { reject(field, expected, to_string(format)); };
   if (format.group != 0) refuse("e4m3 without a group");
   if (format.rounded) refuse("e4m3 that is not rounded");
+  if (format.rotated) refuse("e4m3 that is not rotated");
   if (format.scale > Scale::Token) refuse("e4m3 with a scale of none, tensor, head, page or token");
   if (format.scale == Scale::Page && page_size == 0) {
     refuse("no scale of a page, as keys are ragged");
@@ -118,8 +119,15 @@ void check_filter(const Problem& p) {
   if (!op_traits(p.op).selects && !op_traits(p.op).copies) {
     reject("index.filter", std::string("none for ") + to_string(p.op), to_string(*filter));
   }
-  constexpr Format kServed{DType::I8, Scale::Page};
-  if (*filter != kServed) reject("index.filter", to_string(kServed), to_string(*filter));
+  Format served{DType::I8, Scale::Page};
+  served.rotated = filter->rotated;
+  if (*filter != served) reject("index.filter", to_string(served), to_string(*filter));
+  if (filter->rotated && (p.index.dim > kMaxCodedDim || (p.index.dim & (p.index.dim - 1)) != 0)) {
+    reject("index_dim",
+           "a power of two of at most " + std::to_string(kMaxCodedDim) +
+               " where the filter is rotated",
+           std::to_string(p.index.dim));
+  }
   const Format keys = index_k_format(p);
   if (keys.storage == DType::E4M3 || keys.storage == DType::E2M1) {
     reject("index.filter", "none beside index keys in " + to_string(keys), to_string(*filter));
@@ -221,7 +229,23 @@ void check_copy(const Problem& p) {
   expect_range("index_dim", p.index.dim, 1, kMaxCount);
 }
 
+void check_precision(const Problem& p) {
+  const Precision precision = p.selection.precision;
+  if (precision > Precision::Fast) {
+    reject("precision", "exact or fast", std::to_string(static_cast<int>(precision)));
+  }
+  const bool filtered = op_traits(p.op).indexes && p.index.filter;
+  if (precision == Precision::Fast && !filtered) {
+    reject("precision", "exact, as there is no filter", to_string(precision));
+  }
+  if (precision == Precision::Fast && p.index.dim > kMaxCodedDim) {
+    reject("index_dim", "at most " + std::to_string(kMaxCodedDim) + " where precision is fast",
+           std::to_string(p.index.dim));
+  }
+}
+
 void check_selection(const Problem& p) {
+  check_precision(p);
   expect_range("local_blocks", p.selection.local_blocks, 0, p.selection.topk);
   expect_range("init_blocks", p.selection.init_blocks, 0, p.selection.topk);
   if (p.selection.init_blocks + p.selection.local_blocks > p.selection.topk) {

@@ -76,6 +76,8 @@ std::string rejects_shape(const Problem& p) {
   const auto served = [](std::int64_t dim) { return dim % 16 == 0 && dim <= kMaxDim; };
   const core::OpTraits op = core::op_traits(p.op);
   if (op.indexes && !served(p.index.dim)) return odd("index_dim", p.index.dim);
+  if (op.selects && p.selection.precision == Precision::Fast)
+    return "precision is exact here: the codes of a filter never decide";
   if (!op.attends) return {};
   if (!served(p.attention.head_dim)) return odd("head_dim", p.attention.head_dim);
   if (!served(p.attention.value_dim)) return odd("value_dim", p.attention.value_dim);

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <array>
 
-#include "cpu/convert.h"
 #include "cpu/isa.h"
+#include "cpu/storage.h"
 
 namespace msa::cpu {
 namespace {
@@ -14,12 +14,11 @@ namespace {
 constexpr std::int64_t kMost = 256;  // dims that are served
 
 void load_row(const std::byte* row, DType dtype, std::int64_t dim, float* values) {
-  const auto* const halves = reinterpret_cast<const std::uint16_t*>(row);
-  const auto* const floats = reinterpret_cast<const float*>(row);
-  for (std::int64_t d = 0; dtype == DType::BF16 && d < dim; ++d)
-    values[d] = bf16_to_float(halves[d]);
-  for (std::int64_t d = 0; dtype == DType::F16 && d < dim; ++d) values[d] = f16_to_float(halves[d]);
-  for (std::int64_t d = 0; dtype == DType::F32 && d < dim; ++d) values[d] = floats[d];
+  with_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const auto* const items = reinterpret_cast<const typename S::T*>(row);
+    for (std::int64_t d = 0; d < dim; ++d) values[d] = S::read(items[d]);
+  });
 }
 
 /// To the nearest integer, below 2^22.
@@ -32,9 +31,11 @@ float length(double squares) {
 
 }  // namespace
 
-QueryBound quantize_query(const std::byte* row, DType dtype, std::int64_t dim, std::int8_t* codes) {
+QueryBound quantize_query(const std::byte* row, DType dtype, std::int64_t dim, bool rotated,
+                          std::int8_t* codes) {
   std::array<float, kMost> values;
   load_row(row, dtype, dim, values.data());
+  if (rotated) rotate(values.data(), dim);
   float largest = 0;
   bool finite = true;
   for (std::int64_t d = 0; d < dim; ++d) {
@@ -55,7 +56,10 @@ QueryBound quantize_query(const std::byte* row, DType dtype, std::int64_t dim, s
     squares += static_cast<double>(values[d]) * values[d];
     errors += error * error;
   }
-  return {scale, length(squares), length(errors) + static_cast<float>(kTiny)};
+  // A power of two: what underflows is less than the small numbers.
+  const float share = rotated ? 1.0f / static_cast<float>(dim) : 1.0f;
+  return {scale * share, length(squares) * share,
+          length(errors) * share + static_cast<float>(kTiny)};
 }
 
 }  // namespace msa::cpu

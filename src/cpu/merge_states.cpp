@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/parallel.h"
 #include "cpu/stage.h"
 #include "cpu/storage.h"
 
@@ -99,12 +98,8 @@ class MergeStatesStage final : public Stage {
   }
 
   void run(const core::Call& call, Rows rows, std::byte*) const override {
-    const std::int64_t tasks = (rows.end - rows.begin + kRowsOfTask - 1) / kRowsOfTask;
-    core::for_each_task(threads_, tasks, [&](std::int64_t task, int) {
-      const std::int64_t begin = rows.begin + task * kRowsOfTask;
-      for (std::int64_t row = begin; row < std::min(begin + kRowsOfTask, rows.end); ++row) {
-        for (std::int64_t head = 0; head < call.out.shape[1]; ++head) merge_row(call, row, head);
-      }
+    for_each_row(threads_, rows, kRowsOfTask, [&](std::int64_t row, int) {
+      for (std::int64_t head = 0; head < call.out.shape[1]; ++head) merge_row(call, row, head);
     });
   }
 

@@ -72,17 +72,12 @@ class QuantizeStage final : public Stage {
       });
       return;
     }
-    core::for_each_task(threads_, core::ceil_div(rows.end - rows.begin, kRowsOfTask),
-                        [&](std::int64_t task, int) {
-                          const std::int64_t begin = rows.begin + task * kRowsOfTask;
-                          const std::int64_t end = std::min(begin + kRowsOfTask, rows.end);
-                          for (std::int64_t row = begin; row < end; ++row) {
-                            for (std::int64_t head = 0; head < p_.attention.heads_kv; ++head) {
-                              store(keys, row, {.row = row, .head = head});
-                              store(values, row, {.row = row, .head = head});
-                            }
-                          }
-                        });
+    for_each_row(threads_, rows, kRowsOfTask, [&](std::int64_t row, int) {
+      for (std::int64_t head = 0; head < p_.attention.heads_kv; ++head) {
+        store(keys, row, {.row = row, .head = head});
+        store(values, row, {.row = row, .head = head});
+      }
+    });
   }
 
  private:

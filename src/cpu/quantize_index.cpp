@@ -11,6 +11,7 @@
 #include "core/contents.h"
 #include "core/host_tensor.h"
 #include "core/parallel.h"
+#include "cpu/rotate.h"
 #include "cpu/stage.h"
 #include "cpu/storage.h"
 
@@ -42,6 +43,15 @@ std::int64_t place(const Tensor& t, bool paged, const Page& page, std::int64_t i
          head * t.stride[first + 1];
 }
 
+/// Zeros for what is not finite; says whether all was.
+bool clear_odd(Piece& x, std::int64_t count) {
+  std::int32_t odd = 0;
+  for (std::int64_t d = 0; d < count; ++d) odd |= std::fabs(x[d]) < kInf ? 0 : 1;
+  if (odd == 0) return true;
+  for (std::int64_t d = 0; d < count; ++d) x[d] = std::isfinite(x[d]) ? x[d] : 0;
+  return false;
+}
+
 /// Widens up to kPiece values, and zeros behind them up to a whole number of lanes. Says whether
 /// all of them are finite; others become 0.
 bool widen(const Tensor& keys, std::int64_t at, std::int64_t count, Piece& to) {
@@ -51,11 +61,7 @@ bool widen(const Tensor& keys, std::int64_t at, std::int64_t count, Piece& to) {
     for (std::int64_t d = 0; d < count; ++d) to[d] = S::read(from[d]);
   });
   for (std::int64_t d = count; d % kLanes != 0; ++d) to[d] = 0;
-  std::int32_t odd = 0;
-  for (std::int64_t d = 0; d < count; ++d) odd |= std::fabs(to[d]) < kInf ? 0 : 1;
-  if (odd == 0) return true;
-  for (std::int64_t d = 0; d < count; ++d) to[d] = std::isfinite(to[d]) ? to[d] : 0;
-  return false;
+  return clear_odd(to, count);
 }
 
 /// Magnitudes are ordered as their bits are.
@@ -132,6 +138,16 @@ class CopyStage final : public Stage {
 
  private:
   bool paged() const { return p_.bounds.page_size != 0; }
+  bool rotated() const { return p_.index.filter->rotated; }
+
+  /// As widen; of a rotated filter what is not finite afterwards counts, too. A key is one piece
+  /// then.
+  bool read(const Tensor& keys, std::int64_t at, std::int64_t count, Piece& to) const {
+    const bool finite = widen(keys, at, count, to);
+    if (!rotated()) return finite;
+    rotate(to.data(), count);
+    return clear_odd(to, count) && finite;
+  }
 
   static bool owns(std::int64_t task, std::int64_t tasks, std::int64_t page) {
     const std::uint64_t mixed = static_cast<std::uint64_t>(page) * 0x9e3779b97f4a7c15u >> 33;
@@ -206,7 +222,7 @@ class CopyStage final : public Stage {
       const std::int64_t from = place(call.index_k, paged(), page, i, head);
       for (std::int64_t d = 0; d < dim; d += kPiece) {
         const std::int64_t count = std::min(kPiece, dim - d);
-        finite = widen(call.index_k, from + d, count, x) && finite;
+        finite = read(call.index_k, from + d, count, x) && finite;
         largest = std::max(largest, largest_of(x, count));
       }
     }
@@ -224,10 +240,12 @@ class CopyStage final : public Stage {
     // More than what rounding may have taken from the sums and their roots.
     const double pad = 1 + static_cast<double>(dim + 64) * 0x1p-52;
     const double norm = static_cast<double>(scale) * std::sqrt(static_cast<double>(length)) * pad;
+    double off = std::sqrt(error) * pad;
+    if (rotated()) off += kRotationError * (off + norm);
     const Tensor& t = call.index_k8_bounds_out;
     float* const bounds = static_cast<float*>(t.data) + page.id * t.stride[0] + head * t.stride[1];
     bounds[0] = scale;
-    bounds[t.stride[2]] = finite ? upwards(std::sqrt(error) * pad) : kInf;
+    bounds[t.stride[2]] = finite ? upwards(off) : kInf;
     bounds[2 * t.stride[2]] = upwards(norm);
   }
 
@@ -242,7 +260,7 @@ class CopyStage final : public Stage {
     Codes codes;
     for (std::int64_t d = 0; d < dim; d += kPiece) {
       const std::int64_t count = std::min(kPiece, dim - d);
-      widen(call.index_k, from + d, count, x);
+      read(call.index_k, from + d, count, x);
       code_piece(x, count, scale, codes, sums);
       std::memcpy(to + d, codes.data(), static_cast<std::size_t>(count));
     }

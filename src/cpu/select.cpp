@@ -110,6 +110,10 @@ class SelectionStage final : public Stage {
     std::int32_t* wanted = nullptr;       // [slots]
     std::byte* threads = nullptr;         // [threads, thread_bytes]
   };
+  struct FilteredTile {
+    ScoreTile score;
+    FilterRows filter;
+  };
   struct Context {
     const core::Call& call;
     Rows rows;
@@ -152,13 +156,15 @@ class SelectionStage final : public Stage {
   void quantize_rows(const ScoreTile& tile, const TileRows& rows, const FilterRows& filter) const;
   float least_of(Candidate* list, std::int64_t count, const RowChoice& choice) const;
   bool ranks(const RowChoice& choice, const SelectionWriter& writer) const;
+  FilteredTile open_tile(const Context& context, const Tile& tile,
+                         const ThreadMemory& memory) const;
   void bound_tile(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
   void merge_bounds(const Context& context, const Tile& tile) const;
   void score_wanted(const Context& context, const Tile& tile, const ThreadMemory& memory) const;
   void write_wanted(const Context& context, const Tile& tile, std::int64_t r,
                     std::int64_t count) const;
   void write_padding(const Context& context) const;
-  void write_empty_rows(const Context& context, std::int64_t begin, std::int64_t end) const;
+  void write_empty_row(const Context& context, std::int64_t row) const;
 
   Problem problem_;
   const SelectKernels& kernels_;
@@ -376,7 +382,8 @@ FilterKeys SelectionStage::describe_filter(const core::Call& call, const Tile& t
           .bounds = static_cast<const float*>(bounds.data) + tile.key_head * bounds.stride[1],
           .page_stride = bounds.stride[0],
           .item_stride = bounds.stride[2],
-          .first_row = tile.work->request.k_begin};
+          .first_row = tile.work->request.k_begin,
+          .rotated = problem_.index.filter->rotated};
 }
 
 ScoreTile SelectionStage::describe(const core::Call& call, const Tile& tile) const {
@@ -567,7 +574,7 @@ void SelectionStage::quantize_rows(const ScoreTile& tile, const TileRows& rows,
       const std::int64_t row = tile.first_row + r;
       const std::byte* q =
           tile.q + row / group_ * tile.q_token_stride + row % group_ * tile.q_head_stride;
-      bound = quantize_query(q, tile.dtype, tile.dim, codes);
+      bound = quantize_query(q, tile.dtype, tile.dim, problem_.index.filter->rotated, codes);
     }
     filter.scale[r] = bound.scale;
     filter.norm[r] = bound.norm;
@@ -582,15 +589,22 @@ float SelectionStage::least_of(Candidate* list, std::int64_t count, const RowCho
   return score_of(*std::min_element(list, list + choice.room));
 }
 
+/// What both passes over a tile begin with: its rows made ready, its slice of the blocks, and where
+/// the bounds of its rows lie.
+SelectionStage::FilteredTile SelectionStage::open_tile(const Context& context, const Tile& tile,
+                                                       const ThreadMemory& memory) const {
+  FilteredTile opened{describe(context.call, tile), memory.filter};
+  opened.score.blocks =
+      slice_of(tile, prepare_rows(tile, context.writer.wants_scores(), memory.rows));
+  opened.filter.stride = padded(tile.num_rows);
+  if (tile.work->slices > 1) place_bounds(context, tile, opened.filter);
+  return opened;
+}
+
 void SelectionStage::bound_tile(const Context& context, const Tile& tile,
                                 const ThreadMemory& memory) const {
-  ScoreTile score = describe(context.call, tile);
-  const core::Range blocks = prepare_rows(tile, context.writer.wants_scores(), memory.rows);
+  auto [score, filter] = open_tile(context, tile, memory);
   const bool sliced = tile.work->slices > 1;
-  FilterRows filter = memory.filter;
-  filter.stride = padded(tile.num_rows);
-  if (sliced) place_bounds(context, tile, filter);
-  score.blocks = slice_of(tile, blocks);
   quantize_rows(score, memory.rows, filter);
   kernels_.bound_tile(score, describe_filter(context.call, tile), memory.rows, filter,
                       memory.buffers);
@@ -627,13 +641,8 @@ void SelectionStage::merge_bounds(const Context& context, const Tile& tile) cons
 /// The second pass; `least` is known, in memory.filter or, for tiles in slices, in the call's.
 void SelectionStage::score_wanted(const Context& context, const Tile& tile,
                                   const ThreadMemory& memory) const {
-  ScoreTile score = describe(context.call, tile);
-  const core::Range blocks = prepare_rows(tile, context.writer.wants_scores(), memory.rows);
+  auto [score, filter] = open_tile(context, tile, memory);
   const bool sliced = tile.work->slices > 1;
-  FilterRows filter = memory.filter;
-  filter.stride = padded(tile.num_rows);
-  if (sliced) place_bounds(context, tile, filter);
-  score.blocks = slice_of(tile, blocks);
   score.scattered = true;
   for (std::int64_t r = 0; r < filter.stride; ++r) {
     filter.wanted[r] = 0;
@@ -670,29 +679,23 @@ void SelectionStage::write_wanted(const Context& context, const Tile& tile, std:
 void SelectionStage::write_padding(const Context& context) const {
   std::int64_t row = context.rows.begin;
   for (const Work& w : context.work) row = std::max(row, w.request.q_begin + w.request.seqlen_q);
-  core::for_each_task(
-      threads_, core::ceil_div(context.rows.end - row, kPaddingRows), [&](std::int64_t task, int) {
-        const std::int64_t begin = row + task * kPaddingRows;
-        write_empty_rows(context, begin, std::min(begin + kPaddingRows, context.rows.end));
-      });
+  for_each_row(threads_, {row, context.rows.end}, kPaddingRows,
+               [&](std::int64_t empty, int) { write_empty_row(context, empty); });
 }
 
-void SelectionStage::write_empty_rows(const Context& context, std::int64_t begin,
-                                      std::int64_t end) const {
-  for (std::int64_t row = begin; row < end; ++row) {
-    if (!writes_scores()) {
-      context.writer.write_empty(row);
-      const Tensor& t = context.call.candidates;
-      for (std::int64_t head = 0; t && head < t.shape[1]; ++head)
-        static_cast<std::int32_t*>(t.data)[row * t.stride[0] + head * t.stride[1]] = 0;
-      continue;
-    }
-    const Tensor& t = context.call.scores;
-    float* scores = static_cast<float*>(t.data) + row * t.stride[0];
-    for (std::int64_t head = 0; head < t.shape[1]; ++head) {
-      for (std::int64_t block = 0; block < t.shape[2]; ++block) {
-        scores[head * t.stride[1] + block * t.stride[2]] = -std::numeric_limits<float>::infinity();
-      }
+void SelectionStage::write_empty_row(const Context& context, std::int64_t row) const {
+  if (!writes_scores()) {
+    context.writer.write_empty(row);
+    const Tensor& t = context.call.candidates;
+    for (std::int64_t head = 0; t && head < t.shape[1]; ++head)
+      static_cast<std::int32_t*>(t.data)[row * t.stride[0] + head * t.stride[1]] = 0;
+    return;
+  }
+  const Tensor& t = context.call.scores;
+  float* scores = static_cast<float*>(t.data) + row * t.stride[0];
+  for (std::int64_t head = 0; head < t.shape[1]; ++head) {
+    for (std::int64_t block = 0; block < t.shape[2]; ++block) {
+      scores[head * t.stride[1] + block * t.stride[2]] = -kInfinity;
     }
   }
 }

@@ -101,6 +101,7 @@ struct FilterKeys {
   std::int64_t page_stride = 0;
   std::int64_t item_stride = 1;
   std::int64_t first_row = 0;  // ragged: the pool's row that is key 0
+  bool rotated = false;
 
   /// The bounds of key j.
   const float* bounds_of(std::int64_t j) const {

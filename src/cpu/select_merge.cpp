@@ -6,7 +6,6 @@
 #include <limits>
 #include <string>
 
-#include "core/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/select.h"
 #include "cpu/select_rows.h"
@@ -31,19 +30,14 @@ class MergeSelectionsStage final : public Stage {
     Scratch scratch(workspace);
     Candidate* lists = cut(scratch);
     const SelectionWriter writer(call, rows);
-    const std::int64_t tasks = core::ceil_div(rows.end - rows.begin, kRowsPerTask);
-    core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
+    for_each_row(threads_, rows, kRowsPerTask, [&](std::int64_t row, int thread) {
       Candidate* list = lists + thread * list_stride();
-      const std::int64_t begin = rows.begin + task * kRowsPerTask;
-      for (std::int64_t row = begin; row < std::min(begin + kRowsPerTask, rows.end); ++row) {
-        for (std::int64_t head = 0; head < problem_.attention.heads_kv; ++head) {
-          const std::int64_t count =
-              keep_best(list, gather(call, row, head, list), problem_.selection.topk);
-          sort_by_id(list, count);
-          // Forced blocks carry +inf and need no other treatment here.
-          writer.write(row, head, RowChoice{.room = count},
-                       {list, static_cast<std::size_t>(count)});
-        }
+      for (std::int64_t head = 0; head < problem_.attention.heads_kv; ++head) {
+        const std::int64_t count =
+            keep_best(list, gather(call, row, head, list), problem_.selection.topk);
+        sort_by_id(list, count);
+        // Forced blocks carry +inf and need no other treatment here.
+        writer.write(row, head, RowChoice{.room = count}, {list, static_cast<std::size_t>(count)});
       }
     });
   }

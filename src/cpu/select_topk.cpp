@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 
-#include "core/parallel.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/select.h"
@@ -30,18 +29,10 @@ class TopkStage final : public Stage {
     const Memory memory = cut(scratch);
     const auto requests = read_requests(problem_, call, memory.requests);
     const SelectionWriter writer(call, rows);
-    const std::int64_t tasks = core::ceil_div(rows.end - rows.begin, kRowsPerTask);
-    core::for_each_task(threads_, tasks, [&](std::int64_t task, int thread) {
-      Candidate* list = memory.lists + thread * list_stride();
-      const std::int64_t begin = rows.begin + task * kRowsPerTask;
-      for (std::int64_t row = begin; row < std::min(begin + kRowsPerTask, rows.end); ++row) {
-        const core::Request* request = request_of_row(requests, row);
-        if (request == nullptr) {
-          writer.write_empty(row);
-        } else {
-          select_row(call.scores_in, *request, row, writer, list);
-        }
-      }
+    for_each_row(threads_, rows, kRowsPerTask, [&](std::int64_t row, int thread) {
+      const core::Request* request = request_of_row(requests, row);
+      if (request == nullptr) return writer.write_empty(row);
+      select_row(call.scores_in, *request, row, writer, memory.lists + thread * list_stride());
     });
   }
 

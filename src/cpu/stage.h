@@ -3,6 +3,7 @@
 // makes plans of them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -10,6 +11,8 @@
 #include <string>
 
 #include "core/call.h"
+#include "core/geometry.h"
+#include "core/parallel.h"
 #include "cpu/isa.h"
 
 namespace msa::cpu {
@@ -23,6 +26,17 @@ struct Rows {
 };
 
 inline constexpr std::int64_t kRowCut = 64;
+
+/// Calls body(row, thread) for each of the rows, `of_task` neighbours a task.
+template <class Body>
+void for_each_row(int threads, Rows rows, std::int64_t of_task, const Body& body) {
+  const std::int64_t tasks = core::ceil_div(rows.end - rows.begin, of_task);
+  core::for_each_task(threads, tasks, [&](std::int64_t task, int thread) {
+    const std::int64_t begin = rows.begin + task * of_task;
+    const std::int64_t end = std::min(begin + of_task, rows.end);
+    for (std::int64_t row = begin; row < end; ++row) body(row, thread);
+  });
+}
 
 class Stage {
  public:

@@ -8,29 +8,11 @@
 #include "core/contents.h"
 #include "core/fields.h"
 #include "cuda/batch.h"
-#include "cuda/box.h"
-#include "cuda/page_rule.h"
-#include "cuda/sm90/attend/combine.h"
-#include "cuda/sm90/attend/launch.h"
-#include "cuda/sm90/attend/lists.h"
-#include "cuda/sm90/decode/attend/launch.h"
-#include "cuda/tensor_map.h"
+#include "cuda/common/attend/combine.h"
+#include "cuda/common/attend/lists.h"
 
 namespace msa::cuda {
 namespace {
-
-using sm90::attend::Config;
-using sm90::attend::Walk;
-
-constexpr int kDenseBlock = 128;  // keys of one step; dense attention has no blocks of its own
-
-Config config_of(const Problem& problem, bool lists) {
-  return {.storage = storage_of(problem.attention.q.storage),
-          .head_dim = static_cast<int>(problem.attention.head_dim),
-          .block = lists ? static_cast<int>(problem.selection.block_size) : kDenseBlock,
-          .walk = lists ? Walk::Union : Walk::Dense,
-          .kv = storage_of(core::kv_format(problem).storage)};
-}
 
 /// Keys and values of the longest request, all heads.
 std::int64_t key_bytes(const Problem& p) {
@@ -73,8 +55,7 @@ std::string shape_rejects(const Problem& p) {
 
 /// Splits that end `items` tiles of `steps` blocks soonest: rounds of CTAs times the steps of one
 /// item, and what a split costs beside its steps. Looks at bounds only.
-int best_splits(std::int64_t items, std::int64_t steps, const Tuning& tuning) {
-  const std::int64_t ctas = tuning.multiprocessors;
+int best_splits(std::int64_t items, std::int64_t steps, std::int64_t ctas, const Tuning& tuning) {
   std::int64_t best = 1;
   std::int64_t best_cost = std::numeric_limits<std::int64_t>::max();
   for (std::int64_t splits = 1; splits <= std::min(tuning.most_splits, steps); ++splits) {
@@ -89,18 +70,6 @@ int best_splits(std::int64_t items, std::int64_t steps, const Tuning& tuning) {
   return static_cast<int>(best);
 }
 
-/// Whether keys and values in e4m3 become items once, before attention, rather than in every tile
-/// that reads them. Looks at bounds only, and either way gives the same bits.
-bool unpacks(const Problem& p, bool lists, int tokens_per_tile, const Tuning& tuning) {
-  const Format kv = core::kv_format(p);
-  if (kv.storage != DType::E4M3 || has_column_scales(kv)) return false;
-  if (UnpackStage::bytes(p) > tuning.unpack_bytes) return false;
-  const std::int64_t tiles = p.bounds.total_q / tokens_per_tile;
-  if (!lists) return tiles >= tuning.unpack_visits * p.bounds.batch;
-  const std::int64_t listed = std::min(blocks_of(p), p.selection.topk);
-  return tiles * listed >= tuning.unpack_visits * p.bounds.batch * blocks_of(p);
-}
-
 }  // namespace
 
 float scale_of(const Problem& problem) {
@@ -113,24 +82,34 @@ float scale_log2_of(const Problem& problem) {
   return static_cast<float>(scale_of(problem) * kLog2e);
 }
 
-std::string AttendStage::rejects(const Problem& problem, bool lists) {
+namespace attend = common::attend;
+
+template <class Kernels>
+std::string AttendStageOf<Kernels>::rejects(const Problem& problem, bool lists) {
   if (std::string why = shape_rejects(problem); !why.empty()) return why;
   if (lists && problem.selection.block_size != 64 && problem.selection.block_size != 128) {
     return "block_size is 64 or 128 here, not " + std::to_string(problem.selection.block_size);
   }
-  if (lists && problem.selection.topk > 64)
+  if (lists && problem.selection.topk > attend::kMaxTopk)
     return "topk is at most 64 here, not " + std::to_string(problem.selection.topk);
-  return page_rejects(problem.bounds.page_size, config_of(problem, lists).block);
+  return Kernels::rejects(problem, lists);
 }
 
-AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout)
-    : config_(config_of(problem, lists)),
-      ctas_(gpu.multiprocessors),
-      heads_kv_(problem.attention.heads_kv) {
-  const Tuning tuning = tuning_for(gpu);
+template <class Kernels>
+int AttendStageOf<Kernels>::tokens_of_tile(const Problem& problem, bool lists) {
   const std::int64_t group = problem.attention.heads_q / problem.attention.heads_kv;
-  const std::int64_t most = lists ? sm90::attend::kMaxUnionTokens : sm90::attend::kTileRows;
-  tokens_per_tile_ = static_cast<int>(std::min(most, sm90::attend::kTileRows / group));
+  const std::int64_t most = lists ? attend::kMaxUnionTokens : Kernels::kTileRows;
+  return static_cast<int>(std::min(most, Kernels::kTileRows / group));
+}
+
+template <class Kernels>
+AttendStageOf<Kernels>::AttendStageOf(const Problem& problem, const GpuInfo& gpu, bool lists,
+                                      Layout& layout)
+    : tokens_per_tile_(tokens_of_tile(problem, lists)),
+      heads_kv_(problem.attention.heads_kv),
+      unpacks_(Kernels::unpacks(problem, lists, tokens_per_tile_, tuning_for(gpu))),
+      kernels_(problem, gpu, lists, unpacks_) {
+  const Tuning tuning = tuning_for(gpu);
   max_tiles_ = static_cast<int>(
       common::prologue::max_tiles(problem.bounds.total_q, problem.bounds.batch, tokens_per_tile_));
   chunk_tiles_ = std::max(max_tiles_, 1);
@@ -138,8 +117,8 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   num_tiles_ = layout.take<int>(1);
   const std::int64_t entries = tokens_per_tile_ * problem.selection.topk;  // of one list
   if (lists) {
-    const std::int64_t tile_bytes = problem.attention.heads_kv * entries *
-                                    static_cast<std::int64_t>(sizeof(sm90::attend::ListEntry));
+    const std::int64_t tile_bytes =
+        problem.attention.heads_kv * entries * static_cast<std::int64_t>(sizeof(attend::ListEntry));
     chunk_tiles_ =
         static_cast<int>(std::clamp<std::int64_t>(tuning.list_bytes / tile_bytes, 1, chunk_tiles_));
   }
@@ -147,14 +126,11 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
       layout.take<int>(1 + suspect_words(problem.bounds.total_q * problem.attention.heads_kv));
   if (lists) first_blocks_ = layout.take<std::int64_t>(problem.bounds.batch + 1);
   run_begin_ = layout.bytes();
-  if (unpacks(problem, lists, tokens_per_tile_, tuning)) {
-    unpack_.emplace(problem, layout);
-    config_.kv = config_.storage;
-    config_.folds = core::kv_format(problem).scale != Scale::None;
-  }
+  if (unpacks_) unpack_.emplace(problem, layout, has_column_scales(core::kv_format(problem)));
   heads_outermost_ =
       lists || key_bytes(unpack_ ? UnpackStage::unpacked(problem) : problem) > tuning.cached_bytes;
-  const std::int64_t visible = (problem.bounds.max_seqlen_k + config_.block - 1) / config_.block;
+  const std::int64_t visible =
+      (problem.bounds.max_seqlen_k + kernels_.block() - 1) / kernels_.block();
   const std::int64_t longest = problem.bounds.max_seqlen_q;
   // Neighbours share half.
   const std::int64_t listed = std::min<std::int64_t>(longest, 2) * problem.selection.topk;
@@ -164,28 +140,32 @@ AttendStage::AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists,
   const std::int64_t tiles =
       one_tile ? std::min<std::int64_t>(max_tiles_, problem.bounds.batch) : max_tiles_;
   const std::int64_t items = tiles * problem.attention.heads_kv;
-  if (items < tuning.split_waves * ctas_) splits_ = best_splits(items, steps, tuning);
+  const std::int64_t ctas = std::max(1, kernels_.ctas());
+  if (items < tuning.split_waves * ctas) splits_ = best_splits(items, steps, ctas, tuning);
   if (splits_ > 1) {
     part_out_ = layout.take<float>(splits_ * problem.bounds.total_q * problem.attention.heads_q *
                                    problem.attention.head_dim);
     part_lse_ = layout.take<float>(splits_ * problem.bounds.total_q * problem.attention.heads_q);
   }
   if (!lists) return;
-  headers_ = layout.take<sm90::attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
-  entries_ =
-      layout.take<sm90::attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
+  headers_ = layout.take<attend::ListHeader>(problem.attention.heads_kv * chunk_tiles_);
+  entries_ = layout.take<attend::ListEntry>(problem.attention.heads_kv * chunk_tiles_ * entries);
   // Nor do such tiles share keys.
-  if (splits_ == 1 && !one_tile &&
+  if (Kernels::kKeysOutermost && splits_ == 1 && !one_tile &&
       KvOuterStage::serves(problem, tuning, tokens_per_tile_, chunk_tiles_))
     kvouter_.emplace(problem, tuning, tokens_per_tile_, chunk_tiles_, layout);
 }
 
-int AttendStage::launches(int tiles) const { return (tiles + chunk_tiles_ - 1) / chunk_tiles_; }
+template <class Kernels>
+int AttendStageOf<Kernels>::launches(int tiles) const {
+  return (tiles + chunk_tiles_ - 1) / chunk_tiles_;
+}
 
-std::string AttendStage::decisions() const {
-  const bool lists = config_.walk == Walk::Union;
+template <class Kernels>
+std::string AttendStageOf<Kernels>::decisions() const {
+  const bool lists = kernels_.walks_lists();
   return std::string("attend ") + (lists ? "union" : "dense") + "\nattend_tile " +
-         std::to_string(tokens_per_tile_) + " tokens x group, " + std::to_string(config_.block) +
+         std::to_string(tokens_per_tile_) + " tokens x group, " + std::to_string(kernels_.block()) +
          " keys\nattend_splits " + std::to_string(splits_) + "\nattend_launches " +
          std::to_string(launches(max_tiles_)) + "\nattend_heads " +
          (heads_outermost_ ? "outermost" : "innermost") + "\nattend_unpacks " +
@@ -195,7 +175,8 @@ std::string AttendStage::decisions() const {
          "\n";
 }
 
-void AttendStage::ask(common::prologue::Params& front, void* workspace) const {
+template <class Kernels>
+void AttendStageOf<Kernels>::ask(common::prologue::Params& front, void* workspace) const {
   const BatchParams& batch = front.batch;
   front.tiles[0] = {.records = tiles_.in(workspace),
                     .most = static_cast<int>(
@@ -207,16 +188,18 @@ void AttendStage::ask(common::prologue::Params& front, void* workspace) const {
   front.counters[0] = {.data = counters.data(), .count = static_cast<int>(counters.size())};
 }
 
-std::span<int> AttendStage::suspects(std::int64_t rows, void* workspace) const {
+template <class Kernels>
+std::span<int> AttendStageOf<Kernels>::suspects(std::int64_t rows, void* workspace) const {
   return {suspects_.in(workspace), static_cast<std::size_t>(1 + suspect_words(rows * heads_kv_))};
 }
 
-void AttendStage::run(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                      const common::prologue::Params& front, void* workspace,
-                      cudaStream_t stream) const {
+template <class Kernels>
+void AttendStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
+                                 const Tensor& block_ids, const common::prologue::Params& front,
+                                 void* workspace, cudaStream_t stream) const {
   const BatchParams& batch = front.batch;
-  const sm90::attend::Params whole = attend_params(problem, call, front, workspace);
-  sm90::attend::Params params = whole;
+  const attend::Params whole = attend_params(problem, call, front, workspace);
+  attend::Params params = whole;
   if (splits_ > 1) {
     const std::int64_t rows = batch.total_q * problem.attention.heads_q;
     params.splits = splits_;
@@ -230,32 +213,36 @@ void AttendStage::run(const Problem& problem, const core::Call& call, const Tens
   }
   core::Call items = call;
   common::prologue::Params items_front = front;
-  sm90::attend::Maps maps{};  // of items where there are some
-  const bool lists = config_.walk == Walk::Union;
+  const bool lists = kernels_.walks_lists();
   const int tiles = front.tiles[0].most;
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
     if (lists) run_lists(params, block_ids, stream);
-    if (begin == 0) {  // behind the first lists, as both run beside each other
-      if (unpack_) unpack_->run(problem, items, items_front, workspace, stream, lists);
-      maps = make_maps(items, items_front.batch.page_size, params.group);
+    // Behind the first lists, as both run beside each other.
+    if (begin == 0 && unpack_) unpack_->run(problem, items, items_front, workspace, stream, lists);
+    attend::Params of_items = params;
+    of_items.batch = items_front.batch;
+    if (unpack_ && unpack_->gives_key_scales()) {
+      of_items.k_scales = UnpackStage::key_scales_of(items.k_scale);
+      of_items.v_scales = UnpackStage::key_scales_of(items.v_scale);
     }
-    sm90::attend::Params attend = params;
-    attend.batch = items_front.batch;
-    sm90::attend::launch(config_, attend, maps, ctas_, stream);
-    if (kvouter_)
-      kvouter_->run(problem, call, block_ids, params, front.first_blocks, ctas_, workspace, stream);
+    kernels_.attend(of_items, items, stream);
+    if (kvouter_) {
+      kvouter_->run(problem, call, block_ids, params, front.first_blocks, kernels_.ctas(),
+                    workspace, stream);
+    }
   }
   if (splits_ > 1) run_combine(problem, params, whole, stream);
-  run_mend(problem, call, block_ids, whole, stream);
+  kernels_.mend(problem, call, block_ids, whole, stream);
 }
 
-sm90::attend::Params AttendStage::attend_params(const Problem& problem, const core::Call& call,
-                                                const common::prologue::Params& front,
-                                                void* workspace) const {
-  sm90::attend::Params params{
+template <class Kernels>
+attend::Params AttendStageOf<Kernels>::attend_params(const Problem& problem, const core::Call& call,
+                                                     const common::prologue::Params& front,
+                                                     void* workspace) const {
+  attend::Params params{
       .batch = front.batch,
       .requests = front.requests,
       .tiles = front.tiles[0].records,
@@ -277,66 +264,38 @@ sm90::attend::Params AttendStage::attend_params(const Problem& problem, const co
   return params;
 }
 
-void AttendStage::run_lists(const sm90::attend::Params& params, const Tensor& block_ids,
-                            cudaStream_t stream) const {
-  sm90::attend::launch_lists({.batch = params.batch,
-                              .requests = params.requests,
-                              .tiles = params.tiles,
-                              .num_tiles = params.num_tiles,
-                              .tile_begin = params.tile_begin,
-                              .tile_limit = params.tile_limit,
-                              .tokens_per_tile = params.tokens_per_tile,
-                              .heads_kv = params.heads_kv,
-                              .lists = make_lists(block_ids),
-                              .headers = const_cast<sm90::attend::ListHeader*>(params.list_headers),
-                              .entries = const_cast<sm90::attend::ListEntry*>(params.list_entries)},
-                             stream);
+template <class Kernels>
+void AttendStageOf<Kernels>::run_lists(const attend::Params& params, const Tensor& block_ids,
+                                       cudaStream_t stream) const {
+  attend::launch_lists({.batch = params.batch,
+                        .requests = params.requests,
+                        .tiles = params.tiles,
+                        .num_tiles = params.num_tiles,
+                        .tile_begin = params.tile_begin,
+                        .tile_limit = params.tile_limit,
+                        .tokens_per_tile = params.tokens_per_tile,
+                        .heads_kv = params.heads_kv,
+                        .lists = make_lists(block_ids),
+                        .headers = const_cast<attend::ListHeader*>(params.list_headers),
+                        .entries = const_cast<attend::ListEntry*>(params.list_entries)},
+                       stream);
 }
 
-void AttendStage::run_combine(const Problem& problem, const sm90::attend::Params& parts,
-                              const sm90::attend::Params& whole, cudaStream_t stream) const {
-  sm90::attend::launch_combine({.splits = splits_,
-                                .rows = whole.batch.total_q * problem.attention.heads_q,
-                                .heads = static_cast<int>(problem.attention.heads_q),
-                                .head_dim = static_cast<int>(problem.attention.head_dim),
-                                .part_out = static_cast<const float*>(parts.to.out.data),
-                                .part_lse = parts.to.lse.data,
-                                .storage = config_.storage,
-                                .to = whole.to},
-                               stream);
+template <class Kernels>
+void AttendStageOf<Kernels>::run_combine(const Problem& problem, const attend::Params& parts,
+                                         const attend::Params& whole, cudaStream_t stream) const {
+  attend::launch_combine({.splits = splits_,
+                          .rows = whole.batch.total_q * problem.attention.heads_q,
+                          .heads = static_cast<int>(problem.attention.heads_q),
+                          .head_dim = static_cast<int>(problem.attention.head_dim),
+                          .part_out = static_cast<const float*>(parts.to.out.data),
+                          .part_lse = parts.to.lse.data,
+                          .storage = storage_of(problem.attention.q.storage),
+                          .to = whole.to},
+                         stream);
 }
 
-sm90::attend::Maps AttendStage::make_maps(const core::Call& call, int page_size, int group) const {
-  const int box = box_tokens(config_.block, page_size);
-  return {.q = make_query_map(call.q, heads_kv_, group, tokens_per_tile_, "q"),
-          .k = make_key_map(call.k, box, "k"),
-          .v = make_key_map(call.v, box, "v")};
-}
-
-void AttendStage::run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                           const sm90::attend::Params& params, cudaStream_t stream) const {
-  namespace decode = sm90::decode;
-  const sm90::attend::Maps maps = make_maps(call, params.batch.page_size, params.group);
-  decode::AttendParams row{.select = {.batch = params.batch, .records = params.requests},
-                           .k_map = maps.k,
-                           .v_map = maps.v,
-                           .q = make_rows<const void>(call.q),
-                           .to = params.to,
-                           .heads_kv = params.heads_kv,
-                           .group = params.group,
-                           .tiles = decode::head_tiles(params.group),
-                           .scale_log2 = params.scale_log2,
-                           .k_scales = params.k_scales,
-                           .v_scales = params.v_scales};
-  if (config_.walk == Walk::Union) {
-    row.blocks = decode::Blocks::Listed;
-    row.lists = make_lists(block_ids);
-  }
-  decode::launch_mend({.storage = config_.storage,
-                       .block = config_.block,
-                       .dim = config_.head_dim,
-                       .kv = storage_of(core::kv_format(problem).storage)},
-                      {.attend = row, .suspects = params.suspects}, ctas_, stream);
-}
+template class AttendStageOf<Sm90Attention>;
+template class AttendStageOf<MmaAttention>;
 
 }  // namespace msa::cuda

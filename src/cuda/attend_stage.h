@@ -16,17 +16,20 @@
 #include "cuda/device.h"
 #include "cuda/kvouter_stage.h"
 #include "cuda/layout.h"
-#include "cuda/sm90/attend/config.h"
+#include "cuda/mma_attention.h"
+#include "cuda/sm90_attention.h"
 #include "cuda/unpack_stage.h"
 
 namespace msa::cuda {
 
-class AttendStage {
+/// `Kernels`: those of an instruction set, Sm90Attention or MmaAttention.
+template <class Kernels>
+class AttendStageOf {
  public:
   /// Why the kernels do not serve the problem; empty: they do. `lists`: over block lists.
   static std::string rejects(const Problem& problem, bool lists);
 
-  AttendStage(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout);
+  AttendStageOf(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout);
 
   /// What the run wants of the prologue.
   void ask(common::prologue::Params& front, void* workspace) const;
@@ -41,23 +44,20 @@ class AttendStage {
   std::size_t run_begin() const { return run_begin_; }
 
  private:
-  sm90::attend::Params attend_params(const Problem& problem, const core::Call& call,
-                                     const common::prologue::Params& front, void* workspace) const;
-  void run_lists(const sm90::attend::Params& params, const Tensor& block_ids,
+  static int tokens_of_tile(const Problem& problem, bool lists);
+  common::attend::Params attend_params(const Problem& problem, const core::Call& call,
+                                       const common::prologue::Params& front,
+                                       void* workspace) const;
+  void run_lists(const common::attend::Params& params, const Tensor& block_ids,
                  cudaStream_t stream) const;
   int launches(int tiles) const;
-  void run_combine(const Problem& problem, const sm90::attend::Params& parts,
-                   const sm90::attend::Params& whole, cudaStream_t stream) const;
-  /// Maps of what `call` holds, keys and values in pages of `page_size`.
-  sm90::attend::Maps make_maps(const core::Call& call, int page_size, int group) const;
-  /// The rows whose tile ended non-finite, each by itself, from keys and values as they are stored.
-  void run_mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
-                const sm90::attend::Params& params, cudaStream_t stream) const;
+  void run_combine(const Problem& problem, const common::attend::Params& parts,
+                   const common::attend::Params& whole, cudaStream_t stream) const;
 
-  sm90::attend::Config config_{};
-  int ctas_ = 0;
-  std::int64_t heads_kv_ = 1;
   int tokens_per_tile_ = 0;
+  std::int64_t heads_kv_ = 1;
+  bool unpacks_ = false;
+  Kernels kernels_;
   int max_tiles_ = 0;
   int chunk_tiles_ = 0;  // of one launch: bounds the memory of the lists
   int splits_ = 1;       // CTAs along the blocks of a tile, where there are few tiles
@@ -71,9 +71,12 @@ class AttendStage {
   Piece<int> suspects_{};    // whether there are any, then a bit a (row, KV head)
   Piece<float> part_out_{};  // [splits, T, Hq, D]
   Piece<float> part_lse_{};  // [splits, T, Hq]
-  Piece<sm90::attend::ListHeader> headers_{};
-  Piece<sm90::attend::ListEntry> entries_{};
+  Piece<common::attend::ListHeader> headers_{};
+  Piece<common::attend::ListEntry> entries_{};
 };
+
+using AttendStage = AttendStageOf<Sm90Attention>;
+using MmaAttendStage = AttendStageOf<MmaAttention>;
 
 /// Whether keys of one block may have different scales.
 inline bool has_column_scales(const Format& kv) {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CUDA backend: which problems the SM90 kernels serve, their workspace, and the launches of a
-// run.
+// The CUDA backend: which problems its kernels serve, their workspace, and the launches of a run.
 #include "core/backend.h"
 
 #include <cuda_runtime_api.h>
@@ -29,12 +28,13 @@ std::string machine_rejects(const Machine& machine, int index) {
   }
   const GpuInfo& gpu = machine.gpus[static_cast<std::size_t>(index)];
   if (!gpu.fault.empty()) return gpu.fault;
-  // Some row of the table is for the card; which operations it takes is asked later.
-  for (const PathRow& row : path_table()) {
-    if (row.major == gpu.major && row.minor == gpu.minor) return "";
+  // Which operations an instruction set has is asked later.
+  std::string why;
+  for (const Isa* isa : kIsas) {
+    why = isa_rejects(*isa, gpu);
+    if (why.empty()) return "";
   }
-  return "the kernels need compute capability 9.0, " + gpu.name + " has " +
-         std::to_string(gpu.major) + "." + std::to_string(gpu.minor);
+  return why;
 }
 
 std::optional<Fault> decode(StatusWord word) {
@@ -94,7 +94,7 @@ class CudaPlanned final : public core::Planned {
     if (row == nullptr)
       throw Error(ErrorCode::Internal, "", "cuda: planned without a path: " + why);
     backend = "cuda";
-    isa = "sm90";
+    isa = row->isa->name;
     Layout layout;
     path_ = row->plan(given, gpu, layout);
     workspace_bytes = layout.bytes();
@@ -121,6 +121,17 @@ class CudaPlanned final : public core::Planned {
  private:
   std::unique_ptr<const Path> path_;
 };
+
+/// Available where some GPU of this machine runs it.
+IsaInfo info_of(const Isa& isa) {
+  IsaInfo info{.name = isa.name, .available = false, .reason = machine().reason};
+  for (const GpuInfo& gpu : machine().gpus) {
+    const std::string why = gpu.fault.empty() ? isa_rejects(isa, gpu) : gpu.fault;
+    if (why.empty()) return {.name = isa.name, .available = true};
+    if (info.reason.empty()) info.reason = why;
+  }
+  return info;
+}
 
 class CudaBackend final : public core::Backend {
  public:
@@ -156,6 +167,7 @@ class CudaBackend final : public core::Backend {
       }
     }
     if (info.available) info.reason.clear();
+    for (const Isa* isa : kIsas) info.isas.push_back(info_of(*isa));
     return info;
   }
 };

@@ -31,6 +31,16 @@ IntVector make_int_vector(const Tensor& tensor, int dim) {
   return {static_cast<const int*>(tensor.data), tensor.stride[static_cast<std::size_t>(dim)]};
 }
 
+KeyRows<const std::uint8_t> make_byte_rows(const Tensor& keys) {
+  const bool paged = keys.rank == 4;
+  const int bits = bits_of(storage_of(keys.dtype));
+  const auto bytes = [&](int dim) { return keys.stride[static_cast<std::size_t>(dim)] * bits / 8; };
+  return {.data = static_cast<const std::uint8_t*>(keys.data),
+          .stride_page = paged ? bytes(0) : 0,
+          .stride_token = bytes(paged ? 1 : 0),
+          .stride_head = bytes(paged ? 2 : 1)};
+}
+
 Scales make_scales(const Problem& problem, const Format& format, const Tensor& tensor) {
   if (!tensor) return {};
   const auto* const data = static_cast<const float*>(tensor.data);

@@ -68,9 +68,16 @@ KeyRows<Item> make_key_rows(const Tensor& keys) {
   return {data, 0, keys.stride[0], keys.stride[1]};
 }
 
+/// Keys, values or codes of any storage; strides count bytes.
+KeyRows<const std::uint8_t> make_byte_rows(const Tensor& keys);
+
 template <class Item>
-FilterBounds<Item> make_filter_bounds(const Tensor& bounds) {
-  return {static_cast<Item*>(bounds.data), bounds.stride[0], bounds.stride[1], bounds.stride[2]};
+FilterBounds<Item> make_filter_bounds(const Problem& problem, const Tensor& bounds) {
+  return {.data = static_cast<Item*>(bounds.data),
+          .stride_group = bounds.stride[0],
+          .stride_head = bounds.stride[1],
+          .stride_item = bounds.stride[2],
+          .rotated = problem.index.filter->rotated ? 1 : 0};
 }
 
 inline Lists make_lists(const Tensor& ids) {

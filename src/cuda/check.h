@@ -18,6 +18,9 @@ inline void check_cuda(cudaError_t error, const char* call, const char* file, in
   if (error != cudaSuccess) throw_cuda_error(error, call, file, line);
 }
 
+/// Whether a launch on the current device may start before the one in front of it ends.
+bool launches_overlap();
+
 #define MSA_CUDA_CHECK(call) ::msa::cuda::check_cuda((call), #call, __FILE__, __LINE__)
 
 }  // namespace msa::cuda

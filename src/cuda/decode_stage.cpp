@@ -11,7 +11,11 @@
 #include "cuda/batch.h"
 #include "cuda/box.h"
 #include "cuda/common/prologue/launch.h"
+#include "cuda/mma/decode/attend/launch.h"
+#include "cuda/mma/decode/score/launch.h"
 #include "cuda/page_rule.h"
+#include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/decode/score/launch.h"
 #include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 #include "msa/error.h"
@@ -19,16 +23,23 @@
 namespace msa::cuda {
 namespace {
 
-namespace decode = sm90::decode;
+namespace decode = common::decode;
 
 bool scores_keys(Op op) { return core::op_traits(op).indexes; }
 bool attends(Op op) { return core::op_traits(op).attends; }
 bool selects(Op op) { return core::op_traits(op).selects; }
 
+/// Tokens x index heads of an index-key head.
+std::int64_t score_columns(const Problem& p) {
+  return p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
+}
+
 std::string index_rejects(const Problem& p) {
   if (p.index.q.storage != DType::BF16 && p.index.q.storage != DType::F16)
     return std::string("the kernels take bf16 and f16 indexes, not ") +
            to_string(p.index.q.storage);
+  if (p.selection.precision == Precision::Fast)
+    return "precision is exact here: the codes of a filter never decide";
   if (p.index.filter && p.index.dim != 128)
     return "index keys with a filter have an index_dim of 128 here, not " +
            std::to_string(p.index.dim);
@@ -42,7 +53,7 @@ std::string index_rejects(const Problem& p) {
            ", not " + std::to_string(p.index.dim);
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
-  const std::int64_t columns = p.bounds.max_seqlen_q * (p.index.heads / p.index.heads_k);
+  const std::int64_t columns = score_columns(p);
   if (columns > decode::kMaxColumns)
     return "decode scores at most 32 tokens x heads of an index-key head, not " +
            std::to_string(columns);
@@ -66,7 +77,69 @@ bool filter_pays(const Problem& p, const Tuning& tuning) {
 
 }  // namespace
 
-std::string DecodeStage::rejects(const Problem& p) {
+struct Sm90Decode {
+  using ScoreParams = sm90::decode::ScoreParams;
+  using AttendParams = sm90::decode::AttendParams;
+  static constexpr bool kClusters = true;
+  static constexpr bool kSelects = true;  // attention selects for itself
+
+  /// SMs as plans count them: one CTA of scoring fits, and two of attention.
+  static int multiprocessors(const GpuInfo& gpu) { return gpu.multiprocessors; }
+  static int score_ctas_per_sm(const GpuInfo&, int) { return 1; }
+
+  static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {
+    return make_row_map(keys, box_tokens(decode::kScoreStep, problem.bounds.page_size), name);
+  }
+  static CUtensorMap blocks(const Problem& problem, const Tensor& keys, const char* name) {
+    const auto block = static_cast<int>(problem.selection.block_size);
+    return make_key_map(keys, box_tokens(block, problem.bounds.page_size), name);
+  }
+  static void launch(const decode::ScoreConfig& config, const ScoreParams& params,
+                     cudaStream_t stream) {
+    sm90::decode::launch_score(config, params, stream);
+  }
+  static void launch(const decode::AttendConfig& config, const AttendParams& params,
+                     cudaStream_t stream) {
+    sm90::decode::launch_attend(config, params, stream);
+  }
+};
+
+struct MmaDecode {
+  using ScoreParams = mma::decode::ScoreParams;
+  using AttendParams = mma::decode::AttendParams;
+  static constexpr bool kClusters = false;
+  static constexpr bool kSelects = false;
+
+  /// Half of them where one CTA of attention fits an SM.
+  static int multiprocessors(const GpuInfo& gpu) {
+    return fits_two(gpu) ? gpu.multiprocessors : std::max(1, gpu.multiprocessors / 2);
+  }
+  static int score_ctas_per_sm(const GpuInfo& gpu, int tiles) {
+    return fits_two(gpu) ? mma::decode::score_ctas_per_sm(tiles) : 1;
+  }
+
+  static mma::decode::Keys steps(const Problem&, const Tensor& keys, const char*) {
+    return make_byte_rows(keys);
+  }
+  static mma::decode::Keys blocks(const Problem&, const Tensor& keys, const char*) {
+    return make_byte_rows(keys);
+  }
+  static void launch(const decode::ScoreConfig& config, const ScoreParams& params,
+                     cudaStream_t stream) {
+    mma::decode::launch_score(config, params, stream);
+  }
+  static void launch(const decode::AttendConfig& config, const AttendParams& params,
+                     cudaStream_t stream) {
+    mma::decode::launch_attend(config, params, stream);
+  }
+
+ private:
+  /// CTAs with rings of 64 KB.
+  static bool fits_two(const GpuInfo& gpu) { return gpu.shared_memory >= 160 << 10; }
+};
+
+template <class Kernels>
+std::string DecodeStageOf<Kernels>::rejects(const Problem& p) {
   if (!scores_keys(p.op) && !attends(p.op))
     return std::string("decode has no kernel for ") + to_string(p.op);
   if (p.outputs.block_max || !p.outputs.out) return "decode writes no block maxima";
@@ -92,12 +165,15 @@ std::string DecodeStage::rejects(const Problem& p) {
   return AttendStage::rejects(p, p.op != Op::DenseAttention);
 }
 
-DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+template <class Kernels>
+DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : token_slots_(static_cast<int>(std::max<std::int64_t>(p.bounds.max_seqlen_q, 1))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
   if (scores_keys(p.op)) {
-    score_ctas_ = decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k,
-                                     static_cast<int>(p.index.heads_k), gpu.multiprocessors);
+    const int tiles = decode::score_tiles(score_columns(p));
+    score_ctas_ =
+        decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k, static_cast<int>(p.index.heads_k),
+                           gpu.multiprocessors * Kernels::score_ctas_per_sm(gpu, tiles));
     num_claims_ = static_cast<int>(p.index.heads_k);
     score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
     const std::int64_t orders = p.bounds.total_q * p.index.heads * score_stride_;
@@ -116,10 +192,13 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
     const std::int64_t entries = p.op == Op::DenseAttention
                                      ? max_blocks_
                                      : std::min<std::int64_t>(max_blocks_, p.selection.topk);
-    splits_ = decode::attend_splits(rows, heads_kv, group, entries, gpu.multiprocessors);
+    splits_ = decode::attend_splits(rows, heads_kv, group, entries, Kernels::multiprocessors(gpu));
     // One stands beside a scoring CTA, but not beside that and a rescoring one.
-    rehearsals_ = rescore_ctas_ > 0 ? 0 : gpu.multiprocessors;
-    const std::int64_t slots = decode::partial_slots(p.bounds.total_q, heads_kv, group, splits_);
+    rehearsals_ = rescore_ctas_ > 0 || !Kernels::kSelects ? 0 : gpu.multiprocessors;
+    if (p.op == Op::MsaAttention && !Kernels::kSelects)
+      ids_ = layout.take<int>(p.bounds.total_q * p.attention.heads_kv * p.selection.topk);
+    const std::int64_t slots =
+        decode::partial_slots(p.bounds.total_q, heads_kv, group, splits_, Kernels::kClusters);
     num_arrivals_ = static_cast<int>(slots / splits_);
     partial_out_ = layout.take<float>(slots * 16 * p.attention.head_dim);
     partial_state_ = layout.take<float2>(slots * 16);
@@ -127,38 +206,46 @@ DecodeStage::DecodeStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
   counters_ = layout.take<int>(num_claims_ + num_arrivals_);
 }
 
-std::string DecodeStage::decisions() const {
+template <class Kernels>
+std::string DecodeStageOf<Kernels>::decisions() const {
   std::string text;
   if (score_ctas_ > 0) text += "decode_score " + std::to_string(score_ctas_) + " CTAs\n";
   if (rescore_ctas_ > 0) text += "decode_filter " + std::to_string(rescore_ctas_) + " CTAs a row\n";
   return text + "decode_splits " + std::to_string(splits_) + "\n";
 }
 
-void DecodeStage::ask(common::prologue::Params& front, void* workspace) const {
+template <class Kernels>
+void DecodeStageOf<Kernels>::ask(common::prologue::Params& front, void* workspace) const {
   front.counters[1] = {.data = counters_.in(workspace), .count = num_claims_ + num_arrivals_};
 }
 
-void DecodeStage::run(const Problem& problem, const core::Call& call,
-                      const common::prologue::Params& front, void* workspace,
-                      cudaStream_t stream) const {
-  // All parameters first: a tensor that is refused must leave the outputs as they are.
-  std::optional<decode::ScoreParams> score;
+template <class Kernels>
+void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
+                                 const common::prologue::Params& front, void* workspace,
+                                 cudaStream_t stream) const {
+  // All parameters first: a tensor that the copy engine refuses must leave the outputs as they are.
+  std::optional<typename Kernels::ScoreParams> score;
   std::optional<decode::RescoreParams> rescore;
-  std::optional<decode::AttendParams> attend;
-  if (scores_keys(problem.op)) score = score_params(problem, call, front, workspace);
+  std::optional<typename Kernels::AttendParams> attend;
+  if (scores_keys(problem.op)) {
+    score = {score_params(problem, call, front, workspace),
+             rescore_ctas_ > 0 ? Kernels::steps(problem, call.index_k8, "index_k8")
+                               : Kernels::steps(problem, call.index_k, "index_k")};
+  }
   if (rescore_ctas_ > 0) rescore = rescore_params(problem, call, *score, workspace);
-  if (attends(problem.op)) attend = attend_params(problem, call, front, workspace);
+  if (attends(problem.op)) {
+    attend = {attend_params(problem, call, front, workspace), Kernels::blocks(problem, call.k, "k"),
+              Kernels::blocks(problem, call.v, "v")};
+  }
   common::prologue::launch(front, stream);
   if (score) {
     if (problem.op == Op::BlockScores) {
       decode::launch_fill(score->scores, call.scores.shape[0],
                           static_cast<int>(call.scores.shape[1]), call.scores.shape[2], stream);
     }
-    const std::int64_t columns =
-        problem.bounds.max_seqlen_q * (problem.index.heads / problem.index.heads_k);
-    decode::launch_score(
+    Kernels::launch(
         {.storage = storage_of(problem.index.q.storage),
-         .tiles = decode::score_tiles(columns),
+         .tiles = decode::score_tiles(score_columns(problem)),
          .dim = static_cast<int>(problem.index.dim),
          .keys = rescore ? Storage::I8 : storage_of(core::index_k_format(problem).storage)},
         *score, stream);
@@ -168,19 +255,20 @@ void DecodeStage::run(const Problem& problem, const core::Call& call,
                             .dim = static_cast<int>(problem.index.dim)},
                            *rescore, stream);
   }
-  if (problem.op == Op::SelectBlocks)
+  if (problem.op == Op::SelectBlocks || (selects(problem.op) && !Kernels::kSelects))
     decode::launch_select(select_params(problem, call, front, workspace), stream);
   if (attend) {
-    decode::launch_attend({.storage = storage_of(problem.attention.q.storage),
-                           .block = static_cast<int>(problem.selection.block_size),
-                           .dim = static_cast<int>(problem.attention.head_dim),
-                           .kv = storage_of(core::kv_format(problem).storage)},
-                          *attend, stream);
+    Kernels::launch({.storage = storage_of(problem.attention.q.storage),
+                     .block = static_cast<int>(problem.selection.block_size),
+                     .dim = static_cast<int>(problem.attention.head_dim),
+                     .kv = storage_of(core::kv_format(problem).storage)},
+                    *attend, stream);
   }
 }
 
-Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& call,
-                                     void* workspace) const {
+template <class Kernels>
+Slots<float> DecodeStageOf<Kernels>::score_rows(const Problem& problem, const core::Call& call,
+                                                void* workspace) const {
   if (problem.op == Op::BlockScores) {
     return make_slots<float>(call.scores);
   }
@@ -189,14 +277,22 @@ Slots<float> DecodeStage::score_rows(const Problem& problem, const core::Call& c
           .stride_h = score_stride_};
 }
 
-decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core::Call& call,
-                                              const common::prologue::Params& front,
-                                              void* workspace) const {
-  const int box = box_tokens(decode::kScoreStep, problem.bounds.page_size);
+template <class Kernels>
+Tensor DecodeStageOf<Kernels>::ids_of(const Problem& problem, const core::Call& call,
+                                      void* workspace) const {
+  if (call.block_ids || problem.op != Op::MsaAttention || Kernels::kSelects) return call.block_ids;
+  return make_tensor(ids_.in(workspace), DType::I32,
+                     {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
+                     problem.device);
+}
+
+template <class Kernels>
+decode::ScoreParams DecodeStageOf<Kernels>::score_params(const Problem& problem,
+                                                         const core::Call& call,
+                                                         const common::prologue::Params& front,
+                                                         void* workspace) const {
   const bool filters = rescore_ctas_ > 0;
-  return {.k_map = filters ? make_row_map(call.index_k8, box, "index_k8")
-                           : make_row_map(call.index_k, box, "index_k"),
-          .batch = front.batch,
+  return {.batch = front.batch,
           .records = front.requests,
           .index_q = make_rows<const void>(call.index_q),
           .heads = static_cast<int>(problem.index.heads),
@@ -208,23 +304,26 @@ decode::ScoreParams DecodeStage::score_params(const Problem& problem, const core
           .k_scales = make_scales(problem, core::index_k_format(problem), call.index_k_scale),
           .k_groups = make_group_scales(core::index_k_format(problem), call.index_k_scale,
                                         call.index_k_global_scale),
-          .bounds = filters ? make_filter_bounds<const float>(call.index_k8_bounds)
+          .bounds = filters ? make_filter_bounds<const float>(problem, call.index_k8_bounds)
                             : FilterBounds<const float>{},
           .lower = order_rows(problem, lower_, 1, workspace),
           .upper = order_rows(problem, upper_, parts_of(problem), workspace)};
 }
 
-Rows<std::uint32_t> DecodeStage::order_rows(const Problem& problem,
-                                            const Piece<std::uint32_t>& piece, std::int64_t parts,
-                                            void* workspace) const {
+template <class Kernels>
+Rows<std::uint32_t> DecodeStageOf<Kernels>::order_rows(const Problem& problem,
+                                                       const Piece<std::uint32_t>& piece,
+                                                       std::int64_t parts, void* workspace) const {
   if (rescore_ctas_ == 0) return {};
   const std::int64_t stride = score_stride_ * parts;
   return {piece.in(workspace), problem.index.heads * stride, stride};
 }
 
-decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const core::Call& call,
-                                                  const decode::ScoreParams& score,
-                                                  void* workspace) const {
+template <class Kernels>
+decode::RescoreParams DecodeStageOf<Kernels>::rescore_params(const Problem& problem,
+                                                             const core::Call& call,
+                                                             const decode::ScoreParams& score,
+                                                             void* workspace) const {
   const auto read = [](const Rows<std::uint32_t>& rows) {
     return Rows<const std::uint32_t>{rows.data, rows.stride_t, rows.stride_h};
   };
@@ -243,9 +342,11 @@ decode::RescoreParams DecodeStage::rescore_params(const Problem& problem, const 
           .candidates = make_rows<int>(call.candidates)};
 }
 
-decode::SelectParams DecodeStage::select_params(const Problem& problem, const core::Call& call,
-                                                const common::prologue::Params& front,
-                                                void* workspace) const {
+template <class Kernels>
+decode::SelectParams DecodeStageOf<Kernels>::select_params(const Problem& problem,
+                                                           const core::Call& call,
+                                                           const common::prologue::Params& front,
+                                                           void* workspace) const {
   decode::SelectParams params{
       .batch = front.batch,
       .records = front.requests,
@@ -260,21 +361,19 @@ decode::SelectParams DecodeStage::select_params(const Problem& problem, const co
     params.heads = static_cast<int>(problem.index.heads);
   }
   if (rescore_ctas_ == 0) params.candidates = make_rows<int>(call.candidates);
-  params.ids = make_slots<int>(call.block_ids);
+  params.ids = make_slots<int>(ids_of(problem, call, workspace));
   params.chosen = make_slots<float>(call.chosen_scores);
   return params;
 }
 
-decode::AttendParams DecodeStage::attend_params(const Problem& problem, const core::Call& call,
-                                                const common::prologue::Params& front,
-                                                void* workspace) const {
-  const int box =
-      box_tokens(static_cast<int>(problem.selection.block_size), problem.bounds.page_size);
+template <class Kernels>
+decode::AttendParams DecodeStageOf<Kernels>::attend_params(const Problem& problem,
+                                                           const core::Call& call,
+                                                           const common::prologue::Params& front,
+                                                           void* workspace) const {
   const int group = static_cast<int>(problem.attention.heads_q / problem.attention.heads_kv);
   decode::AttendParams params{
       .select = select_params(problem, call, front, workspace),
-      .k_map = make_key_map(call.k, box, "k"),
-      .v_map = make_key_map(call.v, box, "v"),
       .q = make_rows<const void>(call.q),
       .to = make_rows_out(call.out, call.lse),
       .heads_kv = static_cast<int>(problem.attention.heads_kv),
@@ -294,8 +393,15 @@ decode::AttendParams DecodeStage::attend_params(const Problem& problem, const co
     params.blocks = decode::Blocks::Listed;
     params.lists = make_lists(call.block_ids_in);
   }
-  if (problem.op == Op::MsaAttention) params.blocks = decode::Blocks::Scored;
+  if (problem.op == Op::MsaAttention && Kernels::kSelects) params.blocks = decode::Blocks::Scored;
+  if (problem.op == Op::MsaAttention && !Kernels::kSelects) {
+    params.blocks = decode::Blocks::Listed;
+    params.lists = make_lists(ids_of(problem, call, workspace));
+  }
   return params;
 }
+
+template class DecodeStageOf<Sm90Decode>;
+template class DecodeStageOf<MmaDecode>;
 
 }  // namespace msa::cuda

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Requests of a few query tokens as a stage: block scores, selection, attention over all blocks, a
-// given list or the selection, whichever the operation asks for. Planning is pure; a run is the
-// prologue and one to three launches, with a filter that pays one more.
+// Requests of a few query tokens as a stage, on the kernels of either instruction set: block
+// scores, selection, attention over all blocks, a given list or the selection, whichever the
+// operation asks for. Planning is pure; a run is the prologue and one to three launches, with a
+// filter that pays one more.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,21 +10,26 @@
 #include <string>
 
 #include "core/call.h"
+#include "cuda/common/decode/attend/launch.h"
+#include "cuda/common/decode/rescore/launch.h"
+#include "cuda/common/decode/score/launch.h"
 #include "cuda/common/prologue/launch.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
-#include "cuda/sm90/decode/attend/launch.h"
-#include "cuda/sm90/decode/rescore/launch.h"
-#include "cuda/sm90/decode/score/launch.h"
 
 namespace msa::cuda {
 
-class DecodeStage {
+/// The kernels of sm90/, of mma/: what of a stage differs between instruction sets.
+struct Sm90Decode;
+struct MmaDecode;
+
+template <class Kernels>
+class DecodeStageOf {
  public:
   /// Why these kernels do not serve the problem (the prefill kernels may); empty: they do.
   static std::string rejects(const Problem& problem);
 
-  DecodeStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+  DecodeStageOf(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 
   /// What the run wants of the prologue.
   void ask(common::prologue::Params& front, void* workspace) const;
@@ -33,22 +39,24 @@ class DecodeStage {
   std::string decisions() const;
 
  private:
-  /// These two throw where 16-byte loads or the copy engine cannot take a tensor.
-  sm90::decode::ScoreParams score_params(const Problem& problem, const core::Call& call,
-                                         const common::prologue::Params& front,
-                                         void* workspace) const;
-  sm90::decode::RescoreParams rescore_params(const Problem& problem, const core::Call& call,
-                                             const sm90::decode::ScoreParams& score,
+  common::decode::ScoreParams score_params(const Problem& problem, const core::Call& call,
+                                           const common::prologue::Params& front,
+                                           void* workspace) const;
+  common::decode::AttendParams attend_params(const Problem& problem, const core::Call& call,
+                                             const common::prologue::Params& front,
                                              void* workspace) const;
+  common::decode::RescoreParams rescore_params(const Problem& problem, const core::Call& call,
+                                               const common::decode::ScoreParams& score,
+                                               void* workspace) const;
   Rows<std::uint32_t> order_rows(const Problem& problem, const Piece<std::uint32_t>& piece,
                                  std::int64_t parts, void* workspace) const;
-  sm90::decode::AttendParams attend_params(const Problem& problem, const core::Call& call,
-                                           const common::prologue::Params& front,
-                                           void* workspace) const;
-  sm90::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
-                                           const common::prologue::Params& front,
-                                           void* workspace) const;
+  common::decode::SelectParams select_params(const Problem& problem, const core::Call& call,
+                                             const common::prologue::Params& front,
+                                             void* workspace) const;
   Slots<float> score_rows(const Problem& problem, const core::Call& call, void* workspace) const;
+  /// Where a selection goes: to the caller, or to a piece of ours where he does not want it and
+  /// attention reads it.
+  Tensor ids_of(const Problem& problem, const core::Call& call, void* workspace) const;
 
   int token_slots_ = 1;
   int max_blocks_ = 0;
@@ -62,9 +70,16 @@ class DecodeStage {
   Piece<float> scores_{};         // [T, Hi, score_stride]
   Piece<std::uint32_t> lower_{};  // likewise, where a filter is read
   Piece<std::uint32_t> upper_{};
+  Piece<int> ids_{};       // of msa_attention that does not select for itself
   Piece<int> counters_{};  // claims of scoring, arrivals of attention; zero at first
   Piece<float> partial_out_{};
   Piece<float2> partial_state_{};
 };
+
+extern template class DecodeStageOf<Sm90Decode>;
+extern template class DecodeStageOf<MmaDecode>;
+
+using DecodeStage = DecodeStageOf<Sm90Decode>;
+using MmaDecodeStage = DecodeStageOf<MmaDecode>;
 
 }  // namespace msa::cuda

@@ -13,10 +13,13 @@ int attribute(cudaDeviceAttr which, int device) {
 }
 
 /// Dense bf16 products of Hopper's tensor cores; the H20, sold with fewer, does a quarter of them.
-double flops_of(const std::string& name, int multiprocessors, int clock_khz) {
+/// Of other cards nothing asks for them.
+double flops_of(const cudaDeviceProp& properties, int clock_khz) {
+  if (properties.major != 9) return 0;
+  const std::string name = properties.name;
   const double a_clock =
       name.find("H20") != std::string::npos && name.find("H200") == std::string::npos ? 1024 : 4096;
-  return a_clock * multiprocessors * 1e3 * clock_khz;
+  return a_clock * properties.multiProcessorCount * 1e3 * clock_khz;
 }
 
 GpuInfo read_gpu(int device) {
@@ -29,8 +32,7 @@ GpuInfo read_gpu(int device) {
           .shared_memory =
               static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
           .l2_bytes = static_cast<std::size_t>(properties.l2CacheSize),
-          .bf16_flops = flops_of(properties.name, properties.multiProcessorCount,
-                                 attribute(cudaDevAttrClockRate, device)),
+          .bf16_flops = flops_of(properties, attribute(cudaDevAttrClockRate, device)),
           // Two transfers a clock.
           .bytes_per_s = 2e3 * attribute(cudaDevAttrMemoryClockRate, device) *
                          attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8};
@@ -76,6 +78,12 @@ void throw_cuda_error(cudaError_t error, const char* call, const char* file, int
   throw Error(ErrorCode::Device, "",
               std::string(call) + " failed: " + cudaGetErrorName(error) + ", " +
                   cudaGetErrorString(error) + " (" + file + ":" + std::to_string(line) + ")");
+}
+
+bool launches_overlap() {
+  int device = 0;
+  MSA_CUDA_CHECK(cudaGetDevice(&device));
+  return machine().gpus.at(static_cast<std::size_t>(device)).major >= 9;
 }
 
 DeviceGuard::DeviceGuard(int device) {

@@ -8,10 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "cuda/check.h"
+#include "cuda/isa.h"
 
 namespace msa::cuda {
 
@@ -26,6 +28,8 @@ struct GpuInfo {
   std::size_t l2_bytes = 0;
   double bf16_flops = 0;   // dense products a second; 0: not known
   double bytes_per_s = 0;  // of its memory; 0: not known
+  // What kernels were compiled for: by this build, where nobody makes it up.
+  std::span<const Compiled> compiled = compiled_for();
 };
 
 /// The GPUs of this machine, or why there are none.

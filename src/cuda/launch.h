@@ -17,9 +17,10 @@ struct LaunchConfig {
   // The most that any launch of this kernel asks for; 0: all ask for shared_bytes. The driver keeps
   // one limit a kernel: were it each launch's own, one thread would lower another's.
   std::size_t most_shared_bytes = 0;
-  bool programmatic = false;  // may start before the launch in front of it ends: the kernel must
-                              // griddepcontrol_wait
-  unsigned cluster = 1;       // CTAs of a cluster, along x
+  // May start before the launch in front of it ends, on cards that have that: the kernel must
+  // griddepcontrol_wait.
+  bool programmatic = false;
+  unsigned cluster = 1;  // CTAs of a cluster, along x
   cudaStream_t stream = nullptr;
 };
 
@@ -35,7 +36,7 @@ void launch_kernel(void (*kernel)(Params...), const LaunchConfig& config, const 
   }
   cudaLaunchAttribute attributes[2]{};
   unsigned num_attributes = 0;
-  if (config.programmatic) {
+  if (config.programmatic && launches_overlap()) {
     cudaLaunchAttribute& attribute = attributes[num_attributes++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

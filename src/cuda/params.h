@@ -97,6 +97,7 @@ struct FilterBounds {
   std::int64_t stride_group = 0;
   std::int64_t stride_head = 0;
   std::int64_t stride_item = 0;
+  int rotated = 0;  // codes of rotated keys
 };
 
 /// Up to here no finite code times the scale overflows: 448 * 2^119 does not.

@@ -54,6 +54,18 @@ Tensor ids_or_own(const Problem& problem, const core::Call& call, const Piece<in
                      problem.device);
 }
 
+/// The stages of an instruction set, of which paths are made.
+struct Sm90Stages {
+  using Attend = AttendStage;
+  using Select = SelectStage;
+  using Decode = DecodeStage;
+};
+struct MmaStages {
+  using Attend = MmaAttendStage;
+  using Select = MmaSelectStage;
+  using Decode = MmaDecodeStage;
+};
+
 template <class Chosen>
 std::unique_ptr<Path> plan_path(const Problem& problem, const GpuInfo& gpu, Layout& layout) {
   return std::make_unique<Chosen>(problem, gpu, layout);
@@ -61,6 +73,7 @@ std::unique_ptr<Path> plan_path(const Problem& problem, const GpuInfo& gpu, Layo
 
 // ---- requests of a few query tokens -----------------------------------------------------------
 
+template <class Stages>
 class DecodePath final : public Path {
  public:
   DecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
@@ -81,11 +94,12 @@ class DecodePath final : public Path {
 
  private:
   Piece<RequestRecord> requests_;
-  DecodeStage stage_;
+  typename Stages::Decode stage_;
 };
 
 /// Requests of a few tokens that together list few blocks, tile by tile: each block is read once
 /// for all of them. Lists are given, or selected as decode does.
+template <class Stages>
 class SharedDecodePath final : public Path {
  public:
   SharedDecodePath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
@@ -105,7 +119,7 @@ class SharedDecodePath final : public Path {
   static bool takes(Op op) { return op == Op::SparseAttention || op == Op::MsaAttention; }
 
   static std::string rejects(const Problem& problem, const GpuInfo& gpu) {
-    if (std::string why = DecodeStage::rejects(problem); !why.empty()) return why;
+    if (std::string why = Stages::Decode::rejects(problem); !why.empty()) return why;
     if (std::string why = union_rejects(problem); !why.empty()) return why;
     if (core::kv_format(problem).storage == DType::E2M1) return "four bits are read list by list";
     return unions_pay(problem, tuning_for(gpu)) ? "" : "lists are read one by one";
@@ -150,7 +164,8 @@ class SharedDecodePath final : public Path {
     const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
     const std::int64_t tokens = p.bounds.max_seqlen_q;
     const std::int64_t listed = std::min(blocks_of(p), p.selection.topk);
-    const std::int64_t alone = listed * tokens * sm90::decode::head_tiles(static_cast<int>(group));
+    const std::int64_t alone =
+        listed * tokens * common::decode::head_tiles(static_cast<int>(group));
     // Of 8 neighbours: 20 to 24 where each lists 16.
     const std::int64_t together = std::min({blocks_of(p), listed * tokens, listed + listed / 2});
     const double bytes =
@@ -162,8 +177,8 @@ class SharedDecodePath final : public Path {
 
   Piece<RequestRecord> requests_;
   const Problem selection_;
-  std::optional<AttendStage> attend_{};
-  std::optional<DecodeStage> select_{};
+  std::optional<typename Stages::Attend> attend_{};
+  std::optional<typename Stages::Decode> select_{};
   Piece<int> ids_{};
 };
 
@@ -184,6 +199,7 @@ core::Call maxima_call(const core::Call& dense) {
   return {.index_q = dense.q, .index_k = dense.k, .batch = dense.batch, .scores = dense.block_max};
 }
 
+template <class Stages>
 class AttentionPath final : public Path {
  public:
   AttentionPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
@@ -214,14 +230,14 @@ class AttentionPath final : public Path {
       return "block maxima take keys stored as queries are, not " + to_string(kv);
     std::string why = union_rejects(problem);
     if (!why.empty()) return why;
-    if (problem.op == Op::MsaAttention) why = SelectStage::rejects(problem);
+    if (problem.op == Op::MsaAttention) why = Stages::Select::rejects(problem);
     if (problem.op == Op::DenseAttention && problem.outputs.block_max)
-      why = SelectStage::rejects(maxima_problem(problem));
+      why = Stages::Select::rejects(maxima_problem(problem));
     if (!why.empty() || !writes_output(problem)) return why;
     const bool lists = problem.op != Op::DenseAttention;
-    if (!unpacks(problem)) return AttendStage::rejects(problem, lists);
+    if (!unpacks(problem)) return Stages::Attend::rejects(problem, lists);
     why = UnpackStage::rejects(problem);
-    return why.empty() ? AttendStage::rejects(UnpackStage::unpacked(problem), lists) : why;
+    return why.empty() ? Stages::Attend::rejects(UnpackStage::unpacked(problem), lists) : why;
   }
 
   void run(const Problem& problem, const core::Call& call, void* workspace,
@@ -233,7 +249,7 @@ class AttentionPath final : public Path {
     common::prologue::launch(front, stream);
     if (problem.op == Op::MsaAttention) return run_msa(problem, call, front, workspace, stream);
     if (problem.outputs.block_max)
-      select_->run_scores(maxima_problem(problem), maxima_call(call), front, stream);
+      select_->run_scores(maxima_problem(problem), maxima_call(call), front, workspace, stream);
     if (attend_) attend(problem, call, call.block_ids_in, front, workspace, stream);
   }
 
@@ -273,13 +289,14 @@ class AttentionPath final : public Path {
   Piece<RequestRecord> requests_;
   const Problem attended_;
   std::optional<UnpackStage> unpack_{};
-  std::optional<SelectStage> select_{};
-  std::optional<AttendStage> attend_{};
+  std::optional<typename Stages::Select> select_{};
+  std::optional<typename Stages::Attend> attend_{};
   Piece<int> ids_{};  // msa_attention: where the caller does not want them
 };
 
 // ---- selection alone ---------------------------------------------------------------------------
 
+template <class Stages>
 class SelectPath final : public Path {
  public:
   SelectPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
@@ -293,7 +310,8 @@ class SelectPath final : public Path {
                 .requests = requests_.in(workspace)};
     stage_.ask(front, workspace);
     common::prologue::launch(front, stream);
-    if (problem.op == Op::BlockScores) return stage_.run_scores(problem, call, front, stream);
+    if (problem.op == Op::BlockScores)
+      return stage_.run_scores(problem, call, front, workspace, stream);
     stage_.run_selection(problem, call, call.block_ids, call.chosen_scores, front, workspace,
                          stream);
   }
@@ -301,7 +319,7 @@ class SelectPath final : public Path {
 
  private:
   Piece<RequestRecord> requests_;
-  SelectStage stage_;
+  typename Stages::Select stage_;
 };
 
 // ---- joining shards, inverting selections ------------------------------------------------------
@@ -354,17 +372,33 @@ class StorePath final : public Path {
   StoreStage stage_;
 };
 
-// Decode before the others: it takes what it can of their operations.
+// ---- the table ---------------------------------------------------------------------------------
+
+template <class Chosen>
+constexpr PathRow row_of(const char* name, const Isa* isa,
+                         std::string (*rejects)(const Problem&, const GpuInfo&)) {
+  return {name, isa, Chosen::takes, rejects, plan_path<Chosen>};
+}
+
+// Decode before the others: it takes what it can of their operations. Merge, invert and store have
+// kernels in common/ alone.
 constexpr std::array kTable = {
-    PathRow{"decode_shared", 9, 0, SharedDecodePath::takes, SharedDecodePath::rejects,
-            plan_path<SharedDecodePath>},
-    PathRow{"decode", 9, 0, DecodePath::takes, on_any<DecodeStage::rejects>, plan_path<DecodePath>},
-    PathRow{"attention", 9, 0, AttentionPath::takes, on_any<AttentionPath::rejects>,
-            plan_path<AttentionPath>},
-    PathRow{"select", 9, 0, SelectPath::takes, on_any<SelectStage::rejects>, plan_path<SelectPath>},
-    PathRow{"merge", 9, 0, MergePath::takes, on_any<MergeStage::rejects>, plan_path<MergePath>},
-    PathRow{"invert", 9, 0, InvertPath::takes, on_any<InvertStage::rejects>, plan_path<InvertPath>},
-    PathRow{"store", 9, 0, StorePath::takes, on_any<StorePath::rejects>, plan_path<StorePath>},
+    row_of<SharedDecodePath<Sm90Stages>>("decode_shared", &kSm90,
+                                         SharedDecodePath<Sm90Stages>::rejects),
+    row_of<DecodePath<Sm90Stages>>("decode", &kSm90, on_any<DecodeStage::rejects>),
+    row_of<AttentionPath<Sm90Stages>>("attention", &kSm90,
+                                      on_any<AttentionPath<Sm90Stages>::rejects>),
+    row_of<SelectPath<Sm90Stages>>("select", &kSm90, on_any<SelectStage::rejects>),
+    row_of<MergePath>("merge", &kSm90, on_any<MergeStage::rejects>),
+    row_of<InvertPath>("invert", &kSm90, on_any<InvertStage::rejects>),
+    row_of<StorePath>("store", &kSm90, on_any<StorePath::rejects>),
+
+    row_of<DecodePath<MmaStages>>("decode", &kMma, on_any<MmaDecodeStage::rejects>),
+    row_of<AttentionPath<MmaStages>>("attention", &kMma, on_any<AttentionPath<MmaStages>::rejects>),
+    row_of<SelectPath<MmaStages>>("select", &kMma, on_any<MmaSelectStage::rejects>),
+    row_of<MergePath>("merge", &kMma, on_any<MergeStage::rejects>),
+    row_of<InvertPath>("invert", &kMma, on_any<InvertStage::rejects>),
+    row_of<StorePath>("store", &kMma, on_any<StorePath::rejects>),
 };
 
 }  // namespace
@@ -372,10 +406,14 @@ constexpr std::array kTable = {
 std::span<const PathRow> path_table() { return kTable; }
 
 const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string& why) {
+  why = isa_name_rejects(problem.options.isa);
+  if (!why.empty()) return nullptr;
   why = std::string("no kernel for ") + to_string(problem.op) + " on " + gpu.name;
   for (const PathRow& row : kTable) {
-    if (row.major != gpu.major || row.minor != gpu.minor || !row.takes(problem.op)) continue;
-    why = row.rejects(problem, gpu);
+    if (!row.takes(problem.op)) continue;
+    if (!problem.options.isa.empty() && problem.options.isa != row.isa->name) continue;
+    why = isa_rejects(*row.isa, gpu);
+    if (why.empty()) why = row.rejects(problem, gpu);
     if (why.empty()) return &row;
   }
   return nullptr;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The ways in which this backend serves an operation, as one ordered table: a row names the
-// architecture and the operations it is for, says what it rejects and plans the rest. The first row
-// that takes a problem has it. A new architecture, or a faster way for some problems, is a row
+// instruction set and the operations it is for, says what it rejects and plans the rest. The first
+// row that takes a problem has it. A new architecture, or a faster way for some problems, is a row
 // more.
 #pragma once
 
@@ -14,6 +14,7 @@
 
 #include "core/call.h"
 #include "cuda/device.h"
+#include "cuda/isa.h"
 #include "cuda/layout.h"
 
 namespace msa::cuda {
@@ -37,8 +38,7 @@ class Path {
 
 struct PathRow {
   const char* name;
-  int major;  // compute capability
-  int minor;
+  const Isa* isa;
   bool (*takes)(Op op);
   // Why not this problem on this GPU; empty: it does.
   std::string (*rejects)(const Problem& problem, const GpuInfo& gpu);
@@ -47,8 +47,8 @@ struct PathRow {
 
 std::span<const PathRow> path_table();
 
-/// The first row that takes the problem on this GPU; nullptr where none does, and then why the last
-/// one asked did not.
+/// The first row that takes the problem on this GPU, of the instruction set that its options name;
+/// nullptr where none does, and then why the last one asked did not.
 const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string& why);
 
 }  // namespace msa::cuda

@@ -1,32 +1,48 @@
 // SPDX-License-Identifier: MIT
-// The index branch as a stage: block scores, selection from index tensors, selection from scores in
-// memory.
+// The index branch as a stage, on the scoring kernels of either instruction set: block scores,
+// selection from index tensors, selection from scores in memory.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <optional>
 #include <string>
 
 #include "core/call.h"
+#include "cuda/common/select/launch.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
-#include "cuda/sm90/select/launch.h"
+#include "cuda/tuning.h"
+#include "cuda/unpack_stage.h"
 
 namespace msa::cuda {
 
-class SelectStage {
+/// Filtered: lists of a chunk.
+struct FilterLists {
+  Piece<int> parts{};
+  Piece<int> blocks{};
+  Piece<int2> sizes{};
+};
+
+/// The scoring kernels of sm90/, of mma/: what of a stage differs between instruction sets.
+struct Sm90Scores;
+struct MmaScores;
+
+template <class Scores>
+class SelectStageOf {
  public:
   /// Why the kernels do not serve the problem's index branch (select_topk: its scores); empty: they
   /// do.
   static std::string rejects(const Problem& problem);
 
-  SelectStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+  SelectStageOf(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 
   /// What the run wants of the prologue.
   void ask(common::prologue::Params& front, void* workspace) const;
   /// Behind the prologue `front`.
   void run_scores(const Problem& problem, const core::Call& call,
-                  const common::prologue::Params& front, cudaStream_t stream) const;
+                  const common::prologue::Params& front, void* workspace,
+                  cudaStream_t stream) const;
   /// select_blocks or select_topk. `ids` [T, Hi, k]; `chosen` the same, or not given.
   void run_selection(const Problem& problem, const core::Call& call, const Tensor& ids,
                      const Tensor& chosen, const common::prologue::Params& front, void* workspace,
@@ -34,19 +50,26 @@ class SelectStage {
   std::string decisions() const;
 
  private:
-  sm90::select::Filter filter_of(const Problem& problem, const core::Call& call,
-                                 void* workspace) const;
+  void select(const Problem& problem, const core::Call& call, const Tensor& ids,
+              const Tensor& chosen, const common::prologue::Params& front, void* workspace,
+              cudaStream_t stream) const;
 
-  bool from_scores_ = false;  // select_topk
-  sm90::select::SelectPlan plan_{};
+  bool from_scores_ = false;                  // select_topk
+  std::optional<UnpackIndexStage> unpack_{};  // index keys in four or eight bits
+  std::optional<Problem> unpacked_{};         // what is scored behind it
+  common::select::SelectPlan plan_{};
   int topk_tokens_ = 1;  // select_topk: of a tile
   bool split_rows_ = false;
   Piece<common::prologue::TileRecord> tiles_{};
   Piece<int> next_items_{};  // counters of each chunk
   Piece<float> scratch_{};
-  Piece<int> list_parts_{};  // filtered: lists of a chunk
-  Piece<int> list_blocks_{};
-  Piece<int2> list_sizes_{};
+  FilterLists lists_{};
 };
+
+extern template class SelectStageOf<Sm90Scores>;
+extern template class SelectStageOf<MmaScores>;
+
+using SelectStage = SelectStageOf<Sm90Scores>;
+using MmaSelectStage = SelectStageOf<MmaScores>;
 
 }  // namespace msa::cuda

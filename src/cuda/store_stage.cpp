@@ -78,15 +78,16 @@ void run_kv(const Problem& problem, const core::Call& call, const BatchParams& b
 
 void run_index(const Problem& problem, const core::Call& call, const BatchParams& batch,
                const RequestRecord* requests, cudaStream_t stream) {
-  common::quantize_index::launch(storage_of(problem.index.q.storage),
-                                 {.batch = batch,
-                                  .requests = requests,
-                                  .keys = make_key_rows<const void>(call.index_k),
-                                  .codes = make_key_rows<std::int8_t>(call.index_k8_out),
-                                  .bounds = make_filter_bounds<float>(call.index_k8_bounds_out),
-                                  .heads = static_cast<int>(problem.index.heads_k),
-                                  .dim = static_cast<int>(problem.index.dim)},
-                                 stream);
+  common::quantize_index::launch(
+      storage_of(problem.index.q.storage),
+      {.batch = batch,
+       .requests = requests,
+       .keys = make_key_rows<const void>(call.index_k),
+       .codes = make_key_rows<std::int8_t>(call.index_k8_out),
+       .bounds = make_filter_bounds<float>(problem, call.index_k8_bounds_out),
+       .heads = static_cast<int>(problem.index.heads_k),
+       .dim = static_cast<int>(problem.index.dim)},
+      stream);
 }
 
 }  // namespace

@@ -79,11 +79,100 @@ Keys attended_values(const Problem& p, const Call& call, const Request& r, std::
           core::kv_format(p)};
 }
 
+// ---- codes of 8 bits ----
+
+// Numbers that fp32 holds, divided and rounded to fp32.
+float divided(double x, double by) { return static_cast<float>(x / by); }
+
+// What is coded of a vector: its elements, or of a rotated filter its products with the Hadamard
+// matrix. In fp32, pass after pass, as docs/numerics.md says; elements that are not finite are 0
+// before, and those that are not afterwards stay.
+class CodedVector {
+ public:
+  CodedVector(const Vector& vector, std::int64_t dim, bool rotated)
+      : vector_(vector), rotated_(rotated) {
+    if (!rotated) return;
+    for (std::int64_t d = 0; d < dim; ++d) {
+      const double x = vector[d];
+      finite_ = finite_ && std::isfinite(x);
+      rotated_items_[index(d)] = std::isfinite(x) ? static_cast<float>(x) : 0.0f;
+    }
+    for (std::int64_t half = 1; half < dim; half *= 2) {
+      for (std::int64_t d = 0; d < dim; ++d) {
+        if ((d & half) != 0) continue;
+        const float low = rotated_items_[index(d)], high = rotated_items_[index(d + half)];
+        rotated_items_[index(d)] = low + high;
+        rotated_items_[index(d + half)] = low - high;
+      }
+    }
+  }
+
+  double operator[](std::int64_t d) const {
+    return rotated_ ? static_cast<double>(rotated_items_[index(d)]) : vector_[d];
+  }
+  // Whether the elements were.
+  bool finite() const { return finite_; }
+
+ private:
+  static std::size_t index(std::int64_t d) { return static_cast<std::size_t>(d); }
+
+  const Vector& vector_;
+  bool rotated_;
+  bool finite_ = true;
+  std::array<float, kMaxCodedDim> rotated_items_;
+};
+
+// To the nearest code, half to even.
+std::int64_t code_of(double x, float scale) {
+  if (!(scale > 0)) return 0;
+  const float ratio = divided(x, static_cast<double>(scale));
+  return static_cast<std::int64_t>(std::clamp(std::nearbyint(ratio), -127.0f, 127.0f));
+}
+
+// Score of a block by codes alone: an exact product of integers, times the product of both scales,
+// each rounded to fp32. Scales that are no numbers from 0 on score -inf.
+float coded_score(const Problem& p, const Call& call, const Request& r, std::int64_t b,
+                  std::int64_t i, std::int64_t h, std::int64_t id) {
+  const std::int64_t dim = p.index.dim, head = h * p.index.heads_k / p.index.heads;
+  const Vector stored = row_vector(call.index_q, r.q_begin + i, h);
+  const CodedVector query(stored, dim, p.index.filter->rotated);
+  double largest = query.finite() ? 0 : kInf;
+  for (std::int64_t d = 0; d < dim; ++d) {
+    largest = std::isfinite(query[d]) ? std::max(largest, std::fabs(query[d])) : kInf;
+    if (largest == kInf) return -std::numeric_limits<float>::infinity();
+  }
+  const float own = divided(largest, 127);
+  const float scale = p.index.filter->rotated ? own / static_cast<float>(dim) : own;
+  std::array<std::int64_t, kMaxCodedDim> codes;
+  for (std::int64_t d = 0; d < dim; ++d)
+    codes[static_cast<std::size_t>(d)] = code_of(query[d], own);
+  const Keys keys{call.index_k8, call.batch.page_table, b, r.k_begin};
+  const Range visible = visible_keys(r, i, id);
+  float best = -std::numeric_limits<float>::infinity();
+  for (std::int64_t key = visible.begin; key < visible.end; ++key) {
+    const std::int64_t page =
+        call.batch.page_table ? core::read_i32(call.batch.page_table, b, key / p.bounds.page_size)
+                              : (r.k_begin + key) / kFilterRows;
+    const auto of_keys =
+        static_cast<float>(load(call.index_k8_bounds, offset(call.index_k8_bounds, page, head, 0)));
+    if (!(of_keys >= 0) || !std::isfinite(of_keys)) continue;
+    const auto* const row =
+        static_cast<const std::int8_t*>(call.index_k8.data) + keys.at(key, head).begin;
+    std::int64_t product = 0;
+    for (std::int64_t d = 0; d < dim; ++d) product += codes[static_cast<std::size_t>(d)] * row[d];
+    const float both = scale * of_keys;
+    const float score = both * static_cast<float>(product);
+    if (score > best) best = score;  // never true for NaN
+  }
+  return best;
+}
+
 // ---- step 1: block scores ----
 
 // Head h of `heads` reads key head h * heads_k / heads.
 float score_of(const Problem& p, const Call& call, const Request& r, std::int64_t b, std::int64_t i,
                std::int64_t h, std::int64_t id) {
+  if (p.selection.precision == Precision::Fast) return coded_score(p, call, r, b, i, h, id);
   const Vector query = row_vector(call.index_q, r.q_begin + i, h);
   return block_score(query, index_keys(p, call, r, b), h * p.index.heads_k / p.index.heads,
                      visible_keys(r, i, id), p.index.dim);
@@ -159,7 +248,7 @@ void select_blocks(const Problem& p, const Call& call, const Scratch& scratch) {
       for (std::int64_t h = 0; h < p.index.heads; ++h) {
         write_selection(call, r.q_begin + i, h, p.selection.topk,
                         select_row(p, call, scratch, r, b, i, h));
-        // A filter is not read here: every block is scored from its keys.
+        // Bounds are not read here: every block is scored from its keys.
         if (call.candidates) {
           store_i32(call.candidates, offset(call.candidates, r.q_begin + i, h), -1);
         }
@@ -408,9 +497,6 @@ void invert_selection(const Problem& p, const Call& call) {
 
 // ---- storing keys and values ----
 
-// Numbers that fp32 holds, divided and rounded to fp32.
-float divided(double x, double by) { return static_cast<float>(x / by); }
-
 // The largest magnitude; NaN where one is.
 double largest_of(const Vector& row, std::int64_t begin, std::int64_t end) {
   double largest = 0;
@@ -589,21 +675,24 @@ float upwards(double x) {
 // Codes of a key; adds what the bounds need of it.
 class KeyCopy {
  public:
-  KeyCopy(const Call& call, std::int64_t head, float scale)
-      : call_(call), head_(head), dim_(call.index_k.shape[call.index_k.rank - 1]), scale_(scale) {}
+  KeyCopy(const Problem& p, const Call& call, std::int64_t head, float scale)
+      : call_(call),
+        head_(head),
+        dim_(p.index.dim),
+        rotated_(p.index.filter->rotated),
+        scale_(scale) {}
 
   void copy(const Copied& key) {
-    const Vector row{call_.index_k, key.in(call_.index_k, head_)};
+    const Vector stored{call_.index_k, key.in(call_.index_k, head_)};
+    const CodedVector row(stored, dim_, rotated_);
+    broken_ = broken_ || !row.finite();
     auto* const codes =
         static_cast<std::int8_t*>(call_.index_k8_out.data) + key.in(call_.index_k8_out, head_);
     std::array<double, 16> sums{};
     double length = 0;
     for (std::int64_t d = 0; d < dim_; ++d) {
       const bool finite = std::isfinite(row[d]);
-      double code = 0;
-      if (finite && scale_ > 0)
-        code = std::clamp(std::nearbyint(divided(row[d], static_cast<double>(scale_))), -127.0f,
-                          127.0f);
+      const auto code = static_cast<double>(finite ? code_of(row[d], scale_) : 0);
       codes[d] = static_cast<std::int8_t>(code);
       const double off = row[d] - code * static_cast<double>(scale_);
       sums[static_cast<std::size_t>(d % 16)] += off * off;
@@ -619,16 +708,19 @@ class KeyCopy {
   void store_bounds(std::int64_t page) const {
     const double pad = 1 + static_cast<double>(dim_ + 64) * 0x1p-52;
     const double norm = static_cast<double>(scale_) * std::sqrt(norm_) * pad;
+    double error = std::sqrt(error_) * pad;
+    if (rotated_) error += 0x1p-20 * (error + norm);  // more than what rotating was off
     const Tensor& bounds = call_.index_k8_bounds_out;
     store(bounds, offset(bounds, page, head_, 0), static_cast<double>(scale_));
     store(bounds, offset(bounds, page, head_, 1),
-          broken_ ? kInf : static_cast<double>(upwards(std::sqrt(error_) * pad)));
+          broken_ ? kInf : static_cast<double>(upwards(error)));
     store(bounds, offset(bounds, page, head_, 2), static_cast<double>(upwards(norm)));
   }
 
  private:
   const Call& call_;
   std::int64_t head_, dim_;
+  bool rotated_;
   float scale_;
   bool broken_ = false;
   double error_ = 0, norm_ = 0;  // squared; the norm in codes
@@ -665,12 +757,13 @@ void copy_page(const Problem& p, const Call& call, std::int64_t b, std::int64_t 
   for (std::int64_t head = 0; head < p.index.heads_k; ++head) {
     double largest = 0;
     for_each_copied(p, call, b, column, [&](const Copied& key) {
-      const Vector row{call.index_k, key.in(call.index_k, head)};
+      const Vector stored{call.index_k, key.in(call.index_k, head)};
+      const CodedVector row(stored, p.index.dim, p.index.filter->rotated);
       for (std::int64_t d = 0; d < p.index.dim; ++d) {
         if (std::isfinite(row[d])) largest = std::max(largest, std::fabs(row[d]));
       }
     });
-    KeyCopy copy(call, head, divided(largest, 127));
+    KeyCopy copy(p, call, head, divided(largest, 127));
     for_each_copied(p, call, b, column, [&](const Copied& key) { copy.copy(key); });
     copy.store_bounds(page);
   }

@@ -56,6 +56,11 @@ class CliTest(unittest.TestCase):
         return result
 
 
+def isas_of_cpu():
+    backends = json.loads(msa("info", "--json").stdout)["backends"]
+    return next(backend["isas"] for backend in backends if backend["name"] == "cpu")
+
+
 def normal(count, seed):
     rng = random.Random(seed)
     return [rng.gauss(0, 1) for _ in range(count)]
@@ -117,10 +122,15 @@ class Commands(CliTest):
         st.write(self.path("in"), problem())
         if "cuda" not in there:
             self.expect(NO_BACKEND, msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cuda"), "cuda")
+        for isa in isas_of_cpu():
+            result = msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", isa["name"])
+            self.expect(GOOD if isa["available"] else NO_BACKEND, result)
         for b in info["backends"]:
             for isa in b.get("isas", []):
-                result = msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", isa["name"])
-                self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+                if not isa["available"]:
+                    result = msa("run", "dense", self.path("in"), self.path("out"), "--isa", isa["name"])
+                    self.expect(NO_BACKEND, result, isa["reason"])
+        self.expect(USAGE, msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", "mma"), "--isa")
         if "cuda" not in there:
             self.assertTrue(all("cuda" != b["name"] or not b["available"] for b in info["backends"]))
 
@@ -380,8 +390,7 @@ class Verify(CliTest):
         self.expect(GOOD, msa("verify", self.path("good.txt")))
 
     def test_every_instruction_set(self):
-        isas = [isa for backend in json.loads(msa("info", "--json").stdout)["backends"] for isa in backend.get("isas", [])]
-        available = sum(isa["available"] for isa in isas)
+        available = sum(isa["available"] for isa in isas_of_cpu())
         result = self.expect(GOOD, msa("verify", "--backend", "cpu", "--every-isa", "--case", f"op=dense|select|msa {SMALL}"))
         totals = dict(line.split("\t") for line in result.stdout.splitlines())
         self.assertEqual((totals["run"], totals["passed"]), (str(3 * available),) * 2, result.stdout)
@@ -410,11 +419,9 @@ class Verify(CliTest):
         self.expect(BAD_INPUT, msa("verify", "--draw", 1, "--inside", self.path("none.txt")), "none.txt")
 
     def test_every_isa(self):
-        info = json.loads(msa("info", "--json").stdout)
-        for backend in info["backends"]:
-            for isa in backend.get("isas", []):
-                result = msa("verify", "--backend", "cpu", "--isa", isa["name"], "--case", f"op=dense {SMALL}")
-                self.expect(GOOD if isa["available"] else NO_BACKEND, result)
+        for isa in isas_of_cpu():
+            result = msa("verify", "--backend", "cpu", "--isa", isa["name"], "--case", f"op=dense {SMALL}")
+            self.expect(GOOD if isa["available"] else NO_BACKEND, result)
 
 
 class Files(CliTest):
@@ -439,6 +446,7 @@ class Files(CliTest):
                      "op=sparse heads=4/2 dim=32 block=16 topk=3 lens=9:90,4:40 kv=e4m3/token hostile=nan",
                      "op=msa heads=4/2 dim=32 block=16 topk=2 lens=9:90 page=16 kv=e4m3/page strides=broadcast",
                      "op=select heads=2/2 dim=32 block=16 topk=2 lens=9:90,0:7 page=16 index_k=e4m3/page strides=padded",
+                     "op=select filter=1 rotated=1 heads=2/2 dim=32 block=16 topk=2 lens=9:90 page=16",
                      "op=msa dtype=f16 heads=4/2 dim=32 block=16 topk=2 lens=9:90:70 page=16 layout=packed hostile=nan"):
             with self.subTest(case=case):
                 command = self.make(case)

@@ -126,6 +126,81 @@ TEST(Filter, TheProblemIsReadOffTheTensors) {
   }
 }
 
+TEST(Filter, SettingsTellThatItIsRotated) {
+  for (const char* op : {"select", "msa", "quantize_index"}) {
+    for (const int page : kPages) {
+      Data data(testkit::parse_case("op=" + std::string(op) + kBase + std::to_string(page) +
+                                    " rotated=1"));
+      const Problem p = testkit::problem_of(data.spec().op, data.prepare(), data.settings());
+      EXPECT_EQ(p.index.filter,
+                (Format{.storage = DType::I8, .scale = Scale::Page, .rotated = true}));
+      EXPECT_NE(to_string(p).find(", filter i8/page/rotated"), std::string::npos) << to_string(p);
+      Problem plain = p;
+      plain.index.filter->rotated = false;
+      EXPECT_NE(plain, p);
+      EXPECT_NE(hash_value(plain), hash_value(p));
+    }
+  }
+}
+
+TEST(Filter, PrecisionIsThatOfSelectionsBesideOne) {
+  for (const char* op : kOps) {
+    Data data = data_of(op, 16);
+    Settings settings = data.settings();
+    settings.precision = Precision::Fast;
+    const Problem p = testkit::problem_of(data.spec().op, data.prepare(), settings);
+    EXPECT_EQ(p.selection.precision, Precision::Fast);
+    EXPECT_NE(to_string(p).find(", precision fast"), std::string::npos) << to_string(p);
+    EXPECT_NE(hash_value(p), hash_value(data.problem()));
+    EXPECT_NE(p, data.problem());
+    const auto refused = [&](const std::function<void(Problem&)>& spoil, const char* field,
+                             const char* expected) {
+      Problem odd = p;
+      odd.options.backend = "reference";
+      spoil(odd);
+      const std::string text = error_of([&] { make_plan(odd); }, field);
+      EXPECT_NE(text.find(expected), std::string::npos) << text;
+    };
+    refused([](Problem& odd) { odd.index.filter.reset(); }, "precision", "there is no filter");
+    refused([](Problem& odd) { odd.index.dim = 272; }, "index_dim", "at most 256");
+    refused([](Problem& odd) { odd.selection.precision = static_cast<Precision>(2); }, "precision",
+            "exact or fast");
+    const Support support = supports(p);
+    EXPECT_FALSE(support.supported);
+    for (const BackendAnswer& answer : support.backends) {
+      if (answer.backend != "cpu") continue;
+      EXPECT_NE(answer.reason.find("precision is exact here"), std::string::npos) << answer.reason;
+    }
+  }
+  Problem topk = Data(testkit::parse_case("op=topk heads=2/2 block=16 topk=2 lens=3:40")).problem();
+  topk.selection.precision = Precision::Fast;
+  error_of([&] { make_plan(topk); }, "precision");
+  // Nothing is scored from keys: there is nothing to count.
+  Data fast(testkit::parse_case("op=select precision=fast" + kBase + "16"));
+  Operands operands = fast.prepare();
+  EXPECT_FALSE(operands.candidates);
+  EXPECT_NO_THROW(run_with(fast, operands, "reference"));
+  operands.candidates = data_of("select", 16).operands().candidates;
+  error_of([&] { run_with(fast, operands, "reference"); }, "candidates");
+}
+
+TEST(Filter, NothingElseIsRotated) {
+  const Format kv{.storage = DType::E4M3, .rotated = true};
+  const Format groups{.storage = DType::E2M1, .scale = Scale::Group, .group = 16, .rotated = true};
+  const auto refused = [](const char* field, const std::function<void(Problem&)>& spoil) {
+    Problem p =
+        Data(testkit::parse_case("op=msa heads=4/2 dim=16 block=16 topk=2 lens=3:40")).problem();
+    spoil(p);
+    error_of([&] { make_plan(p); }, field);
+  };
+  for (const Format& format : {kv, groups}) {
+    refused("attention.kv", [&](Problem& p) { p.attention.kv = format; });
+    refused("index.k", [&](Problem& p) { p.index.k = format; });
+  }
+  refused("index.q", [](Problem& p) { p.index.q.rotated = true; });
+  refused("attention.q", [](Problem& p) { p.attention.q.rotated = true; });
+}
+
 TEST(Filter, IllegalProblemsNameTheField) {
   const auto refused = [&](Problem p, const Format& filter, const char* expected) {
     p.index.filter = filter;
@@ -138,6 +213,18 @@ TEST(Filter, IllegalProblemsNameTheField) {
     refused(p, {DType::I8, Scale::Token}, "i8/page");
     refused(p, {DType::E4M3, Scale::Page}, "i8/page");
     refused(p, {DType::I8, Scale::Page, 16}, "i8/page");
+  }
+  // Rotations are of powers of two.
+  for (const auto& [dim, legal] : {std::pair{48, false}, {512, false}, {16, true}, {256, true}}) {
+    Problem p = data_of("select", 16).problem();
+    p.index.filter->rotated = true;
+    p.index.dim = dim;
+    if (legal) {
+      EXPECT_NO_THROW(make_plan(p)) << dim;
+      continue;
+    }
+    const std::string text = error_of([&] { make_plan(p); }, "index_dim");
+    EXPECT_NE(text.find("a power of two of at most 256"), std::string::npos) << text;
   }
   const testkit::Case scores = testkit::parse_case("op=scores heads=2/2 dim=16 block=16 lens=3:40");
   refused(testkit::problem_of(scores), {DType::I8, Scale::Page}, "none for block_scores");

@@ -30,12 +30,13 @@ Problem legal(Op op) {
       .selection = {.block_size = 64, .topk = 4},
   };
   if (op == Op::MergeStates || op == Op::MergeSelections) p.bounds.parts = 3;
+  if (op == Op::QuantizeIndex) p.index.filter = Format{DType::I8, Scale::Page};
   return p;
 }
 
-constexpr Op kOps[] = {Op::DenseAttention, Op::BlockScores,     Op::SelectTopk,
-                       Op::SelectBlocks,   Op::SparseAttention, Op::MsaAttention,
-                       Op::MergeStates,    Op::MergeSelections, Op::InvertSelection};
+constexpr Op kOps[] = {Op::DenseAttention,  Op::BlockScores,  Op::SelectTopk,   Op::SelectBlocks,
+                       Op::SparseAttention, Op::MsaAttention, Op::MergeStates,  Op::MergeSelections,
+                       Op::InvertSelection, Op::QuantizeKv,   Op::QuantizeIndex};
 
 TEST(Print, Tensors) {
   const float data[6] = {};
@@ -300,6 +301,29 @@ TEST(Plan, PrintsWhatWasDecided) {
   EXPECT_EQ(plan.problem(), p);
   EXPECT_NE(text.find("backend reference"), std::string::npos) << text;
   EXPECT_NE(text.find("workspace " + std::to_string(plan.workspace_bytes())), std::string::npos);
+}
+
+// Heads, rows and lengths at the ends of their ranges: sizes are refused or numbers, which UBSan
+// holds to no overflow on the way.
+TEST(Plan, SizesOfAbsurdProblemsAreNumbers) {
+  constexpr std::int64_t kMost = INT32_MAX;
+  for (const Op op : kOps) {
+    for (const std::int64_t heads :
+         {std::int64_t{1}, std::int64_t{64}, std::int64_t{65536}, kMost}) {
+      for (int bit = 0; bit < 32; ++bit) {
+        Problem p = legal(op);
+        p.bounds.batch = kMost - 1;
+        p.bounds.total_q = (std::int64_t{1} << bit) - bit % 2;
+        p.bounds.max_seqlen_q = p.bounds.max_seqlen_k = kMost;
+        p.attention = {.heads_q = heads, .heads_kv = 1, .head_dim = 256, .value_dim = 16};
+        p.index.heads = op == Op::MsaAttention ? 1 : heads;
+        p.selection = {.block_size = 16, .topk = kMaxTopk};
+        p.options = {.backend = "cpu", .threads = 1024};
+        if (!supports(p).supported) continue;
+        EXPECT_LT(make_plan(p).workspace_bytes(), std::size_t{1} << 60) << to_string(p);
+      }
+    }
+  }
 }
 
 TEST(Plan, OfAnotherOperationIsRejected) {

@@ -33,6 +33,17 @@ void put(const Row& row, const Tensor& t, std::byte* place) {
   testkit::store(row.data(), static_cast<std::int64_t>(row.size()), t.dtype, place);
 }
 
+/// Products with the Hadamard matrix. Says whether the row is finite; else it is zeros.
+bool rotate(std::vector<double>& row) {
+  const auto finite = [](double x) { return std::isfinite(x); };
+  if (!std::all_of(row.begin(), row.end(), finite)) {
+    std::fill(row.begin(), row.end(), 0.0);
+    return false;
+  }
+  testkit::rotate(row);
+  return true;
+}
+
 /// Codes and bounds of everything that the keys hold now, as good as they can be.
 void code_again(const Problem& p, const Operands& o) {
   const bool paged = p.bounds.page_size != 0;
@@ -40,38 +51,45 @@ void code_again(const Problem& p, const Operands& o) {
   for (const testkit::Request& r : testkit::requests_of(p, o.batch)) {
     ASSERT_TRUE(paged || r.k_begin % kFilterRows == 0);
     for (std::int64_t begin = 0; begin < r.seqlen_k; begin += step) {
-      Row row(static_cast<std::size_t>(p.index.dim));
+      Row stored(static_cast<std::size_t>(p.index.dim));
+      std::vector<double> row(stored.size());  // what is coded
+      bool broken = false;
       const auto for_keys = [&](const std::function<void(std::int64_t)>& visit) {
         for (std::int64_t key = begin; key < std::min(begin + step, r.seqlen_k); ++key) {
           testkit::load(testkit::key_row(o.index_k, o.batch, r, key, 0), o.index_k.dtype,
-                        p.index.dim, row.data());
+                        p.index.dim, stored.data());
+          std::copy(stored.begin(), stored.end(), row.begin());
+          if (p.index.filter->rotated) broken = !rotate(row) || broken;
           visit(key);
         }
       };
       float largest = 0;
       for_keys([&](std::int64_t) {
-        for (const float x : row)
-          largest = std::isfinite(x) ? std::max(largest, std::fabs(x)) : largest;
+        for (const double x : row)
+          largest =
+              std::isfinite(x) ? std::max(largest, static_cast<float>(std::fabs(x))) : largest;
       });
-      const float scale = largest / 127;
+      const float scale = std::isfinite(largest) ? largest / 127 : 0;  // rotated keys may overflow
       double error = 0, norm = 0;
       for_keys([&](std::int64_t key) {
         std::vector<std::int8_t> codes(row.size());
         double off = 0, length = 0;
         for (std::size_t d = 0; d < row.size(); ++d) {
-          const float ratio = scale > 0 && std::isfinite(row[d]) ? row[d] / scale : 0;
+          const float ratio =
+              scale > 0 && std::isfinite(row[d]) ? static_cast<float>(row[d]) / scale : 0;
           codes[d] = static_cast<std::int8_t>(std::nearbyint(std::clamp(ratio, -127.0f, 127.0f)));
           const double value = static_cast<double>(codes[d]) * scale;
           off += (row[d] - value) * (row[d] - value);
           length += value * value;
         }
-        error = std::isnan(off) ? kInf : std::max(error, std::sqrt(off));
+        error = std::isnan(off) || broken ? kInf : std::max(error, std::sqrt(off));
         norm = std::max(norm, std::sqrt(length));
         std::memcpy(testkit::key_row(o.index_k8, o.batch, r, key, 0), codes.data(), codes.size());
       });
       const auto up = [](double x) {
         return std::nextafter(static_cast<float>(x * (1 + 1e-12)), kInf);
       };
+      if (p.index.filter->rotated) error += 1e-14 * norm;
       const std::array<float, 3> bounds{scale, up(error), up(norm)};
       const std::int64_t group = paged ? testkit::int_at(o.batch.page_table, r.index, begin / step)
                                        : (r.k_begin + begin) / step;
@@ -92,7 +110,8 @@ void code_by_operation(const Data& data) {
                                          .page_table = o.batch.page_table},
                                .index_k8 = o.index_k8,
                                .index_k8_bounds = o.index_k8_bounds};
-  quantize_index(args, {.options = {.backend = "cpu"}});
+  quantize_index(args, {.filter_rotated = data.problem().index.filter->rotated,
+                        .options = {.backend = "cpu"}});
 }
 
 void write(const Data& data, const std::function<Row(std::int64_t, std::int64_t)>& query,
@@ -267,7 +286,10 @@ TEST(FilteredSelection, HasTheBitsOfTheUnfilteredOne) {
   for (const char* line :
        {"dtype=f32 lens=1:1000,3:640 page=32 topk=4", "dtype=bf16 lens=40:800 page=64 topk=4",
         "dtype=f32 lens=40:800 page=64 topk=4", "dtype=f16 lens=33:512,2:400 page=0 topk=4",
-        "dtype=bf16 lens=1:9000 page=128 topk=16"}) {
+        "dtype=bf16 lens=1:9000 page=128 topk=16",
+        "rotated=1 dtype=f32 lens=1:1000,3:640 page=32 topk=4",
+        "rotated=1 dtype=bf16 lens=40:800 page=64 topk=4",
+        "rotated=1 dtype=f16 lens=33:512,2:400 page=0 topk=4"}) {
     Data data(testkit::parse_case("op=select filter=1 heads=2/2 dim=64 block=32 chosen=1 " +
                                   std::string(line)));
     for (const Numbers& numbers : regimes()) {
@@ -384,25 +406,67 @@ TEST(FilteredSelection, CountsSayWhereNothingWasSpared) {
 
 // ---- the bounds themselves ----
 
+void expect_query_bound(const std::vector<float>& row, bool rotated) {
+  std::vector<std::int8_t> codes(row.size());
+  const cpu::QueryBound bound =
+      cpu::quantize_query(reinterpret_cast<const std::byte*>(row.data()), DType::F32,
+                          std::ssize(row), rotated, codes.data());
+  std::vector<double> exact(row.begin(), row.end());
+  if (rotated) {
+    ASSERT_TRUE(rotate(exact));
+    for (double& x : exact) x /= static_cast<double>(row.size());
+  }
+  long double squares = 0, errors = 0;
+  for (std::size_t d = 0; d < row.size(); ++d) {
+    const long double off =
+        static_cast<long double>(exact[d]) - static_cast<long double>(codes[d]) * bound.scale;
+    squares += static_cast<long double>(exact[d]) * exact[d];
+    errors += off * off;
+  }
+  // Rotating is off by some of this, which the bounds of pages grant.
+  const long double off = rotated ? sqrtl(squares) * cpu::kRotationError / 2 : 0;
+  EXPECT_GE(bound.norm, sqrtl(squares) - off);
+  EXPECT_LE(bound.norm, sqrtl(squares) * 1.00001L + off + 1e-41L);
+  EXPECT_GE(bound.error, sqrtl(errors) - off);
+  EXPECT_LE(bound.error, sqrtl(errors) * 1.00001L + off + 1e-35L);
+}
+
 TEST(FilterBounds, HoldForQueriesOfEverySize) {
   std::mt19937 random(11);
   for (const float size : {1e-45f, 1e-40f, 1e-30f, 1e-3f, 1.0f, 77.0f, 1e15f, 1e30f}) {
-    std::array<float, 96> row;
-    for (float& x : row) x = size * normal(random);
-    std::array<std::int8_t, 96> codes;
-    const cpu::QueryBound bound = cpu::quantize_query(
-        reinterpret_cast<const std::byte*>(row.data()), DType::F32, 96, codes.data());
-    long double squares = 0, errors = 0;
-    for (std::size_t d = 0; d < row.size(); ++d) {
-      const long double off =
-          static_cast<long double>(row[d]) - static_cast<long double>(codes[d]) * bound.scale;
-      squares += static_cast<long double>(row[d]) * row[d];
-      errors += off * off;
+    SCOPED_TRACE(size);
+    for (const std::size_t dim : {std::size_t{96}, std::size_t{128}, std::size_t{256}}) {
+      std::vector<float> row(dim);
+      for (float& x : row) x = size * normal(random);
+      expect_query_bound(row, false);
+      if (dim != 96) expect_query_bound(row, true);
     }
-    EXPECT_GE(bound.norm, sqrtl(squares)) << size;
-    EXPECT_LE(bound.norm, sqrtl(squares) * 1.00001L + 1e-41L) << size;
-    EXPECT_GE(bound.error, sqrtl(errors)) << size;
-    EXPECT_LE(bound.error, sqrtl(errors) * 1.00001L + 1e-35L) << size;
+  }
+}
+
+// Rotated rows lie as far apart as they did: what a rotation in fp32 is off, of rows of all sizes
+// and of such as cancel.
+TEST(FilterBounds, RotatingIsOffByLessThanTheyGrant) {
+  std::mt19937 random(12);
+  for (const std::size_t dim :
+       {std::size_t{1}, std::size_t{16}, std::size_t{128}, std::size_t{256}}) {
+    for (int n = 0; n < 500; ++n) {
+      std::vector<float> row(dim);
+      for (std::size_t d = 0; d < dim; ++d) {
+        row[d] = n % 3 == 0   ? normal(random)
+                 : n % 3 == 1 ? std::ldexp(normal(random), static_cast<int>(random() % 40) - 20)
+                              : 1 + 0x1p-20f * normal(random);
+      }
+      std::vector<double> exact(row.begin(), row.end());
+      ASSERT_TRUE(rotate(exact));
+      cpu::rotate(row.data(), std::ssize(row));
+      double length = 0, off = 0;
+      for (std::size_t d = 0; d < dim; ++d) {
+        length += static_cast<double>(row[d]) * row[d];
+        off += (row[d] - exact[d]) * (row[d] - exact[d]);
+      }
+      ASSERT_LE(std::sqrt(off), cpu::kRotationError / 2 * std::sqrt(length)) << dim << ' ' << n;
+    }
   }
 }
 
@@ -410,16 +474,17 @@ TEST(FilterBounds, SayNothingWhereTheyCannot) {
   for (const float nothing : {kNan, kInf, -kInf, -0x1p-149f}) {
     for (std::size_t item = 0; item < 3; ++item) {
       std::array<float, 3> bounds{0.5f, 0.25f, 3.0f};
-      EXPECT_FALSE(std::isnan(cpu::page_bound(bounds.data(), 1, 128).error));
+      EXPECT_FALSE(std::isnan(cpu::page_bound(bounds.data(), 1, 128, false).error));
       bounds[item] = nothing;
-      EXPECT_TRUE(std::isnan(cpu::page_bound(bounds.data(), 1, 128).error));
+      EXPECT_TRUE(std::isnan(cpu::page_bound(bounds.data(), 1, 128, false).error));
     }
   }
   const std::array<float, 6> strided{0.5f, -1, 0.25f, -1, 3.0f, -1};
-  const cpu::PageBound page = cpu::page_bound(strided.data(), 2, 128);
+  const cpu::PageBound page = cpu::page_bound(strided.data(), 2, 128, false);
   EXPECT_EQ(page.scale, 0.5f);
   EXPECT_EQ(page.norm, 3.0f);
   EXPECT_GT(page.error, 0.25f + 3.25f * 128 * 0x1p-24f);
+  EXPECT_GT(cpu::page_bound(strided.data(), 2, 128, true).error, page.error);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The arithmetic of the 8-bit filter as decode's kernels do it, on the host: whatever queries, keys
 // and true bounds hold, the score that tensor cores sum lies between the two numbers.
-#include "cuda/sm90/tile/filter_bounds.h"
+#include "cuda/common/tile/filter_bounds.h"
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@
 
 #include "cuda/sm90/select/products.h"
 
-namespace msa::cuda::sm90 {
+namespace msa::cuda::common {
 namespace {
 
 constexpr int kDim = 128;
@@ -37,8 +37,23 @@ float largest_of(const Vector& x) {
   return largest;
 }
 
+/// Products with the Hadamard matrix, pass after pass.
+template <class Items>
+Items rotate(Items x) {
+  for (std::size_t half = 1; half < kDim; half *= 2) {
+    for (std::size_t d = 0; d < kDim; ++d) {
+      if ((d & half) != 0) continue;
+      const auto low = x[d], high = x[d + half];
+      x[d] = low + high;
+      x[d + half] = low - high;
+    }
+  }
+  return x;
+}
+
 /// As code_column: four lanes, then their sums in pairs.
-QueryBound code_query(const Vector& q, Codes& codes) {
+QueryBound code_query(const Vector& given, Codes& codes, bool rotated = false) {
+  const Vector q = rotated ? rotate(given) : given;
   const QueryUnit unit = query_unit(largest_of(q));
   std::array<float, 4> squares{}, errors{};
   for (std::size_t chunk = 0; chunk < 2; ++chunk) {
@@ -53,7 +68,7 @@ QueryBound code_query(const Vector& q, Codes& codes) {
     }
   }
   return query_bound(unit, (squares[0] + squares[1]) + (squares[2] + squares[3]),
-                     (errors[0] + errors[1]) + (errors[2] + errors[3]));
+                     (errors[0] + errors[1]) + (errors[2] + errors[3]), rotated ? 1.0f / kDim : 1);
 }
 
 struct CodedKey {
@@ -66,12 +81,18 @@ float upwards(double x) {
   return static_cast<double>(rounded) < x ? std::nextafter(rounded, kInf) : rounded;
 }
 
-CodedKey code_key(const Vector& k, float largest) {
+/// The scale is `coarse` times what the key needs, or `page`, where that is given.
+CodedKey code_key(const Vector& given, bool rotated, float coarse, float page = 0) {
   CodedKey key;
-  key.scale = largest / 127;
+  std::array<double, kDim> k;
+  std::copy(given.begin(), given.end(), k.begin());
+  if (rotated) k = rotate(k);
+  double largest = 0;
+  for (const double x : k) largest = std::max(largest, std::fabs(x));
+  key.scale = page > 0 ? page : static_cast<float>(largest) * coarse / 127;
   double error = 0, norm = 0;
   for (std::size_t d = 0; d < kDim; ++d) {
-    const float ratio = key.scale > 0 ? k[d] / key.scale : 0.0f;
+    const float ratio = key.scale > 0 ? static_cast<float>(k[d]) / key.scale : 0.0f;
     key.codes[d] = static_cast<std::int32_t>(std::nearbyint(std::clamp(ratio, -127.0f, 127.0f)));
     const double value = static_cast<double>(key.codes[d]) * key.scale;
     error += (k[d] - value) * (k[d] - value);
@@ -82,10 +103,11 @@ CodedKey code_key(const Vector& k, float largest) {
   return key;
 }
 
-Interval bounds_of(const QueryBound& q, const Codes& codes, const CodedKey& key) {
+Interval bounds_of(const QueryBound& q, const Codes& codes, const CodedKey& key,
+                   bool rotated = false) {
   std::int32_t product = 0;
   for (std::size_t d = 0; d < kDim; ++d) product += codes[d] * key.codes[d];
-  return interval(product, q, key_bound(key.scale, key.error, key.norm, kDim));
+  return interval(product, q, key_bound(key.scale, key.error, key.norm, kDim, rotated));
 }
 
 /// A k16 step of the tensor cores at its worst: all 17 summands cut off towards zero, or away from
@@ -155,17 +177,17 @@ const Numbers kNumbers[] = {
 TEST(FilterOnHopper, ScoresLieBetweenTheirBounds) {
   std::mt19937 random(7);
   for (const auto& [name, query, key] : kNumbers) {
-    for (int n = 0; n < 2000; ++n) {
+    for (int n = 0; n < 4000; ++n) {
+      const bool rotated = n % 2 != 0;
       Vector q, k;
       for (float& x : q) x = to_bf16(query(random));
       for (float& x : k) x = to_bf16(key(random));
       Codes codes;
-      const QueryBound bound = code_query(q, codes);
+      const QueryBound bound = code_query(q, codes, rotated);
       for (const std::int32_t code : codes) ASSERT_LE(std::abs(code), 127) << name;
       // Codes as good as they can be, and coarse ones, as where a page holds one large key.
       for (const float factor : {1.0f, 16.0f, 0.25f}) {
-        const CodedKey coded = code_key(k, largest_of(k) * factor);
-        const Interval between = bounds_of(bound, codes, coded);
+        const Interval between = bounds_of(bound, codes, code_key(k, rotated, factor), rotated);
         double exact = 0;
         for (std::size_t d = 0; d < kDim; ++d) exact += static_cast<double>(q[d]) * k[d];
         for (const double score : {exact, sum_by_steps(q, k, false), sum_by_steps(q, k, true)}) {
@@ -178,14 +200,15 @@ TEST(FilterOnHopper, ScoresLieBetweenTheirBounds) {
 }
 
 /// As part_products, of the largest products of a key tile's parts.
-std::uint32_t word_of(const std::array<std::int32_t, select::kTileParts>& parts) {
+std::uint32_t word_of(const std::array<std::int32_t, sm90::select::kTileParts>& parts) {
   const auto units = [](std::int32_t product) { return product >> 6; };
   const int most = units(*std::max_element(parts.begin(), parts.end()));
   auto word = static_cast<std::uint32_t>(most & 0xffff) << 16;
-  for (int p = 0; p < select::kTileParts; ++p) {
-    const int steps = (most - units(parts[static_cast<std::size_t>(p)])) / select::kUnitsPerStep;
-    word |= static_cast<std::uint32_t>(std::min(steps, select::kMostSteps))
-            << select::steps_shift(p);
+  for (int p = 0; p < sm90::select::kTileParts; ++p) {
+    const int steps =
+        (most - units(parts[static_cast<std::size_t>(p)])) / sm90::select::kUnitsPerStep;
+    word |= static_cast<std::uint32_t>(std::min(steps, sm90::select::kMostSteps))
+            << sm90::select::steps_shift(p);
   }
   return word;
 }
@@ -195,67 +218,83 @@ TEST(FilterOnHopper, WordsOfProductsBoundWhatTheyStandFor) {
   std::mt19937 random(9);
   int far = 0;
   for (const auto& [name, query, key] : kNumbers) {
-    for (int n = 0; n < 1000; ++n) {
+    for (int n = 0; n < 2000; ++n) {
+      const bool rotated = n % 2 != 0;
       Vector q;
       for (float& x : q) x = to_bf16(query(random));
       Codes codes;
-      const QueryBound bound = code_query(q, codes);
-      std::array<Vector, select::kTileParts> keys;
-      float largest = 0;
+      const QueryBound bound = code_query(q, codes, rotated);
+      std::array<Vector, sm90::select::kTileParts> keys;
+      float scale = 0;
       for (Vector& k : keys) {
         for (float& x : k) x = to_bf16(key(random));
-        largest = std::max(largest, largest_of(k));
+        scale = std::max(scale, code_key(k, rotated, 1).scale);
       }
-      std::array<std::int32_t, select::kTileParts> products{};
-      std::array<double, select::kTileParts> scores{};
+      std::array<std::int32_t, sm90::select::kTileParts> products{};
+      std::array<double, sm90::select::kTileParts> scores{};
       float error = 0, norm = 0;
       CodedKey coded;
       for (std::size_t p = 0; p < keys.size(); ++p) {
-        coded = code_key(keys[p], largest);
+        coded = code_key(keys[p], rotated, 1, scale);
         error = std::max(error, coded.error);
         norm = std::max(norm, coded.norm);
         for (std::size_t d = 0; d < kDim; ++d) products[p] += codes[d] * coded.codes[d];
-        scores[p] = sum_by_steps(q, keys[p], n % 2 == 0);
+        scores[p] = sum_by_steps(q, keys[p], n % 4 < 2);
       }
-      const KeyBound page = key_bound(coded.scale, error, norm, kDim);
+      const KeyBound page = key_bound(coded.scale, error, norm, kDim, rotated);
       const std::uint32_t word = word_of(products);
       const auto expect_inside = [&](const Interval& x, double score) {
         ASSERT_LE(static_cast<double>(x.lower), score) << name << ' ' << n;
         ASSERT_GE(static_cast<double>(x.upper), score) << name << ' ' << n;
       };
-      expect_inside(select::bound_block<128>(word, 0, bound, page),
+      expect_inside(sm90::select::bound_block<128>(word, 0, bound, page),
                     *std::max_element(scores.begin(), scores.end()));
-      expect_inside(select::bound_block<64>(word, 0, bound, page), std::max(scores[0], scores[1]));
-      expect_inside(select::bound_block<64>(word, 1, bound, page), std::max(scores[2], scores[3]));
-      for (int p = 0; p < select::kTileParts; ++p) {
-        const int steps = select::steps_of(word, p);
-        far += steps == select::kMostSteps ? 1 : 0;
-        const int high = select::largest_of(word) - steps * select::kUnitsPerStep;
-        ASSERT_GE(static_cast<double>(select::bound_units(high, high, bound, page).upper),
+      expect_inside(sm90::select::bound_block<64>(word, 0, bound, page),
+                    std::max(scores[0], scores[1]));
+      expect_inside(sm90::select::bound_block<64>(word, 1, bound, page),
+                    std::max(scores[2], scores[3]));
+      for (int p = 0; p < sm90::select::kTileParts; ++p) {
+        const int steps = sm90::select::steps_of(word, p);
+        far += steps == sm90::select::kMostSteps ? 1 : 0;
+        const int high = sm90::select::largest_of(word) - steps * sm90::select::kUnitsPerStep;
+        ASSERT_GE(static_cast<double>(sm90::select::bound_units(high, high, bound, page).upper),
                   scores[static_cast<std::size_t>(p)])
             << name << ' ' << n;
       }
     }
   }
-  EXPECT_GT(far, 1000);
+  EXPECT_GT(far, 2000);
 }
 
-TEST(FilterOnHopper, BoundsAreOfUse) {
+/// Mean half-width, in standard deviations of scores, of keys whose channels are `weights`.
+double mean_width(const Vector& weights, bool rotated) {
   std::mt19937 random(8);
   double width = 0;
   constexpr int kPairs = 1000;
   for (int n = 0; n < kPairs; ++n) {
     Vector q, k;
     for (float& x : q) x = to_bf16(normal(random));
-    for (float& x : k) x = to_bf16(normal(random));
+    for (std::size_t d = 0; d < kDim; ++d) k[d] = to_bf16(weights[d] * normal(random));
     Codes codes;
-    const QueryBound bound = code_query(q, codes);
-    const Interval between = bounds_of(bound, codes, code_key(k, largest_of(k)));
+    const QueryBound bound = code_query(q, codes, rotated);
+    const Interval between = bounds_of(bound, codes, code_key(k, rotated, 1), rotated);
     width += (between.upper - between.lower) / 2 / std::sqrt(kDim);
   }
-  // Of a standard deviation of scores: 0.14 by the errors of 8 bits alone.
-  EXPECT_LT(width / kPairs, 0.2);
-  EXPECT_GT(width / kPairs, 0.1);
+  return width / kPairs;
+}
+
+TEST(FilterOnHopper, BoundsAreOfUse) {
+  Vector even, uneven;
+  even.fill(1);
+  // 0.14 by the errors of 8 bits alone.
+  for (const bool rotated : {false, true}) {
+    EXPECT_LT(mean_width(even, rotated), 0.2);
+    EXPECT_GT(mean_width(even, rotated), 0.1);
+  }
+  // One channel has as much weight as all others: 11 times as large, it sets the scale of all.
+  uneven.fill(std::sqrt(0.5f));
+  uneven[5] = 8;
+  EXPECT_LT(mean_width(uneven, true), 0.75 * mean_width(uneven, false));
 }
 
 TEST(FilterOnHopper, WhatIsUnknownBoundsNothing) {
@@ -268,30 +307,30 @@ TEST(FilterOnHopper, WhatIsUnknownBoundsNothing) {
   Codes codes;
   const QueryBound sound = code_query(q, codes);
   for (const float wrong : {kNan, kInf, -kInf, -0.5f}) {
-    expect_nothing(interval(5, sound, key_bound(wrong, 1, 1, kDim)), "scale");
-    expect_nothing(interval(5, sound, key_bound(1, wrong, 1, kDim)), "error");
-    expect_nothing(interval(5, sound, key_bound(1, 1, wrong, kDim)), "norm");
+    expect_nothing(interval(5, sound, key_bound(wrong, 1, 1, kDim, false)), "scale");
+    expect_nothing(interval(5, sound, key_bound(1, wrong, 1, kDim, false)), "error");
+    expect_nothing(interval(5, sound, key_bound(1, 1, wrong, kDim, false)), "norm");
   }
   // Codes of zero under a scale that overflows with the query's.
   QueryBound large = sound;
   large.scale = 1e30f;
-  expect_nothing(interval(0, large, key_bound(3e38f, 1, 0, kDim)), "0 x infinity");
+  expect_nothing(interval(0, large, key_bound(3e38f, 1, 0, kDim, false)), "0 x infinity");
+  const KeyBound key = key_bound(1, 1, 1, kDim, false);
   for (const float item : {kNan, kInf, 3e38f, 1e-35f}) {
     q[7] = item;
     q[3] = item == 1e-35f ? 0.0f : 1.5f;
     if (std::isnan(item)) {  // as the largest magnitude of the kernel, which keeps it
-      expect_nothing(interval(5, query_bound(query_unit(item), 1, 1), key_bound(1, 1, 1, kDim)),
-                     "query");
+      expect_nothing(interval(5, query_bound(query_unit(item), 1, 1, 1), key), "query");
     } else {
-      expect_nothing(interval(5, code_query(q, codes), key_bound(1, 1, 1, kDim)), "query");
+      expect_nothing(interval(5, code_query(q, codes), key), "query");
     }
   }
   // A query of zeros is a query like others.
-  const Interval zero = interval(0, code_query(Vector{}, codes), key_bound(1, 1, 1, kDim));
+  const Interval zero = interval(0, code_query(Vector{}, codes), key);
   EXPECT_LE(zero.lower, 0);
   EXPECT_GE(zero.upper, 0);
   EXPECT_LT(zero.upper, 1e-15f);
 }
 
 }  // namespace
-}  // namespace msa::cuda::sm90
+}  // namespace msa::cuda::common

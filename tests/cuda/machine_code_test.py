@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 
+CODE = re.compile(r"\s*code for (sm_\w+)")
 FUNCTION = re.compile(r"\s*Function : (\S+)")
 SPILL = re.compile(r"\b(LDL|STL)\b")
 PRODUCT = re.compile(r"\b[HI]GMMA\b")
@@ -21,14 +22,16 @@ LEAST_BATCH = 4
 
 
 def functions(path):
-    """Machine code of each kernel in the file, by mangled name."""
+    """Machine code of each kernel in the file, by architecture and mangled name."""
     output = subprocess.run(["cuobjdump", "-sass", path], check=True, capture_output=True, text=True).stdout
     found = collections.defaultdict(list)
-    name = None
+    name, architecture = None, ""
     for line in output.splitlines():
-        match = FUNCTION.match(line)
-        if match:
-            name = match.group(1)
+        code, match = CODE.match(line), FUNCTION.match(line)
+        if code:
+            architecture = code.group(1)
+        elif match:
+            name = (architecture, match.group(1))
             found[name] = []
         elif name:
             found[name].append(line)
@@ -59,13 +62,13 @@ def main():
             sys.exit(f"machine_code_test.py: {tool} is not installed")
     passed, failed, products = 0, 0, 0
     for path in sys.argv[1:]:
-        for name, lines in functions(path).items():
+        for (architecture, name), lines in functions(path).items():
             wrong = list(faults(lines))
             products += any(PRODUCT.search(line) for line in lines)
             passed += not wrong
             failed += bool(wrong)
             for what in wrong:
-                print(f"FAILED {readable(name)}: {what}")
+                print(f"FAILED {architecture} {readable(name)}: {what}")
     if not products:
         print("FAILED: no kernel with tensor-core products: is this a build for sm_90a?")
         failed += 1

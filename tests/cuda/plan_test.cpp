@@ -24,16 +24,10 @@
 #include "testkit/case.h"
 #include "testkit/generate.h"
 #include "testkit/support.h"
+#include "tests/cuda/made_up.h"
 
 namespace msa::cuda {
 namespace {
-
-const GpuInfo kHopper{.name = "made up",
-                      .major = 9,
-                      .minor = 0,
-                      .multiprocessors = 132,
-                      .shared_memory = 227 << 10,
-                      .l2_bytes = std::size_t{50} << 20};
 
 Problem problem(const std::string& line) {
   Problem p = testkit::problem_of(testkit::parse_case(line));
@@ -96,18 +90,18 @@ TEST(CudaPlans, GridsHoldEveryHead) {
 }
 
 TEST(CudaPlans, SelectionCutsTheCallNotThePlan) {
-  const sm90::select::SelectPlan plan = sm90::select::plan_select({.total_q = 1 << 20,
-                                                                   .max_seqlen_q = 1 << 20,
-                                                                   .max_seqlen_k = 1 << 20,
-                                                                   .batch = 8,
-                                                                   .index_heads = 4},
-                                                                  tuning_for(kHopper));
-  EXPECT_GT(sm90::select::num_chunks(plan, plan.num_tiles), 100);
-  const std::int64_t tiles = sm90::select::tiles_of_call(plan, 4096, 2);
+  const common::select::SelectPlan plan = common::select::plan_select({.total_q = 1 << 20,
+                                                                       .max_seqlen_q = 1 << 20,
+                                                                       .max_seqlen_k = 1 << 20,
+                                                                       .batch = 8,
+                                                                       .index_heads = 4},
+                                                                      tuning_for(kHopper));
+  EXPECT_GT(common::select::num_chunks(plan, plan.num_tiles), 100);
+  const std::int64_t tiles = common::select::tiles_of_call(plan, 4096, 2);
   EXPECT_LE(tiles, 4096 / plan.tokens_per_tile + 3);
-  EXPECT_EQ(sm90::select::num_chunks(plan, tiles), 1);
-  EXPECT_LE(sm90::select::tiles_of_call(plan, 1 << 20, 8), plan.num_tiles);
-  EXPECT_EQ(sm90::select::tiles_of_call(plan, 0, 8), 0);
+  EXPECT_EQ(common::select::num_chunks(plan, tiles), 1);
+  EXPECT_LE(common::select::tiles_of_call(plan, 1 << 20, 8), plan.num_tiles);
+  EXPECT_EQ(common::select::tiles_of_call(plan, 0, 8), 0);
 }
 
 TEST(CudaTuning, FollowsTheCard) {
@@ -319,10 +313,34 @@ TEST(CudaPlans, AFilterIsReadWherePlansSayThatItPays) {
       EXPECT_NE(why.find("filter"), std::string::npos) << line << ": " << why;
     }
   }
-  EXPECT_EQ(sm90::decode::rescore_ctas(4, 8192, 132), 33);
-  EXPECT_EQ(sm90::decode::rescore_ctas(128, 1024, 132), 2);
-  EXPECT_EQ(sm90::decode::rescore_ctas(512, 256, 132), 1);
-  EXPECT_EQ(sm90::decode::rescore_ctas(0, 0, 132), 1);
+  EXPECT_EQ(common::decode::rescore_ctas(4, 8192, 132), 33);
+  EXPECT_EQ(common::decode::rescore_ctas(128, 1024, 132), 2);
+  EXPECT_EQ(common::decode::rescore_ctas(512, 256, 132), 1);
+  EXPECT_EQ(common::decode::rescore_ctas(0, 0, 132), 1);
+}
+
+// Whatever the lengths are: by the prefill's kernel, in pages of any size.
+TEST(CudaPlans, SelectionsGoByCodesAloneWhereTheyAreAskedTo) {
+  const auto why_not = [](const std::string& line) {
+    const Problem p = problem(line + " filter=1 precision=fast");
+    std::string why;
+    const PathRow* row = find_path(p, kHopper, why);
+    if (row == nullptr) return why;
+    Layout layout;
+    const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+    EXPECT_NE(decisions.find("select_fast"), std::string::npos) << line;
+    return std::string();
+  };
+  for (const char* op : {"op=select ", "op=msa "}) {
+    for (const char* rest : {"lens=131072:131072 page=128", "lens=1:500 page=16 block=64",
+                             "lens=8:40000 page=384 dtype=f16", "lens=3:70,1:9 page=64 topk=64"}) {
+      EXPECT_EQ(why_not(op + std::string(rest)), "") << rest;
+    }
+    EXPECT_NE(why_not(op + std::string("lens=9:500")).find("ragged"), std::string::npos);
+    EXPECT_NE(why_not(op + std::string("lens=9:500 page=48")).find("pages"), std::string::npos);
+    EXPECT_NE(why_not(op + std::string("lens=9:500 page=64 index_dim=64")).find("index_dim"),
+              std::string::npos);
+  }
 }
 
 TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
@@ -355,7 +373,7 @@ TEST(CudaPlans, APrefillReadsTheFilterWherePlansSayThatItPays) {
 }
 
 TEST(CudaPlans, AFilteredPrefillHasTilesOfOneHead) {
-  using namespace sm90::select;
+  using namespace common::select;
   const SelectShape shape{.total_q = 131072,
                           .max_seqlen_q = 131072,
                           .max_seqlen_k = 131072,
@@ -430,7 +448,7 @@ TEST(CudaPlans, ScalesOfGroupsAreReadByTheirStrides) {
 // Then the copy engine brings them: whoever scores 128 keys in the time that their bytes take has
 // none for 128 copies.
 TEST(CudaPlans, ScalesOfAPageMayLieSideBySide) {
-  using sm90::decode::groups_are_dense;
+  using common::decode::groups_are_dense;
   alignas(16) std::array<std::uint8_t, 16> memory{};
   const Format q8kv4{DType::E2M1, Scale::Group, 16, true};
   const auto dense = [&](const Tensor& scales, int page, int heads) {
@@ -451,7 +469,7 @@ TEST(CudaPlans, ScalesOfAPageMayLieSideBySide) {
 }
 
 TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
-  namespace decode = sm90::decode;
+  namespace decode = common::decode;
   constexpr int kSms = 132;
   EXPECT_EQ(decode::score_ctas(1, 131072, 1, kSms), kSms);
   EXPECT_EQ(decode::score_ctas(32, 131072, 1, kSms), kSms);
@@ -463,12 +481,15 @@ TEST(CudaPlans, DecodeSharesTheGpuByBoundsAlone) {
   EXPECT_EQ(decode::attend_splits(32, 1, 8, 16, kSms), 8);
   EXPECT_EQ(decode::attend_splits(128, 4, 16, 16, kSms), 1);
   EXPECT_EQ(decode::attend_splits(1, 4, 16, 1024, kSms), 66);
-  for (const int splits : {1, 2, 4, 8}) EXPECT_FALSE(decode::uses_partials(splits)) << splits;
-  EXPECT_TRUE(decode::uses_partials(66));
+  for (const int splits : {1, 2, 4, 8}) {
+    EXPECT_FALSE(decode::uses_partials(splits, true)) << splits;
+    EXPECT_EQ(decode::uses_partials(splits, false), splits != 1) << splits;
+  }
+  EXPECT_TRUE(decode::uses_partials(66, true));
 }
 
 TEST(CudaPlans, DecodeSelectsInTheMemoryOfOneCta) {
-  namespace decode = sm90::decode;
+  namespace decode = common::decode;
   EXPECT_EQ(decode::select_lanes(16, 8192), 4);
   EXPECT_EQ(decode::select_lanes(17, 8192), 1);
   EXPECT_EQ(decode::select_lanes(16, 65536), 1);
@@ -646,29 +667,95 @@ TEST(CudaPaths, TheFirstRowThatTakesAProblemHasIt) {
     const std::string line = "op=" + op + " page=128 index_k=e4m3/page lens=";
     EXPECT_EQ(name(line + "8:5000"), "decode") << op;
     for (const std::string& other : {line + "1:5000 index_dim=64", line + "9:5000"}) {
-      EXPECT_NE(name(other).find("index keys stored as index queries are, not e4m3/page"),
-                std::string::npos)
+      EXPECT_NE(name(other).find("those of groups alone, not e4m3/page"), std::string::npos)
           << name(other);
+    }
+    const std::string path = op == "msa" ? "attention" : "select";
+    for (const std::string format : {"e4m3", "nvfp4", "q8kv4"}) {
+      for (const char* rest : {" page=64", "", " page=384 index_dtype=f16"}) {
+        EXPECT_EQ(name("op=" + op + " lens=9:5000 index_k=" + format + rest), path) << format;
+        if (op == "msa") {
+          EXPECT_EQ(name("op=msa kv=q8kv4 lens=9:5000 index_k=" + format + rest), path) << format;
+        }
+      }
     }
     for (const std::string format : {"nvfp4", "nvfp4/tensor", "q8kv4"}) {
       const std::string four = "op=" + op + " page=128 index_k=" + format + " lens=";
       for (const char* kv : {"auto", "e4m3/head", "q8kv4"})
         EXPECT_EQ(name(four + "8:5000 kv=" + kv), "decode") << four << kv;
-      for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"}) {
-        EXPECT_NE(name(other).find("index keys stored as index queries are, not " + format),
-                  std::string::npos)
-            << name(other);
+      if (format == "nvfp4/tensor") {
+        for (const std::string& other : {four + "1:5000 index_dim=64", four + "9:5000"})
+          EXPECT_NE(name(other).find("groups alone, not " + format), std::string::npos);
+      } else {
+        EXPECT_NE(name(four + "9:5000 index_dim=64").find("index_dim is 128 here"),
+                  std::string::npos);
       }
       const std::string why = DecodeStage::rejects(problem(four + "1:5000 index_dim=64"));
       EXPECT_NE(why.find("index_dim is 128 here where index keys are e2m1"), std::string::npos)
           << why;
     }
   }
-  GpuInfo other = kHopper;
-  other.major = 8;
+  GpuInfo older = kHopper;
+  older.major = 7;
   std::string why;
-  EXPECT_EQ(find_path(problem("op=dense"), other, why), nullptr);
-  EXPECT_NE(why.find("dense_attention"), std::string::npos) << why;
+  EXPECT_EQ(find_path(problem("op=dense"), older, why), nullptr);
+  EXPECT_NE(why.find("needs compute capability"), std::string::npos) << why;
+}
+
+TEST(CudaIsas, AreBuiltForACardOrRunWhatAnOlderOneRuns) {
+  const auto runs = [](const Isa& isa, std::vector<Compiled> compiled, int capability) {
+    return runs_compiled(isa, compiled, capability);
+  };
+  EXPECT_TRUE(runs(kMma, {{80, false}}, 80));
+  EXPECT_TRUE(runs(kMma, {{80, false}}, 89));
+  EXPECT_FALSE(runs(kMma, {{86, false}}, 80));
+  EXPECT_FALSE(runs(kMma, {{80, false}, {89, false}}, 90));
+  EXPECT_FALSE(runs(kMma, {{90, false}}, 120));
+  EXPECT_TRUE(runs(kMma, {{90, false}, {100, true}}, 120));
+  EXPECT_FALSE(runs(kMma, {{120, true}}, 100));
+  EXPECT_TRUE(runs(kSm90, {{80, false}, {90, false}}, 90));
+  EXPECT_FALSE(runs(kSm90, {{80, false}, {90, true}}, 90));
+  EXPECT_FALSE(runs(kMma, {}, 90));
+  for (const Isa* isa : kIsas) EXPECT_TRUE(runs_compiled(*isa, compiled_for(), 90)) << isa->name;
+}
+
+TEST(CudaIsas, SayWhatTheyNeed) {
+  for (const GpuInfo& gpu : every_kind()) {
+    EXPECT_EQ(isa_rejects(kMma, gpu), "") << gpu.name;
+    const std::string why = isa_rejects(kSm90, gpu);
+    EXPECT_EQ(why.empty(), gpu.major == 9) << gpu.name;
+    if (!why.empty()) {
+      EXPECT_NE(why.find("isa sm90 needs compute capability 9.0, " + gpu.name + " has "),
+                std::string::npos)
+          << why;
+    }
+    GpuInfo unbuilt = gpu;
+    unbuilt.compiled = {};
+    EXPECT_NE(isa_rejects(kMma, unbuilt).find("was not built for"), std::string::npos);
+  }
+  const GpuInfo turing = made_up("older", 75, 40, 64, 4);
+  EXPECT_EQ(isa_rejects(kMma, turing),
+            "isa mma needs compute capability 8.0 or newer, older has 7.5");
+}
+
+// Which one an option names is honoured or refused; where it names none, the best there is serves.
+TEST(CudaIsas, AreForcedByName) {
+  const auto isa = [](const std::string& name, const GpuInfo& gpu) {
+    Problem p = problem("op=merge_states parts=2 lens=20:0");
+    p.options.isa = name;
+    std::string why;
+    const PathRow* row = find_path(p, gpu, why);
+    return row == nullptr ? why : std::string(row->isa->name);
+  };
+  for (const GpuInfo& gpu : every_kind()) {
+    EXPECT_EQ(isa("", gpu), gpu.major == 9 ? "sm90" : "mma") << gpu.name;
+    EXPECT_EQ(isa("mma", gpu), "mma") << gpu.name;
+    if (gpu.major == 9)
+      EXPECT_EQ(isa("sm90", gpu), "sm90");
+    else
+      EXPECT_NE(isa("sm90", gpu).find("isa sm90 needs"), std::string::npos) << gpu.name;
+    EXPECT_EQ(isa("avx2", gpu), "isa: expected sm90 or mma, got \"avx2\"");
+  }
 }
 
 // Neighbours share most blocks: read once for a tile of them, where there are enough requests.
@@ -759,6 +846,9 @@ TEST(CudaPaths, CasesReadTheFilter) {
       ASSERT_NE(row, nullptr) << testkit::to_line(spec) << ": " << why;
       Layout layout;
       const std::string decisions = row->plan(p, kHopper, layout)->decisions();
+      const bool fast = decisions.find("select_fast") != std::string::npos;
+      EXPECT_EQ(fast, spec.precision == Precision::Fast) << testkit::to_line(spec);
+      if (fast) continue;
       const bool selects = decisions.find("select_filter") != std::string::npos;
       const bool read = selects || decisions.find("decode_filter") != std::string::npos;
       (read ? reads : spares) += 1;

@@ -305,7 +305,9 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
     for (const char* lens :
          {"lens=8:500", "lens=9:500", "lens=90:500", "lens=8:500 page=64",
           "lens=8:500 kv=e4m3/token", "lens=90:500 kv=e4m3/head", "lens=8:500 kv=q8kv4",
-          "lens=8:500 page=64 kv=nvfp4/tensor", "lens=8:500 filter=1", "lens=2:400000 filter=1"}) {
+          "lens=8:500 page=64 kv=nvfp4/tensor", "lens=8:500 filter=1", "lens=2:400000 filter=1",
+          "lens=90:500 page=64 filter=1 precision=fast", "lens=90:500 index_k=q8kv4",
+          "lens=90:500 page=64 index_k=e4m3"}) {
       if (std::string(lens).find("400000") != std::string::npos && op != "select") continue;
       const std::string line = "op=" + op + " heads=8/4 topk=4 " + lens;
       FakeCase call(line);

@@ -236,8 +236,15 @@ TEST(Bits, AFilterChangesNone) {
            {"heads=4/4 index_heads_k=4 lens=6000:131072,700:131072 page=64 block=64 topk=64", 0.2},
            {"heads=4/4 lens=8000:65536 page=128 regime=near", 1},
            {"heads=4/4 lens=8000:65536 page=128 regime=ties", 1},
-           {"heads=4/4 lens=8000:65536 page=128 hostile=nan_index", 1}}) {
-    GpuCase with("op=select filter=1 chosen=1 " + rest), without("op=select chosen=1 " + rest);
+           {"heads=4/4 lens=8000:65536 page=128 hostile=nan_index", 1},
+           {"rotated=1 heads=4/4 lens=1:1048576 page=128 regime=drift", 0.02},
+           {"rotated=1 heads=4/4 index_heads_k=4 lens=2:131072,1:9000 dtype=f16", 0.1},
+           {"rotated=1 heads=4/4 lens=32768:32768 page=128 regime=drift", 0.35},
+           {"rotated=1 heads=4/4 lens=6400:131072 page=128", 0.08},
+           {"rotated=1 heads=4/4 lens=8000:65536 page=64 block=64 hostile=nan_index", 1}}) {
+    const std::string plain_rest = rest.starts_with("rotated=1 ") ? rest.substr(10) : rest;
+    GpuCase with("op=select filter=1 chosen=1 " + rest),
+        without("op=select chosen=1 " + plain_rest);
     for (GpuCase* call : {&with, &without}) {
       call->run();
       call->fetch();

@@ -46,8 +46,8 @@ void expect_fault(const GpuCase& call, std::int64_t request, std::int64_t row, c
   EXPECT_NE(fault->what.find(what), std::string::npos) << line << ": " << fault->what;
 }
 
-// Union lists, keys outermost, decode, tensors that the copy engine refuses, the inverse: every
-// reader of given ids. Three requests, the first without a fault.
+// Union lists, keys outermost, decode, strides of another order, the inverse: every reader of given
+// ids. Three requests, the first without a fault.
 const std::vector<std::string> kListed{
     "op=sparse heads=16/2 block=64 topk=4 lens=20:200,40:2000,90:900",
     "op=sparse heads=16/1 topk=16 lens=3:3,300:9000,200:5000",

@@ -86,8 +86,8 @@ class Metamorphic : public OnTarget {
     }
   }
 
-  /// Two computations of one thing, each within an ulp or two of the truth.
-  static void expect_near(const Tensor& a, const Tensor& b, double ulps = 4) {
+  /// Two computations of one thing, each within an ulp of the row's largest.
+  static void expect_near(const Tensor& a, const Tensor& b, double ulps = 2) {
     ASSERT_EQ(a.shape, b.shape);
     for (std::int64_t i = 0; i < a.shape[0]; ++i) {
       for (std::int64_t h = 0; h < a.shape[1]; ++h) {
@@ -356,7 +356,7 @@ TEST_P(Metamorphic, KeyShardsMergeToTheWhole) {
   states.out = make_tensor(result.data(), DType::F32, {kRows, kHeads, kDim});
   merge.op = Op::MergeStates;
   run_operands(merge, states);
-  expect_near(states.out, all.out, 16);
+  expect_near(states.out, all.out, 5);  // 3.5 seen
 }
 
 // Two calls that a whole MSA is made of, on one backend: the same bits.
@@ -411,8 +411,8 @@ TEST_P(Metamorphic, ConstantOnAllScoresChangesNothing) {
   }
   run_case(plain);
   run_operands(moved.problem(), moved.prepare());
-  // In powers of two scores reach 16 here: their own rounding is 2^-20 of a weight.
-  expect_near(plain.operands().out, moved.operands().out, 16);
+  // In powers of two scores reach 16 here: their own rounding is 2^-20 of a weight, 8 ulps.
+  expect_near(plain.operands().out, moved.operands().out, 8);
 }
 
 MSA_FOR_ALL_TARGETS(Metamorphic);

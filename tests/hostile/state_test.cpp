@@ -31,21 +31,13 @@ class State : public OnTarget {
     EXPECT_EQ(data.damage(), "");
   }
 
-  /// Rows [begin, begin + count) of a tensor, element by element.
-  static std::vector<std::byte> bits(const Tensor& t, std::int64_t begin, std::int64_t count) {
+  static std::vector<std::byte> bits(const Tensor& t) {
     std::vector<std::byte> bytes;
-    const auto item = static_cast<std::size_t>(size_in_bytes(t.dtype, 1));
-    for (std::int64_t i = begin; i < begin + count; ++i) {
-      for (std::int64_t h = 0; h < t.shape[1]; ++h) {
-        for (std::int64_t d = 0; d < (t.rank > 2 ? t.shape[2] : 1); ++d) {
-          const std::byte* element = address(t, i, h, d);
-          bytes.insert(bytes.end(), element, element + item);
-        }
-      }
-    }
+    for_each_run(t, [&](const std::byte* run, std::size_t count) {
+      bytes.insert(bytes.end(), run, run + count);
+    });
     return bytes;
   }
-  static std::vector<std::byte> bits(const Tensor& t) { return bits(t, 0, t.shape[0]); }
 
   /// Every output, the lists of an inversion up to their lengths included.
   static std::vector<std::byte> output_bits(const Data& data) {
@@ -68,9 +60,11 @@ const char* const kMixed =
 TEST_P(State, SameBitsWithAnyNumberOfThreads) {
   const std::string rest =
       " heads=8/8 dim=64 block=32 topk=4 lens=70:300,1:500,0:9,8:90,33:33 page=32";
-  for (const std::string op : {"dense lse=1 block_max=1", "sparse lse=1", "msa lse=1", "scores",
-                               "select chosen=1", "topk chosen=1", "merge_states lse=1 parts=5",
-                               "merge_selections chosen=1 parts=5", "invert"}) {
+  for (const std::string op :
+       {"dense lse=1 block_max=1", "sparse lse=1", "sparse lse=1 kv=q8kv4", "msa lse=1", "scores",
+        "scores index_k=e4m3/page", "select chosen=1", "select chosen=1 filter=1", "topk chosen=1",
+        "merge_states lse=1 parts=5", "merge_selections chosen=1 parts=5", "invert",
+        "quantize kv=e4m3/token", "quantize kv=nvfp4", "quantize_index"}) {
     Data data(parse_case("op=" + op + rest));
     run_plan(plan_of(data, 1), data);
     const auto expected = output_bits(data);
@@ -84,8 +78,9 @@ TEST_P(State, SameBitsWithAnyNumberOfThreads) {
 
 // Planning reads the problem alone: twice the same plan, whatever ran in between.
 TEST_P(State, PlanningIsPure) {
-  for (const std::string op : {"dense", "scores", "topk", "select", "sparse", "msa", "merge_states",
-                               "merge_selections", "invert"}) {
+  for (const std::string op :
+       {"dense", "scores", "topk", "select", "select filter=1", "sparse", "msa", "merge_states",
+        "merge_selections", "invert", "quantize kv=q8kv4", "quantize_index"}) {
     Data data(parse_case("op=" + op + " heads=8/8 dim=64 block=32 topk=4 lens=70:300,1:500,8:90"));
     const Plan first = plan_of(data, 2);
     run_plan(first, data);

@@ -99,8 +99,64 @@ def test_plans_say_so():
     assert msa.make_plan("select_blocks", **numbers).problem["index_filter"] is None
     planned = msa.make_plan("select_blocks", **numbers, index_filter="i8/page")
     assert np.array_equal(planned.run(**run), msa.select_blocks(**without(given)))
+    rotated = msa.make_plan("select_blocks", **numbers, index_filter="i8/page/rotated")
+    assert rotated.problem["index_filter"] == "i8/page/rotated"
     with pytest.raises(msa.Error, match="i8/page"):
         msa.make_plan("select_blocks", **numbers, index_filter="i8/token")
+    for name in ("index_filter", "precision"):
+        with pytest.raises(msa.Error, match=name):
+            msa.make_plan("select_blocks", **numbers, **{name: "odd"})
+    with pytest.raises(TypeError, match="precision"):
+        msa.select_blocks(**given, precision=1)
+
+
+def test_precision_is_a_setting():
+    given = make(True)
+    assert msa.make_plan("select_blocks", **given).problem["precision"] == "exact"
+    plan = msa.make_plan("select_blocks", **given, precision="fast", backend="reference")
+    assert plan.problem["precision"] == "fast"
+    with pytest.raises(msa.Unsupported, match="precision is exact here"):
+        msa.select_blocks(**given, precision="fast")
+    with pytest.raises(msa.InvalidArgument, match="there is no filter"):
+        msa.select_blocks(**without(given), precision="fast", backend="reference")
+
+
+def fast_scores(given):
+    """Scores of blocks by codes alone, as docs/numerics.md says."""
+    f32, codes, bounds, table = np.float32, given["index_k8"], given["index_k8_bounds"], given["page_table"]
+    row = 0
+    for b, (new, keys) in enumerate(LENS):
+        for i in range(new):
+            for h in range(HI):
+                query = given["index_q"][row, h]
+                own = np.abs(query).max() / f32(127)
+                q8 = np.clip(np.rint(query / own), -127, 127).astype(np.int64)
+                best = []
+                for block in range((keys - new + i) // BLOCK + 1):  # PAGE is BLOCK
+                    page = table[b, block]
+                    seen = min(BLOCK, keys - new + i + 1 - block * BLOCK)
+                    products = (codes[page, :seen, 0].astype(np.int64) * q8).sum(1)
+                    both = f32(own * bounds[page, 0, 0])
+                    best.append((both * products.astype(f32)).max())
+                yield row, h, np.array(best, f32)
+            row += 1
+
+
+def test_fast_selections_go_by_codes():
+    given = make(True)
+    found = msa.select_blocks(**given, precision="fast", backend="reference", return_scores=True)
+    exact = msa.select_blocks(**without(given))
+    same = 0
+    for row, h, scores in fast_scores(given):
+        last = len(scores) - 1  # forced
+        order = sorted(range(last), key=lambda block: (-scores[block], block))[:given["topk"] - 1]
+        ids = sorted(order + [last])
+        assert found.block_ids[row, h].tolist() == ids + [-1] * (given["topk"] - len(ids))
+        for slot, block in enumerate(ids):
+            want = np.inf if block == last else scores[block]
+            assert found.chosen_scores[row, h, slot] == want
+        same += len(set(ids) & set(exact[row, h].tolist())) / len(ids)
+    assert 0.9 < same / (46 * HI) <= 1
 
 
 def test_half_a_filter_is_refused():

@@ -47,10 +47,26 @@ def upwards(x: np.float64) -> np.float32:
     return np.nextafter(nearest, np.float32(np.inf)) if np.float64(nearest) < x else nearest
 
 
-def copy_page(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rotate(x: np.ndarray) -> np.ndarray:
+    """Rows times the Hadamard matrix, in f32: sums and differences of pairs, neighbours first."""
+    half = 1
+    while half < x.shape[-1]:
+        pairs = x.reshape(*x.shape[:-1], -1, 2, half)
+        low, high = pairs[..., 0, :], pairs[..., 1, :]
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = np.stack([low + high, low - high], -2).reshape(x.shape)
+        half *= 2
+    return x
+
+
+def copy_page(keys: np.ndarray, rotated: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Codes and {scale, error, norm} of the keys [tokens, dim] of a page, as docs/numerics.md says."""
     finite = np.isfinite(keys)
     x = np.where(finite, keys, np.float32(0))
+    if rotated:
+        x = rotate(x)
+        finite = finite & np.isfinite(x)
+        x = np.where(np.isfinite(x), x, np.float32(0))
     scale = np.abs(x).max(initial=np.float32(0)) / np.float32(127)
     assert scale.dtype == np.float32
     ratio = x / scale if scale > 0 else np.zeros_like(x)
@@ -64,9 +80,12 @@ def copy_page(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for lane in range(16):
         sums = sums + lanes[:, lane]
     pad = 1 + (keys.shape[1] + 64) * 2.0**-52
-    error = upwards(np.sqrt(sums.max(initial=0)) * pad) if finite.all() else np.float32(np.inf)
     length = (codes.astype(np.int64)**2).sum(1).max(initial=0)
-    return codes, np.array([scale, error, upwards(np.float64(scale) * np.sqrt(np.float64(length)) * pad)], np.float32)
+    norm = np.float64(scale) * np.sqrt(np.float64(length)) * pad
+    error = np.sqrt(sums.max(initial=0)) * pad
+    if rotated:
+        error = error + 2.0**-20 * (error + norm)
+    return codes, np.array([scale, upwards(error) if finite.all() else np.inf, upwards(norm)], np.float32)
 
 
 def as_bf16(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +124,39 @@ def test_dims(kind: str, dim: int) -> None:
     codes, bounds = copy_page(keys[:, 0])
     np.testing.assert_array_equal(copy.index_k8[:, 0], codes)
     assert copy.index_k8_bounds[0, 0].tobytes() == bounds.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [8, 16, 128, 256])
+def test_rotated_bits(kind: str, dim: int) -> None:
+    values = keys_of(kind, 45, 2, dim)
+    for dtype in ("f32", "bf16"):
+        given, x = (values, values) if dtype == "f32" else as_bf16(values)
+        copy = msa.quantize_index(given, index_filter="i8/page/rotated", **({"dtype": dtype} if dtype == "bf16" else {}))
+        for group in range(3):
+            for head in range(2):
+                rows = slice(16 * group, 16 * group + 16)
+                codes, bounds = copy_page(x[rows, head], rotated=True)
+                np.testing.assert_array_equal(copy.index_k8[rows, head], codes)
+                assert copy.index_k8_bounds[group, head].tobytes() == bounds.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotated_bounds_are_true(kind: str) -> None:
+    """In exact arithmetic, with the matrix itself."""
+    from fractions import Fraction
+    keys = keys_of(kind, 16, 1, 32)
+    copy = msa.quantize_index(keys, index_filter="i8/page/rotated")
+    scale, error, norm = (Fraction(float(x)) if np.isfinite(x) else None for x in copy.index_k8_bounds[0, 0])
+    for row in range(16):
+        codes = [int(c) for c in copy.index_k8[row, 0]]
+        assert norm is None or sum((c * scale)**2 for c in codes) <= norm**2
+        if error is None or not np.isfinite(keys[row]).all():
+            assert error is None
+            continue
+        key = [Fraction(float(x)) for x in keys[row, 0]]
+        turned = [sum(-x if bin(i & d).count("1") % 2 else x for d, x in enumerate(key)) for i in range(32)]
+        assert sum((x - c * scale)**2 for x, c in zip(turned, codes)) <= error**2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,9 +207,10 @@ def test_tokens_join_pages(kind: str) -> None:
                 assert bounds[page, head].tobytes() == numbers.tobytes()
 
 
+@pytest.mark.parametrize("index_filter", ["i8/page", "i8/page/rotated"])
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_round_trip(kind: str, paged: bool) -> None:
+def test_round_trip(kind: str, paged: bool, index_filter: str) -> None:
     keys = keys_of(kind, 960, 1, 64)
     given = {"index_q": np.random.default_rng(5).standard_normal((9, 2, 64), np.float32), "block_size": 32, "topk": 5,
              "cu_seqlens_q": np.array([0, 1, 9], np.int32), "seqlens_k": np.array([320, 640], np.int32)}
@@ -168,10 +221,10 @@ def test_round_trip(kind: str, paged: bool) -> None:
         pool[order] = keys.reshape(30, PAGE, 1, 64)
         keys = pool
         batch["page_table"] = np.concatenate([np.pad(order[:10], (0, 10), constant_values=-1), order[10:]]).reshape(2, 20)
-    copy = msa.quantize_index(keys, **batch)
+    copy = msa.quantize_index(keys, index_filter=index_filter, **batch)
     plain = msa.select_blocks(**given, index_k=keys, page_table=batch.get("page_table"), return_scores=True)
     found = msa.select_blocks(**given, index_k=keys, page_table=batch.get("page_table"), **copy._asdict(),
-                              return_scores=True)
+                              index_filter=index_filter, return_scores=True)
     for one, other in zip(found, plain):
         assert one.tobytes() == other.tobytes()
 
@@ -181,6 +234,13 @@ def test_plans_and_refusals() -> None:
     lengths = np.array([64], np.int32)
     plan = msa.make_plan("quantize_index", index_k=keys, seqlens_k=lengths)
     assert plan.problem["index_filter"] == "i8/page"
+    even = keys_of("normal", 64, 1, 32)
+    rotated = msa.make_plan("quantize_index", index_k=even, seqlens_k=lengths, index_filter="i8/page/rotated")
+    assert rotated.problem["index_filter"] == "i8/page/rotated"
+    assert rotated.run(index_k=even, seqlens_k=lengths).index_k8.tobytes() == msa.quantize_index(
+        even, index_filter="i8/page/rotated").index_k8.tobytes()
+    with pytest.raises(msa.InvalidArgument, match="power of two"):
+        msa.quantize_index(keys, index_filter="i8/page/rotated")
     copy = plan.run(index_k=keys, seqlens_k=lengths)
     assert copy.index_k8.tobytes() == msa.quantize_index(keys).index_k8.tobytes()
     with pytest.raises(msa.InvalidArgument, match="q_offsets leaves pages"):
@@ -204,6 +264,11 @@ def test_torch() -> None:
     paged = msa.torch.quantize_index(pages, seqlens_k=lengths, page_table=table)
     assert torch.equal(paged.index_k8.reshape(80, 2, DIM), copy.index_k8)
     assert torch.equal(paged.index_k8_bounds, copy.index_k8_bounds)
+    even = torch.from_numpy(keys_of("normal", 80, 1, 32)).to(torch.bfloat16)
+    rotated = msa.torch.quantize_index(even, index_filter="i8/page/rotated")
+    given = {"index_q": torch.randn(3, 2, 32).to(torch.bfloat16), "index_k": even, "topk": 2, "block_size": 16}
+    found = msa.torch.select_blocks(**given, **rotated._asdict(), index_filter="i8/page/rotated", return_candidates=True)
+    assert torch.equal(found.block_ids, msa.torch.select_blocks(**given)) and (found.candidates >= 0).all()
     codes, bounds = torch.zeros_like(copy.index_k8), torch.zeros_like(copy.index_k8_bounds)
     msa.torch.quantize_index(keys, seqlens_k=lengths, q_offsets=torch.tensor([40], dtype=torch.int32), index_k8=codes,
                              index_k8_bounds=bounds)

@@ -171,7 +171,8 @@ def check_internal_headers_alone():
     """Compiles those headers alone that no build does."""
     bad = compilers("g++")
     dirs = [ROOT / "include", ROOT / "src", ROOT, ROOT / "tools/msa"]
-    headers = [f for f in FILES if f.suffix == ".h" and room_of(f) not in (None, "include/msa", "src/cuda", "python")]
+    headers = [f for f in FILES if f.suffix == ".h" and room_of(f) not in (None, "include/msa", "src/cuda", "python")
+               and not rel(f).startswith("tests/cuda/")]  # they stand on src/cuda, which needs CUDA's headers
     # src/cpu/isa/vec_*.h are bodies: each is included inside its instruction set's target region and namespace.
     built = set(first_included())
     alone = [h for h in headers if not rel(h).startswith("src/cpu/isa/vec_") and h.resolve() not in built]
@@ -275,6 +276,20 @@ def check_cpuid():
             if rel(f).startswith("src/") and not rel(f).startswith("src/core/cpu_features.")
             for number, line in enumerate(strip_comments_and_strings(f.read_text()).splitlines(), 1)
             for m in [re.search(r"\b(detect_cpu_features|__get_cpuid\w*|__cpuid\w*|__builtin_cpu_\w+)\b", line)] if m]
+
+
+def check_vector_layer():
+    """Every wrapper of the vector layer is used: by the kernels, or by the wrappers of its own or a higher level."""
+    generic = [f for f in code_files() if rel(f).startswith("src/cpu/generic/") and f.name != "vector_checks.inl"]
+    headers = [f for f in code_files() if rel(f).startswith("src/cpu/isa/vec_")]
+    wrapper = re.compile(r"MSA_INLINE (?:static )?[\w:]+ (\w+)\(")
+    bad = []
+    for header in headers:
+        above = [f for f in headers if f.name.startswith(header.stem)]  # vec_avx512.h: and vec_avx512_bf16.h
+        text = "".join(wrapper.sub("", strip_comments_and_strings(f.read_text())) for f in generic + above)
+        names = set(wrapper.findall(header.read_text()))
+        bad += [f"{rel(header)}: nobody uses {name}" for name in sorted(names) if not re.search(rf"\b{name}\b", text)]
+    return bad
 
 
 def check_comments():

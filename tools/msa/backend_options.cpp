@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The options that choose a backend, and the check that this machine has what was asked for.
 #include <algorithm>
+#include <vector>
 
 #include "cli.h"
 #include "msa/info.h"
@@ -35,7 +36,7 @@ void add_backend_options(CLI::App& command, Options& options) {
                   "cpu, cuda or reference; default: the first that accepts")
       ->check(CLI::IsMember({"cpu", "cuda", "reference"}));
   command.add_option("--isa", options.isa,
-                     "Instruction set of the cpu backend; default: the best there is");
+                     "Instruction set of the cpu or cuda backend; default: the best there is");
   command
       .add_option("--threads", options.threads,
                   "Threads of the cpu backend; default: what OpenMP would use")
@@ -52,9 +53,13 @@ void require_backend(const Options& options) {
     require(all, "--backend", options.backend);
   }
   if (options.isa.empty()) return;
+  // Where no backend is named, any one's will do: others refuse the problem, and say why.
+  std::vector<IsaInfo> isas;
   for (const BackendInfo& backend : info.backends) {
-    if (backend.name == "cpu") require(backend.isas, "--isa", options.isa);
+    if (options.backend.empty() || options.backend == backend.name)
+      isas.insert(isas.end(), backend.isas.begin(), backend.isas.end());
   }
+  require(isas, "--isa", options.isa);
 }
 
 }  // namespace msa::cli

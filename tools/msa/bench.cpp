@@ -50,28 +50,6 @@ struct BenchOptions {
   std::string command;
 };
 
-/// Which share of the ids of one selection another one holds, too: of chosen blocks, forced ones
-/// among them.
-double recall_of(const Tensor& truth, const Tensor& ids) {
-  std::int64_t there = 0, all = 0;
-  for (std::int64_t row = 0; row < truth.shape[0]; ++row) {
-    for (std::int64_t head = 0; head < truth.shape[1]; ++head) {
-      std::int64_t other = 0;  // both ascend
-      for (std::int64_t slot = 0; slot < truth.shape[2]; ++slot) {
-        const std::int32_t id = testkit::int_at(truth, row, head, slot);
-        if (id < 0) break;
-        ++all;
-        for (; other < ids.shape[2]; ++other) {
-          const std::int32_t found = testkit::int_at(ids, row, head, other);
-          if (found < 0 || found > id) break;
-          if (found == id) ++there;
-        }
-      }
-    }
-  }
-  return all == 0 ? 1.0 : static_cast<double>(there) / static_cast<double>(all);
-}
-
 /// A case with its data, its plan and its workspace, ready to run.
 class Call {
  public:
@@ -168,9 +146,7 @@ class Bench {
     if (peer) {
       row.peer = named.peer.empty() ? "own dense attention" : named.peer;
       if (!first_run(named, *peer, row, row.peer_seconds)) return false;
-      const bool selects = (row.spec.op == Op::SelectBlocks || row.spec.op == Op::MsaAttention) &&
-                           peer->spec().op == row.spec.op;
-      if (selects && row.spec.index_k_format() != peer->spec().index_k_format())
+      if (may_lose_ids(row.spec, peer->spec()))
         row.recall = recall_of(peer->operands().block_ids, call.operands().block_ids);
     }
     row.verified = true;
@@ -297,7 +273,8 @@ class Bench {
   Results results_;
 };
 
-/// A named row stands for the cpu backend; a forced instruction set becomes part of its name.
+/// A named row stands for the backend under test; a forced instruction set becomes part of its
+/// name.
 std::vector<BenchRow> choose_rows(const BenchOptions& options) {
   std::vector<BenchRow> rows;
   const auto chosen = [&](const std::string& id) {
@@ -326,8 +303,8 @@ std::vector<BenchRow> choose_rows(const BenchOptions& options) {
 }
 
 /// Rows of instruction sets that this machine lacks are told, not measured.
-bool runs_here(const BenchRow& row) {
-  for (const IsaInfo& isa : testkit::isas_of("cpu")) {
+bool runs_here(const BenchRow& row, const std::string& backend) {
+  for (const IsaInfo& isa : testkit::isas_of(backend)) {
     const bool wanted = isa.name == row.isa || isa.name == row.peer_isa;
     if (!wanted || isa.available) continue;
     fmt::print(stderr, "{}: not run: {}\n", row.id, isa.reason);
@@ -386,7 +363,8 @@ int bench(const BenchOptions& options) {
     return bench.serve(rows.front()) ? kGood : kCheckFailed;
   }
   bool good = true;
-  std::erase_if(rows, [](const BenchRow& row) { return !runs_here(row); });
+  std::erase_if(rows,
+                [&](const BenchRow& row) { return !runs_here(row, options.under_test.backend); });
   announce(rows, options);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     bench.begin(i, rows.size());

@@ -183,7 +183,10 @@ class GpuRow {
       Problem problem = data.problem();
       problem.op = stage.op;
       if (stage.op == Op::SelectBlocks) problem.outputs.lse = false;
-      if (stage.op == Op::SparseAttention) problem.index.filter.reset();
+      if (stage.op == Op::SparseAttention) {
+        problem.index.filter.reset();
+        problem.selection.precision = Precision::Exact;
+      }
       const Operands operands = operands_of_stage(stage.op, data.operands());
       if (!measure_op(data, problem, operands, std::string(".") + stage.name, rows)) return false;
     }
@@ -217,6 +220,7 @@ class GpuRow {
   Problem planned(Problem problem) const {
     const bool invariant = problem.options.batch_invariant;
     problem.options = options_.under_test;
+    if (!named_.isa.empty()) problem.options.isa = named_.isa;
     problem.options.batch_invariant = invariant;
     return problem;
   }
@@ -257,7 +261,9 @@ class GpuRow {
     say("making the peer's data");
     const testkit::Case spec = testkit::parse_case(named_.peer_line);
     BenchData peer_data(spec, *space_);
-    GpuCall peer(planned(peer_data.problem()), peer_data.operands(), *space_);
+    Problem problem = planned(peer_data.problem());
+    if (!named_.peer_isa.empty()) problem.options.isa = named_.peer_isa;
+    GpuCall peer(problem, peer_data.operands(), *space_);
     const double first = timer_.seconds([&] { peer.run_next(); });
     if (!verify(peer_data, peer, row.id + " (peer)")) return false;
     add_sets(peer_data, peer,
@@ -266,6 +272,10 @@ class GpuRow {
     row.peer = named_.peer;
     row.peer_seconds = named_.graph ? time_graph(peer) : time_runs(peer, first);
     for (double& seconds : row.peer_seconds) seconds *= named_.peer_runs;
+    if (may_lose_ids(data.spec(), spec)) {
+      row.recall = recall_of(peer_data.host_view(peer.operands()).block_ids,
+                             data.host_view(data.operands()).block_ids);
+    }
     GpuCall again(planned(data.problem()), data.operands(), *space_);
     add_sets(data, again, row.work.bytes);
     const double once = timer_.seconds([&] { again.run_next(); });

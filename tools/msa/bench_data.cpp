@@ -338,6 +338,7 @@ void BenchData::make_filter() {
         std::min(page, requests_[static_cast<std::size_t>(request)].seqlen_k - first);
     std::memset(out, 0x7f, static_cast<std::size_t>(page * heads * dim));
     std::vector<float> rows(static_cast<std::size_t>(keys * dim));
+    std::vector<double> rotated(static_cast<std::size_t>(dim));
     std::array<std::byte, kMaxDim * sizeof(float)> stored{};
     for (std::int64_t h = 0; h < heads; ++h) {
       float largest = 0;
@@ -346,6 +347,11 @@ void BenchData::make_filter() {
         values.row(request, first + key, h, row);
         testkit::store(row, dim, dtype, stored.data());
         testkit::load(stored.data(), dtype, dim, row);
+        if (spec_.rotated) {
+          std::copy_n(row, dim, rotated.begin());
+          testkit::rotate(rotated);
+          std::copy_n(rotated.begin(), dim, row);
+        }
         for (std::int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(row[d]));
       }
       const float scale = largest / 127;
@@ -366,7 +372,7 @@ void BenchData::make_filter() {
       }
       float* const bound = bounds.data() + (at * heads + h) * 3;
       bound[0] = scale;
-      bound[1] = up(error);
+      bound[1] = up(spec_.rotated ? error + 0x1p-22 * (error + norm) : error);  // rounded once
       bound[2] = up(norm);
     }
   });
@@ -497,6 +503,28 @@ Tensor BenchData::fetch_keys(const Tensor& keys, const Request& request,
   return view_of(memory.back().get(), keys.dtype, {count, keys.shape[2], keys.shape[3]});
 }
 
+/// Bounds of its pages, for each 16 rows of what fetch_keys gives.
+Tensor BenchData::fetch_bounds(const Tensor& bounds, const Request& request,
+                               std::vector<std::shared_ptr<std::byte[]>>& memory) {
+  const std::int64_t groups = testkit::ceil_div(request.seqlen_k, kFilterRows);
+  const std::size_t bytes = row_bytes(bounds);
+  memory.emplace_back(new std::byte[static_cast<std::size_t>(groups) * bytes]);
+  std::byte* const to = memory.back().get();
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t column = group * kFilterRows / spec_.page_size;
+    std::byte* const mine = to + static_cast<std::size_t>(group) * bytes;
+    if (group * kFilterRows % spec_.page_size != 0) {
+      std::memcpy(mine, mine - bytes, bytes);
+      continue;
+    }
+    const std::int32_t page = testkit::int_at(host_batch_.page_table, request.index, column);
+    space_.copy_out(
+        mine, static_cast<const std::byte*>(bounds.data) + static_cast<std::size_t>(page) * bytes,
+        bytes);
+  }
+  return view_of(to, DType::F32, {groups, bounds.shape[1], 3});
+}
+
 HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
                             const Request& request, std::int64_t i) {
   HostRow host{.problem = problem, .operands = operands, .memory = {}};
@@ -506,9 +534,11 @@ HostRow BenchData::host_row(const Problem& problem, const Operands& operands,
   p.bounds.batch = p.bounds.total_q = p.bounds.max_seqlen_q = 1;
   p.bounds.max_seqlen_k = request.seqlen_k;
   p.bounds.page_size = 0;
-  p.index.filter.reset();  // the oracle reads none
   Operands& o = host.operands;
-  o.index_k8 = o.index_k8_bounds = {};
+  if (p.selection.precision == Precision::Exact) {
+    p.index.filter.reset();  // the oracle reads none
+    o.index_k8 = o.index_k8_bounds = {};
+  }
   for (Tensor* t : {&o.q, &o.index_q, &o.scores_in, &o.block_ids_in, &o.out, &o.lse, &o.scores,
                     &o.block_ids, &o.chosen_scores}) {
     if (!*t) continue;
@@ -551,9 +581,9 @@ std::vector<HostRow> BenchData::sample(const Problem& problem, const Operands& o
   std::sort(rows.begin(), rows.end());
   rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
   std::vector<HostRow> sampled;
-  const std::array<Tensor Operands::*, 6> of_keys{&Operands::k,       &Operands::v,
-                                                  &Operands::index_k, &Operands::k_scale,
-                                                  &Operands::v_scale, &Operands::index_k_scale};
+  const std::array<Tensor Operands::*, 7> of_keys{
+      &Operands::k,       &Operands::v,       &Operands::index_k,      &Operands::index_k8,
+      &Operands::k_scale, &Operands::v_scale, &Operands::index_k_scale};
   const auto lies_by_key = [&](Tensor Operands::*field) {
     return (operands.*field).rank >= 3;  // scales that are shared do not
   };
@@ -567,13 +597,17 @@ std::vector<HostRow> BenchData::sample(const Problem& problem, const Operands& o
       memory.clear();
       keys = {};
       for (const auto field : of_keys) {
-        if (lies_by_key(field)) keys.*field = fetch_keys(operands.*field, r, memory);
+        if (lies_by_key(field) && host.operands.*field)
+          keys.*field = fetch_keys(operands.*field, r, memory);
       }
+      if (host.operands.index_k8)
+        keys.index_k8_bounds = fetch_bounds(operands.index_k8_bounds, r, memory);
       last = &r;
     }
     for (const auto field : of_keys) {
-      if (lies_by_key(field)) host.operands.*field = keys.*field;
+      if (host.operands.*field && lies_by_key(field)) host.operands.*field = keys.*field;
     }
+    if (host.operands.index_k8) host.operands.index_k8_bounds = keys.index_k8_bounds;
     host.memory.insert(host.memory.end(), memory.begin(), memory.end());
     sampled.push_back(std::move(host));
   }

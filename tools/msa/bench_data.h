@@ -73,6 +73,8 @@ class BenchData {
   std::shared_ptr<std::byte[]> fetch(const Tensor& tensor, std::int64_t begin, std::int64_t count);
   Tensor fetch_keys(const Tensor& keys, const testkit::Request& request,
                     std::vector<std::shared_ptr<std::byte[]>>& memory);
+  Tensor fetch_bounds(const Tensor& bounds, const testkit::Request& request,
+                      std::vector<std::shared_ptr<std::byte[]>>& memory);
   HostRow host_row(const Problem& problem, const testkit::Operands& operands,
                    const testkit::Request& request, std::int64_t i);
 

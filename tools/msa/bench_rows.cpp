@@ -244,6 +244,44 @@ void add_low_bits_rows(std::vector<BenchRow>& rows) {
                   .peer = "own bf16"});
 }
 
+/// Those of compute capability 8.0 and up, forced.
+void add_mma_rows(std::vector<BenchRow>& rows) {
+  for (const auto& [name, tokens] : {Length{"8k", 8192}, {"32k", 32768}, {"128k", 131072}}) {
+    const std::string lens = " lens=" + std::to_string(tokens) + ":" + std::to_string(tokens);
+    const std::string size = name;
+    if (tokens < 131072) {
+      rows.push_back({.id = "mma.dense." + size,
+                      .what = "dense causal prefill, " + size + " tokens, isa mma forced",
+                      .line = "op=dense" + lens,
+                      .isa = "mma"});
+    }
+    rows.push_back({.id = "mma.msa." + size + ".drift",
+                    .what = "selection and attention, prefill of " + size +
+                            " tokens, lists that drift, isa mma forced",
+                    .line = "op=msa regime=drift" + lens,
+                    .isa = "mma",
+                    .stages = true});
+  }
+  const auto add_beside_sm90 = [&](const std::string& id, const std::string& what,
+                                   const std::string& line, bool graph) {
+    rows.push_back({.id = "mma." + id,
+                    .what = what + ", isa mma forced",
+                    .line = line,
+                    .isa = "mma",
+                    .peer_line = line,
+                    .peer = "own sm90",
+                    .peer_isa = "sm90",
+                    .graph = graph});
+  };
+  const std::string decode = "selection and attention in a CUDA graph, ";
+  add_beside_sm90("decode.1m.b1", decode + "one token over 1M", "op=msa page=128 lens=1:1048576",
+                  true);
+  add_beside_sm90("decode.128k.b32", decode + "32 requests, one token over 128K each",
+                  "op=msa page=128 lens=32x1:131072", true);
+  add_beside_sm90("topk.random", "select_topk, 131072 rows of 1024 blocks, scores: random",
+                  "op=topk lens=32768:131072 causal=0 regime=random", false);
+}
+
 /// Rows whose other side is our own: what an unusual batch costs beside a usual one.
 void add_robust_rows(std::vector<BenchRow>& rows) {
   rows.push_back({.id = "hopper.decode.ragged.128k.b1",
@@ -363,6 +401,12 @@ std::vector<BenchRow> named_gpu_rows() {
                     .line = "op=select filter=1" + line,
                     .peer_line = "op=select" + line,
                     .peer = "own, without the filter"});
+    rows.push_back({.id = std::string("hopper.select8.fast.") + name,
+                    .what = std::string("selection for a prefill of ") + name +
+                            " tokens, pages of 128, by the codes of an 8-bit filter alone",
+                    .line = "op=select filter=1 precision=fast" + line,
+                    .peer_line = "op=select" + line,
+                    .peer = "own, exact, without the filter"});
     rows.push_back({.id = std::string("hopper.msa8.") + name + ".drift",
                     .what = "selection and attention, " + prefill + ", lists that drift",
                     .line = "op=msa filter=1" + line,
@@ -377,6 +421,7 @@ std::vector<BenchRow> named_gpu_rows() {
   add_speculative_rows(rows);
   add_low_bits_rows(rows);
   add_robust_rows(rows);
+  add_mma_rows(rows);
   return rows;
 }
 

@@ -15,7 +15,7 @@ struct BenchRow {
   std::string isa{};            // forced; empty: the best there is
   std::string peer_line{};      // our own other way to the same end, timed in the same run
   std::string peer{};           // what the other way is; empty: own dense attention
-  std::string peer_isa{};       // forced on it; empty: the row's
+  std::string peer_isa{};       // forced for the peer; empty: as the row
   double peer_runs = 1;         // GPU: runs of the peer that do the row's work
   bool poison = false;          // a NaN in the first value of every KV head; the peer has none
   bool measure_memory = false;  // the figure is bytes beyond inputs and outputs

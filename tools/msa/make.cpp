@@ -90,6 +90,8 @@ std::string run_command(const testkit::Case& spec, const std::string& path) {
     text += " --softmax-scale " + testkit::case_value(spec, "scale");
   }
   if (!spec.causal) text += " --no-causal";
+  if (spec.filter && spec.rotated) text += " --filter-rotated";
+  if (spec.precision == Precision::Fast) text += " --fast";
   return text;
 }
 

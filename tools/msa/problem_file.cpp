@@ -139,9 +139,9 @@ bool indexes(Op op) {
 }
 
 bool blames_option(const Error& error) {
-  constexpr std::array<std::string_view, 9> kOptions{"block_size",  "topk",          "local_blocks",
-                                                     "init_blocks", "softmax_scale", "backend",
-                                                     "isa",         "threads",       "options"};
+  constexpr std::array<std::string_view, 10> kOptions{
+      "block_size", "topk",    "local_blocks", "init_blocks", "softmax_scale",
+      "precision",  "backend", "isa",          "threads",     "options"};
   return std::any_of(kOptions.begin(), kOptions.end(), [&](std::string_view name) {
     return error.argument() == name || error.argument().ends_with("." + std::string(name));
   });
@@ -162,12 +162,15 @@ FileOptionSetters::FileOptionSetters(CLI::App& command, FileOptions& options) {
   scale_ =
       command.add_option("--softmax-scale", options.softmax_scale, "Default: 1 / sqrt(head dim)");
   command.add_flag("--no-causal", options.no_causal, "Every key is visible to every query");
+  command.add_flag("--filter-rotated", s.filter_rotated, "index_k8 holds codes of rotated keys");
+  command.add_flag("--fast", options.fast, "Selections go by index_k8 alone");
 }
 
 void FileOptionSetters::finish(FileOptions& options) const {
   options.topk_given = topk_->count() > 0;
   options.scale_given = scale_->count() > 0;
   options.settings.causal = !options.no_causal;
+  if (options.fast) options.settings.precision = Precision::Fast;
   if (options.scale_given) options.settings.softmax_scale = options.softmax_scale;
 }
 

@@ -30,6 +30,7 @@ struct FileOptions {
   Settings settings;
   bool topk_given = false;
   bool no_causal = false;
+  bool fast = false;
   bool scale_given = false;
   float softmax_scale = 0;
 };

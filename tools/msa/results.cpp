@@ -11,9 +11,37 @@
 
 #include "cli.h"
 #include "msa/info.h"
+#include "testkit/requests.h"
 #include "timing.h"
 
 namespace msa::cli {
+
+bool may_lose_ids(const testkit::Case& spec, const testkit::Case& peer) {
+  const bool selects = spec.op == Op::SelectBlocks || spec.op == Op::MsaAttention;
+  return selects && peer.op == spec.op &&
+         (spec.index_k_format() != peer.index_k_format() || spec.precision != peer.precision);
+}
+
+double recall_of(const Tensor& truth, const Tensor& ids) {
+  std::int64_t there = 0, all = 0;
+  for (std::int64_t row = 0; row < truth.shape[0]; ++row) {
+    for (std::int64_t head = 0; head < truth.shape[1]; ++head) {
+      std::int64_t other = 0;  // both ascend
+      for (std::int64_t slot = 0; slot < truth.shape[2]; ++slot) {
+        const std::int32_t id = testkit::int_at(truth, row, head, slot);
+        if (id < 0) break;
+        ++all;
+        for (; other < ids.shape[2]; ++other) {
+          const std::int32_t found = testkit::int_at(ids, row, head, other);
+          if (found < 0 || found > id) break;
+          if (found == id) ++there;
+        }
+      }
+    }
+  }
+  return all == 0 ? 1.0 : static_cast<double>(there) / static_cast<double>(all);
+}
+
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -24,7 +52,7 @@ double peak_of(const Peaks& peaks, const std::string& isa, DType dtype) {
   if (isa == "amx" && dtype == DType::BF16) return peaks.tile_bf16_flops;
   if (isa.starts_with("avx512") || isa == "amx") return peaks.fp32_flops;
   if (isa == "avx2") return peaks.avx2_fp32_flops;
-  if (isa == "sm90" && dtype != DType::F32) return peaks.bf16_flops;
+  if ((isa == "sm90" || isa == "mma") && dtype != DType::F32) return peaks.bf16_flops;
   return 0;
 }
 

@@ -62,4 +62,11 @@ std::string to_json(const Results& results);
 std::vector<std::string> regressions(const Results& results, const std::string& baseline,
                                      double tolerance);
 
+/// Whether a selection may differ from its peer's, as it goes by other keys.
+bool may_lose_ids(const testkit::Case& spec, const testkit::Case& peer);
+
+/// Which share of the ids of one selection another one holds, too: of chosen blocks, forced ones
+/// among them.
+double recall_of(const Tensor& truth, const Tensor& ids);
+
 }  // namespace msa::cli

@@ -124,7 +124,8 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | N
                   total_seqlens_k: Tensor | None = None, block_size: int = 128, topk: int = 16, local_blocks: int = 1,
                   init_blocks: int = 0, causal: bool = True, max_seqlen_q: int | None = None,
                   max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None, threads: int = 0,
-                  batch_invariant: bool = False, index_k_format: str | None = None, block_ids: Tensor | None = None,
+                  batch_invariant: bool = False, index_k_format: str | None = None, index_filter: str | None = None,
+                  precision: str | None = None, block_ids: Tensor | None = None,
                   chosen_scores: Tensor | None = None,
                   candidates: Tensor | None = None, return_scores: bool = False,
                   return_candidates: bool = False) -> Any:
@@ -140,13 +141,13 @@ def select_blocks(index_q: Tensor, index_k: Tensor, *, index_k_scale: Tensor | N
                      total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk, local_blocks=local_blocks,
                      init_blocks=init_blocks, causal=causal, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
                      backend=backend, isa=isa, threads=threads, batch_invariant=batch_invariant,
-                     index_k_format=index_k_format)
+                     index_k_format=index_k_format, index_filter=index_filter, precision=precision)
     found = _select_blocks(index_q, index_k, index_k_scale, index_k_global_scale, index_k8, index_k8_bounds,
                            cu_seqlens_q, seqlens_k,
                            q_offsets,
                            key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size, topk, local_blocks,
                            init_blocks, causal, max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant,
-                           index_k_format, True, return_scores, return_candidates)
+                           index_k_format, index_filter, precision, True, return_scores, return_candidates)
     if len(found) == 1:
         return found[0]
     return result(found, ("block_ids", True), ("chosen_scores", return_scores), ("candidates", return_candidates))
@@ -193,7 +194,7 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
                   init_blocks: int = 0, causal: bool = True, softmax_scale: float | None = None,
                   max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
                   isa: str | None = None, threads: int = 0, batch_invariant: bool = False, kv_format: str | None = None,
-                  index_k_format: str | None = None,
+                  index_k_format: str | None = None, index_filter: str | None = None, precision: str | None = None,
                   out_dtype: torch.dtype | None = None, out: Tensor | None = None, lse: Tensor | None = None,
                   block_ids: Tensor | None = None, return_lse: bool = False, return_block_ids: bool = False) -> Any:
     """select_blocks, then sparse_attention. See msa.msa_attention."""
@@ -209,14 +210,15 @@ def msa_attention(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Ten
                      key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, topk=topk,
                      local_blocks=local_blocks, init_blocks=init_blocks, causal=causal, softmax_scale=softmax_scale,
                      max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
-                     batch_invariant=batch_invariant, kv_format=kv_format, index_k_format=index_k_format)
+                     batch_invariant=batch_invariant, kv_format=kv_format, index_k_format=index_k_format,
+                     index_filter=index_filter, precision=precision)
     found = _msa_attention(q, k, v, index_q, index_k, k_scale, v_scale, k_global_scale, v_global_scale, index_k_scale,
                            index_k_global_scale,
                            index_k8,
                            index_k8_bounds, cu_seqlens_q, seqlens_k, q_offsets, key_offsets, total_seqlens_k,
                            cu_seqlens_k, page_table, block_size, topk, local_blocks, init_blocks, causal, softmax_scale,
                            max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, kv_format,
-                           index_k_format, out_dtype,
+                           index_k_format, index_filter, precision, out_dtype,
                            True, return_lse, return_block_ids)
     if len(found) == 1:
         return found[0]
@@ -301,6 +303,7 @@ def quantize_kv(k_rows: Tensor, v_rows: Tensor, *, k_scale: Tensor | None = None
 def quantize_index(index_k: Tensor, *, seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
                    page_table: Tensor | None = None, q_offsets: Tensor | None = None, max_seqlen_k: int | None = None,
                    backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+                   index_filter: str | None = None,
                    index_k8: Tensor | None = None, index_k8_bounds: Tensor | None = None) -> Any:
     """Makes the filter of index keys that select_blocks and msa_attention take. See msa.quantize_index."""
     if index_k8 is not None or index_k8_bounds is not None:
@@ -308,6 +311,6 @@ def quantize_index(index_k: Tensor, *, seqlens_k: Tensor | None = None, cu_seqle
                    "index_k8_bounds": index_k8_bounds if index_k8_bounds is not None else True}
         return write("quantize_index", (index_k,), outputs, None, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
                      page_table=page_table, q_offsets=q_offsets, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
-                     threads=threads, batch_invariant=batch_invariant)
+                     threads=threads, batch_invariant=batch_invariant, index_filter=index_filter)
     return IndexCopy(*_quantize_index(index_k, seqlens_k, q_offsets, cu_seqlens_k, page_table, max_seqlen_k, backend,
-                                      isa, threads, batch_invariant))
+                                      isa, threads, batch_invariant, index_filter))

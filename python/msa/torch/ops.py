@@ -26,7 +26,8 @@ _SETTINGS = {
     "max_seqlen_q": "SymInt? max_seqlen_q=None", "max_seqlen_k": "SymInt? max_seqlen_k=None",
     "backend": "str? backend=None", "isa": "str? isa=None", "threads": "int threads=0",
     "batch_invariant": "bool batch_invariant=False", "kv_format": "str? kv_format=None",
-    "index_k_format": "str? index_k_format=None",
+    "index_k_format": "str? index_k_format=None", "index_filter": "str? index_filter=None",
+    "precision": "str? precision=None",
 }
 _INPUT, _OPTIONAL_INPUT, _OUTPUT, _OPTIONAL_OUTPUT = range(4)
 

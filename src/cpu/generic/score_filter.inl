@@ -25,7 +25,8 @@ MSA_INLINE_PIECE void read_bounds(const ScoreTile& tile, const FilterKeys& keys,
                                   const BlockKeys& block, bool by_run, BlockBounds& bounds) {
   bounds.count = 0;
   for (std::int64_t j = 0; j < block.size;) {
-    const PageBound page = page_bound(keys.bounds_of(block.begin + j), keys.item_stride, tile.dim);
+    const PageBound page =
+        page_bound(keys.bounds_of(block.begin + j), keys.item_stride, tile.dim, keys.rotated);
     const std::int64_t end =
         std::min(keys.end_of_bounds(block.begin + j) - block.begin, block.size);
     while (j < end) {

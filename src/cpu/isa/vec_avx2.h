@@ -49,7 +49,6 @@ MSA_INLINE IVec iload(const void* p) {
   return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
 }
 MSA_INLINE void istore(void* p, IVec a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
-MSA_INLINE IVec iadd(IVec a, IVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
 MSA_INLINE IVec ior(IVec a, IVec b) { return {_mm256_or_si256(a.v, b.v)}; }
 MSA_INLINE IVec isub(IVec a, IVec b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imax(IVec a, IVec b) { return {_mm256_max_epi32(a.v, b.v)}; }

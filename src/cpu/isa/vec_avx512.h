@@ -43,7 +43,6 @@ MSA_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, 
 MSA_INLINE IVec iset1(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
 MSA_INLINE IVec iload(const void* p) { return {_mm512_loadu_si512(p)}; }
 MSA_INLINE void istore(void* p, IVec a) { _mm512_storeu_si512(p, a.v); }
-MSA_INLINE IVec iadd(IVec a, IVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
 MSA_INLINE IVec ior(IVec a, IVec b) { return {_mm512_or_si512(a.v, b.v)}; }
 MSA_INLINE IVec isub(IVec a, IVec b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 MSA_INLINE IVec imax(IVec a, IVec b) { return {_mm512_max_epi32(a.v, b.v)}; }

@@ -73,9 +73,6 @@ MSA_INLINE void istore(void* p, IVec a) {
   vst1q_s32(words, a.v[0]);
   vst1q_s32(words + 4, a.v[1]);
 }
-MSA_INLINE IVec iadd(IVec a, IVec b) {
-  return {{vaddq_s32(a.v[0], b.v[0]), vaddq_s32(a.v[1], b.v[1])}};
-}
 MSA_INLINE IVec ior(IVec a, IVec b) {
   return {{vorrq_s32(a.v[0], b.v[0]), vorrq_s32(a.v[1], b.v[1])}};
 }
@@ -92,12 +89,12 @@ MSA_INLINE Mask igreater(IVec a, IVec b) {
   return {{vcgtq_s32(a.v[0], b.v[0]), vcgtq_s32(a.v[1], b.v[1])}};
 }
 
-/// Lane i is bit i.
 MSA_INLINE IVec iselect(Mask m, IVec a, IVec b) {
   return {{vbslq_s32(m.m[0], a.v[0], b.v[0]), vbslq_s32(m.m[1], a.v[1], b.v[1])}};
 }
 MSA_INLINE Vec to_float(IVec a) { return {{vcvtq_f32_s32(a.v[0]), vcvtq_f32_s32(a.v[1])}}; }
 
+/// Lane i is bit i.
 MSA_INLINE unsigned bits(Mask m) {
   const uint32x4_t low = {1, 2, 4, 8}, high = {16, 32, 64, 128};
   return vaddvq_u32(vorrq_u32(vandq_u32(m.m[0], low), vandq_u32(m.m[1], high)));

@@ -99,9 +99,6 @@ MSA_INLINE IVec iload(const void* p) {
   return r;
 }
 MSA_INLINE void istore(void* p, In<IVec> a) { std::memcpy(p, a.v, sizeof a.v); }
-MSA_INLINE IVec iadd(In<IVec> a, In<IVec> b) {
-  return each<IVec>([&](int i) { return a.v[i] + b.v[i]; });
-}
 MSA_INLINE IVec ior(In<IVec> a, In<IVec> b) {
   return each<IVec>([&](int i) { return a.v[i] | b.v[i]; });
 }

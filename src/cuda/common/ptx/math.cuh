@@ -9,6 +9,13 @@
 #include <cstdint>
 #include <type_traits>
 
+// Codes of e4m3 have instructions from compute capability 8.9 on; below, the same bits are made by
+// hand.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+#define MSA_E4M3_BY_HAND 1
+#include <cuda_fp8.h>
+#endif
+
 namespace msa::cuda::common::ptx {
 
 /// 2^x, relative error 2^-22; -inf gives 0, NaN gives NaN.
@@ -60,11 +67,27 @@ __device__ __forceinline__ std::uint32_t prmt(std::uint32_t a, std::uint32_t b,
   return bytes;
 }
 
+#ifdef MSA_E4M3_BY_HAND
+/// Codes in the upper bytes of two halves as f16: the exponents' biases differ by 8.
+__device__ __forceinline__ std::uint32_t f16x2_of_spread_codes(std::uint32_t spread) {
+  const std::uint32_t magnitude = spread & 0x7f007f00u;
+  const std::uint32_t pair = (magnitude >> 1) | (spread & 0x80008000u);
+  const __half2 value =
+      __hmul2(reinterpret_cast<const __half2&>(pair), __half2half2(__float2half(256.0f)));
+  return reinterpret_cast<const std::uint32_t&>(value) |
+         (__vcmpeq2(magnitude, 0x7f007f00u) & 0x7fff7fffu);
+}
+#endif
+
 /// Two codes of e4m3, the first in the low byte, as a pair of f16: exact, NaN for NaN.
 __device__ __forceinline__ std::uint32_t cvt_f16x2_e4m3x2(std::uint16_t codes) {
+#ifdef MSA_E4M3_BY_HAND
+  return f16x2_of_spread_codes(prmt(codes, 0, 0x1404));
+#else
   std::uint32_t pair;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(codes));
   return pair;
+#endif
 }
 
 __device__ __forceinline__ float e4m3_to_float(std::uint8_t code) {
@@ -95,10 +118,15 @@ __device__ __forceinline__ std::uint32_t widen_e4m3x2(std::uint16_t codes) {
 template <class T>
 __device__ __forceinline__ void widen_e4m3x4(std::uint32_t codes, std::uint32_t& first,
                                              std::uint32_t& second) {
+#ifdef MSA_E4M3_BY_HAND
+  first = f16x2_of_spread_codes(prmt(codes, 0, 0x1404));
+  second = f16x2_of_spread_codes(prmt(codes, 0, 0x3424));
+#else
   asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %2;\n"
       "cvt.rn.f16x2.e4m3x2 %0, lo;\ncvt.rn.f16x2.e4m3x2 %1, hi;\n}"
       : "=r"(first), "=r"(second)
       : "r"(codes));
+#endif
   if constexpr (!std::is_same_v<T, __half>) {
     first = repack<T>(first);
     second = repack<T>(second);
@@ -108,16 +136,18 @@ __device__ __forceinline__ void widen_e4m3x4(std::uint32_t codes, std::uint32_t&
 /// Codes of two numbers, lo in the low byte: half to even; what is too large, infinities included,
 /// becomes 448, NaN some NaN.
 __device__ __forceinline__ std::uint16_t cvt_e4m3x2(float lo, float hi) {
+#ifdef MSA_E4M3_BY_HAND
+  return __nv_cvt_float2_to_fp8x2({lo, hi}, __NV_SATFINITE, __NV_E4M3);
+#else
   std::uint16_t codes;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(hi), "f"(lo));
   return codes;
+#endif
 }
 
 /// The nearest value of e4m3, half to even; beyond 448 it is 448, NaN stays NaN.
 __device__ __forceinline__ float round_to_e4m3(float x) {
-  std::uint16_t code;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(code) : "f"(0.0f), "f"(x));
-  return e4m3_to_float(static_cast<std::uint8_t>(code));
+  return e4m3_to_float(static_cast<std::uint8_t>(cvt_e4m3x2(x, 0.0f)));
 }
 
 /// The two values of a packed pair, exact.

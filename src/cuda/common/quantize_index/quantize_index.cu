@@ -6,6 +6,7 @@
 #include "cuda/common/new_keys.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/quantize_index/launch.h"
+#include "cuda/common/rotate.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/launch.h"
 
@@ -13,10 +14,13 @@ namespace msa::cuda::common::quantize_index {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kCtasOfSm = 3;  // by itself ptxas takes 64 registers, and spills
-constexpr int kLanes = 16;    // of a key: as many sums
+// By itself ptxas takes 64 registers, and spills; rotated keys are held whole.
+template <bool kRotated>
+constexpr int kCtasOfSm = kRotated ? 2 : 3;
+constexpr int kLanes = 16;  // of a key: as many sums
 constexpr int kKeysAtOnce = kThreads / kLanes;
-constexpr std::int64_t kMostCtas = 1024;  // of all requests and heads, where they are few
+constexpr int kRotatedItems = 256 / kLanes;  // of a lane
+constexpr std::int64_t kMostCtas = 1024;     // of all requests and heads, where they are few
 constexpr unsigned kInfBits = 0x7f800000u;
 
 /// What is made at once.
@@ -65,7 +69,26 @@ __device__ __forceinline__ float finite(float x, bool& odd) {
   return 0.0f;
 }
 
+/// Of a rotated key, what is coded: item i of a lane is element kLanes i + lane. What is not finite
+/// counts as 0, before and behind the rotation. Half a warp calls it.
 template <class Item>
+__device__ __forceinline__ void read_rotated(float (&x)[kRotatedItems], const Item* key, int dim,
+                                             int lane, bool& odd) {
+#pragma unroll
+  for (int i = 0; i < kRotatedItems; ++i)
+    x[i] = i * kLanes + lane < dim ? finite(to_float(key[i * kLanes + lane]), odd) : 0.0f;
+  const unsigned lanes = 0xffffu << (threadIdx.x & kLanes);
+#pragma unroll 1
+  for (int half = 1; half < kLanes && half < dim; half *= 2) rotate_lanes(x, half, lanes);
+  if (dim > kLanes) rotate_held<1>(x);
+  if (dim > 2 * kLanes) rotate_held<2>(x);
+  if (dim > 4 * kLanes) rotate_held<4>(x);
+  if (dim > 8 * kLanes) rotate_held<8>(x);
+#pragma unroll
+  for (int i = 0; i < kRotatedItems; ++i) x[i] = finite(x[i], odd);
+}
+
+template <class Item, bool kRotated>
 __device__ __forceinline__ void find_largest(const Params& p, const Page& page, int head,
                                              Found& found) {
   unsigned largest = 0;
@@ -74,9 +97,16 @@ __device__ __forceinline__ void find_largest(const Params& p, const Page& page, 
   for (int i = static_cast<int>(threadIdx.x) / kLanes; i < page.rows; i += kKeysAtOnce) {
     if (!page.holds(i)) continue;
     const Item* key = key_of<Item>(p, page, i, head);
+    if constexpr (kRotated) {
+      float x[kRotatedItems];
+      read_rotated(x, key, p.dim, lane, odd);
+#pragma unroll
+      for (int n = 0; n < kRotatedItems; ++n) largest = max(largest, __float_as_uint(fabsf(x[n])));
+    } else {
 #pragma unroll 8
-    for (int d = lane; d < p.dim; d += kLanes)
-      largest = max(largest, __float_as_uint(fabsf(finite(to_float(key[d]), odd))));
+      for (int d = lane; d < p.dim; d += kLanes)
+        largest = max(largest, __float_as_uint(fabsf(finite(to_float(key[d]), odd))));
+    }
   }
   largest = __reduce_max_sync(kAllLanes, largest);
   odd = warp::any(odd);
@@ -92,15 +122,13 @@ struct Sums {
   long long length = 0;
 };
 
-template <class Item>
+template <bool kRotated, class Item>
 __device__ __forceinline__ Sums code_key(const Item* key, std::int8_t* to, int dim, float scale,
                                          int lane) {
   Sums sums;
+  bool odd = false;
   const float divisor = scale > 0.0f ? scale : __uint_as_float(kInfBits);
-#pragma unroll 8
-  for (int d = lane; d < dim; d += kLanes) {
-    bool odd = false;
-    const float x = finite(to_float(key[d]), odd);
+  const auto code = [&](int d, float x) {
     // Where the scale is subnormal, numbers may pass 127, by less than a half.
     const int number = min(max(__float2int_rn(__fdiv_rn(x, divisor)), -127), 127);
     if (to != nullptr) to[d] = static_cast<std::int8_t>(number);
@@ -108,12 +136,23 @@ __device__ __forceinline__ Sums code_key(const Item* key, std::int8_t* to, int d
         __dsub_rn(static_cast<double>(x), __dmul_rn(number, static_cast<double>(scale)));
     sums.off = __dadd_rn(sums.off, __dmul_rn(off, off));
     sums.length += number * number;
+  };
+  if constexpr (kRotated) {
+    float x[kRotatedItems];
+    read_rotated(x, key, dim, lane, odd);
+#pragma unroll
+    for (int i = 0; i < kRotatedItems; ++i) {
+      if (i * kLanes + lane < dim) code(i * kLanes + lane, x[i]);
+    }
+  } else {
+#pragma unroll 8
+    for (int d = lane; d < dim; d += kLanes) code(d, finite(to_float(key[d]), odd));
   }
   return sums;
 }
 
 /// Codes of the rows from `covered` on, and the sums of all.
-template <class Item>
+template <class Item, bool kRotated>
 __device__ __forceinline__ void write_codes(const Params& p, const Page& page, int head,
                                             int covered, Found& found) {
   const float scale = __fdiv_rn(__uint_as_float(found.largest), 127.0f);
@@ -126,8 +165,8 @@ __device__ __forceinline__ void write_codes(const Params& p, const Page& page, i
     Sums sums;
     if (i < page.rows && page.holds(i)) {
       std::int8_t* to = p.codes.data + page.row(p.codes, i, head);
-      sums =
-          code_key(key_of<Item>(p, page, i, head), i < covered ? nullptr : to, p.dim, scale, lane);
+      sums = code_key<kRotated>(key_of<Item>(p, page, i, head), i < covered ? nullptr : to, p.dim,
+                                scale, lane);
     }
     double sum = 0.0;
 #pragma unroll
@@ -158,19 +197,21 @@ __device__ __forceinline__ void write_bounds(const Params& p, const Page& page, 
   const double pad = __dadd_rn(1.0, __dmul_rn(static_cast<double>(p.dim + 64), 0x1p-52));
   const double root = __dsqrt_rn(__ull2double_rn(found.length));
   const double norm = __dmul_rn(__dmul_rn(static_cast<double>(scale), root), pad);
+  double off = __dmul_rn(__dsqrt_rn(error), pad);
+  if (p.bounds.rotated != 0)  // more than what rotating was off
+    off = __dadd_rn(off, __dmul_rn(0x1p-20, __dadd_rn(off, norm)));
   float* bounds = p.bounds.data + page.id * p.bounds.stride_group + head * p.bounds.stride_head;
   bounds[0] = scale;
-  bounds[p.bounds.stride_item] =
-      found.odd != 0 ? __uint_as_float(kInfBits) : upwards(__dmul_rn(__dsqrt_rn(error), pad));
+  bounds[p.bounds.stride_item] = found.odd != 0 ? __uint_as_float(kInfBits) : upwards(off);
   bounds[2 * p.bounds.stride_item] = upwards(norm);
 }
 
-template <class Item>
+template <class Item, bool kRotated>
 __device__ __forceinline__ void make_page(const Params& p, const Page& page, int head, int covered,
                                           Found& found) {
-  find_largest<Item>(p, page, head, found);
+  find_largest<Item, kRotated>(p, page, head, found);
   __syncthreads();
-  write_codes<Item>(p, page, head, covered, found);
+  write_codes<Item, kRotated>(p, page, head, covered, found);
   __syncthreads();
   if (covered == 0 && threadIdx.x == 0) write_bounds(p, page, head, found);
 }
@@ -220,7 +261,7 @@ __device__ __forceinline__ void find_members(const Params& p, std::int64_t first
   __syncthreads();
 }
 
-template <class Item>
+template <class Item, bool kRotated>
 __device__ __forceinline__ void make_paged(const Params& p, int b, int column, Found& found) {
   const int id = load_page(p.batch, b, column);
   if (id < 0 || id >= p.batch.num_pages) {
@@ -232,11 +273,11 @@ __device__ __forceinline__ void make_paged(const Params& p, int b, int column, F
     clear(found);
     count_rows(p, b, column, id, found);
     const Page page{.id = id, .first_row = 0, .rows = found.rows, .members = 0, .paged = true};
-    if (found.covered < page.rows) make_page<Item>(p, page, head, found.covered, found);
+    if (found.covered < page.rows) make_page<Item, kRotated>(p, page, head, found.covered, found);
   }
 }
 
-template <class Item>
+template <class Item, bool kRotated>
 __device__ __forceinline__ void make_group(const Params& p, std::int64_t group, Found& found) {
   for (int head = static_cast<int>(blockIdx.z); head < p.heads;
        head += static_cast<int>(gridDim.z)) {
@@ -247,12 +288,13 @@ __device__ __forceinline__ void make_group(const Params& p, std::int64_t group, 
                     .rows = kGroupRows,
                     .members = found.members,
                     .paged = false};
-    make_page<Item>(p, page, head, 0, found);
+    make_page<Item, kRotated>(p, page, head, 0, found);
   }
 }
 
-template <class Item>
-__global__ void __launch_bounds__(kThreads, kCtasOfSm) kernel(const __grid_constant__ Params p) {
+template <class Item, bool kRotated>
+__global__ void __launch_bounds__(kThreads, kCtasOfSm<kRotated>)
+    kernel(const __grid_constant__ Params p) {
   __shared__ Found found;
   ptx::griddepcontrol_wait();
   for (int b = static_cast<int>(blockIdx.y); b < p.batch.batch; b += static_cast<int>(gridDim.y)) {
@@ -262,9 +304,9 @@ __global__ void __launch_bounds__(kThreads, kCtasOfSm) kernel(const __grid_const
     const std::int64_t end = ceil_div(r.k_begin + r.seqlen_k, size);
     for (std::int64_t at = (r.k_begin + r.offset) / size + blockIdx.x; at < end; at += gridDim.x) {
       if (p.batch.page_size == 0) {
-        make_group<Item>(p, at, found);
+        make_group<Item, kRotated>(p, at, found);
       } else {
-        make_paged<Item>(p, b, static_cast<int>(at), found);
+        make_paged<Item, kRotated>(p, b, static_cast<int>(at), found);
       }
     }
   }
@@ -278,7 +320,7 @@ void launch_items(const Params& p, cudaStream_t stream) {
   const std::int64_t z = std::min<std::int64_t>(p.heads, kMaxGridYZ);
   const std::int64_t most = std::max<std::int64_t>(1, kMostCtas / std::max<std::int64_t>(1, y * z));
   const std::int64_t columns = ceil_div(batch.max_seqlen_k, size) + 1;
-  launch_kernel(kernel<Item>,
+  launch_kernel(p.bounds.rotated != 0 ? kernel<Item, true> : kernel<Item, false>,
                 {.grid = dim3(static_cast<unsigned>(std::min(most, columns)),
                               static_cast<unsigned>(y), static_cast<unsigned>(z)),
                  .block = dim3(kThreads),

@@ -217,21 +217,7 @@ __device__ __forceinline__ int join_lists(ListStorage<kMaxK>* lists, const int* 
   }
   std::uint32_t kth;
   const std::uint32_t kept = best_of(v, k, lane, kth);
-  __syncwarp();
-  int at = 0;
-#pragma unroll
-  for (int r = 0; r < kRounds; ++r) {
-    const bool in = (kept >> r & 1) != 0;
-    const std::uint32_t lanes = __ballot_sync(kAllLanes, in);
-    const int slot = at + __popc(lanes & ((1u << lane) - 1));
-    if (in) {
-      lists[0].scores[slot] = v[r];
-      lists[0].indices[slot] = index[r];
-    }
-    at += __popc(lanes);
-  }
-  __syncwarp();
-  return at;
+  return store_kept(lists[0], v, index, kept, lane);
 }
 
 template <int kMaxK, bool kUnitStride>

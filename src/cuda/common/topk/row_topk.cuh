@@ -164,7 +164,7 @@ __device__ __forceinline__ std::uint32_t first_set(std::uint32_t mask, int want,
 #pragma unroll 4
   for (int i = 0; i < kPerLane && want > 0; ++i) {
     const std::uint32_t lanes = __ballot_sync(kAllLanes, (mask >> i & 1) != 0);
-    if (__popc(lanes & ((1u << lane) - 1)) < want) kept |= mask & (1u << i);
+    if (__popc(lanes & lanes_below(lane)) < want) kept |= mask & (1u << i);
     want -= __popc(lanes);
   }
   return kept;
@@ -194,7 +194,7 @@ __device__ __forceinline__ void append(ListStorage<kMaxK>& list, int size, std::
     for (int i = 0; i < kPerLane; ++i) {
       const bool taken = (take >> i & 1) != 0;
       const std::uint32_t lanes = __ballot_sync(kAllLanes, taken);
-      const int at = size + __popc(lanes & ((1u << lane) - 1));
+      const int at = size + __popc(lanes & lanes_below(lane));
       if (taken) {
         list.scores[at] = ordered(chunk.x[i]);
         list.indices[at] = chunk.base + i * 32 + lane;
@@ -221,7 +221,7 @@ __device__ __forceinline__ void append(ListStorage<kMaxK>& list, int size, std::
     for (; rows != 0; rows &= rows - 1) {
       const int r = __ffs(rows) - 1;
       const std::uint32_t in_row = __shfl_sync(kAllLanes, lanes, r);
-      const int slot = __shfl_sync(kAllLanes, at, r) + __popc(in_row & ((1u << lane) - 1));
+      const int slot = __shfl_sync(kAllLanes, at, r) + __popc(in_row & lanes_below(lane));
       if ((in_row >> lane & 1) != 0) put(slot, chunk.base + r * 32 + lane);
     }
   }
@@ -240,11 +240,34 @@ __device__ __forceinline__ std::uint32_t best_of(const std::uint32_t (&v)[kRound
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
     const std::uint32_t equal = __ballot_sync(kAllLanes, v[r] == kth && v[r] != 0);
-    const bool first = __popc(equal & ((1u << lane) - 1)) < want;
+    const bool first = __popc(equal & lanes_below(lane)) < want;
     if (v[r] > kth || (v[r] == kth && v[r] != 0 && first)) kept |= 1u << r;
     want -= __popc(equal);
   }
   return kept;
+}
+
+/// The kept ones of all lanes' entries, in their order, in front of the list; returns how many.
+template <int kRounds, int kMaxK>
+__device__ __forceinline__ int store_kept(ListStorage<kMaxK>& list,
+                                          const std::uint32_t (&v)[kRounds],
+                                          const int (&index)[kRounds], std::uint32_t kept,
+                                          int lane) {
+  __syncwarp();
+  int at = 0;
+#pragma unroll
+  for (int r = 0; r < kRounds; ++r) {
+    const bool in = (kept >> r & 1) != 0;
+    const std::uint32_t lanes = __ballot_sync(kAllLanes, in);
+    const int slot = at + __popc(lanes & lanes_below(lane));
+    if (in) {
+      list.scores[slot] = v[r];
+      list.indices[slot] = index[r];
+    }
+    at += __popc(lanes);
+  }
+  __syncwarp();
+  return at;
 }
 
 /// Keeps the k best of `size` entries; returns how many and the k-th score.
@@ -262,21 +285,7 @@ __device__ __forceinline__ int keep_best(ListStorage<kMaxK>& list, int size, int
   std::uint32_t kth;
   const std::uint32_t kept = best_of(v, k, lane, kth);
   last = unordered(kth);
-  __syncwarp();
-  int at = 0;
-#pragma unroll
-  for (int r = 0; r < kRounds; ++r) {
-    const bool in = (kept >> r & 1) != 0;
-    const std::uint32_t lanes = __ballot_sync(kAllLanes, in);
-    const int slot = at + __popc(lanes & ((1u << lane) - 1));
-    if (in) {
-      list.scores[slot] = v[r];
-      list.indices[slot] = index[r];
-    }
-    at += __popc(lanes);
-  }
-  __syncwarp();
-  return at;
+  return store_kept(list, v, index, kept, lane);
 }
 
 /// The scores of a chunk to look at closer, bit by bit: all that can be among the k best of the

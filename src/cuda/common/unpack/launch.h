@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Keys and values in four or eight bits become items in memory, in pages of their own: for
-// attention that reads a key many times. Behind the prologue.
+// Keys and values, or index keys, in four or eight bits become items in memory, in pages of their
+// own: for kernels that read a key many times. Behind the prologue.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,9 +16,12 @@ inline constexpr int kRowItems = 128;  // of a key and head
 struct Params {
   BatchParams batch{};
   const RequestRecord* requests = nullptr;
-  KeyRows<const std::uint8_t> codes[2]{};  // of keys, of values; bytes
+  int sides = 2;                           // keys and values, or index keys alone
+  KeyRows<const std::uint8_t> codes[2]{};  // of each; bytes
   GroupScales groups[2]{};    // of four bits; what scales codes of eight stays outside the items
   void* items[2]{};           // [B * columns, Hkv, page, 128]
+  Scales scales[2]{};         // of eight bits, where every key is to have its own beside the items
+  float* key_scales[2]{};     // [B * columns, Hkv, page], or none
   int* page_table = nullptr;  // [B, columns]
   int columns = 0;            // pages of the longest request
   int page = 0;               // keys of a page of items: as those of codes where these are paged

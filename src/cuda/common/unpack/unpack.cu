@@ -7,6 +7,7 @@
 #include "cuda/common/four_bits.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/ptx/math.cuh"
+#include "cuda/common/scales.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/common/unpack/launch.h"
 #include "cuda/geometry.cuh"
@@ -59,8 +60,12 @@ __device__ __forceinline__ void unpack_keys(const Params& p, int of, const Magni
         ptx::widen_e4m3x4<Item>(eight.y, pairs[2], pairs[3]);
       }
     }
-    Item* to = items + ((to_page * p.heads_kv + head) * p.page + to_token + token) * kRowItems +
-               word * kWordItems;
+    const std::int64_t row = (to_page * p.heads_kv + head) * p.page + to_token + token;
+    if (kFrom == Storage::E4m3 && word == 0 && p.key_scales[of] != nullptr) {
+      p.key_scales[of][row] =
+          token < visible ? scale_of(p.scales[of], from_page, from_token + token, head) : 0.0f;
+    }
+    Item* to = items + row * kRowItems + word * kWordItems;
     *reinterpret_cast<uint4*>(to) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 }
@@ -98,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
         p.page_table[page] = bad ? kBadPage : static_cast<int>(page);
       if (bad) continue;
       const int visible = static_cast<int>(min(seqlen_k - first, std::int64_t{unit}));
-      for (int of = 0; of < 2; ++of) {
+      for (int of = 0; of < p.sides; ++of) {
         unpack_keys<kFrom, Item>(p, of, table, from_page, from_token, page,
                                  static_cast<int>(inside), unit, visible);
       }

@@ -7,9 +7,9 @@
 // straight line; ptxas serialises them otherwise.
 #pragma once
 
+#include "cuda/common/attend/softmax.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/epilogue.cuh"
-#include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
@@ -99,10 +99,11 @@ class Consumer {
   __device__ __forceinline__ std::uint32_t warpgroup_tokens() const {
     const int first = warpgroup_ * 64 / params_.group;
     const int end = (warpgroup_ * 64 + 63) / params_.group + 1;
+    static_assert(bits_below(0) == 0 && bits_below(31) == ~0u >> 1 && bits_below(128) == ~0u);
     return bits_below(end) & ~bits_below(first);
   }
   /// Small groups have more than 32 tokens' worth of rows: no shift by 32 or more.
-  __device__ __forceinline__ static std::uint32_t bits_below(int n) {
+  __host__ __device__ static constexpr std::uint32_t bits_below(int n) {
     return n >= 32 ? ~0u : (1u << n) - 1;
   }
 

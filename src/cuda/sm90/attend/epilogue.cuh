@@ -4,15 +4,20 @@
 // ended non-finite are noted, to be computed again one by one.
 #pragma once
 
+#include "cuda/common/attend/softmax.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/geometry.cuh"
-#include "cuda/sm90/attend/softmax.cuh"
 #include "cuda/sm90/attend/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/swizzle.cuh"
 
 namespace msa::cuda::sm90::attend {
+
+using common::attend::row_max;
+using common::attend::Softmax;
 
 template <class Traits>
 struct Epilogue {

@@ -3,11 +3,11 @@
 // of their use.
 #pragma once
 
+#include "cuda/common/tile/key_scales.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
-#include "cuda/sm90/tile/key_scales.cuh"
 #include "cuda/sm90/tile/widen.cuh"
 
 namespace msa::cuda::sm90::attend {
@@ -94,8 +94,8 @@ class Loader {
                                               const KeyBox& box, int block) const {
     if (params_.column_scales == 0) return;
     const int visible = job.limit - block * Traits::kBlock;
-    warp::load_scales<Traits::kBlock, Traits::kKeyPanels>(to, scales, box, job.head, visible,
-                                                          params_.batch.page_size, lane_);
+    common::warp::load_scales<Traits::kBlock, Traits::kKeyPanels>(
+        to, scales, box, job.head, visible, params_.batch.page_size, lane_);
   }
 
   /// The scales, by an arrival of every lane, fill the stage beside the items that the converter
@@ -117,7 +117,7 @@ class Loader {
     }
     if (params_.column_scales != 0) {
       // What a scale beyond f32 makes of values is not what it makes of their sums.
-      if (warp::any_odd_scale(from) && lane_ == 0) shared_.suspects[at_.stage] = 1;
+      if (common::warp::any_odd_scale(from) && lane_ == 0) shared_.suspects[at_.stage] = 1;
 #pragma unroll
       for (int i = 0; i < Traits::kBlock / 32; ++i) scales[i * 32 + lane_] = from[i];
     }

@@ -27,12 +27,13 @@ class Scheduler {
     // 32 rounds at a time, with one look at the lengths of their lists.
     for (int first = 0; first * static_cast<int>(gridDim.x) < items; first += 32) {
       const int item = work_item(first + lane_);
-      const Place place = place_of(item, tiles);
+      const Place place = place_of(params_, item, tiles);
       const bool mine =
           item < items && (!Traits::kUnion || list_header(params_, place.head, place.slot).blocks <=
                                                   params_.longest_list);
       for (unsigned left = __ballot_sync(common::kAllLanes, mine); left != 0; left &= left - 1) {
-        announce(place_of(__shfl_sync(common::kAllLanes, item, __ffs(static_cast<int>(left)) - 1),
+        announce(place_of(params_,
+                          __shfl_sync(common::kAllLanes, item, __ffs(static_cast<int>(left)) - 1),
                           tiles));
       }
     }
@@ -40,22 +41,6 @@ class Scheduler {
   }
 
  private:
-  /// What a work item is.
-  struct Place {
-    int slot;  // of the tile, in the launch
-    int head;
-    int split;
-  };
-
-  /// Heads innermost: the heaviest tiles of all heads come first. Outermost: the CTAs walk the keys
-  /// of one head together, which then come from L2.
-  __device__ __forceinline__ Place place_of(int item, int tiles) const {
-    const int pair = item / params_.splits;
-    const int head = params_.heads_outermost ? pair / tiles : pair % params_.heads_kv;
-    const int back = params_.heads_outermost ? pair % tiles : pair / params_.heads_kv;
-    return {tiles - 1 - back, head, item - pair * params_.splits};
-  }
-
   __device__ __forceinline__ void announce_end() {
     shared_.q_ring.wait_empty(at_);
     if (lane_ == 0) shared_.jobs[at_.stage].head = kNoHead;
@@ -63,8 +48,8 @@ class Scheduler {
   }
 
   __device__ __forceinline__ void announce(const Place& place) {
-    const auto& [slot, head, split] = place;
-    const Job job = describe(params_.tiles[params_.tile_begin + slot], slot, head, split);
+    const int head = place.head;
+    const Job job = common::attend::describe<Traits::kConfig.walk, Traits::kBlock>(params_, place);
     ListEntry entry{};
     if (Traits::kUnion && lane_ < job.blocks) entry = list_of(params_, job)[lane_];
     shared_.q_ring.wait_empty(at_);
@@ -95,51 +80,6 @@ class Scheduler {
       folded = common::fold_scales(params_.k_scales, params_.v_scales, 0, head);
     shared_.suspects[at_.stage] = folded.odd;
     shared_.folded[at_.stage] = folded;
-  }
-
-  __device__ __forceinline__ Job describe(const common::prologue::TileRecord& tile, int slot,
-                                          int head, int split) const {
-    Job job{};
-    job.request = tile.request;
-    job.slot = slot;
-    job.head = head;
-    job.split = split;
-    if (tile.request < 0) {
-      job.row = tile.first;
-      job.tokens = static_cast<int>(min(params_.batch.total_q - tile.first,
-                                        static_cast<std::int64_t>(params_.tokens_per_tile)));
-      return job;
-    }
-    const RequestRecord& request = params_.requests[tile.request];
-    job.row = static_cast<int>(request.q_begin) + tile.first;
-    job.tokens = min(request.seqlen_q - tile.first, params_.tokens_per_tile);
-    const bool causal = params_.batch.causal != 0;
-    // With the last position of an unlimited row the limit is the number of keys; the base then
-    // never binds.
-    job.limit = visible_keys(request, INT32_MAX, false);
-    job.base = causal
-                   ? static_cast<int>(clamp64(request.offset - request.key_offset + 1 + tile.first,
-                                              -(1 << 30), 1 << 30))
-                   : 1 << 30;
-    if constexpr (Traits::kUnion) {
-      const ListHeader header = list_header(params_, head, slot);
-      share(job, header.blocks, header.masked);
-    } else {
-      const int most = min(max(job.base + job.tokens - 1, 0), job.limit);
-      const int least = min(max(job.base, 0), job.limit);
-      const int blocks = (most + Traits::kBlock - 1) / Traits::kBlock;
-      share(job, blocks, blocks - least / Traits::kBlock);
-      job.first = blocks - 1 - job.first;  // the diagonal comes first
-    }
-    return job;
-  }
-
-  /// This split's share of a tile's steps; at most 2^24 steps and 64 splits.
-  __device__ __forceinline__ void share(Job& job, int blocks, int masked) const {
-    const int end = blocks * (job.split + 1) / params_.splits;
-    job.first = blocks * job.split / params_.splits;
-    job.blocks = end - job.first;
-    job.masked = min(masked, end) - job.first;
   }
 
   const Params& params_;

@@ -2,31 +2,23 @@
 // Tile sizes, shared memory and roles of the attention kernel, derived from one Config.
 #pragma once
 
+#include "cuda/common/attend/job.cuh"
 #include "cuda/common/scales.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/attend/config.h"
-#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::attend {
 
-inline constexpr int kNoHead = -1;
+using common::attend::Job;
+using common::attend::launch_tiles;
+using common::attend::list_header;
+using common::attend::list_of;
+using common::attend::Place;
+using common::attend::place_of;
 
-/// What the scheduler tells the loader and the consumers about a tile, beside its rows of q.
-struct Job {
-  int request;  // -1: padding rows
-  int slot;     // of the tile in this launch
-  int tokens;   // of the tile; 0 to tokens_per_tile
-  int row;      // first row of q
-  int head;     // KV head; kNoHead: there is no further tile, and nothing else counts
-  int split;    // of the blocks of the tile
-  int first;    // dense: block of the first step; union: entry of the first step
-  int blocks;   // steps
-  int masked;   // the first steps that need element masks; at least the first gets one
-  int base;     // token t of the tile sees clamp(base + t, 0, limit) keys
-  int limit;
-};
+inline constexpr int kNoHead = -1;  // of a job: there is no further tile, and nothing else counts
 
 /// What codes need beside the tiles.
 template <bool kCodes, int kStages, int kBlock>
@@ -114,22 +106,6 @@ __device__ __forceinline__ int work_item(int round) {
   const int cta =
       round & 1 ? static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x) : blockIdx.x;
   return round * static_cast<int>(gridDim.x) + cta;
-}
-
-/// Tiles of this launch: known on the device only, because they depend on the lengths.
-__device__ __forceinline__ int launch_tiles(const Params& params) {
-  return min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
-}
-
-/// The list of a tile of the launch for one KV head.
-__device__ __forceinline__ const ListHeader& list_header(const Params& params, int head, int slot) {
-  return params.list_headers[list_index(params.tile_limit, head, slot)];
-}
-
-/// The tile's share of its list.
-__device__ __forceinline__ const ListEntry* list_of(const Params& params, const Job& job) {
-  return params.list_entries +
-         list_index(params.tile_limit, job.head, job.slot) * params.list_capacity + job.first;
 }
 
 /// Entry `i` of the tile's share of its list.

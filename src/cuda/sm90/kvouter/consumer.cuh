@@ -4,11 +4,13 @@
 // order, 512 bytes a warp at a time.
 #pragma once
 
-#include "cuda/sm90/attend/softmax.cuh"
+#include "cuda/common/attend/softmax.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
 #include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
 namespace msa::cuda::sm90::kvouter {
@@ -84,7 +86,7 @@ class Consumer {
     const unsigned bad = shared_.bad_boxes[kv_at_.stage];
     if (limit < kBlock || bad != 0) mask(limit, bad);
     float largest[2], sum[2];
-    attend::row_max(s_, largest);
+    common::attend::row_max(s_, largest);
     weigh(largest, sum);
     multiply_values();
     if (entry.slot != kUnused) store(entry.slot, largest, sum);

@@ -5,7 +5,6 @@
 #include "cuda/common/scales.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/kvouter/config.h"
-#include "cuda/sm90/tile/align.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 

@@ -1,75 +1,38 @@
 // SPDX-License-Identifier: MIT
-// Synchronisation: mbarriers in shared memory, named barriers, proxy fences. One instruction per
-// function, named after it (PTX ISA 8.0+, sections 9.7.13 and 9.7.14). Knows nothing of tiles or
-// pipelines.
+// The synchronisation of common/ptx, beside that of this architecture: mbarriers that count bytes,
+// proxy fences, registers that move between warpgroups. One instruction per function, named after
+// it (PTX ISA 8.0+, sections 9.7.13 and 9.7.14). Knows nothing of tiles or pipelines.
 #pragma once
 
 #include <cstdint>
 #include <cuda/ptx>
 
-#include "cuda/common/ptx/launch_control.cuh"
+#include "cuda/common/ptx/barrier.cuh"
 
 namespace msa::cuda::sm90::ptx {
 
+using common::ptx::atom_add_shared;
+using common::ptx::bar_sync;
+using common::ptx::cvta_to_shared;
+using common::ptx::fence_mbarrier_init;
+using common::ptx::fence_proxy_async_shared;
 using common::ptx::griddepcontrol_launch_dependents;
 using common::ptx::griddepcontrol_wait;
-
-using Mbarrier = std::uint64_t;
-
-__device__ __forceinline__ std::uint32_t cvta_to_shared(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void mbarrier_init(Mbarrier* bar, std::uint32_t arrivals) {
-  ::cuda::ptx::mbarrier_init(bar, arrivals);
-}
-
-/// Makes initialised mbarriers visible to the copy engine; a CTA barrier must follow for the other
-/// threads.
-__device__ __forceinline__ void fence_mbarrier_init() {
-  ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
-}
-
-__device__ __forceinline__ void mbarrier_arrive(Mbarrier* bar) {
-  ::cuda::ptx::mbarrier_arrive(::cuda::ptx::sem_release, ::cuda::ptx::scope_cta,
-                               ::cuda::ptx::space_shared, bar);
-}
+using common::ptx::Mbarrier;
+using common::ptx::mbarrier_arrive;
+using common::ptx::mbarrier_init;
+using common::ptx::mbarrier_try_wait_parity;
 
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(Mbarrier* bar, std::uint32_t bytes) {
   ::cuda::ptx::mbarrier_arrive_expect_tx(::cuda::ptx::sem_release, ::cuda::ptx::scope_cta,
                                          ::cuda::ptx::space_shared, bar, bytes);
 }
 
-/// True once the phase of this parity has completed; may wait a while inside the hardware.
-__device__ __forceinline__ bool mbarrier_try_wait_parity(Mbarrier* bar, std::uint32_t parity) {
-  return ::cuda::ptx::mbarrier_try_wait_parity(bar, parity);
-}
-
-/// The same, behind which what other CTAs of the cluster sent is visible, too.
+/// mbarrier_try_wait_parity, behind which what other CTAs of the cluster sent is visible, too.
 __device__ __forceinline__ bool mbarrier_try_wait_parity_cluster(Mbarrier* bar,
                                                                  std::uint32_t parity) {
   return ::cuda::ptx::mbarrier_try_wait_parity(::cuda::ptx::sem_acquire, ::cuda::ptx::scope_cluster,
                                                bar, parity);
-}
-
-/// Orders this thread's ordinary shared-memory writes before reads by wgmma and the copy engine.
-__device__ __forceinline__ void fence_proxy_async_shared() {
-  ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
-}
-
-/// Named barrier `id` (0 is __syncthreads) of `threads` threads, a multiple of 32: arrive and wait.
-__device__ __forceinline__ void bar_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// Adds to a counter in shared memory; what it was before.
-__device__ __forceinline__ int atom_add_shared(int* counter, int x) {
-  int before;
-  asm volatile("atom.shared.add.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "r"(cvta_to_shared(counter)), "r"(x)
-               : "memory");
-  return before;
 }
 
 /// Gives registers of this warpgroup back to the pool, down to `kRegisters` a thread.

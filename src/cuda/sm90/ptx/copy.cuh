@@ -9,9 +9,17 @@
 #include <cstdint>
 #include <cuda/ptx>
 
+#include "cuda/common/ptx/cp_async.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 
 namespace msa::cuda::sm90::ptx {
+
+using common::ptx::cp_async;
+using common::ptx::cp_async_16;
+using common::ptx::cp_async_commit_group;
+using common::ptx::cp_async_mbarrier_arrive_noinc;
+using common::ptx::cp_async_wait_group;
+using common::ptx::touch;
 
 /// Any rank from 2 to 5: the length of `coords` tells.
 template <int kRank>
@@ -55,45 +63,6 @@ __device__ __forceinline__ std::uint64_t createpolicy_evict_first() {
   std::uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
-}
-
-/// Loads 4 bytes that nobody needs yet: their line is in L1 afterwards. Does not wait.
-__device__ __forceinline__ void touch(const void* gmem) {
-  [[maybe_unused]] std::uint32_t unused;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(unused) : "l"(gmem));
-}
-
-/// 16 bytes from global to shared memory by the calling thread; `bytes` of them are read, the rest
-/// is zero.
-__device__ __forceinline__ void cp_async_16(void* smem, const void* gmem, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "r"(bytes)
-               : "memory");
-}
-
-/// 4 or 8 bytes, or zeros where `bytes` is.
-template <int kBytes>
-__device__ __forceinline__ void cp_async(void* smem, const void* gmem, int bytes) {
-  static_assert(kBytes == 4 || kBytes == 8, "16 bytes pass L1");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(cvta_to_shared(smem)),
-               "l"(gmem), "n"(kBytes), "r"(bytes)
-               : "memory");
-}
-
-/// Arrives once the cp_async of the calling thread up to here are done: one of the arrivals that
-/// the barrier was made for.
-__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(Mbarrier* bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(cvta_to_shared(bar))
-               : "memory");
-}
-
-__device__ __forceinline__ void cp_async_commit_group() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void cp_async_wait_group() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 }  // namespace msa::cuda::sm90::ptx

@@ -10,8 +10,10 @@
 #include "cuda/common/prologue/tile_rows.cuh"
 #include "cuda/common/ptx/launch_control.cuh"
 #include "cuda/common/ptx/math.cuh"
+#include "cuda/common/rotate.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/scan.cuh"
+#include "cuda/common/select/plan.h"
 #include "cuda/common/storage.cuh"
 #include "cuda/common/topk/row.cuh"
 #include "cuda/launch.h"
@@ -89,6 +91,7 @@ struct Sizes {
 
 // Of 227 KB; what is static also holds the sums of lists.
 constexpr std::size_t kMostBytes = 226 * 1024 - kWarps * sizeof(Found);
+using common::select::kMostFilterBlocks;
 static_assert(kMostFilterBlocks * sizeof(float4) + Sizes::kSegmentBytes +
                       sizeof(std::uint32_t) * kMostFilterBlocks / kWordTiles <
                   kMostBytes,
@@ -112,26 +115,36 @@ __device__ __forceinline__ QueryBound bound_query(const CandidateParams& p, std:
     const float2 pair = ptx::cvt_unpack<Item>(n % 2 == 0 ? words[n / 2].x : words[n / 2].y);
     x[2 * n] = pair.x;
     x[2 * n + 1] = pair.y;
-    largest = ptx::max_nan(largest, ptx::max_nan(fabsf(pair.x), fabsf(pair.y)));
   }
+  if (p.bounds.rotated != 0) {  // as codes.cuh
+    common::rotate_held<1>(x);
+    common::rotate_held<2>(x);
+#pragma unroll 1
+    for (int half = 1; half < kRowLanes; half *= 2) common::rotate_lanes(x, half);
+    common::rotate_held<4>(x);
+    common::rotate_held<8>(x);
+  }
+#pragma unroll
+  for (int i = 0; i < 4 * kFours; ++i) largest = ptx::max_nan(largest, fabsf(x[i]));
 #pragma unroll
   for (int step = kRowLanes / 2; step > 0; step /= 2)
     largest = ptx::max_nan(largest, __shfl_xor_sync(kAllLanes, largest, step));
   finite = largest < INFINITY;
-  const QueryUnit unit = query_unit(largest);
+  const QueryUnit unit = common::query_unit(largest);
   float squares = 0.0f;
   float errors = 0.0f;
 #pragma unroll
   for (int i = 0; i < 4 * kFours; ++i) {
     const float divided = x[i] * unit.divide;
-    add_squares(unit, divided, unit.known ? code_of(unit, divided) : 0.0f, squares, errors);
+    common::add_squares(unit, divided, unit.known ? common::code_of(unit, divided) : 0.0f, squares,
+                        errors);
   }
 #pragma unroll
   for (int step = kRowLanes / 2; step > 0; step /= 2) {
     squares += __shfl_xor_sync(kAllLanes, squares, step);
     errors += __shfl_xor_sync(kAllLanes, errors, step);
   }
-  return query_bound(unit, squares, errors);
+  return common::query_bound(unit, squares, errors, p.bounds.rotated != 0 ? 1.0f / 128 : 1.0f);
 }
 
 __device__ __forceinline__ bool is_plain(const QueryBound& query) {
@@ -216,12 +229,12 @@ __device__ __forceinline__ bool load_key_bounds(const CandidateParams& p, const 
   bool plain = true;
   for (int block = threadIdx.x; block < blocks; block += kThreads) {
     const int page = load_page(p.batch, request, block * kBlock / p.batch.page_size);
-    KeyBound bound = key_bound(NAN, NAN, NAN, 128);
+    KeyBound bound = common::key_bound(NAN, NAN, NAN, 128, false);
     if (page >= 0 && page < p.batch.num_pages) {
       const float* at =
           p.bounds.data + page * p.bounds.stride_group + head_k * p.bounds.stride_head;
-      bound = key_bound(__ldg(at), __ldg(at + p.bounds.stride_item),
-                        __ldg(at + 2 * p.bounds.stride_item), 128);
+      bound = common::key_bound(__ldg(at), __ldg(at + p.bounds.stride_item),
+                                __ldg(at + 2 * p.bounds.stride_item), 128, p.bounds.rotated != 0);
     }
     if (!(bound.error < INFINITY)) {
       bound = {.scale = 0.0f, .error = INFINITY, .norm = 0.0f, .floor = 0.0f};

@@ -12,9 +12,6 @@
 
 namespace msa::cuda::sm90::select {
 
-/// Of a request: their bounds lie in shared memory.
-inline constexpr std::int64_t kMostFilterBlocks = 9 * 1024;
-
 struct CandidateParams {
   BatchParams batch{};
   common::topk::TopkParams rows{};          // who chooses from what; a group is an index head

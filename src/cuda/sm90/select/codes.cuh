@@ -4,54 +4,80 @@
 // largest product bounds its score as well as all of them.
 #pragma once
 
+#include "cuda/common/rotate.cuh"
 #include "cuda/sm90/select/products.h"
 #include "cuda/sm90/select/scores.cuh"
 
 namespace msa::cuda::sm90::select {
 
-/// A fragments of this thread's two rows in codes: of each k32 step four neighbours from its column
-/// on and from 16 behind it.
+/// Of a row, whose neighbours a quad holds four by four: 16 lie between a lane's fours.
+template <int kItems>
+__device__ __forceinline__ void rotate_row(float (&x)[kItems]) {
+  static_assert(kItems == 32, "a quarter of 128 items");
+  common::rotate_held<1>(x);
+  common::rotate_held<2>(x);
+  common::rotate_lanes(x, 1);
+  common::rotate_lanes(x, 2);
+  common::rotate_held<4>(x);
+  common::rotate_held<8>(x);
+  common::rotate_held<16>(x);
+}
+
+/// Items of a row that a thread holds.
+template <class Traits>
+constexpr int kRowItems = Traits::kConfig.dim / 4;
+
+/// Of each k32 step four neighbours from this thread's column on and from 16 behind it, rotated
+/// where the filter is. Rows that are not there repeat the last one.
+template <class Traits>
+__device__ __forceinline__ void load_row(float (&x)[kRowItems<Traits>], const Params& p,
+                                         const Work& work, int row) {
+  constexpr int kWords = kRowItems<Traits> / 2;  // of two items
+  const int r = min(row, work.valid_rows - 1);
+  const std::int64_t token = work.rows.q_begin + r / p.heads;
+  const std::int64_t head = work.group * p.heads + r % p.heads;
+  const std::uint16_t* q =
+      common::row_of<std::uint16_t>(p.queries, token, head) + threadIdx.x % 4 * 4;
+  std::uint32_t items[kWords];
+  if (p.queries_paired) {
+#pragma unroll
+    for (int n = 0; n < kWords; ++n)
+      items[n] = __ldg(reinterpret_cast<const std::uint32_t*>(q + n / 2 * 16 + n % 2 * 2));
+  } else {
+#pragma unroll
+    for (int n = 0; n < kWords; ++n) {
+      const std::uint16_t* pair = q + n / 2 * 16 + n % 2 * 2;
+      items[n] = __ldg(pair) | static_cast<std::uint32_t>(__ldg(pair + 1)) << 16;
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kWords; ++n) {
+    const float2 pair = ptx::cvt_unpack<typename Traits::Item>(items[n]);
+    x[2 * n] = pair.x;
+    x[2 * n + 1] = pair.y;
+  }
+  if (p.rotated != 0) rotate_row(x);
+}
+
+/// A fragments of this thread's two rows in codes.
 template <class Traits>
 __device__ __forceinline__ void load_codes(std::uint32_t (&a)[4 * Traits::kSteps], const Params& p,
                                            const Work& work, const ConsumerRows& rows) {
-  using Item = typename Traits::Item;
-  constexpr int kWords = Traits::kSteps * 4;  // of two items, of a row
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int r = min(rows.row[i], work.valid_rows - 1);
-    const std::int64_t token = work.rows.q_begin + r / p.heads;
-    const std::int64_t head = work.group * p.heads + r % p.heads;
-    const std::uint16_t* q =
-        common::row_of<std::uint16_t>(p.queries, token, head) + threadIdx.x % 4 * 4;
-    std::uint32_t items[kWords];
-    if (p.queries_paired) {
-#pragma unroll
-      for (int n = 0; n < kWords; ++n)
-        items[n] = __ldg(reinterpret_cast<const std::uint32_t*>(q + n / 2 * 16 + n % 2 * 2));
-    } else {
-#pragma unroll
-      for (int n = 0; n < kWords; ++n) {
-        const std::uint16_t* pair = q + n / 2 * 16 + n % 2 * 2;
-        items[n] = __ldg(pair) | static_cast<std::uint32_t>(__ldg(pair + 1)) << 16;
-      }
-    }
+    float x[kRowItems<Traits>];
+    load_row<Traits>(x, p, work, rows.row[i]);
     float largest = 0.0f;
 #pragma unroll
-    for (int n = 0; n < kWords; ++n) {
-      const float2 x = ptx::cvt_unpack<Item>(items[n]);
-      largest = ptx::max_nan(largest, ptx::max_nan(fabsf(x.x), fabsf(x.y)));
-    }
-    const QueryUnit unit = query_unit(quad::max_nan(largest));
+    for (float item : x) largest = ptx::max_nan(largest, fabsf(item));
+    const QueryUnit unit = common::query_unit(quad::max_nan(largest));
 #pragma unroll
-    for (int n = 0; n < kWords / 2; ++n) {
-      const float2 low = ptx::cvt_unpack<Item>(items[2 * n]);
-      const float2 high = ptx::cvt_unpack<Item>(items[2 * n + 1]);
-      const float divided[4] = {low.x * unit.divide, low.y * unit.divide, high.x * unit.divide,
-                                high.y * unit.divide};
+    for (int n = 0; n < kRowItems<Traits> / 4; ++n) {
       float codes[4];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) codes[c] = unit.known ? code_of(unit, divided[c]) : 0.0f;
-      a[n / 2 * 4 + n % 2 * 2 + i] = pack_codes(codes);
+      for (int c = 0; c < 4; ++c)
+        codes[c] = unit.known ? common::code_of(unit, x[4 * n + c] * unit.divide) : 0.0f;
+      a[n / 2 * 4 + n % 2 * 2 + i] = common::pack_codes(codes);
     }
   }
 }
@@ -67,6 +93,18 @@ __device__ __forceinline__ void start_products(std::int32_t (&d)[64], const std:
                                 s != 0);
   }
   ptx::wgmma_commit_group();
+}
+
+/// kNoProduct where a row does not see a key, or where the key's page is not there.
+template <class Traits>
+__device__ __forceinline__ void mask_products(std::int32_t (&d)[64], const ConsumerRows& rows,
+                                              int tile, std::uint32_t bad_boxes, int shift) {
+#pragma unroll
+  for (int x = 0; x < 64; ++x) {
+    const int column = (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
+    const bool unseen = tile * Traits::kKeys + column >= rows.visible[x >> 1 & 1];
+    if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
+  }
 }
 
 /// Largest product of part `kPart` of a thread's row.
@@ -201,14 +239,8 @@ class CodedRows {
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(d);
     if (releases) shared.ring.release(at);
-    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0) {
-#pragma unroll
-      for (int x = 0; x < 64; ++x) {
-        const int column = (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
-        const bool unseen = tile * Traits::kKeys + column >= rows_.visible[x >> 1 & 1];
-        if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
-      }
-    }
+    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0)
+      mask_products<Traits>(d, rows_, tile, bad_boxes, shift);
     maxima_.take(d);
     writes_ = valid_;
   }

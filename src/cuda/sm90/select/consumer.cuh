@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/sm90/select/codes.cuh"
+#include "cuda/sm90/select/fast.cuh"
 #include "cuda/sm90/select/listed.cuh"
 #include "cuda/sm90/select/scores.cuh"
 
@@ -12,8 +13,10 @@ namespace msa::cuda::sm90::select {
 
 template <class Traits>
 using RowsOf =
-    std::conditional_t<Traits::kCodes, CodedRows<Traits>,
-                       std::conditional_t<Traits::kListed, ListedRows<Traits>, ScoredRows<Traits>>>;
+    std::conditional_t<Traits::kFast, FastRows<Traits>,
+                       std::conditional_t<Traits::kCodes, CodedRows<Traits>,
+                                          std::conditional_t<Traits::kListed, ListedRows<Traits>,
+                                                             ScoredRows<Traits>>>>;
 
 /// A consumer warpgroup: 64 rows of each item against every key tile of its span. Without rows of
 /// its own it only keeps the ring turning.

@@ -9,7 +9,7 @@
 #include "cuda/sm90/select/consumer.cuh"
 #include "cuda/sm90/select/launch.h"
 #include "cuda/sm90/select/producer.cuh"
-#include "cuda/sm90/tile/align.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::select {
 

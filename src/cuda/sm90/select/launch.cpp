@@ -36,6 +36,10 @@ constexpr std::array kInstances = {
     Config{.storage = Storage::Bf16, .pass = Pass::Listed},
     Config{.storage = Storage::F16, .pass = Pass::Codes},
     Config{.storage = Storage::F16, .pass = Pass::Listed},
+    Config{.storage = Storage::Bf16, .block = 128, .pass = Pass::Fast},
+    Config{.storage = Storage::Bf16, .block = 64, .pass = Pass::Fast},
+    Config{.storage = Storage::F16, .block = 128, .pass = Pass::Fast},
+    Config{.storage = Storage::F16, .block = 64, .pass = Pass::Fast},
 };
 
 using Launch = void (*)(const Params&, const CUtensorMap&, int, cudaStream_t);
@@ -62,42 +66,15 @@ Config config_of(const BatchParams& batch, const Queries& queries, bool scratch)
           .scratch = scratch};
 }
 
-Params score_params(const SelectPlan& plan, const Front& front, const Queries& queries) {
-  const Rows<const void>& rows = queries.rows;
-  const bool paired = reinterpret_cast<std::uintptr_t>(rows.data) % 4 == 0 &&
-                      rows.stride_t % 2 == 0 && rows.stride_h % 2 == 0;
-  return {.batch = front.batch,
-          .tiles = front.tiles,
-          .num_tiles = front.num_tiles,
-          .next_item = front.next_items,
-          .span = plan.span,
-          .spans = plan.spans,
-          .groups = plan.groups,
-          .tile_major = plan.tile_major,
-          .heads = plan.heads,
-          .shares = plan.shares,
-          .queries = rows,
-          .queries_paired = paired};
-}
-
-common::topk::TopkParams chunk_rows(const SelectPlan& plan, const Front& front,
-                                    const common::topk::TopkParams& out, const float* scratch) {
-  common::topk::TopkParams rows = out;
-  rows.tiles = front.tiles;
-  rows.groups = plan.groups;
-  rows.heads = plan.heads;
-  rows.rows_per_group = kTileRows;
-  rows.scores = {.data = scratch, .stride_h = plan.scratch_stride};
-  rows.columns = plan.columns;
-  rows.by_token = false;
-  return rows;
+Params params_of(const SelectPlan& plan, const Front& front, const Queries& queries) {
+  return {common::select::score_params(plan, front, queries)};
 }
 
 }  // namespace
 
 void launch_block_scores(const SelectPlan& plan, const Front& front, const Queries& queries,
                          const CUtensorMap& key_map, const ScoresOut& out, cudaStream_t stream) {
-  Params params = score_params(plan, front, queries);
+  Params params = params_of(plan, front, queries);
   params.scores = out.scores;
   params.columns = out.columns;
   launch(config_of(front.batch, queries, false), params, key_map, plan.ctas, stream);
@@ -106,33 +83,40 @@ void launch_block_scores(const SelectPlan& plan, const Front& front, const Queri
 void launch_select_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
                           float* scratch, cudaStream_t stream) {
-  Params params = score_params(plan, front, queries);
-  params.scores = {.data = scratch, .stride_h = plan.scratch_stride};
-  params.columns = plan.columns;
-  common::topk::TopkParams rows = chunk_rows(plan, front, out, scratch);
-  // From the back: the chunk that is not full holds the first tiles, which see the fewest keys.
-  for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
-    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
-    params.tiles.records = rows.tiles.records = front.tiles.records + begin;
-    params.num_tiles = rows.num_tiles = end - begin;
-    launch(config_of(front.batch, queries, true), params, key_map, plan.ctas, stream);
-    common::topk::launch_topk(rows, plan.split_rows, stream);
-    ++params.next_item;
-  }
+  const Config config = config_of(front.batch, queries, true);
+  common::select::launch_select_blocks(plan, front, queries, out, scratch, stream,
+                                       [&](const common::select::Params& params) {
+                                         launch(config, {params}, key_map, plan.ctas, stream);
+                                       });
+}
+
+void launch_fast_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                        const CUtensorMap& code_map, const FilterBounds<const float>& bounds,
+                        const common::topk::TopkParams& out, float* scratch, cudaStream_t stream) {
+  const Config config{
+      .storage = queries.storage, .block = front.batch.block_size, .pass = Pass::Fast};
+  common::select::launch_select_blocks(plan, front, queries, out, scratch, stream,
+                                       [&](const common::select::Params& chunk) {
+                                         Params params{chunk};
+                                         params.rotated = bounds.rotated;
+                                         params.bounds = bounds;
+                                         launch(config, params, code_map, plan.ctas, stream);
+                                       });
 }
 
 void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                             const CUtensorMap& key_map, const Filter& filter,
                             const common::topk::TopkParams& out, float* scratch,
                             cudaStream_t stream) {
-  Params codes = score_params(plan, front, queries);
+  Params codes = params_of(plan, front, queries);
   codes.products = reinterpret_cast<std::uint32_t*>(scratch);
   codes.stride_products = plan.scratch_stride;
-  Params listed = score_params(plan, front, queries);
+  codes.rotated = filter.bounds.rotated;
+  Params listed = params_of(plan, front, queries);
   listed.spans = 1;
   listed.scores = {.data = scratch, .stride_h = plan.scratch_stride};
   listed.lists = filter.lists;
-  common::topk::TopkParams rows = chunk_rows(plan, front, out, scratch);
+  common::topk::TopkParams rows = common::select::chunk_rows(plan, front, out, scratch);
   rows.candidates = {};
   rows.listed = {.blocks = filter.lists.blocks,
                  .sizes = filter.lists.sizes,
@@ -148,11 +132,9 @@ void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Qu
                              .lists = filter.lists,
                              .candidates = filter.candidates};
   const auto config = [&](Pass pass) { return Config{.storage = queries.storage, .pass = pass}; };
-  // From the back, as above.
-  for (std::int64_t end = front.num_tiles; end > 0; end -= plan.chunk_tiles) {
-    const std::int64_t begin = std::max<std::int64_t>(0, end - plan.chunk_tiles);
-    codes.tiles.records = front.tiles.records + begin;
-    codes.num_tiles = end - begin;
+  common::select::for_each_chunk(plan, front, [&](std::int64_t first, std::int64_t tiles) {
+    codes.tiles.records = front.tiles.records + first;
+    codes.num_tiles = tiles;
     listed.tiles = rows.tiles = codes.tiles;
     listed.num_tiles = rows.num_tiles = codes.num_tiles;
     candidates.rows = rows;
@@ -162,7 +144,7 @@ void launch_filtered_blocks(const SelectPlan& plan, const Front& front, const Qu
     launch(config(Pass::Listed), listed, key_map, plan.ctas, stream);
     common::topk::launch_topk_listed(rows, stream);
     codes.next_item += 2;
-  }
+  });
 }
 
 }  // namespace msa::cuda::sm90::select

@@ -8,29 +8,15 @@
 
 #include <cstdint>
 
-#include "cuda/common/topk/launch.h"
-#include "cuda/sm90/select/plan.h"
+#include "cuda/common/select/launch.h"
+#include "cuda/sm90/select/config.h"
 
 namespace msa::cuda::sm90::select {
 
-struct Queries {
-  Rows<const void> rows{};  // [T, Hi, Di]
-  Storage storage = Storage::Bf16;
-  int dim = 128;
-};
-
-struct ScoresOut {
-  Slots<float> scores{};  // [T, Hi, columns]
-  std::int64_t columns = 0;
-};
-
-/// What the prologue left.
-struct Front {
-  BatchParams batch{};
-  common::prologue::TileView tiles{};
-  std::int64_t num_tiles = 0;      // records of `tiles`, some of them without a tile
-  unsigned* next_items = nullptr;  // [num_chunks(num_tiles) * item_counters], 0
-};
+using common::select::Front;
+using common::select::Queries;
+using common::select::ScoresOut;
+using common::select::SelectPlan;
 
 /// block_scores. `key_map` has boxes of box_tokens(kTileKeys, page_size) keys.
 void launch_block_scores(const SelectPlan& plan, const Front& front, const Queries& queries,
@@ -40,6 +26,12 @@ void launch_block_scores(const SelectPlan& plan, const Front& front, const Queri
 void launch_select_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
                           const CUtensorMap& key_map, const common::topk::TopkParams& out,
                           float* scratch, cudaStream_t stream);
+
+/// The same by the codes of a filter alone, by a plan that is fast: `code_map` is that of the
+/// codes, `bounds` of pages.
+void launch_fast_blocks(const SelectPlan& plan, const Front& front, const Queries& queries,
+                        const CUtensorMap& code_map, const FilterBounds<const float>& bounds,
+                        const common::topk::TopkParams& out, float* scratch, cudaStream_t stream);
 
 /// What a filter's selection reads beside the keys, and its lists of a chunk.
 struct Filter {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/common/rows.cuh"
-#include "cuda/sm90/select/work.cuh"
+#include "cuda/sm90/select/traits.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 
 namespace msa::cuda::sm90::select {
@@ -39,7 +39,7 @@ class Producer {
       Work work;
       work.valid_rows = -1;
       work.first = work.end = 0;
-      if (item < items) work = locate_work<Traits>(p, item);
+      if (item < items) work = locate(item);
       if (item >= items || !Traits::kConfig.scratch || work.first < work.end) {
         shared_.work_ring.wait_empty(slot);
         if (lane_ == 0) {
@@ -49,6 +49,8 @@ class Producer {
         slot.advance();
         if constexpr (Traits::kListed) {
           load_listed(work);
+        } else if constexpr (Traits::kFast) {
+          load_coded(work);
         } else {
           load_keys(work);
         }
@@ -60,6 +62,14 @@ class Producer {
   }
 
  private:
+  __device__ __forceinline__ Work locate(unsigned item) const {
+    const Params& p = params_;
+    Work work = common::select::locate_work(p, item);
+    if constexpr (Traits::kListed)
+      work.end = p.lists.sizes[static_cast<std::int64_t>(work.slot) * p.groups + work.group].x;
+    return work;
+  }
+
   /// Key tiles [work.first, work.end) into the ring, box by box through the page table.
   __device__ __forceinline__ void load_keys(const Work& work) {
     const Params& p = params_;
@@ -84,6 +94,53 @@ class Producer {
                                                      box, p.batch.page_size, lane_);
       }
     }
+  }
+
+  /// The same with the scale of each box. Boxes of several key tiles are looked up together, as a
+  /// scale lies behind a page number.
+  __device__ __forceinline__ void load_coded(const Work& work) {
+    const Params& p = params_;
+    static_assert(Traits::kPanels == 1, "a lane a box");
+    const int boxes = key_box_lanes<Traits::kKeys, 1>(p.batch.page_size);
+    const int tiles_at_once = 32 / boxes;
+#pragma unroll 1
+    for (int first = work.first; first < work.end; first += tiles_at_once) {
+      const int mine = first + lane_ / boxes;
+      KeyBox box{0, kNoPage, false};
+      if (mine < work.end)
+        box = locate_key_box<Traits::kKeys>(p.batch, work.rows, work.request, mine, lane_ % boxes);
+      const float scale = box.page == kNoPage ? NAN : scale_of(box.page, work.key_head);
+      const unsigned all_bad = __ballot_sync(kAllLanes, box.bad);
+      if (all_bad != 0 && lane_ == 0) report(p.batch.status, work.request, -1, FaultKind::PageId);
+      const int tiles = min(tiles_at_once, work.end - first);
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile, at_.advance()) {
+        const int source = tile * boxes + min(lane_, boxes - 1);
+        const KeyBox at{__shfl_sync(kAllLanes, box.token, source),
+                        __shfl_sync(kAllLanes, box.page, source), false};
+        const float of_box = __shfl_sync(kAllLanes, scale, source);
+        shared_.ring.wait_empty(at_);
+        if (lane_ < boxes) reinterpret_cast<float*>(shared_.scales[at_.stage])[lane_] = of_box;
+        __syncwarp();
+        if (lane_ == 0) {
+          shared_.bad_boxes[at_.stage] = all_bad >> tile * boxes & ((1u << boxes) - 1);
+          shared_.ring.expect(at_, Traits::kTileBytes);
+        }
+        __syncwarp();
+        if (lane_ < boxes) {
+          load_key_box<Traits::kKeys, 1>(shared_.keys[at_.stage], key_map_,
+                                         &shared_.ring.full[at_.stage], work.key_head, at,
+                                         p.batch.page_size, lane_);
+        }
+      }
+    }
+  }
+
+  /// NaN where it is no number from 0 on.
+  __device__ __forceinline__ float scale_of(int page, int head) const {
+    const FilterBounds<const float>& bounds = params_.bounds;
+    const float scale = __ldg(bounds.data + page * bounds.stride_group + head * bounds.stride_head);
+    return scale >= 0.0f && scale < INFINITY ? scale : NAN;
   }
 
   /// The parts of the tile's list, four to a key tile. 32 of them are looked up together.

@@ -5,10 +5,16 @@
 
 #include <cstdint>
 
+#include "cuda/common/tile/filter_bounds.h"
 #include "cuda/sm90/select/config.h"
-#include "cuda/sm90/tile/filter_bounds.h"
 
 namespace msa::cuda::sm90::select {
+
+using common::Interval;
+using common::KeyBound;
+using common::kWidest;
+using common::QueryBound;
+using common::QueryUnit;
 
 // The largest products of a key tile's parts in one word. The upper half: the largest of all, in
 // units, cut off. Four bits of each part: how many steps it lies below, cut off, at most 15.

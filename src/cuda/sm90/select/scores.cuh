@@ -6,7 +6,7 @@
 #include "cuda/common/rows.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/select/work.cuh"
+#include "cuda/sm90/select/traits.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
@@ -154,13 +154,14 @@ class ScoreWriter {
     }
   }
 
-  /// Block maxima of key tile `tile`; whole float4s go out as they fill.
-  __device__ __forceinline__ void put(const float (&maxima)[Traits::kBlocksPerTile], int tile) {
+  /// Block maxima of key tile `tile`, where it is `there`; whole float4s go out as they fill.
+  __device__ __forceinline__ void put(const float (&maxima)[Traits::kBlocksPerTile], int tile,
+                                      bool there = true) {
     if constexpr (!Traits::kConfig.scratch) {
 #pragma unroll
       for (int b = 0; b < Traits::kBlocksPerTile; ++b) {
         const std::int64_t column = static_cast<std::int64_t>(tile) * Traits::kBlocksPerTile + b;
-        if (writes_ && column < columns_) row_[column * stride_slot_] = maxima[b];
+        if (writes_ && there && column < columns_) row_[column * stride_slot_] = maxima[b];
       }
     } else {
       const int turn = tile % kTilesPerVector;
@@ -168,23 +169,23 @@ class ScoreWriter {
       for (int s = 0; s < 4; ++s) {
         if (s / Traits::kBlocksPerTile == turn) pending_[s] = maxima[s % Traits::kBlocksPerTile];
       }
-      if (turn == kTilesPerVector - 1) flush(tile);
+      if (turn == kTilesPerVector - 1) flush(tile, there);
     }
   }
 
   /// The last, perhaps unfilled float4; rows have room for it.
   __device__ __forceinline__ void finish(int end_tile) {
     if constexpr (Traits::kConfig.scratch) {
-      if (end_tile % kTilesPerVector != 0) flush(end_tile);
+      if (end_tile % kTilesPerVector != 0) flush(end_tile, true);
     }
   }
 
  private:
   static constexpr int kTilesPerVector = 4 / Traits::kBlocksPerTile;
 
-  __device__ __forceinline__ void flush(int tile) {
+  __device__ __forceinline__ void flush(int tile, bool there) {
     float4* at = reinterpret_cast<float4*>(row_) + tile / kTilesPerVector;
-    if (writes_) *at = make_float4(pending_[0], pending_[1], pending_[2], pending_[3]);
+    if (writes_ && there) *at = make_float4(pending_[0], pending_[1], pending_[2], pending_[3]);
   }
 
   float* row_;
@@ -198,6 +199,9 @@ class ScoreWriter {
 /// `reads` it, so that no read can come behind the release.
 __device__ __forceinline__ std::uint32_t of_stage(const std::uint32_t& word, bool reads) {
   return __shfl_sync(kAllLanes, reads ? word : 0u, 0);
+}
+__device__ __forceinline__ int of_stage(const int& word, bool reads) {
+  return __shfl_sync(kAllLanes, reads ? word : 0, 0);
 }
 __device__ __forceinline__ int4 of_stage(const int4& words, bool reads) {
   const int4 mine = reads ? words : int4{};

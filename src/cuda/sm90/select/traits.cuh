@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/select/work.cuh"
 #include "cuda/common/storage.cuh"
 #include "cuda/sm90/select/config.h"
 #include "cuda/sm90/tile/descriptor.cuh"
@@ -13,19 +14,10 @@
 
 namespace msa::cuda::sm90::select {
 
-/// One item of work: a tile of query rows and a span of key tiles. The producer warp writes it.
-struct Work {
-  RequestRecord rows;  // row 0 is the tile's first, seqlen_q their number
-  int request;
-  int slot;  // of the tile in this launch
-  int group;
-  int key_head;  // index-K head
-  int span;
-  int first;  // key tiles [first, end)
-  int end;
-  int visible_end;  // key tiles that any row sees
-  int valid_rows;   // rows (token, head) of the tile; -1: no more work
-};
+using common::kAllLanes;
+using common::kMinusInf;
+using common::select::Work;
+using common::select::WorkQueue;
 
 template <Config cfg>
 struct Traits {
@@ -40,7 +32,8 @@ struct Traits {
 
   static constexpr int kKeys = 128;  // of a key tile: n of the wgmma
   static constexpr int kBlocksPerTile = kKeys / cfg.block;
-  static constexpr bool kCodes = cfg.pass == Pass::Codes;
+  static constexpr bool kFast = cfg.pass == Pass::Fast;
+  static constexpr bool kCodes = cfg.pass == Pass::Codes || kFast;
   static constexpr bool kListed = cfg.pass == Pass::Listed;
   static constexpr int kRowBytes = cfg.dim * (kCodes ? 1 : 2);
   static constexpr int kPanels = kRowBytes / kPanelRowBytes;
@@ -62,6 +55,7 @@ struct Traits {
     int4 slots[kListed ? kStages : 1];  // of their blocks in the list
     Ring<kWorkSlots> work_ring;
     Work work[kWorkSlots];
+    int4 scales[kFast ? kStages : 1][2];  // f32 of the boxes of a key tile
   };
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // room to align
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");

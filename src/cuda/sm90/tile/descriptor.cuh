@@ -6,16 +6,16 @@
 
 #include <cstdint>
 
+#include "cuda/common/tile/swizzle.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 
 namespace msa::cuda::sm90 {
 
-inline constexpr int kPanelRowBytes = 128;      // bytes of one swizzled row
-inline constexpr int kSwizzleAtomBytes = 1024;  // 8 rows: the unit of the swizzle pattern
+using common::kPanelItems;
+using common::kPanelRowBytes;
+using common::panel_items;
 
-/// Items of so many bits in one swizzled row.
-constexpr int panel_items(int bits) { return kPanelRowBytes * 8 / bits; }
-inline constexpr int kPanelItems = panel_items(16);  // of what is multiplied
+inline constexpr int kSwizzleAtomBytes = 1024;  // 8 rows: the unit of the swizzle pattern
 
 namespace detail {
 inline constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;

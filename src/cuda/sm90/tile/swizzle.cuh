@@ -1,28 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Where an item of a tile lies after the copy engine's 128-byte swizzle: 16-byte chunk c of row r
-// is stored at chunk c ^ (r % 8) of that row. Layout as in tile/descriptor.cuh: panels of 64
-// columns, one after the other. Rows of 64 bytes, of codes of four bits, have a swizzle of their
-// own.
+// The copy engine's swizzles are those of common/tile; layout as in tile/descriptor.cuh.
 #pragma once
+
+#include "cuda/common/tile/swizzle.cuh"
 
 namespace msa::cuda::sm90 {
 
-/// Byte offset of 16-byte chunk `chunk` (0 to 7) of row `row` inside one panel.
-__device__ __forceinline__ int swizzled_chunk(int row, int chunk) {
-  return row * 128 + ((chunk ^ (row & 7)) << 4);
-}
-
-inline constexpr int kPackedRowBytes = 64;  // of 128 codes
-inline constexpr int kPackedChunks = 4;     // of 16 bytes in a row: two groups each
-
-/// Byte offset of 16-byte chunk `chunk` (0 to 3) of row `row` after the 64-byte swizzle.
-__device__ __forceinline__ int packed_chunk(int row, int chunk) {
-  return row * kPackedRowBytes + ((chunk ^ (row >> 1 & 3)) << 4);
-}
-
-/// Byte offset of the 16-bit item (row, column) in a tile of `rows` rows and any number of panels.
-__device__ __forceinline__ int swizzled_item(int row, int column, int rows) {
-  return (column >> 6) * rows * 128 + swizzled_chunk(row, (column & 63) >> 3) + (column & 7) * 2;
-}
+using common::swizzled_chunk;
+using common::swizzled_item;
 
 }  // namespace msa::cuda::sm90

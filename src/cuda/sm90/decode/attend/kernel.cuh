@@ -1,115 +1,23 @@
 // SPDX-License-Identifier: MIT
-// Decode attention: one CTA takes a share of the blocks of one (query row, KV head, 16 query
-// heads). Warp 4 streams blocks of K and V through a ring with the copy engine; warps 0 to 3 take a
-// quarter of the keys of each block, with a softmax state of their own (mma.sync, heads on M), and
-// join at the end, up to 8 splits as a cluster. With more the last CTA to arrive merges fp32
-// partials in split order, so the bits never depend on who came last.
-//
-// Instructions that run once are fetched from memory, which takes longer than they do. A CTA that
-// has to wait for scores anyway rehearses, which warms its instruction cache: it selects from a few
-// items of its query, multiplies a block of codes and joins shares of zeros, a warp each, and
-// writes nothing.
 #pragma once
 
-#include <algorithm>
-
-#include "cuda/launch.h"
+#include "cuda/common/decode/attend/kernel.cuh"
+#include "cuda/common/decode/attend/mend.cuh"
+#include "cuda/sm90/decode/attend/exchange.cuh"
 #include "cuda/sm90/decode/attend/launch.h"
-#include "cuda/sm90/decode/attend/row.cuh"
-#include "cuda/sm90/decode/request.cuh"
-#include "cuda/sm90/tile/align.cuh"
 
 namespace msa::cuda::sm90::decode {
 
-/// Rows behind the last request (padding of CUDA graphs) see nothing. All CTAs share them, most of
-/// all those whose token no request has: 500 rows took the last request's CTAs longer than its
-/// work.
-template <class Traits>
-__device__ __forceinline__ void store_padding(const AttendParams& p, const Item& item,
-                                              std::int64_t first, int thread) {
-  const BatchParams& batch = p.select.batch;
-  if (first == batch.total_q || thread >= Traits::kConsumers * 32) return;
-  const int member = item.tile * 16 + thread / 8;
-  const RowEighth<Traits> nothing{};
-  for (std::int64_t row = first + blockIdx.z * gridDim.x + blockIdx.x; row < batch.total_q;
-       row += gridDim.z * gridDim.x) {
-    if (member < p.group) {
-      store_row<Traits>(p, nothing, row, item.head * p.group + member, part_column(thread));
-    }
-    if (p.blocks == Blocks::Scored && item.tile == 0)
-      store_empty_selection(p.select, row, item.head, thread);
-  }
-}
-
-/// Whether this CTA, and with it its cluster, is there while scores are still computed and knows
-/// its row by then: rehearsed behind the scores, it costs time and gains none.
-__device__ __forceinline__ bool rehearses(const AttendParams& p) {
-  const unsigned behind = (blockIdx.z * gridDim.y + blockIdx.y + 1) * gridDim.x;
-  return p.blocks == Blocks::Scored && behind <= static_cast<unsigned>(p.rehearsals) &&
-         records_are_early(p.select.batch);
-}
-
-template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
-    attend_kernel(const __grid_constant__ AttendParams p) {
-  extern __shared__ std::uint8_t raw[];
-  std::uint8_t* stages = align_shared<1024>(raw);
-  auto& shared = *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kRingBytes);
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kReleases, Traits::kFillings);
-    ptx::mbarrier_init(&shared.exchange_full, 1);
-    ptx::fence_mbarrier_init();
-    ptx::mbarrier_arrive_expect_tx(&shared.exchange_full,
-                                   sizeof(shared.exchange_state) + sizeof(shared.exchange));
-    ptx::prefetch_tensormap(&p.k_map);
-    ptx::prefetch_tensormap(&p.v_map);
-  }
-  if constexpr (Traits::kPacked)
-    fill_table<Traits>(p.k_groups, common::scale_of_all(p.k_groups), shared.magnitudes);
-  __syncthreads();
-  if (clusters(p.splits)) ptx::barrier_cluster_arrive_relaxed();
-  if (warp == Traits::kConsumers && p.blocks == Blocks::Scored)
-    touch_pages(p.select.batch, make_item(p).request, lane);
-  RingPosition<Traits::kStages> at;
-#pragma unroll 1  // the rehearsal runs the very instructions
-  for (int pass = rehearses(p) ? 0 : 1; pass < 2; ++pass) {
-    const bool rehearsal = pass == 0;
-    Item item = make_item(p);
-    const RequestRecord r = early_request(p.select.batch, p.select.records, item.request);
-    item.row = r.q_begin + item.token;
-    item.visible = visible_keys(r, item.token, p.select.batch.causal != 0);
-    SelectRow row{};
-    if (p.blocks == Blocks::Scored) row = select_row(p.select, r, item.token, item.head);
-    const std::int64_t padding = padding_begin(p.select.batch);
-    if (threadIdx.x == 0) shared.item = item;
-    if (!rehearsal) {
-      ptx::griddepcontrol_wait();
-      store_padding<Traits>(p, item, padding, threadIdx.x);
-    }
-    if (item.token >= r.seqlen_q) continue;  // and with it the whole cluster
-    find_blocks<Traits>(p, r, item, row, shared, stages, rehearsal);
-    attend_item<Traits>(p, r, item, shared, stages, at, rehearsal, warp, lane);
-    if (rehearsal) __syncthreads();
-  }
+template <AttendConfig cfg>
+void launch_attend_instance(const AttendParams& params, cudaStream_t stream) {
+  common::decode::launch_attend_kernel<common::decode::AttendTraits<cfg, AttendEngine>>(params,
+                                                                                        stream);
 }
 
 template <AttendConfig cfg>
-void launch_attend_instance(const AttendParams& params, cudaStream_t stream) {
-  using Chosen = AttendTraits<cfg>;
-  const BatchParams& batch = params.select.batch;
-  launch_kernel(
-      attend_kernel<Chosen>,
-      {.grid = dim3(static_cast<unsigned>(params.splits),
-                    static_cast<unsigned>(params.heads_kv * params.tiles),
-                    static_cast<unsigned>(std::max(batch.batch, 1) * params.select.token_slots)),
-       .block = dim3(Chosen::kThreads),
-       .shared_bytes = static_cast<std::size_t>(attend_shared_bytes<Chosen>()),
-       .programmatic = true,
-       .cluster = clusters(params.splits) ? static_cast<unsigned>(params.splits) : 1,
-       .stream = stream},
-      params);
+void launch_mend_instance(const MendParams& params, int multiprocessors, cudaStream_t stream) {
+  common::decode::launch_mend_kernel<common::decode::AttendTraits<cfg, AttendEngine>>(
+      params, multiprocessors, stream);
 }
 
 }  // namespace msa::cuda::sm90::decode

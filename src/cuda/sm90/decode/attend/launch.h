@@ -1,85 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Decode attention from the host: what an instance is compiled for, what a launch tells it. Two
-// kernels stand on the same roles: `attend` takes the rows of a batch, `mend` single rows that
-// another kernel could not finish.
+// Decode attention of common/decode with the copy engine and clusters.
 #pragma once
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-
-#include "cuda/sm90/decode/launch.h"
+#include "cuda/common/decode/attend/launch.h"
 
 namespace msa::cuda::sm90::decode {
 
-struct AttendConfig {
-  Storage storage = Storage::Bf16;  // of queries, and what is multiplied
-  int block = 128;                  // keys of a block
-  int dim = 128;                    // of q, k and v
-  Storage kv = storage;             // of keys and values: as queries, E4m3 or E2m1
-  friend constexpr bool operator==(const AttendConfig&, const AttendConfig&) = default;
-};
-
-/// Where the blocks of a row come from.
-enum class Blocks : int {
-  All,     // dense: every visible block
-  Listed,  // sparse: `lists`
-  Scored,  // msa: selected from `select.orders`; written to `select.ids` where given
-};
-
-struct AttendParams {
-  SelectParams select{};  // batch, records, and what a selection needs
-  CUtensorMap k_map{};    // boxes of box_tokens(block, page) x 128 bytes
-  CUtensorMap v_map{};
-  Lists lists{};
-  Rows<const void> q{};  // [T, Hq, D]
-  RowsOut to{};
-  int heads_kv = 0;
-  int group = 1;  // G
-  int tiles = 1;  // head_tiles(group)
-  Blocks blocks = Blocks::All;
-  int splits = 1;        // CTAs along the blocks of a row
-  int rehearsals = 0;    // CTAs, the first ones, that are there while scores are still computed
-  float scale_log2 = 0;  // softmax scale times log2(e), positive
-  // Merge scratch, where splits do not form a cluster: one slot a (row, KV head, tile of 16
-  // query heads, split).
-  float* partial_out = nullptr;     // [slots, 16, D], not normalised
-  float2* partial_state = nullptr;  // [slots, 16]: maximum, sum
-  unsigned* arrivals = nullptr;     // [rows x heads x tiles], zero before the launch
-  Scales k_scales{};                // of codes in e4m3
-  Scales v_scales{};
-  GroupScales k_groups{};  // of codes in e2m1
-  GroupScales v_groups{};
-};
-
-/// Pairs that another kernel left: `attend` says what a row is, with splits = 1.
-struct MendParams {
-  AttendParams attend{};
-  Suspects suspects{};
-};
-
-/// Tiles of 16 query heads in a group.
-constexpr int head_tiles(int group) { return (group + 15) / 16; }
-
-/// Whether the splits of a row form a cluster and merge in shared memory.
-__host__ __device__ constexpr bool clusters(int splits) {
-  return splits == 2 || splits == 4 || splits == 8;
-}
-
-/// Whether they merge through partials in memory.
-__host__ __device__ constexpr bool uses_partials(int splits) {
-  return splits > 1 && !clusters(splits);
-}
-
-/// Slots of partials for `rows` query rows.
-constexpr std::int64_t partial_slots(std::int64_t rows, int heads_kv, int group, int splits) {
-  return uses_partials(splits) ? rows * heads_kv * head_tiles(group) * splits : 0;
-}
-
-/// CTAs along a row's `max_entries` blocks.
-int attend_splits(std::int64_t rows, int heads_kv, int group, std::int64_t max_entries,
-                  int multiprocessors);
+using common::decode::AttendConfig;
+using AttendParams = common::decode::AttendParamsOf<CUtensorMap>;
+using MendParams = common::decode::MendParamsOf<CUtensorMap>;
 
 /// Defined in instances/*.cu, one each.
 template <AttendConfig cfg>

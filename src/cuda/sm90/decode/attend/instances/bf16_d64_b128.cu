@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/sm90/decode/attend/kernel.cuh"
-#include "cuda/sm90/decode/attend/mend.cuh"
 
 namespace msa::cuda::sm90::decode {
 

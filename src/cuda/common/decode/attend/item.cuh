@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// What a CTA works on: its place in the grid, and the blocks of its row: all, a given list, or its
+// own selection.
+#pragma once
+
+#include "cuda/common/decode/attend/traits.cuh"
+#include "cuda/common/lists.cuh"
+#include "cuda/geometry.cuh"
+
+namespace msa::cuda::common::decode {
+
+/// The item of this CTA, as far as the grid tells.
+__device__ __forceinline__ Item make_item(const AttendParams& p) {
+  const int token_slots = p.select.token_slots;
+  Item item{};
+  item.split = blockIdx.x;
+  item.head = blockIdx.y / p.tiles;
+  item.tile = blockIdx.y % p.tiles;
+  item.request = blockIdx.z / token_slots;
+  item.token = blockIdx.z % token_slots;
+  return item;
+}
+
+/// Local block of entry i of the row's list.
+__device__ __forceinline__ int entry_block(const AttendParams& p, const SelectStorage& s, int i) {
+  return p.blocks == Blocks::All ? i : s.ids[i];
+}
+
+/// Reads a given list: what is visible of it, in the order given, lies in s.ids afterwards (local
+/// ids). One warp.
+__device__ __forceinline__ void read_list(const AttendParams& p, const RequestRecord& r,
+                                          const Item& item, SelectStorage& s, int lane) {
+  const BatchParams& batch = p.select.batch;
+  const common::ListReader reader(r, batch.block_size, ceil_div(item.visible, batch.block_size));
+  int kept = 0;
+  common::warp::for_each_listed(
+      p.lists, reader, item.row, item.head, lane, [&](int, const common::ListedBlock& listed) {
+        if (listed.fault) report(batch.status, item.request, item.token, FaultKind::BlockId);
+        const unsigned used = __ballot_sync(common::kAllLanes, listed.block >= 0);
+        if (listed.block >= 0)
+          s.ids[kept + __popc(used & common::lanes_below(lane))] = listed.block;
+        kept += __popc(used);
+      });
+  if (lane == 0) s.num_ids = kept;
+}
+
+/// a / b, quickly where b is a power of two.
+__device__ __forceinline__ int divide(int a, int b) {
+  return (b & (b - 1)) == 0 ? a >> (__ffs(b) - 1) : a / b;
+}
+
+/// Finds the row's blocks; `row` is what a selection chooses from, with its scratch where the ring
+/// will be. All threads of the CTA call it. In a rehearsal one warp selects, while others go ahead
+/// (row.cuh).
+template <class Traits>
+__device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
+                                            Item& item, SelectRow row, AttendShared<Traits>& shared,
+                                            std::uint8_t* stages, bool rehearsal) {
+  if (p.blocks == Blocks::All) {
+    item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
+  } else if (Traits::Engine::kSelects && p.blocks == Blocks::Scored) {
+    if (rehearsal) {
+      item.end = 1;
+      if (threadIdx.x >= 32) return;
+      row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
+      row.visible = min(row.visible, Traits::kDim / 2);
+    }
+    select_topk(shared.select, stages, kSegmentBlocks, row, p.select.topk, p.select.lanes,
+                threadIdx.x, rehearsal);
+    if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
+      store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);
+    }
+    if (rehearsal) return;
+    item.num_entries = shared.select.num_ids;
+  } else {
+    if (threadIdx.x < 32) read_list(p, r, item, shared.select, threadIdx.x);
+    __syncthreads();
+    item.num_entries = shared.select.num_ids;
+  }
+  const int share = divide(item.num_entries, p.splits);
+  const int longer = item.num_entries - share * p.splits;  // splits that take one block more
+  item.begin = share * item.split + min(item.split, longer);
+  item.end = item.begin + share + (item.split < longer ? 1 : 0);
+}
+
+}  // namespace msa::cuda::common::decode

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/mma/attend/kernel.cuh"
+
+namespace msa::cuda::mma::attend {
+
+template void launch_instance<Config{
+    .storage = Storage::F16, .head_dim = 64, .walk = Walk::Union, .warps = 4, .stages = 4}>(
+    const Params&, cudaStream_t);
+
+}  // namespace msa::cuda::mma::attend

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/mma/decode/attend/kernel.cuh"
+
+namespace msa::cuda::mma::decode {
+
+template void launch_attend_instance<AttendConfig{
+    .storage = Storage::Bf16, .block = 128, .dim = 64}>(const AttendParams&, cudaStream_t);
+
+}  // namespace msa::cuda::mma::decode

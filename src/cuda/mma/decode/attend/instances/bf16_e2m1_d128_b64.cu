@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/mma/decode/attend/kernel.cuh"
+
+namespace msa::cuda::mma::decode {
+
+template void launch_attend_instance<AttendConfig{
+    .storage = Storage::Bf16, .block = 64, .dim = 128, .kv = Storage::E2m1}>(const AttendParams&,
+                                                                             cudaStream_t);
+
+}  // namespace msa::cuda::mma::decode

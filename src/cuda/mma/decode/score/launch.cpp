@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+// The table of instances; each is compiled in a file of its own under instances/.
+#include "cuda/mma/decode/score/launch.h"
+
+#include <array>
+#include <cstddef>
+#include <utility>
+
+namespace msa::cuda::mma::decode {
+namespace {
+
+using common::decode::kScoreInstances;
+
+using Launch = void (*)(const ScoreParams&, cudaStream_t);
+
+template <std::size_t... kIndices>
+constexpr std::array<Launch, sizeof...(kIndices)> launches(std::index_sequence<kIndices...>) {
+  return {&launch_score_instance<kScoreInstances[kIndices]>...};
+}
+
+constexpr auto kLaunches = launches(std::make_index_sequence<kScoreInstances.size()>{});
+
+}  // namespace
+
+void launch_score(const ScoreConfig& config, const ScoreParams& params, cudaStream_t stream) {
+  kLaunches[common::decode::find_instance(config)](params, stream);
+}
+
+}  // namespace msa::cuda::mma::decode

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/mma/select/kernel.cuh"
+
+namespace msa::cuda::mma::select {
+
+template void launch_instance<Config{.storage = Storage::F16, .dim = 128}>(const Params&, int,
+                                                                           cudaStream_t);
+
+}  // namespace msa::cuda::mma::select

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+// What decode does with what this architecture alone has: the copy engine brings tiles.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "cuda/box.h"
+#include "cuda/common/decode/launch.h"
+#include "cuda/sm90/ptx/copy.cuh"
+#include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+struct Engine {
+  /// Of attention, boxes of box_tokens(block, page) x 128 bytes; of scoring, of box_tokens(
+  /// kScoreStep, page) whole rows.
+  using Keys = CUtensorMap;
+  static constexpr bool kClusters = true;
+  static constexpr bool kSelects = true;  // attention selects for itself
+  static constexpr bool kBulkCopies = true;
+  static constexpr int kFillings = 1;  // arrivals that fill a stage
+  // Of attention: two CTAs an SM. Of scoring half of an SM's shared memory: the first CTAs of the
+  // attention kernel wait beside it.
+  static constexpr int kTileRingBytes = 96 * 1024;
+  static constexpr int kStepRingBytes = 96 * 1024;
+
+  // What nine warps of scoring may use: 80 registers a thread, so that a quarter of an SM has three
+  // of them and still 168 for a warp of attention.
+  static constexpr int kCrowdedThreads = 352;
+
+  /// CTAs of scoring that fit an SM.
+  static constexpr int step_ctas(int) { return 1; }
+
+  static __device__ __forceinline__ void prefetch(const Keys& keys) {
+    ptx::prefetch_tensormap(&keys);
+  }
+  /// Keys are streamed once.
+  static __device__ __forceinline__ std::uint64_t streamed() {
+    return ptx::createpolicy_evict_first();
+  }
+  /// By one lane, before all call what loads the stage.
+  template <int kStages>
+  static __device__ __forceinline__ void announce(Ring<kStages>& ring, RingPosition<kStages> at,
+                                                  std::uint32_t bytes) {
+    ring.expect(at, bytes);
+  }
+
+  /// A block of keys or values; `box` is where this lane's begins.
+  template <class Traits>
+  static __device__ __forceinline__ void load_tile(std::uint8_t* stage, const Keys& keys,
+                                                   ptx::Mbarrier* full, int head, const KeyBox& box,
+                                                   const BatchParams& batch, int lane, int lanes) {
+    if (lane >= lanes) return;
+    load_key_box<Traits::kBlock, Traits::kPanels, kPanelItems, Traits::kPanelBytes>(
+        stage, &keys, full, head, box, batch.page_size, lane);
+  }
+
+  /// A step of index keys; `box` as above, of 1 << shift keys.
+  template <class Traits>
+  static __device__ __forceinline__ void load_step(std::uint8_t* stage, const Keys& keys,
+                                                   ptx::Mbarrier* full, const KeyBox& box,
+                                                   const BatchParams&, int shift, int lane,
+                                                   std::uint64_t policy) {
+    if (lane >= common::decode::kScoreStep >> shift) return;
+    ptx::cp_async_bulk_tensor_hint(stage + (lane << shift) * Traits::kRowBytes, &keys,
+                                   {0, box.token, static_cast<int>(blockIdx.y), box.page}, full,
+                                   policy);
+  }
+
+  /// Bytes side by side.
+  static __device__ __forceinline__ void copy(std::uint8_t* to, std::uintptr_t from, int bytes,
+                                              ptx::Mbarrier* full, std::uint64_t policy) {
+    ptx::cp_async_bulk_hint(to, reinterpret_cast<const std::uint8_t*>(from), bytes, full, policy);
+  }
+};
+
+}  // namespace msa::cuda::sm90::decode

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/sm90/select/kernel.cuh"
+
+namespace msa::cuda::sm90::select {
+
+template void launch_instance<Config{.storage = Storage::F16, .block = 64, .pass = Pass::Fast}>(
+    const Params&, const CUtensorMap&, int, cudaStream_t);
+
+}  // namespace msa::cuda::sm90::select
