@@ -161,7 +161,8 @@ class ContextParallel:
         fault = self._fault_of_cache(tensors, page_table, seqlens_k, positions, queries)
         lengths = list(seqlens_k.shape) if seqlens_k.is_cuda else seqlens_k.tolist()  # nobody reads a GPU's
         self._agree("decode", tensors, fault, {"seqlens_k": lengths, "queries": queries,
-                                               "rows": q.shape[0], "pages": (pages.kv_format, pages.index_k_format)})
+                                               "rows": q.shape[0], "pages": [field for field in pages
+                                                                             if not isinstance(field, Tensor)]})
         with self.exchange.together():
             rows = rows_of(seqlens_k, queries, causal)
             if positions is None:

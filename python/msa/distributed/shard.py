@@ -46,6 +46,8 @@ class Pages(NamedTuple):
     index_k8_bounds: Tensor | None = None
     kv_format: str | None = None
     index_k_format: str | None = None
+    index_filter: str | None = None
+    precision: str | None = None
 
 
 class Rows(NamedTuple):
@@ -97,7 +99,8 @@ class Shard:
                                   init_blocks=0, index_k_scale=pages.index_k_scale,
                                   index_k_global_scale=pages.index_k_global_scale, index_k8=pages.index_k8,
                                   index_k8_bounds=pages.index_k8_bounds, index_k_format=pages.index_k_format,
-                                  max_seqlen_q=1, max_seqlen_k=self.blocks * s.block_size,
+                                  index_filter=pages.index_filter, precision=pages.precision, max_seqlen_q=1,
+                                  max_seqlen_k=self.blocks * s.block_size,
                                   backend=s.backend, threads=s.threads, return_scores=True)
         ids = torch.where(found.block_ids >= 0, self._positions_at(found.block_ids), -1)
         scores = found.chosen_scores

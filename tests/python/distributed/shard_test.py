@@ -125,14 +125,16 @@ def test_a_decode_over_pages_of_codes(kind):
     problems.close(lse, wanted.lse)
 
 
-def test_a_decode_with_a_filter_selects_the_same():
+@pytest.mark.parametrize("kind", ["i8/page", "i8/page/rotated"])
+def test_a_decode_with_a_filter_selects_the_same(kind):
     batch = problems.Batch([333, 200], new=[1, 3], seed=8)
 
     def pages_of(pools, table):
         lengths = torch.tensor([distributed.local_length("interleaved", n, pages_of.rank, 3, BLOCK)
                                 for n in batch.lengths], dtype=torch.int32)
         pages_of.rank += 1
-        return Pages(*[None] * 6, *msa.quantize_index(pools[2], seqlens_k=lengths, page_table=table))
+        copy = msa.quantize_index(pools[2], seqlens_k=lengths, page_table=table, index_filter=kind)
+        return Pages(index_k8=copy.index_k8, index_k8_bounds=copy.index_k8_bounds, index_filter=kind)
 
     pages_of.rank = 0
     out, _, ids = decode(batch, "interleaved", 3, pages_of=pages_of)
