@@ -13,7 +13,7 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
 
   --quick           style, unit tests, verification on the best instruction set, command line
   --long            longer fuzzing, cases of real size, clang-tidy, ABI comparison with the last release, 64-bit ARM
-                    cross-compiled and emulated
+                    cross-compiled and emulated, CUDA kernels on emulated GPUs
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
@@ -22,12 +22,13 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --build DIR       with --gpu: a build made elsewhere, of all and of msa_core, instead of building here
   --list            the sections, one a line
 
-Sections: style unit verify package cli python asan fuzz tsan; arm runs with --long, or where it is asked for
+Sections: style unit verify package cli python asan fuzz tsan; arm and emulated run with --long, or where they are asked for
 Exit status: 0 all passed, 1 something failed, 2 wrong usage or missing tools.
 TEXT
 }
 
-all_sections=(style unit verify package cli python asan fuzz tsan arm)
+long_sections=(arm emulated)
+all_sections=(style unit verify package cli python asan fuzz tsan "${long_sections[@]}")
 quick_sections=(style unit verify cli)
 sections=()
 quick=
@@ -67,7 +68,7 @@ if [ -n "$gpu_build" ] && { [ -z "$gpu" ] || [ -n "$mutants" ]; }; then
 fi
 if [ ${#sections[@]} -eq 0 ]; then
   sections=("${all_sections[@]}")
-  [ -n "$long" ] || unset 'sections[-1]' # arm
+  [ -n "$long" ] || sections=("${all_sections[@]:0:${#all_sections[@]}-${#long_sections[@]}}")
   [ -z "$quick" ] || sections=("${quick_sections[@]}")
 fi
 
@@ -522,6 +523,24 @@ section_arm() {
   done
   begin_step "vectors of 64-bit ARM, emulated" "${emulated[@]}" "$arm/tests/cpu_test" --gtest_filter='Isa/Vector*:Isa.*'
   end_steps
+}
+
+# The kernels of src/cuda/common and src/cuda/mma, compiled for the host, as cards that few have. Needs CUDA's headers.
+section_emulated() {
+  local folder=$PWD/build/emulated capability
+  command -v nvcc >/dev/null || { not_run "CUDA kernels on emulated GPUs" "no CUDA toolkit"; return 0; }
+  step "build with emulated GPUs" cached build "$folder" msa_emulated -S . -G Ninja -DMSA_CUDA=OFF \
+    -DMSA_EMULATE_CUDA=ON || return
+  for capability in 80 86 90; do
+    step "verify mma on an emulated GPU of capability $((capability / 10)).$((capability % 10))" \
+      verify_emulated "$capability" "$folder/tests/emulator/msa_emulated"
+  done
+}
+
+verify_emulated() { # CAPABILITY MSA
+  MSA_EMULATED_CAPABILITY=$1 in_parts "$jobs" verify_part 1 "$2" --backend cuda --isa mma \
+    --support tests/support/cuda-mma.txt tests/cases/smoke.txt tests/cases/emulated.txt | sum_verified
+  return "${PIPESTATUS[0]}"
 }
 
 # ---- GPU -------------------------------------------------------------------------------------------------------------
