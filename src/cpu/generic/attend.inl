@@ -571,9 +571,9 @@ MSA_INLINE Vec decay(Vec before, Vec after, Vec scale, Vec bias) {
 
 /// O = O alpha + V P for the first `keys` keys of a block.
 template <class P, int Cols>
-MSA_INLINE_PIECE void weigh_values(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
-                                   const Block<P>& block, const Vec (&alpha)[Cols],
-                                   std::int64_t keys, const Ahead& ahead) {
+MSA_INLINE void weigh_values(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                             const Block<P>& block, const Vec (&alpha)[Cols], std::int64_t keys,
+                             const Ahead& ahead) {
   if constexpr (P::kPack == 2) {
     if (dims_in_lanes(c)) {
       for (int col = 0; col < Cols; ++col) {
