@@ -137,9 +137,8 @@ void index_loss(const Problem& p, const Call& call, std::span<double> room) {
   const auto longest = static_cast<std::size_t>(p.bounds.max_seqlen_k);
   const std::span<double> scratch = room.subspan(sums.size(), longest);
   const std::span<double> lses = room.subspan(sums.size() + longest);
-  if (call.d_index_k && !p.gradients.accumulate) {
-    XX
-  }
+  // Rows that no request owns receive nothing, too.
+  if (call.d_index_k && !p.gradients.accumulate) clear_gradient(call.d_index_k);
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
       for (std::int64_t head = 0; head < p.index.heads; ++head) {

@@ -60,7 +60,7 @@ TEST(IndexLoss, AnOutputAloneIsThatOfAll) {
   }
 }
 
-TEST(IndexLoss, EveryBlockListedLossIsTheWarmUp) {
+TEST(IndexLoss, EveryBlockListedIsTheWarmUp) {
   const std::string rest =
       "op=index_loss heads=6/2 dim=48 index_dim=32 block=32 topk=3 lens=70:90,9:33 ";
   for (const std::string& isa : levels())
