@@ -13,7 +13,7 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
 
   --quick           style, unit tests, verification on the best instruction set, command line
   --long            longer fuzzing, cases of real size, clang-tidy, ABI comparison with the last release, 64-bit ARM
-                    cross-compiled and emulated
+                    cross-compiled and emulated, CUDA kernels on emulated GPUs
   --only SECTION    this section alone; may be given several times
   --no-install      use what the machine has
   --gpu             the tests that need an NVIDIA GPU, and only they; fails where there is none
@@ -22,12 +22,13 @@ Installs what the tests need (apt-get, as root; otherwise it says what to instal
   --build DIR       with --gpu: a build made elsewhere, of all and of msa_core, instead of building here
   --list            the sections, one a line
 
-Sections: style unit verify package cli python asan fuzz tsan; arm runs with --long, or where it is asked for
+Sections: style unit verify package cli python asan fuzz tsan; arm and emulated run with --long, or where they are asked for
 Exit status: 0 all passed, 1 something failed, 2 wrong usage or missing tools.
 TEXT
 }
 
-all_sections=(style unit verify package cli python asan fuzz tsan arm)
+long_sections=(arm emulated)
+all_sections=(style unit verify package cli python asan fuzz tsan "${long_sections[@]}")
 quick_sections=(style unit verify cli)
 sections=()
 quick=
@@ -67,7 +68,7 @@ if [ -n "$gpu_build" ] && { [ -z "$gpu" ] || [ -n "$mutants" ]; }; then
 fi
 if [ ${#sections[@]} -eq 0 ]; then
   sections=("${all_sections[@]}")
-  [ -n "$long" ] || unset 'sections[-1]' # arm
+  [ -n "$long" ] || sections=("${all_sections[@]:0:${#all_sections[@]}-${#long_sections[@]}}")
   [ -z "$quick" ] || sections=("${quick_sections[@]}")
 fi
 
@@ -254,7 +255,7 @@ build_fuzz() {
 # CPU seconds that each section may take on the default run, builds that it needs included: about 1.3 times what it takes
 # where nobody else runs. Time on the clock depends on who does; these less so. A section over its budget is reported: make
 # it faster, or give it more here and take it from another.
-declare -A budgets=([style]=90 [unit]=550 [verify]=100 [package]=35 [cli]=10 [python]=220 [asan]=660 [fuzz]=190 [tsan]=70)
+declare -A budgets=([style]=90 [unit]=550 [verify]=100 [package]=35 [cli]=10 [python]=250 [asan]=660 [fuzz]=190 [tsan]=70)
 took=()
 
 cpu_seconds() { # PID: of this shell and all that it has waited for, so far
@@ -341,9 +342,9 @@ section_verify() {
   which=(--every-isa)
   [ -z "$quick" ] || which=(--isa "${wanted_isas[0]}")
   step "verify cpu on ${wanted_isas[*]}" verify_in_parts --backend cpu "${which[@]}" --support tests/support/cpu.txt \
-    tests/cases/all.txt
+    tests/cases/all.txt tests/cases/ranks.txt
   step "verify reference" "$release/tools/msa/msa" verify --backend reference --support tests/support/reference.txt \
-    tests/cases/smoke.txt
+    tests/cases/smoke.txt tests/cases/ranks.txt
   [ -n "$long" ] || return 0
   step "verify cpu, real sizes" verify_in_parts --backend cpu --isa "${wanted_isas[0]}" \
     --support tests/support/cpu.txt tests/cases/long.txt
@@ -405,14 +406,16 @@ section_cli() {
   step "command line" python3 tests/cli/cli_test.py "$release/tools/msa/msa"
 }
 
-# The Python package as users build it, in an environment of its own. Its tests have three minutes, in two processes. An
+# The Python package as users build it, in an environment of its own. Its tests have three minutes, in three processes. An
 # installed torch is used where there is one, as it is large.
 section_python() {
   local venv=$PWD/build/venv-python
   step "python environment" python_environment "$venv" || return
   step "python wheel" cached python_wheel "$venv" || return
   begin_step "python tests, integrations (180 s at most)" python_tests "$venv" tests/python/integrations
-  begin_step "python tests (180 s at most)" python_tests "$venv" --ignore=tests/python/integrations tests/python
+  begin_step "python tests (180 s at most)" python_tests "$venv" --ignore=tests/python/integrations \
+    --ignore=tests/python/distributed tests/python
+  begin_step "python tests, several ranks (180 s at most)" python_tests "$venv" tests/python/distributed
   begin_step "python types" python_types "$venv"
   begin_step "python wheel alone" tests/python/wheel_test.sh "$PWD"/build/wheel/*.whl
   end_steps
@@ -520,6 +523,24 @@ section_arm() {
   done
   begin_step "vectors of 64-bit ARM, emulated" "${emulated[@]}" "$arm/tests/cpu_test" --gtest_filter='Isa/Vector*:Isa.*'
   end_steps
+}
+
+# The kernels of src/cuda/common and src/cuda/mma, compiled for the host, as cards that few have. Needs CUDA's headers.
+section_emulated() {
+  local folder=$PWD/build/emulated capability
+  command -v nvcc >/dev/null || { not_run "CUDA kernels on emulated GPUs" "no CUDA toolkit"; return 0; }
+  step "build with emulated GPUs" cached build "$folder" msa_emulated -S . -G Ninja -DMSA_CUDA=OFF \
+    -DMSA_EMULATE_CUDA=ON || return
+  for capability in 80 86 90; do
+    step "verify mma on an emulated GPU of capability $((capability / 10)).$((capability % 10))" \
+      verify_emulated "$capability" "$folder/tests/emulator/msa_emulated"
+  done
+}
+
+verify_emulated() { # CAPABILITY MSA
+  MSA_EMULATED_CAPABILITY=$1 in_parts "$jobs" verify_part 1 "$2" --backend cuda --isa mma \
+    --support tests/support/cuda-mma.txt tests/cases/smoke.txt tests/cases/emulated.txt | sum_verified
+  return "${PIPESTATUS[0]}"
 }
 
 # ---- GPU -------------------------------------------------------------------------------------------------------------

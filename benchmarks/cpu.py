@@ -32,9 +32,11 @@ BUILD = ROOT / "build" / "bench"
 TORCH = "2.13.0"
 PEER = "torch sdpa 2.13"
 
-# id, what, our case, what PyTorch does, rounds of (ours, theirs); 32K takes PyTorch a minute or two a run
+# id, what, our case, what PyTorch does, rounds of (ours, theirs); 32K takes PyTorch a minute or two a run. Rows of amx run
+# where that level is, and force it.
 TORCH_ROWS = [
     ("torch.dense.8k", "dense causal prefill, 8K tokens", "op=dense lens=8192:8192", "dense.8192", 5),
+    ("amx.torch.dense.8k", "dense causal prefill, 8K tokens, in tiles", "op=dense lens=8192:8192", "dense.8192", 5),
     ("torch.dense.32k", "dense causal prefill, 32K tokens", "op=dense lens=32768:32768", "dense.32768", 2),
     ("torch.msa.32k", "MSA prefill, selection and attention, 32K tokens, against PyTorch's dense attention",
      "op=msa lens=32768:32768 regime=drift", "dense.32768", 2),
@@ -115,6 +117,11 @@ def check_commit(msa, head, allow_dirty):
         fail(f"{msa} does not know a clean commit that it was built from: {commit}")
 
 
+def has_tiles(msa):
+    backends = json.loads(subprocess.run([msa, "info", "--json"], capture_output=True, text=True, check=True).stdout)["backends"]
+    return any(isa["name"] == "amx" and isa["available"] for backend in backends for isa in backend.get("isas", []))
+
+
 def torch_python(pip_options):
     """The interpreter of a virtual environment that has the pinned PyTorch."""
     folder = BUILD / f"venv-torch-{TORCH}"
@@ -179,7 +186,8 @@ def torch_rows(chosen, msa, python, threads, environment):
         ours = {}
         for row_id, _, case, _, _ in group:
             progress(f"{row_id}: verifying {case}")
-            ours[row_id] = Runner([msa, "bench", "--case", case, "--on-demand", "--threads", str(threads)], environment)
+            forced = ["--isa", "amx"] if ".amx." in row_id else []
+            ours[row_id] = Runner([msa, "bench", "--case", case, "--on-demand", "--threads", str(threads), *forced], environment)
         own_seconds, peer_seconds = {row[0]: [] for row in group}, []
         for _ in range(max(row[4] for row in group)):
             for row_id, runner in ours.items():
@@ -232,7 +240,8 @@ def main():
     listed = subprocess.run([msa, "bench", "--list"], capture_output=True, text=True, check=True, env=environment).stdout
     own_ids = [line.split("\t")[0] for line in listed.splitlines()[1:]]
     own_filters = [row_id for row_id in own_ids if chosen(row_id)]
-    peers = [(prefix + row[0], *row[1:]) for row in TORCH_ROWS if not args.own and chosen(prefix + row[0])]
+    peers = [(prefix + row[0], *row[1:]) for row in TORCH_ROWS if not args.own and chosen(prefix + row[0])
+             and (not row[0].startswith("amx.") or has_tiles(msa))]
     if not own_filters and not peers:
         fail("--filter: no row has such a name; `msa bench --list` shows ours")
     document = own_rows(msa, own_filters or ["cpu*.decode.dense.128k"], args.threads, environment)

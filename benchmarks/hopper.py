@@ -111,7 +111,7 @@ def check_attention(q, k, v, out, causal):
             raise RuntimeError(f"the peer's output is wrong: row {row}, head {h}, relative error {error}")
 
 
-def attention(tokens, keys, batch, heads, heads_kv):
+def attention(tokens, keys, batch, heads, heads_kv, kernels="CUDNN_ATTENTION", name="cuDNN dense"):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -122,7 +122,7 @@ def attention(tokens, keys, batch, heads, heads_kv):
                 for h, n in ((heads, tokens), (heads_kv, keys), (heads_kv, keys))]
 
     def call(q, k, v):
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        with sdpa_kernel(getattr(SDPBackend, kernels)):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
 
     kv_bytes = 2 * batch * heads_kv * keys * 256
@@ -137,10 +137,10 @@ def attention(tokens, keys, batch, heads, heads_kv):
         def checked():
             kept[:] = [call(*sets[0])]
 
-        peer = Peer("cuDNN dense", [checked])
+        peer = Peer(name, [checked])
         peer.after = lambda: check_attention(*sets[0], kept[0], causal)
         return peer
-    return Peer("cuDNN dense", calls, graph_runs=0 if causal else (16 if kv_bytes < 1 << 32 else 4))
+    return Peer(name, calls, graph_runs=0 if causal else (16 if kv_bytes < 1 << 32 else 4))
 
 
 def topk():
@@ -173,6 +173,7 @@ LOW_BITS_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
 # Beside the same: keys, values and index keys in bf16, and an 8-bit filter. Ids are those of the index keys, bit for bit.
 FILTER_DECODE = ["1m.b1", "128k.b32", "32k.b128"]
 FILTER_PREFILL = ["128k", "1m"]
+MMA_DENSE = ["8k", "32k"]
 
 
 def groups():
@@ -191,12 +192,15 @@ def groups():
            "hopper.select8.fast.128k", "hopper.select8.fast.1m"], None
     for name, (heads, heads_kv) in HEADS.items():
         yield [f"hopper.msa.{name}.32k.drift"], lambda a=(32768, 32768, 1, heads, heads_kv): attention(*a)
+    for name in MMA_DENSE:  # forced, beside what PyTorch runs on every card from 8.0 on
+        yield [f"mma.dense.{name}"], lambda n=PREFILL[name]: attention(n, n, 1, 64, 4, "FLASH_ATTENTION",
+                                                                       "FlashAttention-2 dense")
     for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run
         rows = [f"hopper.msa.{name}.drift", f"hopper.msa.{name}.random"]
         if name in FILTER_PREFILL:
             rows.append(f"hopper.msa8.{name}.drift")
         if n < 1 << 20:
-            rows.append(f"hopper.dense.{name}")
+            rows += [f"hopper.dense.{name}", f"mma.msa.{name}.drift"]
         yield rows, lambda n=n: attention(n, n, 1, 64, 4)
 
 
@@ -264,7 +268,8 @@ def card_and_driver():
 
 def build(directory, commit):
     say(f"building in {directory}")
-    commands = [["cmake", "-S", ROOT, "-B", directory, "-G", "Ninja", "-DMSA_CUDA=ON", "-DMSA_BUILD_TESTS=OFF",
+    commands = [["cmake", "-S", ROOT, "-B", directory, "-G", "Ninja", "-DMSA_CUDA=ON",
+                 "-DMSA_CUDA_ARCHITECTURES=90", "-DMSA_BUILD_TESTS=OFF",
                  *([f"-DMSA_COMMIT={commit}"] if commit else [])], ["cmake", "--build", directory]]
     for command in commands:
         subprocess.run([str(x) for x in command], check=True, stdout=subprocess.DEVNULL)

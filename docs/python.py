@@ -93,6 +93,13 @@ and `max_seqlen_k` must be given wherever a shape hangs on lengths.
 `index_q` and `index_k` none. An output of another op whose inputs require gradients raises where `backward()` reaches
 it, and so do pages, stored codes and block maxima; the functions of `msa` itself refuse such inputs, and so do calls
 that write into given tensors.
+
+## Several ranks
+
+`msa.distributed.ContextParallel(group, layout)` spreads sequences over the ranks of a torch.distributed group: prefill,
+and decode over a cache that is dealt in blocks. Its words, its errors and what it would take on several GPUs stand in
+[scale.md](scale.md). `msa.distributed.RankError` (also a `RuntimeError`) names the ranks and the argument at fault, on
+every rank that lives.
 """
 
 

@@ -91,6 +91,8 @@ const std::vector<Key>& keys() {
       key<&Case::regime>("regime", "what the vectors hold"),
       key<&Case::hostile>("hostile", "NaN where it must not matter, and where it does"),
       key<&Case::corrupt>("corrupt", "a fault that must be rejected"),
+      key<&Case::ranks>("ranks", "paged cases run as so many shards and merged; 0: whole"),
+      key<&Case::deal>("deal", "of blocks to ranks"),
       key<&Case::seed>("seed", "of all random numbers"),
   };
   return table;

@@ -93,6 +93,13 @@ enum class Order : std::uint8_t { Ascending, Descending, Shuffled };
 /// Which gradients a backward pass is asked for.
 enum class Grads : std::uint8_t { All, Queries, Keys, Values, Loss };
 
+/// How the keys of a case over ranks are dealt to them, block by block.
+enum class Deal : std::uint8_t {
+  Contiguous,   // one run each
+  Zigzag,       // runs r and 2 * ranks - 1 - r of 2 * ranks
+  Interleaved,  // block b to rank b % ranks
+};
+
 struct Case {
   Op op = Op::MsaAttention;
   DType dtype = DType::BF16;
@@ -144,6 +151,8 @@ struct Case {
   Regime regime = Regime::Random;
   Hostile hostile = Hostile::None;
   Corrupt corrupt = Corrupt::None;
+  std::int64_t ranks = 0;  // shards that the case is run as, one after the other; 0: whole
+  Deal deal = Deal::Contiguous;
   std::uint64_t seed = 1;
 
   Format kv_format() const { return kv.value_or(Format{.storage = dtype}); }

@@ -145,6 +145,13 @@ const Names<Order>& names_of(Order) {
   return names;
 }
 
+const Names<Deal>& names_of(Deal) {
+  static const Names<Deal> names{{"contiguous", Deal::Contiguous},
+                                 {"zigzag", Deal::Zigzag},
+                                 {"interleaved", Deal::Interleaved}};
+  return names;
+}
+
 void bad_value(std::string_view text, const std::string& expected) {
   throw CaseError("expected " + expected + ", got '" + std::string(text) + "'");
 }

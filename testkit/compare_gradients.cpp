@@ -11,11 +11,11 @@ namespace msa::testkit {
 
 namespace {
 
-constexpr double kEps = 0x1p-24;
+constexpr double kRounding = 0x1p-24;
 // Bounds below are of sums whose roundings fall in random order, all on one side.
 constexpr double kRoom = 2;
 
-std::vector<float> load_row(const Tensor& t, std::int64_t row, std::int64_t head) {
+std::vector<float> floats_of_row(const Tensor& t, std::int64_t row, std::int64_t head) {
   std::vector<float> values(static_cast<std::size_t>(t.shape[2]));
   load(address(t, row, head), t.dtype, t.shape[2], values.data());
   return values;
@@ -37,7 +37,7 @@ Product product(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 /// fp32 roundings of a sum of `count` terms.
-double sum_roundings(std::size_t count) { return (8 + std::sqrt(double(count))) * kEps; }
+double sum_roundings(std::size_t count) { return (8 + std::sqrt(double(count))) * kRounding; }
 
 /// Gradients of all rows and heads of one tensor: plain sums, and bounds of their fp32 roundings.
 class Sums {
@@ -125,8 +125,8 @@ class PlainBackward {
     const std::int64_t at = r.q_begin + i;
     const double lse = float_at(o_.lse_in, at, h);
     if (lse == -double(kInf)) return;
-    const std::vector<float> q = load_row(o_.q, at, h), dout = load_row(o_.dout, at, h);
-    const Product delta = product(dout, load_row(o_.out_in, at, h));
+    const std::vector<float> q = floats_of_row(o_.q, at, h), dout = floats_of_row(o_.dout, at, h);
+    const Product delta = product(dout, floats_of_row(o_.out_in, at, h));
     const double dlse = o_.dlse ? float_at(o_.dlse, at, h) : 0.0;
     if (!o_.block_ids_in)
       return keys(r, at, h, head, {0, r.visible_keys(i)}, q, dout, lse, delta, dlse);
@@ -142,15 +142,15 @@ class PlainBackward {
             const std::vector<float>& dout, double lse, const Product& delta, double dlse) {
     const DType storage = p_.attention.q.storage;
     for (std::int64_t key = range.first; key < range.second; ++key) {
-      const std::vector<float> k = load_row(o_.k, r.k_begin + key, head),
-                               v = load_row(o_.v, r.k_begin + key, head);
+      const std::vector<float> k = floats_of_row(o_.k, r.k_begin + key, head),
+                               v = floats_of_row(o_.v, r.k_begin + key, head);
       const Product s = product(q, k), dp = product(dout, v);
       const double weight = std::exp(scale_ * s.sum - lse);
       const double gradient = dp.sum - delta.sum + dlse;
       double weight_error = 0, error = 0;  // a score of minus infinity weighs exactly nothing
       if (weight != 0) {
         weight_error = weight * (std::fabs(scale_) * s.size * sum_roundings(q.size()) +
-                                 4 * kEps * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 2));
+                                 4 * kRounding * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 2));
         error = weight_error * std::fabs(gradient) +
                 weight * sum_roundings(dout.size()) * (dp.size + delta.size + std::fabs(dlse));
       }
@@ -216,14 +216,15 @@ class PlainLoss {
       const auto [begin, end] = r.block_keys(i, id);
       take(begin, end);
     }
-    const std::vector<float> query = load_row(o_.index_q, at, head);
+    const std::vector<float> query = floats_of_row(o_.index_q, at, head);
     double top = -double(kInf);
     for (Key& key : keys) {
       teach(r, at, head, key);
-      const Product z = product(query, load_row(o_.index_k, r.k_begin + key.key, head / shared));
+      const Product z =
+          product(query, floats_of_row(o_.index_k, r.k_begin + key.key, head / shared));
       key.score = index_scale_ * z.sum;
       key.score_error = std::fabs(index_scale_) * z.size * sum_roundings(query.size()) +
-                        4 * kEps * (std::fabs(key.score) + 2);
+                        4 * kRounding * (std::fabs(key.score) + 2);
       top = std::max(top, key.score);
     }
     double sum = 0, error = 0;
@@ -233,22 +234,24 @@ class PlainLoss {
     }
     const double lse = top + std::log(sum);
     if (keys.empty() || top == -double(kInf)) return;
-    const double lse_error = error + 4 * kEps * (std::fabs(lse) + 2) + sum_roundings(keys.size());
+    const double lse_error =
+        error + 4 * kRounding * (std::fabs(lse) + 2) + sum_roundings(keys.size());
     add(r, at, head, shared, keys, query, lse, lse_error);
   }
 
   void teach(const Request& r, std::int64_t at, std::int64_t head, Key& key) const {
     const std::int64_t group = p_.attention.heads_q / p_.attention.heads_kv;
-    const std::vector<float> k = load_row(o_.k, r.k_begin + key.key, head);
+    const std::vector<float> k = floats_of_row(o_.k, r.k_begin + key.key, head);
     for (std::int64_t h = head * group; h < (head + 1) * group; ++h) {
       const double lse = float_at(o_.lse_in, at, h);
       if (lse == -double(kInf)) continue;
-      const Product s = product(load_row(o_.q, at, h), k);
+      const Product s = product(floats_of_row(o_.q, at, h), k);
       const double weight = std::exp(scale_ * s.sum - lse) / double(group);
       if (weight == 0) continue;
       key.teacher += weight;
-      key.teacher_error += weight * (std::fabs(scale_) * s.size * sum_roundings(k.size()) +
-                                     4 * kEps * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 4));
+      key.teacher_error +=
+          weight * (std::fabs(scale_) * s.size * sum_roundings(k.size()) +
+                    4 * kRounding * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 4));
     }
   }
 
@@ -264,7 +267,7 @@ class PlainLoss {
       const double off = round_to(static_cast<float>(student - key.teacher), p_.index.q.storage);
       const std::int64_t place = r.k_begin + key.key;
       d_index_q_.add(at, head, row_weight * off, std::fabs(row_weight) * error,
-                     load_row(o_.index_k, place, head / shared));
+                     floats_of_row(o_.index_k, place, head / shared));
       d_index_k_.add(place, head / shared, row_weight * off, std::fabs(row_weight) * error, query);
       if (key.teacher == 0) continue;
       const double term = std::log(key.teacher) - (key.score - lse);
@@ -274,7 +277,7 @@ class PlainLoss {
     }
     if (o_.loss) {
       loss_[static_cast<std::size_t>(at * p_.index.heads + head)] =
-          kRoom * (loss_error + 4 * kEps * loss_size);
+          kRoom * (loss_error + 4 * kRounding * loss_size);
     }
   }
 

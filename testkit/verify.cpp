@@ -11,6 +11,7 @@
 #include "msa/info.h"
 #include "testkit/generate.h"
 #include "testkit/making.h"
+#include "testkit/ranks.h"
 #include "testkit/requests.h"
 
 namespace msa::testkit {
@@ -51,6 +52,9 @@ class Verification {
         options_(options),
         space_(options.space != nullptr ? *options.space : host_memory()),
         data_(spec) {
+    expect_rankable(spec);
+    if (spec.ranks > 0 && space_.device().type != DeviceType::Cpu)
+      throw CaseError("ranks: expected host memory, where shards are cut");
     problem_ = data_.problem();
     problem_.device = space_.device();
     const bool invariant = problem_.options.batch_invariant || options.under_test.batch_invariant;
@@ -124,7 +128,7 @@ class Verification {
     for (int n = 0; n < options_.repeats; ++n) {
       workspace.poison();
       try {
-        msa::testkit::run(plan, placement.prepare(), workspace.view(), space_.stream());
+        run_once(plan, placement.prepare(), workspace.view());
       } catch (const Error& error) {
         if (!may_refuse(error))
           return finish(Result::Failed, std::string("run threw: ") + error.what());
@@ -152,6 +156,11 @@ class Verification {
       first = std::move(bits);
     }
     return finish(Result::Passed, "");
+  }
+
+  void run_once(const Plan& plan, const Operands& operands, Workspace workspace) const {
+    if (spec_.ranks > 0) return run_over_ranks(spec_, problem_, operands);
+    msa::testkit::run(plan, operands, workspace, space_.stream());
   }
 
   Outcome compare_outputs(const Operands& operands) {

@@ -42,7 +42,7 @@ MSA_API const char* to_string(Op op) noexcept;
 /// where they are empty.
 struct Options {
   std::string backend{};  // "cpu", "cuda", "reference"; empty: the first that accepts
-  // cpu backend: "scalar", "avx2", "avx512", "avx512_bf16"; empty: the best there is
+  // cpu backend: "scalar", "avx2", "avx512", "avx512_bf16", "amx"; empty: the best there is
   std::string isa{};
   int threads = 0;               // cpu backend; 0: what OpenMP would use
   bool batch_invariant = false;  // a request's bits do not depend on the batch around it

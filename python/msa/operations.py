@@ -400,7 +400,8 @@ def quantize_kv(k_rows: Array, v_rows: Array, *, k_scale: Array | None = None, v
 def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
                    page_table: Array | None = None, q_offsets: Array | None = None, max_seqlen_k: int | None = None,
                    backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
-                   index_filter: str | None = None, dtype: Any = None, index_k8: Array | None = None, index_k8_bounds: Array | None = None,
+                   index_filter: str | None = None, dtype: Any = None,
+                   index_k8: Array | None = None, index_k8_bounds: Array | None = None,
                    workspace: Array | None = None, stream: Any = None) -> Any:
     """Makes the filter of index keys that select_blocks and msa_attention take: 8-bit codes, and bounds that are true.
 

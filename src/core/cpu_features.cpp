@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -41,6 +45,16 @@ constexpr std::uint64_t kYmmState = 0x6;       // XMM and upper YMM halves
 constexpr std::uint64_t kZmmState = 0xe6;      // these, masks, upper ZMM halves, ZMM16-31
 constexpr std::uint64_t kTileState = 0x60000;  // tile configuration and tile data
 
+// Of the kernel's list; the C library's headers may be older. A filter of system calls may refuse.
+bool ask_for_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 CpuFeatures detect_cpu_features() {
@@ -52,6 +66,7 @@ CpuFeatures detect_cpu_features() {
   const bool tile = all_bits(states, kTileState);
   const Registers extended = cpuid(7, 0);
   const Registers more = extended.eax >= 1 ? cpuid(7, 1) : Registers{};
+  const bool amx = tile && bit(extended.edx, 24);
   return {
       .avx2 = ymm && bit(extended.ebx, 5),
       .fma = ymm && bit(basic.ecx, 12),
@@ -62,9 +77,10 @@ CpuFeatures detect_cpu_features() {
       .avx512vl = zmm && bit(extended.ebx, 31),
       .avx512_vnni = zmm && bit(extended.ecx, 11),
       .avx512_bf16 = zmm && bit(more.eax, 5),
-      .amx_tile = tile && bit(extended.edx, 24),
-      .amx_bf16 = tile && bit(extended.edx, 22),
-      .amx_int8 = tile && bit(extended.edx, 25),
+      .amx_tile = amx,
+      .amx_bf16 = amx && bit(extended.edx, 22),
+      .amx_int8 = amx && bit(extended.edx, 25),
+      .amx_permitted = amx && ask_for_tiles(),
   };
 }
 #elif defined(__aarch64__) && defined(__linux__)

@@ -20,13 +20,15 @@ struct CpuFeatures {
   bool amx_tile = false;
   bool amx_bf16 = false;
   bool amx_int8 = false;
+  bool amx_permitted = false;  // the system lets this process use the tiles' data
   bool neon = false;
   bool neon_bf16 = false;
   friend bool operator==(const CpuFeatures&, const CpuFeatures&) = default;
 };
 
 /// Asks the processor (cpuid) and whether the system saves the registers (xgetbv); on 64-bit ARM
-/// the system.
+/// the system. Where the processor has tiles, it asks the system to let this process use them, as
+/// Linux wants before their first use: for good, for all threads.
 CpuFeatures detect_cpu_features();
 
 /// The same, asked once: each cpuid leaves a virtual machine, 3 us.

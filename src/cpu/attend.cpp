@@ -21,8 +21,6 @@
 namespace msa::cpu {
 namespace {
 
-// Rows of a dense tile: packing a block costs 1 % of its products.
-constexpr std::int64_t kDenseRows = 256;
 // Keys of a dense visit where nobody asks for block maxima.
 constexpr std::int64_t kDenseStep = 128;
 // Queries and accumulators of a sparse tile stay in a 1 MB L2.
@@ -75,7 +73,7 @@ Layout make_layout(const Problem& p, const AttendKernels& kernels) {
     l.tile_tokens = static_cast<std::int64_t>(
         std::bit_floor(static_cast<std::uint64_t>(std::min(fit, longest))));
   } else {
-    l.tile_tokens = std::clamp<std::int64_t>(kDenseRows / l.group, 1, longest);
+    l.tile_tokens = std::clamp<std::int64_t>(kernels.dense_rows / l.group, 1, longest);
   }
   l.columns = core::ceil_div(l.tile_tokens * l.group, kernels.lanes);
   l.tiles = std::min(p.bounds.total_q, p.bounds.total_q / l.tile_tokens + p.bounds.batch);
@@ -213,11 +211,12 @@ ThreadScratch AttentionStage::take_thread(Scratch& from) const {
       round_up(std::max(p_.attention.head_dim, p_.attention.value_dim), lanes);
   ThreadScratch t;
   t.kernel.q = from.take<std::byte>(4 * l_.heads * rows * round_up(d_words, lanes));
-  t.kernel.k = from.take<std::byte>(4 * padded_step * d_words);
+  t.kernel.k = from.take<std::byte>(4 * padded_step * round_up(d_words, lanes));
   t.kernel.v = from.take<std::byte>(4 * (padded_step / l_.pack + 1) *
                                     round_up(p_.attention.value_dim, lanes));
-  t.kernel.s = from.take<float>(lanes * std::max(2 * padded_step, row_floats));
-  t.kernel.p = from.take<std::byte>(4 * 2 * padded_step / l_.pack * lanes);
+  const std::int64_t columns = kernels_.columns;
+  t.kernel.s = from.take<float>(lanes * std::max(columns * padded_step, row_floats));
+  t.kernel.p = from.take<std::byte>(4 * columns * padded_step / l_.pack * lanes);
   t.kernel.visible = from.take<std::int32_t>(rows);
   t.kernel.limits = from.take<std::int32_t>(rows);
   t.kernel.active = from.take<std::int32_t>(l_.columns);

@@ -106,9 +106,9 @@ struct AttendScratch {
   std::byte* q = nullptr;  // packed queries: [heads][columns][words of D][lanes]
   std::byte* k = nullptr;  // packed keys of a block: [step][words of D]
   std::byte* v = nullptr;  // packed values of a block: [Dv / lanes][words of step, one more][lanes]
-  // Scores [step][2][lanes]; also rows [lanes][max(D, Dv)] while packing and writing.
+  // Scores of a few columns of lanes; also rows [lanes][max(D, Dv)] while packing and writing.
   float* s = nullptr;
-  std::byte* p = nullptr;           // probabilities [2][words of step][lanes]
+  std::byte* p = nullptr;           // probabilities [a few columns][words of step][lanes]
   std::int32_t* visible = nullptr;  // [columns * lanes]: keys that a row sees
   std::int32_t* limits = nullptr;   // [columns * lanes]: those of the block in hand that it lists
   std::int32_t* active = nullptr;   // [columns]: columns of the block in hand
@@ -119,7 +119,9 @@ struct AttendScratch {
 
 struct AttendKernels {
   int lanes = 0;
-  int tile = 0;           // keys of a register tile
+  int tile = 0;           // keys that a packed block is a multiple of
+  int dense_rows = 256;   // of a dense tile: packing a block costs 1 % of its products
+  int columns = 2;        // of scores and of probabilities that are kept at a time
   int words_of_bf16 = 1;  // bf16 values that a packed word holds: 2 where there are bf16 products
   /// Attends a piece of a tile; one state for each of its heads.
   void (*attend)(const AttendCall&, const AttendTile&, const AttendScratch&,

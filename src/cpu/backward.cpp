@@ -40,7 +40,7 @@ class BackwardStage final : public Stage {
   BackwardStage(const Problem& problem, const Machine& machine)
       : p_(problem),
         machine_(machine),
-        kernels_(machine.kernels->backward),
+        kernels_(machine.kernels->gradients->backward),
         group_(problem.attention.heads_q / problem.attention.heads_kv),
         walk_(problem, problem.op == Op::SparseAttentionBackward,
               std::clamp<std::int64_t>(kTileBytes / (4 * group_ * problem.attention.head_dim), 1,

@@ -35,7 +35,7 @@ class IndexLossStage final : public Stage {
   IndexLossStage(const Problem& problem, const Machine& machine)
       : p_(problem),
         machine_(machine),
-        kernels_(machine.kernels->index_loss),
+        kernels_(machine.kernels->gradients->index_loss),
         walk_(problem, problem.selection.topk > 0, kRowCut) {
     Scratch thread(nullptr);
     take_thread(thread);
@@ -75,7 +75,7 @@ class IndexLossStage final : public Stage {
 
 /// What a chunk of rows and a block of keys take, without values.
 BackwardScratch IndexLossStage::take_rows(Scratch& from, std::int64_t dim) const {
-  const BackwardKernels& sizes = machine_.kernels->backward;
+  const BackwardKernels& sizes = machine_.kernels->gradients->backward;
   const std::int64_t keys = round_up(p_.selection.block_size, sizes.tile);
   const std::int64_t wide = round_up(dim, sizes.lanes);
   BackwardScratch s;
@@ -90,7 +90,7 @@ BackwardScratch IndexLossStage::take_rows(Scratch& from, std::int64_t dim) const
 }
 
 ThreadScratch IndexLossStage::take_thread(Scratch& from) const {
-  const BackwardKernels& sizes = machine_.kernels->backward;
+  const BackwardKernels& sizes = machine_.kernels->gradients->backward;
   const std::int64_t keys = round_up(p_.selection.block_size, sizes.tile);
   const std::int64_t tokens = walk_.tile_tokens();
   ThreadScratch t;

@@ -25,6 +25,9 @@ constexpr std::array kX86 = {
     Feature{"avx512vl", &core::CpuFeatures::avx512vl},
     Feature{"avx512_vnni", &core::CpuFeatures::avx512_vnni},
     Feature{"avx512_bf16", &core::CpuFeatures::avx512_bf16},
+    Feature{"amx_tile", &core::CpuFeatures::amx_tile},
+    Feature{"amx_bf16", &core::CpuFeatures::amx_bf16},
+    Feature{"amx_int8", &core::CpuFeatures::amx_int8},
 };
 constexpr std::array kArm = {
     Feature{"neon", &core::CpuFeatures::neon},
@@ -39,10 +42,12 @@ struct Level {
 };
 
 #if defined(__x86_64__)
+constexpr const Kernels* kAmx = &amx::kKernels;
 constexpr const Kernels* kAvx512Bf16 = &avx512_bf16::kKernels;
 constexpr const Kernels* kAvx512 = &avx512::kKernels;
 constexpr const Kernels* kAvx2 = &avx2::kKernels;
 #else
+constexpr const Kernels* kAmx = nullptr;
 constexpr const Kernels* kAvx512Bf16 = nullptr;
 constexpr const Kernels* kAvx512 = nullptr;
 constexpr const Kernels* kAvx2 = nullptr;
@@ -55,15 +60,23 @@ constexpr const Kernels* kNeonBf16 = nullptr;
 constexpr const Kernels* kNeon = nullptr;
 #endif
 
+#if defined(MSA_EMULATED_TILES)
+constexpr const Kernels* kAmxEmulated = &amx_emulated::kKernels;
+#else
+constexpr const Kernels* kAmxEmulated = nullptr;
+#endif
+
 constexpr std::span<const Feature> kX86Features{kX86}, kArmFeatures{kArm};
 
 constexpr std::array kLevels = {
-    Level{Isa::Avx512Bf16, "avx512_bf16", kX86Features, kAvx512Bf16},
+    Level{Isa::Amx, "amx", kX86Features, kAmx},
+    Level{Isa::Avx512Bf16, "avx512_bf16", kX86Features.first(9), kAvx512Bf16},
     Level{Isa::Avx512, "avx512", kX86Features.first(7), kAvx512},
     Level{Isa::Avx2, "avx2", kX86Features.first(3), kAvx2},
     Level{Isa::NeonBf16, "neon_bf16", kArmFeatures, kNeonBf16},
     Level{Isa::Neon, "neon", kArmFeatures.first(1), kNeon},
     Level{Isa::Scalar, "scalar", {}, &scalar::kKernels},
+    Level{Isa::AmxEmulated, "amx_emulated", {}, kAmxEmulated},
 };
 
 constexpr const Level& level(Isa isa) { return kLevels[static_cast<std::size_t>(isa)]; }
@@ -84,11 +97,15 @@ const char* to_string(Isa isa) noexcept { return level(isa).name; }
 const Kernels* find_kernels(Isa isa) noexcept { return level(isa).kernels; }
 
 std::string why_not(Isa isa, const core::CpuFeatures& cpu) {
+  if (isa == Isa::AmxEmulated)
+    return find_kernels(isa) == nullptr ? "is for tests and not in this build" : "";
   if (find_kernels(isa) == nullptr) return "is not built for this processor family";
   std::string list;
   for (const Feature& feature : level(isa).needs) {
     if (!(cpu.*feature.has)) list += (list.empty() ? "needs " : ", ") + std::string(feature.name);
   }
+  if (isa == Isa::Amx && list.empty() && !cpu.amx_permitted)
+    return "needs the system's permission to use tiles, which it refuses (arch_prctl)";
   return list;
 }
 

@@ -12,17 +12,29 @@
 
 namespace msa::cpu {
 
-enum class Isa : std::uint8_t { Avx512Bf16, Avx512, Avx2, NeonBf16, Neon, Scalar };
+/// AmxEmulated has the kernels of Amx over plain loops, for tests: any processor, in builds with
+/// tests alone, and only where it is asked for.
+enum class Isa : std::uint8_t {
+  Amx,
+  Avx512Bf16,
+  Avx512,
+  Avx2,
+  NeonBf16,
+  Neon,
+  Scalar,
+  AmxEmulated
+};
 
 /// Best first.
-inline constexpr std::array<Isa, 6> kIsas = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2,
-                                             Isa::NeonBf16,   Isa::Neon,   Isa::Scalar};
+inline constexpr std::array<Isa, 8> kIsas = {Isa::Amx,    Isa::Avx512Bf16, Isa::Avx512,
+                                             Isa::Avx2,   Isa::NeonBf16,   Isa::Neon,
+                                             Isa::Scalar, Isa::AmxEmulated};
 
-/// "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "scalar".
+/// "amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "scalar", "amx_emulated".
 const char* to_string(Isa isa) noexcept;
 
-/// Why the level cannot run: "needs avx2, fma", what `cpu` lacks, or "is not built for this
-/// processor family". Empty: it can.
+/// Why the level cannot run: "needs avx2, fma", what `cpu` lacks, what the system refuses, or that
+/// it is not in this build. Empty: it can.
 std::string why_not(Isa isa, const core::CpuFeatures& cpu);
 
 struct Kernels;

@@ -40,6 +40,11 @@ struct VectorChecks {
   /// Two rows of `dim` values to strips of `lanes` words, `strip` words apart.
   void (*interleave)(const std::uint16_t* even, const std::uint16_t* odd, std::int64_t dim,
                      std::uint32_t* to, std::int64_t strip) = nullptr;
+
+  // Where the level has tiles; null elsewhere. acc, 16 x 16, += 16 rows of 64 bytes times 16
+  // columns of as much, [word][column]: of bf16 to f32, of codes to i32.
+  void (*multiply_pairs)(const void* rows, const void* columns, void* acc) = nullptr;
+  void (*multiply_codes)(const void* rows, const void* columns, void* acc) = nullptr;
 };
 
 }  // namespace msa::cpu

@@ -430,12 +430,19 @@ const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string
   why = isa_name_rejects(problem.options.isa);
   if (!why.empty()) return nullptr;
   why = std::string("no kernel for ") + to_string(problem.op) + " on " + gpu.name;
+  const Isa* best = nullptr;  // whose reason `why` holds, of those that run there
   for (const PathRow& row : kTable) {
     if (!row.takes(problem.op)) continue;
     if (!problem.options.isa.empty() && problem.options.isa != row.isa->name) continue;
-    why = isa_rejects(*row.isa, gpu);
-    if (why.empty()) why = row.rejects(problem, gpu);
-    if (why.empty()) return &row;
+    std::string reason = isa_rejects(*row.isa, gpu);
+    const bool runs = reason.empty();
+    if (runs) reason = row.rejects(problem, gpu);
+    if (reason.empty()) {
+      why.clear();
+      return &row;
+    }
+    if (best == nullptr || best == row.isa) why = reason;
+    if (runs && best == nullptr) best = row.isa;
   }
   return nullptr;
 }

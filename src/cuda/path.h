@@ -48,7 +48,8 @@ struct PathRow {
 std::span<const PathRow> path_table();
 
 /// The first row that takes the problem on this GPU, of the instruction set that its options name;
-/// nullptr where none does, and then why the last one asked did not.
+/// nullptr where none does, and then why the last one asked of the best instruction set that runs
+/// there did not.
 const PathRow* find_path(const Problem& problem, const GpuInfo& gpu, std::string& why);
 
 }  // namespace msa::cuda

@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/contents.h"
-#include "reference/view.h"
+#include "reference/sums.h"
 #include "reference/walk.h"
 
 namespace msa::reference {
@@ -17,13 +16,6 @@ namespace {
 
 using core::Call;
 using core::Request;
-
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-// Of keys or values; a backward pass has no pages.
-Keys ragged(const Call& call, const Tensor& keys, const Request& r) {
-  return {keys, call.batch.page_table, 0, r.k_begin};
-}
 
 /// What one query head of a row brings to its pairs.
 struct QueryRow {
@@ -51,19 +43,6 @@ Pair pair_of(const Problem& p, const QueryRow& query, const Vector& key, const V
   return {weight, weight * (dot(query.dout, value, p.attention.value_dim) + query.rest)};
 }
 
-void add(std::span<double> sums, double factor, const Vector& row) {
-  for (std::size_t d = 0; d < sums.size(); ++d)
-    sums[d] += factor * row[static_cast<std::int64_t>(d)];
-}
-
-void store_row(const Tensor& to, std::int64_t row, std::int64_t head, std::span<const double> sums,
-               bool accumulate) {
-  for (std::size_t d = 0; d < sums.size(); ++d) {
-    const std::int64_t at = offset(to, row, head, static_cast<std::int64_t>(d));
-    store(to, at, accumulate ? load(to, at) + sums[d] : sums[d]);
-  }
-}
-
 // ---- dq, row by row ----
 
 void query_gradient(const Problem& p, const Call& call, const Request& r, std::int64_t i,
@@ -76,10 +55,10 @@ void query_gradient(const Problem& p, const Call& call, const Request& r, std::i
     const KeyList list = call.block_ids_in ? listed_keys(call, r, i, head) : all_keys(r, i);
     list.for_each([&](std::int64_t key, std::size_t) {
       const Vector k = keys.at(key, head);
-      add(sums, scale_of(p) * pair_of(p, query, k, values.at(key, head)).ds, k);
+      add_row(sums, pair_of(p, query, k, values.at(key, head)).ds, k);
     });
   }
-  store_row(call.dq, r.q_begin + i, h, sums, false);
+  store_gradient(call.dq, r.q_begin + i, h, scale_of(p), sums, false);
 }
 
 // ---- dk and dv, key by key ----
@@ -106,22 +85,13 @@ void key_gradients(const Problem& p, const Call& call, const Request& r, std::in
       const QueryRow query = query_row(p, call, r.q_begin + i, h);
       if (query.lse == -kInf) continue;
       const Pair pair = pair_of(p, query, k, v);
-      add(dk, scale_of(p) * pair.ds, query.q);
-      add(dv, pair.p, query.dout);
+      add_row(dk, pair.ds, query.q);
+      add_row(dv, pair.p, query.dout);
     }
   }
   const bool more = p.gradients.accumulate;
-  if (call.dk) store_row(call.dk, r.k_begin + key, head, dk, more);
-  if (call.dv) store_row(call.dv, r.k_begin + key, head, dv, more);
-}
-
-void clear(const Tensor& gradient) {
-  for (std::int64_t row = 0; row < gradient.shape[0]; ++row) {
-    for (std::int64_t head = 0; head < gradient.shape[1]; ++head) {
-      for (std::int64_t d = 0; d < gradient.shape[2]; ++d)
-        store(gradient, offset(gradient, row, head, d), 0.0);
-    }
-  }
+  if (call.dk) store_gradient(call.dk, r.k_begin + key, head, scale_of(p), dk, more);
+  if (call.dv) store_gradient(call.dv, r.k_begin + key, head, 1.0, dv, more);
 }
 
 }  // namespace
@@ -133,8 +103,8 @@ std::size_t num_sums(const Problem& p) {
 void attention_backward(const Problem& p, const Call& call, std::span<double> sums) {
   const std::size_t dim = static_cast<std::size_t>(p.attention.head_dim);
   // Rows that no request owns receive nothing, too.
-  if (call.dk && !p.gradients.accumulate) clear(call.dk);
-  if (call.dv && !p.gradients.accumulate) clear(call.dv);
+  if (call.dk && !p.gradients.accumulate) clear_gradient(call.dk);
+  if (call.dv && !p.gradients.accumulate) clear_gradient(call.dv);
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; call.dq && i < r.seqlen_q; ++i) {
       for (std::int64_t h = 0; h < p.attention.heads_q; ++h)

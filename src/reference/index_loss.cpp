@@ -5,11 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/contents.h"
 #include "reference/steps.h"
-#include "reference/view.h"
+#include "reference/sums.h"
 #include "reference/walk.h"
 
 namespace msa::reference {
@@ -17,12 +16,6 @@ namespace {
 
 using core::Call;
 using core::Request;
-
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-Keys ragged(const Call& call, const Tensor& keys, const Request& r) {
-  return {keys, call.batch.page_table, 0, r.k_begin};
-}
 
 double index_scale(const Problem& p) {
   if (p.index.scale) return static_cast<double>(*p.index.scale);
@@ -104,19 +97,6 @@ class LossRow {
   KeyList support_;
 };
 
-void write(const Tensor& to, std::int64_t row, std::int64_t head, double scale,
-           std::span<const double> sums, bool accumulate) {
-  for (std::size_t d = 0; d < sums.size(); ++d) {
-    const std::int64_t at = offset(to, row, head, static_cast<std::int64_t>(d));
-    store(to, at, (accumulate ? load(to, at) : 0.0) + scale * sums[d]);
-  }
-}
-
-void add(std::span<double> sums, double factor, const Vector& row) {
-  for (std::size_t d = 0; d < sums.size(); ++d)
-    sums[d] += factor * row[static_cast<std::int64_t>(d)];
-}
-
 void row_outputs(const Problem& p, const Call& call, const Request& r, std::int64_t i,
                  std::int64_t head, double lse, std::span<double> sums) {
   const LossRow row(p, call, r, i, head);
@@ -124,9 +104,9 @@ void row_outputs(const Problem& p, const Call& call, const Request& r, std::int6
   if (!call.d_index_q) return;
   std::fill(sums.begin(), sums.end(), 0.0);
   row.support().for_each([&](std::int64_t key, std::size_t) {
-    add(sums, row.gradient(key, lse), row.index_key(key));
+    add_row(sums, row.gradient(key, lse), row.index_key(key));
   });
-  write(call.d_index_q, r.q_begin + i, head, index_scale(p), sums, false);
+  store_gradient(call.d_index_q, r.q_begin + i, head, index_scale(p), sums, false);
 }
 
 /// Over all index heads that read the key head.
@@ -138,10 +118,11 @@ void key_output(const Problem& p, const Call& call, const Request& r, std::int64
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
       const LossRow row(p, call, r, i, head);
       const double lse = lses[static_cast<std::size_t>((r.q_begin + i) * p.index.heads + head)];
-      if (row.holds(key)) add(sums, row.gradient(key, lse), row.query());
+      if (row.holds(key)) add_row(sums, row.gradient(key, lse), row.query());
     }
   }
-  write(call.d_index_k, r.k_begin + key, key_head, index_scale(p), sums, p.gradients.accumulate);
+  store_gradient(call.d_index_k, r.k_begin + key, key_head, index_scale(p), sums,
+                 p.gradients.accumulate);
 }
 
 }  // namespace
@@ -156,14 +137,8 @@ void index_loss(const Problem& p, const Call& call, std::span<double> room) {
   const auto longest = static_cast<std::size_t>(p.bounds.max_seqlen_k);
   const std::span<double> scratch = room.subspan(sums.size(), longest);
   const std::span<double> lses = room.subspan(sums.size() + longest);
-  if (call.d_index_k && !p.gradients.accumulate) {
-    // Rows that no request owns receive nothing, too.
-    std::fill(sums.begin(), sums.end(), 0.0);
-    for (std::int64_t row = 0; row < call.d_index_k.shape[0]; ++row) {
-      for (std::int64_t head = 0; head < p.index.heads_k; ++head)
-        write(call.d_index_k, row, head, 1.0, sums, false);
-    }
-  }
+  // Rows that no request owns receive nothing, too.
+  if (call.d_index_k && !p.gradients.accumulate) clear_gradient(call.d_index_k);
   for_each_request(p, call, [&](const Request& r, std::int64_t b) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
       for (std::int64_t head = 0; head < p.index.heads; ++head) {

@@ -22,7 +22,6 @@ using core::Call;
 using core::Range;
 using core::Request;
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // Index keys, with their scales.

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/call.h"
 #include "core/contents.h"
@@ -16,6 +17,8 @@
 #include "msa/problem.h"
 
 namespace msa::reference {
+
+inline constexpr double kInf = std::numeric_limits<double>::infinity();
 
 // Calls visit(request, b) for every request, then for the padding rows.
 template <class Visit>

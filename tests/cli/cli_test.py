@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Tests of the command-line tool: exit codes, files, hostile files. usage: cli_test.py MSA [unittest arguments]"""
 import base64
+import ctypes
+import errno
 import json
 import math
 import os
 import pathlib
 import random
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,21 @@ GOOD, FAILED, USAGE, BAD_INPUT, NO_BACKEND = range(5)
 def msa(*args, env=None, preexec=None):
     return subprocess.run([MSA, *map(str, args)], capture_output=True, text=True, timeout=120,
                           env={**os.environ, **(env or {})}, preexec_fn=preexec)
+
+
+def refuse_tiles():
+    """Has the kernel refuse arch_prctl(ARCH_REQ_XCOMP_PERM) from here on, as a sandbox may: a filter of system calls."""
+    def instruction(code, yes, no, k): return struct.pack("HBBI", code, yes, no, k)
+    load, equal, give = 0x20, 0x15, 0x06  # a word of the call's data; jump if it is k; the verdict
+    arch_prctl, request, refused, allowed = 158, 0x1023, 0x00050000 | errno.EPERM, 0x7fff0000
+    program = b"".join([instruction(load, 0, 0, 0), instruction(equal, 0, 3, arch_prctl), instruction(load, 0, 0, 16),
+                        instruction(equal, 0, 1, request), instruction(give, 0, 0, refused), instruction(give, 0, 0, allowed)])
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+    libc, filtered = ctypes.CDLL(None, use_errno=True), Program(len(program) // 8, program)
+    no_new_privileges, seccomp, by_filter = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) != 0 or libc.prctl(seccomp, by_filter, ctypes.byref(filtered)) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 class CliTest(unittest.TestCase):
@@ -115,6 +133,20 @@ class Commands(CliTest):
         self.expect(USAGE, msa("run", "dense", self.path("in"), self.path("out"), "--backend", "cpu", "--isa", "mma"), "--isa")
         if "cuda" not in there:
             self.assertTrue(all("cuda" != b["name"] or not b["available"] for b in info["backends"]))
+
+    def test_a_system_that_refuses_tiles_is_named(self):
+        info = json.loads(msa("info", "--json").stdout)
+        if "amx_tile" not in info["cpu_features"]:
+            self.skipTest("the processor has no tiles")
+        info = json.loads(self.expect(GOOD, msa("info", "--json", preexec=refuse_tiles)).stdout)
+        isas = {isa["name"]: isa for b in info["backends"] for isa in b.get("isas", [])}
+        self.assertFalse(isas["amx"]["available"])
+        self.assertEqual(isas["amx"]["reason"], "needs the system's permission to use tiles, which it refuses (arch_prctl)")
+        self.assertTrue(isas["avx512_bf16"]["available"])
+        case = "op=dense heads=2/1 dim=16 lens=40:40"
+        self.expect(NO_BACKEND, msa("verify", "--backend", "cpu", "--isa", "amx", "--case", case, preexec=refuse_tiles),
+                    "permission to use tiles")
+        self.expect(GOOD, msa("verify", "--backend", "cpu", "--case", case, preexec=refuse_tiles))
 
     def test_full_disk_for_stdout(self):
         with open("/dev/full", "w") as full:

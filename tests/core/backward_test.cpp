@@ -20,11 +20,11 @@ using testkit::address;
 using testkit::Data;
 using testkit::Operands;
 
-constexpr BadInput kSparse{"op=sparse_backward heads=4/2 dim=16 block=16 topk=2 "};
-constexpr BadInput kDense{"op=dense_backward heads=4/2 dim=16 block=16 "};
+constexpr BadInput kSparseBackward{"op=sparse_backward heads=4/2 dim=16 block=16 topk=2 "};
+constexpr BadInput kDenseBackward{"op=dense_backward heads=4/2 dim=16 block=16 "};
 
 TEST(Backward, EveryFaultOfATensorIsNamed) {
-  for (const BadInput& kind : {kSparse, kDense}) {
+  for (const BadInput& kind : {kSparseBackward, kDenseBackward}) {
     const std::string rest = "lens=5:20,3:33 dlse=1";
     const auto refused = [&](const char* argument, const std::string& expected,
                              const std::function<void(Operands&)>& spoil) {
@@ -44,13 +44,13 @@ TEST(Backward, EveryFaultOfATensorIsNamed) {
     refused("dv", "stride", [](Operands& o) { o.dv.stride[2] = 2; });
     refused("v", "a tensor of bf16", [](Operands& o) { o.v = {}; });
   }
-  kSparse.refused("lens=5:20", "block_ids", "a tensor of i32",
-                  [](Operands& o) { o.block_ids_in = {}; });
+  kSparseBackward.refused("lens=5:20", "block_ids", "a tensor of i32",
+                          [](Operands& o) { o.block_ids_in = {}; });
 }
 
 TEST(Backward, IllegalProblemsNameTheField) {
   const auto names = [&](const char* field, const std::function<void(Problem&)>& spoil) {
-    for (const BadInput& kind : {kSparse, kDense}) {
+    for (const BadInput& kind : {kSparseBackward, kDenseBackward}) {
       Problem p = kind.data_of("lens=5:20").problem();
       EXPECT_EQ(supports(p).error, "");
       spoil(p);
@@ -74,7 +74,7 @@ TEST(Backward, TheProblemIsReadOffTheTensors) {
   for (const char* rest :
        {"lens=5:20,3:33", "lens=5:20 out=f32 grad_dtype=f32", "lens=5:20 grads=k",
         "lens=5:20 dtype=f32 grads=q accumulate=1 dlse=1"}) {
-    for (const BadInput& kind : {kSparse, kDense}) {
+    for (const BadInput& kind : {kSparseBackward, kDenseBackward}) {
       Data data = kind.data_of(rest);
       const Operands o = data.prepare();
       const Problem& planned = data.problem();
@@ -98,7 +98,7 @@ TEST(Backward, TheProblemIsReadOffTheTensors) {
 }
 
 TEST(Backward, PrintsWhatItWrites) {
-  Problem p = kDense.data_of("lens=5:20").problem();
+  Problem p = kDenseBackward.data_of("lens=5:20").problem();
   p.gradients = {.dtype = DType::F32, .accumulate = true};
   EXPECT_NE(to_string(p).find("gradients f32, accumulate"), std::string::npos) << to_string(p);
 }
@@ -180,7 +180,7 @@ class Forward {
 };
 
 // out and lse come to the call in f32, which is where most of the 1e-6 goes.
-void expect_differences(const std::string& line) {
+void expect_gradients_are_differences(const std::string& line) {
   SCOPED_TRACE(line);
   Data data(testkit::parse_case(line));
   const Operands o = data.prepare();
@@ -236,13 +236,13 @@ void expect_differences(const std::string& line) {
 }
 
 TEST(Backward, SparseGradientsAreDifferences) {
-  expect_differences(
+  expect_gradients_are_differences(
       "op=sparse_backward dtype=f32 heads=8/2 dim=16 value_dim=24 block=16 topk=3 dlse=1 "
       "lens=25:45,15:27");
 }
 
 TEST(Backward, DenseGradientsAreDifferences) {
-  expect_differences(
+  expect_gradients_are_differences(
       "op=dense_backward dtype=f32 heads=4/2 dim=16 value_dim=24 block=16 dlse=1 "
       "lens=12:30,5:3");
 }

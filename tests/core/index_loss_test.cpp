@@ -19,11 +19,11 @@ namespace {
 using testkit::Data;
 using testkit::Operands;
 
-constexpr BadInput kListed{"op=index_loss heads=4/2 dim=16 index_dim=32 block=16 topk=2 "};
-constexpr BadInput kDense{"op=index_loss heads=4/2 dim=16 index_dim=32 block=16 lists=0 "};
+constexpr BadInput kListedLoss{"op=index_loss heads=4/2 dim=16 index_dim=32 block=16 topk=2 "};
+constexpr BadInput kWarmUp{"op=index_loss heads=4/2 dim=16 index_dim=32 block=16 lists=0 "};
 
 TEST(IndexLoss, EveryFaultOfATensorIsNamed) {
-  for (const BadInput& kind : {kListed, kDense}) {
+  for (const BadInput& kind : {kListedLoss, kWarmUp}) {
     const auto refused = [&](const char* argument, const std::string& expected,
                              const std::function<void(Operands&)>& spoil) {
       kind.refused("lens=5:20,3:33 row_weight=1", argument, expected, spoil);
@@ -37,9 +37,9 @@ TEST(IndexLoss, EveryFaultOfATensorIsNamed) {
     refused("d_index_k", "dimension 0", [](Operands& o) { ++o.d_index_k.shape[0]; });
     refused("d_index_k", "memory apart", [](Operands& o) { o.d_index_k.data = o.index_k.data; });
   }
-  kListed.refused("lens=5:20", "block_ids", "a tensor of i32",
-                  [](Operands& o) { o.block_ids_in = {}; });
-  kDense.refused("lens=5:20", "block_ids", "none", [](Operands& o) {
+  kListedLoss.refused("lens=5:20", "block_ids", "a tensor of i32",
+                      [](Operands& o) { o.block_ids_in = {}; });
+  kWarmUp.refused("lens=5:20", "block_ids", "none", [](Operands& o) {
     o.block_ids_in = make_tensor(o.batch.seqlens_k.data, DType::I32, {5, 2, 1}, {0, 0, 0});
   });
 }
@@ -48,7 +48,7 @@ TEST(IndexLoss, EveryFaultOfATensorIsNamed) {
 TEST(IndexLoss, ShardsAreRefused) {
   for (const auto& [member, name] : {std::pair{&Batch::key_offsets, "batch.key_offsets"},
                                      std::pair{&Batch::total_seqlens_k, "batch.total_seqlens_k"}}) {
-    Data data = kDense.data_of("lens=5:20");
+    Data data = kWarmUp.data_of("lens=5:20");
     const Operands o = data.prepare();
     IndexLossArgs args{.q = o.q,
                        .k = o.k,
@@ -65,7 +65,7 @@ TEST(IndexLoss, ShardsAreRefused) {
 
 TEST(IndexLoss, IllegalProblemsNameTheField) {
   const auto names = [&](const char* field, const std::function<void(Problem&)>& spoil) {
-    for (const BadInput& kind : {kListed, kDense}) {
+    for (const BadInput& kind : {kListedLoss, kWarmUp}) {
       Problem p = kind.data_of("lens=5:20").problem();
       EXPECT_EQ(supports(p).error, "");
       spoil(p);
@@ -90,7 +90,7 @@ TEST(IndexLoss, IllegalProblemsNameTheField) {
 TEST(IndexLoss, TheProblemIsReadOffTheTensors) {
   for (const char* rest : {"lens=5:20,3:33", "lens=5:20 grad_dtype=f32 index_scale=0.5",
                            "lens=5:20 dtype=f32 index_dtype=bf16 grads=k accumulate=1"}) {
-    for (const BadInput& kind : {kListed, kDense}) {
+    for (const BadInput& kind : {kListedLoss, kWarmUp}) {
       Data data = kind.data_of(rest);
       const Operands o = data.prepare();
       const Problem& planned = data.problem();
@@ -211,7 +211,7 @@ class Losses {
   std::vector<std::vector<double>> teacher_;
 };
 
-void expect_differences(const std::string& line) {
+void expect_loss_gradients_are_differences(const std::string& line) {
   SCOPED_TRACE(line);
   Data data(testkit::parse_case(line));
   const Operands o = data.prepare();
@@ -251,13 +251,13 @@ void expect_differences(const std::string& line) {
 }
 
 TEST(IndexLoss, GradientsOfListedBlocksAreDifferences) {
-  expect_differences(
+  expect_loss_gradients_are_differences(
       "op=index_loss dtype=f32 heads=8/4 index_heads_k=2 dim=16 index_dim=24 block=16 topk=3 "
       "row_weight=1 lens=15:45,9:20");
 }
 
 TEST(IndexLoss, GradientsOfTheWarmUpAreDifferences) {
-  expect_differences(
+  expect_loss_gradients_are_differences(
       "op=index_loss dtype=f32 heads=4/2 dim=16 index_dim=24 block=16 lists=0 row_weight=1 "
       "lens=12:30,5:9");
 }

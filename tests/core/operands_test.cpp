@@ -19,7 +19,7 @@ constexpr Op kEveryOp[] = {Op::DenseAttention, Op::BlockScores,     Op::SelectTo
                            Op::SelectBlocks,   Op::SparseAttention, Op::MsaAttention,
                            Op::MergeStates,    Op::MergeSelections, Op::InvertSelection};
 
-std::string error_of(const std::function<void()>& call, ErrorCode code, const char* argument) {
+std::string refusal_of(const std::function<void()>& call, ErrorCode code, const char* argument) {
   try {
     call();
   } catch (const Error& error) {
@@ -117,8 +117,8 @@ TEST(Generic, OutputsHaveTheShapesThatTheCallTakes) {
     const msa::Operands operands = operands_of(scene, lists);
     for (const Field& f : fields_of(op)) {
       if (f.is_input()) {
-        error_of([&] { output_of(scene.problem, operands, f); }, ErrorCode::InvalidArgument,
-                 std::string(f.name).c_str());
+        refusal_of([&] { output_of(scene.problem, operands, f); }, ErrorCode::InvalidArgument,
+                   std::string(f.name).c_str());
         continue;
       }
       const Tensor made = output_of(scene.problem, operands, f), given = f.in(operands);
@@ -156,8 +156,9 @@ TEST(Generic, RefusesTensorsThatTheOperationDoesNotTake) {
         } else {
           f.in(o) = f.in(spare);
         }
-        const std::string text = error_of([&, which = op] { problem_of(which, o); },
-                                          ErrorCode::InvalidArgument, std::string(f.name).c_str());
+        const std::string text =
+            refusal_of([&, which = op] { problem_of(which, o); }, ErrorCode::InvalidArgument,
+                       std::string(f.name).c_str());
         EXPECT_NE(text.find(to_string(op)), std::string::npos) << text;
         lists.clear();
       }
@@ -166,10 +167,10 @@ TEST(Generic, RefusesTensorsThatTheOperationDoesNotTake) {
 }
 
 TEST(Generic, RefusesWhatIsNoOperation) {
-  error_of([] { problem_of(static_cast<Op>(99), msa::Operands{}); }, ErrorCode::InvalidArgument,
-           "op");
-  error_of([] { run_once(static_cast<Op>(99), msa::Operands{}); }, ErrorCode::InvalidArgument,
-           "op");
+  refusal_of([] { problem_of(static_cast<Op>(99), msa::Operands{}); }, ErrorCode::InvalidArgument,
+             "op");
+  refusal_of([] { run_once(static_cast<Op>(99), msa::Operands{}); }, ErrorCode::InvalidArgument,
+             "op");
 }
 
 // ---- merges of one tensor ----
@@ -220,7 +221,7 @@ TEST(StackedParts, MergeLikeAList) {
     merge_states({own_outs, own_lses, own_outs[0], own_lses[0]}, settings);
     EXPECT_EQ(std::memcmp(stacked.outs.data(), list.out.data(), list.out.size() * 4), 0) << backend;
     // Over the second part: refused.
-    error_of(
+    refusal_of(
         [&] {
           merge_states({own_outs, own_lses, own_outs[1], own_lses[0]}, settings);
         },
@@ -262,19 +263,19 @@ TEST(StackedParts, AreCheckedAsAWhole) {
   };
   Tensor negative = s.stacked_outs();
   negative.stride[0] = -1;
-  error_of(merge(negative, s.stacked_lses()), ErrorCode::InvalidArgument, "outs");
+  refusal_of(merge(negative, s.stacked_lses()), ErrorCode::InvalidArgument, "outs");
   Tensor far = s.stacked_outs();
   far.stride[0] = INT64_MAX / 2;
-  error_of(merge(far, s.stacked_lses()), ErrorCode::InvalidArgument, "outs");
+  refusal_of(merge(far, s.stacked_lses()), ErrorCode::InvalidArgument, "outs");
   Tensor flat = s.stacked_outs();
   flat.rank = 3;
-  error_of(merge(flat, s.stacked_lses()), ErrorCode::InvalidArgument, "outs[0]");
+  refusal_of(merge(flat, s.stacked_lses()), ErrorCode::InvalidArgument, "outs[0]");
   Tensor fewer = s.stacked_lses();
   fewer.shape[0] = 2;
-  error_of(merge(s.stacked_outs(), fewer), ErrorCode::InvalidArgument, "lses");
+  refusal_of(merge(s.stacked_outs(), fewer), ErrorCode::InvalidArgument, "lses");
   Tensor null = s.stacked_outs();
   null.data = nullptr;
-  error_of(merge(null, s.stacked_lses()), ErrorCode::InvalidArgument, "outs");
+  refusal_of(merge(null, s.stacked_lses()), ErrorCode::InvalidArgument, "outs");
 }
 
 // ---- plans ----
@@ -296,7 +297,7 @@ TEST(EmptyPlan, ThrowsWhereItIsUsed) {
         [&] { run(plan, msa::Operands{}); },
         [&] { check(plan, {}); },
     });
-    for (const auto& use : uses) error_of(use, ErrorCode::InvalidArgument, "plan");
+    for (const auto& use : uses) refusal_of(use, ErrorCode::InvalidArgument, "plan");
   }
 }
 
@@ -403,13 +404,13 @@ TEST(Edges, ThreadsAreCapped) {
   p.options.threads = 1024;
   EXPECT_NO_THROW(make_plan(p));
   p.options.threads = 1025;
-  error_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "options.threads");
+  refusal_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "options.threads");
 }
 
 TEST(Edges, TheOracleServesOnlyWhereItIsNamed) {
   Problem p = Scene(Op::DenseAttention, Keys::Ragged).problem;
   p.attention.head_dim = p.attention.value_dim = 72;  // no kernel has it
-  const std::string text = error_of([&] { make_plan(p); }, ErrorCode::Unsupported, "problem");
+  const std::string text = refusal_of([&] { make_plan(p); }, ErrorCode::Unsupported, "problem");
   EXPECT_NE(text.find("options.backend"), std::string::npos) << text;
   EXPECT_FALSE(supports(p).supported);
   p.options.backend = "reference";
@@ -429,10 +430,10 @@ TEST(Edges, FormatsThatNobodyReadsAreRefused) {
   p.index.k = p.index.q;
   EXPECT_NO_THROW(make_plan(p));
   p.attention.kv = Format{DType::I8};
-  error_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "attention.kv");
+  refusal_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "attention.kv");
   p.attention.kv.reset();
   p.index.q.group = 16;
-  error_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "index.q");
+  refusal_of([&] { make_plan(p); }, ErrorCode::InvalidArgument, "index.q");
 }
 
 }  // namespace

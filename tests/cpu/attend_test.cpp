@@ -37,22 +37,6 @@ using testkit::Case;
 using testkit::Data;
 using testkit::Operands;
 
-/// Levels that this machine has; the others are named once as not run.
-const std::vector<std::string>& levels() {
-  static const std::vector<std::string> list = [] {
-    std::vector<std::string> names;
-    for (const IsaInfo& isa : testkit::isas_of("cpu")) {
-      if (isa.available) {
-        names.push_back(isa.name);
-      } else {
-        std::cout << "[ not run ] isa " << isa.name << ": " << isa.reason << "\n";
-      }
-    }
-    return names;
-  }();
-  return list;
-}
-
 /// What a call wrote, byte for byte.
 std::vector<std::byte> bits_of(const Case& spec, const Options& options,
                                [[maybe_unused]] unsigned mode = 0) {
@@ -103,10 +87,12 @@ TEST(Isa, TheLevelAskedForIsInForce) {
     const cpu::Kernels* kernels = cpu::find_kernels(isa);
     if (kernels == nullptr) continue;
     EXPECT_STREQ(kernels->isa, cpu::to_string(isa));
-    const bool wide = isa == cpu::Isa::Avx512 || isa == cpu::Isa::Avx512Bf16;
+    const bool tiles = isa == cpu::Isa::Amx || isa == cpu::Isa::AmxEmulated;
+    const bool wide = tiles || isa == cpu::Isa::Avx512 || isa == cpu::Isa::Avx512Bf16;
     EXPECT_EQ(kernels->attend.lanes, wide ? 16 : 8);
-    const bool pairs = isa == cpu::Isa::Avx512Bf16 || isa == cpu::Isa::NeonBf16;
+    const bool pairs = tiles || isa == cpu::Isa::Avx512Bf16 || isa == cpu::Isa::NeonBf16;
     EXPECT_EQ(kernels->attend.words_of_bf16, pairs ? 2 : 1);
+    ASSERT_NE(kernels->gradients, nullptr) << kernels->isa;
     for (const cpu::Isa other : cpu::kIsas) {
       if (other == isa || cpu::find_kernels(other) == nullptr) continue;
       EXPECT_NE(kernels->attend.attend, cpu::find_kernels(other)->attend.attend);
@@ -115,8 +101,8 @@ TEST(Isa, TheLevelAskedForIsInForce) {
 }
 
 TEST(Isa, ArithmeticTellsTheLevels) {
-  // bf16 products are summed in pairs and P is rounded; fused products round once, plain ones
-  // twice.
+  // bf16 products are summed in pairs, or evenly and oddly in tiles of 32, and P is rounded; fused
+  // products round once, plain ones twice.
   const Case spec = testkit::parse_case("op=dense dtype=bf16 out=f32 heads=4/1 dim=64 lens=9:200");
 #if defined(__aarch64__)
   const std::string scalar = "fused";  // the compiler has such products at hand everywhere
@@ -124,8 +110,8 @@ TEST(Isa, ArithmeticTellsTheLevels) {
   const std::string scalar = "rounded twice";
 #endif
   const std::map<std::string, std::string> products{
-      {"avx512_bf16", "pairs"}, {"avx512", "fused"}, {"avx2", "fused"},
-      {"neon_bf16", "pairs"},   {"neon", "fused"},   {"scalar", scalar}};
+      {"amx", "tiles"},  {"amx_emulated", "tiles"}, {"avx512_bf16", "pairs"}, {"avx512", "fused"},
+      {"avx2", "fused"}, {"neon_bf16", "pairs"},    {"neon", "fused"},        {"scalar", scalar}};
   for (const std::string& isa : levels()) {
     for (const std::string& other : levels()) {
       if (products.at(isa) == products.at(other)) continue;
@@ -159,6 +145,14 @@ TEST(Isa, UnknownNamesAndMissingFeaturesAreRejected) {
                                  .avx512_vnni = true};
   EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512, cascade_lake), "");
   EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512Bf16, cascade_lake), "needs avx512_bf16");
+  core::CpuFeatures tiles = cascade_lake;
+  tiles.avx512_bf16 = true;
+  EXPECT_EQ(cpu::why_not(cpu::Isa::Amx, tiles), "needs amx_tile, amx_bf16, amx_int8");
+  tiles.amx_tile = tiles.amx_bf16 = tiles.amx_int8 = true;
+  EXPECT_EQ(cpu::why_not(cpu::Isa::Amx, tiles),
+            "needs the system's permission to use tiles, which it refuses (arch_prctl)");
+  tiles.amx_permitted = true;
+  EXPECT_EQ(cpu::why_not(cpu::Isa::Amx, tiles), "");
 #elif defined(__aarch64__)
   EXPECT_EQ(cpu::why_not(cpu::Isa::Avx2, nothing), "is not built for this processor family");
   EXPECT_EQ(cpu::why_not(cpu::Isa::NeonBf16, {.neon = true}), "needs neon_bf16");
@@ -467,21 +461,35 @@ TEST_P(Overflow, AScaledScoreBeyondIsInfinite) {
 
 INSTANTIATE_TEST_SUITE_P(DTypes, Overflow, testing::Values("f32", "bf16"));
 
-// The products of bf16 pairs, one instruction, take numbers below the normal ones for zero.
+// The products of bf16 pairs, of registers and of tiles, take numbers below the normal ones for
+// zero.
 TEST(Subnormal, ValuesAreKeptButByProductsOfPairs) {
   for (const char* dtype : {"f32", "bf16"}) {
     for (const std::string& isa : levels()) {
       const Answer a = attend_flat(dtype, isa, 1, std::vector<float>(8, 0.0f), 1, 0x1p-130f);
-      const bool pairs = isa == "avx512_bf16" && std::string(dtype) == "bf16";
+      const bool flushes = isa == "avx512_bf16" || isa.starts_with("amx");
+      const bool pairs = flushes && std::string(dtype) == "bf16";
       EXPECT_EQ(a.out, pairs ? 0 : 0x1p-130f) << isa << " " << dtype;
     }
   }
 }
 
+/// The best level; where a sanitizer watches, the best without tiles, which it does not slow down.
+std::string level_to_time() {
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+  for (const std::string& isa : levels()) {
+    if (!isa.starts_with("amx")) return isa;
+  }
+#endif
+#endif
+  return levels().front();
+}
+
 // One NaN in a block that all rows list makes every row not finite: they are computed again, and
 // that must not stall a server (it once took 120 times as long).
 TEST(Mend, OneNanCostsAtMostFiveTimes) {
-  const std::string isa = levels().front();
+  const std::string isa = level_to_time();
   for (const char* line : {"op=sparse heads=16/1 dim=128 lens=512:2048 regime=drift",
                            "op=msa heads=16/1 dim=128 lens=512:2048 regime=drift init=1",
                            "op=dense heads=16/1 dim=128 lens=256:1024"}) {

@@ -23,104 +23,72 @@ using testkit::Data;
 using testkit::float_at;
 using testkit::Operands;
 
-const std::vector<std::string>& levels() {
-  static const std::vector<std::string> list = [] {
-    std::vector<std::string> names;
-    for (const IsaInfo& isa : testkit::isas_of("cpu")) {
-      if (isa.available) names.push_back(isa.name);
-    }
-    return names;
-  }();
-  return list;
-}
-
-void run(const Problem& given, const Operands& operands, const Options& options) {
-  Problem problem = given;
-  problem.options = options;
-  const Plan plan = make_plan(problem);
-  testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
-  workspace.poison();
-  testkit::run(plan, operands, workspace.view());
-  EXPECT_TRUE(workspace.guards_intact());
-}
-
-std::vector<float> numbers(const Tensor& t) {
-  std::vector<float> all;
-  if (!t) return all;
-  for (std::int64_t i = 0; i < t.shape[0]; ++i) {
-    for (std::int64_t h = 0; h < t.shape[1]; ++h) {
-      for (std::int64_t d = 0; d < t.shape[2]; ++d) all.push_back(float_at(t, i, h, d));
-    }
-  }
-  return all;
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 struct Gradients3 {
   std::vector<float> dq, dk, dv;
 };
 
-void expect_same(const Gradients3& a, const Gradients3& b) {
-  EXPECT_TRUE(same(a.dq, b.dq)) << "dq";
-  EXPECT_TRUE(same(a.dk, b.dk)) << "dk";
-  EXPECT_TRUE(same(a.dv, b.dv)) << "dv";
+void expect_same_gradients(const Gradients3& a, const Gradients3& b) {
+  EXPECT_TRUE(same_bits(a.dq, b.dq)) << "dq";
+  EXPECT_TRUE(same_bits(a.dk, b.dk)) << "dk";
+  EXPECT_TRUE(same_bits(a.dv, b.dv)) << "dv";
 }
 
-Gradients3 outputs(const Operands& o) { return {numbers(o.dq), numbers(o.dk), numbers(o.dv)}; }
+Gradients3 gradients_in(const Operands& o) {
+  return {numbers_of(o.dq), numbers_of(o.dk), numbers_of(o.dv)};
+}
 
-Gradients3 gradients(const std::string& line, const Options& options) {
+Gradients3 gradients_of(const std::string& line, const Options& options) {
   Data data(testkit::parse_case(line));
   const Operands o = data.prepare();
-  run(data.problem(), o, options);
+  run_poisoned(data.problem(), o, options);
   EXPECT_EQ(data.damage(), "");
-  return outputs(o);
+  return gradients_in(o);
 }
 
-const std::string kSparse =
+const std::string kSparseBackward =
     "op=sparse_backward heads=6/2 dim=48 value_dim=32 block=32 topk=3 lens=70:200,9:33 ";
 
 TEST(Backward, AnyNumberOfThreadsGivesTheSameBits) {
   for (const std::string& isa : levels()) {
-    for (const std::string& line : {kSparse, std::string("op=dense_backward heads=4/4 dim=32 "
-                                                         "lens=90:300,40:40 dlse=1")}) {
-      expect_same(gradients(line, on(isa, 1)), gradients(line, on(isa, 3)));
+    for (const std::string& line :
+         {kSparseBackward, std::string("op=dense_backward heads=4/4 dim=32 "
+                                       "lens=90:300,40:40 dlse=1")}) {
+      expect_same_gradients(gradients_of(line, on(isa, 1)), gradients_of(line, on(isa, 3)));
     }
   }
 }
 
 TEST(Backward, AnOutputAloneIsThatOfAll) {
   for (const std::string& isa : levels()) {
-    const Gradients3 all = gradients(kSparse, on(isa));
-    EXPECT_TRUE(same(gradients(kSparse + "grads=q", on(isa)).dq, all.dq));
-    EXPECT_TRUE(same(gradients(kSparse + "grads=k", on(isa)).dk, all.dk));
-    EXPECT_TRUE(same(gradients(kSparse + "grads=v", on(isa)).dv, all.dv));
+    const Gradients3 all = gradients_of(kSparseBackward, on(isa));
+    EXPECT_TRUE(same_bits(gradients_of(kSparseBackward + "grads=q", on(isa)).dq, all.dq));
+    EXPECT_TRUE(same_bits(gradients_of(kSparseBackward + "grads=k", on(isa)).dk, all.dk));
+    EXPECT_TRUE(same_bits(gradients_of(kSparseBackward + "grads=v", on(isa)).dv, all.dv));
   }
 }
 
 TEST(Backward, TheOrderOfListsChangesNothing) {
   for (const std::string& isa : levels()) {
-    expect_same(gradients(kSparse, on(isa)), gradients(kSparse + "order=descending", on(isa)));
+    expect_same_gradients(gradients_of(kSparseBackward, on(isa)),
+                          gradients_of(kSparseBackward + "order=descending", on(isa)));
   }
 }
 
 TEST(Backward, EveryBlockListedIsDense) {
   const std::string rest = " heads=6/2 dim=48 block=32 lens=70:90,9:33";
   for (const std::string& isa : levels()) {
-    expect_same(gradients("op=sparse_backward topk=3" + rest, on(isa)),
-                gradients("op=dense_backward" + rest, on(isa)));
+    expect_same_gradients(gradients_of("op=sparse_backward topk=3" + rest, on(isa)),
+                          gradients_of("op=dense_backward" + rest, on(isa)));
   }
 }
 
 // Padding rows and gaps aside, a request's gradients do not know of its neighbours.
 TEST(Backward, ARequestAloneHasTheBitsOfItsBatch) {
   for (const std::string& isa : levels()) {
-    Data data(testkit::parse_case(kSparse));
+    Data data(testkit::parse_case(kSparseBackward));
     const Operands o = data.prepare();
-    run(data.problem(), o, on(isa));
-    const Gradients3 batch = outputs(o);
+    run_poisoned(data.problem(), o, on(isa));
+    const Gradients3 batch = gradients_in(o);
     std::vector<float> dq, dk, dv;
     for (const testkit::Request& r : testkit::requests_of(data.problem(), o.batch)) {
       Operands one = data.prepare();
@@ -132,8 +100,8 @@ TEST(Backward, ARequestAloneHasTheBitsOfItsBatch) {
         cut(*t, r.q_begin, r.seqlen_q);
       for (Tensor* t : {&one.k, &one.v, &one.dk, &one.dv}) cut(*t, r.k_begin, r.seqlen_k);
       one.batch = {};
-      run(data.problem(), one, on(isa));
-      const Gradients3 own = outputs(one);
+      run_poisoned(data.problem(), one, on(isa));
+      const Gradients3 own = gradients_in(one);
       dq.insert(dq.end(), own.dq.begin(), own.dq.end());
       dk.insert(dk.end(), own.dk.begin(), own.dk.end());
       dv.insert(dv.end(), own.dv.begin(), own.dv.end());
@@ -142,16 +110,16 @@ TEST(Backward, ARequestAloneHasTheBitsOfItsBatch) {
       all.resize(std::min(count, all.size()));
       return all;
     };
-    EXPECT_TRUE(same(dq, front(batch.dq, dq.size())));
-    EXPECT_TRUE(same(dk, front(batch.dk, dk.size())));
-    EXPECT_TRUE(same(dv, front(batch.dv, dv.size())));
+    EXPECT_TRUE(same_bits(dq, front(batch.dq, dq.size())));
+    EXPECT_TRUE(same_bits(dk, front(batch.dk, dk.size())));
+    EXPECT_TRUE(same_bits(dv, front(batch.dv, dv.size())));
   }
 }
 
 TEST(Backward, TwiceTheGradientGivesTwiceTheGradients) {
   for (const std::string& isa : levels()) {
-    const std::string line = kSparse + "dtype=f32 dlse=1";
-    const Gradients3 once = gradients(line, on(isa));
+    const std::string line = kSparseBackward + "dtype=f32 dlse=1";
+    const Gradients3 once = gradients_of(line, on(isa));
     Data data(testkit::parse_case(line));
     const Operands o = data.prepare();
     for (const Tensor& t : {o.dout, o.dlse}) {
@@ -162,27 +130,27 @@ TEST(Backward, TwiceTheGradientGivesTwiceTheGradients) {
         }
       }
     }
-    run(data.problem(), o, on(isa));
-    Gradients3 twice = outputs(o);
+    run_poisoned(data.problem(), o, on(isa));
+    Gradients3 twice = gradients_in(o);
     for (auto* all : {&twice.dq, &twice.dk, &twice.dv}) {
       for (float& x : *all) x /= 2;
     }
-    expect_same(once, twice);
+    expect_same_gradients(once, twice);
   }
 }
 
 // What a gradient is added to is added once, in f32.
 TEST(Backward, AccumulatingIsAddingAfterwards) {
   for (const std::string& isa : levels()) {
-    const Gradients3 alone = gradients(kSparse + "grad_dtype=f32", on(isa));
-    Data data(testkit::parse_case(kSparse + "grad_dtype=f32 accumulate=1"));
+    const Gradients3 alone = gradients_of(kSparseBackward + "grad_dtype=f32", on(isa));
+    Data data(testkit::parse_case(kSparseBackward + "grad_dtype=f32 accumulate=1"));
     const Operands o = data.prepare();
-    const std::vector<float> before = numbers(o.dk);
-    run(data.problem(), o, on(isa));
+    const std::vector<float> before = numbers_of(o.dk);
+    run_poisoned(data.problem(), o, on(isa));
     std::vector<float> expected = alone.dk;
     for (std::size_t n = 0; n < expected.size(); ++n) expected[n] += before[n];
-    EXPECT_TRUE(same(numbers(o.dk), expected));
-    EXPECT_TRUE(same(numbers(o.dq), alone.dq)) << "dq is written";
+    EXPECT_TRUE(same_bits(numbers_of(o.dk), expected));
+    EXPECT_TRUE(same_bits(numbers_of(o.dq), alone.dq)) << "dq is written";
   }
 }
 
@@ -192,7 +160,7 @@ TEST(Backward, KeyShardsAddUp) {
   const std::string line =
       "op=dense_backward dtype=f32 heads=4/2 dim=32 block=16 lens=40:100 dlse=1";
   for (const std::string& isa : levels()) {
-    const Gradients3 whole = gradients(line, on(isa));
+    const Gradients3 whole = gradients_of(line, on(isa));
     Data data(testkit::parse_case(line));
     Gradients3 sums{std::vector<float>(whole.dq.size(), 0.0f), {}, {}};
     for (const auto& [first, count] : {std::pair{0, 48}, std::pair{48, 52}}) {
@@ -210,18 +178,18 @@ TEST(Backward, KeyShardsAddUp) {
       o.batch.q_offsets = of(offsets);
       o.batch.key_offsets = of(keys);
       o.batch.total_seqlens_k = of(totals);
-      run(data.problem(), o, on(isa));
-      const Gradients3 part = outputs(o);
+      run_poisoned(data.problem(), o, on(isa));
+      const Gradients3 part = gradients_in(o);
       for (std::size_t n = 0; n < part.dq.size(); ++n) sums.dq[n] += part.dq[n];
       sums.dk.insert(sums.dk.end(), part.dk.begin(), part.dk.end());
       sums.dv.insert(sums.dv.end(), part.dv.begin(), part.dv.end());
     }
     for (std::size_t n = 0; n < whole.dq.size(); ++n)
       EXPECT_NEAR(sums.dq[n], whole.dq[n], 1e-5) << n;
-    EXPECT_TRUE(same(std::vector<float>(sums.dk.begin(), sums.dk.begin() + 48 * 2 * 32),
-                     std::vector<float>(whole.dk.begin(), whole.dk.begin() + 48 * 2 * 32)));
-    EXPECT_TRUE(same(sums.dk, whole.dk));
-    EXPECT_TRUE(same(sums.dv, whole.dv));
+    EXPECT_TRUE(same_bits(std::vector<float>(sums.dk.begin(), sums.dk.begin() + 48 * 2 * 32),
+                          std::vector<float>(whole.dk.begin(), whole.dk.begin() + 48 * 2 * 32)));
+    EXPECT_TRUE(same_bits(sums.dk, whole.dk));
+    EXPECT_TRUE(same_bits(sums.dv, whole.dv));
   }
 }
 
@@ -234,7 +202,7 @@ TEST(Backward, RowsBehindTheLastKeyAreZero) {
     const std::vector<std::int32_t> fewer{15};
     o.batch.seqlens_k = make_tensor(fewer.data(), DType::I32, {1});
     o.batch.cu_seqlens_k = {};
-    run(data.problem(), o, on(isa));
+    run_poisoned(data.problem(), o, on(isa));
     for (const Tensor& t : {o.dk, o.dv}) {
       for (std::int64_t row = 15; row < 20; ++row) {
         for (std::int64_t d = 0; d < 16; ++d) EXPECT_EQ(float_at(t, row, 0, d), 0.0f);
@@ -247,7 +215,7 @@ TEST(Backward, RowsBehindTheLastKeyAreZero) {
 TEST(Backward, ACommonOffsetOfKeysChangesNoGradientOfQueries) {
   const std::string line = "op=dense_backward dtype=f32 heads=2/1 dim=64 block=16 lens=1:512:512";
   for (const std::string& isa : levels()) {
-    const Gradients3 plain = gradients(line, on(isa));
+    const Gradients3 plain = gradients_of(line, on(isa));
     Data data(testkit::parse_case(line));
     const Operands o = data.prepare();
     double shift[2] = {};
@@ -260,8 +228,8 @@ TEST(Backward, ACommonOffsetOfKeysChangesNoGradientOfQueries) {
     }
     for (std::int64_t h = 0; h < 2; ++h)
       *reinterpret_cast<float*>(address(o.lse_in, 0, h)) += static_cast<float>(shift[h]);
-    run(data.problem(), o, on(isa));
-    const std::vector<float> shifted = numbers(o.dq);
+    run_poisoned(data.problem(), o, on(isa));
+    const std::vector<float> shifted = numbers_of(o.dq);
     float largest = 0;
     for (const float x : plain.dq) largest = std::max(largest, std::fabs(x));
     for (std::size_t n = 0; n < shifted.size(); ++n)

@@ -52,6 +52,11 @@ class Vector : public testing::TestWithParam<cpu::Isa> {
     v = cpu::find_kernels(GetParam())->vectors;
   }
 
+  /// Whether the vectors are plain loops.
+  static bool is_plain() {
+    return GetParam() == cpu::Isa::Scalar || GetParam() == cpu::Isa::AmxEmulated;
+  }
+
   /// f over a whole number of vectors.
   template <class In, class Out>
   std::vector<Out> map(void (*f)(const In*, Out*), std::vector<In> x) const {
@@ -163,7 +168,7 @@ TEST_P(Vector, Exp2IsWithinAnUlp) {
     worst = std::max(worst, std::fabs(y[i] - exact) / ulp);
   }
   // Where products are not fused, one rounding more.
-  EXPECT_LE(worst, GetParam() == cpu::Isa::Scalar ? 1.5 : 1.0);
+  EXPECT_LE(worst, is_plain() ? 1.5 : 1.0);
 }
 
 TEST_P(Vector, Exp2AtItsEnds) {
@@ -300,7 +305,7 @@ TEST_P(Vector, MultipliesAndAdds) {
   std::copy_n(c, v.lanes, y);
   v.step_f32(a, b, y);
   for (int i = 0; i < v.lanes; ++i) EXPECT_EQ(y[i], a[i] * b[i] + c[i]) << i;
-  if (GetParam() == cpu::Isa::Scalar) return;  // may round twice
+  if (is_plain()) return;  // may round twice
   std::fill_n(a, v.lanes, 1.0f + 0x1p-12f);
   std::fill_n(c, v.lanes, -(1.0f + 0x1p-11f));
   v.fma(a, a, c, y);
@@ -340,8 +345,7 @@ std::uint32_t word(std::uint16_t even, std::uint16_t odd) {
 }
 
 TEST_P(Vector, PairsRoundToNearestEven) {
-  const bool pairs = GetParam() == cpu::Isa::Avx512Bf16 || GetParam() == cpu::Isa::NeonBf16;
-  EXPECT_EQ(v.pair != nullptr, pairs);
+  EXPECT_EQ(v.pair != nullptr, cpu::find_kernels(GetParam())->attend.words_of_bf16 == 2);
   if (v.pair == nullptr) return;
   const Roundings all(kBF16, 0x0080);  // the instruction takes subnormal numbers for zero
   const std::size_t lanes = static_cast<std::size_t>(v.lanes);
@@ -395,6 +399,114 @@ TEST_P(Vector, InterleavesRows) {
   }
 }
 
+// ---- tiles ----
+
+class VectorOfTiles : public Vector {};
+
+/// Numbers whose products and sums of any order are exact: small integers, some of them negative.
+template <class T>
+std::vector<T> small_integers(std::size_t count, int seed, T (*from)(int)) {
+  std::vector<T> x(count);
+  for (std::size_t i = 0; i < count; ++i)
+    x[i] =
+        from(static_cast<int>(i * 2654435761u % 1009 + static_cast<std::size_t>(seed)) % 23 - 11);
+  return x;
+}
+std::uint16_t small_bf16(int x) {
+  return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(x)) >> 16);
+}
+
+TEST_P(VectorOfTiles, ProductsOfPairsAreSummedAlongTheRows) {
+  const auto rows = small_integers<std::uint16_t>(16 * 32, 1, small_bf16);
+  const auto columns = small_integers<std::uint16_t>(16 * 32, 5, small_bf16);
+  std::vector<float> acc(256), expected(256);
+  for (std::size_t i = 0; i < 256; ++i) {
+    acc[i] = static_cast<float>(i);
+    expected[i] = acc[i];
+    for (std::size_t n = 0; n < 32; ++n) {
+      expected[i] += testkit::bf16_to_float(rows[i / 16 * 32 + n]) *
+                     testkit::bf16_to_float(columns[n / 2 * 32 + i % 16 * 2 + n % 2]);
+    }
+  }
+  v.multiply_pairs(rows.data(), columns.data(), acc.data());
+  EXPECT_EQ(acc, expected);
+}
+
+TEST_P(VectorOfTiles, ProductsOfCodesAreExact) {
+  auto rows = small_integers<std::int8_t>(16 * 64, 1,
+                                          [](int x) { return static_cast<std::int8_t>(x * 11); });
+  auto columns = small_integers<std::int8_t>(
+      16 * 64, 5, [](int x) { return static_cast<std::int8_t>(x * 11); });
+  std::fill_n(rows.begin(), 64, std::int8_t{-127});  // the largest sums there are
+  for (std::size_t n = 0; n < 64; ++n) columns[n / 4 * 64 + n % 4] = 127;
+  std::vector<std::int32_t> acc(256), expected(256);
+  for (std::size_t i = 0; i < 256; ++i) {
+    acc[i] = expected[i] = static_cast<std::int32_t>(i) - 100;
+    for (std::size_t n = 0; n < 64; ++n)
+      expected[i] += rows[i / 16 * 64 + n] * columns[n / 4 * 64 + i % 16 * 4 + n % 4];
+  }
+  v.multiply_codes(rows.data(), columns.data(), acc.data());
+  EXPECT_EQ(acc, expected);
+  EXPECT_EQ(acc[0], -100 - 64 * 127 * 127);
+}
+
+/// What one sum of 32 products becomes by the instruction: even and odd ones apart, one after the
+/// other, then joined and added to what was there.
+float sum_of_tile(const std::uint16_t* row, const std::uint16_t* columns, std::size_t column,
+                  float acc) {
+  float even = 0, odd = 0;
+  for (std::size_t k = 0; k < 16; ++k) {
+    even = std::fma(testkit::bf16_to_float(row[2 * k]),
+                    testkit::bf16_to_float(columns[k * 32 + column * 2]), even);
+    odd = std::fma(testkit::bf16_to_float(row[2 * k + 1]),
+                   testkit::bf16_to_float(columns[k * 32 + column * 2 + 1]), odd);
+  }
+  return acc + (even + odd);
+}
+
+// So that what is tested over plain loops has the bits of the unit.
+TEST_P(VectorOfTiles, SumsOfPairsHaveTheInstructionsOrder) {
+  std::uint32_t state = 12345;
+  const auto any = [&] {  // bf16 of both signs, 2^-8 to 2^8
+    state = state * 1664525u + 1013904223u;
+    return static_cast<std::uint16_t>((state >> 16 & 0x807f) | (119 + (state >> 8) % 16) << 7);
+  };
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::uint16_t> rows(16 * 32), columns(16 * 32);
+    for (std::uint16_t& x : rows) x = any();
+    for (std::uint16_t& x : columns) x = any();
+    std::vector<float> acc(256), expected(256);
+    for (std::size_t i = 0; i < 256; ++i) {
+      acc[i] = testkit::bf16_to_float(any());
+      expected[i] = sum_of_tile(&rows[i / 16 * 32], columns.data(), i % 16, acc[i]);
+    }
+    v.multiply_pairs(rows.data(), columns.data(), acc.data());
+    ASSERT_EQ(acc, expected) << round;
+  }
+}
+
+TEST_P(VectorOfTiles, SumsOfPairsTakeSubnormalNumbersForZero) {
+  std::vector<std::uint16_t> rows(16 * 32, 0x0040), columns(16 * 32, 0x3f80);  // 2^-127, 1
+  std::vector<float> acc(256, 0x1p-130f);
+  v.multiply_pairs(rows.data(), columns.data(), acc.data());
+  EXPECT_EQ(acc, std::vector<float>(256, 0.0f));
+}
+
+TEST_P(VectorOfTiles, NanAndInfinityShowInTheirRowAndColumnAlone) {
+  std::vector<std::uint16_t> rows(16 * 32, 0x3f80), columns(16 * 32, 0x3f80);
+  rows[3 * 32 + 7] = 0x7fc0;         // NaN in row 3
+  columns[4 * 32 + 5 * 2] = 0x7f80;  // infinity in column 5
+  std::vector<float> acc(256, 1.0f);
+  v.multiply_pairs(rows.data(), columns.data(), acc.data());
+  for (std::size_t i = 0; i < 256; ++i) {
+    if (i / 16 == 3) {
+      EXPECT_TRUE(std::isnan(acc[i])) << i;
+    } else {
+      EXPECT_EQ(acc[i], i % 16 == 5 ? kInf : 33.0f) << i;
+    }
+  }
+}
+
 std::vector<cpu::Isa> levels_of_this_build() {
   std::vector<cpu::Isa> levels;
   for (const cpu::Isa isa : cpu::kIsas) {
@@ -404,8 +516,14 @@ std::vector<cpu::Isa> levels_of_this_build() {
 }
 std::vector<cpu::Isa> levels_with_pairs() {
   std::vector<cpu::Isa> levels = levels_of_this_build();
+  std::erase_if(levels,
+                [](cpu::Isa isa) { return cpu::find_kernels(isa)->attend.words_of_bf16 == 1; });
+  return levels;
+}
+std::vector<cpu::Isa> levels_with_tiles() {
+  std::vector<cpu::Isa> levels = levels_of_this_build();
   std::erase_if(levels, [](cpu::Isa isa) {
-    return std::string(cpu::to_string(isa)).find("bf16") == std::string::npos;
+    return cpu::find_kernels(isa)->vectors.multiply_pairs == nullptr;
   });
   return levels;
 }
@@ -414,6 +532,7 @@ std::string level_name(const testing::TestParamInfo<cpu::Isa>& level) {
 }
 INSTANTIATE_TEST_SUITE_P(Isa, Vector, testing::ValuesIn(levels_of_this_build()), level_name);
 INSTANTIATE_TEST_SUITE_P(Isa, VectorOfPairs, testing::ValuesIn(levels_with_pairs()), level_name);
+INSTANTIATE_TEST_SUITE_P(Isa, VectorOfTiles, testing::ValuesIn(levels_with_tiles()), level_name);
 
 }  // namespace
 }  // namespace msa::test

@@ -37,6 +37,35 @@ TEST(Verify, SmokeCasesOnEveryBackend) {
   }
 }
 
+TEST(Verify, CasesOverRanks) {
+  for (const Case& spec : read_cases(std::string(MSA_TESTS_DIR) + "/cases/ranks.txt")) {
+    ASSERT_GT(spec.ranks, 0) << to_line(spec);
+    const Outcome outcome = verify(spec, {.under_test = {.backend = "cpu"}});
+    EXPECT_EQ(outcome.result, Result::Passed) << outcome.repro << "\n  " << outcome.reason;
+  }
+}
+
+TEST(Verify, CasesThatNoShardsCanRunAreNamed) {
+  const std::string whole = "heads=2/1 dim=16 block=16 topk=2 lens=3:50 ranks=2 ";
+  struct Wrong {
+    const char* line;
+    const char* reason;
+  };
+  for (const auto& [line, reason] :
+       {Wrong{"op=msa", "ranks: expected pages that fill a block"},
+        Wrong{"op=msa page=32", "ranks: expected pages that fill a block"},
+        Wrong{"op=scores page=16", "ranks: expected op=select, sparse, msa or dense"},
+        Wrong{"op=dense page=16 block_max=1", "ranks: expected no block maxima, and no filter"},
+        Wrong{"op=msa page=16 corrupt=page_end", "ranks: expected no fault"}}) {
+    const Outcome outcome =
+        verify(parse_case(whole + line), {.under_test = {.backend = "reference"}});
+    EXPECT_EQ(outcome.result, Result::Unmade) << line;
+    EXPECT_NE(outcome.reason.find(reason), std::string::npos) << outcome.reason;
+  }
+  const Case many = parse_case("op=dense heads=2/1 dim=16 page=16 block=16 lens=3:50 ranks=64");
+  EXPECT_NE(verify(many, {}).reason.find("ranks: expected 1 to 63"), std::string::npos);
+}
+
 TEST(Verify, UnknownInstructionSetIsNotServed) {
   const Outcome outcome = verify(parse_case("op=dense heads=2/1 dim=32 lens=3:9"),
                                  {.under_test = {.backend = "cpu", .isa = "sse9"}});

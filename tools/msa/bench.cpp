@@ -130,7 +130,11 @@ class Bench {
     say(named, "making data");
     Call call(named.line, under_test, named.poison);
     std::optional<Call> peer;
-    if (!named.peer_line.empty() && !options_.no_peer) peer.emplace(named.peer_line, under_test);
+    if (!named.peer_line.empty() && !options_.no_peer) {
+      Options of_peer = under_test;
+      if (!named.peer_isa.empty()) of_peer.isa = named.peer_isa;
+      peer.emplace(named.peer_line, of_peer);
+    }
     Row row;
     row.id = named.id;
     row.what = named.what;
@@ -300,9 +304,9 @@ std::vector<BenchRow> choose_rows(const BenchOptions& options) {
 
 /// Rows of instruction sets that this machine lacks are told, not measured.
 bool runs_here(const BenchRow& row, const std::string& backend) {
-  if (row.isa.empty()) return true;
   for (const IsaInfo& isa : testkit::isas_of(backend)) {
-    if (isa.name != row.isa || isa.available) continue;
+    const bool wanted = isa.name == row.isa || isa.name == row.peer_isa;
+    if (!wanted || isa.available) continue;
     fmt::print(stderr, "{}: not run: {}\n", row.id, isa.reason);
     return false;
   }
@@ -314,9 +318,11 @@ void print_peaks(const Peaks& peaks) {
     if (value > 0) fmt::print(stderr, "peak {}: {:.1f} {}\n", name, value / unit, unit_name);
   };
   print("bf16", peaks.bf16_flops, 1e9, "GFLOP/s");
+  print("bf16 in tiles", peaks.tile_bf16_flops, 1e9, "GFLOP/s");
   print("fp32", peaks.fp32_flops, 1e9, "GFLOP/s");
   print("fp32 of AVX2", peaks.avx2_fp32_flops, 1e9, "GFLOP/s");
   print("int8", peaks.int8_ops, 1e9, "GOP/s");
+  print("int8 in tiles", peaks.tile_int8_ops, 1e9, "GOP/s");
   print("read", peaks.read_bytes_per_s, 1e9, "GB/s");
 }
 

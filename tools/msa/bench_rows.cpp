@@ -106,6 +106,26 @@ std::vector<BenchRow> named_rows(bool host) {
        .line = "op=msa lens=131072:131072 regime=drift",
        .measure_memory = true},
   };
+  // What tiles are worth: the level with them against the one below it, in one run.
+  const auto add_tiles = [&](const char* id, const char* what, const char* line) {
+    rows.push_back({.id = std::string("amx.") + id,
+                    .what = std::string(what) + ", tiles against registers",
+                    .line = line,
+                    .isa = "amx",
+                    .peer_line = line,
+                    .peer = "own avx512_bf16",
+                    .peer_isa = "avx512_bf16"});
+  };
+  add_tiles("dense.8k", "dense causal prefill, 8K tokens", "op=dense lens=8192:8192");
+  add_tiles("select.32k", "selection for a prefill of 32K tokens",
+            "op=select lens=32768:32768 regime=drift");
+  add_tiles("select8.32k",
+            "selection for a prefill of 32K tokens, pages of 128, with an 8-bit filter",
+            "op=select lens=32768:32768 page=128 regime=drift filter=1");
+  add_tiles("sparse.32k.random", "sparse attention, prefill of 32K tokens, independent lists",
+            "op=sparse lens=32768:32768");
+  add_tiles("msa.32k.drift", "selection and attention, prefill of 32K tokens",
+            "op=msa lens=32768:32768 regime=drift");
   for (BenchRow& row : rows) row.id = (host ? "cpu.host." : "cpu.") + row.id;
   return rows;
 }

@@ -49,7 +49,8 @@ using Json = nlohmann::ordered_json;
 /// Peak of the multiply-adds that an instruction set does on a dtype; 0: unknown.
 double peak_of(const Peaks& peaks, const std::string& isa, DType dtype) {
   if (isa == "avx512_bf16" && dtype == DType::BF16) return peaks.bf16_flops;
-  if (isa.starts_with("avx512")) return peaks.fp32_flops;
+  if (isa == "amx" && dtype == DType::BF16) return peaks.tile_bf16_flops;
+  if (isa.starts_with("avx512") || isa == "amx") return peaks.fp32_flops;
   if (isa == "avx2") return peaks.avx2_fp32_flops;
   if ((isa == "sm90" || isa == "mma") && dtype != DType::F32) return peaks.bf16_flops;
   return 0;
@@ -86,8 +87,10 @@ Json to_json(const Peaks& peaks) {
     if (value > 0) json[name] = value;
   };
   add("bf16_flops", peaks.bf16_flops);
+  add("tile_bf16_flops", peaks.tile_bf16_flops);
   add("fp32_flops", peaks.fp32_flops);
   add("int8_ops", peaks.int8_ops);
+  add("tile_int8_ops", peaks.tile_int8_ops);
   add("avx2_fp32_flops", peaks.avx2_fp32_flops);
   add("read_bytes_per_s", peaks.read_bytes_per_s);
   return json;

@@ -14,6 +14,7 @@
 #include <immintrin.h>
 #endif
 
+#include "msa/info.h"
 #include "timing.h"
 
 namespace msa::cli {
@@ -75,6 +76,42 @@ __attribute__((target("avx512f,avx512vnni"))) void vnni_kernel(std::int64_t step
 #define step(a) _mm512_dpbusd_epi32(a, ones, ones)
   MSA_LOOP
 #undef step
+}
+
+/// All tiles: 16 rows of 64 bytes.
+struct alignas(64) TileLayout {
+  std::uint8_t palette = 1, start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Twelve products into four tiles.
+#define MSA_TILE_STEP(op)                                              \
+  op " %%tmm6, %%tmm4, %%tmm0\n\t" op " %%tmm7, %%tmm4, %%tmm1\n\t" op \
+     " %%tmm6, %%tmm5, %%tmm2\n\t" op " %%tmm7, %%tmm5, %%tmm3\n\t"
+#define MSA_TILE_LOOP(op)                                                  \
+  const TileLayout layout;                                                 \
+  asm volatile("ldtilecfg %0" ::"m"(layout));                              \
+  for (std::int64_t i = 0; i < steps; ++i)                                 \
+    asm volatile(MSA_TILE_STEP(op) MSA_TILE_STEP(op) MSA_TILE_STEP(op)::); \
+  asm volatile("tilerelease");
+
+__attribute__((target("amx-tile,amx-bf16"))) void tile_bf16_kernel(std::int64_t steps) {
+  MSA_TILE_LOOP("tdpbf16ps")
+}
+__attribute__((target("amx-tile,amx-int8"))) void tile_codes_kernel(std::int64_t steps) {
+  MSA_TILE_LOOP("tdpbssd")
+}
+
+/// Whether the library has a level of tiles here: then the system has given its permission, too.
+bool has_tiles() {
+  for (const BackendInfo& backend : build_info().backends) {
+    for (const IsaInfo& isa : backend.isas) {
+      if (isa.name == "amx" && isa.available) return true;
+    }
+  }
+  return false;
 }
 
 /// Reads `bytes` (a multiple of 128 times Streams) as that many equal streams.
@@ -195,6 +232,10 @@ void Roofline::round() {
   }
   if (__builtin_cpu_supports("avx512vnni")) {
     keep_best(peaks_.int8_ops, measure(threads_, vnni_kernel, 128));
+  }
+  if (has_tiles()) {
+    keep_best(peaks_.tile_bf16_flops, measure(threads_, tile_bf16_kernel, 16 * 16 * 64));
+    keep_best(peaks_.tile_int8_ops, measure(threads_, tile_codes_kernel, 16 * 16 * 128));
   }
   if (__builtin_cpu_supports("avx512f")) {
     keep_best(peaks_.fp32_flops, measure(threads_, fma512_kernel, 32));

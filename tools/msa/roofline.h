@@ -17,8 +17,10 @@ namespace msa::cli {
 /// instructions.
 struct Peaks {
   double bf16_flops = 0;       // VDPBF16PS, 512 bits
+  double tile_bf16_flops = 0;  // TDPBF16PS
   double fp32_flops = 0;       // fused multiply-add, the widest there is
   double int8_ops = 0;         // VPDPBUSD, 512 bits
+  double tile_int8_ops = 0;    // TDPBSSD
   double avx2_fp32_flops = 0;  // fused multiply-add, 256 bits
   double read_bytes_per_s = 0;
 };

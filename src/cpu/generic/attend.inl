@@ -4,7 +4,7 @@
 // one or two columns at a time, all vertical. The two products share one register tile of kTile x 2
 // accumulators over words that hold one float or a bf16 pair. Tiles of a column or two, decode,
 // read bf16 keys and values where they lie; their O has its value dims in the lanes. Codes become
-// values where they are packed.
+// values where they are packed. Levels with tiles replace both products (attend_tiles.inl).
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -15,6 +15,20 @@ inline float scale_of(const AttendCall& call) {
 }
 
 inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
+
+/// Products of whole tiles of 16 x 16, in steps of 32.
+template <class P>
+concept Tiled = requires {
+  P::kTiles;
+};
+
+/// Keys that are scored together; keys whose weights meet values together; words of a key's step.
+template <class P>
+inline constexpr std::int64_t kScored = Tiled<P> ? 16 : kTile;
+template <class P>
+inline constexpr std::int64_t kWeighed = Tiled<P> ? 32 : P::kPack;
+template <class P>
+inline constexpr std::int64_t kKeyWords = Tiled<P> ? 16 : 1;
 
 /// A block of keys as a visit reads it. Keys are packed, or as they lie where words are what is
 /// stored; values are packed, or left to the visit, which then packs a few dims at a time.
@@ -107,7 +121,7 @@ MSA_INLINE void pack_row(typename P::Word* to, const typename S::T* row, std::in
   }
 }
 
-/// Keys as rows of words; zero rows up to a multiple of the register tile.
+/// Keys as rows of words; zero rows up to a multiple of those that are scored together.
 template <class P, class S>
 inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_t count) {
   const KeyTensor& k = c.call.k;
@@ -115,11 +129,13 @@ inline void pack_keys(const AttendContext<P>& c, std::int64_t start, std::int64_
       c.call, c.tile, k, c.head, start, count,
       [&](std::int64_t first, std::int64_t run, const auto* from, const auto* scales) {
         for (std::int64_t j = 0; j < run; ++j) {
-          pack_row<P, S>(c.k + (first + j) * c.k_words, from + j * k.row, c.call.head_dim,
+          typename P::Word* to = c.k + (first + j) * c.k_words;
+          pack_row<P, S>(to, from + j * k.row, c.call.head_dim,
                          S::scaling(k, scales + j * k.scale_row));
+          if constexpr (Tiled<P>) std::fill(to + c.call.head_dim / P::kPack, to + c.k_words, 0u);
         }
       });
-  const std::int64_t padded = round_up(count, kTile);
+  const std::int64_t padded = round_up(count, kScored<P>);
   std::memset(c.k + count * c.k_words, 0,
               static_cast<std::size_t>((padded - count) * c.k_words) * sizeof *c.k);
 }
@@ -154,6 +170,13 @@ inline void pack_values(const AttendContext<P>& c, std::int64_t start, std::int6
           }
         }
       });
+  if constexpr (Tiled<P>) {  // weights behind the last key are zero, and meet values
+    const std::int64_t words = (count + 1) / 2, padded = round_up(count, kWeighed<P>) / 2;
+    for (std::int64_t d = 0; d < end - begin; d += kLanes) {
+      typename P::Word* strip = c.v + d / kLanes * c.strip;
+      std::fill(strip + words * kLanes, strip + padded * kLanes, 0u);
+    }
+  }
 }
 
 /// Values as rows of bf16, where a tile whose dims are in the lanes reads them.
@@ -204,20 +227,22 @@ inline void pack_queries(const AttendContext<P>& c, std::int64_t column, float* 
     transpose_words(words + w, width, to + w * kLanes, kLanes);
 }
 
-/// Points at keys where they lie, when that is what the register tile can read: bf16 words, one
-/// run, whole tiles.
+/// Points at keys where they lie, when that is what the products can read: bf16 words, one run,
+/// whole tiles.
 template <class P, class S>
 inline bool keys_in_place(const AttendContext<P>& c, Block<P>& block) {
   if constexpr (P::kPack == 2 && kWordsAreStored<S>) {
-    for_each_segment<S>(
-        c.call, c.tile, c.call.k, c.head, block.start, block.count,
-        [&](std::int64_t, std::int64_t run, const auto* from, const auto*) {
-          const bool aligned =
-              reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) == 0;
-          if (run != block.count || run % kTile != 0 || c.call.k.row % 2 != 0 || !aligned) return;
-          block.keys = reinterpret_cast<const typename P::Word*>(from);
-          block.row = c.call.k.row / 2;
-        });
+    for_each_segment<S>(c.call, c.tile, c.call.k, c.head, block.start, block.count,
+                        [&](std::int64_t, std::int64_t run, const auto* from, const auto*) {
+                          const bool aligned =
+                              reinterpret_cast<std::uintptr_t>(from) % sizeof(typename P::Word) ==
+                              0;
+                          if (run != block.count || run % kScored<P> != 0 || !aligned) return;
+                          if (c.call.k.row % 2 != 0 || c.call.head_dim / 2 % kKeyWords<P> != 0)
+                            return;
+                          block.keys = reinterpret_cast<const typename P::Word*>(from);
+                          block.row = c.call.k.row / 2;
+                        });
   }
   return block.keys != nullptr;
 }
@@ -316,7 +341,7 @@ MSA_INLINE void multiply(Vec (&acc)[kTile][Cols], const typename P::Word* a, std
 
 // ---- one visit: Cols columns against one packed block ----
 
-/// Scores of `keys` (a multiple of kTile) keys to c.s as [keys][Cols][lanes], and their running
+/// Scores of `keys` (a multiple of kScored) keys to c.s as [keys][Cols][lanes], and their running
 /// maximum. The operand order of `max` drops a NaN score; it comes back through the exponential.
 template <class P, int Cols, bool Masked>
 MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
@@ -353,13 +378,11 @@ MSA_INLINE void score_block(const AttendContext<P>& c, const std::int64_t (&colu
   }
 }
 
-/// Exponentials of one column of scores to words of probabilities; returns their sum, from the
-/// unrounded values.
-template <class P, int Cols, bool Masked>
-MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec scale, Vec shift,
-                            std::int64_t keys) {
-  const float* s = c.s + col * kLanes;
-  typename P::Word* p = c.p + col * c.p_column;
+/// Exponentials of one of `Cols` columns of scores to words of probabilities; returns their sum,
+/// from the unrounded values. `behind(key)` is called behind every second key.
+template <class P, int Cols, bool Masked, class F>
+MSA_INLINE Vec exponentials(const float* s, typename P::Word* p, IVec limit, Vec scale, Vec shift,
+                            std::int64_t keys, const F& behind) {
   Vec sum[2] = {zero(), zero()};
   const auto one = [&](std::int64_t key) {
     Vec x = exp2(fma(load(s + key * Cols * kLanes), scale, shift));
@@ -378,6 +401,7 @@ MSA_INLINE Vec exponentials(const AttendContext<P>& c, int col, IVec limit, Vec 
     } else {
       istore(p + key / 2 * kLanes, P::pair(even, odd));
     }
+    behind(key + 2);
   }
   return add(sum[0], sum[1]);
 }
@@ -409,13 +433,13 @@ MSA_INLINE_PIECE void accumulate(const AttendContext<P>& c, const std::int64_t (
   }
 }
 
-// Up to here a tile's O has its dims in the lanes, and a block has one visit: a packed copy of it
-// would not pay.
+// Up to here a block has one visit, and a packed copy of it would not pay; a tile's O has its dims
+// in the lanes, as have all that are made of tiles.
 inline constexpr std::int64_t kFewColumns = 2;
 
 template <class P>
 inline bool dims_in_lanes(const AttendContext<P>& c) {
-  return P::kPack == 2 && c.columns <= kFewColumns;
+  return Tiled<P> || (P::kPack == 2 && c.columns <= kFewColumns);
 }
 
 /// O = O alpha + P V for one column of a tile whose O is [rows][Dv]: pairs of values are joined in
@@ -545,32 +569,11 @@ MSA_INLINE Vec decay(Vec before, Vec after, Vec scale, Vec bias) {
   return select(equal(before, set1(-kInfinity)), zero(), exp2(x));
 }
 
-template <class P, int Cols, bool Masked>
-inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
-                          const Block<P>& block, std::int64_t keys, const Ahead& ahead) {
-  Vec best[Cols], alpha[Cols];
-  const std::int64_t padded = round_up(keys, kTile);
-  score_block<P, Cols, Masked>(c, column, block, padded, ahead, best);
-  if (c.call.block_max != nullptr) {
-    for (int col = 0; col < Cols; ++col) write_block_max(c, column[col], block.id, best[col]);
-  }
-  if (!c.call.attend) return;
-  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias);
-  for (int col = 0; col < Cols; ++col) {
-    float* m = c.state.m + column[col] * kLanes;
-    float* l = c.state.l + column[col] * kLanes;
-    const Vec before = load(m), after = max(drop_lowest(best[col], scale), before);
-    alpha[col] = decay(before, after, scale, bias);
-    Vec base = base_of(after, scale, bias);
-    if (const Mask far = far_rows(base); bits(far) != 0) {
-      subtract_far(c.s + col * kLanes, padded, Cols, far, after);
-      base = select(far, bias, base);
-    }
-    const IVec limit = iload(c.limits + column[col] * kLanes);
-    const Vec sum = exponentials<P, Cols, Masked>(c, col, limit, scale, shift_of(base), padded);
-    store(l, fma(load(l), alpha[col], sum));
-    store(m, after);
-  }
+/// O = O alpha + V P for the first `keys` keys of a block.
+template <class P, int Cols>
+MSA_INLINE void weigh_values(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                             const Block<P>& block, const Vec (&alpha)[Cols], std::int64_t keys,
+                             const Ahead& ahead) {
   if constexpr (P::kPack == 2) {
     if (dims_in_lanes(c)) {
       for (int col = 0; col < Cols; ++col) {
@@ -595,6 +598,46 @@ inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column
   }
 }
 
+/// Takes the scores s of one of `Cols` columns, whose largest are `best`, into its softmax, and
+/// leaves their weights in p. Returns alpha, by how much those before shrink.
+template <class P, int Cols, bool Masked, class F>
+MSA_INLINE Vec update_softmax(const AttendContext<P>& c, std::int64_t column, Vec best, float* s,
+                              typename P::Word* p, std::int64_t keys, const F& behind) {
+  const Vec scale = set1(scale_of(c.call)), bias = set1(c.tile.bias);
+  float* m = c.state.m + column * kLanes;
+  float* l = c.state.l + column * kLanes;
+  const Vec before = load(m), after = max(drop_lowest(best, scale), before);
+  const Vec alpha = decay(before, after, scale, bias);
+  Vec base = base_of(after, scale, bias);
+  if (const Mask far = far_rows(base); bits(far) != 0) {
+    subtract_far(s, keys, Cols, far, after);
+    base = select(far, bias, base);
+  }
+  const IVec limit = iload(c.limits + column * kLanes);
+  const Vec sum = exponentials<P, Cols, Masked>(s, p, limit, scale, shift_of(base), keys, behind);
+  store(l, fma(load(l), alpha, sum));
+  store(m, after);
+  return alpha;
+}
+
+template <class P, int Cols, bool Masked>
+inline void visit_columns(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
+                          const Block<P>& block, std::int64_t keys, const Ahead& ahead) {
+  Vec best[Cols], alpha[Cols];
+  const std::int64_t padded = round_up(keys, kScored<P>);
+  score_block<P, Cols, Masked>(c, column, block, padded, ahead, best);
+  if (c.call.block_max != nullptr) {
+    for (int col = 0; col < Cols; ++col) write_block_max(c, column[col], block.id, best[col]);
+  }
+  if (!c.call.attend) return;
+  for (int col = 0; col < Cols; ++col) {
+    alpha[col] =
+        update_softmax<P, Cols, Masked>(c, column[col], best[col], c.s + col * kLanes,
+                                        c.p + col * c.p_column, padded, [](std::int64_t) {});
+  }
+  weigh_values<P, Cols>(c, column, block, alpha, keys, ahead);
+}
+
 /// Visits `block` with columns that need it: `keys` is the largest limit of any of their rows;
 /// without a mask when all rows have that limit and no padding key takes part.
 template <class P, int Cols>
@@ -608,7 +651,7 @@ inline void visit(const AttendContext<P>& c, const std::int64_t (&column)[Cols],
       least = std::min(least, limit);
     }
   }
-  if (least == most && most % kTile == 0) {
+  if (least == most && most % kScored<P> == 0) {
     visit_columns<P, Cols, false>(c, column, block, most, ahead);
   } else {
     visit_columns<P, Cols, true>(c, column, block, most, ahead);
@@ -699,7 +742,8 @@ inline AttendContext<P> context_of(const AttendCall& call, const AttendTile& til
                                    std::int64_t h) {
   using Word = typename P::Word;
   const std::int64_t rows = tile.tokens * call.group, columns = round_up(rows, kLanes) / kLanes;
-  const std::int64_t k_words = call.head_dim / P::kPack, p_column = call.step / P::kPack * kLanes;
+  const std::int64_t k_words = round_up(call.head_dim / P::kPack, kKeyWords<P>);
+  const std::int64_t p_column = round_up(call.step, kWeighed<P>) / P::kPack * kLanes;
   const std::int64_t q_column = round_up(k_words, kLanes) * kLanes;
   // Off by a line: strips at a power of two would share a cache set.
   const std::int64_t strip = p_column + kLanes;
@@ -789,13 +833,13 @@ inline void attend_tile(const AttendCall& call, const AttendTile& tile,
       const std::int64_t values =
           tile.tokens == 1 ? std::min(count, scratch.visible[0] - start) : count;
       Block<P> in_hand{.id = block, .start = start, .count = count, .values = values};
-      in_hand.values_packed = !few || !kWordsAreStored<S>;
+      in_hand.values_packed = Tiled<P> || !few || !kWordsAreStored<S>;
       if (!few || !keys_in_place<P, S>(c, in_hand)) {
         pack_keys<P, S>(c, start, count);
         in_hand.keys = c.k;
         in_hand.row = c.k_words;
       }
-      if (call.attend && dims_in_lanes(c)) {
+      if (call.attend && !Tiled<P> && dims_in_lanes(c)) {
         if constexpr (P::kPack == 2 && !kWordsAreStored<S>) {
           widen_values<P, S>(c, start, values);
         } else {

@@ -152,6 +152,50 @@ MSA_INLINE_PIECE void insert_each(float* lists, std::int64_t count, Vec x) {
   }
 }
 
+/// Bounds of one block's scores, gathered piece by piece.
+template <int kColumns>
+struct ColumnBounds {
+  Vec lower[kColumns], upper[kMostRuns][kColumns];
+
+  ColumnBounds() {
+    for (int c = 0; c < kColumns; ++c) lower[c] = set1(kLowest);
+  }
+  /// A piece whose largest products are `best`; `row` is that of the first lane.
+  MSA_INLINE void include(const FilterRows& filter, std::int64_t row, const PageBound& piece,
+                          const IVec (&best)[kColumns]) {
+    Vec* run = upper[piece.begin / kKeyRun];
+    for (int c = 0; c < kColumns; ++c) {
+      if (piece.begin % kKeyRun == 0) run[c] = set1(kLowest);
+      include_keys(load_rows(filter, row + c * kLanes), piece, best[c], lower[c], run[c]);
+    }
+  }
+  /// Writes what the second pass needs, and puts lower bounds into the rows' lists.
+  MSA_INLINE void keep(const FilterRows& filter, std::int64_t block, const BlockKeys& keys,
+                       std::int64_t row, std::int64_t first) {
+    const auto runs = static_cast<int>(core::ceil_div(keys.size, kKeyRun));
+    for (int c = 0; c < kColumns; ++c) {
+      Vec highest = upper[0][c];
+      IVec held = iset1(0);  // runs whose upper bound reaches the block's lower one
+      for (int n = 0; n < runs; ++n) {
+        const Vec high = upper[n][c];
+        highest = max(highest, high);
+        const Mask reaches = either(greater(high, lower[c]), equal(high, lower[c]));
+        held = ior(held, iselect(reaches, iset1(1 << n), iset1(0)));
+      }
+      const std::int64_t at = block * filter.stride + row + c * kLanes;
+      store(filter.upper + at, highest);
+      istore(filter.runs + at, held);
+      if (first > row + c * kLanes) {  // rows in front need no such block
+        alignas(64) float low[kLanes];
+        store(low, lower[c]);
+        std::fill_n(low, std::min<std::int64_t>(first - row - c * kLanes, kLanes), kLowest);
+        lower[c] = load(low);
+      }
+      insert_each(filter.lower + (row + c * kLanes) * filter.topk, filter.topk, lower[c]);
+    }
+  }
+};
+
 /// One block against kColumns columns from `column` on.
 template <int kColumns>
 void bound_columns(const BlockSink& sink, const FilterRows& filter, const TileBuffers& buffers,
@@ -166,9 +210,7 @@ void bound_columns(const BlockSink& sink, const FilterRows& filter, const TileBu
     limits[i] = static_cast<std::int32_t>(
         std::clamp<std::int64_t>(sink.rows.visible[row + i] - keys.begin, 0, keys.size));
   }
-  Vec lower[kColumns], upper[kMostRuns][kColumns];
-  for (int c = 0; c < kColumns; ++c) lower[c] = set1(kLowest);
-  const auto runs = static_cast<int>(core::ceil_div(keys.size, kKeyRun));
+  ColumnBounds<kColumns> found;
   for (int n = 0; n < bounds.count; ++n) {
     const PageBound& piece = bounds.pieces[n];
     IVec best[kColumns];
@@ -180,32 +222,9 @@ void bound_columns(const BlockSink& sink, const FilterRows& filter, const TileBu
         multiply_keys<kColumns, false>(q, words, buffers, j, piece.end - 1, nullptr, best);
       }
     }
-    Vec* run = upper[piece.begin / kKeyRun];
-    for (int c = 0; c < kColumns; ++c) {
-      if (piece.begin % kKeyRun == 0) run[c] = set1(kLowest);
-      include_keys(load_rows(filter, row + c * kLanes), piece, best[c], lower[c], run[c]);
-    }
+    found.include(filter, row, piece, best);
   }
-  for (int c = 0; c < kColumns; ++c) {
-    Vec highest = upper[0][c];
-    IVec held = iset1(0);  // runs whose upper bound reaches the block's lower one
-    for (int n = 0; n < runs; ++n) {
-      const Vec high = upper[n][c];
-      highest = max(highest, high);
-      const Mask reaches = either(greater(high, lower[c]), equal(high, lower[c]));
-      held = ior(held, iselect(reaches, iset1(1 << n), iset1(0)));
-    }
-    const std::int64_t at = block * filter.stride + row + c * kLanes;
-    store(filter.upper + at, highest);
-    istore(filter.runs + at, held);
-    if (first > row + c * kLanes) {  // rows in front need no such block
-      alignas(64) float low[kLanes];
-      store(low, lower[c]);
-      std::fill_n(low, std::min<std::int64_t>(first - row - c * kLanes, kLanes), kLowest);
-      lower[c] = load(low);
-    }
-    insert_each(filter.lower + (row + c * kLanes) * filter.topk, filter.topk, lower[c]);
-  }
+  found.keep(filter, block, keys, row, first);
 }
 
 /// The largest lower bounds become the rows' candidates.

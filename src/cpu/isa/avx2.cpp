@@ -28,12 +28,13 @@ using ProductsOfCodes = PairProducts;
 #include "cpu/generic/topk.inl"
 #include "cpu/generic/vector_checks.inl"
 
+constinit const GradientKernels kGradients = {.backward = backward::kernels(),
+                                              .index_loss = index_loss::kernels()};
 constinit const Kernels kKernels = {.isa = "avx2",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
                                     .vectors = checks::table(),
-                                    .backward = backward::kernels(),
-                                    .index_loss = index_loss::kernels()};
+                                    .gradients = &kGradients};
 }  // namespace msa::cpu::avx2
 
 #if defined(__clang__)

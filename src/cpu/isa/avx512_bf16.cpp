@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The kernels of the avx512_bf16 level: bf16 products for bf16 storage, products of bytes for
-// codes, fp32 for the rest.
+// codes, fp32 for the rest; gradients are those of avx512.
 #include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
@@ -26,8 +26,6 @@ using ProductsOfBf16 = Bf16Products;
 using ProductsOfCodes = ByteProducts;
 
 #include "cpu/generic/attend.inl"
-#include "cpu/generic/backward.inl"
-#include "cpu/generic/index_loss.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
@@ -37,8 +35,7 @@ constinit const Kernels kKernels = {.isa = "avx512_bf16",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
                                     .vectors = checks::table(),
-                                    .backward = backward::kernels(),
-                                    .index_loss = index_loss::kernels()};
+                                    .gradients = &avx512::kGradients};
 }  // namespace msa::cpu::avx512_bf16
 
 #if defined(__clang__)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The kernels of the neon_bf16 level: bf16 products for bf16 storage, fp32 for the rest.
+// The kernels of the neon_bf16 level: bf16 products for bf16 storage, fp32 for the rest;
+// gradients are those of neon.
 #include "cpu/isa/common.h"
 
 #if defined(__aarch64__)
@@ -22,8 +23,6 @@ using ProductsOfBf16 = Bf16Products;
 using ProductsOfCodes = PairProducts;
 
 #include "cpu/generic/attend.inl"
-#include "cpu/generic/backward.inl"
-#include "cpu/generic/index_loss.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
@@ -33,8 +32,7 @@ constinit const Kernels kKernels = {.isa = "neon_bf16",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
                                     .vectors = checks::table(),
-                                    .backward = backward::kernels(),
-                                    .index_loss = index_loss::kernels()};
+                                    .gradients = &neon::kGradients};
 }  // namespace msa::cpu::neon_bf16
 
 #if defined(__clang__)

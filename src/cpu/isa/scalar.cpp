@@ -3,6 +3,7 @@
 #include "cpu/isa/common.h"
 
 namespace msa::cpu::scalar {
+inline constexpr int kPlainLanes = 8;
 #include "cpu/isa/vec_scalar.h"
 
 using ProductsOfBf16 = F32Products;
@@ -19,10 +20,11 @@ using ProductsOfCodes = PairProducts;
 #include "cpu/generic/topk.inl"
 #include "cpu/generic/vector_checks.inl"
 
+constinit const GradientKernels kGradients = {.backward = backward::kernels(),
+                                              .index_loss = index_loss::kernels()};
 constinit const Kernels kKernels = {.isa = "scalar",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
                                     .vectors = checks::table(),
-                                    .backward = backward::kernels(),
-                                    .index_loss = index_loss::kernels()};
+                                    .gradients = &kGradients};
 }  // namespace msa::cpu::scalar

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The vector layer in plain C++: 8 lanes as an array, for any processor and for tools that know no
-// vector registers. Every level has this vocabulary; masks are what comparisons give and `select`
-// takes (first value where set). max keeps the second operand when either is a NaN, as the x86
-// instruction does.
+// The vector layer in plain C++: kPlainLanes lanes as an array, for any processor and for tools
+// that know no vector registers. Every level has this vocabulary; masks are what comparisons give
+// and `select` takes (first value where set). max keeps the second operand when either is a NaN, as
+// the x86 instruction does.
 
-inline constexpr int kLanes = 8;
+inline constexpr int kLanes = kPlainLanes;
 inline constexpr int kTile = 4;  // rows of the register tile
 
 struct Vec {
@@ -133,19 +133,19 @@ MSA_INLINE Mask either(In<Mask> a, In<Mask> b) {
   return each<Mask>([&](int i) { return a.m[i] || b.m[i]; });
 }
 
-/// The first 8 halves or bfloats at p as floats.
+/// The first halves or bfloats at p as floats.
 MSA_INLINE Vec load_f16(const std::uint16_t* p) {
   return each<Vec>([&](int i) { return f16_to_float(p[i]); });
 }
 MSA_INLINE Vec load_bf16(const std::uint16_t* p) {
   return each<Vec>([&](int i) { return bf16_to_float(p[i]); });
 }
-/// The first 8 codes at p as floats.
+/// The first codes at p as floats.
 MSA_INLINE Vec load_e4m3(const std::uint8_t* p) {
   return each<Vec>([&](int i) { return e4m3_to_float(p[i]); });
 }
 
-/// The first 8 codes at `pairs` as floats: looked up, then signed.
+/// The first codes at `pairs` as floats: looked up, then signed.
 MSA_INLINE Vec load_e2m1(const std::uint8_t* pairs, const float* magnitudes) {
   return each<Vec>([&](int i) {
     const int code = pairs[i / 2] >> (i % 2 * 4) & 15;
@@ -180,11 +180,13 @@ MSA_INLINE Vec exp2(In<Vec> x) {
   });
 }
 
-/// Transposes 8 x 8 words: row i of `from` (stride in words) becomes column i of `to`.
+/// Transposes kLanes x kLanes words: row i of `from` (stride in words) becomes column i of `to`.
 MSA_INLINE void transpose_words(const Bits* from, std::int64_t from_stride, Bits* to,
                                 std::int64_t to_stride) {
-  for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  std::uint32_t words[kLanes][kLanes];  // `to` may be `from`
+  for (int i = 0; i < kLanes; ++i) std::memcpy(words[i], from + i * from_stride, sizeof words[i]);
+  for (int j = 0; j < kLanes; ++j) {
+    for (int i = 0; i < kLanes; ++i) to[j * to_stride + i] = words[i][j];
   }
 }
 
@@ -206,8 +208,8 @@ MSA_INLINE IVec isum_each(const IVec* v) {
   });
 }
 
-/// The first 16 codes at p as pairs of 16 bits, the first in the low half. Of `n`, a multiple of
-/// 16: zeros behind them.
+/// The first 16 codes at p as pairs of 16 bits, the first in the low half. (8 lanes hold no more; a
+/// level of more of them multiplies codes in tiles.)
 MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
   return each<IVec>([&](int i) {
     const auto low = static_cast<std::uint16_t>(p[2 * i]);

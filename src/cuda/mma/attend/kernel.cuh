@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The attention kernel, dense and over unions of block lists: a CTA a work item, heaviest first;
-// all of its warps copy, and each works on its own rows. See docs/kernels/mma.md.
+// all of its warps copy, and each works on its own rows. See docs/kernels/mma-attend.md.
 #pragma once
 
 #include "cuda/launch.h"

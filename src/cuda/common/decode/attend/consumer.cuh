@@ -159,6 +159,7 @@ class Consumer {
  private:
   __device__ __forceinline__ void run_items(const Item& item) {
     for (int i = item.begin; i < item.end; ++i) {
+      forget_lane();
       const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       std::uint32_t probabilities[Traits::kSteps][4];
@@ -180,6 +181,7 @@ class Consumer {
 
   __device__ __forceinline__ void run_codes(const Item& item, bool rehearsal) {
     for (int i = item.begin; i < item.end; ++i) {
+      forget_lane();
       const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
       const int visible = item.visible - block * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
@@ -220,6 +222,7 @@ class Consumer {
     const common::Magnitudes* values =
         values_differ(of_keys, of_values) ? value_table<Traits>(stages_) : shared_.magnitudes;
     for (int i = item.begin; i < item.end; ++i) {
+      forget_lane();
       const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
       const int visible = item.visible - block * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
@@ -242,6 +245,14 @@ class Consumer {
     if (params_.v_groups.all != nullptr) scale_output<Traits>(state_, of_values);
   }
 
+  /// Where the lane's items lie is worked out anew for each block rather than kept in registers,
+  /// which are scarcer than on 9.0.
+  __device__ __forceinline__ void forget_lane() {
+#if __CUDA_ARCH__ != 900
+    asm volatile("" : "+r"(lane_));
+#endif
+  }
+
   /// Every lane gives back what it has read.
   __device__ __forceinline__ void release() {
     shared_.ring.release(at_);
@@ -257,7 +268,7 @@ class Consumer {
   std::uint8_t* stages_;
   RingPosition<Traits::kStages>& at_;
   const int warp_;
-  const int lane_;
+  int lane_;
   WarpState<Traits> state_;
 };
 

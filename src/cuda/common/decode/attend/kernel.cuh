@@ -52,7 +52,7 @@ __device__ __forceinline__ bool rehearses(const AttendParams& p) {
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
     attend_kernel(const __grid_constant__ ParamsOf<Traits> p) {
   using Engine = typename Traits::Engine;
   extern __shared__ std::uint8_t raw[];

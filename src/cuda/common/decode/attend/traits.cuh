@@ -42,6 +42,12 @@ struct AttendTraits {
       kTileBytes + (kPacked ? kBlock * static_cast<int>(sizeof(uint2)) : 0);
   // Two CTAs an SM: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
+  // What ptxas is told: packed codes of blocks of 128 spill with two on 8.0 and 8.6.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+  static constexpr int kAttendBound = kPacked && kBlock == 128 ? 1 : kCtasPerSm;
+#else
+  static constexpr int kAttendBound = kCtasPerSm;
+#endif
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
   static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
   static constexpr int kRingBytes = Engine::kTileRingBytes;

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""Context parallelism: one sequence over several ranks of a torch.distributed process group.
+
+    ranks = msa.distributed.ContextParallel(group, layout="zigzag")
+    rows = ranks.rows(lengths)                               # which tokens this rank computes
+    out = ranks.prefill(q, k, v, index_q, index_k, lengths)  # of those rows, each rank its own
+
+The group is the caller's: it is neither made nor destroyed here, and a member of a DeviceMesh is as good
+(axis= names its dimension). What all ranks must say alike is compared before anybody waits for data.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arrays import dtype_name
+from ..errors import Error, InvalidArgument
+from ..results import Attention, AttentionBlocks, OutBlocks
+from . import prefill as _prefill
+from .errors import RankError
+from .estimate import Estimate, Links, Measured, Model, estimate
+from .exchange import Exchange, Pending
+from .layout import LAYOUTS, Span, blocks_of, check_layout, local_length, owner, spans
+from .shard import Pages, Settings, Shard, join, merge, rows_of
+
+__all__ = ["LAYOUTS", "ContextParallel", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
+           "blocks_of", "estimate", "local_length", "owner", "spans"]
+
+_MOST_RANKS = 63  # merges take 64 parts, and forced blocks are one
+
+
+class ContextParallel:
+    """Whole sparse attention over the ranks of a group; made once, on all of them, with the same numbers.
+
+    group: a process group, or a DeviceMesh with axis=, the name of one of its dimensions
+    layout: "contiguous", "zigzag" or "interleaved": which rank holds which block of a sequence
+    ranks: how many ranks the group must have, where the caller knows
+    block_size, topk, local_blocks, init_blocks, softmax_scale, backend, threads: as in msa.msa_attention
+    agree: compare shapes and numbers of all ranks before each call; without it a disagreement ends in a timeout.
+        Under CUDA graphs it must be off
+    patience: seconds that a failed collective waits for signs of life before it names the ranks that gave none
+    """
+
+    def __init__(self, group: Any, layout: str = "zigzag", *, axis: str | None = None, ranks: int | None = None,
+                 block_size: int = 128, topk: int = 16, local_blocks: int = 1, init_blocks: int = 0,
+                 softmax_scale: float | None = None, backend: str | None = None, threads: int = 0,
+                 agree: bool = True, patience: float = 5.0) -> None:
+        if axis is not None:
+            group = group.get_group(axis)
+        self.layout, self.agree = check_layout(layout), agree
+        self.settings = Settings(block_size, topk, local_blocks, init_blocks, softmax_scale, backend, threads)
+        self.exchange = Exchange(group, patience)
+        self.rank, self.ranks = self.exchange.rank, self.exchange.ranks
+        if self.ranks > _MOST_RANKS:
+            raise InvalidArgument(f"group: expected at most {_MOST_RANKS} ranks, got {self.ranks}", "group")
+        if ranks is not None and ranks != self.ranks:
+            raise InvalidArgument(f"ranks: expected {self.ranks}, the size of the group, got {ranks}", "ranks")
+        self._deals: dict[Any, _prefill.Deal] = {}
+
+    # ---- who holds what ----
+
+    def rows(self, lengths: list[int]) -> Tensor:
+        """i64: this rank's rows of a batch whose sequences lie one after the other."""
+        starts = [sum(lengths[:b]) for b in range(len(lengths))]
+        own = [torch.arange(starts[b] + begin, starts[b] + end) for b, begin, end in self.spans(lengths)]
+        return torch.cat(own) if own else torch.zeros(0, dtype=torch.int64)
+
+    def spans(self, lengths: list[int]) -> list[Span]:
+        """This rank's tokens of each sequence, as runs (request, begin, end)."""
+        return spans(self.layout, tuple(lengths), self.rank, self.ranks, self.settings.block_size)
+
+    def local_length(self, length: int) -> int:
+        """Tokens of a sequence that lie on this rank."""
+        return local_length(self.layout, length, self.rank, self.ranks, self.settings.block_size)
+
+    # ---- prefill ----
+
+    def prefill(self, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, lengths: list[int], *,
+                pieces: int = 1, return_lse: bool = False, return_block_ids: bool = False) -> Any:
+        """Whole causal attention of sequences that begin here; each rank has the rows that rows(lengths) names.
+
+        q: [T, Hq, D]; k: [T, Hkv, D]; v: [T, Hkv, Dv]; index_q: [T, Hi, Di]; index_k: [T, Hik, Di]: this rank's rows
+        lengths: tokens of each whole sequence, host numbers
+        pieces: KV heads are gathered in so many pieces, the next one while one is attended: two pieces lie in memory
+
+        Returns out [T, Hq, Dv], or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse, block_ids)
+        of the same rows. The selection is that of one process; outputs differ from it by roundings, where a kernel
+        puts other rows together.
+        """
+        plan = self._deal(lengths, q.device)
+        tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
+        self._agree("prefill", tensors, _fault_of_rows(tensors, plan.rows, pieces),
+                    {"lengths": tuple(lengths), "pieces": pieces})
+        with self.exchange.together():
+            out, lse, ids = self._prefill_pieces(tensors, plan, pieces)
+        return _result(out, lse if return_lse else None, ids if return_block_ids else None)
+
+    def _prefill_pieces(self, tensors: dict[str, Tensor], plan: _prefill.Deal,
+                        pieces: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, index_q, index_k = tensors.values()
+        gathered = self._gather_blocks(index_k, plan, "index_k")
+        heads, group = k.shape[1], q.shape[1] // k.shape[1]
+        cuts = [heads * n // pieces for n in range(pieces + 1)]
+        waiting = [self._gather_heads(k, v, plan, cuts, 0)]
+        ids = _prefill.select(index_q, gathered.wait(), plan, self.settings)
+        out = q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
+        lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+        for n in range(pieces):
+            if n + 1 < pieces:
+                waiting.append(self._gather_heads(k, v, plan, cuts, n + 1))
+            keys, values = (pending.wait() for pending in waiting.pop(0))
+            own = slice(cuts[n] * group, cuts[n + 1] * group)
+            into = AttentionBlocks(out[:, own], lse[:, own], ids[:, cuts[n]:cuts[n + 1]])
+            _prefill.attend(q[:, own], keys, values, into, plan, self.settings)
+        return out, lse, ids
+
+    def _deal(self, lengths: list[int], device: torch.device) -> _prefill.Deal:
+        key = (tuple(lengths), device)
+        if key not in self._deals:
+            if len(self._deals) >= 16:
+                self._deals.clear()
+            self._deals[key] = _prefill.deal(self.layout, key[0], self.rank, self.ranks, self.settings, device)
+        return self._deals[key]
+
+    def _gather_blocks(self, rows: Tensor, plan: _prefill.Deal, argument: str) -> Pending:
+        return self.exchange.gather(_prefill.to_blocks(rows, plan, self.settings.block_size), argument)
+
+    def _gather_heads(self, k: Tensor, v: Tensor, plan: _prefill.Deal, cuts: list[int], n: int) -> tuple[Pending, ...]:
+        own = slice(cuts[n], cuts[n + 1])
+        return self._gather_blocks(k[:, own], plan, "k"), self._gather_blocks(v[:, own], plan, "v")
+
+    # ---- decode ----
+
+    def positions(self, blocks: int, device: Any = None) -> Tensor:
+        """i32 [blocks]: the global blocks that this rank's first ones are, where blocks are dealt round robin."""
+        first = torch.arange(blocks, dtype=torch.int32, device=device)
+        return torch.add(self.rank, first, alpha=self.ranks)
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, page_table: Tensor,
+               seqlens_k: Tensor, *, pages: Pages = Pages(), positions: Tensor | None = None,
+               queries: list[int] | None = None, causal: bool = True, return_lse: bool = False,
+               return_block_ids: bool = False) -> Any:
+        """Attention of the last tokens of each sequence over a cache that is dealt to the ranks in blocks.
+
+        q: [T, Hq, D]; index_q: [T, Hi, Di]: the same on every rank
+        k, v, index_k: this rank's pages [P, S, heads, dim], block_size a multiple of S
+        page_table: i32 [B, columns], this rank's pages of each request, in the order of their positions
+        seqlens_k: i32 [B], lengths of the whole sequences, new tokens included
+        pages: scales and formats of these pages, and a filter of the index keys, where they have some
+        positions: i32 [L] or [B, L], the block of the whole sequence that each local block is, ascending, INT32_MAX
+            where there is none; left out: round robin, as the layout "interleaved" deals them
+        queries: rows of each request, host numbers; left out: one each
+
+        Returns out [T, Hq, Dv], or Attention(out, lse), OutBlocks(out, block_ids), AttentionBlocks(out, lse,
+        block_ids), the same bits on every rank. The selection is that of one process; outputs differ from it by the
+        order of additions alone.
+        """
+        tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
+        fault = self._fault_of_cache(tensors, page_table, seqlens_k, positions, queries)
+        lengths = list(seqlens_k.shape) if seqlens_k.is_cuda else seqlens_k.tolist()  # nobody reads a GPU's
+        self._agree("decode", tensors, fault, {"seqlens_k": lengths, "queries": queries,
+                                               "rows": q.shape[0], "pages": [field for field in pages
+                                                                             if not isinstance(field, Tensor)]})
+        with self.exchange.together():
+            rows = rows_of(seqlens_k, queries, causal)
+            if positions is None:
+                positions = self.positions(page_table.shape[1] * k.shape[1] // self.settings.block_size, q.device)
+            shard = Shard(rows, page_table, k.shape[1], positions, self.settings, pages)
+            candidates = self.exchange.gather(shard.candidates(index_q, index_k), "candidates").wait()
+            ids = merge(candidates, rows, self.settings)
+            states = self.exchange.gather(shard.attend(q, k, v, ids), "states").wait()
+            out, lse = join(states, self.settings)
+        return _result(out.to(q.dtype), lse if return_lse else None, ids if return_block_ids else None)
+
+    def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,
+                        positions: Tensor | None, queries: list[int] | None) -> Error | None:
+        size, page = self.settings.block_size, tensors["k"].shape[1]
+        requests, rows = seqlens_k.shape[0], tensors["q"].shape[0]
+        for name in ("k", "v", "index_k"):
+            if tensors[name].dim() != 4 or tensors[name].shape[:2] != tensors["k"].shape[:2] or size % page != 0:
+                return _refuse(name, f"pages [P, S, heads, dim] alike, S a divisor of {size}", tensors[name].shape)
+        if positions is None and self.layout != "interleaved":
+            return _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
+        if page_table.dim() != 2 or page_table.shape[0] != requests or page_table.shape[1] % (size // page) != 0:
+            return _refuse("page_table", f"{requests} rows of whole blocks", page_table.shape)
+        blocks = page_table.shape[1] * page // size
+        if positions is not None and tuple(positions.shape) not in ((blocks,), (requests, blocks)):
+            return _refuse("positions", f"[{blocks}] or [{requests}, {blocks}]", positions.shape)
+        if (sum(queries) if queries is not None else requests) != rows or len(queries or seqlens_k) != requests:
+            return _refuse("queries", f"{requests} numbers with the sum {rows}", queries)
+        return None
+
+    # ---- agreement ----
+
+    def _agree(self, call: str, tensors: dict[str, Tensor], fault: Error | None, said: dict[str, Any]) -> None:
+        if not self.agree:
+            if fault is not None:
+                raise fault
+            return
+        said = {"call": call, "ranks": self.ranks, "layout": self.layout, "settings": self.settings, **said}
+        for name, tensor in tensors.items():  # how many rows a rank has is its own affair
+            said[name] = f"{dtype_name(tensor.dtype)} [.., {', '.join(map(str, tensor.shape[-2:]))}]"
+        self.exchange.agree(said, fault, tensors["q"].device)
+
+
+def _refuse(argument: str, expected: str, given: Any) -> InvalidArgument:
+    given = list(given) if isinstance(given, torch.Size) else given
+    return InvalidArgument(f"{argument}: expected {expected}, got {given}", argument)
+
+
+def _fault_of_rows(tensors: dict[str, Tensor], rows: int, pieces: int) -> Error | None:
+    for name, tensor in tensors.items():
+        if tensor.dim() != 3 or tensor.shape[0] != rows:
+            return _refuse(name, f"[{rows}, heads, dim], the rows that this rank has", tensor.shape)
+    if not 1 <= pieces <= tensors["k"].shape[1]:
+        return _refuse("pieces", f"1 to {tensors['k'].shape[1]}, the KV heads", pieces)
+    return None
+
+
+def _result(out: Tensor, lse: Tensor | None, ids: Tensor | None) -> Any:
+    if lse is not None:
+        return Attention(out, lse) if ids is None else AttentionBlocks(out, lse, ids)
+    return out if ids is None else OutBlocks(out, ids)

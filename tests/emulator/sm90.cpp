@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// The launches of src/cuda/sm90, which plans name and this build has no kernels for: the emulated
+// build says that it holds none (MSA_CUDA_COMPILED), so that no plan starts one.
+#include "cuda/sm90/attend/launch.h"
+#include "cuda/sm90/decode/attend/launch.h"
+#include "cuda/sm90/decode/score/launch.h"
+#include "cuda/sm90/kvouter/launch.h"
+#include "cuda/sm90/select/launch.h"
+#include "thread.h"
+
+namespace msa::cuda::sm90 {
+namespace {
+
+[[noreturn]] void refuse() { emulator::fail("a plan starts a kernel of sm90"); }
+
+}  // namespace
+
+void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
+
+void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
+
+void decode::launch_attend(const AttendConfig&, const AttendParams&, cudaStream_t) { refuse(); }
+void decode::launch_mend(const AttendConfig&, const MendParams&, int, cudaStream_t) { refuse(); }
+void decode::launch_score(const ScoreConfig&, const ScoreParams&, cudaStream_t) { refuse(); }
+
+void select::launch_block_scores(const SelectPlan&, const Front&, const Queries&,
+                                 const CUtensorMap&, const ScoresOut&, cudaStream_t) {
+  refuse();
+}
+void select::launch_select_blocks(const SelectPlan&, const Front&, const Queries&,
+                                  const CUtensorMap&, const common::topk::TopkParams&, float*,
+                                  cudaStream_t) {
+  refuse();
+}
+void select::launch_fast_blocks(const SelectPlan&, const Front&, const Queries&, const CUtensorMap&,
+                                const FilterBounds<const float>&, const common::topk::TopkParams&,
+                                float*, cudaStream_t) {
+  refuse();
+}
+void select::launch_filtered_blocks(const SelectPlan&, const Front&, const Queries&,
+                                    const CUtensorMap&, const Filter&,
+                                    const common::topk::TopkParams&, float*, cudaStream_t) {
+  refuse();
+}
+
+}  // namespace msa::cuda::sm90
