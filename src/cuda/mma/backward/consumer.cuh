@@ -22,12 +22,10 @@ class Consumer {
   static constexpr int kRows = Traits::kRows;
   static constexpr int kScores = kRows / 2;
   static constexpr int kSums = Traits::kHeadDim / 2;
-  static constexpr int kRowSteps = kRows / 16;  // of a product over the rows of a step
+  // Gradients of the scores of all rows, beside their weights, would not fit into registers.
+  static constexpr int kDerivedRows = 32;
 
-  __device__ __forceinline__ explicit Consumer(Shared& shared)
-      : shared_(shared),
-        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x) / 32, 0)),
-        lane_(static_cast<int>(threadIdx.x) % 32) {
+  __device__ __forceinline__ explicit Consumer(Shared& shared) : shared_(shared) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) dk_[i] = dv_[i] = 0.0f;
   }
@@ -36,7 +34,8 @@ class Consumer {
   template <bool kMasked>
   __device__ __forceinline__ void weigh(const RowInfo& rows, int stage, float scale_log2,
                                         bool values) {
-    multiply_tile(shared_.k, shared_.q[stage], weights_);
+    locate();
+    multiply_tile(shared_.k, shared_.q[stage], 0, weights_);
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
       const int row = 8 * n + common::fragment_column(lane_);
@@ -50,52 +49,42 @@ class Consumer {
       }
     }
     if (!values) return;
-    std::uint32_t p[kRowSteps][4];
 #pragma unroll
-    for (int i = 0; i < kScores / 2; ++i)
-      p[i / 4][i % 4] = ptx::cvt_pack<Item>(weights_[2 * i], weights_[2 * i + 1]);
-    add<kMasked>(rows, p, shared_.dout[stage], dv_);
+    for (int first = 0; first < kRows; first += 16) {
+      std::uint32_t p[1][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = weights_ + first / 2 + 2 * i;
+        p[0][i] = ptx::cvt_pack<Item>(pair[0], pair[1]);
+      }
+      add<kMasked>(rows, first, p, shared_.dout[stage], dv_);
+    }
   }
 
   /// Gradients of scores, into shared memory, too, where dq is wanted; adds to dk where that is.
   template <bool kMasked>
   __device__ __forceinline__ void derive(const RowInfo& rows, int stage, bool keys, bool queries) {
-    float dp[kScores];
-    multiply_tile(shared_.v, shared_.dout[stage], dp);
-    std::uint32_t ds[kRowSteps][4];
+    locate();
     float rest[kRows / 4];
 #pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-      const int row = 8 * n + common::fragment_column(lane_);
-      const float delta[2] = {rows.delta[row], rows.delta[row + 1]};
-      rest[2 * n] = rest[2 * n + 1] = 0.0f;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float exact[2];
-#pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          exact[x] = weights_[4 * n + 2 * half + x] * (dp[4 * n + 2 * half + x] - delta[x]);
-          if (kMasked && key_of(half) >= rows.limit[row + x]) exact[x] = 0.0f;
-        }
-        const std::uint32_t pair = ptx::cvt_pack<Item>(exact[0], exact[1]);
-        const float2 rounded = ptx::cvt_unpack<Item>(pair);
-        rest[2 * n] += exact[0] - rounded.x;
-        rest[2 * n + 1] += exact[1] - rounded.y;
-        ds[n / 2][n % 2 * 2 + half] = pair;
-        if (queries) {
-          *reinterpret_cast<std::uint32_t*>(shared_.ds + ds_chunk(key_of(half), n) +
-                                            common::fragment_column(lane_) * 2) = pair;
-        }
-      }
+    for (int first = 0; first < kRows; first += kDerivedRows) {
+      std::uint32_t ds[kDerivedRows / 16][4];
+      derive_rows<kMasked>(rows, stage, first, queries, ds, rest);
+      if (keys) add<kMasked>(rows, first, ds, shared_.q[stage], dk_);
     }
     if (queries) tell_rest(rest);
-    if (keys) add<kMasked>(rows, ds, shared_.q[stage], dk_);
   }
 
   float dk_[kSums];
   float dv_[kSums];
 
  private:
+  /// Anew in each step: what is made of them in front of the loop would wait in registers.
+  __device__ __forceinline__ void locate() {
+    lane_ = ptx::laneid();
+    warp_ = __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32;
+  }
+
   /// This thread's key of the tile: that of d[0], or of d[2].
   __device__ __forceinline__ int key_of(int half) const {
     return 16 * warp_ + lane_ / 4 + 8 * half;
@@ -106,23 +95,59 @@ class Consumer {
     return kRows == 64 ? common::swizzled_chunk(key, rows) : common::packed_chunk(key, rows);
   }
 
-  /// d = the warp's 16 rows of `keys` times all rows of `rows`, transposed.
-  __device__ __forceinline__ void multiply_tile(const std::uint8_t* keys, const std::uint8_t* rows,
-                                                float (&d)[kScores]) const {
+  /// Of rows first .. first + kDerivedRows - 1.
+  template <bool kMasked>
+  __device__ __forceinline__ void derive_rows(const RowInfo& rows, int stage, int first,
+                                              bool queries,
+                                              std::uint32_t (&ds)[kDerivedRows / 16][4],
+                                              float (&rest)[kRows / 4]) const {
+    float dp[kDerivedRows / 2];
+    multiply_tile(shared_.v, shared_.dout[stage], first, dp);
 #pragma unroll
-    for (int i = 0; i < kScores; ++i) d[i] = 0.0f;
-    const std::uint32_t first =
+    for (int n = 0; n < kDerivedRows / 8; ++n) {
+      const int columns = first / 8 + n;
+      const int row = 8 * columns + common::fragment_column(lane_);
+      const float delta[2] = {rows.delta[row], rows.delta[row + 1]};
+      rest[2 * columns] = rest[2 * columns + 1] = 0.0f;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float exact[2];
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          exact[x] = weights_[4 * columns + 2 * half + x] * (dp[4 * n + 2 * half + x] - delta[x]);
+          if (kMasked && key_of(half) >= rows.limit[row + x]) exact[x] = 0.0f;
+        }
+        const std::uint32_t pair = ptx::cvt_pack<Item>(exact[0], exact[1]);
+        const float2 rounded = ptx::cvt_unpack<Item>(pair);
+        rest[2 * columns] += exact[0] - rounded.x;
+        rest[2 * columns + 1] += exact[1] - rounded.y;
+        ds[n / 2][n % 2 * 2 + half] = pair;
+        if (queries) {
+          *reinterpret_cast<std::uint32_t*>(shared_.ds + ds_chunk(key_of(half), columns) +
+                                            common::fragment_column(lane_) * 2) = pair;
+        }
+      }
+    }
+  }
+
+  /// d = the warp's 16 rows of `keys` times rows first and on of `rows`, transposed.
+  template <int kItems>
+  __device__ __forceinline__ void multiply_tile(const std::uint8_t* keys, const std::uint8_t* rows,
+                                                int first, float (&d)[kItems]) const {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) d[i] = 0.0f;
+    const std::uint32_t from =
         ptx::cvta_to_shared(keys) + common::swizzled_chunk(16 * warp_ + lane_ % 16, lane_ / 16);
-    const std::uint32_t second = ptx::cvta_to_shared(rows) +
-                                 common::swizzled_chunk(lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2);
+    const std::uint32_t to = ptx::cvta_to_shared(rows) +
+                             common::swizzled_chunk(lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2);
 #pragma unroll
     for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
       std::uint32_t a[4];
-      ptx::ldmatrix_x4(a, (first ^ (k % 4 * 32)) + k / 4 * Traits::kKeys * 128);
+      ptx::ldmatrix_x4(a, (from ^ (k % 4 * 32)) + k / 4 * Traits::kKeys * 128);
 #pragma unroll
-      for (int n = 0; n < kRows / 16; ++n) {
+      for (int n = 0; n < kItems / 8; ++n) {
         std::uint32_t b[4];
-        ptx::ldmatrix_x4(b, (second ^ (k % 4 * 32)) + k / 4 * kRows * 128 + n * 16 * 128);
+        ptx::ldmatrix_x4(b, (to ^ (k % 4 * 32)) + k / 4 * kRows * 128 + (first + 16 * n) * 128);
         multiply_columns<Item>(d, n, a, b);
       }
     }
@@ -133,22 +158,24 @@ class Consumer {
     ptx::ldmatrix_x4_trans(b, (rows ^ (n % 4 * 32)) + n / 4 * kRows * 128 + k * 16 * 128);
   }
 
-  /// sums += a times the rows of a step.
-  template <bool kMasked>
-  __device__ __forceinline__ void add(const RowInfo& infos, const std::uint32_t (&a)[kRowSteps][4],
-                                      const std::uint8_t* rows, float (&sums)[kSums]) const {
+  /// sums += a times rows first and on of a step.
+  template <bool kMasked, int kSteps>
+  __device__ __forceinline__ void add(const RowInfo& infos, int first,
+                                      const std::uint32_t (&a)[kSteps][4], const std::uint8_t* rows,
+                                      float (&sums)[kSums]) const {
     const std::uint32_t from =
         ptx::cvta_to_shared(rows) + common::swizzled_chunk(lane_ % 16, lane_ / 16);
 #pragma unroll
-    for (int k = 0; k < kRowSteps; ++k) {
+    for (int step = 0; step < kSteps; ++step) {
+      const int k = first / 16 + step;
       if constexpr (kMasked) {
-        add_seen(infos.limit + 16 * k, a[k], from, k, sums);
+        add_seen(infos.limit + 16 * k, a[step], from, k, sums);
       } else {
 #pragma unroll
         for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
           std::uint32_t b[4];
           load_columns(b, from, k, n);
-          multiply_columns<Item>(sums, n, a[k], b);
+          multiply_columns<Item>(sums, n, a[step], b);
         }
       }
     }
@@ -186,31 +213,33 @@ class Consumer {
     return ((bits & 1) != 0 ? 0xffffu : 0u) | ((bits & 2) != 0 ? 0xffff0000u : 0u);
   }
 
-  /// Sums over the warp's keys, for each row: of lanes that share columns half of the numbers go
-  /// one way and half the other, until each has its own.
+  /// Sums over the warp's keys, for each row. Three times, half of what a lane has
+  /// goes to another one, and what comes back is added to the other half.
   __device__ __forceinline__ void tell_rest(float (&rest)[kRows / 4]) const {
-    constexpr int kLeft = kRows / 32;  // numbers of a lane in the end
+    halve<16, kRows / 8>(rest);
+    halve<8, kRows / 16>(rest);
+    halve<4, kRows / 32>(rest);
 #pragma unroll
-    for (int step = 16, count = kRows / 8; step >= 4; step /= 2, count /= 2) {
-      const bool upper = (lane_ & step) != 0;
-#pragma unroll
-      for (int i = 0; i < count; ++i) {
-        const float given = upper ? rest[i] : rest[i + count];
-        const float kept = upper ? rest[i + count] : rest[i];
-        rest[i] = kept + __shfl_xor_sync(common::kAllLanes, given, step);
-      }
-    }
-    const int first = lane_ / 4 * kLeft;  // which numbers this lane has, of kRows / 4
-#pragma unroll
-    for (int i = 0; i < kLeft; ++i) {
-      const int number = first + i;
+    for (int i = 0; i < kRows / 32; ++i) {
+      const int number = lane_ / 4 * (kRows / 32) + i;  // which of the kRows / 4 this was
       shared_.rest[warp_][number / 2 * 8 + common::fragment_column(lane_) + number % 2] = rest[i];
     }
   }
 
+  template <int kStep, int kLeft>
+  __device__ __forceinline__ void halve(float (&rest)[kRows / 4]) const {
+    const bool upper = (lane_ & kStep) != 0;
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i) {
+      const float given = upper ? rest[i] : rest[i + kLeft];
+      const float kept = upper ? rest[i + kLeft] : rest[i];
+      rest[i] = kept + __shfl_xor_sync(common::kAllLanes, given, kStep);
+    }
+  }
+
   Shared& shared_;
-  const int warp_;
-  const int lane_;
+  int warp_ = 0;
+  int lane_ = 0;
   float weights_[kScores];
 };
 

@@ -13,13 +13,20 @@
 
 namespace msa::cuda::mma::backward {
 
-/// The number of the CTA's next item; of all threads the same.
+/// Takes the CTA's next item; false: there is none.
 template <class Traits>
-__device__ __forceinline__ int take_item(const Params& params, typename Traits::Shared& shared) {
+__device__ __forceinline__ bool take_item(const Params& params, typename Traits::Shared& shared) {
+  const int items = min(params.work.counters->items, params.work.max_items);
   __syncthreads();  // everybody is done with the item before
-  if (threadIdx.x == 0) shared.item = atomicAdd(&params.work.counters->taken, 1);
+  if (threadIdx.x == 0) {
+    shared.number = atomicAdd(&params.work.counters->taken, 1);
+    if (shared.number < items) {
+      shared.item = params.work.items[shared.number];
+      shared.request = params.pairs.requests[shared.item.request];
+    }
+  }
   __syncthreads();
-  return shared.item;
+  return shared.number < items;
 }
 
 template <class Traits, bool kMasked>
@@ -29,11 +36,9 @@ __device__ __forceinline__ void work_step(const Params& params, const Loader<Tra
   const auto& rows = loader.info(step);
   const bool queries = params.shares.steps != nullptr || params.shares.floats != nullptr;
   const bool keys = params.dk.rows.data != nullptr;
-  const auto next = loader.find(step + 2);
   consumer.template weigh<kMasked>(rows, step % 2, params.scale_log2,
                                    params.dv.rows.data != nullptr);
   if (keys || queries) consumer.template derive<kMasked>(rows, step % 2, keys, queries);
-  loader.tell(step + 2, next);
   if (!queries) return;
   __syncthreads();  // dS is there
   QueryShare<Traits>(shared).template run<kMasked>(rows, params.shares);
@@ -43,7 +48,10 @@ template <class Traits>
 __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
                                      Consumer<Traits>& consumer, typename Traits::Shared& shared) {
   loader.load_keys();
-  for (int step = 0; step < kRowInfos - 1; ++step) loader.tell(step, loader.find(step));
+  for (int step = 0; step < kRowInfos - 1; ++step) loader.find(step);
+  ptx::cp_async_commit_group();
+  ptx::cp_async_wait_group<0>();
+  for (int step = 0; step < kRowInfos - 2; ++step) loader.tell(step);
   __syncthreads();
   loader.load(0);
   ptx::cp_async_commit_group();
@@ -54,7 +62,9 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
     const bool blind = __syncthreads_or(loader.is_blind(step)) != 0;
     if (step == 0) loader.average();
     if (step + 1 < loader.steps()) loader.load(step + 1);
+    loader.find(step + 3);
     ptx::cp_async_commit_group();
+    loader.tell(step + 2);
     if (blind || loader.info(step).limit[0] < Traits::kKeys) {
       work_step<Traits, true>(params, loader, consumer, shared, step);
     } else {
@@ -65,15 +75,17 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
 
 /// The item's sums of dk, or of dv, as vectors of 16 keys and 8 columns a warp.
 template <class Traits>
-__device__ __forceinline__ void store_sums(const Params& params, const WorkItem& item, int output,
+__device__ __forceinline__ void store_sums(const Params& params,
+                                           const typename Traits::Shared& shared, int output,
                                            const common::backward::KeyRowsOut& to,
                                            const float (&sums)[Traits::kHeadDim / 2], float scale) {
   if (to.rows.data == nullptr) return;
   using common::backward::VectorPlace;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  // As in Consumer: nothing of this waits in registers over an item's steps.
+  const int warp = __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32;
+  const int lane = ptx::laneid();
   const int vectors = common::backward::tile_vectors(Traits::kKeys, Traits::kHeadDim);
-  const RequestRecord& request = params.pairs.requests[item.request];
+  const common::backward::WorkItem& item = shared.item;
   float4* part =
       reinterpret_cast<float4*>(params.parts) + (std::int64_t{item.part} * 2 + output) * vectors;
   float4* whole = nullptr;
@@ -93,7 +105,7 @@ __device__ __forceinline__ void store_sums(const Params& params, const WorkItem&
       common::backward::add_to(whole[at], own);
     } else {
       common::backward::store_vector<typename Traits::Item>(
-          to, request, item.head, item.tile * Traits::kKeys,
+          to, shared.request, item.head, item.tile * Traits::kKeys,
           common::backward::place_of_vector(at, Traits::kHeadDim), own);
     }
   }
@@ -103,15 +115,13 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(128) std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw);
-  const int items = min(params.work.counters->items, params.work.max_items);
 #pragma unroll 1
-  for (int number; (number = take_item<Traits>(params, shared)) < items;) {
-    const WorkItem item = params.work.items[number];
-    const Loader<Traits> loader(params, item, shared);
+  while (take_item<Traits>(params, shared)) {
+    const Loader<Traits> loader(params, shared);
     Consumer<Traits> consumer(shared);
     walk(params, loader, consumer, shared);
-    store_sums<Traits>(params, item, 0, params.dk, consumer.dk_, params.scale);
-    store_sums<Traits>(params, item, 1, params.dv, consumer.dv_, 1.0f);
+    store_sums<Traits>(params, shared, 0, params.dk, consumer.dk_, params.scale);
+    store_sums<Traits>(params, shared, 1, params.dv, consumer.dv_, 1.0f);
   }
 }
 

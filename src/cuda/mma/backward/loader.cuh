@@ -11,31 +11,16 @@
 
 namespace msa::cuda::mma::backward {
 
-using common::backward::WorkItem;
-
 template <class Traits>
 class Loader {
  public:
   using Shared = typename Traits::Shared;
   using RowInfo = typename Traits::RowInfo;
 
-  /// A token that attends to the tile, as the thread of one of its rows knows it.
-  struct Entry {
-    int row = -1;   // of q; -1: behind the item's last
-    int place = 0;  // of the tile among those that the token attends to
-    int head = 0;   // in the group
-  };
+  __device__ __forceinline__ Loader(const Params& params, Shared& shared)
+      : params_(params), shared_(shared) {}
 
-  __device__ __forceinline__ Loader(const Params& params, const WorkItem& item, Shared& shared)
-      : params_(params),
-        item_(item),
-        request_(params.pairs.requests[item.request]),
-        shared_(shared) {}
-
-  __device__ __forceinline__ int steps() const {
-    return (item_.count * params_.pairs.group + Traits::kRows - 1) / Traits::kRows;
-  }
-  __device__ __forceinline__ int first_key() const { return item_.tile * Traits::kKeys; }
+  __device__ __forceinline__ int steps() const { return (num_rows() + kRows - 1) / kRows; }
 
   __device__ __forceinline__ RowInfo& info(int step) const {
     return shared_.infos[step % kRowInfos];
@@ -47,43 +32,40 @@ class Loader {
     load_keys(params_.v, shared_.v);
   }
 
-  /// What this thread's row of a step is; its loads need not have arrived.
-  __device__ __forceinline__ Entry find(int step) const {
-    Entry entry;
-    const int row = step * Traits::kRows + static_cast<int>(threadIdx.x);
+  /// Looks up this thread's row of a step in the inverse; does not wait.
+  __device__ __forceinline__ void find(int step) const {
     const common::backward::Pairs& p = params_.pairs;
-    if (threadIdx.x >= Traits::kRows || row >= item_.count * p.group) return entry;
-    const int token = row / p.group;
-    entry.head = row - token * p.group;
-    if (p.listed == 0) {
-      entry.row = item_.begin + token;
-      entry.place = item_.tile;
-    } else {
-      const std::int64_t at = std::int64_t{item_.begin} + token;
-      const int tiles = common::backward::tiles_of_block(p);
-      entry.row = common::backward::inverse_entry(p.q_indices, item_.head, at);
-      entry.place =
-          common::backward::inverse_entry(p.q_slots, item_.head, at) * tiles + item_.tile % tiles;
-    }
-    return entry;
+    const int row = thread();
+    if (p.listed == 0 || row >= kRows || step * kRows + row >= num_rows()) return;
+    RowInfo& to = info(step);
+    const std::int64_t at = std::int64_t{shared_.item.begin} + (step * kRows + row) / p.group;
+    const int head = shared_.item.head;
+    ptx::cp_async<4>(&to.row[row], &common::backward::inverse_entry(p.q_indices, head, at), 4);
+    ptx::cp_async<4>(&to.place[row], &common::backward::inverse_entry(p.q_slots, head, at), 4);
   }
 
-  __device__ __forceinline__ void tell(int step, const Entry& entry) const {
-    const int row = static_cast<int>(threadIdx.x);
-    if (row >= Traits::kRows) return;
+  /// What is known of this thread's row of a step, once it is found.
+  __device__ __forceinline__ void tell(int step) const {
     const common::backward::Pairs& p = params_.pairs;
+    const int row = thread();
+    if (row >= kRows) return;
     RowInfo& to = info(step);
-    to.row[row] = entry.row;
-    to.head[row] = item_.head * p.group + entry.head;
+    const int number = step * kRows + row;
+    const int token = number / p.group;
+    const int head = number - token * p.group;
+    to.head[row] = shared_.item.head * p.group + head;
     to.share[row] = -1;
     to.limit[row] = 0;
-    if (entry.row < 0) return;
-    const std::int64_t slot =
-        ((entry.row - p.row_begin) * p.heads_kv + item_.head) * p.places + entry.place;
-    to.share[row] = slot * p.group + entry.head;
-    to.limit[row] =
-        min(visible_keys(request_, entry.row - request_.q_begin, p.batch.causal != 0) - first_key(),
-            Traits::kKeys);
+    if (number >= num_rows()) {
+      to.row[row] = -1;
+      return;
+    }
+    if (p.listed == 0) to.row[row] = shared_.item.begin + token;
+    to.share[row] = slot_of(to.row[row], to.place[row]) * p.group + head;
+    to.limit[row] = min(
+        visible_keys(shared_.request, to.row[row] - shared_.request.q_begin, p.batch.causal != 0) -
+            first_key(),
+        Traits::kKeys);
   }
 
   /// q, dout and what is known of the rows of a step. Rows behind the item's last are zeros.
@@ -91,8 +73,8 @@ class Loader {
     const RowInfo& rows = info(step);
     load_rows(rows, params_.q, shared_.q[step % 2]);
     load_rows(rows, params_.dout, shared_.dout[step % 2]);
-    const int row = static_cast<int>(threadIdx.x);
-    if (row >= Traits::kRows) return;
+    const int row = thread();
+    if (row >= kRows) return;
     RowInfo& to = info(step);
     const bool there = to.row[row] >= 0;
     const std::int64_t token = there ? to.row[row] : 0;
@@ -107,8 +89,8 @@ class Loader {
   /// Whether this thread's row attends to nothing, as its lse, which has arrived, says. It then
   /// sees nothing here, either.
   __device__ __forceinline__ bool is_blind(int step) const {
-    const int row = static_cast<int>(threadIdx.x);
-    if (row >= Traits::kRows) return false;
+    const int row = thread();
+    if (row >= kRows) return false;
     RowInfo& rows = info(step);
     if (rows.row[row] < 0 || rows.lse[row] != common::kMinusInf) return false;
     rows.limit[row] = 0;
@@ -118,9 +100,8 @@ class Loader {
   /// The mean of the tile's keys, for each column; numbers that are not finite count as 0.
   __device__ __forceinline__ void average() const {
     using Item = typename Traits::Item;
-    const int keys = min(Traits::kKeys, request_.seqlen_k - first_key());
-    for (int column = static_cast<int>(threadIdx.x); column < Traits::kHeadDim;
-         column += Traits::kThreads) {
+    const int keys = min(Traits::kKeys, shared_.request.seqlen_k - first_key());
+    for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads) {
       float sum = 0.0f;
       for (int key = 0; key < keys; ++key) {
         const float x = common::to_float(*reinterpret_cast<const Item*>(
@@ -133,40 +114,58 @@ class Loader {
   }
 
  private:
+  static constexpr int kRows = Traits::kRows;
   static constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes in a row
   static constexpr int kRowsAtOnce = Traits::kThreads / kChunks;
   static_assert(kRowsAtOnce % 8 == 0, "the swizzle of all of a thread's rows is one");
 
-  __device__ __forceinline__ static bool is_finite(float x) { return x - x == 0.0f; }
-  /// The first of this thread's rows, and which chunk of a row is this thread's.
-  __device__ __forceinline__ static int first_row() {
-    return static_cast<int>(threadIdx.x) / kChunks;
+  __device__ __forceinline__ int num_rows() const {
+    return shared_.item.count * params_.pairs.group;
   }
-  __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+  __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
+
+  /// Of a token's share of dq.
+  __device__ __forceinline__ std::int64_t slot_of(int row, int place) const {
+    const common::backward::Pairs& p = params_.pairs;
+    const int tiles = common::backward::tiles_of_block(p);
+    const int tile = shared_.item.tile;
+    return ((row - p.row_begin) * p.heads_kv + shared_.item.head) * p.places +
+           (p.listed == 0 ? tile : place * tiles + tile % tiles);
+  }
+
+  __device__ __forceinline__ static bool is_finite(float x) { return x - x == 0.0f; }
+  /// In the CTA: anew in each step, as what is made of it would wait in registers.
+  __device__ __forceinline__ static int thread() {
+    return static_cast<int>(threadIdx.x) / 32 * 32 + ptx::laneid();
+  }
+  /// The first of this thread's rows, and which chunk of a row is this thread's.
+  __device__ __forceinline__ static int first_row() { return thread() / kChunks; }
+  __device__ __forceinline__ static int chunk() { return thread() % kChunks; }
 
   __device__ __forceinline__ void load_keys(const KeyRows<const std::uint16_t>& rows,
                                             std::uint8_t* tile) const {
-    const int left = request_.seqlen_k - first_key();
+    const int left = shared_.request.seqlen_k - first_key();
     std::uint8_t* to = tile + (chunk() >> 3) * Traits::kKeys * 128 +
                        common::swizzled_chunk(first_row(), chunk() & 7);
 #pragma unroll
     for (int row = 0; row < Traits::kKeys; row += kRowsAtOnce) {
       const bool there = first_row() + row < left;
-      const std::int64_t key = there ? request_.k_begin + first_key() + first_row() + row : 0;
+      const std::int64_t key =
+          there ? shared_.request.k_begin + first_key() + first_row() + row : 0;
       ptx::cp_async_16(
           to + row * 128,
-          rows.data + key * rows.stride_token + item_.head * rows.stride_head + chunk() * 8,
+          rows.data + key * rows.stride_token + shared_.item.head * rows.stride_head + chunk() * 8,
           there ? 16 : 0);
     }
   }
 
   __device__ __forceinline__ void load_rows(const RowInfo& infos, const Rows<const void>& rows,
                                             std::uint8_t* tile) const {
-    std::uint8_t* to = tile + (chunk() >> 3) * Traits::kRows * 128 +
-                       common::swizzled_chunk(first_row(), chunk() & 7);
+    std::uint8_t* to =
+        tile + (chunk() >> 3) * kRows * 128 + common::swizzled_chunk(first_row(), chunk() & 7);
     const auto* from = static_cast<const std::uint16_t*>(rows.data) + chunk() * 8;
 #pragma unroll
-    for (int i = 0; i < Traits::kRows; i += kRowsAtOnce) {
+    for (int i = 0; i < kRows; i += kRowsAtOnce) {
       const int row = infos.row[first_row() + i];
       const std::int64_t at =
           row < 0 ? 0 : row * rows.stride_t + infos.head[first_row() + i] * rows.stride_h;
@@ -175,8 +174,6 @@ class Loader {
   }
 
   const Params& params_;
-  const WorkItem item_;
-  const RequestRecord& request_;
   Shared& shared_;
 };
 

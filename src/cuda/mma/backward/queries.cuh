@@ -26,8 +26,8 @@ class QueryShare {
 
   __device__ __forceinline__ explicit QueryShare(const Shared& shared)
       : shared_(shared),
-        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x) / 32, 0)),
-        lane_(static_cast<int>(threadIdx.x) % 32) {}
+        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
+        lane_(ptx::laneid()) {}
 
   template <bool kMasked>
   __device__ __forceinline__ void run(const RowInfo& rows, const common::backward::Shares& to) {

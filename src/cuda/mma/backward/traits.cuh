@@ -31,8 +31,9 @@ struct Traits {
     std::int64_t share[kRows];  // row of dq's shares; -1: behind the item's last
     float lse[kRows];
     float delta[kRows];
-    int row[kRows];    // of q
+    int row[kRows];    // of q; -1: behind the item's last
     int head[kRows];   // of q
+    int place[kRows];  // of the tile's block in the token's list
     int limit[kRows];  // keys of the tile that it sees, or fewer than 1
   };
 
@@ -45,7 +46,10 @@ struct Traits {
     RowInfo infos[kRowInfos];
     float rest[kWarps][kRows];  // of a warp's keys: what rounding took from dS
     float mean[kHeadDim];       // of the tile's keys
-    int item;
+    // Registers are few: what a step seldom asks for stays here.
+    int number;  // of the item
+    common::backward::WorkItem item;
+    RequestRecord request;
   };
   static constexpr std::size_t kSharedBytes = shared_bytes(cfg);
   static_assert(sizeof(Shared) <= kSharedBytes, "what planning counts with");
