@@ -147,12 +147,8 @@ void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
   Layout parts = layout;
   parts_ = parts.take<float>(shape_.max_parts * floats);
   if (shape_.order != Order::Twice) layout = parts;
-  if (p.gradients.dtype == DType::F32) {
-    floats_ = layout.take<float>(shares);
-  } else {
-    steps_ = layout.take<std::uint16_t>(shares);
-    floats_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));
-  }
+  steps_ = layout.take<std::uint16_t>(shares);
+  step_sizes_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));
   if (shape_.order == Order::Summed)
     sums_ = layout.take<float>(shape_.all_tiles * p.attention.heads_kv * floats);
   layout.extend(parts.bytes());
@@ -325,7 +321,7 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
                                .sums = sums.sums,
                                .dk = sums.dk,
                                .dv = sums.dv};
-  if (rows.queries) params.shares = shares_of(problem, workspace);
+  if (rows.queries) params.shares = shares_of(workspace);
   mma::backward::launch(shape_.config, params, shape_.ctas, stream);
   if (rows.keys) common::backward::launch_join(storage, sums, shape_.ctas, stream);
   if (!rows.queries) return;
@@ -340,11 +336,10 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
                                    stream);
 }
 
-common::backward::Shares BackwardStage::shares_of(const Problem& problem, void* workspace) const {
-  const int dims = mma::backward::part_dims(shape_.config);
-  if (problem.gradients.dtype == DType::F32)
-    return {.floats = floats_.in(workspace), .part_dims = dims};
-  return {.steps = steps_.in(workspace), .scales = floats_.in(workspace), .part_dims = dims};
+common::backward::Shares BackwardStage::shares_of(void* workspace) const {
+  return {.steps = steps_.in(workspace),
+          .sizes = step_sizes_.in(workspace),
+          .part_dims = mma::backward::part_dims(shape_.config)};
 }
 
 }  // namespace msa::cuda

@@ -70,7 +70,7 @@ class BackwardStage {
   void plan_sums(const Problem& problem, Layout& layout);
   common::backward::Pairs pairs_of(const Problem& problem, const core::Call& call,
                                    const common::prologue::Params& front, void* workspace) const;
-  common::backward::Shares shares_of(const Problem& problem, void* workspace) const;
+  common::backward::Shares shares_of(void* workspace) const;
   common::backward::KeySums sums_of(void* workspace) const;
   common::backward::KeyParams key_params(const Problem& problem, const core::Call& call,
                                          const common::backward::Pairs& pairs,
@@ -99,7 +99,7 @@ class BackwardStage {
   Piece<float> parts_{};
   Piece<float> sums_{};
   Piece<std::uint16_t> steps_{};
-  Piece<float> floats_{};  // scales of steps, or shares
+  Piece<float> step_sizes_{};
 };
 
 }  // namespace msa::cuda

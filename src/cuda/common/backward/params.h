@@ -67,13 +67,12 @@ struct Pairs {
   invert::HeadRows q_slots{};
 };
 
-/// Shares of dq, where it is wanted: `group` rows of head_dim numbers a slot, in an order of their
-/// own (shares.cuh).
+/// Shares of dq, where it is wanted, in 16-bit steps (common/steps.cuh): `group` rows a slot, in an
+/// order of their own (shares.cuh).
 struct Shares {
-  std::uint16_t* steps = nullptr;  // [slots, group, head_dim] and one scale for each part of a row
-  float* scales = nullptr;         // [slots, group, parts]
-  float* floats = nullptr;         // in place of both: [slots, group, head_dim]
-  int part_dims = 32;
+  std::uint16_t* steps = nullptr;  // [slots, group, head_dim]
+  float* sizes = nullptr;          // [slots, group, head_dim / part_dims]
+  int part_dims = 32;              // columns of a row whose steps are of one size
 };
 
 /// Sums of dk and dv over all launches so far, tile after tile in the order of Part.

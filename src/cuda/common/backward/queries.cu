@@ -25,25 +25,16 @@ struct ShareReader {
   __device__ __forceinline__ void add(std::int64_t slot, float (&sums)[kItems]) const {
     constexpr int kDim = 32 * kItems;
     const std::int64_t row = slot * group + head;
-    if (shares.floats != nullptr) {
-      const float* from = shares.floats + row * kDim + lane * kItems;
-#pragma unroll
-      for (int i = 0; i < kItems; i += 2) {
-        const float2 pair = *reinterpret_cast<const float2*>(from + i);
-        sums[i] += pair.x;
-        sums[i + 1] += pair.y;
-      }
-      return;
-    }
     const int part = lane * kItems / shares.part_dims;
-    const float step = shares.scales[row * (kDim / shares.part_dims) + part];
+    const float size = shares.sizes[row * (kDim / shares.part_dims) + part];
+    const bool odd = (__float_as_uint(size) >> 31) != 0;
     const auto* from =
         reinterpret_cast<const std::uint32_t*>(shares.steps + row * kDim + lane * kItems);
 #pragma unroll
     for (int i = 0; i < kItems; i += 2) {
-      const float2 pair = unpack_steps(from[i / 2]);
-      sums[i] = fmaf(pair.x, step, sums[i]);
-      sums[i + 1] = fmaf(pair.y, step, sums[i + 1]);
+      const float2 pair = odd ? unpack_odd(from[i / 2]) : unpack_steps(from[i / 2]);
+      sums[i] = fmaf(pair.x, fabsf(size), sums[i]);
+      sums[i + 1] = fmaf(pair.y, fabsf(size), sums[i + 1]);
     }
   }
 };

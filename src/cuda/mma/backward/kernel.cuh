@@ -34,7 +34,7 @@ __device__ __forceinline__ void work_step(const Params& params, const Loader<Tra
                                           Consumer<Traits>& consumer,
                                           typename Traits::Shared& shared, int step) {
   const auto& rows = loader.info(step);
-  const bool queries = params.shares.steps != nullptr || params.shares.floats != nullptr;
+  const bool queries = params.shares.steps != nullptr;
   const bool keys = params.dk.rows.data != nullptr;
   consumer.template weigh<kMasked>(rows, step % 2, params.scale_log2,
                                    params.dv.rows.data != nullptr);

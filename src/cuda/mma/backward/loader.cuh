@@ -97,19 +97,24 @@ class Loader {
     return true;
   }
 
-  /// The mean of the tile's keys, for each column; numbers that are not finite count as 0.
+  /// What the tile's keys have in common, for each column: their mean, where they differ less from
+  /// it than it is from 0. Numbers that are not finite count as 0.
   __device__ __forceinline__ void average() const {
     using Item = typename Traits::Item;
     const int keys = min(Traits::kKeys, shared_.request.seqlen_k - first_key());
     for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads) {
       float sum = 0.0f;
+      float squares = 0.0f;
       for (int key = 0; key < keys; ++key) {
         const float x = common::to_float(*reinterpret_cast<const Item*>(
             shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
-        if (is_finite(x)) sum += x;
+        if (!is_finite(x)) continue;
+        sum += x;
+        squares = fmaf(x, x, squares);
       }
       const float mean = sum / static_cast<float>(keys);
-      shared_.mean[column] = is_finite(mean) ? mean : 0.0f;
+      const bool alike = is_finite(squares) && 2.0f * mean * sum > squares;
+      shared_.mean[column] = alike ? mean : 0.0f;
     }
   }
 

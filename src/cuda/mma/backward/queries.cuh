@@ -2,7 +2,8 @@
 // The tile's share of dq: dS of all warps times the keys. A warp has 32 rows of the step and some
 // of the columns. Sums of dS over a row are small beside its items, those of an attention that is
 // whole even 0: what rounding took from dS would be multiplied by what keys have in common. It is
-// therefore given back, times the mean of the tile's keys.
+// therefore given back, times the mean of the tile's keys; not to rows that see some of them alone,
+// of which it may not be the mean.
 #pragma once
 
 #include "cuda/common/backward/shares.cuh"
@@ -42,12 +43,12 @@ class QueryShare {
       for (int t = 0; t < 2; ++t) {
         float own[kSums] = {};
         multiply_seen(rows, t, own);
-        store(rows, to, t, own);
+        store<kMasked>(rows, to, t, own);
       }
     } else {
       multiply_all(sums);
 #pragma unroll
-      for (int t = 0; t < 2; ++t) store(rows, to, t, sums[t]);
+      for (int t = 0; t < 2; ++t) store<kMasked>(rows, to, t, sums[t]);
     }
   }
 
@@ -126,50 +127,73 @@ class QueryShare {
     return key + 1 < limit ? 0xffffffffu : (key < limit ? 0xffffu : 0u);
   }
 
+  template <bool kMasked>
   __device__ __forceinline__ void store(const RowInfo& rows, const common::backward::Shares& to,
-                                        int t, float (&sums)[kSums]) const {
+                                        int t, const float (&sums)[kSums]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row(t) + lane_ / 4 + 8 * half;
-      float rest = 0.0f;
-#pragma unroll
-      for (int w = 0; w < Traits::kWarps; ++w) rest += shared_.rest[w][row];
       float own[kDims / 4];
-      float peak = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
+      if constexpr (!kMasked) give_back(row, own);
+      const std::int64_t share = rows.share[row];
+      const float size = pack(own, [&](const std::uint32_t(&pairs)[kDims / 8]) {
+        if (share < 0) return;
+        auto* at =
+            reinterpret_cast<uint2*>(to.steps + share * Traits::kHeadDim +
+                                     common::backward::share_offset(part(), kDims, lane_ % 4));
+#pragma unroll
+        for (int i = 0; i < kDims / 16; ++i) at[i] = make_uint2(pairs[2 * i], pairs[2 * i + 1]);
+      });
+      if (share >= 0 && lane_ % 4 == 0) to.sizes[share * Traits::kParts + part()] = size;
+    }
+  }
+
+  __device__ __forceinline__ void give_back(int row, float (&own)[kDims / 4]) const {
+    float rest = 0.0f;
+#pragma unroll
+    for (int w = 0; w < Traits::kWarps; ++w) rest += shared_.rest[w][row];
+#pragma unroll
+    for (int i = 0; i < kDims / 4; ++i) {
+      const int column = part() * kDims + i / 2 * 8 + common::fragment_column(lane_) + i % 2;
+      own[i] = fmaf(rest, shared_.mean[column], own[i]);
+    }
+  }
+
+  /// store(pairs of steps); returns the size of one.
+  template <class Store>
+  __device__ __forceinline__ static float pack(const float (&own)[kDims / 4], const Store& store) {
+    float peak = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kDims / 4; ++i) peak = ptx::max_nan(peak, fabsf(own[i]));
+    peak = common::quad::max_nan(peak);
+    std::uint32_t pairs[kDims / 8];
+    if (common::warp::any(!(peak < INFINITY))) {
+      peak = 0.0f;
 #pragma unroll
       for (int i = 0; i < kDims / 4; ++i) {
-        const int column = part() * kDims + i / 2 * 8 + common::fragment_column(lane_) + i % 2;
-        own[i] = fmaf(rest, shared_.mean[column], sums[i / 2 * 4 + 2 * half + i % 2]);
-        peak = ptx::max_nan(peak, fabsf(own[i]));
+        if (fabsf(own[i]) < INFINITY) peak = fmaxf(peak, fabsf(own[i]));
       }
-      const std::int64_t share = rows.share[row];
-      const int offset = common::backward::share_offset(part(), kDims, lane_ % 4);
-      if (to.floats != nullptr) {
-        if (share >= 0) store_floats(to.floats + share * Traits::kHeadDim + offset, own);
-        continue;
-      }
-      peak = common::quad::max_nan(peak);
-      const common::Steps steps = common::steps_of(peak < common::kSmallestPeak ? 0.0f : peak);
-      if (share < 0) continue;
-      store_steps(to.steps + share * Traits::kHeadDim + offset, own, steps.per_one);
-      if (lane_ % 4 == 0) to.scales[share * Traits::kParts + part()] = steps.step;
+      peak = common::quad::max(peak);
+      const common::Steps steps = common::steps_of(bound_of(peak));
+#pragma unroll
+      for (int i = 0; i < kDims / 8; ++i)
+        pairs[i] = common::backward::pack_odd(own[2 * i], own[2 * i + 1], steps.per_one);
+      store(pairs);
+      return -steps.step;
     }
+    const common::Steps steps = common::steps_of(bound_of(peak));
+#pragma unroll
+    for (int i = 0; i < kDims / 8; ++i)
+      pairs[i] = common::pack_steps(own[2 * i], own[2 * i + 1], steps.per_one);
+    store(pairs);
+    return steps.step;
   }
 
-  __device__ __forceinline__ static void store_floats(float* to, const float (&own)[kDims / 4]) {
-#pragma unroll
-    for (int i = 0; i < kDims / 4; i += 4)
-      *reinterpret_cast<float4*>(to + i) = make_float4(own[i], own[i + 1], own[i + 2], own[i + 3]);
-  }
-
-  __device__ __forceinline__ static void store_steps(std::uint16_t* to,
-                                                     const float (&own)[kDims / 4], float per_one) {
-#pragma unroll
-    for (int i = 0; i < kDims / 4; i += 4) {
-      *reinterpret_cast<uint2*>(to + i) =
-          make_uint2(common::pack_steps(own[i], own[i + 1], per_one),
-                     common::pack_steps(own[i + 2], own[i + 3], per_one));
-    }
+  /// Numbers that are too small for steps are 0.
+  __device__ __forceinline__ static float bound_of(float peak) {
+    return peak < common::kSmallestPeak ? 0.0f : peak;
   }
 
   const Shared& shared_;
