@@ -50,9 +50,7 @@ BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
            mma::backward::ctas_per_sm(config, gpu.shared_memory)) {
   const Tuning tuning = tuning_for(gpu);
   const std::int64_t row_bytes =
-      p.gradients.dtype == DType::F32
-          ? config.head_dim * 4
-          : config.head_dim * 2 + config.head_dim / mma::backward::part_dims(config) * 4;
+      config.head_dim * 2 + config.head_dim / mma::backward::part_dims(config) * 4;
   slot_bytes = group_of(p) * row_bytes;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
   const std::int64_t fitting =
