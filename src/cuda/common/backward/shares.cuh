@@ -6,7 +6,10 @@
 // has.
 #pragma once
 
+#include "cuda/common/backward/params.h"
 #include "cuda/common/steps.cuh"
+#include "cuda/common/tile/fragment.cuh"
+#include "cuda/common/warp.cuh"
 
 namespace msa::cuda::common::backward {
 
@@ -36,5 +39,59 @@ __device__ __forceinline__ float2 unpack_odd(std::uint32_t pair) {
   return make_float2((pair & 0xffffu) == 0 ? NAN : values.x,
                      (pair & 0xffff0000u) == 0 ? NAN : values.y);
 }
+
+/// What a thread has of a part of kDims columns, in steps of a size that its quad agrees on. All
+/// lanes of a warp make theirs together.
+template <int kDims>
+class PackedShare {
+ public:
+  __device__ __forceinline__ explicit PackedShare(const float (&own)[kDims / 4]) {
+    float peak = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kDims / 4; ++i) peak = ptx::max_nan(peak, fabsf(own[i]));
+    peak = quad::max_nan(peak);
+    if (warp::any(!(peak < INFINITY))) {
+      pack_all(own);
+      return;
+    }
+    const Steps steps = steps_of(bound_of(peak));
+#pragma unroll
+    for (int i = 0; i < kDims / 8; ++i)
+      pairs_[i] = pack_steps(own[2 * i], own[2 * i + 1], steps.per_one);
+    size_ = steps.step;
+  }
+
+  /// `row` of the shares; rows have `dims` columns.
+  __device__ __forceinline__ void store(const Shares& to, std::int64_t row, int dims, int part,
+                                        int member) const {
+    auto* at = reinterpret_cast<uint2*>(to.steps + row * dims + share_offset(part, kDims, member));
+#pragma unroll
+    for (int i = 0; i < kDims / 16; ++i) at[i] = make_uint2(pairs_[2 * i], pairs_[2 * i + 1]);
+    if (member == 0) to.sizes[row * (dims / kDims) + part] = size_;
+  }
+
+ private:
+  /// Some number is not finite.
+  __device__ __forceinline__ void pack_all(const float (&own)[kDims / 4]) {
+    float peak = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kDims / 4; ++i) {
+      if (fabsf(own[i]) < INFINITY) peak = fmaxf(peak, fabsf(own[i]));
+    }
+    const Steps steps = steps_of(bound_of(quad::max(peak)));
+#pragma unroll
+    for (int i = 0; i < kDims / 8; ++i)
+      pairs_[i] = pack_odd(own[2 * i], own[2 * i + 1], steps.per_one);
+    size_ = -steps.step;
+  }
+
+  /// Numbers that are too small for steps are 0.
+  __device__ __forceinline__ static float bound_of(float peak) {
+    return peak < kSmallestPeak ? 0.0f : peak;
+  }
+
+  std::uint32_t pairs_[kDims / 8];
+  float size_;
+};
 
 }  // namespace msa::cuda::common::backward

@@ -9,7 +9,7 @@
 #include "cuda/common/tile/swizzle.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/mma/backward/traits.cuh"
-#include "cuda/mma/tile/multiply.cuh"
+#include "cuda/mma/tile/seen.cuh"
 
 namespace msa::cuda::mma::backward {
 
@@ -134,28 +134,8 @@ class Consumer {
   template <int kItems>
   __device__ __forceinline__ void multiply_tile(const std::uint8_t* keys, const std::uint8_t* rows,
                                                 int first, float (&d)[kItems]) const {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) d[i] = 0.0f;
-    const std::uint32_t from =
-        ptx::cvta_to_shared(keys) + common::swizzled_chunk(16 * warp_ + lane_ % 16, lane_ / 16);
-    const std::uint32_t to = ptx::cvta_to_shared(rows) +
-                             common::swizzled_chunk(lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2);
-#pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      std::uint32_t a[4];
-      ptx::ldmatrix_x4(a, (from ^ (k % 4 * 32)) + k / 4 * Traits::kKeys * 128);
-#pragma unroll
-      for (int n = 0; n < kItems / 8; ++n) {
-        std::uint32_t b[4];
-        ptx::ldmatrix_x4(b, (to ^ (k % 4 * 32)) + k / 4 * kRows * 128 + (first + 16 * n) * 128);
-        multiply_columns<Item>(d, n, a, b);
-      }
-    }
-  }
-
-  __device__ __forceinline__ static void load_columns(std::uint32_t (&b)[4], std::uint32_t rows,
-                                                      int k, int n) {
-    ptx::ldmatrix_x4_trans(b, (rows ^ (n % 4 * 32)) + n / 4 * kRows * 128 + k * 16 * 128);
+    multiply_tiles<Item, Traits::kHeadDim>(keys, Traits::kKeys, 16 * warp_, rows, kRows, first,
+                                           lane_, d);
   }
 
   /// sums += a times rows first and on of a step.
@@ -163,54 +143,23 @@ class Consumer {
   __device__ __forceinline__ void add(const RowInfo& infos, int first,
                                       const std::uint32_t (&a)[kSteps][4], const std::uint8_t* rows,
                                       float (&sums)[kSums]) const {
-    const std::uint32_t from =
-        ptx::cvta_to_shared(rows) + common::swizzled_chunk(lane_ % 16, lane_ / 16);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const int k = first / 16 + step;
+      const auto load = [&](std::uint32_t(&b)[4], int n) {
+        load_columns(b, rows, kRows, k, n, lane_);
+      };
       if constexpr (kMasked) {
-        add_seen(infos.limit + 16 * k, a[step], from, k, sums);
+        add_seen<Item>(infos.limit + 16 * k, 16 * warp_, lane_, a[step], load, sums);
       } else {
 #pragma unroll
         for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
           std::uint32_t b[4];
-          load_columns(b, from, k, n);
+          load(b, n);
           multiply_columns<Item>(sums, n, a[step], b);
         }
       }
     }
-  }
-
-  /// The same for 16 rows that see different keys. 0 * NaN is NaN: rows that see equally many keys
-  /// are multiplied alone, and what comes out is added for these keys only.
-  __device__ __forceinline__ void add_seen(const int* limits, const std::uint32_t (&a)[4],
-                                           std::uint32_t from, int k, float (&sums)[kSums]) const {
-    common::warp::for_each_alike(limits[lane_ % 16], 0xffffu, [&](int limit, unsigned rows) {
-      if (limit <= 16 * warp_) return;
-      const std::uint32_t low = halves(rows >> common::fragment_column(lane_));
-      const std::uint32_t high = halves(rows >> (common::fragment_column(lane_) + 8));
-      const std::uint32_t own[4] = {a[0] & low, a[1] & low, a[2] & high, a[3] & high};
-#pragma unroll
-      for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
-        std::uint32_t b[4];
-        load_columns(b, from, k, n);
-        b[0] &= low;
-        b[1] &= high;
-        b[2] &= low;
-        b[3] &= high;
-        float d[8] = {};
-        multiply_columns<Item>(d, 0, own, b);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          if (key_of(i / 2 % 2) < limit) sums[8 * n + i] += d[i];
-        }
-      }
-    });
-  }
-
-  /// All bits of the halves of a word that the two lowest bits name.
-  __device__ __forceinline__ static std::uint32_t halves(unsigned bits) {
-    return ((bits & 1) != 0 ? 0xffffu : 0u) | ((bits & 2) != 0 ? 0xffff0000u : 0u);
   }
 
   /// Sums over the warp's keys, for each row. Three times, half of what a lane has

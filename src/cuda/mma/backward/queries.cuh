@@ -7,12 +7,11 @@
 #pragma once
 
 #include "cuda/common/backward/shares.cuh"
-#include "cuda/common/steps.cuh"
 #include "cuda/common/tile/fragment.cuh"
 #include "cuda/common/tile/swizzle.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/mma/backward/traits.cuh"
-#include "cuda/mma/tile/multiply.cuh"
+#include "cuda/mma/tile/seen.cuh"
 
 namespace msa::cuda::mma::backward {
 
@@ -42,7 +41,10 @@ class QueryShare {
 #pragma unroll 1
       for (int t = 0; t < 2; ++t) {
         float own[kSums] = {};
-        multiply_seen(rows, t, own);
+        multiply_seen<Item>(
+            rows.limit + first_row(t), Traits::kKeys, lane_,
+            [&](std::uint32_t(&a)[4], int k) { load_ds(a, t, k); },
+            [&](std::uint32_t(&b)[4], int k, int n) { load_keys(b, k, n); }, own);
         store<kMasked>(rows, to, t, own);
       }
     } else {
@@ -70,9 +72,7 @@ class QueryShare {
 
   /// 16 keys times columns 16 n of the part.
   __device__ __forceinline__ void load_keys(std::uint32_t (&b)[4], int k, int n) const {
-    const int chunk = (part() * kDims + 16 * n) / 8 + lane_ / 16;
-    ptx::ldmatrix_x4_trans(b, ptx::cvta_to_shared(shared_.k) + chunk / 8 * Traits::kKeys * 128 +
-                                  common::swizzled_chunk(16 * k + lane_ % 16, chunk % 8));
+    load_columns(b, shared_.k, Traits::kKeys, k, part() * (kDims / 16) + n, lane_);
   }
 
   __device__ __forceinline__ void multiply_all(float (&sums)[2][kSums]) const {
@@ -91,42 +91,6 @@ class QueryShare {
     }
   }
 
-  /// 16 rows, each with the keys that it sees alone: 0 * NaN is NaN. Rows that see equally many
-  /// are multiplied together.
-  __device__ __forceinline__ void multiply_seen(const RowInfo& rows, int t,
-                                                float (&sums)[kSums]) const {
-    const int* limits = rows.limit + first_row(t);
-    common::warp::for_each_alike(limits[lane_ % 16], 0xffffu, [&](int limit, unsigned alike) {
-      float d[kSums] = {};
-      for (int k = 0; k < Traits::kKeys / 16 && 16 * k < limit; ++k) {
-        const int key = 16 * k + common::fragment_column(lane_);
-        const std::uint32_t low = seen(key, limit);
-        const std::uint32_t high = seen(key + 8, limit);
-        std::uint32_t a[4];
-        load_ds(a, t, k);
-#pragma unroll
-        for (int n = 0; n < kDims / 16; ++n) {
-          std::uint32_t b[4];
-          load_keys(b, k, n);
-          b[0] &= low;
-          b[1] &= high;
-          b[2] &= low;
-          b[3] &= high;
-          multiply_columns<Item>(d, n, a, b);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kSums; ++i) {
-        if ((alike >> (lane_ / 4 + i / 2 % 2 * 8) & 1) != 0) sums[i] = d[i];
-      }
-    });
-  }
-
-  /// All bits of the halves of a word whose keys lie below the limit.
-  __device__ __forceinline__ static std::uint32_t seen(int key, int limit) {
-    return key + 1 < limit ? 0xffffffffu : (key < limit ? 0xffffu : 0u);
-  }
-
   template <bool kMasked>
   __device__ __forceinline__ void store(const RowInfo& rows, const common::backward::Shares& to,
                                         int t, const float (&sums)[kSums]) const {
@@ -138,15 +102,8 @@ class QueryShare {
       for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
       if constexpr (!kMasked) give_back(row, own);
       const std::int64_t share = rows.share[row];
-      const float size = pack(own, [&](const std::uint32_t(&pairs)[kDims / 8]) {
-        if (share < 0) return;
-        auto* at =
-            reinterpret_cast<uint2*>(to.steps + share * Traits::kHeadDim +
-                                     common::backward::share_offset(part(), kDims, lane_ % 4));
-#pragma unroll
-        for (int i = 0; i < kDims / 16; ++i) at[i] = make_uint2(pairs[2 * i], pairs[2 * i + 1]);
-      });
-      if (share >= 0 && lane_ % 4 == 0) to.sizes[share * Traits::kParts + part()] = size;
+      const common::backward::PackedShare<kDims> packed(own);
+      if (share >= 0) packed.store(to, share, Traits::kHeadDim, part(), lane_ % 4);
     }
   }
 
@@ -159,41 +116,6 @@ class QueryShare {
       const int column = part() * kDims + i / 2 * 8 + common::fragment_column(lane_) + i % 2;
       own[i] = fmaf(rest, shared_.mean[column], own[i]);
     }
-  }
-
-  /// store(pairs of steps); returns the size of one.
-  template <class Store>
-  __device__ __forceinline__ static float pack(const float (&own)[kDims / 4], const Store& store) {
-    float peak = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kDims / 4; ++i) peak = ptx::max_nan(peak, fabsf(own[i]));
-    peak = common::quad::max_nan(peak);
-    std::uint32_t pairs[kDims / 8];
-    if (common::warp::any(!(peak < INFINITY))) {
-      peak = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kDims / 4; ++i) {
-        if (fabsf(own[i]) < INFINITY) peak = fmaxf(peak, fabsf(own[i]));
-      }
-      peak = common::quad::max(peak);
-      const common::Steps steps = common::steps_of(bound_of(peak));
-#pragma unroll
-      for (int i = 0; i < kDims / 8; ++i)
-        pairs[i] = common::backward::pack_odd(own[2 * i], own[2 * i + 1], steps.per_one);
-      store(pairs);
-      return -steps.step;
-    }
-    const common::Steps steps = common::steps_of(bound_of(peak));
-#pragma unroll
-    for (int i = 0; i < kDims / 8; ++i)
-      pairs[i] = common::pack_steps(own[2 * i], own[2 * i + 1], steps.per_one);
-    store(pairs);
-    return steps.step;
-  }
-
-  /// Numbers that are too small for steps are 0.
-  __device__ __forceinline__ static float bound_of(float peak) {
-    return peak < common::kSmallestPeak ? 0.0f : peak;
   }
 
   const Shared& shared_;
