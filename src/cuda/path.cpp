@@ -12,6 +12,7 @@
 #include "cuda/batch.h"
 #include "cuda/common/prologue/launch.h"
 #include "cuda/decode_stage.h"
+#include "cuda/index_loss_stage.h"
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
@@ -356,12 +357,14 @@ class InvertPath final : public Path {
 
 // ---- gradients ---------------------------------------------------------------------------------
 
-class BackwardPath final : public Path {
+template <class Stage, Op... kOps>
+class GradientPath final : public Path {
  public:
-  BackwardPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+  GradientPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
       : stage_(problem, gpu, layout) {}
-  static bool takes(Op op) {
-    return op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward;
+  static bool takes(Op op) { return ((op == kOps) || ...); }
+  static std::string rejects(const Problem& problem, const GpuInfo& gpu) {
+    return Stage::rejects(problem, gpu);
   }
   void run(const Problem& problem, const core::Call& call, void* workspace,
            cudaStream_t stream) const override {
@@ -370,8 +373,12 @@ class BackwardPath final : public Path {
   std::string decisions() const override { return stage_.decisions(); }
 
  private:
-  BackwardStage stage_;
+  Stage stage_;
 };
+
+using BackwardPath =
+    GradientPath<BackwardStage, Op::SparseAttentionBackward, Op::DenseAttentionBackward>;
+using IndexLossPath = GradientPath<IndexLossStage, Op::IndexLoss>;
 
 // ---- storing new keys --------------------------------------------------------------------------
 
@@ -401,7 +408,7 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
 }
 
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
-// kernels in common/ alone.
+// kernels in common/ alone, gradients in mma/.
 constexpr std::array kTable = {
     row_of<SharedDecodePath<Sm90Stages>>("decode_shared", &kSm90,
                                          SharedDecodePath<Sm90Stages>::rejects),
@@ -412,6 +419,8 @@ constexpr std::array kTable = {
     row_of<MergePath>("merge", &kSm90, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kSm90, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kSm90, on_any<StorePath::rejects>),
+    row_of<BackwardPath>("backward", &kSm90, BackwardPath::rejects),
+    row_of<IndexLossPath>("index_loss", &kSm90, IndexLossPath::rejects),
 
     row_of<DecodePath<MmaStages>>("decode", &kMma, on_any<MmaDecodeStage::rejects>),
     row_of<AttentionPath<MmaStages>>("attention", &kMma, on_any<AttentionPath<MmaStages>::rejects>),
@@ -419,7 +428,8 @@ constexpr std::array kTable = {
     row_of<MergePath>("merge", &kMma, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kMma, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kMma, on_any<StorePath::rejects>),
-    row_of<BackwardPath>("backward", &kMma, BackwardStage::rejects),
+    row_of<BackwardPath>("backward", &kMma, BackwardPath::rejects),
+    row_of<IndexLossPath>("index_loss", &kMma, IndexLossPath::rejects),
 };
 
 }  // namespace

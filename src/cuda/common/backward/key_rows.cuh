@@ -33,7 +33,7 @@ __device__ __forceinline__ VectorPlace place_of_vector(int vector, int head_dim)
 __device__ __forceinline__ float4* sums_of_tile(const Pairs& p, const KeySums& sums, int head,
                                                 const TilePlace& place, int head_dim) {
   const std::int64_t tile = head * sums.tiles + first_tile(p, place.request) + place.tile;
-  return reinterpret_cast<float4*>(sums.data) + tile * 2 * tile_vectors(p.keys, head_dim);
+  return reinterpret_cast<float4*>(sums.data) + tile * p.tensors * tile_vectors(p.keys, head_dim);
 }
 
 template <class Item>

@@ -30,7 +30,7 @@ __device__ __forceinline__ void clear_row(const KeyRowsOut& to, std::int64_t row
 template <class Item>
 __global__ void __launch_bounds__(kKeyThreads)
     clear_kernel(const __grid_constant__ KeyParams params) {
-  const int heads = params.pairs.heads_kv;
+  const int heads = params.pairs.heads_kv / params.shared_heads;
   const std::int64_t pair = (std::int64_t{blockIdx.x} * kKeyThreads + threadIdx.x) / 32;
   if (pair >= params.rows * heads) return;
   const std::int64_t row = pair / heads;
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kKeyThreads)
 template <class Visit>
 __device__ __forceinline__ void for_each_vector(const KeyParams& params, const Visit& visit) {
   const int vectors = tile_vectors(params.pairs.keys, params.head_dim);
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * vectors; i += kKeyThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < params.pairs.tensors * vectors;
+       i += kKeyThreads) {
     const KeyRowsOut& to = i < vectors ? params.dk : params.dv;
     if (to.rows.data != nullptr) visit(to, i, i < vectors ? i : i - vectors);
   }
@@ -61,10 +62,10 @@ __global__ void __launch_bounds__(kKeyThreads)
     const RequestRecord& request = p.requests[split.request];
     for_each_vector(params, [&](const KeyRowsOut& to, int at, int vector) {
       const float4* from = reinterpret_cast<const float4*>(params.parts) +
-                           std::int64_t{split.first_part} * 2 * vectors + at;
+                           std::int64_t{split.first_part} * p.tensors * vectors + at;
       float4 sum = *from;
       for (int part = 1; part < split.parts; ++part)
-        add_to(sum, from[std::int64_t{part} * 2 * vectors]);
+        add_to(sum, from[std::int64_t{part} * p.tensors * vectors]);
       if (params.sums.data != nullptr) {
         add_to(sums_of_tile(p, params.sums, split.head, {split.request, split.tile},
                             params.head_dim)[at],
@@ -77,19 +78,23 @@ __global__ void __launch_bounds__(kKeyThreads)
   }
 }
 
+/// Sums of heads that share a head of keys are added up in their order.
 template <class Item>
 __global__ void __launch_bounds__(kKeyThreads)
     finish_kernel(const __grid_constant__ KeyParams params) {
   const Pairs& p = params.pairs;
   const std::int64_t tiles = total_tiles(p);
-  for (std::int64_t i = blockIdx.x; i < tiles * p.heads_kv; i += gridDim.x) {
+  const int heads = p.heads_kv / params.shared_heads;
+  for (std::int64_t i = blockIdx.x; i < tiles * heads; i += gridDim.x) {
     const auto head = static_cast<int>(i / tiles);
     const TilePlace place = place_of_tile(p, i - head * tiles);
     const RequestRecord& request = p.requests[place.request];
-    const float4* sums = sums_of_tile(p, params.sums, head, place, params.head_dim);
     for_each_vector(params, [&](const KeyRowsOut& to, int at, int vector) {
+      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int own = head * params.shared_heads; own < (head + 1) * params.shared_heads; ++own)
+        add_to(sum, sums_of_tile(p, params.sums, own, place, params.head_dim)[at]);
       store_vector<Item>(to, request, head, place.tile * p.keys,
-                         place_of_vector(vector, params.head_dim), sums[at]);
+                         place_of_vector(vector, params.head_dim), sum);
     });
   }
 }
@@ -97,7 +102,7 @@ __global__ void __launch_bounds__(kKeyThreads)
 }  // namespace
 
 void launch_clear(Storage storage, const KeyParams& params, cudaStream_t stream) {
-  const std::int64_t warps = params.rows * params.pairs.heads_kv;
+  const std::int64_t warps = params.rows * (params.pairs.heads_kv / params.shared_heads);
   with_item(storage, [&]<class Item>() {
     launch_kernel(clear_kernel<Item>,
                   {.grid = dim3(static_cast<unsigned>(ceil_div(warps, kKeyThreads / 32))),

@@ -42,7 +42,8 @@ void launch_queries(Storage storage, const QueryParams& params, cudaStream_t str
 struct KeyParams {
   Pairs pairs{};
   Work work{};
-  const float* parts = nullptr;  // [max_parts, 2, keys, head_dim]
+  const float* parts = nullptr;  // [max_parts, tensors, keys, head_dim]
+  int shared_heads = 1;          // of pairs, that share a head of keys
   KeySums sums{};
   int head_dim = 128;
   std::int64_t rows = 0;  // N
@@ -56,5 +57,18 @@ void launch_join(Storage storage, const KeyParams& params, int ctas, cudaStream_
 /// Writes the sums of all launches.
 void launch_finish(Storage storage, const KeyParams& params, std::int64_t max_tiles,
                    cudaStream_t stream);
+
+/// Rows of the index loss: what shares give, in the order of their places.
+struct LossParams {
+  Pairs pairs{};
+  const StudentShare* student_shares = nullptr;  // [slots]
+  float* student_lse = nullptr;                  // [T, Hi]: base 2, of all places
+  const float* loss_shares = nullptr;            // [slots]
+  Rows<float> loss{};                            // [T, Hi]
+};
+/// The student's logarithms.
+void launch_students(const LossParams& params, cudaStream_t stream);
+/// The losses, from logarithms and shares.
+void launch_losses(const LossParams& params, cudaStream_t stream);
 
 }  // namespace msa::cuda::common::backward

@@ -55,6 +55,7 @@ struct Pairs {
   const std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before
   int heads_kv = 1;
   int group = 1;
+  int tensors = 2;             // gradients of keys: dk and dv, or d_index_k
   int keys = 128;              // of a tile: a block has one or more
   std::int64_t row_begin = 0;  // rows of q of the launch
   std::int64_t row_end = 0;
@@ -75,9 +76,9 @@ struct Shares {
   int part_dims = 32;              // columns of a row whose steps are of one size
 };
 
-/// Sums of dk and dv over all launches so far, tile after tile in the order of Part.
+/// Sums of gradients of keys over all launches so far, tile after tile (key_rows.cuh).
 struct KeySums {
-  float* data = nullptr;   // [heads_kv, tiles, 2, keys, head_dim], or none: added where they go
+  float* data = nullptr;   // [heads_kv, tiles, tensors, keys, head_dim], or none
   std::int64_t tiles = 0;  // planned, of all requests
 };
 
@@ -86,6 +87,13 @@ struct KeyRowsOut {
   Rows<void> rows{};   // [N, Hkv, D]; data nullptr: not wanted
   int f32 = 0;         // items are floats; else as keys are
   int accumulate = 0;  // added to what is there
+};
+
+/// What the student of the index loss gives to the keys of one tile: the largest logarithm, to base
+/// 2, and the sum of powers against it.
+struct StudentShare {
+  float top;
+  float sum;
 };
 
 }  // namespace msa::cuda::common::backward

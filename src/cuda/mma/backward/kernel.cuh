@@ -10,24 +10,9 @@
 #include "cuda/mma/backward/launch.h"
 #include "cuda/mma/backward/loader.cuh"
 #include "cuda/mma/backward/queries.cuh"
+#include "cuda/mma/tile/take_item.cuh"
 
 namespace msa::cuda::mma::backward {
-
-/// Takes the CTA's next item; false: there is none.
-template <class Traits>
-__device__ __forceinline__ bool take_item(const Params& params, typename Traits::Shared& shared) {
-  const int items = min(params.work.counters->items, params.work.max_items);
-  __syncthreads();  // everybody is done with the item before
-  if (threadIdx.x == 0) {
-    shared.number = atomicAdd(&params.work.counters->taken, 1);
-    if (shared.number < items) {
-      shared.item = params.work.items[shared.number];
-      shared.request = params.pairs.requests[shared.item.request];
-    }
-  }
-  __syncthreads();
-  return shared.number < items;
-}
 
 template <class Traits, bool kMasked>
 __device__ __forceinline__ void work_step(const Params& params, const Loader<Traits>& loader,
@@ -116,7 +101,7 @@ __global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant
   extern __shared__ __align__(128) std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw);
 #pragma unroll 1
-  while (take_item<Traits>(params, shared)) {
+  while (cta::take_item(params.pairs, params.work, shared)) {
     const Loader<Traits> loader(params, shared);
     Consumer<Traits> consumer(shared);
     walk(params, loader, consumer, shared);

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/index_loss_stage.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/fields.h"
+#include "core/geometry.h"
+#include "cuda/attend_stage.h"
+#include "cuda/batch.h"
+#include "cuda/mma/index_loss/launch.h"
+#include "cuda/tuning.h"
+
+namespace msa::cuda {
+namespace {
+
+using core::ceil_div;
+
+bool takes_lists(const Problem& p) { return p.selection.topk > 0; }
+
+float index_scale_of(const Problem& p) {
+  return p.index.scale.value_or(
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(p.index.dim))));
+}
+
+/// Bytes of what one tile gives to a token and index head.
+std::int64_t slot_bytes(const mma::index_loss::Config& config) {
+  return config.index_dim * 2 + config.index_dim / mma::index_loss::part_dims(config) * 4 + 4 +
+         static_cast<std::int64_t>(sizeof(common::backward::StudentShare));
+}
+
+/// Numbers of a tile's d_index_k.
+std::int64_t tile_items(const mma::index_loss::Config& config) {
+  return std::int64_t{config.keys} * config.index_dim;
+}
+
+}  // namespace
+
+IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
+    : config{.storage = storage_of(p.attention.q.storage),
+             .head_dim = static_cast<int>(p.attention.head_dim),
+             .index_dim = static_cast<int>(p.index.dim)},
+      keys(p, takes_lists(p), config.keys),
+      ctas(std::max(1, gpu.multiprocessors) *
+           mma::index_loss::ctas_per_sm(config, gpu.shared_memory)),
+      group(p.attention.heads_q / p.attention.heads_kv) {
+  const Tuning tuning = tuning_for(gpu);
+  max_parts = tuning.part_bytes / (tile_items(config) * 4);
+  most_sums = tuning.share_bytes;
+  const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
+  const std::int64_t fitting = std::max<std::int64_t>(
+      1, tuning.share_bytes / (slot_bytes(config) * keys.places * keys.heads));
+  chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
+}
+
+KeyTiles::Limits IndexLossStage::Shape::limits(std::int64_t rows) const {
+  return KeyTiles::limits(keys, rows, group, KeyTiles::item_rows(keys, rows, group, ctas),
+                          max_parts);
+}
+
+std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
+  for (const DType storage : {p.attention.q.storage, p.index.q.storage}) {
+    if (storage == DType::BF16) continue;
+    return std::string("q and index_q are bf16 here, not ") + to_string(storage) +
+           (storage == DType::F16 ? ": weighted gradients may be below f16" : "");
+  }
+  if (p.attention.head_dim != 64 && p.attention.head_dim != 128)
+    return "head_dim is 64 or 128 here, not " + std::to_string(p.attention.head_dim);
+  if (p.index.dim != 64 && p.index.dim != 128)
+    return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
+  if (p.options.batch_invariant) return "sums of index_loss depend on the batch here";
+  const Shape shape(p, gpu);
+  if (shape.group > mma::index_loss::kMostGroup)
+    return "at most " + std::to_string(mma::index_loss::kMostGroup) +
+           " query heads share a KV head, not " + std::to_string(shape.group);
+  if (std::string why = KeyTiles::rejects(p, shape.keys, shape.group); !why.empty()) return why;
+  if (shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config) * 4 > shape.most_sums)
+    return "sums of d_index_k of all requests as long as the longest one, for each index head, "
+           "would need more than " +
+           std::to_string(shape.most_sums >> 20) + " MiB";
+  return "";
+}
+
+IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+    : IndexLossStage(p, Shape(p, gpu), layout) {}
+
+IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& layout)
+    : shape_(shape),
+      tiles_(p, shape.keys,
+             std::max(shape.limits(p.bounds.total_q).max_items,
+                      shape.limits(shape.chunk_rows).max_items),
+             shape.max_parts, layout),
+      student_lse_(layout.take<float>(p.bounds.total_q * p.index.heads)) {
+  Layout inverse = layout;
+  tiles_.plan_inverse(p, inverse);
+  const std::int64_t slots = shape.chunk_rows * shape.keys.heads * shape.keys.places;
+  student_shares_ = layout.take<common::backward::StudentShare>(slots);
+  loss_shares_ = layout.take<float>(slots);
+  steps_ = layout.take<std::uint16_t>(slots * p.index.dim);
+  step_sizes_ =
+      layout.take<float>(slots * (p.index.dim / mma::index_loss::part_dims(shape.config)));
+  parts_ = layout.take<float>(shape.max_parts * tile_items(shape.config));
+  sums_ = layout.take<float>(shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config));
+  layout.extend(inverse.bytes());
+}
+
+std::string IndexLossStage::decisions() const {
+  return "index_loss_tile " + std::to_string(shape_.config.keys) + " keys x " +
+         std::to_string(mma::index_loss::kTokens) + " tokens\nindex_loss_chunk " +
+         std::to_string(shape_.chunk_rows) + " tokens\n";
+}
+
+void IndexLossStage::run(const Problem& problem, const core::Call& call, void* workspace,
+                         cudaStream_t stream) const {
+  const Storage storage = storage_of(problem.index.q.storage);
+  common::backward::Pairs pairs = tiles_.run(problem, call, workspace, stream);
+  pairs.tensors = 1;
+  const common::backward::KeyParams keys = key_params(problem, call, pairs, workspace);
+  if (call.d_index_k) {
+    if (!problem.gradients.accumulate) common::backward::launch_clear(storage, keys, stream);
+    const std::int64_t floats =
+        shape_.keys.all_tiles * shape_.keys.heads * tile_items(shape_.config);
+    MSA_CUDA_CHECK(cudaMemsetAsync(sums_.in(workspace), 0,
+                                   static_cast<std::size_t>(floats) * sizeof(float), stream));
+  }
+  const std::int64_t rows = pairs.batch.total_q;
+  for (std::int64_t begin = 0; begin < rows; begin += shape_.chunk_rows) {
+    pairs.row_begin = begin;
+    pairs.row_end = std::min(begin + shape_.chunk_rows, rows);
+    run_rows(problem, call, pairs, workspace, stream);
+  }
+  if (call.d_index_k) common::backward::launch_finish(storage, keys, shape_.keys.all_tiles, stream);
+}
+
+common::backward::KeyParams IndexLossStage::key_params(const Problem& problem,
+                                                       const core::Call& call,
+                                                       const common::backward::Pairs& pairs,
+                                                       void* workspace) const {
+  return {.pairs = pairs,
+          .parts = parts_.in(workspace),
+          .shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k),
+          .sums = {.data = sums_.in(workspace), .tiles = shape_.keys.all_tiles},
+          .head_dim = static_cast<int>(problem.index.dim),
+          .rows = call.index_k.shape[0],
+          .dk = {.rows = make_rows<void>(call.d_index_k),
+                 .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0,
+                 .accumulate = problem.gradients.accumulate ? 1 : 0}};
+}
+
+/// Of the launch that makes losses and gradients; pairs and work are its own.
+mma::index_loss::Params IndexLossStage::params_of(const Problem& problem, const core::Call& call,
+                                                  void* workspace) const {
+  const float index_scale = index_scale_of(problem);
+  mma::index_loss::Params params{
+      .group = static_cast<int>(shape_.group),
+      .shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k),
+      .q = make_rows<const void>(call.q),
+      .k = make_key_rows<const std::uint16_t>(call.k),
+      .lse = make_rows<const float>(call.lse_in),
+      .index_q = make_rows<const void>(call.index_q),
+      .index_k = make_key_rows<const std::uint16_t>(call.index_k),
+      .weights = static_cast<const float*>(call.row_weight.data),
+      .stride_weights = call.row_weight ? call.row_weight.stride[0] : 0,
+      .scale_log2 = scale_log2_of(problem),
+      .index_scale = index_scale,
+      .index_scale_log2 = static_cast<float>(index_scale * 1.4426950408889634),
+      .student_lse = student_lse_.in(workspace),
+      .parts = parts_.in(workspace)};
+  if (call.loss) params.loss_shares = loss_shares_.in(workspace);
+  if (call.d_index_q) {
+    params.shares = {.steps = steps_.in(workspace),
+                     .sizes = step_sizes_.in(workspace),
+                     .part_dims = mma::index_loss::part_dims(shape_.config)};
+  }
+  if (call.d_index_k) params.sums = {.data = sums_.in(workspace), .tiles = shape_.keys.all_tiles};
+  return params;
+}
+
+void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
+                              const common::backward::Pairs& pairs, void* workspace,
+                              cudaStream_t stream) const {
+  const Storage storage = storage_of(problem.index.q.storage);
+  const auto ctas = static_cast<int>(shape_.ctas);
+  mma::index_loss::Params params = params_of(problem, call, workspace);
+  params.pairs = pairs;
+  params.work = tiles_.work(shape_.limits(pairs.row_end - pairs.row_begin), workspace);
+
+  mma::index_loss::Params student = params;
+  student.work.splits = nullptr;
+  student.student_shares = student_shares_.in(workspace);
+  student.student_lse = nullptr;
+  common::backward::launch_items(pairs, student.work, shape_.keys.all_tiles, stream);
+  mma::index_loss::launch(shape_.config, student, ctas, stream);
+  const common::backward::LossParams rows{.pairs = pairs,
+                                          .student_shares = student.student_shares,
+                                          .student_lse = student_lse_.in(workspace),
+                                          .loss_shares = params.loss_shares,
+                                          .loss = make_rows<float>(call.loss)};
+  common::backward::launch_students(rows, stream);
+
+  if (!call.d_index_k) params.work.splits = nullptr;
+  common::backward::launch_items(pairs, params.work, shape_.keys.all_tiles, stream);
+  mma::index_loss::launch(shape_.config, params, ctas, stream);
+  if (call.d_index_k) {
+    common::backward::KeyParams keys = key_params(problem, call, pairs, workspace);
+    keys.work = params.work;
+    common::backward::launch_join(storage, keys, ctas, stream);
+  }
+  if (call.loss) common::backward::launch_losses(rows, stream);
+  if (!call.d_index_q) return;
+  common::backward::launch_queries(
+      storage,
+      {.pairs = pairs,
+       .shares = params.shares,
+       .head_dim = static_cast<int>(problem.index.dim),
+       .lse = {.data = student_lse_.in(workspace), .stride_t = pairs.heads_kv, .stride_h = 1},
+       .scale = params.index_scale,
+       .dq = make_rows<void>(call.d_index_q),
+       .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0},
+      stream);
+}
+
+}  // namespace msa::cuda
