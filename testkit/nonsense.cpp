@@ -10,12 +10,12 @@ namespace {
 constexpr std::int64_t kNonsense = -7;
 constexpr Format kNoFormat{.storage = DType::E2M1, .group = kNonsense};
 
-bool derives(Op op) {
+bool is_backward_pass(Op op) {
   return op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward;
 }
 bool attends(Op op) {
   return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention ||
-         derives(op);
+         is_backward_pass(op);
 }
 bool scores(Op op) {
   return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention ||
@@ -85,7 +85,7 @@ void spoil_selection(Problem& p) {
 
 Problem with_nonsense(const Problem& problem) {
   Problem p = problem;
-  if (!derives(p.op) && p.op != Op::IndexLoss)
+  if (!is_backward_pass(p.op) && p.op != Op::IndexLoss)
     p.gradients = {.dtype = DType::I32, .accumulate = true};
   spoil_attention(p);
   spoil_index(p);

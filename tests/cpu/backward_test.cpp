@@ -3,8 +3,6 @@
 // machine. Against the oracle they are held by cases (tests/cases).
 #include <gtest/gtest.h>
 
-#include <cstring>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -12,7 +10,7 @@
 #include "testkit/number.h"
 #include "testkit/requests.h"
 #include "testkit/verify.h"
-#include "tests/cpu/common.h"
+#include "tests/cpu/gradients.h"
 
 namespace msa::test {
 namespace {

@@ -4,14 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "testkit/generate.h"
 #include "testkit/requests.h"
 #include "testkit/verify.h"
-#include "tests/cpu/common.h"
+#include "tests/cpu/gradients.h"
 
 namespace msa::test {
 namespace {

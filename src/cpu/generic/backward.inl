@@ -33,8 +33,8 @@ MSA_INLINE const typename S::T* row_of(const RowTensor& t, std::int64_t row, std
 // ---- packing ----
 
 /// Keys or values of a block as rows of fp32, zero behind the last.
-inline void pack_block(const RowTensor& from, DType dtype, std::int64_t first, std::int64_t head,
-                       std::int64_t dim, const Chunk& c, float* to) {
+MSA_PIECE void pack_block(const RowTensor& from, DType dtype, std::int64_t first, std::int64_t head,
+                          std::int64_t dim, const Chunk& c, float* to) {
   with_floats(dtype, [&](auto storage) {
     using S = decltype(storage);
     for (std::int64_t key = 0; key < c.keys; ++key) {
@@ -48,8 +48,8 @@ inline void pack_block(const RowTensor& from, DType dtype, std::int64_t first, s
 }
 
 /// Rows of the chunk in strips of kLanes dims, and transposed; zero behind the last.
-inline void pack_rows(const RowTensor& from, DType dtype, std::int64_t q_begin, std::int64_t dim,
-                      const Chunk& c, float* strips, float* lanes) {
+MSA_PIECE void pack_rows(const RowTensor& from, DType dtype, std::int64_t q_begin, std::int64_t dim,
+                         const Chunk& c, float* strips, float* lanes) {
   with_floats(dtype, [&](auto storage) {
     using S = decltype(storage);
     for (std::int64_t r = 0; r < c.rows; ++r) {
@@ -72,7 +72,7 @@ inline void pack_rows(const RowTensor& from, DType dtype, std::int64_t q_begin, 
 
 /// What each row brings: its numbers, and how many keys of the block it sees. Rows whose lse says
 /// that they weigh nothing see none; rows behind the last are whatever forces no mask.
-inline void pack_numbers(const core::Request& request, std::int64_t start, Chunk& c) {
+MSA_PIECE void pack_numbers(const core::Request& request, std::int64_t start, Chunk& c) {
   float* lse = c.at.numbers;
   float* rest = c.at.numbers + kBackwardRows;
   c.least = c.keys;
@@ -99,8 +99,8 @@ inline void pack_numbers(const core::Request& request, std::int64_t start, Chunk
 
 /// Products of kTile packed keys from `key` on with Cols columns of rows, `steps` dims.
 template <int Cols>
-MSA_INLINE void multiply_keys(const float* keys, std::int64_t key, const float* const (&rows)[Cols],
-                              std::int64_t steps, float* const (&to)[Cols]) {
+MSA_PIECE void multiply_keys(const float* keys, std::int64_t key, const float* const (&rows)[Cols],
+                             std::int64_t steps, float* const (&to)[Cols]) {
   Touch nothing(nullptr, 0, 0, 1, 1);
   Vec acc[kTile][Cols];
 #pragma GCC unroll 8
@@ -117,7 +117,7 @@ MSA_INLINE void multiply_keys(const float* keys, std::int64_t key, const float* 
 /// Of kTile keys from `key` on and Cols columns. A key that a row does not see weighs exactly
 /// nothing, whatever it holds.
 template <int Cols, bool Masked>
-MSA_INLINE_PIECE void weigh(const Chunk& c, std::int64_t column, std::int64_t key) {
+MSA_PIECE void weigh(const Chunk& c, std::int64_t column, std::int64_t key) {
   const std::int64_t dim = c.call.head_dim, value_dim = c.call.value_dim;
   const float *q[Cols], *dout[Cols];
   float *p[Cols], *ds[Cols];
@@ -156,7 +156,7 @@ MSA_INLINE void weigh_columns(const Chunk& c, std::int64_t column) {
     key + kTile <= c.least ? weigh<Cols, false>(c, column, key) : weigh<Cols, true>(c, column, key);
 }
 
-inline void weigh_chunk(const Chunk& c) {
+MSA_PIECE void weigh_chunk(const Chunk& c) {
   std::int64_t column = 0;
   for (; column + 2 <= c.columns; column += 2) weigh_columns<2>(c, column);
   if (column < c.columns) weigh_columns<1>(c, column);
@@ -176,7 +176,7 @@ inline void open_chunk(const core::Request& request, std::int64_t start, Chunk& 
 
 /// ds K of kTile dims from `d` on and Cols columns to c.at.turn, [Cols][D][lanes].
 template <int Cols>
-MSA_INLINE_PIECE void turn_dims(const Chunk& c, std::int64_t column, std::int64_t d) {
+MSA_PIECE void turn_dims(const Chunk& c, std::int64_t column, std::int64_t d) {
   const std::int64_t dim = c.call.head_dim;
   const float* ds[Cols];
   for (int col = 0; col < Cols; ++col) ds[col] = c.at.ds + (column + col) * c.padded * kLanes;
@@ -207,7 +207,7 @@ MSA_INLINE_PIECE void turn_dims(const Chunk& c, std::int64_t column, std::int64_
 }
 
 /// Adds column `column` of c.at.turn, its `col`-th, to the sums of its rows.
-inline void add_turned(const Chunk& c, std::int64_t column, int col, std::int64_t token) {
+MSA_PIECE void add_turned(const Chunk& c, std::int64_t column, int col, std::int64_t token) {
   const std::int64_t dim = c.call.head_dim;
   Bits turned[kLanes * kLanes];
   const float* from = c.at.turn + col * dim * kLanes;
@@ -222,7 +222,7 @@ inline void add_turned(const Chunk& c, std::int64_t column, int col, std::int64_
   }
 }
 
-inline void add_to_queries(const Chunk& c, std::int64_t token) {
+MSA_PIECE void add_to_queries(const Chunk& c, std::int64_t token) {
   for (std::int64_t column = 0; column < c.columns; column += 2) {
     const bool two = column + 1 < c.columns;
     for (std::int64_t d = 0; d < c.call.head_dim; d += kTile) {
@@ -271,7 +271,7 @@ inline Chunk open_block(const BackwardCall& call, const BackwardScratch& scratch
 }
 
 /// A tile's sums, times the scale, to dq.
-inline void write_rows(const BackwardCall& call, const QueryTile& tile, const float* sums) {
+MSA_PIECE void write_rows(const BackwardCall& call, const QueryTile& tile, const float* sums) {
   const std::int64_t dim = call.head_dim, rows = tile.tokens * call.group;
   const Vec scale = set1(call.scale);
   with_floats(call.gradient_dtype, [&](auto storage) {
@@ -307,9 +307,8 @@ inline void queries(const BackwardCall& call, const QueryTile& tile,
 /// sums[key][dim] += weights[key][row] rows[row][dim] for kTile keys from `key` on and up to two
 /// vectors of dims from `d` on.
 template <int Vectors>
-MSA_INLINE_PIECE void add_products(const Chunk& c, const float* weights, const float* strips,
-                                   std::int64_t key, std::int64_t d, std::int64_t dim,
-                                   float* sums) {
+MSA_PIECE void add_products(const Chunk& c, const float* weights, const float* strips,
+                            std::int64_t key, std::int64_t d, std::int64_t dim, float* sums) {
   Vec acc[kTile][Vectors];
   float* const to = sums + key * dim + d;
 #pragma GCC unroll 8
@@ -334,8 +333,8 @@ MSA_INLINE_PIECE void add_products(const Chunk& c, const float* weights, const f
 
 /// The same for keys from `first` on, which some rows do not see: what such a row holds must not
 /// meet them.
-inline void add_seen(const Chunk& c, const float* weights, const float* strips, std::int64_t first,
-                     std::int64_t dim, float* sums) {
+MSA_PIECE void add_seen(const Chunk& c, const float* weights, const float* strips,
+                        std::int64_t first, std::int64_t dim, float* sums) {
   for (std::int64_t r = 0; r < c.rows; ++r) {
     const float* weight = weights + r / kLanes * c.padded * kLanes + r % kLanes;
     for (std::int64_t key = first; key < c.at.limits[r]; ++key) {
@@ -347,8 +346,8 @@ inline void add_seen(const Chunk& c, const float* weights, const float* strips, 
   }
 }
 
-inline void add_to_keys(const Chunk& c, const float* weights, const float* strips, std::int64_t dim,
-                        float* sums) {
+MSA_PIECE void add_to_keys(const Chunk& c, const float* weights, const float* strips,
+                           std::int64_t dim, float* sums) {
   // Keys of whole tiles that all rows see; behind the last key of all there is nobody to spoil.
   const std::int64_t whole = c.least == c.keys ? c.padded : c.least / kTile * kTile;
   for (std::int64_t d = 0; d < dim; d += 2 * kLanes) {
@@ -362,9 +361,9 @@ inline void add_to_keys(const Chunk& c, const float* weights, const float* strip
 }
 
 /// Sums times `factor`, or added to what lies there.
-inline void write_block(const BackwardCall& call, const RowTensor& gradient, std::int64_t first,
-                        std::int64_t head, std::int64_t keys, std::int64_t dim, float factor,
-                        const float* sums) {
+MSA_PIECE void write_block(const BackwardCall& call, const RowTensor& gradient, std::int64_t first,
+                           std::int64_t head, std::int64_t keys, std::int64_t dim, float factor,
+                           const float* sums) {
   if (gradient.data == nullptr) return;
   const Vec scale = set1(factor);
   with_floats(call.gradient_dtype, [&](auto storage) {

@@ -2,26 +2,37 @@
 // The loss of the index branch and its gradients (docs/kernels/cpu-backward.md): chunks of query
 // tokens meet a block of keys twice, as the rows of attention, whose weights are averaged over the
 // heads of a group, and as rows of the index. What the index's softmax is off by takes the place of
-// the gradients of scores in the products of a backward pass.
+// the gradients of scores in the products of a backward pass. Rows of attention lie head after
+// head, so that the lanes of a token's heads are the same lane, and their sum one of vectors.
 
 namespace index_loss {
 
 using backward::Chunk;
 
-/// Unscaled scores of the chunk's rows to c.at.ds; packs the rows first.
-inline void score_rows(const core::Request& request, std::int64_t start, Chunk& c) {
+/// Unscaled scores of Cols columns to c.at.ds.
+template <int Cols>
+MSA_PIECE void score_columns(const Chunk& c, std::int64_t column) {
+  const std::int64_t dim = c.call.head_dim;
+  const float* rows[Cols];
+  for (int col = 0; col < Cols; ++col) rows[col] = c.at.q_lanes + (column + col) * dim * kLanes;
+  for (std::int64_t key = 0; key < c.most; key += kTile) {
+    float* to[Cols];
+    for (int col = 0; col < Cols; ++col)
+      to[col] = c.at.ds + ((column + col) * c.padded + key) * kLanes;
+    backward::multiply_keys<Cols>(c.at.k, key, rows, dim, to);
+  }
+}
+
+/// Of all the chunk's rows, which are packed first; rows behind the last see no key.
+MSA_PIECE void score_rows(const core::Request& request, std::int64_t start, Chunk& c) {
   c.columns = (c.rows + kLanes - 1) / kLanes;
   backward::pack_numbers(request, start, c);
+  std::fill(c.at.limits + c.rows, c.at.limits + c.columns * kLanes, 0);
   backward::pack_rows(c.call.q, c.call.dtype, request.q_begin, c.call.head_dim, c, c.at.q,
                       c.at.q_lanes);
-  const std::int64_t dim = c.call.head_dim;
-  for (std::int64_t column = 0; column < c.columns; ++column) {
-    const float* rows[1] = {c.at.q_lanes + column * dim * kLanes};
-    for (std::int64_t key = 0; key < c.most; key += kTile) {
-      float* to[1] = {c.at.ds + (column * c.padded + key) * kLanes};
-      backward::multiply_keys<1>(c.at.k, key, rows, dim, to);
-    }
-  }
+  std::int64_t column = 0;
+  for (; column + 2 <= c.columns; column += 2) score_columns<2>(c, column);
+  if (column < c.columns) score_columns<1>(c, column);
 }
 
 /// exp(scale score - lse) where the row sees the key, exactly 0 elsewhere.
@@ -32,59 +43,98 @@ MSA_INLINE Vec weight_of(const Chunk& c, std::int64_t row, std::int64_t key, Vec
   return select(seen, w, zero());
 }
 
-/// Adds the weights of the teacher's chunk, whose first row is row `done` of the tokens' rows, to
-/// the sums of its tokens.
-inline void add_weights(const Chunk& c, std::int64_t done, std::int64_t padded, float* mean) {
+/// Adds the weights of the teacher's chunk to `mean`, which has `columns` vectors of tokens.
+MSA_PIECE void add_weights(const Chunk& c, std::int64_t columns, float* mean) {
   for (std::int64_t column = 0; column < c.columns; ++column) {
-    const std::int64_t row = column * kLanes;
-    const std::int64_t live = std::min<std::int64_t>(kLanes, c.rows - row);
+    const float* scores = c.at.ds + column * c.padded * kLanes;
+    float* const to = mean + column % columns * c.padded * kLanes;
     for (std::int64_t key = 0; key < c.most; ++key) {
-      float weights[kLanes];
-      store(weights, weight_of(c, row, key, load(c.at.ds + (column * c.padded + key) * kLanes)));
-      for (std::int64_t lane = 0; lane < live; ++lane) {
-        const std::int64_t token = (done + row + lane) / c.call.group;
-        mean[(token / kLanes * padded + key) * kLanes + token % kLanes] += weights[lane];
-      }
+      float* const sum = to + key * kLanes;
+      store(sum, add(load(sum), weight_of(c, column * kLanes, key, load(scores + key * kLanes))));
     }
   }
 }
 
-/// The teacher of the student's chunk: the mean over the heads of a group.
-template <class TokenOf>
-inline void teach(const IndexLossCall& call, const core::Request& request, std::int64_t start,
-                  const Chunk& student, Chunk& teacher, const TokenOf& token_of, float* mean) {
+/// Adds up lanes that stand for the same one of `tokens`.
+MSA_PIECE void fold_lanes(float* mean, std::int64_t keys, std::int64_t tokens) {
+  for (std::int64_t key = 0; key < keys; ++key, mean += kLanes) {
+    for (std::int64_t half = kLanes / 2; half >= tokens; half /= 2) {
+      for (std::int64_t lane = 0; lane < half; ++lane) mean[lane] += mean[lane + half];
+    }
+  }
+}
+
+/// Of `count` tokens: as many as fill lanes without a rest, or a power of two of which some do.
+inline std::int64_t padded_tokens(std::int64_t count) {
+  if (count > kLanes) return round_up(count, kLanes);
+  std::int64_t tokens = 1;
+  while (tokens < count) tokens *= 2;
+  return tokens;
+}
+
+/// The teacher of the student's chunk, whose rows are tokens: the mean over the heads of a group.
+/// Tokens behind the last are the last one.
+MSA_PIECE void teach(const IndexLossCall& call, const core::Request& request, std::int64_t start,
+                     const Chunk& student, Chunk& teacher, float* mean) {
   std::memset(mean, 0,
               static_cast<std::size_t>(student.columns * student.padded * kLanes) * sizeof *mean);
-  std::int64_t done = 0;
-  backward::for_each_rows(student.rows, teacher, token_of, [&] {
+  const std::int64_t group = call.teacher.group, tokens = padded_tokens(student.rows);
+  const std::int64_t at_once = kBackwardRows / tokens;
+  for (std::int64_t head = 0; head < group; head += at_once) {
+    teacher.rows = tokens * std::min(at_once, group - head);
+    for (std::int64_t r = 0; r < teacher.rows; ++r) {
+      const std::int64_t token = student.at.rows[std::min(r % tokens, student.rows - 1)];
+      teacher.at.rows[r] = token * group + head + r / tokens;
+    }
     score_rows(request, start, teacher);
-    add_weights(teacher, done, student.padded, mean);
-    done += teacher.rows;
-  });
-  const Vec share = set1(1.0f / static_cast<float>(call.teacher.group));
+    add_weights(teacher, student.columns, mean);
+  }
+  if (tokens < kLanes) fold_lanes(mean, student.most, tokens);
+  const Vec share = set1(1.0f / static_cast<float>(group));
   for (std::int64_t n = 0; n < student.columns * student.padded; ++n)
     store(mean + n * kLanes, mul(load(mean + n * kLanes), share));
 }
 
-/// What one row's terms add to its loss.
-inline void add_losses(const Chunk& c, const float* mean, double* loss) {
-  const float* lse = c.at.numbers;
-  for (std::int64_t row = 0; row < c.rows; ++row) {
-    double sum = 0;
-    for (std::int64_t key = 0; key < c.at.limits[row]; ++key) {
-      const std::int64_t at = (row / kLanes * c.padded + key) * kLanes + row % kLanes;
-      const float p = mean[at];
-      if (p == 0.0f) continue;
-      const float student = c.at.ds[at] * c.call.scale - lse[row] / kLog2E;
-      sum += double(p) * (std::log(double(p)) - double(student));
+/// The natural logarithm of a normal number above 0, to two roundings; without a branch, for loops
+/// over lanes that compilers turn into vectors.
+MSA_INLINE float log_of(float x) {
+  const auto word = std::bit_cast<std::uint32_t>(x);
+  // x = m 2^exponent, m from the root of 1/2 to that of 2; log m = 2 artanh((m - 1) / (m + 1)).
+  const auto exponent = static_cast<std::int32_t>(word - 0x3f3504f3u) >> 23;
+  const auto m = std::bit_cast<float>(word - (static_cast<std::uint32_t>(exponent) << 23));
+  const float s = (m - 1.0f) / (m + 1.0f), t = s * s;
+  const float series = 1.0f + t * (1.0f / 3 + t * (1.0f / 5 + t * (1.0f / 7 + t * (1.0f / 9))));
+  return static_cast<float>(exponent) * 0.693147181f + 2.0f * s * series;
+}
+
+/// What each row's terms add to its loss.
+MSA_PIECE void add_losses(const Chunk& c, const float* mean, double* loss) {
+  for (std::int64_t first = 0; first < c.rows; first += kLanes) {
+    const std::int64_t block = first / kLanes * c.padded * kLanes;
+    double sums[kLanes] = {};
+    float lse[kLanes];
+    std::int32_t limits[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lse[lane] = c.at.numbers[first + lane] / kLog2E;
+      limits[lane] = c.at.limits[first + lane];
     }
-    loss[row] = sum;
+    for (std::int64_t key = 0; key < c.most; ++key) {
+      const float* p = mean + block + key * kLanes;
+      const float* score = c.at.ds + block + key * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float student = score[lane] * c.call.scale - lse[lane];
+        const double term = double(p[lane]) * double(log_of(p[lane]) - student);
+        sums[lane] += (key < limits[lane]) & (p[lane] != 0.0f) ? term : 0.0;
+      }
+    }
+    for (std::int64_t row = first; row < std::min<std::int64_t>(first + kLanes, c.rows); ++row)
+      loss[row] = sums[row - first];
   }
 }
 
 /// What the student is off by, times the row's weight, over its scores.
-inline void subtract(const IndexLossCall& call, const core::Request& request, const Chunk& c,
-                     const float* mean) {
+MSA_PIECE void subtract(const IndexLossCall& call, const core::Request& request, const Chunk& c,
+                        const float* mean) {
   for (std::int64_t column = 0; column < c.columns; ++column) {
     const std::int64_t row = column * kLanes;
     float weights[kLanes] = {};
@@ -104,11 +154,6 @@ inline void subtract(const IndexLossCall& call, const core::Request& request, co
   }
 }
 
-/// Tokens whose rows of attention fill the chunks of the teacher; at least one.
-inline std::int64_t tokens_at_once(const IndexLossCall& call) {
-  return std::clamp<std::int64_t>(kBackwardRows / call.teacher.group, 1, kBackwardRows);
-}
-
 /// A block under an index head, packed for the student.
 inline Chunk open_student(const IndexLossCall& call, const IndexLossScratch& scratch,
                           const core::Request& request, std::int64_t head, std::int64_t start) {
@@ -117,22 +162,22 @@ inline Chunk open_student(const IndexLossCall& call, const IndexLossScratch& scr
   return c;
 }
 
-/// Calls visit(first, count, start) for pieces of the tokens of each block that the tile visits.
+/// Calls visit(first, count, start, opens) for pieces of the tokens of each block that the tile
+/// visits.
 template <class Visitor>
-inline void for_each_piece(const IndexLossCall& call, const QueryTile& tile, std::int64_t at_once,
-                           const Visitor& visit) {
+inline void for_each_piece(const IndexLossCall& call, const QueryTile& tile, const Visitor& visit) {
   for (std::int64_t i = 0; i < tile.count; ++i) {
     const Visit& v = tile.visits[i];
-    for (std::int64_t done = 0; done < v.count; done += at_once) {
-      visit(v.first + done, std::min(at_once, v.count - done), v.block * call.student.step,
-            done == 0);
+    for (std::int64_t done = 0; done < v.count; done += kBackwardRows) {
+      visit(v.first + done, std::min<std::int64_t>(kBackwardRows, v.count - done),
+            v.block * call.student.step, done == 0);
     }
   }
 }
 
 /// Adds a column of scores to the running sums of its rows, which are `tokens` of the tile.
-inline void add_to_sums(const Chunk& c, std::int64_t column, const std::int32_t* tokens,
-                        const IndexLossScratch& scratch) {
+MSA_PIECE void add_to_sums(const Chunk& c, std::int64_t column, const std::int32_t* tokens,
+                           const IndexLossScratch& scratch) {
   const std::int64_t first = column * kLanes;
   const std::int64_t live = std::min<std::int64_t>(kLanes, c.rows - first);
   float lanes[2][kLanes] = {};
@@ -172,22 +217,21 @@ inline void write_lse(const IndexLossCall& call, const QueryTile& tile,
     call.index_lse[(tile.request.q_begin + tile.token + t) * call.student.heads + tile.head] = 0.0f;
   }
   Chunk c{.call = call.student, .at = scratch.student};
-  for_each_piece(call, tile, kBackwardRows,
-                 [&](std::int64_t first, std::int64_t count, std::int64_t start, bool opens) {
-                   if (opens) {
-                     const Chunk block =
-                         open_student(call, scratch, tile.request, tile.head, start);
-                     c.head = block.head;
-                     c.keys = block.keys;
-                     c.padded = block.padded;
-                   }
-                   c.rows = count;
-                   for (std::int64_t n = 0; n < count; ++n)
-                     c.at.rows[n] = tile.token + tile.visit_tokens[first + n];
-                   score_rows(tile.request, start, c);
-                   for (std::int64_t column = 0; column < c.columns; ++column)
-                     add_to_sums(c, column, tile.visit_tokens + first, scratch);
-                 });
+  for_each_piece(
+      call, tile, [&](std::int64_t first, std::int64_t count, std::int64_t start, bool opens) {
+        if (opens) {
+          const Chunk block = open_student(call, scratch, tile.request, tile.head, start);
+          c.head = block.head;
+          c.keys = block.keys;
+          c.padded = block.padded;
+        }
+        c.rows = count;
+        for (std::int64_t n = 0; n < count; ++n)
+          c.at.rows[n] = tile.token + tile.visit_tokens[first + n];
+        score_rows(tile.request, start, c);
+        for (std::int64_t column = 0; column < c.columns; ++column)
+          add_to_sums(c, column, tile.visit_tokens + first, scratch);
+      });
   for (std::int64_t t = 0; t < tile.tokens; ++t) {
     const double lse = double(scratch.best[t]) + std::log2(double(scratch.sum[t]));
     call.index_lse[(tile.request.q_begin + tile.token + t) * call.student.heads + tile.head] =
@@ -207,8 +251,7 @@ inline void rows(const IndexLossCall& call, const QueryTile& tile,
   Chunk student{.call = call.student, .at = scratch.student};
   Chunk teacher{.call = call.teacher, .at = scratch.teacher};
   for_each_piece(
-      call, tile, tokens_at_once(call),
-      [&](std::int64_t first, std::int64_t count, std::int64_t start, bool opens) {
+      call, tile, [&](std::int64_t first, std::int64_t count, std::int64_t start, bool opens) {
         if (opens) {
           const Chunk block = open_student(call, scratch, tile.request, tile.head, start);
           backward::open_block(call.teacher, scratch.teacher, tile.request, tile.head, start);
@@ -216,13 +259,11 @@ inline void rows(const IndexLossCall& call, const QueryTile& tile,
           student.keys = teacher.keys = block.keys;
           student.padded = teacher.padded = block.padded;
         }
-        const auto token_of = [&](std::int64_t n) {
-          return tile.token + tile.visit_tokens[first + n];
-        };
         student.rows = count;
-        for (std::int64_t n = 0; n < count; ++n) student.at.rows[n] = token_of(n);
+        for (std::int64_t n = 0; n < count; ++n)
+          student.at.rows[n] = tile.token + tile.visit_tokens[first + n];
         score_rows(tile.request, start, student);
-        teach(call, tile.request, start, student, teacher, token_of, scratch.mean);
+        teach(call, tile.request, start, student, teacher, scratch.mean);
         if (call.loss != nullptr) {
           double losses[kBackwardRows];
           add_losses(student, scratch.mean, losses);
@@ -249,16 +290,13 @@ inline void keys(const IndexLossCall& call, const KeyBlock& block, const IndexLo
       backward::open_block(call.teacher, scratch.teacher, block.request, block.head, start);
   float* const sums = scratch.student.sums;
   if (first) std::memset(sums, 0, static_cast<std::size_t>(student.padded * dim) * sizeof *sums);
-  const std::int64_t at_once = tokens_at_once(call);
-  for (std::int64_t done = 0; done < block.count; done += at_once) {
-    const auto token_of = [&](std::int64_t n) {
-      return block.tokens != nullptr ? std::int64_t{block.tokens[done + n]}
-                                     : block.first_token + done + n;
-    };
-    student.rows = std::min(at_once, block.count - done);
-    for (std::int64_t n = 0; n < student.rows; ++n) student.at.rows[n] = token_of(n);
+  for (std::int64_t done = 0; done < block.count; done += kBackwardRows) {
+    student.rows = std::min<std::int64_t>(kBackwardRows, block.count - done);
+    for (std::int64_t n = 0; n < student.rows; ++n)
+      student.at.rows[n] = block.tokens != nullptr ? std::int64_t{block.tokens[done + n]}
+                                                   : block.first_token + done + n;
     score_rows(block.request, start, student);
-    teach(call, block.request, start, student, teacher, token_of, scratch.mean);
+    teach(call, block.request, start, student, teacher, scratch.mean);
     subtract(call, block.request, student, scratch.mean);
     backward::add_to_keys(student, student.at.ds, student.at.q, dim, sums);
   }
