@@ -75,7 +75,7 @@ std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
   if (walks_lists(p) && p.selection.block_size % 64 != 0)
     return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
   const Shape shape(p, gpu);
-  if (std::string why = KeyTiles::rejects(p, shape.keys, shape.group); !why.empty()) return why;
+  if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
   if (p.options.batch_invariant &&
       shape.limits(p, p.bounds.total_q).item_tokens > ceil_div(kInvariantRows, shape.group))
     return "too many rows for batch_invariant: sums of long lists would need too much memory";

@@ -73,7 +73,7 @@ std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
   if (shape.group > mma::index_loss::kMostGroup)
     return "at most " + std::to_string(mma::index_loss::kMostGroup) +
            " query heads share a KV head, not " + std::to_string(shape.group);
-  if (std::string why = KeyTiles::rejects(p, shape.keys, shape.group); !why.empty()) return why;
+  if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
   if (shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config) * 4 > shape.most_sums)
     return "sums of d_index_k of all requests as long as the longest one, for each index head, "
            "would need more than " +

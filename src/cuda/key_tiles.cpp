@@ -54,13 +54,14 @@ std::int64_t KeyTiles::item_rows(const Shape& shape, std::int64_t rows, std::int
   return std::clamp(all / (kItemsPerCta * ctas), kLeastItemRows, kMostItemRows);
 }
 
-std::string KeyTiles::rejects(const Problem& p, const Shape& shape, std::int64_t group) {
+std::string KeyTiles::rejects(const Problem& p, const Shape& shape) {
   if (shape.listed && p.selection.block_size != 64 && p.selection.block_size != 128)
     return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
   if (std::string why = InvertStage::rejects(p); !why.empty()) return why;
-  if (p.bounds.total_q * std::max(shape.listed ? p.selection.topk : 1, group) > kMostInt - 128)
-    return "at most 2^31 - 129 entries of the block lists of a KV head, and rows of its query "
-           "heads";
+  if (shape.listed && p.bounds.total_q * p.selection.topk > kMostInt)
+    return "at most 2^31 - 1 entries of the block lists of a KV head";
+  if (p.bounds.total_q * p.attention.heads_q > kMostInt - 128)
+    return "at most 2^31 - 129 pairs of a query row and a query head";
   if (shape.all_tiles * shape.heads > kMostInt / 2)
     return "at most 2^30 tiles of keys: those of the longest request, times requests and KV heads";
   return "";

@@ -42,7 +42,7 @@ class KeyTiles {
   static std::int64_t item_rows(const Shape& shape, std::int64_t rows, std::int64_t group,
                                 std::int64_t ctas);
   /// Why there are too many of something; empty: there are not.
-  static std::string rejects(const Problem& problem, const Shape& shape, std::int64_t group);
+  static std::string rejects(const Problem& problem, const Shape& shape);
 
   KeyTiles(const Problem& problem, const Shape& shape, std::int64_t max_items,
            std::int64_t max_parts, Layout& layout);

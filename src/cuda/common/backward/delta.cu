@@ -17,10 +17,10 @@ template <class Item>
 __global__ void __launch_bounds__(kDeltaWarps * 32)
     delta_kernel(const __grid_constant__ DeltaParams p) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const std::int64_t pair = std::int64_t{blockIdx.x} * kDeltaWarps + threadIdx.x / 32;
-  if (pair >= p.rows * p.heads) return;
-  const std::int64_t row = pair / p.heads;
-  const std::int64_t head = pair - row * p.heads;
+  const unsigned pair = blockIdx.x * kDeltaWarps + threadIdx.x / 32;  // below 2^31
+  const unsigned row = pair / static_cast<unsigned>(p.heads);
+  if (row >= p.rows) return;
+  const unsigned head = pair - row * static_cast<unsigned>(p.heads);
   const Item* out = row_of<Item>(p.out, row, head);
   const Item* dout = row_of<Item>(p.dout, row, head);
   float sum = 0.0f;

@@ -45,10 +45,10 @@ __global__ void __launch_bounds__(kItemThreads)
     items_kernel(const __grid_constant__ Pairs p, const __grid_constant__ Work work) {
   const std::int64_t tiles = total_tiles(p);
   const std::int64_t step = std::int64_t{gridDim.x} * kItemThreads;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kItemThreads + threadIdx.x;
-       i < tiles * p.heads_kv; i += step) {
-    const auto head = static_cast<int>(i / tiles);
-    const TilePlace place = place_of_tile(p, i - head * tiles);
+  const auto head = static_cast<int>(blockIdx.y);
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kItemThreads + threadIdx.x; i < tiles;
+       i += step) {
+    const TilePlace place = place_of_tile(p, i);
     const Span tokens = tokens_of_tile(p, head, place);
     if (tokens.end > tokens.begin) write_items(work, head, place, tokens);
   }
@@ -59,9 +59,10 @@ __global__ void __launch_bounds__(kItemThreads)
 void launch_items(const Pairs& pairs, const Work& work, std::int64_t max_tiles,
                   cudaStream_t stream) {
   MSA_CUDA_CHECK(cudaMemsetAsync(work.counters, 0, sizeof(Counters), stream));
-  const std::int64_t ctas = ceil_div(max_tiles * pairs.heads_kv, kItemThreads);
+  const std::int64_t ctas = ceil_div(max_tiles, kItemThreads);
   launch_kernel(items_kernel,
-                {.grid = dim3(static_cast<unsigned>(std::min(ctas, kMaxItemCtas))),
+                {.grid = dim3(static_cast<unsigned>(std::min(ctas, kMaxItemCtas)),
+                              static_cast<unsigned>(pairs.heads_kv)),
                  .block = dim3(kItemThreads),
                  .stream = stream},
                 pairs, work);

@@ -28,13 +28,11 @@ __device__ __forceinline__ void clear_row(const KeyRowsOut& to, std::int64_t row
 
 /// A warp a (key row, KV head).
 template <class Item>
-__global__ void __launch_bounds__(kKeyThreads)
+__global__ void __launch_bounds__(kKeyThreads, 4)
     clear_kernel(const __grid_constant__ KeyParams params) {
-  const int heads = params.pairs.heads_kv / params.shared_heads;
-  const std::int64_t pair = (std::int64_t{blockIdx.x} * kKeyThreads + threadIdx.x) / 32;
-  if (pair >= params.rows * heads) return;
-  const std::int64_t row = pair / heads;
-  const auto head = static_cast<int>(pair - row * heads);
+  const std::int64_t row = (std::int64_t{blockIdx.x} * kKeyThreads + threadIdx.x) / 32;
+  if (row >= params.rows) return;
+  const auto head = static_cast<int>(blockIdx.y);
   const int lane = static_cast<int>(threadIdx.x % 32);
   clear_row<Item>(params.dk, row, head, params.head_dim, lane);
   clear_row<Item>(params.dv, row, head, params.head_dim, lane);
@@ -52,7 +50,7 @@ __device__ __forceinline__ void for_each_vector(const KeyParams& params, const V
 }
 
 template <class Item>
-__global__ void __launch_bounds__(kKeyThreads)
+__global__ void __launch_bounds__(kKeyThreads, 4)
     join_kernel(const __grid_constant__ KeyParams params) {
   const Pairs& p = params.pairs;
   const int splits = params.work.counters->splits;
@@ -80,14 +78,13 @@ __global__ void __launch_bounds__(kKeyThreads)
 
 /// Sums of heads that share a head of keys are added up in their order.
 template <class Item>
-__global__ void __launch_bounds__(kKeyThreads)
+__global__ void __launch_bounds__(kKeyThreads, 4)
     finish_kernel(const __grid_constant__ KeyParams params) {
   const Pairs& p = params.pairs;
   const std::int64_t tiles = total_tiles(p);
-  const int heads = p.heads_kv / params.shared_heads;
-  for (std::int64_t i = blockIdx.x; i < tiles * heads; i += gridDim.x) {
-    const auto head = static_cast<int>(i / tiles);
-    const TilePlace place = place_of_tile(p, i - head * tiles);
+  const auto head = static_cast<int>(blockIdx.y);
+  for (std::int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
+    const TilePlace place = place_of_tile(p, i);
     const RequestRecord& request = p.requests[place.request];
     for_each_vector(params, [&](const KeyRowsOut& to, int at, int vector) {
       float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -102,13 +99,14 @@ __global__ void __launch_bounds__(kKeyThreads)
 }  // namespace
 
 void launch_clear(Storage storage, const KeyParams& params, cudaStream_t stream) {
-  const std::int64_t warps = params.rows * (params.pairs.heads_kv / params.shared_heads);
+  const auto heads = static_cast<unsigned>(params.pairs.heads_kv / params.shared_heads);
   with_item(storage, [&]<class Item>() {
-    launch_kernel(clear_kernel<Item>,
-                  {.grid = dim3(static_cast<unsigned>(ceil_div(warps, kKeyThreads / 32))),
-                   .block = dim3(kKeyThreads),
-                   .stream = stream},
-                  params);
+    launch_kernel(
+        clear_kernel<Item>,
+        {.grid = dim3(static_cast<unsigned>(ceil_div(params.rows, kKeyThreads / 32)), heads),
+         .block = dim3(kKeyThreads),
+         .stream = stream},
+        params);
   });
 }
 
@@ -123,12 +121,13 @@ void launch_join(Storage storage, const KeyParams& params, int ctas, cudaStream_
 
 void launch_finish(Storage storage, const KeyParams& params, std::int64_t max_tiles,
                    cudaStream_t stream) {
-  const std::int64_t ctas = std::min(max_tiles * params.pairs.heads_kv, kMaxFinishCtas);
+  const auto heads = static_cast<unsigned>(params.pairs.heads_kv / params.shared_heads);
   with_item(storage, [&]<class Item>() {
-    launch_kernel(
-        finish_kernel<Item>,
-        {.grid = dim3(static_cast<unsigned>(ctas)), .block = dim3(kKeyThreads), .stream = stream},
-        params);
+    launch_kernel(finish_kernel<Item>,
+                  {.grid = dim3(static_cast<unsigned>(std::min(max_tiles, kMaxFinishCtas)), heads),
+                   .block = dim3(kKeyThreads),
+                   .stream = stream},
+                  params);
   });
 }
 

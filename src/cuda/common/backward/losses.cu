@@ -22,11 +22,12 @@ struct LossRow {
 };
 
 __device__ __forceinline__ bool find_row(const Pairs& p, LossRow& own) {
-  const std::int64_t pair = std::int64_t{blockIdx.x} * kLossWarps + threadIdx.x / 32;
-  if (pair >= (p.row_end - p.row_begin) * p.heads_kv) return false;
-  own.row = p.row_begin + pair / p.heads_kv;
-  own.head = static_cast<int>(pair % p.heads_kv);
-  own.first_slot = pair * p.places;
+  const auto heads = static_cast<unsigned>(p.heads_kv);
+  const unsigned pair = blockIdx.x * kLossWarps + threadIdx.x / 32;  // below 2^31
+  if (pair / heads >= p.row_end - p.row_begin) return false;
+  own.row = p.row_begin + pair / heads;
+  own.head = static_cast<int>(pair % heads);
+  own.first_slot = std::int64_t{pair} * p.places;
   own.request = owner_of(p.batch, p.requests, own.row);
   own.lane = static_cast<int>(threadIdx.x % 32);
   return true;

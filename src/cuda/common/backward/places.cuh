@@ -18,7 +18,12 @@ __device__ __forceinline__ void for_each_place(const Pairs& p, const RequestReco
     return;
   }
   const int tiles = p.batch.block_size / p.keys;
-  const ListReader reader(request, p.batch.block_size, ceil_div(visible, p.batch.block_size));
+  const int shift = __ffs(p.batch.block_size) - 1;  // divisions take long
+  ListReader reader;
+  reader.first = request.key_offset >> shift;
+  if (request.total_k != kNoLimit)
+    reader.legal = (request.total_k + p.batch.block_size - 1) >> shift;
+  reader.blocks = (visible + p.batch.block_size - 1) >> shift;
   int first = 0;  // slot of lane 0
   warp::for_each_listed(p.lists, reader, row, head, lane, [&](int, const ListedBlock& listed) {
     unsigned slots = __ballot_sync(kAllLanes, listed.block >= 0);

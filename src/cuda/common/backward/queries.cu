@@ -44,10 +44,10 @@ __global__ void __launch_bounds__(kQueryWarps * 32)
     queries_kernel(const __grid_constant__ QueryParams params) {
   const Pairs& p = params.pairs;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const std::int64_t heads = std::int64_t{p.heads_kv} * p.group;
-  const std::int64_t pair = std::int64_t{blockIdx.x} * kQueryWarps + threadIdx.x / 32;
-  if (pair >= (p.row_end - p.row_begin) * heads) return;
-  const std::int64_t token = pair / heads;
+  const auto heads = static_cast<unsigned>(p.heads_kv * p.group);
+  const unsigned pair = blockIdx.x * kQueryWarps + threadIdx.x / 32;  // below 2^31
+  const unsigned token = pair / heads;
+  if (token >= p.row_end - p.row_begin) return;
   const std::int64_t row = p.row_begin + token;
   const auto head = static_cast<int>(pair - token * heads);
   const int head_kv = head / p.group;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kQueryWarps * 32)
   const int request = owner_of(p.batch, p.requests, row);
   if (request >= 0 && item_of(params.lse, row, head) != kMinusInf) {
     const ShareReader<kItems> shares{params.shares, p.group, head - head_kv * p.group, lane};
-    const std::int64_t first = (token * p.heads_kv + head_kv) * p.places;
+    const std::int64_t first = (std::int64_t{token} * p.heads_kv + head_kv) * p.places;
     for_each_place(p, p.requests[request], row, head_kv, lane,
                    [&](int place) { shares.add(first + place, sums); });
   }
