@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What an op does where gradients are wanted: attention over ragged keys has a backward pass, msa::NAME_backward; every
-other op says so in its own instead of handing back a gradient of nothing.
+"""What an op does where gradients are wanted: attention over ragged keys has a backward pass, msa::NAME_backward, and the
+loss of the index branch is its own; every other op says so instead of handing back a gradient of nothing.
 """
 from __future__ import annotations
 
@@ -99,6 +99,51 @@ class _Attention(torch.autograd.Function):
         return None, *(next(found) if wanted else None for wanted in wants)
 
 
+class _IndexLoss(torch.autograd.Function):
+    """The loss of each row, and what reaches index_q and index_k from it; all else is held constant. Weights of rows may
+    differ from head to head here, which no call of the library takes: each head is a problem of its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, given: dict[str, Any], wanted: tuple[str, ...], overload: Callable[..., Any],
+                below: Callable[..., list[torch.Tensor]], index_q: torch.Tensor,
+                index_k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = tuple(below(**given))
+        ctx.numbers = {name: given[name] for name in (*_NUMBERS, "index_scale") if name in given}
+        ctx.wanted, ctx.overload = wanted, overload
+        lengths = [given.get(name) for name in _LENGTHS]
+        ctx.save_for_backward(index_q, index_k, given["q"], given["k"], given["lse"], given.get("block_ids"), *lengths)
+        ctx.mark_non_differentiable(*(x for x, name in zip(found, wanted) if name != "loss"))
+        ctx.set_materialize_grads(False)
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gradient = dict(zip(ctx.wanted, grads)).get("loss")
+        if gradient is None:
+            return (None,) * 6
+        index_q, index_k, q, k, lse, ids, *lengths = ctx.saved_tensors
+        batch = {name: x for name, x in zip(_LENGTHS, lengths) if x is not None}
+        heads, group, shared = k.shape[1], q.shape[1] // k.shape[1], index_q.shape[1] // index_k.shape[1]
+        wants_q, wants_k = ctx.needs_input_grad[4:]
+        of_queries, of_keys = [], [0] * index_k.shape[1]
+        for head in range(heads):
+            own = slice(head * group, (head + 1) * group)
+            one = slice(head, head + 1)
+            of_key = head // shared
+            found = iter(ctx.overload("index_loss")(
+                q[:, own], k[:, one], lse[:, own], index_q[:, one], index_k[:, of_key:of_key + 1],
+                block_ids=None if ids is None else ids[:, one], row_weight=gradient[:, head], **batch, **ctx.numbers,
+                grad_dtype=torch.float32, loss=False, d_index_q=wants_q, d_index_k=wants_k))
+            if wants_q:
+                of_queries.append(next(found))
+            if wants_k:
+                of_keys[of_key] = of_keys[of_key] + next(found)
+        return (None, None, None, None, torch.cat(of_queries, 1).to(index_q.dtype) if wants_q else None,
+                torch.cat(of_keys, 1).to(index_k.dtype) if wants_k else None)
+
+
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of a sum is one number with strides of 0, which no kernel reads along the innermost dim."""
     return gradient if gradient.stride(-1) == 1 else gradient.contiguous()
@@ -146,6 +191,10 @@ def autograd_kernel(name: str, run: Callable[..., list[torch.Tensor]], overload:
 
     def with_gradients(keyset: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         named = {**dict(zip(parameters, args)), **given}
+        if name == "index_loss" and named.get("loss") and named.get("page_table") is None:
+            wanted = tuple(x for x in ("loss", "d_index_q", "d_index_k") if named.get(x))
+            return list(_IndexLoss.apply(named, wanted, overload, lambda **every: below(keyset, **every),
+                                         named["index_q"], named["index_k"]))
         out_alone = named.get("v") is not None
         if name not in _BACKWARD or not out_alone:
             return list(refused.apply(lambda: below(keyset, *args, **given), *_tensors((*args, *given.values()))))

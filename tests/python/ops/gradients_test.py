@@ -193,3 +193,38 @@ def test_index_loss_is_that_of_plain_torch(listed):
     close(found.loss, loss.detach(), torch.float32)
     close(found.d_index_q, other["index_q"].grad, torch.float32)
     close(found.d_index_k, other["index_k"].grad, torch.float32)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_gradients_of_the_index_loss_are_those_of_plain_torch(listed):
+    """Weights differ from row to row and from head to head."""
+    given = sample()
+    ids = msa.torch.select_blocks(given["index_q"], given["index_k"], topk=K, **NUMBERS) if listed else None
+    lse = plain(given["q"], given["k"], given["v"], ids)[1]
+    weight = vectors(weight=(T, HKV))["weight"]
+    inputs = {name: given[name].requires_grad_() for name in ("q", "k", "index_q", "index_k")}
+    found = msa.torch.index_loss(*list(inputs.values())[:2], lse, *list(inputs.values())[2:], ids, **NUMBERS)
+    assert not found.d_index_q.requires_grad
+    (found.loss * weight).sum().backward()
+    assert given["q"].grad is None and given["k"].grad is None, "the teacher is held constant"
+    other = wide(given)
+    teacher = plain(other["q"], other["k"], other["v"], ids)[2].unflatten(1, (HKV, HQ // HKV)).mean(2).detach()
+    scores = torch.einsum("thd,nd->thn", other["index_q"], other["index_k"][:, 0]) / math.sqrt(DIM)
+    student = scores.masked_fill(~support(ids), -math.inf).log_softmax(-1)
+    terms = torch.where(teacher > 0, teacher * (teacher.clamp(min=1e-300).log() - student), 0.0)
+    (terms.sum(-1) * weight).sum().backward()
+    close(given["index_q"].grad, other["index_q"].grad, torch.float32)
+    close(given["index_k"].grad, other["index_k"].grad, torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:Input #")
+def test_gradcheck_of_the_index_loss():
+    given = sample()
+    lse = plain(given["q"], given["k"], given["v"], None)[1]
+
+    def call(index_q, index_k):
+        return msa.torch.index_loss(given["q"], given["k"], lse, index_q, index_k, return_d_index_q=False,
+                                    return_d_index_k=False, **NUMBERS)
+
+    inputs = tuple(given[name].requires_grad_() for name in ("index_q", "index_k"))
+    assert torch.autograd.gradcheck(call, inputs, eps=1e-2, atol=5e-3, rtol=1e-2, nondet_tol=0.0, fast_mode=True)
