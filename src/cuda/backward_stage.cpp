@@ -15,7 +15,7 @@ namespace {
 using core::ceil_div;
 
 // Of work items with batch_invariant, whatever the batch.
-constexpr std::int64_t kInvariantRows = 16384;
+constexpr std::int64_t kInvariantRows = 65536;
 
 bool walks_lists(const Problem& p) { return p.op == Op::SparseAttentionBackward; }
 
@@ -36,15 +36,17 @@ BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
           storage_of(p.attention.q.storage), static_cast<int>(p.attention.head_dim),
           walks_lists(p) ? static_cast<int>(p.selection.block_size) : 0, gpu.shared_memory)),
       keys(p, walks_lists(p), config.keys),
-      ctas(std::max(1, gpu.multiprocessors) *
-           mma::backward::ctas_per_sm(config, gpu.shared_memory)),
-      group(p.attention.heads_q / p.attention.heads_kv) {
+      cut{.group = p.attention.heads_q / p.attention.heads_kv,
+          .ctas = std::max(1, gpu.multiprocessors) *
+                  std::int64_t{mma::backward::ctas_per_sm(config, gpu.shared_memory)}} {
   const Tuning tuning = tuning_for(gpu);
   const std::int64_t sum_bytes = tile_sums(config) * 4;
-  max_parts = tuning.part_bytes / sum_bytes;
+  // Those of batch_invariant are made before there are shares, in their place.
+  cut.max_parts = (p.options.batch_invariant ? tuning.share_bytes : tuning.part_bytes) / sum_bytes;
+  if (p.options.batch_invariant) cut.item_rows = kInvariantRows;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
   const std::int64_t fitting = std::max<std::int64_t>(
-      1, tuning.share_bytes / (slot_bytes(config, group) * keys.places * keys.heads));
+      1, tuning.share_bytes / (slot_bytes(config, cut.group) * keys.places * keys.heads));
   chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
   // Where chunks end depends on the rows of other requests.
   const bool sums_fit = keys.all_tiles * keys.heads * sum_bytes <= tuning.sum_bytes;
@@ -53,10 +55,9 @@ BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
                                                    : Order::Twice;
 }
 
-KeyTiles::Limits BackwardStage::Shape::limits(const Problem& p, std::int64_t rows) const {
-  const std::int64_t item_rows =
-      p.options.batch_invariant ? kInvariantRows : KeyTiles::item_rows(keys, rows, group, ctas);
-  return KeyTiles::limits(keys, rows, group, item_rows, max_parts);
+KeyTiles::Limits BackwardStage::Shape::most(const Problem& p) const {
+  return KeyTiles::larger(KeyTiles::most(keys, p.bounds.total_q, cut),
+                          KeyTiles::most(keys, chunk_rows, cut));
 }
 
 std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
@@ -72,12 +73,12 @@ std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
     return "head_dim is 64 or 128 here, not " + std::to_string(p.attention.head_dim);
   if (p.attention.value_dim != p.attention.head_dim)
     return "value_dim equals head_dim here, not " + std::to_string(p.attention.value_dim);
-  if (walks_lists(p) && p.selection.block_size % 64 != 0)
-    return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
+  if (std::string why = KeyTiles::rejects_blocks(p, walks_lists(p)); !why.empty()) return why;
   const Shape shape(p, gpu);
   if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
   if (p.options.batch_invariant &&
-      shape.limits(p, p.bounds.total_q).item_tokens > ceil_div(kInvariantRows, shape.group))
+      KeyTiles::limits(shape.keys, p.bounds.total_q, shape.cut).item_tokens >
+          ceil_div(kInvariantRows, shape.cut.group))
     return "too many rows for batch_invariant: sums of long lists would need too much memory";
   return "";
 }
@@ -87,10 +88,7 @@ BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layou
 
 BackwardStage::BackwardStage(const Problem& p, const Shape& shape, Layout& layout)
     : shape_(shape),
-      tiles_(p, shape.keys,
-             std::max(shape.limits(p, p.bounds.total_q).max_items,
-                      shape.limits(p, shape.chunk_rows).max_items),
-             shape.max_parts, layout),
+      tiles_(p, shape.keys, shape.most(p), layout),
       delta_(layout.take<float>(p.bounds.total_q * p.attention.heads_q)) {
   Layout inverse = layout;
   tiles_.plan_inverse(p, inverse);
@@ -101,10 +99,10 @@ BackwardStage::BackwardStage(const Problem& p, const Shape& shape, Layout& layou
 void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
   const std::int64_t floats = tile_sums(shape_.config);
   const std::int64_t slots = shape_.chunk_rows * shape_.keys.heads * shape_.keys.places;
-  const std::int64_t shares = slots * shape_.group * p.attention.head_dim;
+  const std::int64_t shares = slots * shape_.cut.group * p.attention.head_dim;
   // Of Twice, dk and dv of all rows are done with before dq begins.
   Layout parts = layout;
-  parts_ = parts.take<float>(shape_.max_parts * floats);
+  parts_ = parts.take<float>(shape_.most(p).max_parts * floats);
   if (shape_.order != Order::Twice) layout = parts;
   steps_ = layout.take<std::uint16_t>(shares);
   step_sizes_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));
@@ -124,7 +122,7 @@ std::string BackwardStage::decisions() const {
 void BackwardStage::run(const Problem& problem, const core::Call& call, void* workspace,
                         cudaStream_t stream) const {
   common::backward::Pairs pairs = tiles_.run(problem, call, workspace, stream);
-  pairs.group = static_cast<int>(shape_.group);
+  pairs.group = static_cast<int>(shape_.cut.group);
   const common::backward::KeyParams all = key_params(problem, call, pairs, workspace);
   prepare(problem, call, all, workspace, stream);
   const std::int64_t rows = pairs.batch.total_q;
@@ -178,7 +176,8 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
   common::backward::KeyParams keys = key_params(problem, call, all, workspace);
   keys.pairs.row_begin = rows.begin;
   keys.pairs.row_end = rows.end;
-  keys.work = tiles_.work(shape_.limits(problem, rows.end - rows.begin), workspace);
+  keys.work =
+      tiles_.work(KeyTiles::limits(shape_.keys, rows.end - rows.begin, shape_.cut), workspace);
   if (rows.summed) keys.sums = sums_of(workspace);
   if (!rows.keys) {
     keys.work.splits = nullptr;
@@ -200,7 +199,7 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
                                .dk = keys.dk,
                                .dv = keys.dv};
   if (rows.queries) params.shares = shares_of(workspace);
-  const auto ctas = static_cast<int>(shape_.ctas);
+  const auto ctas = static_cast<int>(shape_.cut.ctas);
   mma::backward::launch(shape_.config, params, ctas, stream);
   if (rows.keys) common::backward::launch_join(storage, keys, ctas, stream);
   if (!rows.queries) return;

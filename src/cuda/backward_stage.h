@@ -40,13 +40,12 @@ class BackwardStage {
   struct Shape {
     Shape(const Problem& problem, const GpuInfo& gpu);
 
-    KeyTiles::Limits limits(const Problem& problem, std::int64_t rows) const;
+    /// Of any launch.
+    KeyTiles::Limits most(const Problem& problem) const;
 
     mma::backward::Config config;
     KeyTiles::Shape keys;
-    std::int64_t ctas;
-    std::int64_t group;
-    std::int64_t max_parts;
+    KeyTiles::Cut cut;
     std::int64_t chunk_rows;
     Order order;
   };

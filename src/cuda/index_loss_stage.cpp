@@ -41,21 +41,16 @@ IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
              .head_dim = static_cast<int>(p.attention.head_dim),
              .index_dim = static_cast<int>(p.index.dim)},
       keys(p, takes_lists(p), config.keys),
-      ctas(std::max(1, gpu.multiprocessors) *
-           mma::index_loss::ctas_per_sm(config, gpu.shared_memory)),
-      group(p.attention.heads_q / p.attention.heads_kv) {
+      cut{.group = p.attention.heads_q / p.attention.heads_kv,
+          .ctas = std::max(1, gpu.multiprocessors) *
+                  std::int64_t{mma::index_loss::ctas_per_sm(config, gpu.shared_memory)}} {
   const Tuning tuning = tuning_for(gpu);
-  max_parts = tuning.part_bytes / (tile_items(config) * 4);
+  cut.max_parts = tuning.part_bytes / (tile_items(config) * 4);
   most_sums = tuning.share_bytes;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
   const std::int64_t fitting = std::max<std::int64_t>(
       1, tuning.share_bytes / (slot_bytes(config) * keys.places * keys.heads));
   chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
-}
-
-KeyTiles::Limits IndexLossStage::Shape::limits(std::int64_t rows) const {
-  return KeyTiles::limits(keys, rows, group, KeyTiles::item_rows(keys, rows, group, ctas),
-                          max_parts);
 }
 
 std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
@@ -69,10 +64,11 @@ std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
   if (p.index.dim != 64 && p.index.dim != 128)
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   if (p.options.batch_invariant) return "sums of index_loss depend on the batch here";
+  if (std::string why = KeyTiles::rejects_blocks(p, takes_lists(p)); !why.empty()) return why;
   const Shape shape(p, gpu);
-  if (shape.group > mma::index_loss::kMostGroup)
+  if (shape.cut.group > mma::index_loss::kMostGroup)
     return "at most " + std::to_string(mma::index_loss::kMostGroup) +
-           " query heads share a KV head, not " + std::to_string(shape.group);
+           " query heads share a KV head, not " + std::to_string(shape.cut.group);
   if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
   if (shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config) * 4 > shape.most_sums)
     return "sums of d_index_k of all requests as long as the longest one, for each index head, "
@@ -86,10 +82,7 @@ IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& lay
 
 IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& layout)
     : shape_(shape),
-      tiles_(p, shape.keys,
-             std::max(shape.limits(p.bounds.total_q).max_items,
-                      shape.limits(shape.chunk_rows).max_items),
-             shape.max_parts, layout),
+      tiles_(p, shape.keys, KeyTiles::most(shape.keys, shape.chunk_rows, shape.cut), layout),
       student_lse_(layout.take<float>(p.bounds.total_q * p.index.heads)) {
   Layout inverse = layout;
   tiles_.plan_inverse(p, inverse);
@@ -99,7 +92,8 @@ IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& lay
   steps_ = layout.take<std::uint16_t>(slots * p.index.dim);
   step_sizes_ =
       layout.take<float>(slots * (p.index.dim / mma::index_loss::part_dims(shape.config)));
-  parts_ = layout.take<float>(shape.max_parts * tile_items(shape.config));
+  parts_ = layout.take<float>(KeyTiles::most(shape.keys, shape.chunk_rows, shape.cut).max_parts *
+                              tile_items(shape.config));
   sums_ = layout.take<float>(shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config));
   layout.extend(inverse.bytes());
 }
@@ -152,7 +146,7 @@ mma::index_loss::Params IndexLossStage::params_of(const Problem& problem, const 
                                                   void* workspace) const {
   const float index_scale = index_scale_of(problem);
   mma::index_loss::Params params{
-      .group = static_cast<int>(shape_.group),
+      .group = static_cast<int>(shape_.cut.group),
       .shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k),
       .q = make_rows<const void>(call.q),
       .k = make_key_rows<const std::uint16_t>(call.k),
@@ -180,10 +174,11 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
                               const common::backward::Pairs& pairs, void* workspace,
                               cudaStream_t stream) const {
   const Storage storage = storage_of(problem.index.q.storage);
-  const auto ctas = static_cast<int>(shape_.ctas);
+  const auto ctas = static_cast<int>(shape_.cut.ctas);
   mma::index_loss::Params params = params_of(problem, call, workspace);
   params.pairs = pairs;
-  params.work = tiles_.work(shape_.limits(pairs.row_end - pairs.row_begin), workspace);
+  params.work = tiles_.work(
+      KeyTiles::limits(shape_.keys, pairs.row_end - pairs.row_begin, shape_.cut), workspace);
 
   mma::index_loss::Params student = params;
   student.work.splits = nullptr;

@@ -35,13 +35,9 @@ class IndexLossStage {
   struct Shape {
     Shape(const Problem& problem, const GpuInfo& gpu);
 
-    KeyTiles::Limits limits(std::int64_t rows) const;
-
     mma::index_loss::Config config;
     KeyTiles::Shape keys;
-    std::int64_t ctas;
-    std::int64_t group;
-    std::int64_t max_parts;
+    KeyTiles::Cut cut;
     std::int64_t most_sums;  // bytes
     std::int64_t chunk_rows;
   };

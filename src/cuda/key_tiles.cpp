@@ -37,26 +37,46 @@ KeyTiles::Shape::Shape(const Problem& p, bool lists, int tile_keys)
       places(listed ? p.selection.topk * (block / keys) : std::max<std::int64_t>(1, tiles)),
       heads(p.attention.heads_kv) {}
 
-KeyTiles::Limits KeyTiles::limits(const Shape& shape, std::int64_t rows, std::int64_t group,
-                                  std::int64_t item_rows, std::int64_t max_parts) {
+KeyTiles::Limits KeyTiles::limits(const Shape& shape, std::int64_t rows, const Cut& cut) {
   const std::int64_t pairs = rows * shape.places * shape.heads;
+  const std::int64_t item_rows = cut.item_rows != 0
+                                     ? cut.item_rows
+                                     : std::clamp(pairs * cut.group / (kItemsPerCta * cut.ctas),
+                                                  kLeastItemRows, kMostItemRows);
   // A tile with more tokens than one item has at most twice as many parts as its tokens fill.
   const std::int64_t tokens = std::clamp<std::int64_t>(
-      std::max(ceil_div(item_rows, group), ceil_div(2 * pairs, max_parts)), 1, kMostInt);
+      std::max(ceil_div(item_rows, cut.group), ceil_div(2 * pairs, cut.max_parts)), 1, kMostInt);
   return {.item_tokens = tokens,
           .max_items = std::min(pairs, shape.all_tiles * shape.heads) + pairs / tokens,
-          .max_parts = max_parts};
+          .max_parts = std::min(cut.max_parts, 2 * pairs / tokens)};
 }
 
-std::int64_t KeyTiles::item_rows(const Shape& shape, std::int64_t rows, std::int64_t group,
-                                 std::int64_t ctas) {
-  const std::int64_t all = rows * shape.places * shape.heads * group;
-  return std::clamp(all / (kItemsPerCta * ctas), kLeastItemRows, kMostItemRows);
+KeyTiles::Limits KeyTiles::most(const Shape& shape, std::int64_t rows, const Cut& cut) {
+  const Limits all = limits(shape, rows, cut);
+  if (cut.item_rows != 0) return all;
+  // Fewer rows may fill a few items more, as long as these are cut to suit the CTAs; never more
+  // than the shortest items.
+  const std::int64_t pairs = rows * shape.places * shape.heads;
+  const std::int64_t suited = kItemsPerCta * cut.ctas + cut.ctas / 256 + 2;
+  const std::int64_t filled = std::min(pairs / ceil_div(kLeastItemRows, cut.group),
+                                       std::max(pairs / all.item_tokens, suited));
+  return {.item_tokens = all.item_tokens,
+          .max_items = std::min(pairs, shape.all_tiles * shape.heads) + filled,
+          .max_parts = std::min(cut.max_parts, 2 * filled + 1)};
+}
+
+KeyTiles::Limits KeyTiles::larger(const Limits& a, const Limits& b) {
+  return {.item_tokens = std::max(a.item_tokens, b.item_tokens),
+          .max_items = std::max(a.max_items, b.max_items),
+          .max_parts = std::max(a.max_parts, b.max_parts)};
+}
+
+std::string KeyTiles::rejects_blocks(const Problem& p, bool listed) {
+  if (!listed || p.selection.block_size == 64 || p.selection.block_size == 128) return "";
+  return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
 }
 
 std::string KeyTiles::rejects(const Problem& p, const Shape& shape) {
-  if (shape.listed && p.selection.block_size != 64 && p.selection.block_size != 128)
-    return "block_size is 64 or 128 here, not " + std::to_string(p.selection.block_size);
   if (std::string why = InvertStage::rejects(p); !why.empty()) return why;
   if (shape.listed && p.bounds.total_q * p.selection.topk > kMostInt)
     return "at most 2^31 - 1 entries of the block lists of a KV head";
@@ -67,14 +87,13 @@ std::string KeyTiles::rejects(const Problem& p, const Shape& shape) {
   return "";
 }
 
-KeyTiles::KeyTiles(const Problem& p, const Shape& shape, std::int64_t max_items,
-                   std::int64_t max_parts, Layout& layout)
+KeyTiles::KeyTiles(const Problem& p, const Shape& shape, const Limits& most, Layout& layout)
     : shape_(shape),
       requests_(layout.take<RequestRecord>(p.bounds.batch)),
       first_blocks_(layout.take<std::int64_t>(p.bounds.batch + 1)),
       counters_(layout.take<common::backward::Counters>(1)),
-      items_(layout.take<common::backward::WorkItem>(max_items)),
-      splits_(layout.take<common::backward::SplitTile>(max_parts / 2)) {
+      items_(layout.take<common::backward::WorkItem>(most.max_items)),
+      splits_(layout.take<common::backward::SplitTile>(most.max_parts / 2 + 1)) {
   if (!shape_.listed) return;
   const std::int64_t rows = p.bounds.total_q;
   q_indices_ = layout.take<int>(shape_.heads * rows * p.selection.topk);

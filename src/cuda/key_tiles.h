@@ -34,18 +34,27 @@ class KeyTiles {
     std::int64_t max_items;
     std::int64_t max_parts;
   };
-  /// For launches of `rows` rows: items of about `item_rows` rows of `group` query heads, longer
-  /// where the tiles that several items share would need more than `max_parts` parts.
-  static Limits limits(const Shape& shape, std::int64_t rows, std::int64_t group,
-                       std::int64_t item_rows, std::int64_t max_parts);
-  /// Rows of an item that leave each of `ctas` CTAs some.
-  static std::int64_t item_rows(const Shape& shape, std::int64_t rows, std::int64_t group,
-                                std::int64_t ctas);
+  /// How items are cut.
+  struct Cut {
+    std::int64_t group;      // query heads of a token
+    std::int64_t ctas;       // that each get some items
+    std::int64_t max_parts;  // there is room for; items are longer where they would need more
+    std::int64_t item_rows =
+        0;  // (token, query head) pairs of an item; 0: as many as suit the CTAs
+  };
+  /// Of a launch of so many rows of q.
+  static Limits limits(const Shape& shape, std::int64_t rows, const Cut& cut);
+  /// Room for launches of up to so many.
+  static Limits most(const Shape& shape, std::int64_t rows, const Cut& cut);
+  /// Room for either.
+  static Limits larger(const Limits& a, const Limits& b);
+  /// Why there is no shape; empty: there is.
+  static std::string rejects_blocks(const Problem& problem, bool listed);
   /// Why there are too many of something; empty: there are not.
   static std::string rejects(const Problem& problem, const Shape& shape);
 
-  KeyTiles(const Problem& problem, const Shape& shape, std::int64_t max_items,
-           std::int64_t max_parts, Layout& layout);
+  /// `most`: of any launch.
+  KeyTiles(const Problem& problem, const Shape& shape, const Limits& most, Layout& layout);
   /// What only making the inverse needs: done with before there are sums.
   void plan_inverse(const Problem& problem, Layout& layout);
 

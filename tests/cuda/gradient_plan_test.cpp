@@ -106,7 +106,7 @@ TEST(GradientPlans, SharedMemoryHoldsTheTiles) {
                   gpu.shared_memory + 1024)
             << gpu.name << ' ' << dim << ' ' << block;
         EXPECT_LE(ctas * 2 * config.keys, 256) << "threads of 255 registers";
-        if (block != 0) EXPECT_EQ(block % config.keys, 0);
+        EXPECT_EQ(block % config.keys, 0);
       }
       const mma::index_loss::Config config{.head_dim = dim, .index_dim = dim};
       const int ctas = mma::index_loss::ctas_per_sm(config, gpu.shared_memory);
@@ -115,6 +115,14 @@ TEST(GradientPlans, SharedMemoryHoldsTheTiles) {
           << gpu.name << ' ' << dim;
     }
   }
+}
+
+// Two CTAs of 64 keys share an SM of a Hopper card.
+TEST(GradientPlans, SmallTilesShareAnSm) {
+  const auto config = mma::backward::config_for(Storage::Bf16, 128, 64, kHopper.shared_memory);
+  EXPECT_EQ(config.rows, 64);
+  EXPECT_EQ(mma::backward::ctas_per_sm(config, kHopper.shared_memory), 2);
+  EXPECT_EQ(mma::index_loss::ctas_per_sm({}, kHopper.shared_memory), 2);
 }
 
 // Small problems at once; larger ones by chunks, with sums of keys in the workspace where these
@@ -172,10 +180,10 @@ TEST(GradientPlans, ItemsHaveRoom) {
     const Problem p = gradients(line);
     const bool listed = p.op == Op::SparseAttentionBackward;
     const KeyTiles::Shape shape(p, listed, 64);
-    const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;
-    const std::int64_t max_parts = 1024;
+    const KeyTiles::Cut cut{
+        .group = p.attention.heads_q / p.attention.heads_kv, .ctas = 132, .max_parts = 1024};
     const std::int64_t rows = p.bounds.total_q;
-    const auto limits = KeyTiles::limits(shape, rows, group, 2048, max_parts);
+    const auto limits = KeyTiles::limits(shape, rows, cut);
     const std::int64_t pairs = rows * shape.places * shape.heads;
     const std::int64_t tiles = shape.all_tiles * shape.heads;
     const auto items = [&](std::int64_t count) {
@@ -188,7 +196,26 @@ TEST(GradientPlans, ItemsHaveRoom) {
           std::clamp<std::int64_t>(pairs / (limits.item_tokens + 1), 1, tiles)}) {
       const std::int64_t each = items(pairs / used);
       EXPECT_LE(used * each, limits.max_items) << line << ' ' << used;
-      if (each > 1) EXPECT_LE(used * each, max_parts) << line << ' ' << used;
+      if (each > 1) {
+        EXPECT_LE(used * each, limits.max_parts) << line << ' ' << used;
+      }
+    }
+  }
+}
+
+// A call may have any number of rows up to the plan's.
+TEST(GradientPlans, FewerRowsFitTheRoomOfMore) {
+  const Problem p = gradients("op=sparse_backward heads=48/4 topk=16 lens=20000:20000");
+  const KeyTiles::Shape shape(p, true, 128);
+  for (const std::int64_t item_rows : {0, 65536}) {
+    for (const std::int64_t ctas : {1, 7, 132, 600}) {
+      const KeyTiles::Cut cut{.group = 12, .ctas = ctas, .max_parts = 2048, .item_rows = item_rows};
+      const auto most = KeyTiles::most(shape, 20000, cut);
+      for (std::int64_t rows = 0; rows <= 20000; rows += rows < 300 ? 1 : 37) {
+        const auto limits = KeyTiles::limits(shape, rows, cut);
+        ASSERT_LE(limits.max_items, most.max_items) << rows << ' ' << ctas << ' ' << item_rows;
+        ASSERT_LE(limits.max_parts, most.max_parts) << rows << ' ' << ctas << ' ' << item_rows;
+      }
     }
   }
 }

@@ -29,7 +29,7 @@ constexpr std::size_t tile_bytes(const Config& config) {
 }
 /// What is known of rows, what rounding took from each, and a little more.
 constexpr std::size_t beside_tiles(const Config& config) {
-  const int row_bytes = kRowInfos * 32 + config.keys / 16 * 4;
+  const int row_bytes = kRowInfos * 28 + config.keys / 16 * 4;
   return static_cast<std::size_t>(config.rows) * static_cast<std::size_t>(row_bytes) + 1024;
 }
 constexpr std::size_t shared_bytes(const Config& config) {

@@ -41,7 +41,7 @@ class Loader {
     const std::int64_t at = std::int64_t{shared_.item.begin} + (step * kRows + row) / p.group;
     const int head = shared_.item.head;
     ptx::cp_async<4>(&to.row[row], &common::backward::inverse_entry(p.q_indices, head, at), 4);
-    ptx::cp_async<4>(&to.place[row], &common::backward::inverse_entry(p.q_slots, head, at), 4);
+    ptx::cp_async<4>(&to.limit[row], &common::backward::inverse_entry(p.q_slots, head, at), 4);
   }
 
   /// What is known of this thread's row of a step, once it is found.
@@ -54,6 +54,7 @@ class Loader {
     const int token = number / p.group;
     const int head = number - token * p.group;
     to.head[row] = shared_.item.head * p.group + head;
+    const int place = to.limit[row];
     to.share[row] = -1;
     to.limit[row] = 0;
     if (number >= num_rows()) {
@@ -61,7 +62,7 @@ class Loader {
       return;
     }
     if (p.listed == 0) to.row[row] = shared_.item.begin + token;
-    to.share[row] = slot_of(to.row[row], to.place[row]) * p.group + head;
+    to.share[row] = slot_of(to.row[row], place) * p.group + head;
     to.limit[row] = min(
         visible_keys(shared_.request, to.row[row] - shared_.request.q_begin, p.batch.causal != 0) -
             first_key(),

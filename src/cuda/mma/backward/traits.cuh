@@ -33,8 +33,8 @@ struct Traits {
     float delta[kRows];
     int row[kRows];    // of q; -1: behind the item's last
     int head[kRows];   // of q
-    int place[kRows];  // of the tile's block in the token's list
-    int limit[kRows];  // keys of the tile that it sees, or fewer than 1
+    int limit[kRows];  // keys of the tile that it sees, or fewer than 1; before it is told, the
+                       // place of the tile's block in the token's list
   };
 
   struct Shared {
