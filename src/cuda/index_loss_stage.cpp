@@ -48,8 +48,9 @@ IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
   cut.max_parts = tuning.part_bytes / (tile_items(config) * 4);
   most_sums = tuning.share_bytes;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
+  // Shares are small: half of the room makes chunks long enough.
   const std::int64_t fitting = std::max<std::int64_t>(
-      1, tuning.share_bytes / (slot_bytes(config) * keys.places * keys.heads));
+      1, tuning.share_bytes / 2 / (slot_bytes(config) * keys.places * keys.heads));
   chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
 }
 
@@ -70,9 +71,10 @@ std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
     return "at most " + std::to_string(mma::index_loss::kMostGroup) +
            " query heads share a KV head, not " + std::to_string(shape.cut.group);
   if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
-  if (shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config) * 4 > shape.most_sums)
-    return "sums of d_index_k of all requests as long as the longest one, for each index head, "
-           "would need more than " +
+  if (shape.keys.all_tiles * p.index.heads_k * tile_items(shape.config) * 4 > shape.most_sums)
+    return "sums of d_index_k, of requests that are all as long as the longest one, would need "
+           "more "
+           "than " +
            std::to_string(shape.most_sums >> 20) + " MiB";
   return "";
 }
@@ -94,7 +96,7 @@ IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& lay
       layout.take<float>(slots * (p.index.dim / mma::index_loss::part_dims(shape.config)));
   parts_ = layout.take<float>(KeyTiles::most(shape.keys, shape.chunk_rows, shape.cut).max_parts *
                               tile_items(shape.config));
-  sums_ = layout.take<float>(shape.keys.all_tiles * shape.keys.heads * tile_items(shape.config));
+  sums_ = layout.take<float>(shape.keys.all_tiles * p.index.heads_k * tile_items(shape.config));
   layout.extend(inverse.bytes());
 }
 
@@ -109,11 +111,12 @@ void IndexLossStage::run(const Problem& problem, const core::Call& call, void* w
   const Storage storage = storage_of(problem.index.q.storage);
   common::backward::Pairs pairs = tiles_.run(problem, call, workspace, stream);
   pairs.tensors = 1;
+  pairs.shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k);
   const common::backward::KeyParams keys = key_params(problem, call, pairs, workspace);
   if (call.d_index_k) {
     if (!problem.gradients.accumulate) common::backward::launch_clear(storage, keys, stream);
     const std::int64_t floats =
-        shape_.keys.all_tiles * shape_.keys.heads * tile_items(shape_.config);
+        shape_.keys.all_tiles * problem.index.heads_k * tile_items(shape_.config);
     MSA_CUDA_CHECK(cudaMemsetAsync(sums_.in(workspace), 0,
                                    static_cast<std::size_t>(floats) * sizeof(float), stream));
   }
@@ -132,7 +135,6 @@ common::backward::KeyParams IndexLossStage::key_params(const Problem& problem,
                                                        void* workspace) const {
   return {.pairs = pairs,
           .parts = parts_.in(workspace),
-          .shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k),
           .sums = {.data = sums_.in(workspace), .tiles = shape_.keys.all_tiles},
           .head_dim = static_cast<int>(problem.index.dim),
           .rows = call.index_k.shape[0],
@@ -147,7 +149,7 @@ mma::index_loss::Params IndexLossStage::params_of(const Problem& problem, const 
   const float index_scale = index_scale_of(problem);
   mma::index_loss::Params params{
       .group = static_cast<int>(shape_.cut.group),
-      .shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k),
+      .index_heads = static_cast<int>(problem.index.heads / problem.index.heads_k),
       .q = make_rows<const void>(call.q),
       .k = make_key_rows<const std::uint16_t>(call.k),
       .lse = make_rows<const float>(call.lse_in),
@@ -170,6 +172,20 @@ mma::index_loss::Params IndexLossStage::params_of(const Problem& problem, const 
   return params;
 }
 
+/// The student's logarithms.
+void IndexLossStage::run_student(const mma::index_loss::Params& gradients,
+                                 const common::backward::LossParams& rows, int ctas,
+                                 cudaStream_t stream) const {
+  mma::index_loss::Params student = gradients;
+  student.pairs = rows.pairs;
+  student.work.splits = nullptr;
+  student.student_shares = rows.student_shares;
+  student.student_lse = nullptr;
+  common::backward::launch_items(student.pairs, student.work, shape_.keys.all_tiles, stream);
+  mma::index_loss::launch(shape_.config, student, ctas, stream);
+  common::backward::launch_students(rows, stream);
+}
+
 void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
                               const common::backward::Pairs& pairs, void* workspace,
                               cudaStream_t stream) const {
@@ -179,25 +195,22 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
   params.pairs = pairs;
   params.work = tiles_.work(
       KeyTiles::limits(shape_.keys, pairs.row_end - pairs.row_begin, shape_.cut), workspace);
-
-  mma::index_loss::Params student = params;
-  student.work.splits = nullptr;
-  student.student_shares = student_shares_.in(workspace);
-  student.student_lse = nullptr;
-  common::backward::launch_items(pairs, student.work, shape_.keys.all_tiles, stream);
-  mma::index_loss::launch(shape_.config, student, ctas, stream);
-  const common::backward::LossParams rows{.pairs = pairs,
-                                          .student_shares = student.student_shares,
-                                          .student_lse = student_lse_.in(workspace),
-                                          .loss_shares = params.loss_shares,
-                                          .loss = make_rows<float>(call.loss)};
-  common::backward::launch_students(rows, stream);
+  common::backward::LossParams rows{.pairs = pairs,
+                                    .student_shares = student_shares_.in(workspace),
+                                    .student_lse = student_lse_.in(workspace),
+                                    .loss_shares = params.loss_shares,
+                                    .loss = make_rows<float>(call.loss)};
+  rows.pairs.shared_heads = 1;  // all of them at once
+  run_student(params, rows, ctas, stream);
 
   if (!call.d_index_k) params.work.splits = nullptr;
-  common::backward::launch_items(pairs, params.work, shape_.keys.all_tiles, stream);
-  mma::index_loss::launch(shape_.config, params, ctas, stream);
-  if (call.d_index_k) {
-    common::backward::KeyParams keys = key_params(problem, call, pairs, workspace);
+  // Heads that share a head of keys take turns with its sums.
+  for (int turn = 0; turn < pairs.shared_heads; ++turn) {
+    params.pairs.turn = turn;
+    common::backward::launch_items(params.pairs, params.work, shape_.keys.all_tiles, stream);
+    mma::index_loss::launch(shape_.config, params, ctas, stream);
+    if (!call.d_index_k) continue;
+    common::backward::KeyParams keys = key_params(problem, call, params.pairs, workspace);
     keys.work = params.work;
     common::backward::launch_join(storage, keys, ctas, stream);
   }
@@ -205,7 +218,7 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
   if (!call.d_index_q) return;
   common::backward::launch_queries(
       storage,
-      {.pairs = pairs,
+      {.pairs = rows.pairs,
        .shares = params.shares,
        .head_dim = static_cast<int>(problem.index.dim),
        .lse = {.data = student_lse_.in(workspace), .stride_t = pairs.heads_kv, .stride_h = 1},

@@ -48,6 +48,8 @@ class IndexLossStage {
                                          void* workspace) const;
   mma::index_loss::Params params_of(const Problem& problem, const core::Call& call,
                                     void* workspace) const;
+  void run_student(const mma::index_loss::Params& gradients,
+                   const common::backward::LossParams& rows, int ctas, cudaStream_t stream) const;
   void run_rows(const Problem& problem, const core::Call& call,
                 const common::backward::Pairs& pairs, void* workspace, cudaStream_t stream) const;
 

@@ -39,8 +39,8 @@ class KeyTiles {
     std::int64_t group;      // query heads of a token
     std::int64_t ctas;       // that each get some items
     std::int64_t max_parts;  // there is room for; items are longer where they would need more
-    std::int64_t item_rows =
-        0;  // (token, query head) pairs of an item; 0: as many as suit the CTAs
+    // (Token, query head) pairs of an item; 0: as many as suit the CTAs.
+    std::int64_t item_rows = 0;
   };
   /// Of a launch of so many rows of q.
   static Limits limits(const Shape& shape, std::int64_t rows, const Cut& cut);

@@ -88,7 +88,7 @@ TEST(GradientPlans, SayWhatTheyDoNotTake) {
         std::pair{"op=index_loss index_dim=96 lens=9:500", "index_dim"},
         std::pair{"op=index_loss heads=65/1 lens=9:500", "65"},
         std::pair{"op=index_loss block=32 lens=9:500", "block_size"},
-        std::pair{"op=index_loss lens=1048576:1048576", "MiB"}}) {
+        std::pair{"op=index_loss heads=64/4 index_heads_k=4 lens=1048576:1048576", "MiB"}}) {
     for (const GpuInfo& gpu : every_kind()) {
       const std::string why = refusal_of(gradients(line), gpu);
       EXPECT_TRUE(has(why, reason)) << gpu.name << ": " << line << ": '" << why << "'";
@@ -163,6 +163,7 @@ TEST(GradientPlans, WorkspaceStaysSmall) {
                            "op=dense_backward heads=64/4 lens=131072:131072",
                            "op=dense_backward heads=64/4 lens=1048576:1048576",
                            "op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=131072:131072",
+                           "op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=1048576:1048576",
                            "op=index_loss heads=64/4 index_heads_k=1 lists=0 lens=32768:32768"}) {
     for (const GpuInfo& gpu : every_kind()) {
       const GradientPlan plan = planned(gradients(line), gpu);

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kItemThreads)
     items_kernel(const __grid_constant__ Pairs p, const __grid_constant__ Work work) {
   const std::int64_t tiles = total_tiles(p);
   const std::int64_t step = std::int64_t{gridDim.x} * kItemThreads;
-  const auto head = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.y) * p.shared_heads + p.turn;
   for (std::int64_t i = std::int64_t{blockIdx.x} * kItemThreads + threadIdx.x; i < tiles;
        i += step) {
     const TilePlace place = place_of_tile(p, i);
@@ -62,7 +62,7 @@ void launch_items(const Pairs& pairs, const Work& work, std::int64_t max_tiles,
   const std::int64_t ctas = ceil_div(max_tiles, kItemThreads);
   launch_kernel(items_kernel,
                 {.grid = dim3(static_cast<unsigned>(std::min(ctas, kMaxItemCtas)),
-                              static_cast<unsigned>(pairs.heads_kv)),
+                              static_cast<unsigned>(pairs.heads_kv / pairs.shared_heads)),
                  .block = dim3(kItemThreads),
                  .stream = stream},
                 pairs, work);

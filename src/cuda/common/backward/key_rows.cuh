@@ -29,10 +29,11 @@ __device__ __forceinline__ VectorPlace place_of_vector(int vector, int head_dim)
   return {warp * 16 + lane / 4, columns * 8 + lane % 4 * 2};
 }
 
-/// Vectors of dk of a tile's sums over all launches; those of dv follow.
+/// Vectors of a tile's sums over all launches; those of dv follow those of dk.
 __device__ __forceinline__ float4* sums_of_tile(const Pairs& p, const KeySums& sums, int head,
                                                 const TilePlace& place, int head_dim) {
-  const std::int64_t tile = head * sums.tiles + first_tile(p, place.request) + place.tile;
+  const std::int64_t tile =
+      head / p.shared_heads * sums.tiles + first_tile(p, place.request) + place.tile;
   return reinterpret_cast<float4*>(sums.data) + tile * p.tensors * tile_vectors(p.keys, head_dim);
 }
 

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kKeyThreads, 4)
   }
 }
 
-/// Sums of heads that share a head of keys are added up in their order.
+/// A head of keys has the number of the first head that shares it.
 template <class Item>
 __global__ void __launch_bounds__(kKeyThreads, 4)
     finish_kernel(const __grid_constant__ KeyParams params) {
@@ -86,12 +86,11 @@ __global__ void __launch_bounds__(kKeyThreads, 4)
   for (std::int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
     const TilePlace place = place_of_tile(p, i);
     const RequestRecord& request = p.requests[place.request];
+    const float4* sums =
+        sums_of_tile(p, params.sums, head * p.shared_heads, place, params.head_dim);
     for_each_vector(params, [&](const KeyRowsOut& to, int at, int vector) {
-      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      for (int own = head * params.shared_heads; own < (head + 1) * params.shared_heads; ++own)
-        add_to(sum, sums_of_tile(p, params.sums, own, place, params.head_dim)[at]);
       store_vector<Item>(to, request, head, place.tile * p.keys,
-                         place_of_vector(vector, params.head_dim), sum);
+                         place_of_vector(vector, params.head_dim), sums[at]);
     });
   }
 }
@@ -99,7 +98,7 @@ __global__ void __launch_bounds__(kKeyThreads, 4)
 }  // namespace
 
 void launch_clear(Storage storage, const KeyParams& params, cudaStream_t stream) {
-  const auto heads = static_cast<unsigned>(params.pairs.heads_kv / params.shared_heads);
+  const auto heads = static_cast<unsigned>(params.pairs.heads_kv / params.pairs.shared_heads);
   with_item(storage, [&]<class Item>() {
     launch_kernel(
         clear_kernel<Item>,
@@ -121,7 +120,7 @@ void launch_join(Storage storage, const KeyParams& params, int ctas, cudaStream_
 
 void launch_finish(Storage storage, const KeyParams& params, std::int64_t max_tiles,
                    cudaStream_t stream) {
-  const auto heads = static_cast<unsigned>(params.pairs.heads_kv / params.shared_heads);
+  const auto heads = static_cast<unsigned>(params.pairs.heads_kv / params.pairs.shared_heads);
   with_item(storage, [&]<class Item>() {
     launch_kernel(finish_kernel<Item>,
                   {.grid = dim3(static_cast<unsigned>(std::min(max_tiles, kMaxFinishCtas)), heads),

@@ -43,7 +43,6 @@ struct KeyParams {
   Pairs pairs{};
   Work work{};
   const float* parts = nullptr;  // [max_parts, tensors, keys, head_dim]
-  int shared_heads = 1;          // of pairs, that share a head of keys
   KeySums sums{};
   int head_dim = 128;
   std::int64_t rows = 0;  // N
@@ -61,10 +60,10 @@ void launch_finish(Storage storage, const KeyParams& params, std::int64_t max_ti
 /// Rows of the index loss: what shares give, in the order of their places.
 struct LossParams {
   Pairs pairs{};
-  const StudentShare* student_shares = nullptr;  // [slots]
-  float* student_lse = nullptr;                  // [T, Hi]: base 2, of all places
-  const float* loss_shares = nullptr;            // [slots]
-  Rows<float> loss{};                            // [T, Hi]
+  StudentShare* student_shares = nullptr;  // [slots]
+  float* student_lse = nullptr;            // [T, Hi]: base 2, of all places
+  const float* loss_shares = nullptr;      // [slots]
+  Rows<float> loss{};                      // [T, Hi]
 };
 /// The student's logarithms.
 void launch_students(const LossParams& params, cudaStream_t stream);

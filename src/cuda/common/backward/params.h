@@ -55,6 +55,9 @@ struct Pairs {
   const std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before
   int heads_kv = 1;
   int group = 1;
+  // Heads of the launch: of each `shared_heads` that share a head of keys, number `turn`.
+  int shared_heads = 1;
+  int turn = 0;
   int tensors = 2;             // gradients of keys: dk and dv, or d_index_k
   int keys = 128;              // of a tile: a block has one or more
   std::int64_t row_begin = 0;  // rows of q of the launch
@@ -78,7 +81,7 @@ struct Shares {
 
 /// Sums of gradients of keys over all launches so far, tile after tile (key_rows.cuh).
 struct KeySums {
-  float* data = nullptr;   // [heads_kv, tiles, tensors, keys, head_dim], or none
+  float* data = nullptr;   // [heads of keys, tiles, tensors, keys, head_dim], or none
   std::int64_t tiles = 0;  // planned, of all requests
 };
 

@@ -46,7 +46,7 @@ struct Params {
   common::backward::Pairs pairs{};  // group 1: shares are of index heads
   common::backward::Work work{};
   int group = 1;         // query heads of a KV head
-  int shared_heads = 1;  // index heads of an index key head
+  int index_heads = 1;   // of an index key head
   Rows<const void> q{};  // 16 bits an item
   KeyRows<const std::uint16_t> k{};
   Rows<const float> lse{};  // of attention
@@ -57,14 +57,14 @@ struct Params {
   float scale_log2 = 1;  // of attention's scores
   float index_scale = 1;
   float index_scale_log2 = 1;
-  // The first launch writes shares of the student's logarithm, the second reads the whole.
-  common::backward::StudentShare* student_shares =
-      nullptr;                         // [slots], or none: gradients are wanted
-  const float* student_lse = nullptr;  // [T, Hi], base 2
-  float* loss_shares = nullptr;        // [slots], or none
-  common::backward::Shares shares{};   // of d_index_q, or none
-  float* parts = nullptr;              // of d_index_k: [max_parts, keys, index_dim]
-  common::backward::KeySums sums{};    // data nullptr: d_index_k is not wanted
+  // The first launch writes shares of the student's logarithm, the second, which has none, reads
+  // the whole.
+  common::backward::StudentShare* student_shares = nullptr;  // [slots]
+  const float* student_lse = nullptr;                        // [T, Hi], base 2
+  float* loss_shares = nullptr;                              // [slots], or none
+  common::backward::Shares shares{};                         // of d_index_q, or none
+  float* parts = nullptr;            // of d_index_k: [max_parts, keys, index_dim]
+  common::backward::KeySums sums{};  // data nullptr: d_index_k is not wanted
 };
 
 }  // namespace msa::cuda::mma::index_loss

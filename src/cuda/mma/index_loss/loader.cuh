@@ -36,7 +36,7 @@ class Loader {
   __device__ __forceinline__ void load_keys(bool teacher) const {
     const int head = shared_.item.head;
     if (teacher) load_tile<Traits::kHeadDim>(params_.k, head, shared_.k);
-    load_tile<Traits::kIndexDim>(params_.index_k, head / params_.shared_heads, shared_.index_k);
+    load_tile<Traits::kIndexDim>(params_.index_k, head / params_.index_heads, shared_.index_k);
   }
 
   /// Looks up this thread's token of a step in the inverse; does not wait.

@@ -56,8 +56,8 @@ __device__ __forceinline__ void multiply_seen(const int* limits, int keys, int l
     float d[kItems] = {};
 #pragma unroll 1
     for (int k = 0; k < keys / 16 && 16 * k < limit; ++k) {
-      const int left =
-          limit - 16 * k - common::fragment_column(lane);  // keys from the first own on
+      // Keys that are seen, from this thread's first one on.
+      const int left = limit - 16 * k - common::fragment_column(lane);
       const std::uint32_t low = halves_of(left > 1 ? 3u : (left > 0 ? 1u : 0u));
       const std::uint32_t high = halves_of(left > 9 ? 3u : (left > 8 ? 1u : 0u));
       std::uint32_t a[4];
