@@ -51,7 +51,7 @@ class Form:
 FORMS = {
     "small": Form(task.Task(tokens=256, pairs=24, keys=128, values=64, fillers=64), width=64, heads=4, heads_kv=2, dim=32,
                   block=16, topk=3, batch=8, rate=3e-3, evaluated=64, dtype=torch.float32,
-                  steps={"full": 90, "pt.warm": 60, "pt": 40, "cpt.warm": 80, "cpt": 40}),
+                  steps={"full": 64, "pt.warm": 42, "pt": 28, "cpt.warm": 56, "cpt": 28}),
     "large": Form(task.Task(tokens=8192, pairs=128, keys=4096, values=256, fillers=512), width=256, heads=32, heads_kv=2,
                   dim=128, block=128, topk=4, batch=8, rate=1e-3, evaluated=64, dtype=torch.bfloat16,
                   steps={"full": 300, "pt.warm": 200, "pt": 200, "cpt.warm": 200, "cpt": 200}),
