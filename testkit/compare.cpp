@@ -17,6 +17,7 @@
 #include "testkit/number.h"
 #include "testkit/oracle.h"
 #include "testkit/requests.h"
+#include "testkit/sample_gradients.h"
 #include "testkit/sampling.h"
 
 namespace msa::testkit {
@@ -218,8 +219,15 @@ class Comparison {
     report_.rows_compared = report_.rows;
   }
 
-  /// Gradients of keys are sums over all rows, so that no row can be compared alone.
+  /// Gradients of keys are sums over all rows, so that no row can be compared alone; of large calls
+  /// parts are, which are calls of their own.
   void compare_all_gradients(const Problem& problem, const Operands& operands) {
+    if (problem.op != Op::IndexLoss && !problem.gradients.accumulate) {
+      Problem forward = problem;
+      forward.op = operands.block_ids_in ? Op::SparseAttention : Op::DenseAttention;
+      if (!takes_whole(work_of(forward, operands)))
+        return compare_some_gradients(problem, operands);
+    }
     if (options_.memory != nullptr) {
       Remembered& known = options_.memory->of(problem, operands);
       if (!known.gradient_marks)
@@ -230,6 +238,17 @@ class Comparison {
       compare_gradients(operands, answer, marks_of_gradients(problem, operands, answer), found_);
     }
     report_.rows_compared = report_.rows;
+  }
+
+  void compare_some_gradients(const Problem& problem, const Operands& operands) {
+    for (const Request& request : requests_) {
+      for (const GradientPart& part : sample_gradients(problem, operands, request)) {
+        const Answer answer(part.problem, part.operands);
+        compare_gradients(part.operands, answer,
+                          marks_of_gradients(part.problem, part.operands, answer), found_);
+        if (part.operands.dq) report_.rows_compared += part.problem.bounds.total_q;
+      }
+    }
   }
 
   void whole(const Problem& problem, const Answer& answer, const Stage& stage) {

@@ -36,9 +36,9 @@ class KeyTiles {
   };
   /// How items are cut.
   struct Cut {
-    std::int64_t group;      // query heads of a token
-    std::int64_t ctas;       // that each get some items
-    std::int64_t max_parts;  // there is room for; items are longer where they would need more
+    std::int64_t group = 1;      // query heads of a token
+    std::int64_t ctas = 1;       // that each get some items
+    std::int64_t max_parts = 0;  // there is room for; items are longer where they would need more
     // (Token, query head) pairs of an item; 0: as many as suit the CTAs.
     std::int64_t item_rows = 0;
   };

@@ -43,7 +43,7 @@ GradientPlan planned(const Problem& p, const GpuInfo& gpu) {
   return {decisions, layout.bytes()};
 }
 
-bool has(const std::string& text, const std::string& part) {
+bool names_it(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
@@ -91,7 +91,7 @@ TEST(GradientPlans, SayWhatTheyDoNotTake) {
         std::pair{"op=index_loss heads=64/4 index_heads_k=4 lens=1048576:1048576", "MiB"}}) {
     for (const GpuInfo& gpu : every_kind()) {
       const std::string why = refusal_of(gradients(line), gpu);
-      EXPECT_TRUE(has(why, reason)) << gpu.name << ": " << line << ": '" << why << "'";
+      EXPECT_TRUE(names_it(why, reason)) << gpu.name << ": " << line << ": '" << why << "'";
     }
   }
 }
@@ -135,23 +135,23 @@ TEST(GradientPlans, ChunksFollowTheRoom) {
   };
   const std::string small = "op=sparse_backward heads=64/4 topk=16 lens=2048:2048";
   const std::string large = "op=sparse_backward heads=64/4 topk=16 lens=131072:131072";
-  EXPECT_TRUE(has(order(small, false), "backward_order once\n"));
-  EXPECT_TRUE(has(order(small, true), "backward_order once\n"));
-  EXPECT_TRUE(has(order(large, false), "backward_order summed\n"));
-  EXPECT_TRUE(has(order(large, true), "backward_order twice\n"));
-  EXPECT_TRUE(has(order("op=sparse_backward heads=64/4 topk=16 lens=1048576:1048576", false),
-                  "backward_order twice\n"));
-  EXPECT_TRUE(has(order("op=dense_backward heads=64/4 lens=32768:32768", false),
-                  "backward_order summed\n"));
+  EXPECT_TRUE(names_it(order(small, false), "backward_order once\n"));
+  EXPECT_TRUE(names_it(order(small, true), "backward_order once\n"));
+  EXPECT_TRUE(names_it(order(large, false), "backward_order summed\n"));
+  EXPECT_TRUE(names_it(order(large, true), "backward_order twice\n"));
+  EXPECT_TRUE(names_it(order("op=sparse_backward heads=64/4 topk=16 lens=1048576:1048576", false),
+                       "backward_order twice\n"));
+  EXPECT_TRUE(names_it(order("op=dense_backward heads=64/4 lens=32768:32768", false),
+                       "backward_order summed\n"));
 }
 
 TEST(GradientPlans, ItemsOfABatchInvariantPlanDependOnNoBatch) {
   Problem p = gradients("op=sparse_backward heads=64/4 topk=16 lens=1048576:1048576");
   p.options.batch_invariant = true;
-  EXPECT_TRUE(has(refusal_of(p, kHopper), "batch_invariant"));
+  EXPECT_TRUE(names_it(refusal_of(p, kHopper), "batch_invariant"));
   p = gradients("op=index_loss heads=64/4 topk=16 lens=8192:8192");
   p.options.batch_invariant = true;
-  EXPECT_TRUE(has(refusal_of(p, kHopper), "batch"));
+  EXPECT_TRUE(names_it(refusal_of(p, kHopper), "batch"));
 }
 
 TEST(GradientPlans, WorkspaceStaysSmall) {

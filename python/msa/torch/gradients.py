@@ -127,7 +127,8 @@ class _IndexLoss(torch.autograd.Function):
         batch = {name: x for name, x in zip(_LENGTHS, lengths) if x is not None}
         heads, group, shared = k.shape[1], q.shape[1] // k.shape[1], index_q.shape[1] // index_k.shape[1]
         wants_q, wants_k = ctx.needs_input_grad[4:]
-        of_queries, of_keys = [], [0] * index_k.shape[1]
+        of_queries: list[torch.Tensor] = []
+        of_keys: list[Any] = [0] * index_k.shape[1]
         for head in range(heads):
             own = slice(head * group, (head + 1) * group)
             one = slice(head, head + 1)
