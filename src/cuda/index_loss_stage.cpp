@@ -223,6 +223,8 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
        .head_dim = static_cast<int>(problem.index.dim),
        .lse = {.data = student_lse_.in(workspace), .stride_t = pairs.heads_kv, .stride_h = 1},
        .scale = params.index_scale,
+       .weights = params.weights,
+       .stride_weights = params.stride_weights,
        .dq = make_rows<void>(call.d_index_q),
        .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0},
       stream);

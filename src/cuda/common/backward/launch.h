@@ -33,6 +33,8 @@ struct QueryParams {
   int head_dim = 128;
   Rows<const float> lse{};  // [T, Hq]
   float scale = 1;
+  const float* weights = nullptr;  // more of it, of each row; or none
+  std::int64_t stride_weights = 0;
   Rows<void> dq{};
   int f32 = 0;  // items of dq are floats
 };

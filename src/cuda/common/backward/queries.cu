@@ -59,17 +59,20 @@ __global__ void __launch_bounds__(kQueryWarps * 32)
     for_each_place(p, p.requests[request], row, head_kv, lane,
                    [&](int place) { shares.add(first + place, sums); });
   }
+  const float scale = params.weights == nullptr
+                          ? params.scale
+                          : params.scale * params.weights[row * params.stride_weights];
 #pragma unroll
   for (int i = 0; i < kItems; i += 2) {
     const int column = share_column(lane * kItems + i, params.shares.part_dims);
     if (params.f32 != 0) {
       float* to = row_of<float>(params.dq, row, head) + column;
-      to[0] = sums[i] * params.scale;
-      to[1] = sums[i + 1] * params.scale;
+      to[0] = sums[i] * scale;
+      to[1] = sums[i + 1] * scale;
     } else {
       Item* to = row_of<Item>(params.dq, row, head) + column;
-      to[0] = Item(sums[i] * params.scale);
-      to[1] = Item(sums[i + 1] * params.scale);
+      to[0] = Item(sums[i] * scale);
+      to[1] = Item(sums[i + 1] * scale);
     }
   }
 }

@@ -38,6 +38,7 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
   ptx::cp_async_wait_group<0>();
   for (int step = 0; step < kRowInfos - 2; ++step) loader.tell(step);
   __syncthreads();
+  if (params.shares.steps != nullptr) loader.average();
   loader.load(0);
   ptx::cp_async_commit_group();
 #pragma unroll 1
@@ -45,7 +46,6 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
     ptx::cp_async_wait_group<0>();
     // The rows of a step ascend: if the first one sees all keys, all do, but for the blind.
     const bool blind = __syncthreads_or(loader.is_blind(step)) != 0;
-    if (step == 0) loader.average();
     if (step + 1 < loader.steps()) loader.load(step + 1);
     loader.find(step + 3);
     ptx::cp_async_commit_group();

@@ -98,25 +98,32 @@ class Loader {
     return true;
   }
 
-  /// What the tile's keys have in common, for each column: their mean, where they differ less from
-  /// it than it is from 0. Numbers that are not finite count as 0.
+  /// The mean of the tile's keys, where all are nearer to it than to 0, else 0; numbers that are
+  /// not finite count as 0. Threads meet in it.
   __device__ __forceinline__ void average() const {
-    using Item = typename Traits::Item;
     const int keys = min(Traits::kKeys, shared_.request.seqlen_k - first_key());
     for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads) {
       float sum = 0.0f;
-      float squares = 0.0f;
-      for (int key = 0; key < keys; ++key) {
-        const float x = common::to_float(*reinterpret_cast<const Item*>(
-            shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
-        if (!is_finite(x)) continue;
-        sum += x;
-        squares = fmaf(x, x, squares);
-      }
+      for (int key = 0; key < keys; ++key) sum += finite_item(key, column);
       const float mean = sum / static_cast<float>(keys);
-      const bool alike = is_finite(squares) && 2.0f * mean * sum > squares;
-      shared_.mean[column] = alike ? mean : 0.0f;
+      shared_.mean[column] = is_finite(mean) ? mean : 0.0f;
     }
+    if (thread() == 0) shared_.alike = 1;
+    __syncthreads();
+    for (int key = thread(); key < keys; key += Traits::kThreads) {
+      float product = 0.0f;
+      float square = 0.0f;
+      for (int column = 0; column < Traits::kHeadDim; ++column) {
+        const float mean = shared_.mean[column];
+        product = fmaf(mean, finite_item(key, column), product);
+        square = fmaf(mean, mean, square);
+      }
+      if (!(2.0f * product > square)) shared_.alike = 0;  // or not a number
+    }
+    __syncthreads();
+    if (shared_.alike != 0) return;
+    for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads)
+      shared_.mean[column] = 0.0f;
   }
 
  private:
@@ -139,6 +146,11 @@ class Loader {
            (p.listed == 0 ? tile : place * tiles + tile % tiles);
   }
 
+  __device__ __forceinline__ float finite_item(int key, int column) const {
+    const float x = common::to_float(*reinterpret_cast<const typename Traits::Item*>(
+        shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
+    return is_finite(x) ? x : 0.0f;
+  }
   __device__ __forceinline__ static bool is_finite(float x) { return x - x == 0.0f; }
   /// In the CTA: anew in each step, as what is made of it would wait in registers.
   __device__ __forceinline__ static int thread() {

@@ -2,8 +2,8 @@
 // The tile's share of dq: dS of all warps times the keys. A warp has 32 rows of the step and some
 // of the columns. Sums of dS over a row are small beside its items, those of an attention that is
 // whole even 0: what rounding took from dS would be multiplied by what keys have in common. It is
-// therefore given back, times the mean of the tile's keys; not to rows that see some of them alone,
-// of which it may not be the mean.
+// therefore given back, times the mean of the tile's keys, where all of them are nearer to it than
+// to 0; not to rows that see some of them alone, of which it may not be the mean.
 #pragma once
 
 #include "cuda/common/backward/shares.cuh"

@@ -45,7 +45,8 @@ struct Traits {
     alignas(128) std::uint8_t ds[kKeys * kRows * 2];  // a row a key
     RowInfo infos[kRowInfos];
     float rest[kWarps][kRows];  // of a warp's keys: what rounding took from dS
-    float mean[kHeadDim];       // of the tile's keys
+    float mean[kHeadDim];       // of the tile's keys; 0 where they are not alike
+    int alike;                  // whether all keys are nearer to their mean than to 0
     // Registers are few: what a step seldom asks for stays here.
     int number;  // of the item
     common::backward::WorkItem item;

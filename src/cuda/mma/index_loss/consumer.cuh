@@ -85,7 +85,7 @@ class Consumer {
   }
 
   /// What each pair of a key and a token gives: its share of the loss, and the gradient of the
-  /// student's score, times the token's weight.
+  /// student's score.
   __device__ __forceinline__ void derive(const TokenInfo& tokens, float per_head) {
     float losses[kTokens / 4] = {};
 #pragma unroll
@@ -97,7 +97,7 @@ class Consumer {
       const float log_student = scores_[i] - whole;
       if (counts && teacher != 0.0f)
         losses[i / 4 * 2 + i % 2] += teacher * (log2f(teacher) - log_student) * common::kLn2;
-      scores_[i] = counts ? (ptx::ex2(log_student) - teacher) * tokens.weight[token] : 0.0f;
+      scores_[i] = counts ? ptx::ex2(log_student) - teacher : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < kTokens / 4; ++i) {
@@ -107,35 +107,35 @@ class Consumer {
     }
   }
 
-  /// Gradients of scores go to d_index_k, and into shared memory where d_index_q is wanted.
+  /// Gradients of scores, rounded once, go into shared memory where d_index_q is wanted, and, times
+  /// the tokens' weights, to d_index_k.
   template <bool kMasked>
   __device__ __forceinline__ void add_keys(const TokenInfo& tokens, int stage, bool keys,
-                                           bool queries) {
-    const std::uint32_t e[4] = {
-        ptx::cvt_pack<Item>(scores_[0], scores_[1]), ptx::cvt_pack<Item>(scores_[2], scores_[3]),
-        ptx::cvt_pack<Item>(scores_[4], scores_[5]), ptx::cvt_pack<Item>(scores_[6], scores_[7])};
-    if (queries) {
+                                           bool queries, bool weighted) {
+    std::uint32_t e[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
-        const int token = i / 2 * 8 + common::fragment_column(lane_);
-        *reinterpret_cast<std::uint32_t*>(shared_.e + (key * kTokens + token) * 2) = e[i];
-      }
+    for (int i = 0; i < 4; ++i) {
+      e[i] = ptx::cvt_pack<Item>(scores_[2 * i], scores_[2 * i + 1]);
+      if (!queries) continue;
+      const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
+      *reinterpret_cast<std::uint32_t*>(shared_.e + (key * kTokens + token_of(2 * i)) * 2) = e[i];
     }
     if (!keys) return;
-    const auto load = [&](std::uint32_t(&b)[4], int n) {
-      load_columns(b, shared_.index_q[stage], kTokens, 0, n, lane_);
-    };
-    if constexpr (kMasked) {
-      add_seen<Item>(tokens.limit, 16 * warp_, lane_, e, load, sums_);
-    } else {
+    if (!weighted) return add_product<kMasked>(tokens, stage, e);
+    // A weight times a gradient has twice as many bits: two products, of the upper and the lower.
+    std::uint32_t rest[4];
 #pragma unroll
-      for (int n = 0; n < Traits::kIndexDim / 16; ++n) {
-        std::uint32_t b[4];
-        load(b, n);
-        multiply_columns<Item>(sums_, n, e, b);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const float2 own = ptx::cvt_unpack<Item>(e[i]);
+      const int token = token_of(2 * i);
+      const float first = own.x * tokens.weight[token];
+      const float second = own.y * tokens.weight[token + 1];
+      e[i] = ptx::cvt_pack<Item>(first, second);
+      const float2 upper = ptx::cvt_unpack<Item>(e[i]);
+      rest[i] = ptx::cvt_pack<Item>(first - upper.x, second - upper.y);
     }
+    add_product<kMasked>(tokens, stage, e);
+    add_product<kMasked>(tokens, stage, rest);
   }
 
   /// The tile's share of d_index_q: a warp has some of the columns.
@@ -181,6 +181,25 @@ class Consumer {
   float sums_[kSums];  // of d_index_k
 
  private:
+  /// sums_ += e times the step's index_q.
+  template <bool kMasked>
+  __device__ __forceinline__ void add_product(const TokenInfo& tokens, int stage,
+                                              const std::uint32_t (&e)[4]) {
+    const auto load = [&](std::uint32_t(&b)[4], int n) {
+      load_columns(b, shared_.index_q[stage], kTokens, 0, n, lane_);
+    };
+    if constexpr (kMasked) {
+      add_seen<Item>(tokens.limit, 16 * warp_, lane_, e, load, sums_);
+    } else {
+#pragma unroll
+      for (int n = 0; n < Traits::kIndexDim / 16; ++n) {
+        std::uint32_t b[4];
+        load(b, n);
+        multiply_columns<Item>(sums_, n, e, b);
+      }
+    }
+  }
+
   /// The token of a pair, and its key.
   __device__ __forceinline__ int token_of(int pair) const {
     return pair / 4 * 8 + common::fragment_column(lane_) + pair % 2;

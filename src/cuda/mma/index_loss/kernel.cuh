@@ -80,7 +80,8 @@ __device__ __forceinline__ void finish_step(const Params& params,
                                             Consumer<Traits>& consumer,
                                             typename Traits::Shared& shared) {
   const bool queries = params.shares.steps != nullptr;
-  consumer.template add_keys<kMasked>(tokens, step % 2, params.sums.data != nullptr, queries);
+  consumer.template add_keys<kMasked>(tokens, step % 2, params.sums.data != nullptr, queries,
+                                      params.weights != nullptr);
   __syncthreads();
   store_loss<Traits>(params, tokens, shared);
   if (queries) consumer.template share_queries<kMasked>(tokens, params.shares);
