@@ -17,15 +17,16 @@ from torch import Tensor
 
 from ..arrays import dtype_name
 from ..errors import Error, InvalidArgument
-from ..results import Attention, AttentionBlocks, OutBlocks
+from ..results import AttentionBlocks
 from . import prefill as _prefill
+from .decode import Decoder, Heads, result_of
 from .errors import RankError
 from .estimate import Estimate, Links, Measured, Model, estimate
 from .exchange import Exchange, Pending
 from .layout import LAYOUTS, Span, blocks_of, check_layout, local_length, owner, spans
-from .shard import Pages, Settings, Shard, join, merge, rows_of
+from .shard import Pages, Settings, Shard, value_dim_of
 
-__all__ = ["LAYOUTS", "ContextParallel", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
+__all__ = ["LAYOUTS", "ContextParallel", "Decoder", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
            "blocks_of", "estimate", "local_length", "owner", "spans"]
 
 _MOST_RANKS = 63  # merges take 64 parts, and forced blocks are one
@@ -38,8 +39,9 @@ class ContextParallel:
     layout: "contiguous", "zigzag" or "interleaved": which rank holds which block of a sequence
     ranks: how many ranks the group must have, where the caller knows
     block_size, topk, local_blocks, init_blocks, softmax_scale, backend, threads: as in msa.msa_attention
-    agree: compare shapes and numbers of all ranks before each call; without it a disagreement ends in a timeout.
-        Under CUDA graphs it must be off
+    agree: compare shapes and numbers of all ranks before each call; on GPUs the host also waits for each collective,
+        so that one that fails is an error of this call. Without it a disagreement ends in a timeout, and on GPUs nothing
+        waits but streams: for steady state, and a must under CUDA graphs
     patience: seconds that a failed collective waits for signs of life before it names the ranks that gave none
     """
 
@@ -51,7 +53,7 @@ class ContextParallel:
             group = group.get_group(axis)
         self.layout, self.agree = check_layout(layout), agree
         self.settings = Settings(block_size, topk, local_blocks, init_blocks, softmax_scale, backend, threads)
-        self.exchange = Exchange(group, patience)
+        self.exchange = Exchange(group, patience, agree)
         self.rank, self.ranks = self.exchange.rank, self.exchange.ranks
         if self.ranks > _MOST_RANKS:
             raise InvalidArgument(f"group: expected at most {_MOST_RANKS} ranks, got {self.ranks}", "group")
@@ -95,8 +97,9 @@ class ContextParallel:
                     {"lengths": tuple(lengths), "pieces": pieces})
         with self.exchange.together():
             out, lse, ids = self._prefill_pieces(tensors, plan, pieces)
-        return _result(out, lse if return_lse else None, ids if return_block_ids else None)
+        return result_of(out, lse if return_lse else None, ids if return_block_ids else None)
 
+    # A piece is given back before the next but one is asked for: at no time do three of them lie in memory.
     def _prefill_pieces(self, tensors: dict[str, Tensor], plan: _prefill.Deal,
                         pieces: int) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, index_q, index_k = tensors.values()
@@ -105,15 +108,15 @@ class ContextParallel:
         cuts = [heads * n // pieces for n in range(pieces + 1)]
         waiting = [self._gather_heads(k, v, plan, cuts, 0)]
         ids = _prefill.select(index_q, gathered.wait(), plan, self.settings)
+        del gathered
         out = q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
         lse = q.new_empty(q.shape[:2], dtype=torch.float32)
         for n in range(pieces):
             if n + 1 < pieces:
                 waiting.append(self._gather_heads(k, v, plan, cuts, n + 1))
-            keys, values = (pending.wait() for pending in waiting.pop(0))
             own = slice(cuts[n] * group, cuts[n + 1] * group)
             into = AttentionBlocks(out[:, own], lse[:, own], ids[:, cuts[n]:cuts[n + 1]])
-            _prefill.attend(q[:, own], keys, values, into, plan, self.settings)
+            _prefill.attend(q[:, own], *(pending.wait() for pending in waiting.pop(0)), into, plan, self.settings)
         return out, lse, ids
 
     def _deal(self, lengths: list[int], device: torch.device) -> _prefill.Deal:
@@ -164,15 +167,30 @@ class ContextParallel:
                                                "rows": q.shape[0], "pages": [field for field in pages
                                                                              if not isinstance(field, Tensor)]})
         with self.exchange.together():
-            rows = rows_of(seqlens_k, queries, causal)
-            if positions is None:
-                positions = self.positions(page_table.shape[1] * k.shape[1] // self.settings.block_size, q.device)
-            shard = Shard(rows, page_table, k.shape[1], positions, self.settings, pages)
-            candidates = self.exchange.gather(shard.candidates(index_q, index_k), "candidates").wait()
-            ids = merge(candidates, rows, self.settings)
-            states = self.exchange.gather(shard.attend(q, k, v, ids), "states").wait()
-            out, lse = join(states, self.settings)
-        return _result(out.to(q.dtype), lse if return_lse else None, ids if return_block_ids else None)
+            step = self.decoder(page_table, seqlens_k, page_size=k.shape[1], heads_q=q.shape[1],
+                                index_heads=index_q.shape[1], value_dim=value_dim_of(v, pages), positions=positions,
+                                queries=queries, causal=causal, symmetric=False)
+        return step.run(q, k, v, index_q, index_k, pages=pages, return_lse=return_lse,
+                        return_block_ids=return_block_ids)
+
+    def decoder(self, page_table: Tensor, seqlens_k: Tensor, *, page_size: int, heads_q: int, index_heads: int,
+                value_dim: int, positions: Tensor | None = None, queries: list[int] | None = None, causal: bool = True,
+                symmetric: bool | None = None) -> Decoder:
+        """What decodes step after step, layer after layer, in memory that is allocated once. All ranks call it.
+
+        page_table, seqlens_k, positions, queries, causal: as in decode; the tensors stay where they are, and their
+            contents may change before each step
+        page_size: tokens of a page
+        heads_q, index_heads, value_dim: of the layers to come
+        symmetric: True: ranks read each other's memory where it lies, or Unsupported is raised on all of them; False:
+            a collective gathers it; left out: what all of them can. GPUs of one host can, where torch has it
+        """
+        if positions is None:
+            if self.layout != "interleaved":
+                raise _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
+            positions = self.positions(page_table.shape[1] * page_size // self.settings.block_size, page_table.device)
+        shard = Shard(page_table, page_size, positions, seqlens_k, self.settings, queries, causal)
+        return Decoder(self.exchange, shard, Heads(heads_q, index_heads, value_dim), symmetric)
 
     def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,
                         positions: Tensor | None, queries: list[int] | None) -> Error | None:
@@ -217,9 +235,3 @@ def _fault_of_rows(tensors: dict[str, Tensor], rows: int, pieces: int) -> Error 
     if not 1 <= pieces <= tensors["k"].shape[1]:
         return _refuse("pieces", f"1 to {tensors['k'].shape[1]}, the KV heads", pieces)
     return None
-
-
-def _result(out: Tensor, lse: Tensor | None, ids: Tensor | None) -> Any:
-    if lse is not None:
-        return Attention(out, lse) if ids is None else AttentionBlocks(out, lse, ids)
-    return out if ids is None else OutBlocks(out, ids)

@@ -12,7 +12,7 @@ import msa  # noqa: E402
 import problems  # noqa: E402
 from msa import distributed  # noqa: E402
 from msa.distributed import LAYOUTS, prefill  # noqa: E402
-from msa.distributed.shard import Pages, Settings, Shard, join, merge, rows_of  # noqa: E402
+from msa.distributed.shard import Pages, Settings, Shard, join  # noqa: E402
 from msa.results import AttentionBlocks  # noqa: E402
 
 BLOCK = problems.BLOCK
@@ -24,14 +24,14 @@ def settings_of(batch, backend=None):
 
 def decode(batch, layout, ranks, page=BLOCK, stored=None, pages_of=lambda pools, table: Pages()):
     settings = settings_of(batch)
-    rows = rows_of(torch.tensor(batch.lengths, dtype=torch.int32), batch.new, True)
+    lengths = torch.tensor(batch.lengths, dtype=torch.int32)
     caches = [batch.cache(layout, rank, ranks, page, stored) for rank in range(ranks)]
-    shards = [Shard(rows, table, page, positions, settings, pages_of(pools, table))
-              for pools, table, positions in caches]
-    found = torch.stack([s.candidates(batch.index_q, pools[2]) for s, (pools, _, _) in zip(shards, caches)])
-    ids = merge(found, rows, settings)
-    states = [s.attend(batch.q, pools[0], pools[1], ids) for s, (pools, _, _) in zip(shards, caches)]
-    return (*join(torch.stack(states), settings), ids)
+    shards = [Shard(table, page, positions, lengths, settings, batch.new) for _, table, positions in caches]
+    pages = [pages_of(pools, table) for pools, table, _ in caches]
+    found = [s.candidates(batch.index_q, pools[2], own) for s, (pools, _, _), own in zip(shards, caches, pages)]
+    ids = shards[-1].merge(found)
+    states = [s.attend(batch.q, pools[0], pools[1], ids, own) for s, (pools, _, _), own in zip(shards, caches, pages)]
+    return (*join(states, settings), ids)
 
 
 def prefilled(batch, layout, ranks, backend=None):
@@ -161,11 +161,9 @@ def test_more_queries_than_keys():
 
 def test_rows_that_see_nothing():
     batch = problems.Batch([1, 40], new=[1, 1], seed=5)
-    rows = rows_of(torch.tensor([0, 40], dtype=torch.int32), [1, 1], True)
-    assert rows.last.tolist() == [-1, 39]
-    settings = settings_of(batch)
+    lengths = torch.tensor([0, 40], dtype=torch.int32)
     pools, table, positions = batch.cache("interleaved", 0, 2)
-    shard = Shard(rows, table, BLOCK, positions, settings)
+    shard = Shard(table, BLOCK, positions, lengths, settings_of(batch), [1, 1])
     ids, scores = shard.candidates(batch.index_q, pools[2])
     assert (ids[0] == -1).all() and (scores.view(torch.float32)[0] == float("-inf")).all()
     assert ids[1, 0].tolist() == [0, -1, -1, -1], "block 1 is forced and lies on the other rank"
