@@ -116,8 +116,12 @@ class ContextParallel:
                 waiting.append(self._gather_heads(k, v, plan, cuts, n + 1))
             own = slice(cuts[n] * group, cuts[n + 1] * group)
             into = AttentionBlocks(out[:, own], lse[:, own], ids[:, cuts[n]:cuts[n + 1]])
-            _prefill.attend(q[:, own], *(pending.wait() for pending in waiting.pop(0)), into, plan, self.settings)
+            self._attend_piece(q[:, own], waiting.pop(0), into, plan)
         return out, lse, ids
+
+    def _attend_piece(self, q: Tensor, kv: tuple[Pending, Pending], into: AttentionBlocks, plan: _prefill.Deal) -> None:
+        keys, values = kv
+        _prefill.attend(q, keys.wait(), values.wait(), into, plan, self.settings)
 
     def _deal(self, lengths: list[int], device: torch.device) -> _prefill.Deal:
         key = (tuple(lengths), device)
@@ -130,7 +134,8 @@ class ContextParallel:
     def _gather_blocks(self, rows: Tensor, plan: _prefill.Deal, argument: str) -> Pending:
         return self.exchange.gather(_prefill.to_blocks(rows, plan, self.settings.block_size), argument)
 
-    def _gather_heads(self, k: Tensor, v: Tensor, plan: _prefill.Deal, cuts: list[int], n: int) -> tuple[Pending, ...]:
+    def _gather_heads(self, k: Tensor, v: Tensor, plan: _prefill.Deal, cuts: list[int],
+                      n: int) -> tuple[Pending, Pending]:
         own = slice(cuts[n], cuts[n + 1])
         return self._gather_blocks(k[:, own], plan, "k"), self._gather_blocks(v[:, own], plan, "v")
 
@@ -185,11 +190,12 @@ class ContextParallel:
         symmetric: True: ranks read each other's memory where it lies, or Unsupported is raised on all of them; False:
             a collective gathers it; left out: what all of them can. GPUs of one host can, where torch has it
         """
+        stay = positions is None
         if positions is None:
             if self.layout != "interleaved":
                 raise _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
             positions = self.positions(page_table.shape[1] * page_size // self.settings.block_size, page_table.device)
-        shard = Shard(page_table, page_size, positions, seqlens_k, self.settings, queries, causal)
+        shard = Shard(page_table, page_size, positions, seqlens_k, self.settings, queries, causal, stay)
         return Decoder(self.exchange, shard, Heads(heads_q, index_heads, value_dim), symmetric)
 
     def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,

@@ -63,41 +63,45 @@ class Shard:
     positions: i32 [L] or [B, L], the block of the whole sequence that each one is, ascending; INT32_MAX behind the last
     seqlens_k: i32 [B], lengths of the whole sequences
     queries: rows of each request, its last tokens; None: one each. causal: a row does not see those behind it
+    stay: positions never change
 
-    All three tensors are read again by refresh(), which gives no memory back and takes none after the first time: the
-    layers of a graph see what it wrote last.
+    refresh() reads the three tensors again and writes where it wrote before: layers captured in a graph see what it
+    wrote last, and so it may be captured itself.
     """
 
     def __init__(self, page_table: Tensor, page_size: int, positions: Tensor, seqlens_k: Tensor, settings: Settings,
-                 queries: list[int] | None = None, causal: bool = True) -> None:
-        self.settings = settings
-        self._given = page_table, positions, seqlens_k
+                 queries: list[int] | None = None, causal: bool = True, stay: bool = False) -> None:
+        self.settings, self.device = settings, page_table.device
+        self._given, self._stay = (page_table, positions, seqlens_k), stay
         self._columns_per_block = settings.block_size // page_size
         self.blocks = page_table.shape[1] // self._columns_per_block
-        self._requests, self._behind = _rows_of(queries, causal, seqlens_k.device)
-        self.device = page_table.device
         self.rows = seqlens_k.shape[0] if queries is None else sum(queries)
-        self._starts = torch.arange(self.rows + 1, dtype=torch.int32, device=page_table.device)
-        # What refresh() makes: keys and their pages for a selection and for attention, and tables of ids.
-        self._unforced_keys = self._candidate_table = self._global_ids = self._global_row = torch.Tensor()
-        self._last_seen = self._pages_seen = self._edges = self._local_ids = self._local_slot = torch.Tensor()
-        self._every_key = self._forced_ids = self._forced_scores = torch.Tensor()
+        self._requests, self._behind = _rows_of(queries, causal, self.device)
+        self._starts = self._integers(self.rows + 1)
+        self._allocate()
+        self._edges: Tensor | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """Lengths, pages or positions have other contents. May be captured in a graph, and need not be."""
-        size, page_table, positions, seqlens_k = self.settings.block_size, *self._given
-        last = seqlens_k - 1
+        """Lengths, pages or positions have other contents."""
+        page_table, _, seqlens_k = self._given
+        last = seqlens_k - 1  # position of the last key that a row sees; below 0: none
         if self._requests is not None:
             last, page_table = last[self._requests] - self._behind, page_table[self._requests]
-            positions = positions[self._requests] if positions.dim() == 2 else positions
-        self._force(last)
+        block = last // self.settings.block_size
+        self._force(block)
         if self.blocks == 0:
             return
-        self._prepare_candidates(last, page_table, positions)
-        # Keys here that each row sees: its last block may lie here, and ends where the row does.
-        visible = _below(positions, last // size) * size
-        self._prepare_attention(visible + self._share_of_last(last, positions), page_table, positions)
+        if self._edges is None or not self._stay:
+            self._tabulate()
+        visible = self._count_keys(last, block)
+        # A page that no row sees is page 0, for the blocks behind all others, too.
+        torch.mul(page_table, self._first_keys_of_pages < visible.unsqueeze(1),
+                  out=self._pages_seen[:, :page_table.shape[1]])
+        if self.settings.init_blocks > 0:
+            page_table = _behind_first(page_table, self._first_blocks * self._columns_per_block)
+        if self._candidate_table is not page_table:
+            self._candidate_table.copy_(page_table)
 
     def candidates(self, index_q: Tensor, index_k: Tensor, pages: Pages = Pages(), into: Tensor | None = None) -> Tensor:
         """The best unforced blocks here: i32 [2, T, Hi, k], global ids and the bits of their scores."""
@@ -155,73 +159,86 @@ class Shard:
 
     # ---- what a step's layers share ----
 
-    # Candidates lie between the first blocks and the last ones: as many keys, in pages behind those of the first ones.
-    def _prepare_candidates(self, last: Tensor, page_table: Tensor, positions: Tensor) -> None:
-        s = self.settings
-        if s.local_blocks > 0:
-            keys = _below(positions, last // s.block_size - s.local_blocks + 1) * s.block_size
-        else:
-            keys = _below(positions, last // s.block_size) * s.block_size + self._share_of_last(last, positions)
-        if s.init_blocks > 0:
-            first = (positions < s.init_blocks).sum(-1, keepdim=True)  # [1] or [rows, 1]
-            keys = (keys - first.squeeze(-1) * s.block_size).clamp(min=0)
-            positions = _behind_first(positions, first)
-            page_table = _behind_first(page_table, first * self._columns_per_block)
-        self._keep("_unforced_keys", keys.int())
-        self._keep("_candidate_table", page_table)
-        # Local id -1, 0, 1, ... in column 0, 1, 2, ...; [L + 1] or [rows, L + 1].
-        none = torch.full_like(positions[..., :1], -1)
-        self._keep("_global_ids", torch.cat((none, positions), dim=-1))
-        rows = torch.arange(positions.shape[0] if positions.dim() == 2 else 1, device=positions.device).view(-1, 1, 1)
-        self._keep("_global_row", rows * (self.blocks + 1) + 1)
+    def _integers(self, count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.int32, device=self.device)
 
-    # Behind the blocks that lie here stand as many as a list has entries, which no row sees: page 0 serves them all.
-    def _prepare_attention(self, visible: Tensor, page_table: Tensor, positions: Tensor) -> None:
-        s, device = self.settings, page_table.device
-        self._keep("_last_seen", (visible - 1).int())
-        pages = torch.nn.functional.pad(page_table, (0, s.topk * self._columns_per_block))
-        blocks = torch.arange(pages.shape[1], device=device) // self._columns_per_block
-        seen = blocks * s.block_size < visible.unsqueeze(1)
-        self._keep("_pages_seen", torch.where(seen, pages, 0))
-        self._keep("_every_key", torch.full((self.rows,), (self.blocks + s.topk) * s.block_size, dtype=torch.int32,
-                                            device=device))
-        # Where an id stands among the positions and what follows each: an odd place means that it is one of them.
+    def _allocate(self) -> None:
+        s, page_table = self.settings, self._given[0]
+
+        def new(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+        # For a selection and for attention: keys of each row, and where they lie.
+        self._unforced_keys, self._last_seen = new(self.rows), new(self.rows)
+        aliased = s.init_blocks == 0 and self._requests is None and page_table.is_contiguous()
+        self._candidate_table = page_table if aliased else new(self.rows, page_table.shape[1])
+        self._pages_seen = new(self.rows, (self.blocks + s.topk) * self._columns_per_block)
+        self._first_keys_of_pages = self._integers(page_table.shape[1]) * (s.block_size // self._columns_per_block)
+        self._every_key = torch.full_like(self._last_seen, (self.blocks + s.topk) * s.block_size)
+        # The local id behind each odd place among the edges of blocks, and one that no row sees behind each even one.
+        places = self._integers(2 * self.blocks + 1)
+        slots = self._integers(s.topk).unsqueeze(1)
+        self._local_ids = torch.where(places % 2 == 1, places // 2, self.blocks + slots)
+        self._local_slot = slots.flatten().long() * (2 * self.blocks + 1)
+        # First blocks by their slot, last ones by their slot and the row's last block.
+        self._forced_slots = self._integers(s.init_blocks + s.local_blocks)
+        self._forced_late = (self._forced_slots >= s.init_blocks).int()
+        self._forced_ids = new(self.rows, 1, s.init_blocks + s.local_blocks)
+        self._forced_scores = torch.zeros_like(self._forced_ids, dtype=torch.float32)
+        self._none = torch.full_like(self._forced_slots[:1], -1)
+        self._most, self._least = (torch.full_like(self._none, float(x), dtype=torch.float32) for x in ("inf", "-inf"))
+
+    # What follows from positions alone.
+    def _tabulate(self) -> None:
+        positions = self._given[1]
+        if self._requests is not None and positions.dim() == 2:
+            positions = positions[self._requests]
+        self._positions = positions.contiguous()
+        # An id's place is odd where it is one of the positions.
         ends = torch.where(positions == _NONE, _NONE, positions + 1)
-        self._keep("_edges", torch.stack((positions, ends), dim=-1).flatten(-2))
-        places = torch.arange(2 * self.blocks + 1, dtype=torch.int32, device=device)
-        slots = torch.arange(s.topk, dtype=torch.int32, device=device).unsqueeze(1)
-        self._keep("_local_ids", torch.where(places % 2 == 1, places // 2, self.blocks + slots))
-        self._keep("_local_slot", slots.flatten().long() * (2 * self.blocks + 1))
-
-    # Blocks that each row must choose, whoever has them: i32 [T, 1, init + local], -1 behind the last.
-    def _force(self, last: Tensor) -> None:
-        s = self.settings
-        visible = (last // s.block_size + 1).view(-1, 1, 1)
-        slots = torch.arange(s.init_blocks + s.local_blocks, dtype=torch.int32, device=last.device)
-        # The first ones, then the last ones that are none of them; both are runs, so there is no gap to close.
-        late = slots + torch.clamp(visible - s.local_blocks - s.init_blocks, min=0)
-        forced = torch.where(slots < s.init_blocks, slots, late)
-        forced = torch.where(forced < visible, forced, -1)
-        self._keep("_forced_ids", forced.int())
-        self._keep("_forced_scores", torch.where(forced >= 0, float("inf"), float("-inf")))
-
-    def _keep(self, name: str, made: Tensor) -> None:
-        kept = getattr(self, name)
-        if kept.shape == made.shape and kept.dtype == made.dtype:
-            kept.copy_(made)
+        edges = torch.stack((positions, ends), dim=-1).flatten(-2)
+        self._first_blocks = (positions < self.settings.init_blocks).sum(-1, keepdim=True)  # [1] or [rows, 1]
+        if self.settings.init_blocks > 0:
+            positions = _behind_first(positions, self._first_blocks)
+        # Local id -1, 0, 1, ... in column 0, 1, 2, ...; [L + 1] or [rows, L + 1].
+        global_ids = torch.cat((torch.full_like(positions[..., :1], -1), positions), dim=-1)
+        if self._edges is None:
+            rows = torch.arange(len(positions) if positions.dim() == 2 else 1, device=self.device).view(-1, 1, 1)
+            self._edges, self._global_ids, self._global_row = edges, global_ids, rows * (self.blocks + 1) + 1
         else:
-            setattr(self, name, made.contiguous())
+            self._edges.copy_(edges)
+            self._global_ids.copy_(global_ids)
 
-    # Keys of a row's last block, where that lies here; where it lies behind all that are here, the last one is another.
-    def _share_of_last(self, last: Tensor, positions: Tensor) -> Tensor:
-        size = self.settings.block_size
-        block = last // size
-        place = _below(positions, block).clamp(max=self.blocks - 1).unsqueeze(-1).long()
-        here = positions[place] if positions.dim() == 1 else positions.gather(1, place)
-        return torch.where(here.squeeze(-1) == block, last - block * size + 1, 0)
+    # Keys here that each row sees; and those that candidates come from, between the first blocks and the last ones.
+    def _count_keys(self, last: Tensor, block: Tensor) -> Tensor:
+        s = self.settings
+        before = _count(self._positions, block)
+        here = _count(self._positions, block, right=True) - before  # 1 where a row's last block lies here
+        visible = torch.add(here * (torch.sub(last, block, alpha=s.block_size) + 1), before, alpha=s.block_size)
+        torch.sub(visible, 1, out=self._last_seen)
+        keys = visible
+        if s.local_blocks > 0:
+            keys = _count(self._positions, block - (s.local_blocks - 1)) * s.block_size
+        if s.init_blocks > 0:
+            keys = (keys - self._first_blocks.squeeze(-1) * s.block_size).clamp(min=0)
+        self._unforced_keys.copy_(keys)
+        return visible
+
+    # Blocks that each row must choose, whoever has them: i32 [T, 1, init + local], -1 behind the last. The first ones,
+    # then the last ones that are none of them; both are runs, so there is no gap to close.
+    def _force(self, block: Tensor) -> None:
+        s = self.settings
+        if self._forced_slots.shape[0] == 0:
+            return
+        late = (block.view(-1, 1, 1) + (1 - s.local_blocks - s.init_blocks)).clamp(min=0)
+        forced = torch.addcmul(self._forced_slots, self._forced_late, late)
+        seen = forced <= block.view(-1, 1, 1)
+        self._forced_ids.copy_(torch.where(seen, forced, self._none))
+        self._forced_scores.copy_(torch.where(seen, self._most, self._least))
 
     # The listed blocks by their numbers here.
     def _here(self, block_ids: Tensor) -> Tensor:
+        assert self._edges is not None  # refresh() has run
         flat = block_ids.flatten(1) if self._edges.dim() == 2 else block_ids
         places = torch.searchsorted(self._edges, flat, right=True).view(block_ids.shape)
         return torch.take(self._local_ids, places + self._local_slot)
@@ -249,11 +266,11 @@ def _rows_of(queries: list[int] | None, causal: bool, device: torch.device) -> t
     return requests, torch.tensor(behind, dtype=torch.int32, device=device)
 
 
-# How many local blocks have global ids below `blocks` [rows]: they are the first ones.
-def _below(positions: Tensor, blocks: Tensor) -> Tensor:
+# How many local blocks have global ids below `blocks` [rows], or (right) up to them: they are the first ones.
+def _count(positions: Tensor, blocks: Tensor, right: bool = False) -> Tensor:
     if positions.dim() == 1:
-        return torch.searchsorted(positions, blocks.contiguous())
-    return torch.searchsorted(positions, blocks.unsqueeze(1)).squeeze(1)
+        return torch.searchsorted(positions, blocks, out_int32=True, right=right)
+    return torch.searchsorted(positions, blocks.unsqueeze(1), out_int32=True, right=right).squeeze(1)
 
 
 # Columns from `first` [1] or [rows, 1] on; the last one again where there are none left.

@@ -159,6 +159,30 @@ def test_more_queries_than_keys():
     problems.close(out, wanted.out)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("new", [[1, 1], [3, 1]])
+def test_a_shard_that_is_kept_sees_other_lengths_pages_and_positions(layout, new):
+    kept = {"new": new, "init": 1, "local": 2}
+    first, second = (problems.Batch(lengths, seed=seed, **kept) for seed, lengths in enumerate(([333, 97], [300, 122])))
+    lengths = torch.tensor(first.lengths, dtype=torch.int32)
+    caches = [first.cache(layout, rank, 2) for rank in range(2)]
+    shards = [Shard(table, BLOCK, positions, lengths, settings_of(first), new) for _, table, positions in caches]
+    lengths.copy_(torch.tensor(second.lengths))
+    others = [second.cache(layout, rank, 2) for rank in range(2)]
+    for shard, (_, table, positions), (_, other_table, other_positions) in zip(shards, caches, others):
+        table.fill_(-7)[:, :other_table.shape[1]] = other_table
+        positions.fill_(torch.iinfo(torch.int32).max)[:, :other_positions.shape[1]] = other_positions
+        shard.refresh()
+    found = [s.candidates(second.index_q, pools[2]) for s, (pools, _, _) in zip(shards, others)]
+    ids = shards[0].merge(found)
+    states = [s.attend(second.q, pools[0], pools[1], ids) for s, (pools, _, _) in zip(shards, others)]
+    out, lse = join(states, settings_of(second))
+    wanted = second.whole()
+    assert torch.equal(ids, wanted.block_ids)
+    problems.close(out, wanted.out)
+    problems.close(lse, wanted.lse)
+
+
 def test_rows_that_see_nothing():
     batch = problems.Batch([1, 40], new=[1, 1], seed=5)
     lengths = torch.tensor([0, 40], dtype=torch.int32)
