@@ -242,48 +242,58 @@ def peak_of(call, ranks):
 
 
 class Caches:
-    """Whole caches of a batch in pages of a block, the same on every rank, and queries of some layers."""
+    """Whole caches of a batch in pages of a block, the same on every rank, and queries of some layers.
 
-    def __init__(self, tokens, batch, layers, device):
+    Layers take the sets of caches in turn, so that a shard of them, too, passes the L2 cache several times.
+    """
+
+    def __init__(self, tokens, batch, layers, sets, device):
         self.blocks, self.batch, self.device, self.tokens = tokens // MODEL.block_size, batch, device, tokens
-        rows = [(0, tokens * batch)]
-        size = (batch, self.blocks, MODEL.block_size)
-        self.k, self.v, self.index_k = (
-            rows_of(lambda begin, end: normal_rows(begin, end, heads, MODEL.head_dim, stream, device), rows)
-            .view(*size, heads, MODEL.head_dim) for stream, heads in ((4, MODEL.heads_kv), (5, MODEL.heads_kv), (6, 1)))
-        self.queries = [tuple(normal_rows(0, batch, heads, MODEL.head_dim, 10 + 2 * layer + index, device)
+        self.sets = [[self._cache(heads, 10 * one + stream) for stream, heads in ((4, MODEL.heads_kv),
+                                                                                 (5, MODEL.heads_kv), (6, 1))]
+                     for one in range(sets)]
+        self.queries = [tuple(normal_rows(0, batch, heads, MODEL.head_dim, 1000 + 2 * layer + index, device)
                               for index, heads in enumerate((MODEL.heads_q, MODEL.index_heads)))
                         for layer in range(layers)]
 
+    def _cache(self, heads, stream):
+        rows = rows_of(lambda begin, end: normal_rows(begin, end, heads, MODEL.head_dim, stream, self.device),
+                       [(0, self.tokens * self.batch)])
+        return rows.view(self.batch, self.blocks, MODEL.block_size, heads, MODEL.head_dim)
+
     def pages(self, first=0, step=1):
-        """k, v, index_k of every `step`th block as pools of their own, page_table, and how many keys each request has."""
-        pools = [cache[:, first::step].flatten(0, 1).contiguous() for cache in (self.k, self.v, self.index_k)]
+        """Of every `step`th block: pools k, v, index_k of each set, page_table, and how many keys each request has."""
+        pools = [[cache[:, first::step].flatten(0, 1).contiguous() for cache in one] for one in self.sets]
         blocks = len(range(first, self.blocks, step))
         table = torch.arange(self.batch * blocks, dtype=torch.int32, device=self.device).view(self.batch, blocks)
         return pools, table, torch.full((self.batch,), blocks * MODEL.block_size, dtype=torch.int32, device=self.device)
+
+    def layers(self, pools):
+        """q, k, v, index_q and index_k of each layer."""
+        for layer, (q, index_q) in enumerate(self.queries):
+            k, v, index_k = pools[layer % len(pools)]
+            yield q, k, v, index_q, index_k
 
 
 def layers_of(parallel, caches, pools, table, lengths, symmetric=None):
     """A step of all layers over a sharded cache, in a graph: its seconds a layer come from replays."""
     decoder = parallel.decoder(table, lengths, page_size=MODEL.block_size, heads_q=MODEL.heads_q,
                                index_heads=MODEL.index_heads, value_dim=MODEL.value_dim, symmetric=symmetric)
-    k, v, index_k = pools
 
     def step():
         decoder.refresh()
-        return [decoder.run(q, k, v, index_q, index_k, return_lse=True, return_block_ids=True)
-                for q, index_q in caches.queries]
+        return [decoder.run(*layer, return_lse=True, return_block_ids=True) for layer in caches.layers(pools)]
 
     return decoder, *captured(step)
 
 
 def decode_of_one(caches):
     """A graph of all layers over the whole cache on this GPU, and what they return."""
-    (k, v, index_k), table, lengths = caches.pages()
+    pools, table, lengths = caches.pages()
     rows = torch.arange(caches.batch + 1, dtype=torch.int32, device=caches.device)
     given = {"page_table": table, "seqlens_k": lengths, "cu_seqlens_q": rows, "max_seqlen_k": caches.tokens,
              "max_seqlen_q": 1, "return_lse": True, "return_block_ids": True}
-    return captured(lambda: [msa.msa_attention(q, k, v, index_q, index_k, **given) for q, index_q in caches.queries])
+    return captured(lambda: [msa.msa_attention(*layer, **given) for layer in caches.layers(pools)])
 
 
 def graph_seconds(graph, layers):
@@ -294,19 +304,19 @@ def graph_seconds(graph, layers):
 
 def decode(ranks, name, tokens, batch, layers):
     """Rows of a decode: over symmetric memory where there is some, and over NCCL."""
-    caches = Caches(tokens, batch, layers, ranks.device)
+    caches = Caches(tokens, batch, layers, ranks.count if batch == 1 else 1, ranks.device)
     graph, wanted = decode_of_one(caches)
     graph.replay()
     wanted = [type(layer)(*(tensor.clone() for tensor in layer)) for layer in wanted]
     if ranks.rank == 0:
-        tensors = [caches.queries[0][0], *(c[0].flatten(0, 1) for c in (caches.k, caches.v)), caches.queries[0][1],
-                   caches.index_k[0].flatten(0, 1)]
+        k, v, index_k = (cache[0].flatten(0, 1) for cache in caches.sets[0])
+        tensors = [caches.queries[0][0], k, v, caches.queries[0][1], index_k]
         check_plainly(0, tokens - 1, tensors, wanted[0])
     alone = ranks.on_first(lambda: graph_seconds(graph, layers))
     del graph
     fixed = fixed_seconds(ranks, caches, layers)
     pools, table, _ = caches.pages(ranks.rank, ranks.count)
-    del caches.k, caches.v, caches.index_k
+    caches.sets.clear()
     torch.cuda.empty_cache()
     lengths = torch.full((batch,), tokens, dtype=torch.int32, device=ranks.device)
     parallel = ContextParallel(dist.group.WORLD, "interleaved", ranks=ranks.count, agree=False)
