@@ -55,7 +55,7 @@ class Ranks:
         self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.device = torch.device("cuda", self.rank)
         torch.cuda.set_device(self.device)
-        dist.init_process_group("nccl", device_id=self.device, timeout=datetime.timedelta(seconds=120))
+        dist.init_process_group("nccl", timeout=datetime.timedelta(seconds=120))
         self.host = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=300))
         self.alone = [dist.new_group([rank]) for rank in range(self.count)][self.rank]
         self.signal = torch.zeros(1, device=self.device)

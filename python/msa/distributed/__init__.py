@@ -188,7 +188,8 @@ class ContextParallel:
         page_size: tokens of a page
         heads_q, index_heads, value_dim: of the layers to come
         symmetric: True: ranks read each other's memory where it lies, or Unsupported is raised on all of them; False:
-            a collective gathers it; left out: what all of them can. GPUs of one host can, where torch has it
+            a collective gathers it; left out: what all of them can, and a collective with agree=True, as a host cannot
+            see that a rank never came. GPUs of one host can, where torch has it
         """
         stay = positions is None
         if positions is None:

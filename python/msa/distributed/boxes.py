@@ -4,6 +4,9 @@
 Two ways to the same: a collective of the group, or, where all ranks are GPUs of one host, torch's symmetric memory, in
 which a rank's kernels read the others' boxes where they lie and a barrier on the stream is all that is exchanged.
 A box may be written again once a later swap of another box is over, as every rank has read it by then: decode has two.
+
+No host waits for a barrier, so where collectives are watched boxes are gathered. A barrier that waits longer than its
+group grants a collective ends in an error of the GPU, as a rank that does not come would hold it for ever.
 """
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class SharedBoxes:
         import torch.distributed._symmetric_memory as symmetric
 
         group = exchange.group if exchange.group is not None else torch.distributed.group.WORLD
-        self._exchange = exchange
+        self._exchange, self._timeout_ms = exchange, int(1e3 * exchange.granted)
         strides = torch.empty(shape, device="meta").stride()
         # An allocation of its own: symmetric.empty() may put several tensors into one.
         self.own = symmetric._SymmetricMemory.empty_strided_p2p(shape, strides, dtype, device)
@@ -53,16 +56,16 @@ class SharedBoxes:
     def swap(self) -> list[Tensor]:
         """What each rank wrote, in rank order. A collective."""
         self._exchange.expect_whole()
-        self._handle.barrier()
+        self._handle.barrier(timeout_ms=self._timeout_ms)
         return self._all
 
     # Each box says whose it is, once: addresses that are off by something would be seen here, not in outputs.
     def _expect_every_box(self) -> None:
         self.own.fill_(1 + self._exchange.rank)
         found = [int(box.flatten()[-1]) for box in self.swap()]
-        self._handle.barrier()  # nobody clears a box that another one still looks at
+        self.swap()  # nobody clears a box that another one still looks at
         self.own.zero_()
-        self._handle.barrier()
+        self.swap()
         if found != list(range(1, 1 + self._exchange.ranks)):
             raise Unsupported(f"symmetric: expected the boxes of ranks 0 to {self._exchange.ranks - 1}, got {found}",
                               "symmetric")
@@ -75,9 +78,10 @@ def make_boxes(exchange: Exchange, boxes: dict[str, tuple[tuple[int, ...], torch
                symmetric: bool | None) -> list[Boxes]:
     """Boxes of these shapes and types, by the argument that errors name. A collective.
 
-    symmetric: True: in symmetric memory, or Unsupported on every rank; False: gathered; None: what all ranks can
+    symmetric: True: in symmetric memory, or Unsupported on every rank; False: gathered; None: what all ranks can, and
+        gathered where collectives are watched
     """
-    if symmetric is False or not _may_share(exchange, device):
+    if symmetric is False or (symmetric is None and exchange.watched) or not _may_share(exchange, device):
         if symmetric:
             raise Unsupported("symmetric: expected a GPU of one host on every rank, got others", "symmetric")
         return [GatheredBoxes(exchange, name, *box, device) for name, box in boxes.items()]

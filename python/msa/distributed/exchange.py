@@ -87,13 +87,17 @@ class Exchange:
         self._signs = f"msa/{number}/gave_up/"
 
     @cached_property
+    def granted(self) -> float:
+        """Seconds that the group grants a collective on GPUs."""
+        return _timeout_of(self.group)
+
+    @property
     def limit(self) -> float:
-        """Seconds that a watched collective on a GPU may take: less than what its group grants it."""
-        granted = _timeout_of(self.group)
-        return max(granted / 2, granted - self.patience - _SPARE)
+        """Seconds that a watched one may take: less, as torch's watchdog is to find nothing."""
+        return max(self.granted / 2, self.granted - self.patience - _SPARE)
 
     def watches(self, tensor: Tensor) -> bool:
-        """Whether the host waits for collectives of such a tensor."""
+        """Whether the host waits for a collective of such a tensor."""
         return self.watched or not tensor.is_cuda
 
     def gather(self, tensor: Tensor, argument: str, into: Tensor | None = None) -> Pending:

@@ -357,11 +357,13 @@ def the_host_waits_for_nothing(rank, ranks):
 
 
 @check_on_gpus(2, 4)
-def symmetric_memory_or_a_named_error(rank, ranks):
+def symmetric_memory_where_nobody_watches(rank, ranks):
     growing = Growing(rank, ranks)
-    parallel = ContextParallel(dist.group.WORLD, "interleaved", **growing.whole.settings())
-    assert growing.decoder(parallel).symmetric, "GPUs of one host read each other's memory"
-    assert not growing.decoder(parallel, symmetric=False).symmetric
+    for agree in (False, True):
+        parallel = ContextParallel(dist.group.WORLD, "interleaved", agree=agree, **growing.whole.settings())
+        assert growing.decoder(parallel).symmetric != agree, "GPUs of one host read each other's memory, unless watched"
+        assert growing.decoder(parallel, symmetric=True).symmetric
+        assert not growing.decoder(parallel, symmetric=False).symmetric
 
 
 # ---- what must be refused, by everybody; the group lives on ----
