@@ -39,7 +39,7 @@ class Pending:
 
     def __init__(self, exchange: Exchange, argument: str, gathered: Tensor, sent: Tensor, work: Any) -> None:
         self._exchange, self._argument, self._gathered, self._work = exchange, argument, gathered, work
-        self._sent = sent  # lives until the collective has read it
+        self._sent: Tensor | None = sent  # lives until the collective has read it
 
     def wait(self) -> Tensor:
         """What each rank sent, in rank order."""
@@ -51,6 +51,7 @@ class Pending:
             except RuntimeError as error:
                 self._exchange.fail(self._argument, error)
             self._work = None
+        self._sent = None
         return self._gathered
 
     # A rank that failed says so in the store; others need not wait until the group's own timeout. Engines of CPUs end
