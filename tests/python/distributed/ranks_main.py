@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import pathlib
+import socket
 import sys
 import tempfile
 import time
@@ -508,14 +509,14 @@ def a_rank_that_dies(rank, ranks):
 # ---- running them ----
 
 
-def run_rank(folder, rank, ranks):
+def run_rank(folder, meeting, rank, ranks):
     torch.set_num_threads(1)
     said = {}
     report = folder / f"{ranks}.{rank}.json"
     if form.device == "cuda":
         torch.cuda.set_device(rank)
-    dist.init_process_group("gloo" if form is CPU else "nccl", init_method=f"file://{folder}/store.{ranks}", rank=rank,
-                            world_size=ranks, timeout=datetime.timedelta(seconds=30))
+    dist.init_process_group("gloo" if form is CPU else "nccl", init_method=meeting, rank=rank, world_size=ranks,
+                            timeout=datetime.timedelta(seconds=30))
     for name, (function, sizes, device) in checks.items():
         if ranks not in sizes or device not in ("any", form.device):
             continue
@@ -531,6 +532,15 @@ def run_rank(folder, rank, ranks):
         report.write_text(json.dumps(said))
 
 
+# A file for CPUs; symmetric memory asks its store for more than files can.
+def meeting_of(folder, ranks):
+    if form is CPU:
+        return f"file://{folder}/store.{ranks}"
+    with socket.socket() as free:  # a port that nobody has
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
 def main():
     file, *words = sys.argv[1:]
     if "--nccl" in words:
@@ -539,11 +549,12 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder, children = pathlib.Path(name), {}
         for ranks in map(int, words):
+            meeting = meeting_of(folder, ranks)
             for rank in range(ranks):
                 child = os.fork()
                 if child == 0:
                     try:
-                        run_rank(folder, rank, ranks)
+                        run_rank(folder, meeting, rank, ranks)
                     finally:
                         os._exit(0)  # groups that broke are not to be torn down
                 children[child] = (rank, ranks)
