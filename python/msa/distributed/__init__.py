@@ -24,7 +24,7 @@ from .errors import RankError
 from .estimate import Estimate, Links, Measured, Model, estimate
 from .exchange import Exchange, Pending
 from .layout import LAYOUTS, Span, blocks_of, check_layout, local_length, owner, spans
-from .shard import Pages, Settings, Shard, value_dim_of
+from .shard import Deal, Pages, Settings, Shard, value_dim_of
 
 __all__ = ["LAYOUTS", "ContextParallel", "Decoder", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
            "blocks_of", "estimate", "local_length", "owner", "spans"]
@@ -172,9 +172,9 @@ class ContextParallel:
                                                "rows": q.shape[0], "pages": [field for field in pages
                                                                              if not isinstance(field, Tensor)]})
         with self.exchange.together():
-            step = self.decoder(page_table, seqlens_k, page_size=k.shape[1], heads_q=q.shape[1],
-                                index_heads=index_q.shape[1], value_dim=value_dim_of(v, pages), positions=positions,
-                                queries=queries, causal=causal, symmetric=False)
+            deal = Deal(self.rank, self.ranks) if positions is None else positions
+            shard = Shard(page_table, k.shape[1], deal, seqlens_k, self.settings, queries, causal)
+            step = Decoder(self.exchange, shard, Heads(q.shape[1], index_q.shape[1], value_dim_of(v, pages)), False)
         return step.run(q, k, v, index_q, index_k, pages=pages, return_lse=return_lse,
                         return_block_ids=return_block_ids)
 
@@ -191,12 +191,16 @@ class ContextParallel:
             a collective gathers it; left out: what all of them can, and a collective with agree=True, as a host cannot
             see that a rank never came. GPUs of one host can, where torch has it
         """
-        stay = positions is None
-        if positions is None:
-            if self.layout != "interleaved":
-                raise _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
-            positions = self.positions(page_table.shape[1] * page_size // self.settings.block_size, page_table.device)
-        shard = Shard(page_table, page_size, positions, seqlens_k, self.settings, queries, causal, stay)
+        deal: Tensor | Deal
+        if positions is not None:
+            deal = positions
+        elif self.layout == "interleaved":
+            blocks = page_table.shape[1] * page_size // self.settings.block_size
+            said = self.exchange.gather(torch.tensor([blocks], dtype=torch.int64).to(page_table.device), "page_table")
+            deal = Deal(self.rank, self.ranks, int(said.wait().max()))
+        else:
+            raise _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
+        shard = Shard(page_table, page_size, deal, seqlens_k, self.settings, queries, causal)
         return Decoder(self.exchange, shard, Heads(heads_q, index_heads, value_dim), symmetric)
 
     def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,

@@ -53,7 +53,8 @@ class Decoder:
             ids = self._shard.merge(self._candidates.swap())
             self._shard.attend(q, k, v, ids, pages, self._states.own)
             out, lse = join(self._states.swap(), self._shard.settings)
-        return result_of(out.to(q.dtype), lse if return_lse else None, ids if return_block_ids else None)
+            listed = self._shard.listed(ids) if return_block_ids else None
+        return result_of(out.to(q.dtype), lse if return_lse else None, listed)
 
 
 def result_of(out: Tensor, lse: Tensor | None, ids: Tensor | None) -> Any:

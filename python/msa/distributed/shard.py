@@ -6,9 +6,8 @@ their positions. Because that order is the global one, each query row sees a pre
 own with that many keys. Forced blocks are everybody's knowledge: candidates come from what lies between the first ones
 and the last ones, and both join the merge as a part of their own.
 
-Lists are translated by tables, three small kernels a layer, and nothing is sorted: a list of ids may have any order,
-and a listed block that lies elsewhere becomes one that exists but that no row sees, `topk` of which stand behind all
-others. What depends on lengths and pages alone is made once a step (refresh) and shared by its layers.
+What depends on lengths and pages alone is made once a step (refresh) and shared by its layers; ids.py turns ids of the
+sequence into those of the shard and back.
 """
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor
 
 from .. import operations as msa
+from .ids import Dealt, Ids, Placed, behind_first, count
 
-__all__ = ["STATE_PAD", "Pages", "Settings", "Shard", "join", "value_dim_of"]
+__all__ = ["STATE_PAD", "Deal", "Pages", "Settings", "Shard", "join", "value_dim_of"]
 
 _FOUR_BITS = ("nvfp4", "nvfp4/tensor", "q8kv4")  # two values in a byte
-_NONE = torch.iinfo(torch.int32).max  # the position of a block that is not there
 STATE_PAD = 4  # columns behind an output: its lse, and what keeps rows aligned to 16 bytes
 
 
@@ -56,50 +55,60 @@ class Pages(NamedTuple):
     precision: str | None = None
 
 
+class Deal(NamedTuple):
+    """A round robin: this rank, of how many; and the most blocks that one of them has, where somebody asked."""
+
+    rank: int
+    ranks: int
+    most: int | None = None
+
+
 class Shard:
     """Pages of this rank, what lies in them, and what the rows of one step see of it.
 
     page_table: i32 [B, columns], block l of a request in its columns l * n .. l * n + n - 1, n = block_size / page size
-    positions: i32 [L] or [B, L], the block of the whole sequence that each one is, ascending; INT32_MAX behind the last
+    positions: i32 [L] or [B, L], the block of the whole sequence that each one is, ascending; INT32_MAX behind the last;
+        or a Deal
     seqlens_k: i32 [B], lengths of the whole sequences
     queries: rows of each request, its last tokens; None: one each. causal: a row does not see those behind it
-    stay: positions never change
 
-    refresh() reads the three tensors again and writes where it wrote before: layers captured in a graph see what it
-    wrote last, and so it may be captured itself.
+    refresh() reads the tensors again and writes where it wrote before: layers captured in a graph see what it wrote
+    last, and so it may be captured itself.
     """
 
-    def __init__(self, page_table: Tensor, page_size: int, positions: Tensor, seqlens_k: Tensor, settings: Settings,
-                 queries: list[int] | None = None, causal: bool = True, stay: bool = False) -> None:
+    def __init__(self, page_table: Tensor, page_size: int, positions: Tensor | Deal, seqlens_k: Tensor,
+                 settings: Settings, queries: list[int] | None = None, causal: bool = True) -> None:
         self.settings, self.device = settings, page_table.device
-        self._given, self._stay = (page_table, positions, seqlens_k), stay
+        self._page_table, self._given_positions, self._seqlens_k = page_table, positions, seqlens_k
         self._columns_per_block = settings.block_size // page_size
         self.blocks = page_table.shape[1] // self._columns_per_block
         self.rows = seqlens_k.shape[0] if queries is None else sum(queries)
         self._requests, self._behind = _rows_of(queries, causal, self.device)
         self._starts = self._integers(self.rows + 1)
+        self._ids = self._make_ids()
         self._allocate()
-        self._edges: Tensor | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Lengths, pages or positions have other contents."""
-        page_table, _, seqlens_k = self._given
-        last = seqlens_k - 1  # position of the last key that a row sees; below 0: none
+        page_table = self._page_table
+        last = self._seqlens_k - 1  # position of the last key that a row sees; below 0: none
         if self._requests is not None:
             last, page_table = last[self._requests] - self._behind, page_table[self._requests]
+        if self._ids.spare is not None:  # lengths at fault must not lead out of a table of ids
+            last = last.clamp(max=self._ids.spare.begin * self.settings.block_size - 1)
         block = last // self.settings.block_size
         self._force(block)
         if self.blocks == 0:
             return
-        if self._edges is None or not self._stay:
-            self._tabulate()
+        if isinstance(self._ids, Placed):
+            self._read_positions(self._ids)
         visible = self._count_keys(last, block)
         # A page that no row sees is page 0, for the blocks behind all others, too.
         torch.mul(page_table, self._first_keys_of_pages < visible.unsqueeze(1),
                   out=self._pages_seen[:, :page_table.shape[1]])
         if self.settings.init_blocks > 0:
-            page_table = _behind_first(page_table, self._first_blocks * self._columns_per_block)
+            page_table = behind_first(page_table, self._first_blocks * self._columns_per_block)
         if self._candidate_table is not page_table:
             self._candidate_table.copy_(page_table)
 
@@ -122,11 +131,11 @@ class Shard:
                           index_filter=pages.index_filter, precision=pages.precision, max_seqlen_q=1,
                           max_seqlen_k=self.blocks * s.block_size, backend=s.backend, threads=s.threads,
                           block_ids=ids, chosen_scores=scores)
-        torch.take(self._global_ids, ids + self._global_row, out=into[0])
+        self._ids.to_global(ids, into[0])
         return into
 
     def merge(self, parts: Sequence[Tensor]) -> Tensor:
-        """The selection, i32 [T, Hi, k]. parts: of each rank, in rank order, what candidates() gave there."""
+        """Lists for attend(), i32 [T, Hi, k]. parts: of each rank, in rank order, what candidates() gave there."""
         ids, scores = [part[0] for part in parts], [part[1].view(torch.float32) for part in parts]
         if self._forced_ids.shape[-1] > 0:
             heads = parts[0].shape[2]
@@ -135,6 +144,10 @@ class Shard:
         merged: Tensor = msa.merge_selections(ids, scores, topk=self.settings.topk, backend=self.settings.backend,
                                               threads=self.settings.threads)
         return merged
+
+    def listed(self, block_ids: Tensor) -> Tensor:
+        """What a caller sees of such lists: the selection."""
+        return self._ids.listed(block_ids)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, pages: Pages = Pages(),
                into: Tensor | None = None) -> Tensor:
@@ -148,13 +161,13 @@ class Shard:
             out.zero_()
             lse.fill_(float("-inf"))
             return into
-        msa.sparse_attention(q, k, v, self._here(block_ids), page_table=self._pages_seen, seqlens_k=self._every_key,
-                             cu_seqlens_q=self._starts, q_offsets=self._last_seen, k_scale=pages.k_scale,
-                             v_scale=pages.v_scale, k_global_scale=pages.k_global_scale,
+        msa.sparse_attention(q, k, v, self._ids.to_local(block_ids), page_table=self._pages_seen,
+                             seqlens_k=self._every_key, cu_seqlens_q=self._starts, q_offsets=self._last_seen,
+                             k_scale=pages.k_scale, v_scale=pages.v_scale, k_global_scale=pages.k_global_scale,
                              v_global_scale=pages.v_global_scale, kv_format=pages.kv_format, block_size=s.block_size,
                              softmax_scale=s.softmax_scale, max_seqlen_q=1,
-                             max_seqlen_k=(self.blocks + s.topk) * s.block_size, backend=s.backend, threads=s.threads,
-                             out_dtype="f32", out=out, lse=lse)
+                             max_seqlen_k=(self.blocks + self._ids.unseen) * s.block_size, backend=s.backend,
+                             threads=s.threads, out_dtype="f32", out=out, lse=lse)
         return into
 
     # ---- what a step's layers share ----
@@ -162,8 +175,26 @@ class Shard:
     def _integers(self, count: int) -> Tensor:
         return torch.arange(count, dtype=torch.int32, device=self.device)
 
+    def _make_ids(self) -> Ids:
+        s, given = self.settings, self._given_positions
+        if not isinstance(given, Deal):
+            return Placed(self.blocks, s.init_blocks, s.topk, self.device)
+        first = len(range(given.rank, s.init_blocks, given.ranks))
+        self._positions = self._integers(self.blocks) * given.ranks + given.rank
+        self._first_blocks = torch.full((1,), first, dtype=torch.int64, device=self.device)
+        return Dealt(given.rank, given.ranks, self.blocks, first, s.init_blocks + s.local_blocks, s.topk, given.most,
+                     self.device)
+
+    def _read_positions(self, ids: Placed) -> None:
+        positions = self._given_positions
+        assert isinstance(positions, Tensor)  # Placed comes of them
+        if self._requests is not None and positions.dim() == 2:
+            positions = positions[self._requests]
+        self._positions = positions.contiguous()
+        self._first_blocks = ids.read(positions)
+
     def _allocate(self) -> None:
-        s, page_table = self.settings, self._given[0]
+        s, page_table, spare = self.settings, self._page_table, self._ids.spare
 
         def new(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
@@ -172,76 +203,49 @@ class Shard:
         self._unforced_keys, self._last_seen = new(self.rows), new(self.rows)
         aliased = s.init_blocks == 0 and self._requests is None and page_table.is_contiguous()
         self._candidate_table = page_table if aliased else new(self.rows, page_table.shape[1])
-        self._pages_seen = new(self.rows, (self.blocks + s.topk) * self._columns_per_block)
+        self._pages_seen = new(self.rows, (self.blocks + self._ids.unseen) * self._columns_per_block)
         self._first_keys_of_pages = self._integers(page_table.shape[1]) * (s.block_size // self._columns_per_block)
-        self._every_key = torch.full_like(self._last_seen, (self.blocks + s.topk) * s.block_size)
-        # The local id behind each odd place among the edges of blocks, and one that no row sees behind each even one.
-        places = self._integers(2 * self.blocks + 1)
-        slots = self._integers(s.topk).unsqueeze(1)
-        self._local_ids = torch.where(places % 2 == 1, places // 2, self.blocks + slots)
-        self._local_slot = slots.flatten().long() * (2 * self.blocks + 1)
-        # First blocks by their slot, last ones by their slot and the row's last block.
-        self._forced_slots = self._integers(s.init_blocks + s.local_blocks)
+        self._every_key = torch.full_like(self._last_seen, (self.blocks + self._ids.unseen) * s.block_size)
+        # First blocks by their slot, last ones by their slot and the row's last block; spare ids behind them, and
+        # instead of those that are not there.
+        forced = s.init_blocks + s.local_blocks
+        self._forced_slots = self._integers(forced)
         self._forced_late = (self._forced_slots >= s.init_blocks).int()
-        self._forced_ids = new(self.rows, 1, s.init_blocks + s.local_blocks)
-        self._forced_scores = torch.zeros_like(self._forced_ids, dtype=torch.float32)
-        self._none = torch.full_like(self._forced_slots[:1], -1)
-        self._most, self._least = (torch.full_like(self._none, float(x), dtype=torch.float32) for x in ("inf", "-inf"))
-
-    # What follows from positions alone.
-    def _tabulate(self) -> None:
-        positions = self._given[1]
-        if self._requests is not None and positions.dim() == 2:
-            positions = positions[self._requests]
-        self._positions = positions.contiguous()
-        # An id's place is odd where it is one of the positions.
-        ends = torch.where(positions == _NONE, _NONE, positions + 1)
-        edges = torch.stack((positions, ends), dim=-1).flatten(-2)
-        self._first_blocks = (positions < self.settings.init_blocks).sum(-1, keepdim=True)  # [1] or [rows, 1]
-        if self.settings.init_blocks > 0:
-            positions = _behind_first(positions, self._first_blocks)
-        # Local id -1, 0, 1, ... in column 0, 1, 2, ...; [L + 1] or [rows, L + 1].
-        global_ids = torch.cat((torch.full_like(positions[..., :1], -1), positions), dim=-1)
-        if self._edges is None:
-            rows = torch.arange(len(positions) if positions.dim() == 2 else 1, device=self.device).view(-1, 1, 1)
-            self._edges, self._global_ids, self._global_row = edges, global_ids, rows * (self.blocks + 1) + 1
-        else:
-            self._edges.copy_(edges)
-            self._global_ids.copy_(global_ids)
+        self._forced_ids = new(self.rows, 1, forced + (spare.topk if spare is not None else 0))
+        self._not_there = torch.full_like(self._forced_slots, -1)
+        if spare is not None:
+            self._not_there = self._forced_slots + (spare.begin + spare.topk)
+            self._forced_ids[..., forced:] = self._integers(spare.topk) + spare.begin
+        self._forced_scores = torch.full_like(self._forced_ids, float("-inf"), dtype=torch.float32)
+        self._most, self._least = (torch.full((1,), float(x), device=self.device) for x in ("inf", "-inf"))
 
     # Keys here that each row sees; and those that candidates come from, between the first blocks and the last ones.
     def _count_keys(self, last: Tensor, block: Tensor) -> Tensor:
         s = self.settings
-        before = _count(self._positions, block)
-        here = _count(self._positions, block, right=True) - before  # 1 where a row's last block lies here
+        before = count(self._positions, block)
+        here = count(self._positions, block, right=True) - before  # 1 where a row's last block lies here
         visible = torch.add(here * (torch.sub(last, block, alpha=s.block_size) + 1), before, alpha=s.block_size)
         torch.sub(visible, 1, out=self._last_seen)
         keys = visible
         if s.local_blocks > 0:
-            keys = _count(self._positions, block - (s.local_blocks - 1)) * s.block_size
+            keys = count(self._positions, block - (s.local_blocks - 1)) * s.block_size
         if s.init_blocks > 0:
             keys = (keys - self._first_blocks.squeeze(-1) * s.block_size).clamp(min=0)
         self._unforced_keys.copy_(keys)
         return visible
 
-    # Blocks that each row must choose, whoever has them: i32 [T, 1, init + local], -1 behind the last. The first ones,
-    # then the last ones that are none of them; both are runs, so there is no gap to close.
+    # Blocks that each row must choose, whoever has them. The first ones, then the last ones that are none of them; both
+    # are runs, so there is no gap to close.
     def _force(self, block: Tensor) -> None:
         s = self.settings
-        if self._forced_slots.shape[0] == 0:
+        forced = s.init_blocks + s.local_blocks
+        if forced == 0:
             return
-        late = (block.view(-1, 1, 1) + (1 - s.local_blocks - s.init_blocks)).clamp(min=0)
-        forced = torch.addcmul(self._forced_slots, self._forced_late, late)
-        seen = forced <= block.view(-1, 1, 1)
-        self._forced_ids.copy_(torch.where(seen, forced, self._none))
-        self._forced_scores.copy_(torch.where(seen, self._most, self._least))
-
-    # The listed blocks by their numbers here.
-    def _here(self, block_ids: Tensor) -> Tensor:
-        assert self._edges is not None  # refresh() has run
-        flat = block_ids.flatten(1) if self._edges.dim() == 2 else block_ids
-        places = torch.searchsorted(self._edges, flat, right=True).view(block_ids.shape)
-        return torch.take(self._local_ids, places + self._local_slot)
+        late = (block.view(-1, 1, 1) + (1 - forced)).clamp(min=0)
+        ids = torch.addcmul(self._forced_slots, self._forced_late, late)
+        seen = ids <= block.view(-1, 1, 1)
+        self._forced_ids[..., :forced] = torch.where(seen, ids, self._not_there)
+        self._forced_scores[..., :forced] = torch.where(seen, self._most, self._least)
 
 
 def value_dim_of(v: Tensor, pages: Pages) -> int:
@@ -264,18 +268,3 @@ def _rows_of(queries: list[int] | None, causal: bool, device: torch.device) -> t
     requests = torch.tensor([b for b, n in enumerate(queries) for _ in range(n)], dtype=torch.int64, device=device)
     behind = [n - 1 - i if causal else 0 for n in queries for i in range(n)]
     return requests, torch.tensor(behind, dtype=torch.int32, device=device)
-
-
-# How many local blocks have global ids below `blocks` [rows], or (right) up to them: they are the first ones.
-def _count(positions: Tensor, blocks: Tensor, right: bool = False) -> Tensor:
-    if positions.dim() == 1:
-        return torch.searchsorted(positions, blocks, out_int32=True, right=right)
-    return torch.searchsorted(positions, blocks.unsqueeze(1), out_int32=True, right=right).squeeze(1)
-
-
-# Columns from `first` [1] or [rows, 1] on; the last one again where there are none left.
-def _behind_first(table: Tensor, first: Tensor) -> Tensor:
-    columns = (torch.arange(table.shape[-1], device=table.device) + first).clamp(max=table.shape[-1] - 1)
-    if table.dim() == 1:
-        return table[columns]
-    return table.gather(1, columns.expand(table.shape))

@@ -12,7 +12,7 @@ import msa  # noqa: E402
 import problems  # noqa: E402
 from msa import distributed  # noqa: E402
 from msa.distributed import LAYOUTS, prefill  # noqa: E402
-from msa.distributed.shard import Pages, Settings, Shard, join  # noqa: E402
+from msa.distributed.shard import Deal, Pages, Settings, Shard, join  # noqa: E402
 from msa.results import AttentionBlocks  # noqa: E402
 
 BLOCK = problems.BLOCK
@@ -22,16 +22,22 @@ def settings_of(batch, backend=None):
     return Settings(BLOCK, batch.topk, batch.local, batch.init, None, backend, 1)
 
 
-def decode(batch, layout, ranks, page=BLOCK, stored=None, pages_of=lambda pools, table: Pages()):
+def decode(batch, layout, ranks, page=BLOCK, stored=None, pages_of=lambda pools, table: Pages(), most=None):
     settings = settings_of(batch)
     lengths = torch.tensor(batch.lengths, dtype=torch.int32)
     caches = [batch.cache(layout, rank, ranks, page, stored) for rank in range(ranks)]
-    shards = [Shard(table, page, positions, lengths, settings, batch.new) for _, table, positions in caches]
+    deals = [positions for _, _, positions in caches]
+    if most is not None:
+        deals = [Deal(rank, ranks, max(deal.shape[1] for deal in deals) if most else None) for rank in range(ranks)]
+    shards = [Shard(table, page, deal, lengths, settings, batch.new) for (_, table, _), deal in zip(caches, deals)]
     pages = [pages_of(pools, table) for pools, table, _ in caches]
     found = [s.candidates(batch.index_q, pools[2], own) for s, (pools, _, _), own in zip(shards, caches, pages)]
-    ids = shards[-1].merge(found)
-    states = [s.attend(batch.q, pools[0], pools[1], ids, own) for s, (pools, _, _), own in zip(shards, caches, pages)]
-    return (*join(states, settings), ids)
+    lists = [s.merge(found) for s in shards]
+    ids = [s.listed(own) for s, own in zip(shards, lists)]
+    assert all(torch.equal(ids[0], other) for other in ids)
+    states = [s.attend(batch.q, pools[0], pools[1], own, scales)
+              for s, (pools, _, _), own, scales in zip(shards, caches, lists, pages)]
+    return (*join(states, settings), ids[0])
 
 
 def prefilled(batch, layout, ranks, backend=None):
@@ -71,6 +77,19 @@ def test_a_decode_over_shards_is_that_over_the_whole(layout, seed):
     batch = problems.Batch(lengths, new=new, seed=seed, **kept)
     wanted = batch.whole()
     out, lse, ids = decode(batch, layout, ranks, page)
+    assert torch.equal(ids, wanted.block_ids)
+    problems.close(out, wanted.out)
+    problems.close(lse, wanted.lse)
+
+
+@pytest.mark.parametrize("most", [False, True])
+@pytest.mark.parametrize("seed", range(24))
+def test_a_decode_over_blocks_that_are_dealt(most, seed):
+    """No positions: tables that the deal alone makes, with and without knowing how many blocks others have."""
+    lengths, new, kept, ranks, page = drawn(seed)
+    batch = problems.Batch(lengths, new=new, seed=seed, **kept)
+    wanted = batch.whole()
+    out, lse, ids = decode(batch, "interleaved", ranks, page, most=most)
     assert torch.equal(ids, wanted.block_ids)
     problems.close(out, wanted.out)
     problems.close(lse, wanted.lse)
