@@ -33,7 +33,8 @@ class Dealt:
 
     def __init__(self, rank: int, ranks: int, blocks: int, first: int, forced: int, topk: int, most: int | None,
                  device: torch.device) -> None:
-        self._rank, self._ranks, self._first, self._trusts = rank, ranks, first, most is not None
+        self._ranks, self._first, self._trusts = ranks, first, most is not None
+        self._rank = torch.full((1,), rank, dtype=torch.int32, device=device)
         end = ranks * max(blocks + 1, most or 0)  # no rank has a block from here on, where lengths are those of pages
         self.spare = Spare(end, topk, forced)
         ids = torch.arange(end + topk + forced, dtype=torch.int32, device=device)

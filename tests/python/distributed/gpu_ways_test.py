@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What only GPUs do, with stand-ins for them: waiting for a collective of a GPU, and boxes in shared memory."""
+"""What only GPUs do, with stand-ins for them: waiting for collectives, boxes in shared memory, ids by a sum."""
 from __future__ import annotations
 
 import types
@@ -13,6 +13,7 @@ import torch.distributed._symmetric_memory as symmetric  # noqa: E402
 from msa.distributed import RankError, exchange  # noqa: E402
 from msa.distributed.boxes import SharedBoxes  # noqa: E402
 from msa.distributed.exchange import Exchange, Pending  # noqa: E402
+from msa.distributed.ids import Dealt  # noqa: E402
 
 ON_GPU = types.SimpleNamespace(is_cuda=True)
 
@@ -117,3 +118,27 @@ def test_a_box_that_lies_elsewhere_is_noticed(monkeypatch):
     Memory(monkeypatch, 1, [1.0, 0.0, 1.0])
     with pytest.raises(msa.Unsupported, match=r"expected the boxes of ranks 0 to 2, got \[1, 2, 1\]"):
         boxes_of(1)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it lies on a GPU."""
+
+    is_cuda = property(lambda self: True)
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_global_ids_of_a_gpu_are_those_of_the_table_or_below_zero(rank):
+    dealt = Dealt(rank, 3, 5, 0, 1, 4, None, torch.device("cpu"))
+    ids = torch.tensor([[[0, 2, 4, -1]]], dtype=torch.int32)
+    table, sums = torch.empty_like(ids), torch.empty_like(ids)
+    dealt.to_global(ids, table)
+    dealt.to_global(ids.as_subclass(OnGpu), sums)
+    assert table.tolist() == [[[rank, rank + 6, rank + 12, -1]]]
+    assert torch.equal(sums[..., :3], table[..., :3]) and (sums[..., 3:] < 0).all()
+
+
+def test_global_ids_behind_first_blocks_take_the_table_on_a_gpu_too():
+    dealt = Dealt(0, 2, 3, 1, 2, 4, None, torch.device("cpu"))
+    ids, found = torch.tensor([[[0, 1, -1, -1]]], dtype=torch.int32), torch.empty((1, 1, 4), dtype=torch.int32)
+    dealt.to_global(ids.as_subclass(OnGpu), found)
+    assert found.tolist() == [[[2, 4, -1, -1]]]
