@@ -94,7 +94,7 @@ class ContextParallel:
         plan = self._deal(lengths, q.device)
         tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
         self._agree("prefill", tensors, _fault_of_rows(tensors, plan.rows, pieces),
-                    {"lengths": tuple(lengths), "pieces": pieces})
+                    {"lengths": tuple(lengths), "pieces": pieces}, q.device)
         with self.exchange.together():
             out, lse, ids = self._prefill_pieces(tensors, plan, pieces)
         return result_of(out, lse if return_lse else None, ids if return_block_ids else None)
@@ -170,7 +170,8 @@ class ContextParallel:
         lengths = list(seqlens_k.shape) if seqlens_k.is_cuda else seqlens_k.tolist()  # nobody reads a GPU's
         self._agree("decode", tensors, fault, {"seqlens_k": lengths, "queries": queries,
                                                "rows": q.shape[0], "pages": [field for field in pages
-                                                                             if not isinstance(field, Tensor)]})
+                                                                             if not isinstance(field, Tensor)]},
+                    q.device)
         with self.exchange.together():
             deal = Deal(self.rank, self.ranks) if positions is None else positions
             shard = Shard(page_table, k.shape[1], deal, seqlens_k, self.settings, queries, causal)
@@ -191,17 +192,20 @@ class ContextParallel:
             a collective gathers it; left out: what all of them can, and a collective with agree=True, as a host cannot
             see that a rank never came. GPUs of one host can, where torch has it
         """
+        heads, requests = Heads(heads_q, index_heads, value_dim), seqlens_k.shape[0]
+        self._agree("decoder", {}, self._fault_of_table(page_table, requests, page_size, positions),
+                    {"heads": heads, "page_size": page_size, "seqlens_k": requests, "queries": queries,
+                     "positions": positions is None, "symmetric": symmetric}, page_table.device)
         deal: Tensor | Deal
         if positions is not None:
             deal = positions
-        elif self.layout == "interleaved":
+        else:
             blocks = page_table.shape[1] * page_size // self.settings.block_size
             said = self.exchange.gather(torch.tensor([blocks], dtype=torch.int64).to(page_table.device), "page_table")
             deal = Deal(self.rank, self.ranks, int(said.wait().max()))
-        else:
-            raise _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
-        shard = Shard(page_table, page_size, deal, seqlens_k, self.settings, queries, causal)
-        return Decoder(self.exchange, shard, Heads(heads_q, index_heads, value_dim), symmetric)
+        with self.exchange.together():
+            shard = Shard(page_table, page_size, deal, seqlens_k, self.settings, queries, causal)
+            return Decoder(self.exchange, shard, heads, symmetric)
 
     def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,
                         positions: Tensor | None, queries: list[int] | None) -> Error | None:
@@ -210,6 +214,17 @@ class ContextParallel:
         for name in ("k", "v", "index_k"):
             if tensors[name].dim() != 4 or tensors[name].shape[:2] != tensors["k"].shape[:2] or size % page != 0:
                 return _refuse(name, f"pages [P, S, heads, dim] alike, S a divisor of {size}", tensors[name].shape)
+        fault = self._fault_of_table(page_table, requests, page, positions)
+        if fault is not None:
+            return fault
+        if (sum(queries) if queries is not None else requests) != rows or len(queries or seqlens_k) != requests:
+            return _refuse("queries", f"{requests} numbers with the sum {rows}", queries)
+        return None
+
+    def _fault_of_table(self, page_table: Tensor, requests: int, page: int, positions: Tensor | None) -> Error | None:
+        size = self.settings.block_size
+        if page < 1 or size % page != 0:
+            return _refuse("page_size", f"a divisor of {size}", page)
         if positions is None and self.layout != "interleaved":
             return _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
         if page_table.dim() != 2 or page_table.shape[0] != requests or page_table.shape[1] % (size // page) != 0:
@@ -217,13 +232,12 @@ class ContextParallel:
         blocks = page_table.shape[1] * page // size
         if positions is not None and tuple(positions.shape) not in ((blocks,), (requests, blocks)):
             return _refuse("positions", f"[{blocks}] or [{requests}, {blocks}]", positions.shape)
-        if (sum(queries) if queries is not None else requests) != rows or len(queries or seqlens_k) != requests:
-            return _refuse("queries", f"{requests} numbers with the sum {rows}", queries)
         return None
 
     # ---- agreement ----
 
-    def _agree(self, call: str, tensors: dict[str, Tensor], fault: Error | None, said: dict[str, Any]) -> None:
+    def _agree(self, call: str, tensors: dict[str, Tensor], fault: Error | None, said: dict[str, Any],
+               device: torch.device) -> None:
         if not self.agree:
             if fault is not None:
                 raise fault
@@ -231,7 +245,7 @@ class ContextParallel:
         said = {"call": call, "ranks": self.ranks, "layout": self.layout, "settings": self.settings, **said}
         for name, tensor in tensors.items():  # how many rows a rank has is its own affair
             said[name] = f"{dtype_name(tensor.dtype)} [.., {', '.join(map(str, tensor.shape[-2:]))}]"
-        self.exchange.agree(said, fault, tensors["q"].device)
+        self.exchange.agree(said, fault, device)
 
 
 def _refuse(argument: str, expected: str, given: Any) -> InvalidArgument:

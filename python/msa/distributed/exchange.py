@@ -28,7 +28,8 @@ __all__ = ["Exchange", "Pending", "number_of"]
 # torch 2.13 has a new name for the same collective.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _WORDS = 15  # that a call may say of itself
-_ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "positions", "queries")  # that ranks refuse
+_ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "page_size", "positions",
+              "queries")  # that ranks refuse
 _FAULT = "fault:"  # the sign of a rank whose own part of a call failed; its argument behind
 _LOOK = 0.2  # seconds that a rank waits before it looks whether another one has given up
 _SPARE = 2.0  # seconds between giving up and torch's watchdog, beside the patience
@@ -206,7 +207,6 @@ class Exchange:
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.ranks) if rank != self.rank]
-
 
 
 def _argument_of(error: BaseException) -> str:

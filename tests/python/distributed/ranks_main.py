@@ -235,8 +235,9 @@ class Growing:
         self.lengths = self.whole.integers(self.whole.lengths)
 
     def decoder(self, parallel, **given):
-        return parallel.decoder(self.table, self.lengths, page_size=form.block, heads_q=form.heads_q,
-                                index_heads=form.heads_kv, value_dim=form.value_dim, **given)
+        given = {"page_size": form.block, "heads_q": form.heads_q, "index_heads": form.heads_kv,
+                 "value_dim": form.value_dim, **given}
+        return parallel.decoder(self.table, self.lengths, **given)
 
     def run(self, decoder):
         k, v, index_k = self.pools
@@ -418,6 +419,12 @@ def a_rank_that_refuses_its_part(rank, ranks):
     raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, step.integers(step.lengths),
                                    positions=positions), "page_table", ranks=None if wrong else (1,),
            kind=msa.InvalidArgument if wrong else RankError)
+    growing = Growing(rank, ranks)
+    steps = ContextParallel(dist.group.WORLD, "interleaved", **growing.whole.settings())
+    raises(lambda: growing.decoder(steps, page_size=form.block - 1 if wrong else form.block), "page_size",
+           ranks=None if wrong else (1,), kind=msa.InvalidArgument if wrong else RankError)
+    raises(lambda: growing.decoder(steps, heads_q=1 if wrong else form.heads_q), "heads", ranks=(1,))
+    alike(growing.run(growing.decoder(steps)), growing.whole.whole())
     prefill_with(parallel)
 
 
