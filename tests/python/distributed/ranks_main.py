@@ -65,7 +65,7 @@ def check_on_gpus(*sizes):
 
 def use_gpus():
     global form, deadline, timeout, dead_after
-    form, deadline = GPU, 150.0
+    form, deadline = GPU, 100.0
     timeout = dead_after = 8.0  # nothing but the time that passes tells of either there
 
 
