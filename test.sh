@@ -590,17 +590,25 @@ gpu_module() { # BUILD
     cp "$1"/python/_core*.so build/site-gpu/msa
 }
 
-# An installed torch is used where there is one, as it must fit the driver. A test that is skipped has not run: it fails.
+# An installed torch is used where there is one, as it must fit the driver.
 gpu_python() {
-  local python=python3
+  local python
+  python=$(gpu_interpreter)
   if [ -n "$install" ]; then
-    python=$PWD/build/venv-gpu/bin/python
     [ -x "$python" ] || python3 -m venv --system-site-packages build/venv-gpu || return
     "$python" -m pip install -q numpy pytest torch transformers || return
   fi
   "$python" -c 'import torch, transformers; assert torch.cuda.is_available(), "torch sees no GPU"' &&
-    PYTHONPATH=$PWD/build/site-gpu${PYTHONPATH:+:$PYTHONPATH} timeout --kill-after=10 900 \
-      "$python" -m pytest -q -rs --no-skips tests/python/gpu tests/python/ops/gpu_test.py
+    gpu_pytest tests/python/gpu tests/python/ops/gpu_test.py
+}
+
+gpu_interpreter() {
+  if [ -n "$install" ]; then echo "$PWD/build/venv-gpu/bin/python"; else echo python3; fi
+}
+
+gpu_pytest() { # TEST...: one that is skipped has not run, and fails
+  PYTHONPATH=$PWD/build/site-gpu${PYTHONPATH:+:$PYTHONPATH} timeout --kill-after=10 900 \
+    "$(gpu_interpreter)" -m pytest -q -rs --no-skips "$@"
 }
 
 run_gpu() {
@@ -645,7 +653,14 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   done
   step "example: the C interface" "$dir/examples/attention" --device cuda
   step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
-  step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" && step "python on the GPU" gpu_python
+  if step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" &&
+    step "python on the GPU" gpu_python; then
+    if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ]; then
+      step "ranks over NCCL" gpu_pytest tests/python/distributed/gpus_test.py
+    else
+      not_run "ranks over NCCL" "this machine has one GPU"
+    fi
+  fi
   # A row of each kind, for a look: the data and oracles of all of them take half an hour; benchmarks/hopper.py has peers.
   step "rows" "$msa" bench --backend cuda --min-time 0.2 --filter hopper.dense.8k --filter hopper.msa.8k.drift \
     --filter hopper.decode.128k.b1 --filter hopper.topk.random && cat "$logs/rows.log"

@@ -41,7 +41,7 @@ def row_line(row):
 def machine_of(doc):
     """The machine's name, and the facts that go with it."""
     machine = doc["machine"]
-    facts = [machine.get("isa", ""), f"{machine['threads']} threads" if "threads" in machine else "",
+    facts = [f"{machine['gpus']} GPUs" if "gpus" in machine else "", machine.get("isa", ""), f"{machine['threads']} threads" if "threads" in machine else "",
              f"driver {machine['driver']}" if "driver" in machine else ""]
     return machine.get("gpu") or machine.get("cpu", "unknown"), ", ".join(f for f in facts if f)
 

@@ -114,9 +114,9 @@ and losses are kept, attention is worked out again. `examples/route/train.py` tr
 ## Several ranks
 
 `msa.distributed.ContextParallel(group, layout)` spreads sequences over the ranks of a torch.distributed group: prefill,
-and decode over a cache that is dealt in blocks. Its words, its errors and what it would take on several GPUs stand in
-[scale.md](scale.md). `msa.distributed.RankError` (also a `RuntimeError`) names the ranks and the argument at fault, on
-every rank that lives.
+and decode over a cache that is dealt in blocks, of which `decoder` keeps what a step needs, for CUDA graphs. Its words,
+its errors and what it would take on several GPUs stand in [scale.md](scale.md). `msa.distributed.RankError` (also a
+`RuntimeError`) names the ranks and the argument at fault, on every rank that lives.
 """
 
 

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from ..arrays import dtype_name
 from ..errors import Error, InvalidArgument
-from ..results import Attention, AttentionBlocks, OutBlocks
+from ..results import AttentionBlocks
 from . import prefill as _prefill
+from .decode import Decoder, Heads, result_of
 from .errors import RankError
 from .estimate import Estimate, Links, Measured, Model, estimate
 from .exchange import Exchange, Pending
 from .layout import LAYOUTS, Span, blocks_of, check_layout, local_length, owner, spans
-from .shard import Pages, Settings, Shard, join, merge, rows_of
+from .shard import Deal, Pages, Settings, Shard, value_dim_of
 
-__all__ = ["LAYOUTS", "ContextParallel", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
+__all__ = ["LAYOUTS", "ContextParallel", "Decoder", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
            "blocks_of", "estimate", "local_length", "owner", "spans"]
 
 _MOST_RANKS = 63  # merges take 64 parts, and forced blocks are one
@@ -38,8 +39,9 @@ class ContextParallel:
     layout: "contiguous", "zigzag" or "interleaved": which rank holds which block of a sequence
     ranks: how many ranks the group must have, where the caller knows
     block_size, topk, local_blocks, init_blocks, softmax_scale, backend, threads: as in msa.msa_attention
-    agree: compare shapes and numbers of all ranks before each call; without it a disagreement ends in a timeout.
-        Under CUDA graphs it must be off
+    agree: compare shapes and numbers of all ranks before each call; on GPUs the host also waits for each collective,
+        so that one that fails is an error of this call. Without it a disagreement ends in a timeout, and on GPUs nothing
+        waits but streams: for steady state, and a must under CUDA graphs
     patience: seconds that a failed collective waits for signs of life before it names the ranks that gave none
     """
 
@@ -51,7 +53,7 @@ class ContextParallel:
             group = group.get_group(axis)
         self.layout, self.agree = check_layout(layout), agree
         self.settings = Settings(block_size, topk, local_blocks, init_blocks, softmax_scale, backend, threads)
-        self.exchange = Exchange(group, patience)
+        self.exchange = Exchange(group, patience, agree)
         self.rank, self.ranks = self.exchange.rank, self.exchange.ranks
         if self.ranks > _MOST_RANKS:
             raise InvalidArgument(f"group: expected at most {_MOST_RANKS} ranks, got {self.ranks}", "group")
@@ -92,11 +94,12 @@ class ContextParallel:
         plan = self._deal(lengths, q.device)
         tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
         self._agree("prefill", tensors, _fault_of_rows(tensors, plan.rows, pieces),
-                    {"lengths": tuple(lengths), "pieces": pieces})
+                    {"lengths": tuple(lengths), "pieces": pieces}, q.device)
         with self.exchange.together():
             out, lse, ids = self._prefill_pieces(tensors, plan, pieces)
-        return _result(out, lse if return_lse else None, ids if return_block_ids else None)
+        return result_of(out, lse if return_lse else None, ids if return_block_ids else None)
 
+    # A piece is given back before the next but one is asked for: at no time do three of them lie in memory.
     def _prefill_pieces(self, tensors: dict[str, Tensor], plan: _prefill.Deal,
                         pieces: int) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, index_q, index_k = tensors.values()
@@ -105,16 +108,20 @@ class ContextParallel:
         cuts = [heads * n // pieces for n in range(pieces + 1)]
         waiting = [self._gather_heads(k, v, plan, cuts, 0)]
         ids = _prefill.select(index_q, gathered.wait(), plan, self.settings)
+        del gathered
         out = q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
         lse = q.new_empty(q.shape[:2], dtype=torch.float32)
         for n in range(pieces):
             if n + 1 < pieces:
                 waiting.append(self._gather_heads(k, v, plan, cuts, n + 1))
-            keys, values = (pending.wait() for pending in waiting.pop(0))
             own = slice(cuts[n] * group, cuts[n + 1] * group)
             into = AttentionBlocks(out[:, own], lse[:, own], ids[:, cuts[n]:cuts[n + 1]])
-            _prefill.attend(q[:, own], keys, values, into, plan, self.settings)
+            self._attend_piece(q[:, own], waiting.pop(0), into, plan)
         return out, lse, ids
+
+    def _attend_piece(self, q: Tensor, kv: tuple[Pending, Pending], into: AttentionBlocks, plan: _prefill.Deal) -> None:
+        keys, values = kv
+        _prefill.attend(q, keys.wait(), values.wait(), into, plan, self.settings)
 
     def _deal(self, lengths: list[int], device: torch.device) -> _prefill.Deal:
         key = (tuple(lengths), device)
@@ -127,7 +134,8 @@ class ContextParallel:
     def _gather_blocks(self, rows: Tensor, plan: _prefill.Deal, argument: str) -> Pending:
         return self.exchange.gather(_prefill.to_blocks(rows, plan, self.settings.block_size), argument)
 
-    def _gather_heads(self, k: Tensor, v: Tensor, plan: _prefill.Deal, cuts: list[int], n: int) -> tuple[Pending, ...]:
+    def _gather_heads(self, k: Tensor, v: Tensor, plan: _prefill.Deal, cuts: list[int],
+                      n: int) -> tuple[Pending, Pending]:
         own = slice(cuts[n], cuts[n + 1])
         return self._gather_blocks(k[:, own], plan, "k"), self._gather_blocks(v[:, own], plan, "v")
 
@@ -162,17 +170,42 @@ class ContextParallel:
         lengths = list(seqlens_k.shape) if seqlens_k.is_cuda else seqlens_k.tolist()  # nobody reads a GPU's
         self._agree("decode", tensors, fault, {"seqlens_k": lengths, "queries": queries,
                                                "rows": q.shape[0], "pages": [field for field in pages
-                                                                             if not isinstance(field, Tensor)]})
+                                                                             if not isinstance(field, Tensor)]},
+                    q.device)
         with self.exchange.together():
-            rows = rows_of(seqlens_k, queries, causal)
-            if positions is None:
-                positions = self.positions(page_table.shape[1] * k.shape[1] // self.settings.block_size, q.device)
-            shard = Shard(rows, page_table, k.shape[1], positions, self.settings, pages)
-            candidates = self.exchange.gather(shard.candidates(index_q, index_k), "candidates").wait()
-            ids = merge(candidates, rows, self.settings)
-            states = self.exchange.gather(shard.attend(q, k, v, ids), "states").wait()
-            out, lse = join(states, self.settings)
-        return _result(out.to(q.dtype), lse if return_lse else None, ids if return_block_ids else None)
+            deal = Deal(self.rank, self.ranks) if positions is None else positions
+            shard = Shard(page_table, k.shape[1], deal, seqlens_k, self.settings, queries, causal)
+            step = Decoder(self.exchange, shard, Heads(q.shape[1], index_q.shape[1], value_dim_of(v, pages)), False)
+        return step.run(q, k, v, index_q, index_k, pages=pages, return_lse=return_lse,
+                        return_block_ids=return_block_ids)
+
+    def decoder(self, page_table: Tensor, seqlens_k: Tensor, *, page_size: int, heads_q: int, index_heads: int,
+                value_dim: int, positions: Tensor | None = None, queries: list[int] | None = None, causal: bool = True,
+                symmetric: bool | None = None) -> Decoder:
+        """What decodes step after step, layer after layer, in memory that is allocated once. All ranks call it.
+
+        page_table, seqlens_k, positions, queries, causal: as in decode; the tensors stay where they are, and their
+            contents may change before each step
+        page_size: tokens of a page
+        heads_q, index_heads, value_dim: of the layers to come
+        symmetric: True: ranks read each other's memory where it lies, or Unsupported is raised on all of them; False:
+            a collective gathers it; left out: what all of them can, and a collective with agree=True, as a host cannot
+            see that a rank never came. GPUs of one host can, where torch has it
+        """
+        heads, requests = Heads(heads_q, index_heads, value_dim), seqlens_k.shape[0]
+        self._agree("decoder", {}, self._fault_of_table(page_table, requests, page_size, positions),
+                    {"heads": heads, "page_size": page_size, "seqlens_k": requests, "queries": queries,
+                     "positions": positions is None, "symmetric": symmetric}, page_table.device)
+        deal: Tensor | Deal
+        if positions is not None:
+            deal = positions
+        else:
+            blocks = page_table.shape[1] * page_size // self.settings.block_size
+            said = self.exchange.gather(torch.tensor([blocks], dtype=torch.int64).to(page_table.device), "page_table")
+            deal = Deal(self.rank, self.ranks, int(said.wait().max()))
+        with self.exchange.together():
+            shard = Shard(page_table, page_size, deal, seqlens_k, self.settings, queries, causal)
+            return Decoder(self.exchange, shard, heads, symmetric)
 
     def _fault_of_cache(self, tensors: dict[str, Tensor], page_table: Tensor, seqlens_k: Tensor,
                         positions: Tensor | None, queries: list[int] | None) -> Error | None:
@@ -181,6 +214,17 @@ class ContextParallel:
         for name in ("k", "v", "index_k"):
             if tensors[name].dim() != 4 or tensors[name].shape[:2] != tensors["k"].shape[:2] or size % page != 0:
                 return _refuse(name, f"pages [P, S, heads, dim] alike, S a divisor of {size}", tensors[name].shape)
+        fault = self._fault_of_table(page_table, requests, page, positions)
+        if fault is not None:
+            return fault
+        if (sum(queries) if queries is not None else requests) != rows or len(queries or seqlens_k) != requests:
+            return _refuse("queries", f"{requests} numbers with the sum {rows}", queries)
+        return None
+
+    def _fault_of_table(self, page_table: Tensor, requests: int, page: int, positions: Tensor | None) -> Error | None:
+        size = self.settings.block_size
+        if page < 1 or size % page != 0:
+            return _refuse("page_size", f"a divisor of {size}", page)
         if positions is None and self.layout != "interleaved":
             return _refuse("positions", f"the blocks of this shard, as {self.layout} depends on lengths", None)
         if page_table.dim() != 2 or page_table.shape[0] != requests or page_table.shape[1] % (size // page) != 0:
@@ -188,13 +232,12 @@ class ContextParallel:
         blocks = page_table.shape[1] * page // size
         if positions is not None and tuple(positions.shape) not in ((blocks,), (requests, blocks)):
             return _refuse("positions", f"[{blocks}] or [{requests}, {blocks}]", positions.shape)
-        if (sum(queries) if queries is not None else requests) != rows or len(queries or seqlens_k) != requests:
-            return _refuse("queries", f"{requests} numbers with the sum {rows}", queries)
         return None
 
     # ---- agreement ----
 
-    def _agree(self, call: str, tensors: dict[str, Tensor], fault: Error | None, said: dict[str, Any]) -> None:
+    def _agree(self, call: str, tensors: dict[str, Tensor], fault: Error | None, said: dict[str, Any],
+               device: torch.device) -> None:
         if not self.agree:
             if fault is not None:
                 raise fault
@@ -202,7 +245,7 @@ class ContextParallel:
         said = {"call": call, "ranks": self.ranks, "layout": self.layout, "settings": self.settings, **said}
         for name, tensor in tensors.items():  # how many rows a rank has is its own affair
             said[name] = f"{dtype_name(tensor.dtype)} [.., {', '.join(map(str, tensor.shape[-2:]))}]"
-        self.exchange.agree(said, fault, tensors["q"].device)
+        self.exchange.agree(said, fault, device)
 
 
 def _refuse(argument: str, expected: str, given: Any) -> InvalidArgument:
@@ -217,9 +260,3 @@ def _fault_of_rows(tensors: dict[str, Tensor], rows: int, pieces: int) -> Error 
     if not 1 <= pieces <= tensors["k"].shape[1]:
         return _refuse("pieces", f"1 to {tensors['k'].shape[1]}, the KV heads", pieces)
     return None
-
-
-def _result(out: Tensor, lse: Tensor | None, ids: Tensor | None) -> Any:
-    if lse is not None:
-        return Attention(out, lse) if ids is None else AttentionBlocks(out, lse, ids)
-    return out if ids is None else OutBlocks(out, ids)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What several GPUs would take: predicted from measured rows of one GPU and measured speeds of links, never measured.
 
-Counted: kernels as they scale with each rank's share of the work, bytes over links, the latency of collectives, and
-which of them hide behind kernels. Not counted, as nothing has measured them: translating ids, merging, skew of lists.
+Counted: kernels as they scale with each rank's share of the work, what does not shrink where that was measured, bytes
+over links, the latency of collectives, and which of them hide behind kernels. Not counted: skew of lists.
 """
 from __future__ import annotations
 
@@ -37,10 +37,14 @@ class Links(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Seconds of one layer on one GPU, whole sequence; a decode that was measured whole has attend=0."""
+    """Seconds of one layer on one GPU, whole sequence; a decode that was measured whole has attend=0.
+
+    fixed: seconds beside both that no rank is spared: launches, ids to and fro, merges
+    """
 
     select: float
     attend: float = 0.0
+    fixed: float = 0.0
 
 
 class Estimate(NamedTuple):
@@ -85,10 +89,10 @@ def estimate(call: str, model: Model, tokens: int, gpus: int, links: Links, meas
     first = _takes(others * index, links, gpus)
     piece = 2 * _takes(others * kv / 2 / pieces, links, gpus)  # keys, then values
     exposed = first + max(0.0, piece - select) + (pieces - 1) * max(0.0, piece - attend / pieces)
-    seconds = select + attend + exposed
+    seconds = select + attend + measured.fixed + exposed
     beside = tokens * batch * (index + kv * min(2, pieces) / pieces)
     return Estimate(seconds, exposed, others * (index + kv), shard, beside,
-                    (measured.select + measured.attend) / seconds)
+                    sum(measured) / seconds)
 
 
 def _decode(model: Model, gpus: int, links: Links, measured: Measured, batch: int, shard: float) -> Estimate:
@@ -96,9 +100,9 @@ def _decode(model: Model, gpus: int, links: Links, measured: Measured, batch: in
     candidates = 8.0 * batch * model.index_heads * model.topk
     states = 4.0 * batch * model.heads_q * (model.value_dim + 4)
     exposed = _takes(candidates * (gpus - 1), links, gpus) + _takes(states * (gpus - 1), links, gpus)
-    seconds = measured.select / gpus + attend + exposed
+    seconds = measured.select / gpus + attend + measured.fixed + exposed
     return Estimate(seconds, exposed, (candidates + states) * (gpus - 1), shard, (candidates + states) * gpus,
-                    (measured.select + measured.attend) / seconds)
+                    sum(measured) / seconds)
 
 
 def _takes(received: float, links: Links, gpus: int) -> float:

@@ -2,6 +2,10 @@
 """The collectives of a group: what every rank holds, gathered in rank order, and one error where that fails.
 
 A group that failed once is not used again: its ranks no longer agree about which collective comes next.
+
+On a GPU a collective runs on a stream of its own, behind what the caller's stream held when it was started. Watched, the
+host waits for its end before the caller's stream does: a rank that died or hangs is an error, and the caller's stream
+never stands. Unwatched, the stream alone waits: what steady state and CUDA graphs want.
 """
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -18,14 +23,16 @@ from torch import Tensor
 from ..errors import Error
 from .errors import RankError
 
-__all__ = ["Exchange", "Pending"]
+__all__ = ["Exchange", "Pending", "number_of"]
 
 # torch 2.13 has a new name for the same collective.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _WORDS = 15  # that a call may say of itself
-_ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "positions", "queries")  # that ranks refuse
+_ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "page_size", "positions",
+              "queries")  # that ranks refuse
 _FAULT = "fault:"  # the sign of a rank whose own part of a call failed; its argument behind
 _LOOK = 0.2  # seconds that a rank waits before it looks whether another one has given up
+_SPARE = 2.0  # seconds between giving up and torch's watchdog, beside the patience
 
 
 class Pending:
@@ -33,27 +40,33 @@ class Pending:
 
     def __init__(self, exchange: Exchange, argument: str, gathered: Tensor, sent: Tensor, work: Any) -> None:
         self._exchange, self._argument, self._gathered, self._work = exchange, argument, gathered, work
-        self._sent = sent  # lives until the collective has read it
+        self._sent: Tensor | None = sent  # lives until the collective has read it
 
     def wait(self) -> Tensor:
         """What each rank sent, in rank order."""
         if self._work is not None:
             try:
-                if not self._gathered.is_cuda:
+                if self._exchange.watches(self._gathered):
                     self._watch()
                 self._work.wait()
             except RuntimeError as error:
                 self._exchange.fail(self._argument, error)
             self._work = None
+        self._sent = None
         return self._gathered
 
-    # A rank that failed says so in the store; others need not wait until the group's own timeout.
+    # A rank that failed says so in the store; others need not wait until the group's own timeout. Engines of CPUs end
+    # their works by then; those of GPUs would end the process, so this gives up before.
     def _watch(self) -> None:
         start, pause, look = time.monotonic(), 0.00002, _LOOK
+        limit = self._exchange.limit if self._gathered.is_cuda else float("inf")
         while not self._work.is_completed():
             time.sleep(pause)
             pause = min(pause * 1.5, 0.002)
-            if time.monotonic() - start > look:
+            waited = time.monotonic() - start
+            if waited > limit:
+                raise RankError(f"no answer within {limit:.3g} s", self._argument)
+            if waited > look:
                 look += _LOOK
                 if self._exchange.has_failed():
                     raise RankError("another rank has given up", self._argument)
@@ -62,11 +75,12 @@ class Pending:
 class Exchange:
     """Collectives over the caller's group.
 
-    patience: seconds that a failure waits for the other ranks' signs of life before it names those that gave none.
+    patience: seconds that a failure waits for the other ranks' signs of life before it names those that gave none
+    watched: the host waits for collectives on a GPU, too
     """
 
-    def __init__(self, group: Any, patience: float) -> None:
-        self.group, self.patience = group, patience
+    def __init__(self, group: Any, patience: float, watched: bool = True) -> None:
+        self.group, self.patience, self.watched = group, patience, watched
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self._store = _store_of(group)
         self._broken: RankError | None = None
@@ -74,11 +88,25 @@ class Exchange:
         number = self._store.add(f"msa/objects/{self.rank}", 1) if self._store is not None else 0
         self._signs = f"msa/{number}/gave_up/"
 
-    def gather(self, tensor: Tensor, argument: str) -> Pending:
-        """Starts gathering a tensor that has the same shape on every rank."""
-        self._expect_whole()
+    @cached_property
+    def granted(self) -> float:
+        """Seconds that the group grants a collective on GPUs."""
+        return _timeout_of(self.group)
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a watched one may take: less, as torch's watchdog is to find nothing."""
+        return max(self.granted / 2, self.granted - self.patience - _SPARE)
+
+    def watches(self, tensor: Tensor) -> bool:
+        """Whether the host waits for a collective of such a tensor."""
+        return self.watched or not tensor.is_cuda
+
+    def gather(self, tensor: Tensor, argument: str, into: Tensor | None = None) -> Pending:
+        """Starts gathering a tensor that has the same shape on every rank; into: contiguous [ranks, ...]."""
+        self.expect_whole()
         sent = tensor.contiguous()
-        gathered = sent.new_empty((self.ranks, *sent.shape))
+        gathered = sent.new_empty((self.ranks, *sent.shape)) if into is None else into
         if self.ranks == 1 or sent.numel() == 0:
             gathered.copy_(sent.unsqueeze(0))
             return Pending(self, argument, gathered, sent, None)
@@ -93,7 +121,7 @@ class Exchange:
     @contextmanager
     def together(self) -> Iterator[None]:
         """A rank that raises in here leaves the call that the others are in: it tells them, and they raise, too."""
-        self._expect_whole()
+        self.expect_whole()
         try:
             yield
         except RankError:
@@ -111,8 +139,8 @@ class Exchange:
         said: what must be the same everywhere, by argument.
         """
         names = list(said)
-        words = [_number(value) for value in said.values()]
-        at_fault = 0 if fault is None else 1 + _number(fault.argument)
+        words = [number_of(value) for value in said.values()]
+        at_fault = 0 if fault is None else 1 + number_of(fault.argument)
         padding = [0] * (_WORDS - len(words))  # as many for every call, so that ranks in different calls meet here
         sent = torch.tensor([at_fault, *words, *padding], dtype=torch.int64).to(device)
         heard = self.gather(sent, "agreement").wait().tolist()
@@ -120,13 +148,18 @@ class Exchange:
             raise fault
         for rank, other in enumerate(heard):
             if other[0] != 0:
-                argument = next(name for name in _ARGUMENTS if 1 + _number(name) == other[0])
+                argument = next(name for name in _ARGUMENTS if 1 + number_of(name) == other[0])
                 raise RankError(f"{argument}: refused by rank {rank}, which says why", argument, (rank,))
         for place, name in enumerate(names):
             ranks = tuple(r for r, other in enumerate(heard) if other[1 + place] != heard[0][1 + place])
             if ranks:
                 raise RankError(f"{name}: expected the same on every rank, got other than rank 0 has on"
                                 f" {_listed(ranks)}; rank {self.rank} has {said[name]}", name, ranks)
+
+    def expect_whole(self) -> None:
+        """Raises what broke the group, where something did."""
+        if self._broken is not None:
+            raise self._broken
 
     def has_failed(self) -> bool:
         """Whether another rank has given up."""
@@ -147,6 +180,7 @@ class Exchange:
         text = str(error).strip().split("\n", 1)[0]
         self._broken = RankError(f"{argument}: the exchange between {self.ranks} ranks broke off: {who} ({text})",
                                  argument, ranks)
+        _abort(self.group)
         raise self._broken from error
 
     # ---- signs: what a rank that gives up leaves in the group's store ----
@@ -174,10 +208,6 @@ class Exchange:
     def _others(self) -> list[int]:
         return [rank for rank in range(self.ranks) if rank != self.rank]
 
-    def _expect_whole(self) -> None:
-        if self._broken is not None:
-            raise self._broken
-
 
 def _argument_of(error: BaseException) -> str:
     return error.argument if isinstance(error, Error) else ""
@@ -187,8 +217,27 @@ def _listed(ranks: tuple[int, ...]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _number(value: Any) -> int:
+def number_of(value: Any) -> int:
+    """What stands for a value where ranks compare what they say."""
     return zlib.crc32(repr(value).encode())
+
+
+# What a group's engine for GPUs grants a collective; torch's default where it does not say.
+def _timeout_of(group: Any) -> float:
+    try:
+        engine = (group if group is not None else dist.group.WORLD)._get_backend(torch.device("cuda"))
+        return float(engine.options._timeout.total_seconds())
+    except (AttributeError, RuntimeError, ValueError):
+        return 600.0
+
+
+# A collective of NCCL that hangs holds its stream, and torch's watchdog ends the process when its time is over. The group
+# is lost anyway: its streams go on.
+def _abort(group: Any) -> None:
+    with suppress(AttributeError, RuntimeError, ValueError):
+        engine = (group if group is not None else dist.group.WORLD)._get_backend(torch.device("cuda"))
+        if type(engine).__name__ == "ProcessGroupNCCL":
+            engine.abort()
 
 
 # torch has no public way to a group's store; without one, an error names no rank.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Groups of real processes over gloo: `python ranks_main.py FILE RANKS...` writes what each check said on each rank.
+"""Groups of real processes: `python ranks_main.py FILE [--nccl] RANKS...` writes what each check said on each rank.
 
-torch is imported once and the ranks are forked from here, before anybody entered a parallel region; they run with one
-thread. Groups of every size run side by side. What breaks a group comes last, on groups of its own.
+Over gloo on the CPU, or over NCCL with a GPU for each rank. torch is imported once and the ranks are forked from here,
+before anybody entered a parallel region or met a GPU; they run with one thread. Groups of every size run side by side.
+What breaks a group comes last, on groups of its own.
 """
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ import datetime
 import json
 import os
 import pathlib
+import socket
 import sys
 import tempfile
 import time
 import traceback
 
 os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # its watchdog would end processes that are to tell of their error
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -24,24 +27,50 @@ from torch.distributed.device_mesh import DeviceMesh  # noqa: E402
 import msa.nn  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from problems import BLOCK, Batch, close  # noqa: E402
+from problems import CPU, GPU, Batch, close  # noqa: E402
 
 from msa.distributed import LAYOUTS, ContextParallel, RankError  # noqa: E402
 
 RAGGED = [333, 17, 0, 256, 70]  # one shorter than a block, one empty, one that four ranks share evenly
-DEADLINE = 100.0  # seconds of all checks of a group
-TIMEOUT = 2.0    # of the groups that break
 PATIENCE = 1.5
-LATER = 25.0     # within which every living rank must have its error
+LATER = 25.0     # seconds within which every living rank must have its error
 
+form = CPU         # of all batches; of GPUs once main() says so
+deadline = 100.0   # seconds of all checks of a group
+timeout = 2.0      # of the groups in which a rank hangs
+dead_after = 90.0  # of those in which one dies, which engines of CPUs see at once
 checks = {}
 
 
 def check(*sizes):
     def put(function):
-        checks[function.__name__] = (function, sizes)
+        checks[function.__name__] = (function, sizes, "any")
         return function
     return put
+
+
+def check_on_cpus(*sizes):
+    def put(function):
+        checks[function.__name__] = (function, sizes, "cpu")
+        return function
+    return put
+
+
+def check_on_gpus(*sizes):
+    def put(function):
+        checks[function.__name__] = (function, sizes, "cuda")
+        return function
+    return put
+
+
+def use_gpus():
+    global form, deadline, timeout, dead_after
+    form, deadline = GPU, 100.0
+    timeout = dead_after = 8.0  # nothing but the time that passes tells of either there
+
+
+def drawn(lengths, **given):
+    return Batch(lengths, form=form, **given)
 
 
 def group_of(rank, ranks, seconds):
@@ -66,14 +95,13 @@ def raises(function, argument, *, ranks=None, kind=RankError):
 @check(2, 3, 4)
 def prefill(rank, ranks):
     for layout in LAYOUTS:
-        for pieces, dtype in ((1, torch.float32), (2, torch.bfloat16)):
-            batch = Batch(RAGGED, dtype=dtype)
+        for pieces, dtype in ((1, form.dtypes[0]), (2, torch.bfloat16)):
+            batch = drawn(RAGGED, dtype=dtype)
             wanted = batch.whole()
             parallel = ContextParallel(dist.group.WORLD, layout, **batch.settings())
-            rows = parallel.rows(RAGGED)
-            out, lse, ids = parallel.prefill(
-                batch.q[rows], batch.k[rows], batch.v[rows], batch.index_q[rows], batch.index_k[rows], RAGGED,
-                pieces=pieces, return_lse=True, return_block_ids=True)
+            rows = parallel.rows(batch.lengths)
+            out, lse, ids = parallel.prefill(*batch.tensors(rows), batch.lengths, pieces=pieces, return_lse=True,
+                                             return_block_ids=True)
             assert torch.equal(ids, wanted.block_ids[rows])
             close(out, wanted.out[rows])
             close(lse, wanted.lse[rows])
@@ -81,27 +109,27 @@ def prefill(rank, ranks):
 
 @check(2, 3, 4)
 def prefill_shorter_than_the_group(rank, ranks):
-    batch = Batch([20])
+    batch = drawn([20])
     parallel = ContextParallel(dist.group.WORLD, "interleaved", ranks=ranks, **batch.settings())
-    rows = parallel.rows([20])
-    assert len(rows) == (20 if rank == 0 else 0) == parallel.local_length(20)
-    out = parallel.prefill(*(t[rows] for t in (batch.q, batch.k, batch.v, batch.index_q, batch.index_k)), [20])
+    rows = parallel.rows(batch.lengths)
+    assert len(rows) == (batch.lengths[0] if rank == 0 else 0) == parallel.local_length(batch.lengths[0])
+    out = parallel.prefill(*batch.tensors(rows), batch.lengths)
     close(out, batch.whole().out[rows])
 
 
 @check(2, 3, 4)
 def decode(rank, ranks):
-    for layout, new, page, kept in (("interleaved", [1, 1, 1, 1], 32, {}),
-                                    ("interleaved", [4, 1, 0, 2], 16, {"init": 1}),
-                                    ("zigzag", [1, 3, 1, 1], 16, {"local": 2}), ("contiguous", [2, 1, 1, 1], 32, {})):
-        for dtype in (torch.float32, torch.bfloat16):
-            batch = Batch([333, 17, 256, 70], new=new, dtype=dtype, **kept)
-            (k, v, index_k), table, positions = batch.cache(layout, rank, ranks, page)
+    for layout, new, cut, kept in (("interleaved", [1, 1, 1, 1], 1, {}),
+                                   ("interleaved", [4, 1, 0, 2], 2, {"init": 1}),
+                                   ("zigzag", [1, 3, 1, 1], 2, {"local": 2}), ("contiguous", [2, 1, 1, 1], 1, {})):
+        for dtype in form.dtypes:
+            batch = drawn([333, 17, 256, 70], new=new, dtype=dtype, **kept)
+            (k, v, index_k), table, positions = batch.cache(layout, rank, ranks, form.block // cut)
             given = None if layout == "interleaved" else positions
             parallel = ContextParallel(dist.group.WORLD, layout, **batch.settings())
             out, lse, ids = parallel.decode(
-                batch.q, k, v, batch.index_q, index_k, table, torch.tensor(batch.lengths, dtype=torch.int32),
-                positions=given, queries=None if new == [1] * 4 else new, return_lse=True, return_block_ids=True)
+                batch.q, k, v, batch.index_q, index_k, table, batch.integers(batch.lengths), positions=given,
+                queries=None if new == [1] * 4 else new, return_lse=True, return_block_ids=True)
             wanted = batch.whole()
             assert torch.equal(ids, wanted.block_ids)
             close(out, wanted.out)
@@ -113,33 +141,37 @@ def decode(rank, ranks):
 
 @check(2, 3, 4)
 def decode_with_ranks_that_hold_nothing(rank, ranks):
-    batch = Batch([20], new=[1])
+    batch = drawn([20], new=[1])
     (k, v, index_k), table, _ = batch.cache("interleaved", rank, ranks)
     parallel = ContextParallel(dist.group.WORLD, "interleaved", **batch.settings())
-    out = parallel.decode(batch.q, k, v, batch.index_q, index_k, table, torch.tensor([20], dtype=torch.int32))
+    out = parallel.decode(batch.q, k, v, batch.index_q, index_k, table, batch.integers(batch.lengths))
     close(out, batch.whole().out)
 
 
 @check(2, 3)
 def a_cache_that_grows(rank, ranks):
     """A prefill deals the blocks, decode goes on from them: each rank appends the tokens that it owns."""
-    batch = Batch([150])
+    batch = drawn([150])
+    total, = batch.lengths
+    begin = total - form.block + 2
     parallel = ContextParallel(dist.group.WORLD, "interleaved", **batch.settings())
-    cache = msa.PagedCache.empty(batch.k, pages=8, page_size=BLOCK, heads_kv=2, head_dim=32, value_dim=48, index_dim=16)
+    cache = msa.PagedCache.empty(batch.k, pages=8, page_size=form.block, heads_kv=form.heads_kv,
+                                 head_dim=form.head_dim, value_dim=form.value_dim, index_dim=form.index_dim)
     own = cache.add()
-    rows = parallel.rows([120])
+    rows = parallel.rows([begin])
     cache.append(own, batch.k[rows], batch.v[rows], batch.index_k[rows])
-    for length in range(121, 151):
+    whole = batch.whole().out
+    for length in range(begin + 1, total + 1):
         token = slice(length - 1, length)
-        if (length - 1) // BLOCK % ranks == rank:
+        if (length - 1) // form.block % ranks == rank:
             cache.append(own, batch.k[token], batch.v[token], batch.index_k[token])
         if length % 10 != 0:
             continue
         assert cache.length(own) == parallel.local_length(length)
         table = cache.batch([own], pages=4)["page_table"]
         out = parallel.decode(batch.q[token], cache.k, cache.v, batch.index_q[token], cache.index_k, table,
-                              torch.tensor([length], dtype=torch.int32))
-        close(out, batch.whole().out[token])
+                              batch.integers([length]))
+        close(out, whole[token])
 
 
 @check(2)
@@ -163,53 +195,204 @@ def a_layer_that_trains_on_both(rank, ranks):
 
 @check(4)
 def heads_and_context_together(rank, ranks):
-    mesh = DeviceMesh("cpu", torch.arange(4).view(2, 2), mesh_dim_names=("heads", "context"))
-    head = mesh.get_local_rank("heads")
-    batch = Batch(RAGGED)
-    parallel = ContextParallel(mesh, "zigzag", axis="context", ranks=2, **batch.settings())
-    rows, own = parallel.rows(RAGGED), slice(head, head + 1)
-    out = parallel.prefill(batch.q[rows, 2 * head:2 * head + 2], batch.k[rows, own], batch.v[rows, own],
-                           batch.index_q[rows, own], batch.index_k[rows], RAGGED)
-    close(out, batch.whole().out[rows, 2 * head:2 * head + 2])
+    for heads_ranks, context_ranks in ((2, 2), (1, 4)):
+        mesh = DeviceMesh(form.device, torch.arange(4).view(heads_ranks, context_ranks),
+                          mesh_dim_names=("heads", "context"))
+        head, each = mesh.get_local_rank("heads"), form.heads_kv // heads_ranks
+        batch = drawn(RAGGED)
+        parallel = ContextParallel(mesh, "zigzag", axis="context", ranks=context_ranks, **batch.settings())
+        rows, own = parallel.rows(batch.lengths), slice(each * head, each * (head + 1))
+        group = form.heads_q // form.heads_kv
+        queries = slice(own.start * group, own.stop * group)
+        out = parallel.prefill(batch.q[rows, queries], batch.k[rows, own], batch.v[rows, own],
+                               batch.index_q[rows, own], batch.index_k[rows], batch.lengths)
+        close(out, batch.whole().out[rows, queries])
+        step = drawn(RAGGED[:2], new=[1, 1])
+        (k, v, index_k), table, _ = step.cache("interleaved", mesh.get_local_rank("context"), context_ranks)
+        parallel = ContextParallel(mesh, "interleaved", axis="context", **step.settings())
+        out = parallel.decode(step.q[:, queries], k[:, :, own], v[:, :, own], step.index_q[:, own], index_k, table,
+                              step.integers(step.lengths))
+        close(out, step.whole().out[:, queries])
 
 
 @check(2, 3, 4)
 def the_number_of_collectives(rank, ranks):
     """Agreement aside: index keys, keys and values of each piece; candidates and states."""
-    batch = Batch([200])
+    batch = drawn([200])
     for pieces, wanted in ((1, 3), (2, 5)):
         parallel = ContextParallel(dist.group.WORLD, "zigzag", agree=False, **batch.settings())
         sent = counted(parallel)
-        rows = parallel.rows([200])
-        parallel.prefill(*(t[rows] for t in (batch.q, batch.k, batch.v, batch.index_q, batch.index_k)), [200],
-                         pieces=pieces)
+        parallel.prefill(*batch.tensors(parallel.rows(batch.lengths)), batch.lengths, pieces=pieces)
         assert sent == ["index_k"] + ["k", "v"] * pieces and len(sent) == wanted
-    step = Batch([200], new=[1])
+    step = drawn([200], new=[1])
     (k, v, index_k), table, _ = step.cache("interleaved", rank, ranks)
     parallel = ContextParallel(dist.group.WORLD, "interleaved", agree=False, **step.settings())
     sent = counted(parallel)
-    parallel.decode(step.q, k, v, step.index_q, index_k, table, torch.tensor([200], dtype=torch.int32))
+    parallel.decode(step.q, k, v, step.index_q, index_k, table, step.integers(step.lengths))
     assert sent == ["candidates", "states"]
 
 
 def counted(parallel):
     sent, gather = [], parallel.exchange.gather
 
-    def count(tensor, argument):
+    def count(tensor, argument, into=None):
         sent.append(argument)
-        return gather(tensor, argument)
+        return gather(tensor, argument, into)
 
     parallel.exchange.gather = count
     return sent
 
 
+class Growing:
+    """Caches of requests that grow, dealt round robin; lengths and queries lie where a decoder reads them."""
+
+    LENGTHS = [333, 40, 200]
+
+    def __init__(self, rank, ranks, **given):
+        self.whole = drawn(self.LENGTHS, new=[1] * len(self.LENGTHS), **given)
+        self.pools, self.table, _ = self.whole.cache("interleaved", rank, ranks)
+        self.lengths = self.whole.integers(self.whole.lengths)
+
+    def decoder(self, parallel, **given):
+        given = {"page_size": form.block, "heads_q": form.heads_q, "index_heads": form.heads_kv,
+                 "value_dim": form.value_dim, **given}
+        return parallel.decoder(self.table, self.lengths, **given)
+
+    def run(self, decoder):
+        k, v, index_k = self.pools
+        return decoder.run(self.whole.q, k, v, self.whole.index_q, index_k, return_lse=True, return_block_ids=True)
+
+    def shorter(self, step):
+        """Lengths of another step, that all ranks draw alike; now and then none."""
+        lengths = [(length * (step * 37 + 11 * place) // 101) % (length + 1)
+                   for place, length in enumerate(self.whole.lengths)]
+        self.lengths.copy_(self.whole.integers(lengths))
+        return lengths
+
+    def wanted(self, lengths):
+        """What one process makes of the first tokens of each."""
+        whole, starts = self.whole, [sum(self.whole.lengths[:b]) for b in range(len(lengths))]
+        keys = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, lengths)]).to(form.device)
+        return msa.msa_attention(whole.q, whole.k[keys], whole.v[keys], whole.index_q, whole.index_k[keys],
+                                 cu_seqlens_q=whole.integers(list(range(len(lengths) + 1))), seqlens_k=self.lengths,
+                                 cu_seqlens_k=whole.integers([sum(lengths[:b]) for b in range(len(lengths) + 1)]),
+                                 max_seqlen_q=1, max_seqlen_k=max(whole.lengths), block_size=form.block,
+                                 topk=whole.topk, local_blocks=whole.local, init_blocks=whole.init, threads=1,
+                                 return_lse=True, return_block_ids=True)
+
+
+def alike(found, wanted):
+    assert torch.equal(found.block_ids, wanted.block_ids)
+    close(found.out, wanted.out)
+    close(found.lse, wanted.lse)
+
+
+@check(2, 3, 4)
+def a_decoder_that_is_kept(rank, ranks):
+    for kept in ({}, {"init": 1, "local": 2}):
+        growing = Growing(rank, ranks, **kept)
+        parallel = ContextParallel(dist.group.WORLD, "interleaved", agree=False, **growing.whole.settings())
+        decoder = growing.decoder(parallel)
+        alike(growing.run(decoder), growing.whole.whole())
+        for step in range(1, 8):
+            lengths = growing.shorter(step)
+            decoder.refresh()
+            alike(growing.run(decoder), growing.wanted(lengths))
+
+
+# ---- what only GPUs can show ----
+
+
+@check_on_gpus(2, 4)
+def graphs_replayed_with_other_lengths(rank, ranks):
+    """A step and its layer in one graph, over symmetric memory and over NCCL."""
+    for symmetric in (True, False):
+        growing = Growing(rank, ranks)
+        parallel = ContextParallel(dist.group.WORLD, "interleaved", agree=False, **growing.whole.settings())
+        decoder = growing.decoder(parallel, symmetric=symmetric)
+        assert decoder.symmetric == symmetric
+        graph, found = captured(lambda: (decoder.refresh(), growing.run(decoder))[1])
+        for step in range(100):
+            lengths = growing.shorter(step)
+            graph.replay()
+            alike(found, growing.wanted(lengths))
+
+
+def captured(step):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    dist.barrier()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        found = step()
+    torch.cuda.synchronize()
+    dist.barrier()
+    return graph, found
+
+
+@check_on_gpus(2, 4)
+def the_same_bits_200_times(rank, ranks):
+    batch = drawn([1333, 200])
+    parallel = ContextParallel(dist.group.WORLD, "zigzag", agree=False, **batch.settings())
+    rows = batch.tensors(parallel.rows(batch.lengths))
+    growing = Growing(rank, ranks)
+    steps = ContextParallel(dist.group.WORLD, "interleaved", agree=False, **growing.whole.settings())
+    decoders = [growing.decoder(steps, symmetric=symmetric) for symmetric in (True, False)]
+    keywords = {"return_lse": True, "return_block_ids": True}
+    first = [parallel.prefill(*rows, batch.lengths, pieces=2, **keywords), *map(growing.run, decoders)]
+    assert all(torch.equal(a, b) for a, b in zip(first[1], first[2])), "both ways to exchange give the same bits"
+    for _ in range(200):
+        again = [parallel.prefill(*rows, batch.lengths, pieces=2, **keywords), *map(growing.run, decoders)]
+        assert all(torch.equal(a, b) for one, other in zip(first, again) for a, b in zip(one, other))
+
+
+@check_on_gpus(2, 4)
+def the_host_waits_for_nothing(rank, ranks):
+    """A stream that stands still holds neither a prefill nor a step up."""
+    batch = drawn([1333])
+    parallel = ContextParallel(dist.group.WORLD, "zigzag", agree=False, **batch.settings())
+    rows = batch.tensors(parallel.rows(batch.lengths))
+    growing = Growing(rank, ranks)
+    steps = ContextParallel(dist.group.WORLD, "interleaved", agree=False, **growing.whole.settings())
+    decoder = growing.decoder(steps)
+
+    def call():
+        decoder.refresh()
+        return growing.run(decoder), parallel.prefill(*rows, batch.lengths, pieces=2)
+
+    wanted = call()
+    call()  # memory of everything under way is there from now on
+    torch.cuda.synchronize()
+    dist.barrier()
+    torch.cuda._sleep(2_000_000_000)  # a second of its clock
+    start = time.monotonic()
+    found = call()
+    took = time.monotonic() - start
+    torch.cuda.synchronize()
+    assert took < 0.5 < time.monotonic() - start, took
+    assert torch.equal(found[0].out, wanted[0].out) and torch.equal(found[1], wanted[1])
+
+
+@check_on_gpus(2, 4)
+def symmetric_memory_where_nobody_watches(rank, ranks):
+    growing = Growing(rank, ranks)
+    for agree in (False, True):
+        parallel = ContextParallel(dist.group.WORLD, "interleaved", agree=agree, **growing.whole.settings())
+        assert growing.decoder(parallel).symmetric != agree, "GPUs of one host read each other's memory, unless watched"
+        assert growing.decoder(parallel, symmetric=True).symmetric
+        assert not growing.decoder(parallel, symmetric=False).symmetric
+
+
 # ---- what must be refused, by everybody; the group lives on ----
 
 
-def prefill_with(parallel, lengths=(200,), dtype=torch.float32, more=0, **keywords):
-    batch = Batch(list(lengths), dtype=dtype)
-    rows = parallel.rows(batch.lengths)
-    q, *rest = (t[rows] for t in (batch.q, batch.k, batch.v, batch.index_q, batch.index_k))
+def prefill_with(parallel, lengths=(200,), dtype=None, more=0, **keywords):
+    batch = drawn(list(lengths), dtype=dtype)
+    q, *rest = batch.tensors(parallel.rows(batch.lengths))
     q = torch.cat((q, q[:more]))
     return parallel.prefill(q, *rest, batch.lengths, **keywords)
 
@@ -217,42 +400,50 @@ def prefill_with(parallel, lengths=(200,), dtype=torch.float32, more=0, **keywor
 @check(2, 3, 4)
 def ranks_that_disagree(rank, ranks):
     last = ranks - 1
-    settings = Batch([200]).settings()
+    settings = drawn([200]).settings()
     world = dist.group.WORLD
     parallel = ContextParallel(world, "zigzag", **settings)
     odd = rank == last
-    raises(lambda: prefill_with(parallel, dtype=torch.bfloat16 if odd else torch.float32), "q", ranks=(last,))
+    other_dtype = torch.float16
+    raises(lambda: prefill_with(parallel, dtype=other_dtype if odd else form.dtypes[0]), "q", ranks=(last,))
     raises(lambda: prefill_with(parallel, lengths=[201] if odd else [200]), "lengths", ranks=(last,))
     raises(lambda: prefill_with(parallel, pieces=2 if odd else 1), "pieces", ranks=(last,))
     other = ContextParallel(world, "contiguous" if odd else "zigzag", **settings)
     raises(lambda: prefill_with(other), "layout", ranks=(last,))
     other = ContextParallel(world, "zigzag", **{**settings, "topk": 5 if odd else 4})
     message = raises(lambda: prefill_with(other), "settings", ranks=(last,))
-    assert f"rank {rank} has Settings(block_size=32, topk={5 if odd else 4}" in message
+    assert f"rank {rank} has Settings(block_size={form.block}, topk={5 if odd else 4}" in message
     # One rank decodes while the others prefill.
-    step = Batch([200], new=[1])
+    step = drawn([200], new=[1])
     (k, v, index_k), table, positions = step.cache("zigzag", rank, ranks)
-    one = torch.tensor([200], dtype=torch.int32)
-    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, one, positions=positions) if odd
-           else prefill_with(parallel), "call", ranks=(last,))
-    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, one - 1 if odd else one,
-                                   positions=positions), "seqlens_k", ranks=(last,))
+    one = torch.tensor(step.lengths, dtype=torch.int32)
+    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, one.to(form.device),
+                                   positions=positions) if odd else prefill_with(parallel), "call", ranks=(last,))
+    if form is CPU:  # nobody reads lengths that lie on a GPU
+        raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, one - 1 if odd else one,
+                                       positions=positions), "seqlens_k", ranks=(last,))
     prefill_with(parallel)
 
 
 @check(2, 3, 4)
 def a_rank_that_refuses_its_part(rank, ranks):
-    parallel = ContextParallel(dist.group.WORLD, "zigzag", **Batch([200]).settings())
+    parallel = ContextParallel(dist.group.WORLD, "zigzag", **drawn([200]).settings())
     wrong = rank == 1
     message = raises(lambda: prefill_with(parallel, more=3 if wrong else 0), "q", ranks=None if wrong else (1,),
                      kind=msa.InvalidArgument if wrong else RankError)
     assert ("rows that this rank has" if wrong else "refused by rank 1") in message
-    step = Batch([200], new=[1])
+    step = drawn([200], new=[1])
     (k, v, index_k), table, positions = step.cache("zigzag", rank, ranks)
     table = table[:, :0].new_zeros((3, 1)) if wrong else table
-    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, torch.tensor([200], dtype=torch.int32),
+    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, step.integers(step.lengths),
                                    positions=positions), "page_table", ranks=None if wrong else (1,),
            kind=msa.InvalidArgument if wrong else RankError)
+    growing = Growing(rank, ranks)
+    steps = ContextParallel(dist.group.WORLD, "interleaved", **growing.whole.settings())
+    raises(lambda: growing.decoder(steps, page_size=form.block - 1 if wrong else form.block), "page_size",
+           ranks=None if wrong else (1,), kind=msa.InvalidArgument if wrong else RankError)
+    raises(lambda: growing.decoder(steps, heads_q=1 if wrong else form.heads_q), "heads", ranks=(1,))
+    alike(growing.run(growing.decoder(steps)), growing.whole.whole())
     prefill_with(parallel)
 
 
@@ -260,19 +451,32 @@ def a_rank_that_refuses_its_part(rank, ranks):
 def a_group_of_another_size(rank, ranks):
     message = raises(lambda: ContextParallel(dist.group.WORLD, "zigzag", ranks=8), "ranks", kind=msa.InvalidArgument)
     assert f"expected {ranks}, the size of the group, got 8" in message
-    raises(lambda: ContextParallel(dist.group.WORLD, "zigzag", **Batch([200]).settings()).decode(
-        *[torch.zeros(1, 2, 32)] + [torch.zeros(1, 32, 2, 32)] * 2 + [torch.zeros(1, 2, 16), torch.zeros(1, 32, 1, 16),
-          torch.zeros((1, 1), dtype=torch.int32), torch.ones(1, dtype=torch.int32)]), "positions",
-        kind=msa.InvalidArgument)
+    step = drawn([20], new=[1])
+    (k, v, index_k), table, _ = step.cache("interleaved", 0, 1)
+    parallel = ContextParallel(dist.group.WORLD, "zigzag", **step.settings())
+    lengths = step.integers(step.lengths)
+    raises(lambda: parallel.decode(step.q, k, v, step.index_q, index_k, table, lengths), "positions",
+           kind=msa.InvalidArgument)
+    raises(lambda: parallel.decoder(table, lengths, page_size=form.block, heads_q=form.heads_q,
+                                    index_heads=form.heads_kv, value_dim=form.value_dim), "positions",
+           kind=msa.InvalidArgument)
+
+
+@check_on_cpus(2)
+def symmetric_memory_of_cpus(rank, ranks):
+    growing = Growing(rank, ranks)
+    parallel = ContextParallel(dist.group.WORLD, "interleaved", **growing.whole.settings())
+    message = raises(lambda: growing.decoder(parallel, symmetric=True), "symmetric", kind=msa.Unsupported)
+    assert "expected a GPU of one host on every rank" in message
 
 
 # ---- what breaks a group ----
 
 
-@check(2, 3, 4)
+@check_on_cpus(2, 3, 4)
 def a_call_that_fails_on_one_rank(rank, ranks):
-    """Behind the agreement: its page table holds nonsense, which is seen when the pages are read."""
-    batch = Batch([333], new=[1])
+    """Behind the agreement: its page table holds nonsense, which is seen when the pages are read. GPUs mark it."""
+    batch = drawn([333], new=[1])
     parallel = ContextParallel(group_of(rank, ranks, 90.0), "interleaved", patience=PATIENCE, **batch.settings())
     (k, v, index_k), table, _ = batch.cache("interleaved", rank, ranks)
     wrong = rank == 1
@@ -281,9 +485,8 @@ def a_call_that_fails_on_one_rank(rank, ranks):
     start = time.monotonic()
     for again in (False, True):
         kind = msa.InvalidContent if wrong and not again else RankError
-        raises(lambda: parallel.decode(batch.q, k, v, batch.index_q, index_k, table,
-                                       torch.tensor([333], dtype=torch.int32)), "page_table", kind=kind,
-               ranks=None if kind is msa.InvalidContent else (1,))
+        raises(lambda: parallel.decode(batch.q, k, v, batch.index_q, index_k, table, batch.integers(batch.lengths)),
+               "page_table", kind=kind, ranks=None if kind is msa.InvalidContent else (1,))
     assert time.monotonic() - start < LATER, "long before the group's timeout"
 
 
@@ -291,11 +494,11 @@ def a_call_that_fails_on_one_rank(rank, ranks):
 def a_rank_that_hangs(rank, ranks):
     """The others have their error once the group's timeout is over; the one that comes late has it, too."""
     last = ranks - 1
-    parallel = ContextParallel(group_of(rank, ranks, TIMEOUT), "zigzag", patience=PATIENCE, **Batch([200]).settings())
+    parallel = ContextParallel(group_of(rank, ranks, timeout), "zigzag", patience=PATIENCE, **drawn([200]).settings())
     prefill_with(parallel)
     start = time.monotonic()
     if rank == last:
-        time.sleep(TIMEOUT + PATIENCE + 2)
+        time.sleep(timeout + PATIENCE + 2)
         raises(lambda: prefill_with(parallel), "agreement")
         return
     message = raises(lambda: prefill_with(parallel), "agreement", ranks=(last,))
@@ -308,11 +511,12 @@ def a_rank_that_hangs(rank, ranks):
 def a_rank_that_dies(rank, ranks):
     """In the middle of a decode; the caches of the living hold what they held."""
     last = ranks - 1
-    batch = Batch([333, 40], new=[1, 1])
-    parallel = ContextParallel(group_of(rank, ranks, 90.0), "interleaved", patience=PATIENCE, **batch.settings())
+    batch = drawn([333, 40], new=[1, 1])
+    parallel = ContextParallel(group_of(rank, ranks, dead_after), "interleaved", patience=PATIENCE,
+                               **batch.settings())
     pools, table, _ = batch.cache("interleaved", rank, ranks)
     before = [pool.clone() for pool in pools]
-    lengths = torch.tensor(batch.lengths, dtype=torch.int32)
+    lengths = batch.integers(batch.lengths)
 
     def step():
         return parallel.decode(batch.q, pools[0], pools[1], batch.index_q, pools[2], table, lengths)
@@ -320,25 +524,27 @@ def a_rank_that_dies(rank, ranks):
     step()
     if rank == last:
         gather = parallel.exchange.gather
-        parallel.exchange.gather = lambda tensor, argument: (os._exit(7) if argument == "states"
-                                                             else gather(tensor, argument))
+        parallel.exchange.gather = lambda tensor, argument, into=None: (
+            os._exit(7) if argument == "states" else gather(tensor, argument, into))
     start = time.monotonic()
     raises(step, "states", ranks=(last,))
-    assert time.monotonic() - start < LATER, "long before the group's timeout"
+    assert time.monotonic() - start < LATER
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(pools, before))
 
 
 # ---- running them ----
 
 
-def run_rank(folder, rank, ranks):
+def run_rank(folder, meeting, rank, ranks):
     torch.set_num_threads(1)
     said = {}
     report = folder / f"{ranks}.{rank}.json"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store.{ranks}", rank=rank, world_size=ranks,
+    if form.device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group("gloo" if form is CPU else "nccl", init_method=meeting, rank=rank, world_size=ranks,
                             timeout=datetime.timedelta(seconds=30))
-    for name, (function, sizes) in checks.items():
-        if ranks not in sizes:
+    for name, (function, sizes, device) in checks.items():
+        if ranks not in sizes or device not in ("any", form.device):
             continue
         start = time.process_time()
         try:
@@ -352,20 +558,33 @@ def run_rank(folder, rank, ranks):
         report.write_text(json.dumps(said))
 
 
+# A file for CPUs; symmetric memory asks its store for more than files can.
+def meeting_of(folder, ranks):
+    if form is CPU:
+        return f"file://{folder}/store.{ranks}"
+    with socket.socket() as free:  # a port that nobody has
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
 def main():
-    sizes = [int(size) for size in sys.argv[2:]]
+    file, *words = sys.argv[1:]
+    if "--nccl" in words:
+        words.remove("--nccl")
+        use_gpus()
     with tempfile.TemporaryDirectory() as name:
         folder, children = pathlib.Path(name), {}
-        for ranks in sizes:
+        for ranks in map(int, words):
+            meeting = meeting_of(folder, ranks)
             for rank in range(ranks):
                 child = os.fork()
                 if child == 0:
                     try:
-                        run_rank(folder, rank, ranks)
+                        run_rank(folder, meeting, rank, ranks)
                     finally:
                         os._exit(0)  # groups that broke are not to be torn down
                 children[child] = (rank, ranks)
-        end = time.monotonic() + DEADLINE
+        end = time.monotonic() + deadline
         while children and time.monotonic() < end:
             child, _ = os.waitpid(-1, os.WNOHANG)
             children.pop(child, None) if child else time.sleep(0.02)
@@ -373,7 +592,7 @@ def main():
             os.kill(child, 9)
             os.waitpid(child, 0)
         reports = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    pathlib.Path(sys.argv[1]).write_text(json.dumps(reports))
+    pathlib.Path(file).write_text(json.dumps(reports))
 
 
 if __name__ == "__main__":

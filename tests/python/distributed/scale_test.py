@@ -32,6 +32,12 @@ def test_free_links_leave_the_shares_of_the_work(gpus):
     assert estimate("decode", Model(), 1 << 17, gpus, FAST, ONE).speedup == pytest.approx(gpus)
 
 
+def test_what_no_rank_is_spared_stays():
+    found = estimate("decode", Model(), 1 << 17, 4, FAST, Measured(0.8, 0.0, 0.1))
+    assert found.seconds == pytest.approx(0.3) and found.speedup == pytest.approx(3)
+    assert estimate("prefill", Model(), 1 << 17, 4, FAST, Measured(0.8, 0.0, 0.1)).seconds == pytest.approx(0.3, rel=1e-3)
+
+
 def test_bytes_are_those_of_the_tensors():
     model = Model(heads_q=2, heads_kv=1, head_dim=16, value_dim=16, index_heads=1, index_dim=16, topk=4)
     found = estimate("prefill", model, 1000, 4, FAST, ONE, pieces=1)

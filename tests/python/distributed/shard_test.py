@@ -12,7 +12,7 @@ import msa  # noqa: E402
 import problems  # noqa: E402
 from msa import distributed  # noqa: E402
 from msa.distributed import LAYOUTS, prefill  # noqa: E402
-from msa.distributed.shard import Pages, Settings, Shard, join, merge, rows_of  # noqa: E402
+from msa.distributed.shard import Deal, Pages, Settings, Shard, join  # noqa: E402
 from msa.results import AttentionBlocks  # noqa: E402
 
 BLOCK = problems.BLOCK
@@ -22,16 +22,22 @@ def settings_of(batch, backend=None):
     return Settings(BLOCK, batch.topk, batch.local, batch.init, None, backend, 1)
 
 
-def decode(batch, layout, ranks, page=BLOCK, stored=None, pages_of=lambda pools, table: Pages()):
+def decode(batch, layout, ranks, page=BLOCK, stored=None, pages_of=lambda pools, table: Pages(), most=None):
     settings = settings_of(batch)
-    rows = rows_of(torch.tensor(batch.lengths, dtype=torch.int32), batch.new, True)
+    lengths = torch.tensor(batch.lengths, dtype=torch.int32)
     caches = [batch.cache(layout, rank, ranks, page, stored) for rank in range(ranks)]
-    shards = [Shard(rows, table, page, positions, settings, pages_of(pools, table))
-              for pools, table, positions in caches]
-    found = torch.stack([s.candidates(batch.index_q, pools[2]) for s, (pools, _, _) in zip(shards, caches)])
-    ids = merge(found, rows, settings)
-    states = [s.attend(batch.q, pools[0], pools[1], ids) for s, (pools, _, _) in zip(shards, caches)]
-    return (*join(torch.stack(states), settings), ids)
+    deals = [positions for _, _, positions in caches]
+    if most is not None:
+        deals = [Deal(rank, ranks, max(deal.shape[1] for deal in deals) if most else None) for rank in range(ranks)]
+    shards = [Shard(table, page, deal, lengths, settings, batch.new) for (_, table, _), deal in zip(caches, deals)]
+    pages = [pages_of(pools, table) for pools, table, _ in caches]
+    found = [s.candidates(batch.index_q, pools[2], own) for s, (pools, _, _), own in zip(shards, caches, pages)]
+    lists = [s.merge(found) for s in shards]
+    ids = [s.listed(own) for s, own in zip(shards, lists)]
+    assert all(torch.equal(ids[0], other) for other in ids)
+    states = [s.attend(batch.q, pools[0], pools[1], own, scales)
+              for s, (pools, _, _), own, scales in zip(shards, caches, lists, pages)]
+    return (*join(states, settings), ids[0])
 
 
 def prefilled(batch, layout, ranks, backend=None):
@@ -71,6 +77,19 @@ def test_a_decode_over_shards_is_that_over_the_whole(layout, seed):
     batch = problems.Batch(lengths, new=new, seed=seed, **kept)
     wanted = batch.whole()
     out, lse, ids = decode(batch, layout, ranks, page)
+    assert torch.equal(ids, wanted.block_ids)
+    problems.close(out, wanted.out)
+    problems.close(lse, wanted.lse)
+
+
+@pytest.mark.parametrize("most", [False, True])
+@pytest.mark.parametrize("seed", range(24))
+def test_a_decode_over_blocks_that_are_dealt(most, seed):
+    """No positions: tables that the deal alone makes, with and without knowing how many blocks others have."""
+    lengths, new, kept, ranks, page = drawn(seed)
+    batch = problems.Batch(lengths, new=new, seed=seed, **kept)
+    wanted = batch.whole()
+    out, lse, ids = decode(batch, "interleaved", ranks, page, most=most)
     assert torch.equal(ids, wanted.block_ids)
     problems.close(out, wanted.out)
     problems.close(lse, wanted.lse)
@@ -159,13 +178,35 @@ def test_more_queries_than_keys():
     problems.close(out, wanted.out)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("new", [[1, 1], [3, 1]])
+def test_a_shard_that_is_kept_sees_other_lengths_pages_and_positions(layout, new):
+    kept = {"new": new, "init": 1, "local": 2}
+    first, second = (problems.Batch(lengths, seed=seed, **kept) for seed, lengths in enumerate(([333, 97], [300, 122])))
+    lengths = torch.tensor(first.lengths, dtype=torch.int32)
+    caches = [first.cache(layout, rank, 2) for rank in range(2)]
+    shards = [Shard(table, BLOCK, positions, lengths, settings_of(first), new) for _, table, positions in caches]
+    lengths.copy_(torch.tensor(second.lengths))
+    others = [second.cache(layout, rank, 2) for rank in range(2)]
+    for shard, (_, table, positions), (_, other_table, other_positions) in zip(shards, caches, others):
+        table.fill_(-7)[:, :other_table.shape[1]] = other_table
+        positions.fill_(torch.iinfo(torch.int32).max)[:, :other_positions.shape[1]] = other_positions
+        shard.refresh()
+    found = [s.candidates(second.index_q, pools[2]) for s, (pools, _, _) in zip(shards, others)]
+    ids = shards[0].merge(found)
+    states = [s.attend(second.q, pools[0], pools[1], ids) for s, (pools, _, _) in zip(shards, others)]
+    out, lse = join(states, settings_of(second))
+    wanted = second.whole()
+    assert torch.equal(ids, wanted.block_ids)
+    problems.close(out, wanted.out)
+    problems.close(lse, wanted.lse)
+
+
 def test_rows_that_see_nothing():
     batch = problems.Batch([1, 40], new=[1, 1], seed=5)
-    rows = rows_of(torch.tensor([0, 40], dtype=torch.int32), [1, 1], True)
-    assert rows.last.tolist() == [-1, 39]
-    settings = settings_of(batch)
+    lengths = torch.tensor([0, 40], dtype=torch.int32)
     pools, table, positions = batch.cache("interleaved", 0, 2)
-    shard = Shard(rows, table, BLOCK, positions, settings)
+    shard = Shard(table, BLOCK, positions, lengths, settings_of(batch), [1, 1])
     ids, scores = shard.candidates(batch.index_q, pools[2])
     assert (ids[0] == -1).all() and (scores.view(torch.float32)[0] == float("-inf")).all()
     assert ids[1, 0].tolist() == [0, -1, -1, -1], "block 1 is forced and lies on the other rank"
