@@ -36,11 +36,6 @@ Product product(const std::vector<float>& a, const std::vector<float>& b) {
   return p;
 }
 
-/// Of a weight, at most, when it is rounded to a type.
-double half_ulp(DType storage) {
-  return storage == DType::BF16 ? 0x1p-8 : storage == DType::F16 ? 0x1p-11 : 0x1p-24;
-}
-
 /// fp32 roundings of a sum of `count` terms.
 double sum_roundings(std::size_t count) { return (8 + std::sqrt(double(count))) * kRounding; }
 

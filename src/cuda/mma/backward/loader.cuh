@@ -98,15 +98,22 @@ class Loader {
     return true;
   }
 
-  /// The mean of the tile's keys, where all are nearer to it than to 0, else 0; numbers that are
-  /// not finite count as 0. Threads meet in it.
+  /// What the tile's keys have in common: their mean in columns where it is larger than what they
+  /// differ by, 0 elsewhere; all 0 where some key is nearer to 0 than to that. Numbers that are not
+  /// finite count as 0. Threads meet in it.
   __device__ __forceinline__ void average() const {
     const int keys = min(Traits::kKeys, shared_.request.seqlen_k - first_key());
     for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads) {
       float sum = 0.0f;
-      for (int key = 0; key < keys; ++key) sum += finite_item(key, column);
+      float squares = 0.0f;
+      for (int key = 0; key < keys; ++key) {
+        const float x = finite_item(key, column);
+        sum += x;
+        squares = fmaf(x, x, squares);
+      }
       const float mean = sum / static_cast<float>(keys);
-      shared_.mean[column] = is_finite(mean) ? mean : 0.0f;
+      // Larger than what keys differ by?
+      shared_.mean[column] = is_finite(squares) && 2.0f * mean * sum > squares ? mean : 0.0f;
     }
     if (thread() == 0) shared_.alike = 1;
     __syncthreads();

@@ -2,8 +2,7 @@
 // The tile's share of dq: dS of all warps times the keys. A warp has 32 rows of the step and some
 // of the columns. Sums of dS over a row are small beside its items, those of an attention that is
 // whole even 0: what rounding took from dS would be multiplied by what keys have in common. It is
-// therefore given back, times the mean of the tile's keys, where all of them are nearer to it than
-// to 0; not to rows that see some of them alone, of which it may not be the mean.
+// therefore given back, times what the tile's keys have in common (Loader::average).
 #pragma once
 
 #include "cuda/common/backward/shares.cuh"
@@ -45,12 +44,12 @@ class QueryShare {
             rows.limit + first_row(t), Traits::kKeys, lane_,
             [&](std::uint32_t(&a)[4], int k) { load_ds(a, t, k); },
             [&](std::uint32_t(&b)[4], int k, int n) { load_keys(b, k, n); }, own);
-        store<kMasked>(rows, to, t, own);
+        store(rows, to, t, own);
       }
     } else {
       multiply_all(sums);
 #pragma unroll
-      for (int t = 0; t < 2; ++t) store<kMasked>(rows, to, t, sums[t]);
+      for (int t = 0; t < 2; ++t) store(rows, to, t, sums[t]);
     }
   }
 
@@ -91,7 +90,6 @@ class QueryShare {
     }
   }
 
-  template <bool kMasked>
   __device__ __forceinline__ void store(const RowInfo& rows, const common::backward::Shares& to,
                                         int t, const float (&sums)[kSums]) const {
 #pragma unroll
@@ -100,7 +98,7 @@ class QueryShare {
       float own[kDims / 4];
 #pragma unroll
       for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
-      if constexpr (!kMasked) give_back(row, own);
+      give_back(row, own);
       const std::int64_t share = rows.share[row];
       const common::backward::PackedShare<kDims> packed(own);
       if (share >= 0) packed.store(to, share, Traits::kHeadDim, part(), lane_ % 4);
