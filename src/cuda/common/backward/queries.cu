@@ -53,15 +53,16 @@ __global__ void __launch_bounds__(kQueryWarps * 32)
   const int head_kv = head / p.group;
   float sums[kItems] = {};
   const int request = owner_of(p.batch, p.requests, row);
-  if (request >= 0 && item_of(params.lse, row, head) != kMinusInf) {
+  const bool attends = request >= 0 && item_of(params.lse, row, head) != kMinusInf;
+  if (attends) {
     const ShareReader<kItems> shares{params.shares, p.group, head - head_kv * p.group, lane};
     const std::int64_t first = (std::int64_t{token} * p.heads_kv + head_kv) * p.places;
     for_each_place(p, p.requests[request], row, head_kv, lane,
                    [&](int place) { shares.add(first + place, sums); });
   }
-  const float scale = params.weights == nullptr
-                          ? params.scale
-                          : params.scale * params.weights[row * params.stride_weights];
+  float scale = params.scale;
+  // The weight of a row that attends to nothing may be anything.
+  if (attends && params.weights != nullptr) scale *= params.weights[row * params.stride_weights];
 #pragma unroll
   for (int i = 0; i < kItems; i += 2) {
     const int column = share_column(lane * kItems + i, params.shares.part_dims);
