@@ -73,7 +73,7 @@ using Factors = std::conditional_t<
     std::conditional_t<Traits::kCodes, KeyScales,
                        std::conditional_t<Traits::kPacked, KeyGroups, NoFactors>>>;
 
-/// All warps but the last: score what the ring brings.
+/// The first warps: score what the ring brings.
 template <class Traits>
 class ScoreConsumer {
  public:
@@ -103,7 +103,8 @@ class ScoreConsumer {
     typename ScoreShared<Traits>::Span& span = shared.spans[team];
     const int head_k = static_cast<int>(blockIdx.y);
     const int shift = box_shift(kScoreStep, p.batch.page_size);  // keys of a box
-    int wanted = likely_request(p);  // its queries arrive while the first step is loaded
+    // Its queries arrive while the first step is loaded.
+    int wanted = Share<Traits>(team % Traits::kProducers).likely_request(p);
     int request = -1;
     RequestRecord r{};
     Columns<Traits> q;

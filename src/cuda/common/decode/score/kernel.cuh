@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Decode scoring: one CTA an SM streams the index keys of the whole batch, whatever the lengths.
-// Warp 4 feeds a ring with steps of 128 keys: first a fixed share, then what it claims from a
-// counter, as SMs do not read equally fast.
+// The last warp, or two of them, feeds a ring with steps of 128 keys: first a fixed share, then what
+// it claims from a counter, as SMs do not read equally fast.
 #pragma once
 
 #include "cuda/common/decode/score/consumer.cuh"
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(Traits::kBoundThreads, Traits::kBoundCtas)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (warp < Traits::kConsumers) return ScoreConsumer<Traits>(p, shared, stages, warp, lane).run();
-  ScoreProducer<Traits>(p, shared, stages, lane).run();
+  ScoreProducer<Traits>(p, shared, stages, warp - Traits::kConsumers, lane).run();
 }
 
 template <class Traits>

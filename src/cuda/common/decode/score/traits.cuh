@@ -33,7 +33,10 @@ struct ScoreTraits {
   static constexpr int kTeams = cfg.tiles <= (kFilter ? 2 : kPacked ? 1 : 0) ? 2 : 1;
   static constexpr int kConsumers = kPacked ? 4 * kTeams : 4;  // warps
   static constexpr int kTeamWarps = kConsumers / kTeams;
-  static constexpr int kThreads = (kConsumers + 1) * 32;
+  // Warps that load: a step of four bits is there before one warp has asked for the next, so that
+  // each team has one of its own, as if it were a CTA.
+  static constexpr int kProducers = kPacked ? kTeams : 1;
+  static constexpr int kThreads = (kConsumers + kProducers) * 32;
   // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
   static constexpr int kReleases = kTeamWarps * 32;
   // What ptxas is told.
