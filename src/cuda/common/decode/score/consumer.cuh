@@ -95,9 +95,14 @@ class ScoreConsumer {
     ScoreShared<Traits>& shared = shared_;
     if constexpr (Traits::kPacked) {  // while the first step is loaded
       shared_scale_ = common::scale_of_all(p.k_groups);
-      common::fill_magnitudes<typename Traits::Item>(shared.magnitudes, p.k_groups.rounded != 0,
-                                                     shared_scale_, threadIdx.x,
-                                                     Traits::kConsumers * 32);
+      const int thread = static_cast<int>(threadIdx.x);
+      if (has_rounded_table(p)) {
+        common::fill_rounded_magnitudes(shared.rounded, thread, Traits::kConsumers * 32);
+      } else {
+        common::fill_magnitudes<typename Traits::Item>(shared.magnitudes, p.k_groups.rounded != 0,
+                                                       shared_scale_, thread,
+                                                       Traits::kConsumers * 32);
+      }
       ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
     }
     typename ScoreShared<Traits>::Span& span = shared.spans[team];
@@ -202,8 +207,21 @@ class ScoreConsumer {
         reduce_codes<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q, first, bad,
                                                     lane_);
       } else if constexpr (Traits::kPacked) {
-        reduce_packed<Traits>(best[i], keys[i], factors[i], q, shared_.magnitudes, shared_scale_,
-                              first, bad, lane_);
+        if (!has_rounded_table(params_)) {
+          reduce_packed<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q,
+                                                       shared_.magnitudes, shared_scale_, first,
+                                                       bad, lane_);
+          continue;
+        }
+        if constexpr (Traits::kNarrows) {
+          if (q.narrow) {
+            reduce_packed<Traits, __half>(best[i], keys[i], factors[i], q, shared_.rounded, 1.0f,
+                                          first, bad, lane_);
+            continue;
+          }
+        }
+        reduce_packed<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q,
+                                                     shared_.rounded, 1.0f, first, bad, lane_);
       } else {
         reduce_keys<Traits>(best[i], keys[i], q, first, bad, lane_);
       }

@@ -107,7 +107,10 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
     }
   }
   q.min_limit = visible_keys(r, 0, p.batch.causal != 0);  // the first token sees least
-  if constexpr (Traits::kNarrows) narrow_queries<Traits>(q, lane);
+  q.narrow = false;
+  if constexpr (Traits::kNarrows) {
+    if (narrows<Traits>(p)) narrow_queries<Traits>(q, lane);
+  }
 }
 
 /// A warp's keys of one part of a step.

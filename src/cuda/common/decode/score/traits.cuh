@@ -23,7 +23,7 @@ struct ScoreTraits {
   // Codes of a filter: products are integers, and every key gives two bounds instead of a score.
   static constexpr bool kFilter = cfg.keys == Storage::I8;
   static constexpr int kSides = kFilter ? 2 : 1;  // lower and upper bounds
-  static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;  // keys.cuh
+  static constexpr bool kNarrows = (kCodes || kPacked) && cfg.storage == Storage::Bf16;  // keys.cuh
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
@@ -116,8 +116,23 @@ template <class Traits, bool kPacked = Traits::kPacked>
 struct CodeTable {};
 template <class Traits>
 struct CodeTable<Traits, true> {
-  common::Magnitudes magnitudes[common::kMagnitudeTable];
+  union {
+    common::Magnitudes magnitudes[common::kMagnitudeTable];
+    common::RoundedMagnitudes rounded[common::kMagnitudeTable];  // where values are
+  };
 };
+
+/// Whether magnitudes are codes of e4m3 as they stand in the table. Widening by hand takes longer
+/// than a table of items does.
+__device__ __forceinline__ bool has_rounded_table(const ScoreParams& p) {
+  return !ptx::kE4m3ByHand && p.k_groups.rounded != 0 && p.k_groups.all == nullptr;
+}
+
+/// Whether keys are multiplied as f16 where queries allow it.
+template <class Traits>
+__device__ __forceinline__ bool narrows(const ScoreParams& p) {
+  return Traits::kCodes || (Traits::kPacked && has_rounded_table(p));
+}
 
 template <class Traits>
 struct ScoreShared : StepScales<Traits>, StepBounds<Traits>, CodeTable<Traits> {
