@@ -6,6 +6,7 @@
 
 #include "cuda/common/decode/score/consumer.cuh"
 #include "cuda/common/decode/score/producer.cuh"
+#include "cuda/common/ptx/shared.cuh"
 #include "cuda/common/tile/align.cuh"
 #include "cuda/common/tile/pipeline.cuh"
 #include "cuda/launch.h"
@@ -17,7 +18,7 @@ __global__ void __launch_bounds__(Traits::kBoundThreads, Traits::kBoundCtas)
     score_kernel(const __grid_constant__ ScoreParamsOf<typename Traits::Engine::Keys> p) {
   using Engine = typename Traits::Engine;
   extern __shared__ std::uint8_t raw[];
-  std::uint8_t* stages = align_shared<128>(raw);
+  std::uint8_t* stages = ptx::hold_shared(align_shared<128>(raw));
   auto& shared =
       *reinterpret_cast<ScoreShared<Traits>*>(stages + Traits::kStages * Traits::kStageBytes);
   ptx::griddepcontrol_launch_dependents();

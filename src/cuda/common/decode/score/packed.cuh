@@ -18,12 +18,17 @@ struct KeyGroups {
   std::uint32_t of[2][2];
 };
 
-/// `scales`: those of a step's keys; `first`: the warp's first key in it.
-__device__ __forceinline__ void read_groups(KeyGroups& to, const std::uint8_t* scales, int first,
-                                            int lane) {
-  const auto* pairs = reinterpret_cast<const std::uint16_t*>(scales) + first * 4 + (lane & 3);
+/// Where the scales of a lane's groups lie among those of a step, in bytes; `first`: the first key
+/// of the part.
+__device__ __forceinline__ int first_groups(int first, int lane) {
+  return first * kRowScales + lane * 2;
+}
+
+/// `scales`: this lane's first ones.
+__device__ __forceinline__ void read_groups(KeyGroups& to, const std::uint8_t* scales) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) to.of[i / 2][i & 1] = pairs[(i * 8 + lane / 4) * 4];
+  for (int i = 0; i < 4; ++i)
+    to.of[i / 2][i & 1] = *reinterpret_cast<const std::uint16_t*>(scales + i * 8 * kRowScales);
 }
 
 /// Eight codes of a row, of one group.

@@ -81,7 +81,7 @@ class ScoreProducer {
 
  private:
   __device__ __forceinline__ void advance() {
-    for (int taken = 0; taken < Traits::kProducers; ++taken) at_.advance();
+    at_.template advance_by<Traits::kProducers>();
   }
 
   static constexpr int kStepShift = 7;
@@ -120,7 +120,12 @@ class ScoreProducer {
     const int from = first_lane_ + (lane_ & (boxes_ - 1));
     const int token = __shfl_sync(common::kAllLanes, token_, from);
     const int page = __shfl_sync(common::kAllLanes, page_, from);
-    const unsigned bad = (bad_ >> first_lane_) & ((1u << boxes_) - 1);
+    unsigned bad_tiles = 0;
+    if (bad_ != 0) {
+      const int tile = lane_ & 7;
+      const bool bad = (bad_ >> (first_lane_ + ((tile * 16) >> shift_)) & 1) != 0;
+      bad_tiles = __ballot_sync(common::kAllLanes, bad) & 0xff;
+    }
     std::uintptr_t groups = 0;  // of this lane's box, where the copy engine brings them
     int scale_bytes = 0;
     if constexpr (Traits::kPacked) {
@@ -131,7 +136,7 @@ class ScoreProducer {
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       // The arrival below publishes it.
-      next_.bad_boxes = bad;
+      next_.bad_tiles = bad_tiles;
       shared_.notes[at_.stage] = next_;
       Engine::announce(shared_.ring, at_, Traits::kTileBytes + scale_bytes);
     }

@@ -88,10 +88,10 @@ __device__ __forceinline__ int piece_of(int chunk, int lane) {
 }
 
 /// What a stage of the ring holds; request -1: nothing, and nothing follows.
-struct StageNote {
+struct alignas(16) StageNote {
   int request;
   int step;
-  unsigned bad_boxes;  // boxes whose page id was out of range
+  unsigned bad_tiles;  // each 16 keys, as bits, whose page id was out of range
 };
 
 /// The scales of a step's keys, 0 where there is no key.
@@ -138,8 +138,9 @@ template <class Traits>
 struct ScoreShared : StepScales<Traits>, StepBounds<Traits>, CodeTable<Traits> {
   Ring<Traits::kStages> ring;
   StageNote notes[Traits::kStages];
-  /// Of a team: which steps, and the maxima of their parts.
+  /// Of a team: which steps of a request, and the maxima of their parts.
   struct Span {
+    RequestRecord request;
     int steps[Traits::kSpan];
     float maxima[Traits::kSpan][Traits::kStepParts][Traits::kSides * Traits::kColumns];
   };
