@@ -95,21 +95,37 @@ __device__ __forceinline__ void start_products(std::int32_t (&d)[64], const std:
   ptx::wgmma_commit_group();
 }
 
-/// kNoProduct where a row does not see a key, or where the key's page is not there.
+/// The same with one half of its keys, 0 or 1.
 template <class Traits>
-__device__ __forceinline__ void mask_products(std::int32_t (&d)[64], const ConsumerRows& rows,
-                                              int tile, std::uint32_t bad_boxes, int shift) {
+__device__ __forceinline__ void start_products(std::int32_t (&d)[32], const std::uint32_t* a,
+                                               const std::uint8_t* keys, int half) {
+  const std::uint8_t* first = keys + half * (Traits::kTileBytes / 2);
+  ptx::wgmma_fence();
 #pragma unroll
-  for (int x = 0; x < 64; ++x) {
-    const int column = (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
+  for (int s = 0; s < Traits::kSteps; ++s) {
+    ptx::wgmma_m64n64k32_s8_rs(d, a + 4 * s, descriptor_k_major(first) + s * kDescriptorStepK,
+                               s != 0);
+  }
+  ptx::wgmma_commit_group();
+}
+
+/// kNoProduct where a row does not see a key, or where the key's page is not there. `first`: the
+/// first of the keys in the tile.
+template <class Traits, int kProducts>
+__device__ __forceinline__ void mask_products(std::int32_t (&d)[kProducts],
+                                              const ConsumerRows& rows, int tile,
+                                              std::uint32_t bad_boxes, int shift, int first = 0) {
+#pragma unroll
+  for (int x = 0; x < kProducts; ++x) {
+    const int column = first + (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
     const bool unseen = tile * Traits::kKeys + column >= rows.visible[x >> 1 & 1];
     if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
   }
 }
 
-/// Largest product of part `kPart` of a thread's row.
+/// Largest product of part `kPart` of half a key tile, 0 or 1, of a thread's row.
 template <int kPart>
-__device__ __forceinline__ std::int32_t part_maximum(const std::int32_t (&d)[64], int row) {
+__device__ __forceinline__ std::int32_t part_maximum(const std::int32_t (&d)[32], int row) {
   const auto at = [&](int n) { return d[16 * kPart + n / 2 * 4 + 2 * row + n % 2]; };
   const std::int32_t front = ptx::vimax3(at(0), at(1), at(2));
   const std::int32_t back = ptx::vimax3(at(3), at(4), at(5));
@@ -128,12 +144,11 @@ __device__ __forceinline__ std::uint32_t pack_products(std::int32_t low, std::in
 struct PartMaxima {
   std::uint32_t packed[2][2];
 
-  __device__ __forceinline__ void take(const std::int32_t (&d)[64]) {
+  /// Products of one half of a key tile.
+  __device__ __forceinline__ void take(const std::int32_t (&d)[32], int half) {
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      packed[row][0] = pack_products(part_maximum<0>(d, row), part_maximum<1>(d, row));
-      packed[row][1] = pack_products(part_maximum<2>(d, row), part_maximum<3>(d, row));
-    }
+    for (int row = 0; row < 2; ++row)
+      packed[row][half] = pack_products(part_maximum<0>(d, row), part_maximum<1>(d, row));
   }
 };
 
@@ -230,18 +245,27 @@ class CodedRows {
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
     const std::uint32_t bad_boxes = of_stage(shared.bad_boxes[at.stage], releases);
-    std::int32_t d[64];
-    start_products<Traits>(d, a_, shared.keys[at.stage]);
+    std::int32_t front[32];
+    std::int32_t back[32];
+    start_products<Traits>(front, a_, shared.keys[at.stage], 0);
+    start_products<Traits>(back, a_, shared.keys[at.stage], 1);
     // The key tile before, while products are under way.
     joined_[(kTurn + 3) % 4] = join_rows(maxima_);
     if constexpr (kTurn == 3) word_ = join_tiles(joined_[0], joined_[2]);
     if constexpr (kTurn == 0) flush((tile >> 2) - 1);
+    // The front half, while the back one is under way.
+    ptx::wgmma_wait_group<1>();
+    ptx::keep_accumulator(front);
+    maxima_.take(front, 0);
     ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(d);
+    ptx::keep_accumulator(back);
     if (releases) shared.ring.release(at);
-    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0)
-      mask_products<Traits>(d, rows_, tile, bad_boxes, shift);
-    maxima_.take(d);
+    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0) {
+      mask_products<Traits>(front, rows_, tile, bad_boxes, shift);
+      mask_products<Traits>(back, rows_, tile, bad_boxes, shift, Traits::kKeys / 2);
+      maxima_.take(front, 0);  // not as they were
+    }
+    maxima_.take(back, 1);
     writes_ = valid_;
   }
 

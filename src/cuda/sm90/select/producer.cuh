@@ -49,7 +49,7 @@ class Producer {
         slot.advance();
         if constexpr (Traits::kListed) {
           load_listed(work);
-        } else if constexpr (Traits::kFast) {
+        } else if constexpr (Traits::kCodes) {
           load_coded(work);
         } else {
           load_keys(work);
@@ -96,8 +96,8 @@ class Producer {
     }
   }
 
-  /// The same with the scale of each box. Boxes of several key tiles are looked up together, as a
-  /// scale lies behind a page number.
+  /// The same of codes, a key tile of which is multiplied in half the time: boxes of several are
+  /// looked up together, where they have scales, which lie behind page numbers, with those.
   __device__ __forceinline__ void load_coded(const Work& work) {
     const Params& p = params_;
     static_assert(Traits::kPanels == 1, "a lane a box");
@@ -109,7 +109,8 @@ class Producer {
       KeyBox box{0, kNoPage, false};
       if (mine < work.end)
         box = locate_key_box<Traits::kKeys>(p.batch, work.rows, work.request, mine, lane_ % boxes);
-      const float scale = box.page == kNoPage ? NAN : scale_of(box.page, work.key_head);
+      float scale = NAN;
+      if (Traits::kFast && box.page != kNoPage) scale = scale_of(box.page, work.key_head);
       const unsigned all_bad = __ballot_sync(kAllLanes, box.bad);
       if (all_bad != 0 && lane_ == 0) report(p.batch.status, work.request, -1, FaultKind::PageId);
       const int tiles = min(tiles_at_once, work.end - first);
@@ -118,10 +119,14 @@ class Producer {
         const int source = tile * boxes + min(lane_, boxes - 1);
         const KeyBox at{__shfl_sync(kAllLanes, box.token, source),
                         __shfl_sync(kAllLanes, box.page, source), false};
-        const float of_box = __shfl_sync(kAllLanes, scale, source);
-        shared_.ring.wait_empty(at_);
-        if (lane_ < boxes) reinterpret_cast<float*>(shared_.scales[at_.stage])[lane_] = of_box;
-        __syncwarp();
+        if constexpr (Traits::kFast) {
+          const float of_box = __shfl_sync(kAllLanes, scale, source);
+          shared_.ring.wait_empty(at_);
+          if (lane_ < boxes) reinterpret_cast<float*>(shared_.scales[at_.stage])[lane_] = of_box;
+          __syncwarp();
+        } else {
+          shared_.ring.wait_empty(at_);
+        }
         if (lane_ == 0) {
           shared_.bad_boxes[at_.stage] = all_bad >> tile * boxes & ((1u << boxes) - 1);
           shared_.ring.expect(at_, Traits::kTileBytes);
