@@ -43,6 +43,10 @@ static_assert(kChunkTiles * kTileParts == 16 && kWordTiles * kTileParts == 32, "
 template <int kBlock>
 constexpr int kChunkBlocks = kChunkTiles* kTileKeys / kBlock;
 
+/// Products are asked for one look ahead: else registers do not suffice.
+template <int kBlock>
+constexpr bool kAhead = kBlock == kTileKeys;
+
 /// A row that a warp works on.
 struct alignas(16) Chooser {
   QueryBound query;
@@ -271,9 +275,8 @@ __device__ __forceinline__ void look_at_rows(float (&least)[kRows], const Choose
     for (int i = 0; i < 4; ++i) best[r][i] = kMinusInf;
   }
   const int turns = (used + 31) / 32;
-  constexpr bool kAhead = kTileBlocks == 1;  // else registers do not suffice
-  Products next[kRows];                      // on its way
-  if constexpr (kAhead) {
+  Products next[kRows];  // on its way
+  if constexpr (kAhead<kBlock>) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) next[r].load(products + r * stride, min(lane, used - 1));
   }
@@ -289,7 +292,7 @@ __device__ __forceinline__ void look_at_rows(float (&least)[kRows], const Choose
       Products of[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if constexpr (kAhead) {
+        if constexpr (kAhead<kBlock>) {
           of[r] = next[r];
           next[r].load(products + r * stride, min(chunk + 32, used - 1));
         } else {
@@ -354,6 +357,25 @@ __device__ __forceinline__ void want_block(const Found& found, const Shared& sha
   atomicOr(shared.wanted + tile / kWordTiles, bits << tile % kWordTiles * kTileParts);
 }
 
+/// A chunk of a flagged segment, and its products on their way.
+struct LookedUp {
+  int entry = -1;  // row of the warp, chunk; -1: none
+  Products of;
+};
+
+/// This lane's of the 32 segments from `first` on: their chunk number `turn`.
+__device__ __forceinline__ LookedUp look_up(const uint4* products, int stride,
+                                            const std::uint32_t* segments, int flagged, int used,
+                                            int segment, int turn, int first, int lane) {
+  const int entry = static_cast<int>(segments[min(first + lane, flagged - 1)]);
+  const int row = entry / (kSegments * 32);
+  const int chunk = (entry / 32 % kSegments * segment + turn) * 32 + entry % 32;
+  LookedUp up;
+  up.of.load(products + row * stride, min(chunk, used - 1));
+  if (first + lane < flagged && chunk < used) up.entry = row << kBlockBits | chunk;
+  return up;
+}
+
 /// Second look at four rows: their parts join the wanted ones. What is left at each step is few and
 /// lies scattered: it is queued, segments in their own place, so that lanes have work alike.
 template <int kBlock>
@@ -377,41 +399,53 @@ __device__ __forceinline__ void want_parts(const float (&least)[kRows], Found& f
     }
   }
   __syncwarp();
+  if (flagged == 0) return;
   Queue& queue = found.queue;
   int waiting = 0;
+  int turn = 0;
+  int first = 0;
+  const auto look = [&] {
+    return look_up(products, stride, segments, flagged, used, segment, turn, first, lane);
+  };
+  LookedUp next{};
+  if constexpr (kAhead<kBlock>) next = look();
 #pragma unroll 1
-  for (int turn = 0; turn < segment; ++turn) {
-#pragma unroll 1
-    for (int first = 0; first < flagged; first += 32) {
-      const int entry = segments[min(first + lane, flagged - 1)];
-      const int r = entry / (kSegments * 32);
-      const int chunk = (entry / 32 % kSegments * segment + turn) * 32 + entry % 32;
-      const bool there = first + lane < flagged && chunk < used;
-      const int at = min(chunk, used - 1);
-      Chooser& row = found.rows[r];
-      Products of;
-      of.load(products + r * stride, at);
+  while (turn < segment) {
+    // What the next look reads is on its way meanwhile.
+    LookedUp now = next;
+    if constexpr (!kAhead<kBlock>) now = look();
+    first += 32;
+    if (first >= flagged) {
+      first = 0;
+      ++turn;
+    }
+    if constexpr (kAhead<kBlock>) {
+      if (turn < segment) next = look();
+    }
+    const bool there = now.entry >= 0;
+    const int r = there ? now.entry >> kBlockBits : 0;
+    const int chunk = there ? now.entry & ((1 << kBlockBits) - 1) : 0;
+    Chooser& row = found.rows[r];
 #pragma unroll
-      for (int n = 0; n < kPerChunk; ++n) {
-        const int block = chunk * kPerChunk + n;
-        const std::uint32_t word = of.word(n / kTileBlocks);
-        const KeyBound key = key_of(shared.keys, chunks, at, n);
-        const float upper = bound_block<kBlock>(word, n % kTileBlocks, row.query, key).upper;
-        const bool reaches = there && block >= row.begin && block < row.end && upper >= row.least;
-        const unsigned lanes = __ballot_sync(kAllLanes, reaches);
-        if (reaches) {
-          const int to = waiting + __popc(lanes & common::lanes_below(lane));
-          queue.words[to] = word;
-          queue.blocks[to] = r << kBlockBits | block;
-          if (counted) atomicAdd(&row.candidates, 1);
-        }
-        waiting += __popc(lanes);
-        if (waiting >= 32) {
-          __syncwarp();
-          waiting -= 32;
-          want_block<kBlock>(found, shared, chunks, waiting + lane);
-          __syncwarp();
-        }
+    for (int n = 0; n < kPerChunk; ++n) {
+      const int block = chunk * kPerChunk + n;
+      const std::uint32_t word = now.of.word(n / kTileBlocks);
+      const KeyBound key = key_of(shared.keys, chunks, chunk, n);
+      const float upper = bound_block<kBlock>(word, n % kTileBlocks, row.query, key).upper;
+      const bool reaches = there && block >= row.begin && block < row.end && upper >= row.least;
+      const unsigned lanes = __ballot_sync(kAllLanes, reaches);
+      if (reaches) {
+        const int to = waiting + __popc(lanes & common::lanes_below(lane));
+        queue.words[to] = word;
+        queue.blocks[to] = r << kBlockBits | block;
+        if (counted) atomicAdd(&row.candidates, 1);
+      }
+      waiting += __popc(lanes);
+      if (waiting >= 32) {
+        __syncwarp();
+        waiting -= 32;
+        want_block<kBlock>(found, shared, chunks, waiting + lane);
+        __syncwarp();
       }
     }
   }
