@@ -252,7 +252,7 @@ TEST_P(Attend, BitsDoNotDependOnThreads) {
 /// Runs a case on one level; the workspace tells how many tokens were computed again.
 std::int64_t mended(Data& data, const std::string& isa, double* seconds = nullptr) {
   Problem problem = data.problem();
-  problem.options = on(isa);
+  problem.options = seconds == nullptr ? on(isa) : on(isa, 1);  // threads wait for each other
   const Plan plan = make_plan(problem);
   testkit::GuardedWorkspace workspace(plan.workspace_bytes(), testkit::host_memory());
   const Operands operands = data.prepare();
@@ -489,34 +489,43 @@ TEST(Subnormal, ValuesAreKeptButByProductsOfPairs) {
   }
 }
 
-/// The best level; where a sanitizer watches, the best without tiles, which it does not slow down.
-std::string level_to_time() {
+/// Whether a sanitizer watches, which slows vectors down but not tiles.
+constexpr bool kSanitized =
 #if defined(__has_feature)
-#if __has_feature(address_sanitizer)
+    __has_feature(address_sanitizer);
+#else
+    false;
+#endif
+
+/// The best level of vectors, and the one of tiles where a CPU has it.
+std::vector<std::string> levels_to_time() {
+  std::vector<std::string> chosen;
   for (const std::string& isa : levels()) {
-    if (!isa.starts_with("amx")) return isa;
+    if (isa.starts_with("amx") && (kSanitized || isa != "amx")) continue;
+    chosen.push_back(isa);
+    if (isa != "amx") break;
   }
-#endif
-#endif
-  return levels().front();
+  return chosen;
 }
 
 // One NaN in a block that all rows list makes every row not finite: they are computed again, and
-// that must not stall a server (it once took 120 times as long).
+// that must not stall a server (it once took 120 times as long). A token alone fills a fourth of
+// what tiles multiply at once: 5.3 times as long was seen there.
 TEST(Mend, OneNanCostsAtMostFiveTimes) {
-  const std::string isa = level_to_time();
-  for (const char* line : {"op=sparse heads=16/1 dim=128 lens=512:2048 regime=drift",
-                           "op=msa heads=16/1 dim=128 lens=512:2048 regime=drift init=1",
-                           "op=dense heads=16/1 dim=128 lens=256:1024"}) {
-    const Case spec = testkit::parse_case(line);
-    double clean = 1e9, broken = 1e9;
-    Data good(spec), bad(spec);
-    std::memset(testkit::address(bad.operands().v, 0, 0), 0xff, 2);
-    for (int n = 0; n < 3; ++n) {
-      EXPECT_EQ(mended(good, isa, &clean), 0) << line;
-      EXPECT_EQ(mended(bad, isa, &broken), spec.rows()) << line;
+  for (const std::string& isa : levels_to_time()) {
+    for (const char* line : {"op=sparse heads=16/1 dim=128 lens=512:2048 regime=drift",
+                             "op=msa heads=16/1 dim=128 lens=512:2048 regime=drift init=1",
+                             "op=dense heads=16/1 dim=128 lens=256:1024"}) {
+      const Case spec = testkit::parse_case(line);
+      double clean = 1e9, broken = 1e9;
+      Data good(spec), bad(spec);
+      std::memset(testkit::address(bad.operands().v, 0, 0), 0xff, 2);
+      for (int n = 0; n < 3; ++n) {
+        EXPECT_EQ(mended(good, isa, &clean), 0) << isa << ": " << line;
+        EXPECT_EQ(mended(bad, isa, &broken), spec.rows()) << isa << ": " << line;
+      }
+      EXPECT_LE(broken, (isa == "amx" ? 9 : 5) * clean) << isa << ": " << line;
     }
-    EXPECT_LE(broken, 5 * clean) << line;
   }
 }
 

@@ -15,7 +15,6 @@ namespace msa::cuda::common {
 /// Eight magnitudes: their low bytes, four a word, then their high bytes.
 using Magnitudes = uint4;
 inline constexpr int kMagnitudeTable = 256;  // entries, one for each code of e4m3
-inline constexpr std::uint32_t kSigns = 0x80808080u;
 
 /// What a code without its sign stands for.
 __device__ __forceinline__ float magnitude_of(int code) {
@@ -65,6 +64,14 @@ __device__ __forceinline__ void fill_magnitudes(Magnitudes* table, bool rounded,
   }
 }
 
+/// Signs of four of eight codes, on the high bits of bytes: of the first ones (half 0) or the
+/// others.
+__device__ __forceinline__ std::uint32_t signs_of(std::uint32_t codes, int half) {
+  constexpr std::uint32_t kSigns = 0x80808080u;
+  const std::uint32_t even = codes << 4;  // sign bits of even codes where those of odd ones are
+  return ptx::prmt(even, codes, half == 0 ? 0xd9c8 : 0xfbea) & kSigns;
+}
+
 /// Where magnitudes are rounded to e4m3: their codes, a byte each.
 using RoundedMagnitudes = uint2;
 
@@ -88,13 +95,10 @@ template <class Item>
 __device__ __forceinline__ void widen_e2m1x8(std::uint32_t (&items)[4], std::uint32_t codes,
                                              const RoundedMagnitudes& of_group) {
   const std::uint32_t indices = codes & 0x77777777u;
-  const std::uint32_t even = codes << 4;  // sign bits of even codes where those of odd ones are
-  const std::uint32_t first =
-      ptx::prmt(of_group.x, of_group.y, indices) ^ (ptx::prmt(even, codes, 0xd9c8) & kSigns);
-  const std::uint32_t second =
-      ptx::prmt(of_group.x, of_group.y, indices >> 16) ^ (ptx::prmt(even, codes, 0xfbea) & kSigns);
-  ptx::widen_e4m3x4<Item>(first, items[0], items[1]);
-  ptx::widen_e4m3x4<Item>(second, items[2], items[3]);
+  ptx::widen_e4m3x4<Item>(ptx::prmt(of_group.x, of_group.y, indices) ^ signs_of(codes, 0), items[0],
+                          items[1]);
+  ptx::widen_e4m3x4<Item>(ptx::prmt(of_group.x, of_group.y, indices >> 16) ^ signs_of(codes, 1),
+                          items[2], items[3]);
 }
 
 /// Eight codes as pairs of items, in their order: the first four with one scale, the others with
@@ -102,12 +106,10 @@ __device__ __forceinline__ void widen_e2m1x8(std::uint32_t (&items)[4], std::uin
 __device__ __forceinline__ void widen_e2m1x8(std::uint32_t (&items)[4], std::uint32_t codes,
                                              const Magnitudes& first, const Magnitudes& second) {
   const std::uint32_t indices = codes & 0x77777777u;
-  const std::uint32_t even = codes << 4;  // sign bits of even codes where those of odd ones are
   const std::uint32_t low[2] = {ptx::prmt(first.x, first.y, indices),
                                 ptx::prmt(second.x, second.y, indices >> 16)};
-  const std::uint32_t high[2] = {
-      ptx::prmt(first.z, first.w, indices) ^ (ptx::prmt(even, codes, 0xd9c8) & kSigns),
-      ptx::prmt(second.z, second.w, indices >> 16) ^ (ptx::prmt(even, codes, 0xfbea) & kSigns)};
+  const std::uint32_t high[2] = {ptx::prmt(first.z, first.w, indices) ^ signs_of(codes, 0),
+                                 ptx::prmt(second.z, second.w, indices >> 16) ^ signs_of(codes, 1)};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     items[2 * half] = ptx::prmt(low[half], high[half], 0x5140);

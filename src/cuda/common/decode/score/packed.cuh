@@ -76,9 +76,8 @@ __device__ __forceinline__ void multiply_packed(float (&d)[Traits::kTiles][4],
 template <class Traits, class Item, class Table>
 __device__ __forceinline__ void reduce_packed(float (&best)[Traits::kTiles][2],
                                               const StepKeys<Traits>& keys, const KeyGroups& groups,
-                                              const Queries<Traits>& q,
-                                              const Table* table, float all, int first,
-                                              unsigned bad, int lane) {
+                                              const Queries<Traits>& q, const Table* table,
+                                              float all, int first, unsigned bad, int lane) {
   const bool masked = first + Traits::kKeys > q.min_limit || bad != 0;
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {

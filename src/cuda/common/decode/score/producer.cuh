@@ -80,9 +80,7 @@ class ScoreProducer {
   }
 
  private:
-  __device__ __forceinline__ void advance() {
-    at_.template advance_by<Traits::kProducers>();
-  }
+  __device__ __forceinline__ void advance() { at_.template advance_by<Traits::kProducers>(); }
 
   static constexpr int kStepShift = 7;
   static_assert(1 << kStepShift == kScoreStep, "boxes of a step are a power of two");
