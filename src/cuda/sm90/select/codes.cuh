@@ -249,14 +249,14 @@ class CodedRows {
     std::int32_t back[32];
     start_products<Traits>(front, a_, shared.keys[at.stage], 0);
     start_products<Traits>(back, a_, shared.keys[at.stage], 1);
-    // The key tile before, while products are under way.
-    joined_[(kTurn + 3) % 4] = join_rows(maxima_);
-    if constexpr (kTurn == 3) word_ = join_tiles(joined_[0], joined_[2]);
-    if constexpr (kTurn == 0) flush((tile >> 2) - 1);
-    // The front half, while the back one is under way.
+    const PartMaxima before = maxima_;
+    // The front half and what is left of the key tile before, while the back half is under way.
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(front);
     maxima_.take(front, 0);
+    joined_[(kTurn + 3) % 4] = join_rows(before);
+    if constexpr (kTurn == 3) word_ = join_tiles(joined_[0], joined_[2]);
+    if constexpr (kTurn == 0) flush((tile >> 2) - 1);
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(back);
     if (releases) shared.ring.release(at);
