@@ -18,7 +18,6 @@ Run it with the interpreter that has msa, numpy and ml_dtypes; --msa is the comm
 """
 import argparse
 import datetime
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -29,6 +28,8 @@ import ml_dtypes
 import msa
 import numpy as np
 
+import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUERIES, TOPK, HEADS, DIM, PAGE = 64, 16, 16, 128, 128
 LENGTHS = {"32k": 32768, "128k": 131072, "1m": 1048576}
@@ -37,13 +38,6 @@ INDEX_FORMATS = [kind for kind in KV_FORMATS if kind != "nvfp4/tensor"]  # halve
 FOUR_BITS = ["nvfp4", "nvfp4/tensor", "q8kv4"]
 E4M3_LARGEST = 448.0
 FILE_TYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32, "I32": np.int32}
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def made(tool, case):
@@ -177,7 +171,6 @@ def main():
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with changes, for a trial")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results" / "accuracy.json")
     args = parser.parse_args()
-    cpu = sibling("cpu")
     built, isa = cpu.built_package(args.allow_dirty)
     rows = []
     for row in rows_of(args.msa):

@@ -8,21 +8,15 @@ usage: benchmarks/library.py [--build DIR] [--allow-dirty] [--out FILE]     (def
 """
 import argparse
 import datetime
-import importlib.util
 import json
 import pathlib
 import re
 import subprocess
 import sys
 
+import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cached(directory, name):
@@ -37,7 +31,6 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="default: benchmarks/results/library-<compiler>.json")
     args = parser.parse_args()
 
-    cpu = sibling("cpu")
     head = cpu.check_tree(args.allow_dirty)
     for command in (["cmake", "-S", ROOT, "-B", args.build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DMSA_CUDA=ON",
                      "-DMSA_UNITY=ON", "-DMSA_BUILD_TOOLS=OFF", "-DBUILD_SHARED_LIBS=ON"],

@@ -12,7 +12,6 @@ Run it with the interpreter that has msa, numpy and torch; msa must have been bu
 """
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import pathlib
@@ -23,15 +22,10 @@ import subprocess
 import sys
 import time
 
+import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCHES, CALLS = 300, 100
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def batches_of(call):
@@ -109,7 +103,6 @@ def main():
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    cpu = sibling("cpu")
     built, isa = cpu.built_package(args.allow_dirty)
     rows = [row("py.import", "import msa in a fresh interpreter", import_seconds("msa", "sys")),
             row("py.import.torch", "import msa.torch after torch", import_seconds("msa.torch", "torch")),

@@ -14,7 +14,7 @@ RANKS = 4 if GPUS >= 4 else 2
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     """What each check said on each rank."""
-    if GPUS < 2:
+    if GPUS < 2:  # as every test of GPUs: skipped without them, which fails in `./test.sh --gpu`
         pytest.skip(f"ranks over NCCL want a GPU each, this machine has {GPUS}")
     return groups.run(tmp_path_factory.mktemp("gpus"), "--nccl", str(RANKS))
 
