@@ -414,8 +414,9 @@ section_python() {
   step "python wheel" cached python_wheel "$venv" || return
   begin_step "python tests, integrations (180 s at most)" python_tests "$venv" tests/python/integrations
   begin_step "python tests (180 s at most)" python_tests "$venv" --ignore=tests/python/integrations \
-    --ignore=tests/python/distributed tests/python
-  begin_step "python tests, several ranks (180 s at most)" python_tests "$venv" tests/python/distributed
+    --ignore=tests/python/distributed --ignore=tests/python/nn tests/python
+  begin_step "python tests, several ranks and training (180 s at most)" python_tests "$venv" tests/python/distributed \
+    tests/python/nn
   begin_step "python types" python_types "$venv"
   begin_step "python wheel alone" tests/python/wheel_test.sh "$PWD"/build/wheel/*.whl
   end_steps

@@ -22,5 +22,6 @@ function(msa_commit source)
   add_custom_target(msa_commit BYPRODUCTS ${header} COMMENT "" VERBATIM
                     COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DHEADER=${header} -DGIVEN=${MSA_COMMIT}
                             -DBUILD_TYPE=$<CONFIG> -P ${PROJECT_SOURCE_DIR}/cmake/Commit.cmake)
-  set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-include;${header}" OBJECT_DEPENDS ${header})
+  set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS "-include;${header}")
+  set_source_files_properties(${source} PROPERTIES OBJECT_DEPENDS ${header})
 endfunction()

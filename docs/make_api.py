@@ -90,6 +90,14 @@ The rows are f32, f16 or bf16. [numerics.md](numerics.md) says how each format r
     "quantize_index": """\
 Makes the filter that `select_blocks` and `msa_attention` take beside index keys: codes of 8 bits and bounds that are true. Pages, of ragged keys groups of 16 rows of the pool, that hold a position from `q_offsets` on (0 where they are left out) are made anew, of all keys of the batch that lie in them; nothing else is touched. A batch that leaves out requests of a ragged pool leaves out their keys where a group holds keys of both.
 The keys are f32, f16 or bf16. [numerics.md](numerics.md) says what is written, bit for bit.""",
+    "sparse_attention_backward": """\
+Gradients of `sparse_attention`. `out` and `lse` are what the forward pass wrote, over all keys that a row attends to: with sharded keys, merged. `dout` and `dlse` are the gradients that arrive there; `dlse` left out is 0. Each of `dq`, `dk` and `dv` is written where it is given, zeros where nothing arrives, in the storage of q or in f32 (`gradients.dtype`, `"gradient"` below).
+Keys are ragged and stored as queries are. Settings that count: `block_size`, `causal`, `softmax_scale`, `accumulate`.""",
+    "dense_attention_backward": """\
+Gradients of `dense_attention`, as those of `sparse_attention` with every block listed. Settings that count: `block_size`, by which sums are cut, `causal`, `softmax_scale`, `accumulate`.""",
+    "index_loss": """\
+How far the index branch is from attention, and the gradients that bring it nearer: `KL(teacher || student)` of each row and index head over the visible keys of the listed blocks, or of all visible keys where `block_ids` is left out (`topk` is 0 then). The teacher is the mean of attention's weights over the query heads of KV head `r`, from `lse`, and is held constant; the student is the softmax of `index_scale` times the index scores of index head `r`.
+`loss` is of each row, without weights; `d_index_q` and `d_index_k` are the gradients of the sum of `row_weight` (1 where it is left out) times `loss`, in the storage of index_q or in f32. Each output is written where it is given. There are no shards. Settings that count: `block_size`, `causal`, `softmax_scale`, `index_scale`, `accumulate`.""",
 }
 
 
@@ -117,8 +125,8 @@ FILTER = (b"filter", b"filter_bounds")
 
 
 def is_batch(field):
-    return (field.role == OPTIONAL_INPUT and not field.flag and
-            field.element not in (b"kv_scale", b"kv_global_scale", b"index_k_scale", b"index_k_global_scale", *FILTER))
+    return (field.role == OPTIONAL_INPUT and not field.flag and field.element == b"i32" and
+            field.name != b"block_ids")
 
 
 def role(field, fields):
@@ -136,6 +144,10 @@ def role(field, fields):
         return "in, of `nvfp4/tensor`"
     if field.element in FILTER:
         return "in, where there is a filter"
+    if field.name in (b"dlse", b"row_weight"):
+        return "in, optional"
+    if field.name == b"block_ids" and field.role == OPTIONAL_INPUT:
+        return "in, optional"
     if not field.flag:
         return "out, optional"
     planned = next(f.name.decode() for f in fields if f.flag == field.flag and f.role == OPTIONAL_OUTPUT)
@@ -169,7 +181,8 @@ def case_name(op):
     """An operation's name in the case language."""
     return {"dense_attention": "dense", "block_scores": "scores", "select_topk": "topk", "select_blocks": "select",
             "sparse_attention": "sparse", "msa_attention": "msa", "invert_selection": "invert",
-            "quantize_kv": "quantize"}.get(op, op)
+            "quantize_kv": "quantize", "sparse_attention_backward": "sparse_backward",
+            "dense_attention_backward": "dense_backward"}.get(op, op)
 
 
 def promises(backend, op):

@@ -12,7 +12,8 @@ import sys
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 OPERATIONS = ("dense_attention", "block_scores", "select_topk", "select_blocks", "sparse_attention", "msa_attention",
-              "merge_states", "merge_selections", "invert_selection", "quantize_kv", "quantize_index")
+              "merge_states", "merge_selections", "invert_selection", "quantize_kv", "quantize_index",
+              "sparse_attention_backward", "dense_attention_backward", "index_loss")
 HEAD = """# Python
 
 Written by `docs/python.py` out of the docstrings; change those. Words are those of [contract.md](contract.md).
@@ -85,9 +86,30 @@ TORCH = """
 
 `msa.torch` has the same functions over registered ops, `torch.ops.msa.NAME` and `torch.ops.msa.NAME.out`: they stay
 whole under `torch.compile(fullgraph=True)` and can be captured in CUDA graphs. Under tracing the bounds `max_seqlen_q`
-and `max_seqlen_k` must be given wherever a shape hangs on lengths. There is no backward pass yet: an output of inputs
-that require gradients raises where `backward()` reaches it; the functions of `msa` itself refuse such inputs, and so do
-calls that write into given tensors.
+and `max_seqlen_k` must be given wherever a shape hangs on lengths.
+
+`dense_attention`, `sparse_attention` and `msa_attention` over ragged keys have gradients of `q`, `k` and `v`, through
+`out` and `lse`, once: the backward pass has none of its own. Block ids carry none, so that `msa_attention` gives
+`index_q` and `index_k` none; those come from `index_loss`, through `loss`, a head after the other. An output of another
+op whose inputs require gradients raises where `backward()` reaches it, and so do pages, stored codes and block maxima;
+the functions of `msa` itself refuse such inputs, and so do calls that write into given tensors.
+
+## Training
+
+`msa.nn.SparseAttention(msa.nn.SparseAttentionConfig(width, ...))` is a layer that trains: projections, norms of heads,
+rotary positions, the index branch, which reads its input without handing gradients back, and `index_loss`, which is added
+to the loss of the model. `layer.warm_up = True` attends to all visible keys, and teaches the index branch over all of
+them. It takes sequences side by side, `[B, S, width]`, or one behind the other with `cu_seqlens`, and works under
+`torch.compile(fullgraph=True)`, autocast, DistributedDataParallel (add `index_loss` on every step, be its weight 0, so that
+every parameter has a gradient) and gradient accumulation: pass `row_weight`, 1 / (index heads times the tokens of all
+ranks and micro-batches), and the losses add up to one mean. `key_input` and `choose` are there to be overridden.
+
+`msa.nn.index_loss(q, k, lse, index_q, index_k, block_ids=None, row_weight=None, **settings)` is that loss for layers of your
+own: one number, value and gradients from one call in the forward pass. Give index queries and keys the rotary positions,
+the norms and whatever stands in front of the keys that the main ones have, and detach their input, not the loss alone.
+
+`msa.nn.keep_selections` is a `context_fn` of `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`: selections
+and losses are kept, attention is worked out again. `examples/route/train.py` trains a small model that has to route.
 
 ## Several ranks
 

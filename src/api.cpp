@@ -205,6 +205,9 @@ void run(const Plan& p, const MergeSelectionsArgs& a, Workspace w, Stream s) { r
 void run(const Plan& p, const InvertSelectionArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 void run(const Plan& p, const QuantizeKvArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 void run(const Plan& p, const QuantizeIndexArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const SparseAttentionBackwardArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const DenseAttentionBackwardArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
+void run(const Plan& p, const IndexLossArgs& a, Workspace w, Stream s) { run_args(p, a, w, s); }
 
 Problem problem_of(const DenseAttentionArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const BlockScoresArgs& a, const Settings& s) { return derive(a, s); }
@@ -217,6 +220,9 @@ Problem problem_of(const MergeSelectionsArgs& a, const Settings& s) { return der
 Problem problem_of(const InvertSelectionArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const QuantizeKvArgs& a, const Settings& s) { return derive(a, s); }
 Problem problem_of(const QuantizeIndexArgs& a, const Settings& s) { return derive(a, s); }
+Problem problem_of(const SparseAttentionBackwardArgs& a, const Settings& s) { return derive(a, s); }
+Problem problem_of(const DenseAttentionBackwardArgs& a, const Settings& s) { return derive(a, s); }
+Problem problem_of(const IndexLossArgs& a, const Settings& s) { return derive(a, s); }
 
 void dense_attention(const DenseAttentionArgs& a, const Settings& s) { args_once(a, s); }
 void block_scores(const BlockScoresArgs& a, const Settings& s) { args_once(a, s); }
@@ -229,6 +235,9 @@ void merge_selections(const MergeSelectionsArgs& a, const Settings& s) { args_on
 void invert_selection(const InvertSelectionArgs& a, const Settings& s) { args_once(a, s); }
 void quantize_kv(const QuantizeKvArgs& a, const Settings& s) { args_once(a, s); }
 void quantize_index(const QuantizeIndexArgs& a, const Settings& s) { args_once(a, s); }
+void sparse_attention_backward(const SparseAttentionBackwardArgs& a, const Settings& s) { args_once(a, s); }
+void dense_attention_backward(const DenseAttentionBackwardArgs& a, const Settings& s) { args_once(a, s); }
+void index_loss(const IndexLossArgs& a, const Settings& s) { args_once(a, s); }
 // clang-format on
 
 }  // namespace msa

@@ -27,7 +27,7 @@ namespace msa {
 namespace {
 
 static_assert(MSA_INTERNAL == static_cast<int>(ErrorCode::Internal) + 1);
-static_assert(MSA_OP_QUANTIZE_INDEX == static_cast<int>(kLastOp));
+static_assert(MSA_OP_INDEX_LOSS == static_cast<int>(kLastOp));
 static_assert(MSA_E2M1 == static_cast<int>(DType::E2M1));
 static_assert(MSA_SCALE_GROUP_TENSOR == static_cast<int>(Scale::GroupTensor));
 static_assert(MSA_CUDA == static_cast<int>(DeviceType::Cuda));
@@ -106,9 +106,9 @@ T known(const T* given, std::size_t first_size, std::size_t size, const char* ar
   return copy;
 }
 
-constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, index_k_global_scale);
-constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, precision);
-constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, precision);
+constexpr std::size_t kArgsSize = MSA_STRUCT_SIZE(msa_args, d_index_k);
+constexpr std::size_t kSettingsSize = MSA_STRUCT_SIZE(msa_settings, index_scale_given);
+constexpr std::size_t kProblemSize = MSA_STRUCT_SIZE(msa_problem, index_scale_given);
 // Of version 0.2.0, the first that had them.
 constexpr std::size_t kFirstArgsSize = 1920;
 constexpr std::size_t kFirstSettingsSize = 96;
@@ -232,6 +232,15 @@ constexpr Member kMembers[] = {
     MSA_MEMBER(candidates),
     MSA_MEMBER(index_k_scale),
     MSA_MEMBER(index_k_global_scale),
+    MSA_MEMBER(dout),
+    MSA_MEMBER(dlse),
+    MSA_MEMBER(dq),
+    MSA_MEMBER(dk),
+    MSA_MEMBER(dv),
+    MSA_MEMBER(row_weight),
+    MSA_MEMBER(loss),
+    MSA_MEMBER(d_index_q),
+    MSA_MEMBER(d_index_k),
 };
 #undef MSA_MEMBER
 
@@ -274,7 +283,7 @@ std::size_t flag_of(const Field& field) {
   return 0;
 }
 
-constexpr std::size_t kOps = std::size_t{MSA_OP_QUANTIZE_INDEX} + 1;
+constexpr std::size_t kOps = std::size_t{MSA_OP_INDEX_LOSS} + 1;
 constexpr std::size_t kMostFields = 32;
 
 struct FieldTable {
@@ -389,10 +398,12 @@ Settings read_settings(const msa_settings* given) {
                     .index_k_rounded = s.index_k_rounded != 0,
                     .filter_rotated = s.filter_rotated != 0,
                     .precision = read_precision(s.precision),
+                    .accumulate = s.accumulate != 0,
                     .max_seqlen_q = s.max_seqlen_q,
                     .max_seqlen_k = s.max_seqlen_k,
                     .options = read_options(s.options)};
   if (s.softmax_scale_given != 0) settings.softmax_scale = s.softmax_scale;
+  if (s.index_scale_given != 0) settings.index_scale = s.index_scale;
   return settings;
 }
 
@@ -422,9 +433,13 @@ Problem read_problem(const msa_problem* given) {
                                 .init_blocks = p.init_blocks,
                                 .precision = read_precision(p.precision)},
                   .outputs = {.dtype = read_dtype(p.out_dtype, "out_dtype")},
+                  .gradients = {.accumulate = p.accumulate != 0},
                   .options = read_options(p.options)};
   for (const Flag& flag : kFlags) problem.outputs.*flag.planned = p.*flag.member != 0;
+  // A struct from before gradients has 0 there, which is f32.
+  problem.gradients.dtype = read_dtype(p.grad_dtype, "grad_dtype");
   if (p.softmax_scale_given != 0) problem.attention.softmax_scale = p.softmax_scale;
+  if (p.index_scale_given != 0) problem.index.scale = p.index_scale;
   if (p.kv_given != 0) problem.attention.kv = read_format(p.kv, "kv");
   if (p.index_k_given != 0) problem.index.k = read_format(p.index_k, "index_k");
   if (p.index_filter_given != 0) problem.index.filter = read_format(p.index_filter, "index_filter");
@@ -476,7 +491,11 @@ msa_problem write_problem(const Problem& p, const Options& strings) {
                       .batch_invariant = p.options.batch_invariant},
           .index_filter = write_format(p.index.filter.value_or(Format{})),
           .index_filter_given = p.index.filter.has_value(),
-          .precision = static_cast<std::int64_t>(p.selection.precision)};
+          .precision = static_cast<std::int64_t>(p.selection.precision),
+          .grad_dtype = static_cast<msa_dtype>(p.gradients.dtype),
+          .accumulate = p.gradients.accumulate,
+          .index_scale = p.index.scale.value_or(0.0f),
+          .index_scale_given = p.index.scale.has_value()};
 }
 
 /// Writes into the caller's struct as much as he knows.
@@ -532,7 +551,7 @@ extern "C" {
 const char* msa_version(void) { return msa::version(); }
 
 const char* msa_op_name(msa_op op) {
-  return op < 0 || op > MSA_OP_QUANTIZE_INDEX ? nullptr : msa::to_string(static_cast<Op>(op));
+  return op < 0 || op > MSA_OP_INDEX_LOSS ? nullptr : msa::to_string(static_cast<Op>(op));
 }
 
 const char* msa_dtype_name(msa_dtype dtype) {
@@ -544,7 +563,7 @@ int32_t msa_dtype_bits(msa_dtype dtype) {
 }
 
 size_t msa_fields(msa_op op, const msa_field** fields) {
-  const bool known = op >= 0 && op <= MSA_OP_QUANTIZE_INDEX;
+  const bool known = op >= 0 && op <= MSA_OP_INDEX_LOSS;
   const std::size_t at = known ? static_cast<std::size_t>(op) : 0;
   if (fields != nullptr) *fields = known ? field_table().rows[at].data() : nullptr;
   return known ? field_table().count[at] : 0;

@@ -90,6 +90,9 @@ enum class Corrupt : std::uint8_t {
 /// Lists of block ids that a case gives: sparse and invert.
 enum class Order : std::uint8_t { Ascending, Descending, Shuffled };
 
+/// Which gradients a backward pass is asked for.
+enum class Grads : std::uint8_t { All, Queries, Keys, Values, Loss };
+
 /// How the keys of a case over ranks are dealt to them, block by block.
 enum class Deal : std::uint8_t {
   Contiguous,   // one run each
@@ -137,6 +140,13 @@ struct Case {
   bool block_max = false;
   std::int64_t parts = 2;
   bool in_place = false;  // merge_states into its first part
+  Grads grads = Grads::All;
+  std::optional<DType> grad_dtype{};  // left out: dtype
+  bool accumulate = false;            // backward passes: into what lies in dk and dv
+  bool dlse = false;                  // backward passes: a gradient arrives at lse
+  bool lists = true;                  // index_loss: over listed blocks
+  bool row_weight = false;            // index_loss: with weights of rows
+  std::optional<float> index_scale{};
   bool batch_invariant = false;
   Regime regime = Regime::Random;
   Hostile hostile = Hostile::None;
@@ -151,6 +161,9 @@ struct Case {
   DType index_type() const { return index_dtype.value_or(wide_type()); }
   Format index_k_format() const { return index_k.value_or(Format{.storage = index_type()}); }
   DType out_type() const { return out_dtype.value_or(wide_type()); }
+  DType gradient_type() const {
+    return grad_dtype.value_or(op == Op::IndexLoss ? index_type() : dtype);
+  }
   std::int64_t dim_v() const { return value_dim == 0 ? head_dim : value_dim; }
   std::int64_t heads_index() const { return index_heads == 0 ? heads_kv : index_heads; }
   std::int64_t dim_index() const { return index_dim == 0 ? head_dim : index_dim; }
@@ -180,7 +193,7 @@ std::vector<Case> read_cases(const std::string& path);
 std::string to_line(const Case& spec);
 
 /// Short name of an operation: dense, scores, topk, select, sparse, msa, merge_states,
-/// merge_selections, invert, quantize, quantize_index.
+/// merge_selections, invert, quantize, quantize_index, sparse_backward, dense_backward, index_loss.
 const char* short_name(Op op);
 
 /// All keys with their values and meanings, one a line, for help texts.

@@ -44,7 +44,10 @@ const Names<Op>& names_of(Op) {
                                {"merge_selections", Op::MergeSelections},
                                {"invert", Op::InvertSelection},
                                {"quantize", Op::QuantizeKv},
-                               {"quantize_index", Op::QuantizeIndex}};
+                               {"quantize_index", Op::QuantizeIndex},
+                               {"sparse_backward", Op::SparseAttentionBackward},
+                               {"dense_backward", Op::DenseAttentionBackward},
+                               {"index_loss", Op::IndexLoss}};
   return names;
 }
 
@@ -123,6 +126,15 @@ const Names<Corrupt>& names_of(Corrupt) {
 
 const Names<Precision>& names_of(Precision) {
   static const Names<Precision> names{{"exact", Precision::Exact}, {"fast", Precision::Fast}};
+  return names;
+}
+
+const Names<Grads>& names_of(Grads) {
+  static const Names<Grads> names{{"all", Grads::All},
+                                  {"q", Grads::Queries},
+                                  {"k", Grads::Keys},
+                                  {"v", Grads::Values},
+                                  {"loss", Grads::Loss}};
   return names;
 }
 

@@ -27,6 +27,7 @@ const Names<Hostile>& names_of(Hostile);
 const Names<Corrupt>& names_of(Corrupt);
 const Names<Precision>& names_of(Precision);
 const Names<Order>& names_of(Order);
+const Names<Grads>& names_of(Grads);
 const Names<Deal>& names_of(Deal);
 
 /// Of keys and values that are stored as codes.

@@ -11,10 +11,13 @@
 #include <utility>
 
 #include "testkit/compare_attention.h"
+#include "testkit/compare_gradients.h"
 #include "testkit/compare_selections.h"
+#include "testkit/making.h"
 #include "testkit/number.h"
 #include "testkit/oracle.h"
 #include "testkit/requests.h"
+#include "testkit/sample_gradients.h"
 #include "testkit/sampling.h"
 
 namespace msa::testkit {
@@ -173,6 +176,7 @@ class Comparison {
   void run_stage(const Problem& problem, const Operands& operands) {
     if (problem.op == Op::QuantizeKv || problem.op == Op::QuantizeIndex)
       return compare_caches(problem, operands);
+    if (derives(problem.op)) return compare_all_gradients(problem, operands);
     if (rows_.empty() && problem.op != Op::InvertSelection) return;
     const double work = work_of(problem, operands);
     if (!takes_whole(work)) {
@@ -213,6 +217,38 @@ class Comparison {
       found_.fail(text.str());
     }
     report_.rows_compared = report_.rows;
+  }
+
+  /// Gradients of keys are sums over all rows, so that no row can be compared alone; of large calls
+  /// parts are, which are calls of their own.
+  void compare_all_gradients(const Problem& problem, const Operands& operands) {
+    if (problem.op != Op::IndexLoss && !problem.gradients.accumulate) {
+      Problem forward = problem;
+      forward.op = operands.block_ids_in ? Op::SparseAttention : Op::DenseAttention;
+      if (!takes_whole(work_of(forward, operands)))
+        return compare_some_gradients(problem, operands);
+    }
+    if (options_.memory != nullptr) {
+      Remembered& known = options_.memory->of(problem, operands);
+      if (!known.gradient_marks)
+        known.gradient_marks = marks_of_gradients(problem, operands, known.answer);
+      compare_gradients(operands, known.answer, *known.gradient_marks, found_);
+    } else {
+      const Answer answer(problem, operands);
+      compare_gradients(operands, answer, marks_of_gradients(problem, operands, answer), found_);
+    }
+    report_.rows_compared = report_.rows;
+  }
+
+  void compare_some_gradients(const Problem& problem, const Operands& operands) {
+    for (const Request& request : requests_) {
+      for (const GradientPart& part : sample_gradients(problem, operands, request)) {
+        const Answer answer(part.problem, part.operands);
+        compare_gradients(part.operands, answer,
+                          marks_of_gradients(part.problem, part.operands, answer), found_);
+        if (part.operands.dq) report_.rows_compared += part.problem.bounds.total_q;
+      }
+    }
   }
 
   void whole(const Problem& problem, const Answer& answer, const Stage& stage) {

@@ -112,7 +112,8 @@ class Spoiler {
     const auto by_row = [](const Format& format) {
       return format.scale == Scale::Token || format.storage == DType::E2M1;
     };
-    for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k, &o_.index_k8, &o_.index_k8_out}) {
+    for (Tensor* tensor : {&o_.k, &o_.v, &o_.index_k, &o_.index_k8, &o_.index_k8_out, &o_.dk,
+                           &o_.dv, &o_.d_index_k}) {
       if (*tensor) --tensor->shape[0];
     }
     for (Tensor* tensor : {&o_.index_k8_bounds, &o_.index_k8_bounds_out}) {

@@ -101,6 +101,12 @@ void choose_outputs(Choices& choices, Case& spec) {
   const bool attends = spec.op == Op::DenseAttention || spec.op == Op::SparseAttention ||
                        spec.op == Op::MsaAttention;
   const bool selects = spec.op == Op::SelectTopk || spec.op == Op::SelectBlocks;
+  spec.grads = choices.pick({Grads::All, Grads::All, Grads::Queries, Grads::Keys, Grads::Values});
+  if (choices.one_in(3)) spec.grad_dtype = DType::F32;
+  spec.accumulate = choices.one_in(3);
+  spec.dlse = choices.one_in(3);
+  spec.lists = !choices.one_in(3);
+  spec.row_weight = choices.one_in(2);
   spec.lse = (attends || spec.op == Op::MergeStates) && choices.one_in(2);
   spec.chosen_scores = (selects || spec.op == Op::MergeSelections) && choices.one_in(2);
   spec.ids = !choices.one_in(4);
@@ -154,7 +160,15 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
 Case finish(Choices& choices, Case spec, const DrawOptions& options) {
   spec.local_blocks = std::min(spec.local_blocks, spec.topk);
   spec.init_blocks = std::min(spec.init_blocks, spec.topk - spec.local_blocks);
-  if (!reads_attention_keys(spec.op)) spec.dtype = spec.wide_type();
+  if (spec.op == Op::IndexLoss) {
+    spec.index_k.reset();
+    if (spec.index_dtype == DType::E4M3) spec.index_dtype.reset();
+  }
+  if (derives(spec.op)) {
+    spec.kv.reset();
+    spec.page_size = 0;
+  }
+  if (derives(spec.op) || !reads_attention_keys(spec.op)) spec.dtype = spec.wide_type();
   if (spec.page_size == 0 && spec.layout == Layout::SlotMajor) spec.layout = Layout::Separate;
   if (spec.page_size == 0 && spec.kv_format().scale == Scale::Page) spec.kv->scale = Scale::Token;
   if (spec.page_size == 0 && spec.index_k_format().scale == Scale::Page)
@@ -174,7 +188,13 @@ Case finish(Choices& choices, Case spec, const DrawOptions& options) {
     if (spec.index_dtype == DType::E4M3) spec.index_dtype.reset();
     spec.filter = false;
   }
+  for (Lengths& r : spec.lengths) {
+    if (spec.op != Op::IndexLoss) break;
+    r.key_offset = 0;
+    r.total_k.reset();
+  }
   choose_outputs(choices, spec);
+  if (spec.op == Op::IndexLoss && spec.grads == Grads::Values) spec.grads = Grads::Loss;
   fit(spec, options.max_work);
   for (Lengths& r : spec.lengths) {
     if (!copies_index(spec.op)) break;

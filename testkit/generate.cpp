@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "testkit/making.h"
+#include "testkit/number.h"
 #include "testkit/requests.h"
 
 namespace msa::testkit {
@@ -34,11 +35,12 @@ std::uint64_t checksum(const Buffer& buffer) {
 void make_tensors(Making& making) {
   const Op op = making.spec.op;
   if (!is_merge(op)) make_batch(making);
+  if (takes_lists(op) && (op != Op::IndexLoss || making.spec.lists)) make_block_ids(making);
   if (reads_index_keys(op) || copies_index(op)) make_index(making);
   if (making.problem.index.filter && !copies_index(op)) make_filter(making);
   if (op == Op::SelectTopk) make_scores(making);
-  if (op == Op::SparseAttention || op == Op::InvertSelection) make_block_ids(making);
   if (reads_attention_keys(op)) make_attention(making);
+  if (derives(op)) make_gradients(making);
   if (op == Op::MergeStates) make_part_states(making);
   if (op == Op::MergeSelections) make_part_selections(making);
   if (stores_keys(op)) make_rows(making);
@@ -46,6 +48,18 @@ void make_tensors(Making& making) {
 }
 
 }  // namespace
+
+void fill_accumulated(const Tensor& gradient) {
+  if (!gradient) return;
+  for (std::int64_t row = 0; row < gradient.shape[0]; ++row) {
+    for (std::int64_t head = 0; head < gradient.shape[1]; ++head) {
+      for (std::int64_t d = 0; d < gradient.shape[2]; ++d) {
+        const float x = static_cast<float>((row * 7 + head * 3 + d) % 33 - 16) / 8;
+        store(&x, 1, gradient.dtype, address(gradient, row, head, d));
+      }
+    }
+  }
+}
 
 Problem problem_of(const Case& spec) {
   Problem p;
@@ -74,12 +88,14 @@ Problem problem_of(const Case& spec) {
   p.index.heads_k = spec.index_heads_k;
   p.index.dim = spec.dim_index();
   p.selection.block_size = spec.block_size;
-  p.selection.topk = spec.topk;
+  p.selection.topk = spec.op == Op::IndexLoss && !spec.lists ? 0 : spec.topk;
+  p.index.scale = spec.index_scale;
   p.selection.local_blocks = spec.local_blocks;
   p.selection.init_blocks = spec.init_blocks;
   if (takes_filter(spec.op)) p.selection.precision = spec.precision;
   p.causal = spec.causal;
   p.attention.softmax_scale = spec.softmax_scale;
+  p.gradients = {.dtype = spec.gradient_type(), .accumulate = spec.accumulate};
   p.outputs.out = spec.output;
   p.outputs.lse = spec.lse;
   p.outputs.block_max = spec.block_max;
@@ -102,6 +118,8 @@ Settings settings_of(const Case& spec) {
   settings.filter_rotated = spec.rotated;
   if (takes_filter(spec.op)) settings.precision = spec.precision;
   settings.index_k_rounded = reads_index_keys(spec.op) && spec.index_k_format().rounded;
+  settings.index_scale = spec.index_scale;
+  settings.accumulate = derives(spec.op) && spec.accumulate;
   settings.options.batch_invariant = spec.batch_invariant;
   return settings;
 }
@@ -126,6 +144,9 @@ Data::Data(const Case& spec) : spec_(spec), problem_(problem_of(spec)) {
 Operands Data::prepare() {
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
     if (views_[i]) buffers_[i].fill(Buffer::kSentinel);
+  }
+  if (spec_.accumulate && spec_.corrupt == Corrupt::None) {
+    for (const Tensor* t : {&call_.dk, &call_.dv, &call_.d_index_k}) fill_accumulated(*t);
   }
   const bool in_place = !call_.part_outs.empty() && call_.part_outs[0].data == call_.out.data;
   if (!in_place) return call_;

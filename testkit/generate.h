@@ -14,6 +14,10 @@
 
 namespace msa::testkit {
 
+/// What lies in a gradient that a call adds to: numbers that every type holds. Nothing where the
+/// tensor is not given.
+void fill_accumulated(const Tensor& gradient);
+
 /// The problem of a case: shapes and bounds.
 Problem problem_of(const Case& spec);
 

@@ -70,9 +70,42 @@ void make_copy(Making& m) {
                        heads_first ? DimOrder{1, 0, 2} : DimOrder{0, 1, 2}, false);
 }
 
+/// The gradients that the case asks for.
+void make_gradient_outputs(Making& m) {
+  const Grads grads = m.spec.grads;
+  const DType dtype = m.spec.gradient_type();
+  const std::int64_t heads = m.spec.heads_kv;
+  Operands& o = m.operands;
+  if (m.spec.op == Op::IndexLoss) {
+    const std::int64_t index_heads = m.spec.heads_index(), dim = m.spec.dim_index();
+    if (grads == Grads::All || grads == Grads::Loss) {
+      o.loss = m.tensors.output("loss", DType::F32, {m.spec.rows(), index_heads},
+                                m.tensors.lse_order(), false);
+    }
+    if (grads == Grads::All || grads == Grads::Queries) {
+      o.d_index_q = m.tensors.output("d_index_q", dtype, {m.spec.rows(), index_heads, dim},
+                                     m.tensors.row_order());
+    }
+    if (grads == Grads::All || grads == Grads::Keys) {
+      o.d_index_k =
+          m.tensors.stored_keys("d_index_k", dtype, {m.key_extent, m.spec.index_heads_k, dim});
+    }
+    return;
+  }
+  if (grads == Grads::All || grads == Grads::Queries) {
+    o.dq = m.tensors.output("dq", dtype, {m.spec.rows(), m.spec.heads_q, m.spec.head_dim},
+                            m.tensors.row_order());
+  }
+  if (grads == Grads::All || grads == Grads::Keys)
+    o.dk = m.tensors.stored_keys("dk", dtype, {m.key_extent, heads, m.spec.head_dim});
+  if (grads == Grads::All || grads == Grads::Values)
+    o.dv = m.tensors.stored_keys("dv", dtype, {m.key_extent, heads, m.spec.dim_v()});
+}
+
 }  // namespace
 
 void make_outputs(Making& m) {
+  if (derives(m.spec.op)) return make_gradient_outputs(m);
   if (copies_index(m.spec.op)) return make_copy(m);
   if (stores_keys(m.spec.op)) return make_caches(m);
   const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_q;

@@ -22,6 +22,7 @@ namespace {
 constexpr std::uint64_t kPoisonStream = 303;
 constexpr std::uint64_t kScaleStream = 320;
 constexpr std::uint64_t kRowStream = 350;
+constexpr std::uint64_t kGradientStream = 360;
 
 /// Marks of keys, [requests][heads * keys]; empty: all.
 using Used = std::vector<std::vector<std::uint8_t>>;
@@ -37,7 +38,8 @@ void fill_queries(const Making& m, const Tensor& q, Role role) {
   const std::int64_t heads = q.shape[1], dim = q.shape[2];
   const Values values(m.spec, role, dim, heads, m.longest);
   const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
-  const bool spoil = role == Role::Query ? m.spec.hostile == Hostile::NanQ : false;
+  const bool spoil =
+      (role == Role::Query || role == Role::Gradient) && m.spec.hostile == Hostile::NanQ;
   for (const Request& r : m.requests) {
     const std::int64_t first = std::max<std::int64_t>(r.offset, 0);
     for_rows(r.seqlen_q, heads * dim, [&](std::int64_t i) {
@@ -251,6 +253,21 @@ Used listed_keys(const Making& m, const Tensor& ids) {
   return used;
 }
 
+/// Index keys that some query both lists, under a head that reads them, and sees.
+Used listed_index_keys(const Making& m) {
+  const Used listed = listed_keys(m, m.operands.block_ids_in);
+  const std::int64_t heads = m.spec.index_heads_k, shared = m.spec.heads_kv / heads;
+  Used used;
+  for (const Request& r : m.requests) {
+    auto& marks = used.emplace_back(static_cast<std::size_t>(heads * r.seqlen_k), 0);
+    for (std::int64_t n = 0; n < heads * shared * r.seqlen_k; ++n) {
+      const std::int64_t head = n / r.seqlen_k / shared;
+      if (listed[r.index][n] != 0) marks[head * r.seqlen_k + n % r.seqlen_k] = 1;
+    }
+  }
+  return used;
+}
+
 /// What the oracle selects, marked.
 Used selected_keys(const Making& m) {
   Operands select;
@@ -333,7 +350,10 @@ void make_index(Making& m) {
                                  m.spec.index_heads_k, m.spec.dim_index());
   m.operands.index_k_scale = make_scales(m, "index_k_scale", Role::IndexKey, m.spec.dim_index());
   m.operands.index_k_global_scale = make_global(m, "index_k_global_scale", Role::IndexKey);
-  const Used used = is_hostile(m.spec) ? seen_keys(m, m.spec.index_heads_k) : Used{};
+  Used used;
+  if (is_hostile(m.spec)) {
+    used = m.operands.block_ids_in ? listed_index_keys(m) : seen_keys(m, m.spec.index_heads_k);
+  }
   const KeyRows keys = index_rows(m.problem, m.operands);
   const bool spoil = m.spec.hostile == Hostile::NanIndex;
   fill_keys(m, keys, Role::IndexKey, used, spoil);
@@ -412,7 +432,7 @@ void make_attention(Making& m) {
   m.operands.v_global_scale = make_global(m, "v_global_scale", Role::Value);
   Used used;
   if (is_hostile(m.spec)) {
-    if (m.spec.op == Op::SparseAttention) {
+    if (m.operands.block_ids_in) {
       used = listed_keys(m, m.operands.block_ids_in);
     } else {
       used = m.spec.op == Op::MsaAttention ? selected_keys(m) : seen_keys(m, heads);
@@ -423,6 +443,67 @@ void make_attention(Making& m) {
   fill_keys(m, v, Role::Value, used, m.spec.hostile == Hostile::NanV);
   fill_scales(m, k, Role::Key, used, m.spec.hostile == Hostile::NanK);
   fill_scales(m, v, Role::Value, used, m.spec.hostile == Hostile::NanV);
+}
+
+void make_gradients(Making& m) {
+  const std::int64_t rows = m.spec.rows(), heads = m.spec.heads_q, dim = m.spec.dim_v();
+  const bool loss = m.spec.op == Op::IndexLoss;
+  Operands& o = m.operands;
+  o.out_in = m.tensors.input("out", m.spec.out_type(), {rows, heads, dim}, m.tensors.row_order());
+  o.lse_in = m.tensors.input("lse", DType::F32, {rows, heads}, m.tensors.lse_order(), false);
+  Operands forward;
+  forward.q = o.q;
+  forward.k = o.k;
+  forward.v = o.v;
+  forward.block_ids_in = o.block_ids_in;
+  forward.batch = o.batch;
+  forward.out = o.out_in;
+  forward.lse = o.lse_in;
+  Settings settings = settings_of(m.spec);
+  settings.accumulate = false;
+  // The oracle takes out and lse as they are, so that in calls as large as a bench has them, for
+  // which a forward pass in fp64 takes minutes, they come from a kernel.
+  const double pairs = double(rows) * double(m.problem.bounds.max_seqlen_k) * double(heads);
+  settings.options.backend = pairs > 0x1p28 ? "cpu" : "reference";
+  run_once(o.block_ids_in ? Op::SparseAttention : Op::DenseAttention, forward, settings);
+
+  if (loss) {
+    o.out_in = o.v = {};
+    if (!m.spec.row_weight) return;
+    o.row_weight = m.tensors.input("row_weight", DType::F32, {rows}, {0}, false);
+    const Stream64 weights(m.spec.seed, kGradientStream + 1);
+    for (const Request& r : m.requests) {
+      for (std::int64_t row = r.q_begin; row < r.q_begin + r.seqlen_q; ++row) {
+        const auto sixteenths =
+            static_cast<float>(weights.below(static_cast<std::uint64_t>(row), 17));
+        const float x = sixteenths / 16;
+        std::memcpy(address(o.row_weight, row), &x, sizeof x);
+      }
+    }
+    return;
+  }
+  o.dout = m.tensors.input("dout", m.spec.out_type(), {rows, heads, dim}, m.tensors.row_order());
+  fill_queries(m, o.dout, Role::Gradient);
+  const Stream64 random(m.spec.seed, kGradientStream);
+  const std::vector<float> nothing(static_cast<std::size_t>(dim), 0.0f);
+  for (const Request& r : m.requests) {
+    for (std::int64_t row = r.q_begin; row < r.q_begin + r.seqlen_q; ++row) {
+      // Some rows that no gradient reaches.
+      if (random.below(static_cast<std::uint64_t>(row), 8) != 0) continue;
+      for (std::int64_t h = 0; h < heads; ++h)
+        store(nothing.data(), dim, o.dout.dtype, address(o.dout, row, h));
+    }
+  }
+  if (!m.spec.dlse) return;
+  o.dlse = m.tensors.input("dlse", DType::F32, {rows, heads}, m.tensors.lse_order(), false);
+  for (const Request& r : m.requests) {
+    for (std::int64_t row = r.q_begin; row < r.q_begin + r.seqlen_q; ++row) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const float x = random.normal(static_cast<std::uint64_t>((row + 1) * heads + h));
+        std::memcpy(address(o.dlse, row, h), &x, sizeof x);
+      }
+    }
+  }
 }
 
 }  // namespace msa::testkit

@@ -33,6 +33,8 @@ void make_index(Making& making);
 /// The 8-bit copy of the index keys and its bounds.
 void make_filter(Making& making);
 void make_attention(Making& making);
+/// What a forward pass wrote, and the gradients that arrive at it.
+void make_gradients(Making& making);
 /// Lists of block ids, as sparse attention and inversion take them.
 void make_block_ids(Making& making);
 /// Scores, as select_topk takes them.
@@ -43,11 +45,21 @@ void make_part_selections(Making& making);
 void make_rows(Making& making);
 void make_outputs(Making& making);
 
+inline bool derives(Op op) {
+  return op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward ||
+         op == Op::IndexLoss;
+}
+inline bool takes_lists(Op op) {
+  return op == Op::SparseAttention || op == Op::SparseAttentionBackward ||
+         op == Op::InvertSelection || op == Op::IndexLoss;
+}
 inline bool reads_attention_keys(Op op) {
-  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
+  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention ||
+         derives(op);
 }
 inline bool reads_index_keys(Op op) {
-  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
+  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention ||
+         op == Op::IndexLoss;
 }
 inline bool takes_filter(Op op) { return op == Op::SelectBlocks || op == Op::MsaAttention; }
 inline bool stores_keys(Op op) { return op == Op::QuantizeKv; }

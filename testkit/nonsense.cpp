@@ -10,11 +10,16 @@ namespace {
 constexpr std::int64_t kNonsense = -7;
 constexpr Format kNoFormat{.storage = DType::E2M1, .group = kNonsense};
 
+bool is_backward_pass(Op op) {
+  return op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward;
+}
 bool attends(Op op) {
-  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention;
+  return op == Op::DenseAttention || op == Op::SparseAttention || op == Op::MsaAttention ||
+         is_backward_pass(op);
 }
 bool scores(Op op) {
-  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention;
+  return op == Op::BlockScores || op == Op::SelectBlocks || op == Op::MsaAttention ||
+         op == Op::IndexLoss;
 }
 bool selects(Op op) {
   return op == Op::SelectTopk || op == Op::SelectBlocks || op == Op::MsaAttention;
@@ -23,6 +28,11 @@ bool selects(Op op) {
 void spoil_attention(Problem& p) {
   if (attends(p.op)) return;
   Attention& a = p.attention;
+  if (p.op == Op::IndexLoss) {
+    a.value_dim = kNonsense;
+    p.outputs.dtype = DType::I32;
+    return;
+  }
   if (p.op == Op::QuantizeKv) {
     a.heads_q = kNonsense;
     a.softmax_scale = std::numeric_limits<float>::quiet_NaN();
@@ -61,7 +71,8 @@ void spoil_selection(Problem& p) {
   const bool merges = p.op == Op::MergeStates || p.op == Op::MergeSelections;
   const bool stores = p.op == Op::QuantizeKv || p.op == Op::QuantizeIndex;
   if (merges || stores) s.block_size = kNonsense;
-  if (p.op == Op::DenseAttention || p.op == Op::BlockScores || p.op == Op::MergeStates || stores) {
+  const bool dense = p.op == Op::DenseAttention || p.op == Op::DenseAttentionBackward;
+  if (dense || p.op == Op::BlockScores || p.op == Op::MergeStates || stores) {
     s.topk = kNonsense;
   }
   Bounds& b = p.bounds;
@@ -74,6 +85,8 @@ void spoil_selection(Problem& p) {
 
 Problem with_nonsense(const Problem& problem) {
   Problem p = problem;
+  if (!is_backward_pass(p.op) && p.op != Op::IndexLoss)
+    p.gradients = {.dtype = DType::I32, .accumulate = true};
   spoil_attention(p);
   spoil_index(p);
   spoil_selection(p);

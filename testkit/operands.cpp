@@ -20,9 +20,11 @@ constexpr List kLists[] = {
     {&msa::Operands::part_scores, &Operands::part_scores},
 };
 
-constexpr Op kOps[] = {Op::DenseAttention,  Op::BlockScores,  Op::SelectTopk,   Op::SelectBlocks,
-                       Op::SparseAttention, Op::MsaAttention, Op::MergeStates,  Op::MergeSelections,
-                       Op::InvertSelection, Op::QuantizeKv,   Op::QuantizeIndex};
+constexpr Op kOps[] = {
+    Op::DenseAttention,         Op::BlockScores,  Op::SelectTopk,    Op::SelectBlocks,
+    Op::SparseAttention,        Op::MsaAttention, Op::MergeStates,   Op::MergeSelections,
+    Op::InvertSelection,        Op::QuantizeKv,   Op::QuantizeIndex, Op::SparseAttentionBackward,
+    Op::DenseAttentionBackward, Op::IndexLoss};
 
 // Where for_each_tensor has a field.
 int turn(const Field& field) {

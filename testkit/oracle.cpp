@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "testkit/generate.h"
 #include "testkit/memory.h"
 
 namespace msa::testkit {
@@ -154,6 +155,14 @@ void Answer::make_outputs() {
   if (o.out) {
     o.out = own(DType::F32, o.out);
     problem_.outputs.dtype = DType::F32;
+  }
+  if (o.loss) o.loss = own(DType::F32, o.loss);
+  for (Tensor* t : {&o.dq, &o.dk, &o.dv, &o.d_index_q, &o.d_index_k}) {
+    if (!*t) continue;
+    *t = own(DType::F32, *t);
+    const bool queries = t == &o.dq || t == &o.d_index_q;
+    if (!queries && problem_.gradients.accumulate) fill_accumulated(*t);
+    problem_.gradients.dtype = DType::F32;
   }
   // Chosen scores tell how near a swapped id may be.
   const bool selects = problem_.op == Op::SelectBlocks || problem_.op == Op::SelectTopk;

@@ -6,8 +6,10 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "testkit/compare_gradients.h"
 #include "testkit/oracle.h"
 
 namespace msa::testkit {
@@ -30,6 +32,7 @@ struct Remembered {
   }
 
   Answer answer;
+  std::optional<GradientMarks> gradient_marks{};  // of a backward pass, once they are worked out
 
  private:
   friend class OracleMemory;
@@ -45,7 +48,7 @@ class OracleMemory {
   Remembered& of(const Problem& problem, const Operands& operands);
 
  private:
-  static constexpr std::size_t kOps = 9;
+  static constexpr std::size_t kOps = static_cast<std::size_t>(kLastOp) + 1;
   std::array<std::unique_ptr<Remembered>, kOps> of_op_{};
 };
 

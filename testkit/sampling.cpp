@@ -35,6 +35,9 @@ double row_work(const Problem& p, const Request& r, std::int64_t i) {
     case Op::InvertSelection:
     case Op::QuantizeKv:
     case Op::QuantizeIndex:
+    case Op::SparseAttentionBackward:  // of keys, too: whole calls alone
+    case Op::DenseAttentionBackward:
+    case Op::IndexLoss:
       break;
   }
   return 0;

@@ -70,6 +70,7 @@ void Values::row(std::int64_t request, std::int64_t position, std::int64_t head,
       (place * static_cast<std::uint64_t>(heads_) + static_cast<std::uint64_t>(head)) *
       static_cast<std::uint64_t>(dim_);
   const bool index = role_ == Role::IndexQuery || role_ == Role::IndexKey;
+  if (role_ == Role::Gradient && spec_.regime != Regime::Integers) return normal(counter, out);
   switch (spec_.regime) {
     case Regime::Random:
       return normal(counter, out);
@@ -132,7 +133,7 @@ void Values::drift(std::int64_t request, std::int64_t position, std::int64_t hea
 
 void Values::integers(std::uint64_t counter, float* out) const {
   const Stream64 random(spec_.seed, stream_of(role_));
-  const std::int64_t reach = role_ == Role::Value ? 8 : 2;
+  const std::int64_t reach = role_ == Role::Value || role_ == Role::Gradient ? 8 : 2;
   for (std::int64_t d = 0; d < dim_; ++d) {
     out[d] = static_cast<float>(random.below(counter + d, 2 * reach + 1) - reach);
   }

@@ -11,7 +11,7 @@
 
 namespace msa::testkit {
 
-enum class Role : std::uint8_t { Query, Key, Value, IndexQuery, IndexKey };
+enum class Role : std::uint8_t { Query, Key, Value, IndexQuery, IndexKey, Gradient };
 
 class Values {
  public:

@@ -10,6 +10,7 @@
 
 #include "msa/info.h"
 #include "testkit/generate.h"
+#include "testkit/making.h"
 #include "testkit/ranks.h"
 #include "testkit/requests.h"
 
@@ -183,6 +184,7 @@ class Verification {
   /// not fit anywhere do without.
   std::string difference_from_f32() const {
     constexpr std::int64_t kMostElements = std::int64_t{1} << 26;
+    if (derives(spec_.op)) return gradients_from_f32();
     const Tensor& out = data_.operands().out;
     if (!out || out.dtype == DType::F32 || !rounds_f32()) return "";
     if (out.shape[0] * out.shape[1] * out.shape[2] > kMostElements) return "";
@@ -197,6 +199,28 @@ class Verification {
     if (ran.result == Result::Failed) return "with out=f32: " + ran.reason;
     if (ran.result == Result::Rejected) return "";
     return other_rounding(out, twin.data_.operands().out);
+  }
+
+  /// The same of gradients.
+  std::string gradients_from_f32() const {
+    if (spec_.gradient_type() == DType::F32 || !rounds_f32()) return "";
+    Case wide = spec_;
+    wide.grad_dtype = DType::F32;
+    VerifyOptions once = options_;
+    once.repeats = 1;
+    Verification twin(wide, once);
+    const Outcome ran = twin.execute(make_plan(twin.problem_));
+    if (ran.result != Result::Passed) return "with grad_dtype=f32: " + ran.reason;
+    for (const auto& [name, tensor] :
+         {std::pair{"dq", &Operands::dq}, std::pair{"dk", &Operands::dk},
+          std::pair{"dv", &Operands::dv}, std::pair{"d_index_q", &Operands::d_index_q},
+          std::pair{"d_index_k", &Operands::d_index_k}}) {
+      if (!(data_.operands().*tensor)) continue;
+      const std::string difference =
+          other_rounding(data_.operands().*tensor, twin.data_.operands().*tensor);
+      if (!difference.empty()) return std::string(name) + " as " + difference;
+    }
+    return "";
   }
 
   /// With a filter and without, the bits are the same.

@@ -201,6 +201,57 @@ struct QuantizeIndexArgs {
   Tensor index_k8_bounds{};  // f32 [ceil(N / 16), Hik, 3], or [P, Hik, 3] of pages
 };
 
+/// Gradients of sparse_attention: of q, k and v, from those that arrive at its outputs. `out` and
+/// `lse` are what the forward pass wrote over all keys that a row attends to; with sharded keys,
+/// merged. Each gradient is written where its tensor is given: zeros where nothing arrives.
+struct SparseAttentionBackwardArgs {
+  Tensor q{};  // [T, Hq, D]
+  Tensor k{};  // [N, Hkv, D], ragged
+  Tensor v{};  // [N, Hkv, Dv]
+  Tensor block_ids{};
+  Tensor out{};   // [T, Hq, Dv], in
+  Tensor lse{};   // f32 [T, Hq], in
+  Tensor dout{};  // [T, Hq, Dv], in: the gradient of out, stored as out is
+  Tensor dlse{};  // f32 [T, Hq], in, optional: the gradient of lse; left out: 0
+  Batch batch{};
+  Tensor dq{};  // [T, Hq, D], optional
+  Tensor dk{};  // [N, Hkv, D], optional
+  Tensor dv{};  // [N, Hkv, Dv], optional
+};
+
+/// The same of dense_attention.
+struct DenseAttentionBackwardArgs {
+  Tensor q{};
+  Tensor k{};
+  Tensor v{};
+  Tensor out{};
+  Tensor lse{};
+  Tensor dout{};
+  Tensor dlse{};
+  Batch batch{};
+  Tensor dq{};
+  Tensor dk{};
+  Tensor dv{};
+};
+
+/// How far the index branch is from attention, and the gradients that bring it nearer. The support
+/// of a row under KV head r are its listed visible keys, or without block_ids all that it sees; the
+/// teacher is the mean of attention's weights over the heads of the group, held constant; the
+/// student is the softmax of `index scale` times the index scores of head r.
+struct IndexLossArgs {
+  Tensor q{};           // [T, Hq, D]
+  Tensor k{};           // [N, Hkv, D], ragged
+  Tensor lse{};         // f32 [T, Hq], in: what attention over the support wrote
+  Tensor index_q{};     // [T, Hi, Di], Hi = Hkv
+  Tensor index_k{};     // [N, Hik, Di], ragged
+  Tensor block_ids{};   // int32 [T, Hkv, k], optional
+  Tensor row_weight{};  // f32 [T], in, optional: of each row in the gradients; left out: 1
+  Batch batch{};
+  Tensor loss{};       // f32 [T, Hi], optional: of each row, KL(teacher || student)
+  Tensor d_index_q{};  // [T, Hi, Di], optional: of the sum of row_weight times loss
+  Tensor d_index_k{};  // [N, Hik, Di], optional
+};
+
 struct Workspace {
   void* data = nullptr;  // on the device of the tensors, aligned to kWorkspaceAlignment
   std::size_t bytes = 0;
@@ -263,6 +314,12 @@ MSA_API void run(const Plan& plan, const QuantizeKvArgs& args, Workspace workspa
                  Stream stream = {});
 MSA_API void run(const Plan& plan, const QuantizeIndexArgs& args, Workspace workspace = {},
                  Stream stream = {});
+MSA_API void run(const Plan& plan, const SparseAttentionBackwardArgs& args,
+                 Workspace workspace = {}, Stream stream = {});
+MSA_API void run(const Plan& plan, const DenseAttentionBackwardArgs& args, Workspace workspace = {},
+                 Stream stream = {});
+MSA_API void run(const Plan& plan, const IndexLossArgs& args, Workspace workspace = {},
+                 Stream stream = {});
 
 /// What tensors cannot tell. The fields mean what they mean in Problem.
 struct Settings {
@@ -276,6 +333,8 @@ struct Settings {
   bool index_k_rounded = false;  // the same of index keys
   bool filter_rotated = false;   // Format::rotated of the filter of index keys
   Precision precision = Precision::Exact;
+  bool accumulate = false;  // Gradients::accumulate
+  std::optional<float> index_scale{};
   // bounds; -1: read off the lengths, which must then lie in host memory
   std::int64_t max_seqlen_q = -1;
   std::int64_t max_seqlen_k = -1;
@@ -295,6 +354,9 @@ MSA_API Problem problem_of(const MergeSelectionsArgs& args, const Settings& sett
 MSA_API Problem problem_of(const InvertSelectionArgs& args, const Settings& settings = {});
 MSA_API Problem problem_of(const QuantizeKvArgs& args, const Settings& settings = {});
 MSA_API Problem problem_of(const QuantizeIndexArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const SparseAttentionBackwardArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const DenseAttentionBackwardArgs& args, const Settings& settings = {});
+MSA_API Problem problem_of(const IndexLossArgs& args, const Settings& settings = {});
 
 /// One call on the CPU: problem_of, make_plan, a workspace of its own, run.
 MSA_API void dense_attention(const DenseAttentionArgs& args, const Settings& settings = {});
@@ -308,6 +370,11 @@ MSA_API void merge_selections(const MergeSelectionsArgs& args, const Settings& s
 MSA_API void invert_selection(const InvertSelectionArgs& args, const Settings& settings = {});
 MSA_API void quantize_kv(const QuantizeKvArgs& args, const Settings& settings = {});
 MSA_API void quantize_index(const QuantizeIndexArgs& args, const Settings& settings = {});
+MSA_API void sparse_attention_backward(const SparseAttentionBackwardArgs& args,
+                                       const Settings& settings = {});
+MSA_API void dense_attention_backward(const DenseAttentionBackwardArgs& args,
+                                      const Settings& settings = {});
+MSA_API void index_loss(const IndexLossArgs& args, const Settings& settings = {});
 
 /// The first fault that a run on a GPU met in the contents of its index tensors: a bad page id,
 /// block id or length.

@@ -59,7 +59,10 @@ enum {
   MSA_OP_MERGE_SELECTIONS = 7,
   MSA_OP_INVERT_SELECTION = 8,
   MSA_OP_QUANTIZE_KV = 9,
-  MSA_OP_QUANTIZE_INDEX = 10
+  MSA_OP_QUANTIZE_INDEX = 10,
+  MSA_OP_SPARSE_ATTENTION_BACKWARD = 11,
+  MSA_OP_DENSE_ATTENTION_BACKWARD = 12,
+  MSA_OP_INDEX_LOSS = 13
 };
 
 typedef int32_t msa_dtype;
@@ -165,12 +168,23 @@ typedef struct msa_args {
   msa_tensor index_k_scale;
   /// Of MSA_SCALE_GROUP_TENSOR.
   msa_tensor index_k_global_scale;
+  /// Of backward passes, which take out and lse.
+  msa_tensor dout;
+  msa_tensor dlse;
+  msa_tensor dq;
+  msa_tensor dk;
+  msa_tensor dv;
+  /// Of MSA_OP_INDEX_LOSS.
+  msa_tensor row_weight;
+  msa_tensor loss;
+  msa_tensor d_index_q;
+  msa_tensor d_index_k;
 } msa_args;
 // clang-format off
 #define MSA_TENSOR_NONE {NULL, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 0, 0, 0}
 #define MSA_PARTS_NONE {NULL, 0}
 #define MSA_ARGS_INIT                                                       \
-  {MSA_STRUCT_SIZE(msa_args, index_k_global_scale),                         \
+  {MSA_STRUCT_SIZE(msa_args, d_index_k),                                    \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
@@ -181,7 +195,10 @@ typedef struct msa_args {
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
    MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
-   MSA_TENSOR_NONE, MSA_TENSOR_NONE}
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE,                                        \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE, MSA_TENSOR_NONE,      \
+   MSA_TENSOR_NONE}
 // clang-format on
 
 enum {
@@ -255,6 +272,13 @@ typedef struct msa_problem {
   msa_format index_filter;
   int64_t index_filter_given;
   int64_t precision;
+  /// Of dq, dk and dv.
+  msa_dtype grad_dtype;
+  /// 1: dk and dv are added to what lies there.
+  int32_t accumulate;
+  float index_scale;
+  /// 0: 1 / sqrt(Di), and index_scale is not read.
+  int32_t index_scale_given;
 } msa_problem;
 
 /// msa::Settings: what tensors cannot tell. -1: read off the lengths, which lie in host memory
@@ -278,20 +302,24 @@ typedef struct msa_settings {
   /// 1: the filter of index keys has MSA_FORMAT_ROTATED.
   int64_t filter_rotated;
   int64_t precision;
+  /// 1: gradients of keys and values are added to what lies there.
+  int64_t accumulate;
+  float index_scale;
+  int32_t index_scale_given;
 } msa_settings;
 // clang-format off
 #define MSA_SETTINGS_INIT \
-  {MSA_STRUCT_SIZE(msa_settings, precision), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
-   {NULL, NULL, 0, 0}, 0, 0, 0, MSA_EXACT}
+  {MSA_STRUCT_SIZE(msa_settings, index_scale_given), 128, 16, 1, 0, -1, -1, 1, 0, 0.0f, \
+   {NULL, NULL, 0, 0}, 0, 0, 0, MSA_EXACT, 0, 0.0f, 0}
 
 /// Every default of msa::Problem.
 #define MSA_PROBLEM_INIT                                                                         \
-  {MSA_STRUCT_SIZE(msa_problem, precision), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0,           \
+  {MSA_STRUCT_SIZE(msa_problem, index_scale_given), MSA_OP_MSA_ATTENTION, MSA_CPU, 0, 1, 1, 0,   \
    0, 0, 0, 0,                                                                                   \
    {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 0, 0, 0, 0.0f, 0,      \
    {MSA_BF16, MSA_SCALE_NONE, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0, 1, 0, 128, 16, 1, 0,   \
-   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0,      \
-   MSA_EXACT}
+   MSA_BF16, 1, 0, 0, 0, 0, 0, {NULL, NULL, 0, 0}, {MSA_BF16, MSA_SCALE_NONE, 0, 0}, 0,          \
+   MSA_EXACT, MSA_BF16, 0, 0.0f, 0}
 // clang-format on
 
 typedef struct msa_plan msa_plan;

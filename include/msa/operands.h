@@ -20,12 +20,14 @@ struct Operands {
   // where groups share one more
   Tensor k_global_scale{}, v_global_scale{};
   Tensor index_q{}, index_k{};
-  Tensor index_k_scale{};                // where the format of index_k has a scale
-  Tensor index_k_global_scale{};         // where its groups share one more
-  Tensor index_k8{}, index_k8_bounds{};  // where the problem has a filter
-  Tensor scores_in{};                    // select_topk
-  Tensor block_ids_in{};                 // sparse_attention, invert_selection
-  Tensor k_rows{}, v_rows{};             // quantize_kv
+  Tensor index_k_scale{};                     // where the format of index_k has a scale
+  Tensor index_k_global_scale{};              // where its groups share one more
+  Tensor index_k8{}, index_k8_bounds{};       // where the problem has a filter
+  Tensor scores_in{};                         // select_topk
+  Tensor block_ids_in{};                      // sparse_attention, invert_selection
+  Tensor k_rows{}, v_rows{};                  // quantize_kv
+  Tensor out_in{}, lse_in{}, dout{}, dlse{};  // backward passes
+  Tensor row_weight{};                        // index_loss
   Batch batch{};
   Parts part_outs{}, part_lses{};   // merge_states
   Parts part_ids{}, part_scores{};  // merge_selections
@@ -38,6 +40,8 @@ struct Operands {
   // quantize_kv
   Tensor k_cache{}, v_cache{}, k_scale_cache{}, v_scale_cache{};
   Tensor index_k8_out{}, index_k8_bounds_out{};  // quantize_index
+  Tensor dq{}, dk{}, dv{};                       // backward passes
+  Tensor loss{}, d_index_q{}, d_index_k{};       // index_loss
 };
 
 enum class Role : std::uint8_t { Input, OptionalInput, Output, OptionalOutput };
@@ -57,10 +61,13 @@ enum class Element : std::uint8_t {
   FilterBounds,  // f32, where the problem has a filter
   IndexKScale,
   IndexKGlobalScale,  // f32 [1]
+  Gradient,
+  IndexGradient,
 };
 
 /// "q", "kv", "kv_scale", "kv_global_scale", "index_q", "index_k", "out", "f32", "i32", "filter",
-/// "filter_bounds", "index_k_scale", "index_k_global_scale".
+/// "filter_bounds", "index_k_scale", "index_k_global_scale", "gradient",
+/// "index_gradient".
 MSA_API const char* to_string(Element element) noexcept;
 
 /// One row of an operation's table. Exactly one of the three member pointers is set.

@@ -28,9 +28,12 @@ enum class Op : std::uint8_t {
   InvertSelection,
   QuantizeKv,
   QuantizeIndex,
+  SparseAttentionBackward,
+  DenseAttentionBackward,
+  IndexLoss,
 };
 
-inline constexpr Op kLastOp = Op::QuantizeIndex;
+inline constexpr Op kLastOp = Op::IndexLoss;
 
 /// "dense_attention", "select_blocks", ...
 MSA_API const char* to_string(Op op) noexcept;
@@ -112,6 +115,7 @@ struct Index {
   // where keys are ragged). The selection is the same; select_blocks and msa_attention.
   // quantize_index makes it
   std::optional<Format> filter{};
+  std::optional<float> scale{};  // index_loss: of its softmax over index scores; 1 / sqrt(Di)
   friend bool operator==(const Index&, const Index&) = default;
 };
 
@@ -127,7 +131,7 @@ MSA_API const char* to_string(Precision precision) noexcept;
 /// Blocks, and how they are chosen.
 struct Selection {
   std::int64_t block_size = 128;  // Bk
-  std::int64_t topk = 16;         // k: width of block ids
+  std::int64_t topk = 16;         // k: width of block ids; index_loss: 0 where there are none
   std::int64_t local_blocks = 1;
   std::int64_t init_blocks = 0;
   Precision precision = Precision::Exact;
@@ -136,12 +140,21 @@ struct Selection {
 
 /// What is written.
 struct Outputs {
-  DType dtype = DType::BF16;   // of `out`: the storage of q, or F32; of e4m3 any float
+  // of `out`, and of the gradient that arrives there: the storage of q, or F32; of e4m3 any float
+  DType dtype = DType::BF16;
   bool out = true;             // false, dense_attention alone: block maxima without an output
   bool lse = false;            // attention and merge_states
   bool block_max = false;      // dense_attention
   bool chosen_scores = false;  // selections: the scores of the chosen blocks
   friend bool operator==(const Outputs&, const Outputs&) = default;
+};
+
+/// What a backward pass writes.
+struct Gradients {
+  // Of dq, dk and dv the storage of q, of d_index_q and d_index_k that of index_q; or F32.
+  DType dtype = DType::BF16;
+  bool accumulate = false;  // gradients of keys and values are added to what lies there
+  friend bool operator==(const Gradients&, const Gradients&) = default;
 };
 
 /// A group that the operation does not use is ignored.
@@ -154,6 +167,7 @@ struct Problem {
   Index index{};
   Selection selection{};
   Outputs outputs{};
+  Gradients gradients{};
   Options options{};
   friend bool operator==(const Problem&, const Problem&) = default;
 };

@@ -15,19 +15,21 @@ from ._core import __version__
 from .cache import PagedCache
 from .errors import (DeviceError, Error, InternalError, InvalidArgument, InvalidContent, OutOfMemory, Unsupported,
                      WorkspaceError)
-from .operations import (block_scores, dense_attention, invert_selection, merge_selections, merge_states,
-                         msa_attention, quantize_index, quantize_kv, select_blocks, select_topk, sparse_attention)
+from .operations import (block_scores, dense_attention, dense_attention_backward, index_loss, invert_selection,
+                         merge_selections, merge_states, msa_attention, quantize_index, quantize_kv, select_blocks,
+                         select_topk, sparse_attention, sparse_attention_backward)
 from .plans import Plan, check, make_plan, supports
 from .plans import machine as info
-from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, IndexCopy, Inverse, OutBlocks, OutMaxima,
-                      ScoredCandidates, Selection, SelectionCandidates, Stored, StoredScales)
+from .results import (Attention, AttentionBlocks, AttentionMaxima, Fault, Gradients, IndexCopy, IndexLoss, Inverse,
+                      OutBlocks, OutMaxima, ScoredCandidates, Selection, SelectionCandidates, Stored, StoredScales)
 
 __all__ = [
-    "Attention", "AttentionBlocks", "AttentionMaxima", "DeviceError", "Error", "Fault", "IndexCopy", "InternalError",
-    "InvalidArgument", "InvalidContent", "Inverse", "OutBlocks", "OutMaxima", "OutOfMemory", "PagedCache", "Plan",
-    "Selection", "Stored", "StoredScales", "Unsupported", "WorkspaceError", "__version__", "block_scores", "check",
-    "dense_attention", "info", "invert_selection", "make_plan", "merge_selections", "merge_states", "msa_attention",
-    "plans", "quantize_index", "quantize_kv", "select_blocks", "select_topk", "show", "sparse_attention", "stats",
+    "Attention", "AttentionBlocks", "AttentionMaxima", "DeviceError", "Error", "Fault", "Gradients", "IndexCopy",
+    "IndexLoss", "InternalError", "InvalidArgument", "InvalidContent", "Inverse", "OutBlocks", "OutMaxima",
+    "OutOfMemory", "PagedCache", "Plan", "Selection", "Stored", "StoredScales", "Unsupported", "WorkspaceError",
+    "__version__", "block_scores", "check", "dense_attention", "dense_attention_backward", "index_loss", "info",
+    "invert_selection", "make_plan", "merge_selections", "merge_states", "msa_attention", "plans", "quantize_index",
+    "quantize_kv", "select_blocks", "select_topk", "show", "sparse_attention", "sparse_attention_backward", "stats",
     "supports",
 ]
 

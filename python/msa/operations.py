@@ -43,8 +43,9 @@ from typing import Any
 from . import _core
 from .arrays import Array, Parts
 
-__all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
-           "quantize_index", "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
+__all__ = ["block_scores", "dense_attention", "dense_attention_backward", "index_loss", "invert_selection",
+           "merge_selections", "merge_states", "msa_attention", "quantize_index", "quantize_kv", "select_blocks",
+           "select_topk", "sparse_attention", "sparse_attention_backward"]
 
 
 def dense_attention(q: Array, k: Array, v: Array | None = None, *, k_scale: Array | None = None,
@@ -424,3 +425,135 @@ def quantize_index(index_k: Array, *, seqlens_k: Array | None = None, cu_seqlens
                                 max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
                                 batch_invariant=batch_invariant, index_filter=index_filter, dtype=dtype,
                                 workspace=workspace, stream=stream)
+
+
+def sparse_attention_backward(q: Array, k: Array, v: Array, block_ids: Array, out: Array, lse: Array, dout: Array,
+                              dlse: Array | None = None, *, cu_seqlens_q: Array | None = None,
+                              seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
+                              page_table: Array | None = None, q_offsets: Array | None = None,
+                              key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
+                              block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
+                              max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+                              backend: str | None = None, isa: str | None = None, threads: int = 0,
+                              batch_invariant: bool = False, dtype: Any = None, grad_dtype: Any = None,
+                              accumulate: bool = False, dq: Array | None = None, dk: Array | None = None,
+                              dv: Array | None = None, return_dq: bool = True, return_dk: bool = True,
+                              return_dv: bool = True, workspace: Array | None = None, stream: Any = None) -> Any:
+    """Gradients of sparse_attention, from those that arrive at its outputs.
+
+    q: [T, Hq, D]
+    k: [N, Hkv, D]; v: [N, Hkv, Dv], ragged
+    block_ids: i32 [T, Hkv, topk], as the forward pass took them; they have no gradient
+    out: [T, Hq, Dv]; lse: f32 [T, Hq], what the forward pass wrote
+    dout: [T, Hq, Dv], the gradient of out; dlse: f32 [T, Hq], that of lse, left out: 0
+    dq: [T, Hq, D]; dk: [N, Hkv, D]; dv: [N, Hkv, Dv], in q's dtype or grad_dtype "f32"
+    accumulate: dk and dv are added to what lies in the arrays given
+
+    Returns Gradients(dq, dk, dv), or those of them that are wanted.
+
+    >>> import numpy as np
+    >>> q, kv = np.ones((1, 1, 16), np.float32), np.ones((2, 1, 16), np.float32)
+    >>> out, lse = msa.sparse_attention(q, kv, kv, np.array([[[0]]], np.int32), return_lse=True)
+    >>> found = msa.sparse_attention_backward(q, kv, kv, np.array([[[0]]], np.int32), out, lse, np.ones_like(out))
+    >>> found.dv[:, 0, 0].tolist()
+    [0.5, 0.5]
+    """
+    return _core.sparse_attention_backward(q, k, v, block_ids, out, lse, dout, dlse, cu_seqlens_q=cu_seqlens_q,
+                                           seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                           q_offsets=q_offsets, key_offsets=key_offsets,
+                                           total_seqlens_k=total_seqlens_k,
+                                           dq=dq if dq is not None else return_dq,
+                                           dk=dk if dk is not None else return_dk,
+                                           dv=dv if dv is not None else return_dv, block_size=block_size,
+                                           causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                                           max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                                           batch_invariant=batch_invariant, grad_dtype=grad_dtype,
+                                           accumulate=accumulate, dtype=dtype, workspace=workspace, stream=stream)
+
+
+def dense_attention_backward(q: Array, k: Array, v: Array, out: Array, lse: Array, dout: Array,
+                             dlse: Array | None = None, *, cu_seqlens_q: Array | None = None,
+                             seqlens_k: Array | None = None, cu_seqlens_k: Array | None = None,
+                             page_table: Array | None = None, q_offsets: Array | None = None,
+                             key_offsets: Array | None = None, total_seqlens_k: Array | None = None,
+                             block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
+                             max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+                             backend: str | None = None, isa: str | None = None, threads: int = 0,
+                             batch_invariant: bool = False, dtype: Any = None, grad_dtype: Any = None,
+                             accumulate: bool = False,
+                             dq: Array | None = None, dk: Array | None = None, dv: Array | None = None,
+                             return_dq: bool = True, return_dk: bool = True, return_dv: bool = True,
+                             workspace: Array | None = None, stream: Any = None) -> Any:
+    """Gradients of dense_attention, from those that arrive at its outputs.
+
+    q: [T, Hq, D]
+    k: [N, Hkv, D]; v: [N, Hkv, Dv], ragged
+    out: [T, Hq, Dv]; lse: f32 [T, Hq], what the forward pass wrote
+    dout: [T, Hq, Dv], the gradient of out; dlse: f32 [T, Hq], that of lse, left out: 0
+    dq: [T, Hq, D]; dk: [N, Hkv, D]; dv: [N, Hkv, Dv], in q's dtype or grad_dtype "f32"
+    accumulate: dk and dv are added to what lies in the arrays given
+
+    Returns Gradients(dq, dk, dv), or those of them that are wanted.
+
+    >>> import numpy as np
+    >>> q, kv = np.ones((1, 1, 16), np.float32), np.ones((2, 1, 16), np.float32)
+    >>> out, lse = msa.dense_attention(q, kv, kv, return_lse=True)
+    >>> found = msa.dense_attention_backward(q, kv, kv, out, lse, np.ones_like(out))
+    >>> found.dv[:, 0, 0].tolist()
+    [0.5, 0.5]
+    """
+    return _core.dense_attention_backward(q, k, v, out, lse, dout, dlse, cu_seqlens_q=cu_seqlens_q,
+                                          seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table,
+                                          q_offsets=q_offsets, key_offsets=key_offsets,
+                                          total_seqlens_k=total_seqlens_k,
+                                          dq=dq if dq is not None else return_dq,
+                                          dk=dk if dk is not None else return_dk,
+                                          dv=dv if dv is not None else return_dv, block_size=block_size,
+                                          causal=causal, softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q,
+                                          max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                                          batch_invariant=batch_invariant, grad_dtype=grad_dtype,
+                                          accumulate=accumulate, dtype=dtype, workspace=workspace, stream=stream)
+
+
+def index_loss(q: Array, k: Array, lse: Array, index_q: Array, index_k: Array, block_ids: Array | None = None,
+               row_weight: Array | None = None, *, cu_seqlens_q: Array | None = None, seqlens_k: Array | None = None,
+               cu_seqlens_k: Array | None = None,
+               page_table: Array | None = None, q_offsets: Array | None = None, block_size: int = 128,
+               causal: bool = True, softmax_scale: float | None = None, index_scale: float | None = None,
+               max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, backend: str | None = None,
+               isa: str | None = None, threads: int = 0, batch_invariant: bool = False, dtype: Any = None,
+               grad_dtype: Any = None, accumulate: bool = False, loss: Array | None = None,
+               d_index_q: Array | None = None, d_index_k: Array | None = None, return_loss: bool = True,
+               return_d_index_q: bool = True, return_d_index_k: bool = True, workspace: Array | None = None,
+               stream: Any = None) -> Any:
+    """How far the index branch is from attention, KL(teacher || student) of each row, and its gradients.
+
+    q: [T, Hq, D]; k: [N, Hkv, D], ragged
+    lse: f32 [T, Hq], what attention over the same keys wrote
+    index_q: [T, Hi, Di], Hi = Hkv; index_k: [N, Hik, Di], ragged
+    block_ids: i32 [T, Hkv, topk], the blocks attended to; left out: all visible keys, as in a warm-up
+    row_weight: f32 [T], of each row in the gradients; left out: 1
+    loss: f32 [T, Hi], without weights
+    d_index_q: [T, Hi, Di]; d_index_k: [N, Hik, Di]: of the sum of row_weight times loss, in index_q's dtype or
+    grad_dtype "f32"
+    index_scale: of the student's softmax; left out: 1 / sqrt(Di)
+    accumulate: d_index_k is added to what lies in the array given
+
+    The teacher is the mean of attention's weights over the heads of a group, and constant: q, k and lse have no
+    gradient. Returns IndexLoss(loss, d_index_q, d_index_k), or those of them that are wanted.
+
+    >>> import numpy as np
+    >>> q, kv = np.ones((1, 1, 16), np.float32), np.ones((2, 1, 16), np.float32)
+    >>> out, lse = msa.dense_attention(q, kv, kv, return_lse=True)
+    >>> abs(round(float(msa.index_loss(q, kv, lse, q, kv).loss[0, 0]), 5))
+    0.0
+    """
+    return _core.index_loss(q, k, lse, index_q, index_k, block_ids, row_weight, cu_seqlens_q=cu_seqlens_q,
+                            seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k, page_table=page_table, q_offsets=q_offsets,
+                            loss=loss if loss is not None else return_loss,
+                            d_index_q=d_index_q if d_index_q is not None else return_d_index_q,
+                            d_index_k=d_index_k if d_index_k is not None else return_d_index_k,
+                            block_size=block_size, causal=causal, softmax_scale=softmax_scale, index_scale=index_scale,
+                            max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa,
+                            threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
+                            accumulate=accumulate, dtype=dtype, workspace=workspace, stream=stream)

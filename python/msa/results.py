@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Inverse", "OutBlocks", "OutMaxima",
-           "ScoredCandidates", "Selection", "SelectionCandidates", "Stored", "StoredScales", "result_class"]
+__all__ = ["Attention", "AttentionBlocks", "AttentionMaxima", "Fault", "Gradients", "IndexGradients", "IndexLoss",
+           "Inverse", "KeyValueGradients", "LossKeyGradients", "LossQueryGradients", "OutBlocks", "OutMaxima",
+           "QueryKeyGradients", "QueryValueGradients", "ScoredCandidates", "Selection", "SelectionCandidates",
+           "Stored", "StoredScales", "result_class"]
 
 
 class Attention(NamedTuple):
@@ -98,6 +100,64 @@ class IndexCopy(NamedTuple):
     index_k8_bounds: Any
 
 
+class Gradients(NamedTuple):
+    """Gradients of queries, keys and values."""
+
+    dq: Any
+    dk: Any
+    dv: Any
+
+
+class QueryKeyGradients(NamedTuple):
+    """Gradients of queries and keys."""
+
+    dq: Any
+    dk: Any
+
+
+class QueryValueGradients(NamedTuple):
+    """Gradients of queries and values."""
+
+    dq: Any
+    dv: Any
+
+
+class KeyValueGradients(NamedTuple):
+    """Gradients of keys and values."""
+
+    dk: Any
+    dv: Any
+
+
+class IndexLoss(NamedTuple):
+    """The loss of the index branch by row and head, and its gradients."""
+
+    loss: Any
+    d_index_q: Any
+    d_index_k: Any
+
+
+class IndexGradients(NamedTuple):
+    """Gradients of index queries and index keys."""
+
+    d_index_q: Any
+    d_index_k: Any
+
+
+class LossQueryGradients(NamedTuple):
+    """The loss of the index branch and the gradients of index queries."""
+
+    loss: Any
+    d_index_q: Any
+
+
+class LossKeyGradients(NamedTuple):
+    """The loss of the index branch and the gradients of index keys."""
+
+    loss: Any
+    d_index_k: Any
+
+
 class Fault(NamedTuple):
     """The first fault that a run on a GPU met in its index tensors."""
 
@@ -108,7 +168,9 @@ class Fault(NamedTuple):
 
 _CLASSES: dict[tuple[str, ...], Any] = {
     c._fields: c for c in (Attention, OutMaxima, AttentionMaxima, OutBlocks, AttentionBlocks, Selection,
-                           SelectionCandidates, ScoredCandidates, Inverse, Stored, StoredScales, IndexCopy)}
+                           SelectionCandidates, ScoredCandidates, Inverse, Stored, StoredScales, IndexCopy, Gradients,
+                           QueryKeyGradients, QueryValueGradients, KeyValueGradients, IndexLoss, IndexGradients,
+                           LossQueryGradients, LossKeyGradients)}
 
 
 def result_class(fields: tuple[str, ...]) -> Any:

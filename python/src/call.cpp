@@ -30,6 +30,10 @@ bool is_batch(const msa_field& field) {
 bool is_kv(const msa_field& field) { return std::strcmp(field.element, "kv") == 0; }
 bool is_index_q(const msa_field& field) { return std::strcmp(field.element, "index_q") == 0; }
 bool is_index_k(const msa_field& field) { return std::strcmp(field.element, "index_k") == 0; }
+bool is_gradient(const msa_field& field) {
+  return std::strcmp(field.element, "gradient") == 0 ||
+         std::strcmp(field.element, "index_gradient") == 0;
+}
 bool is_kv_scale(const msa_field& field) { return std::strcmp(field.element, "kv_scale") == 0; }
 
 /// What unsigned bytes of a field hold, or -1.
@@ -77,7 +81,7 @@ Call::Call(State& state, Operation& operation)
       views_(state),
       host_workspace_(nullptr, [](void* data) { ::operator delete(data, kAlignment); }) {
   std::memset(&args_, 0, sizeof args_);
-  args_.struct_size = MSA_STRUCT_SIZE(msa_args, index_k_global_scale);
+  args_.struct_size = MSA_STRUCT_SIZE(msa_args, d_index_k);
 }
 
 std::size_t Call::find(const char* name) const {
@@ -180,7 +184,7 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
   const msa_settings settings = settings_of(staged);
   msa_error error;
   std::memset(problem, 0, sizeof *problem);
-  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, precision);
+  problem->struct_size = MSA_STRUCT_SIZE(msa_problem, index_scale_given);
   const msa_status status = msa_problem_of(operation_.op, &args_, &settings, problem, &error);
   if (block_max != nullptr) *block_max = {};
   if (status != MSA_OK) {
@@ -199,6 +203,7 @@ bool Call::pose(const msa_problem& staged, msa_problem* problem) {
     problem->index_filter = staged.index_filter;
     problem->index_filter_given = 1;
   }
+  if (staged.grad_dtype >= 0) problem->grad_dtype = staged.grad_dtype;
   want(problem);
   return true;
 }
@@ -307,6 +312,7 @@ PyObject* Call::result() {
     last = i;
   }
   if (count == 1) return outputs_[last].release();
+  if (count == 0) return PyTuple_New(0);
   const Ref values = Ref::steal(PyTuple_New(count));
   if (!values) return nullptr;
   Py_ssize_t at = 0;
@@ -383,9 +389,11 @@ bool takes(const Operation& operation, const char* setting) {
   if (name == "softmax_scale") return attends;
   if (name == "topk") return chooses;
   if (name == "local_blocks" || name == "init_blocks") return chooses && batch;
-  if (name == "kv_format") return operation.reads_kv;
+  if (name == "kv_format") return operation.reads_kv && !operation.derives;
+  if (name == "grad_dtype" || name == "accumulate") return operation.derives;
+  if (name == "index_scale") return operation.op == MSA_OP_INDEX_LOSS;
   if (name == "index_k_format")
-    return operation.reads_index && operation.op != MSA_OP_QUANTIZE_INDEX;
+    return operation.reads_index && operation.op != MSA_OP_QUANTIZE_INDEX && !operation.derives;
   const bool copies = operation.op == MSA_OP_QUANTIZE_INDEX;
   if (name == "index_filter") return operation.filters;
   if (name == "precision") return operation.filters && !copies;
@@ -418,7 +426,9 @@ bool make_operation(msa_op op, Operation* operation) {
   std::vector<const char*> run, call;
   for (std::size_t i = 0; i < operation->count; ++i) {
     run.push_back(operation->fields[i].name);
-    operation->writes_format |= std::strcmp(operation->fields[i].element, "out") == 0;
+    operation->writes_format |=
+        is_output(operation->fields[i]) && std::strcmp(operation->fields[i].element, "out") == 0;
+    operation->derives |= is_gradient(operation->fields[i]);
     operation->reads_kv |= is_kv(operation->fields[i]);
     operation->reads_index |= is_index_k(operation->fields[i]);
     operation->filters |= std::strcmp(operation->fields[i].element, "filter") == 0;

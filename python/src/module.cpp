@@ -25,6 +25,7 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
 
   msa_problem staged = MSA_PROBLEM_INIT;
   staged.max_seqlen_q = staged.max_seqlen_k = -1;
+  staged.grad_dtype = -1;
   for (std::size_t i = 0; i < operation.settings.size(); ++i) {
     const Number& number = numbers()[operation.settings[i]];
     if (setting[i] != nullptr && !put_number(state, number, setting[i], &staged)) return nullptr;

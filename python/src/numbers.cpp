@@ -31,6 +31,9 @@ constexpr Number kNumbers[] = {
     MSA_NUMBER(index_k_format, Format, index_k, true),
     MSA_NUMBER(index_filter, Filter, index_filter, true),
     MSA_NUMBER(precision, Precision, precision, true),
+    MSA_NUMBER(index_scale, Float, index_scale, true),
+    MSA_NUMBER(grad_dtype, Dtype, grad_dtype, true),
+    MSA_NUMBER(accumulate, Flag, accumulate, true),
     MSA_NUMBER(out_dtype, Dtype, out_dtype, false),
     MSA_NUMBER(device, Device, device_type, false),
     MSA_NUMBER(batch, Int, batch, false),
@@ -95,6 +98,12 @@ bool put_int(const State& state, const Number& number, PyObject* value, msa_prob
   return true;
 }
 
+/// Whether a scale is not the one that dims say.
+std::int32_t& given_scale(const Number& number, msa_problem& problem) {
+  const bool index = number.offset == offsetof(msa_problem, index_scale);
+  return index ? problem.index_scale_given : problem.softmax_scale_given;
+}
+
 bool put_float(const Number& number, PyObject* value, msa_problem* problem) {
   if (PyBool_Check(value) || PyUnicode_Check(value)) return refuse(number, "a number", value);
   const double given = PyFloat_AsDouble(value);
@@ -103,7 +112,7 @@ bool put_float(const Number& number, PyObject* value, msa_problem* problem) {
     return refuse(number, "a number", value);
   }
   at<float>(problem, number) = static_cast<float>(given);
-  problem->softmax_scale_given = 1;
+  given_scale(number, *problem) = 1;
   return true;
 }
 
@@ -314,9 +323,11 @@ PyObject* get_number(const Number& number, const msa_problem& problem) {
       return PyLong_FromLongLong(at<std::int64_t>(problem, number));
     case Kind::Flag:
       return PyBool_FromLong(at<std::int32_t>(problem, number));
-    case Kind::Float:
-      if (problem.softmax_scale_given == 0) Py_RETURN_NONE;
-      return PyFloat_FromDouble(problem.softmax_scale);
+    case Kind::Float: {
+      msa_problem copy = problem;
+      if (given_scale(number, copy) == 0) Py_RETURN_NONE;
+      return PyFloat_FromDouble(at<float>(problem, number));
+    }
     case Kind::Text:
       if (at<const char*>(problem, number) == nullptr) Py_RETURN_NONE;
       return PyUnicode_FromString(at<const char*>(problem, number));
@@ -348,6 +359,9 @@ msa_settings settings_of(const msa_problem& problem) {
   settings.softmax_scale_given = problem.softmax_scale_given;
   settings.softmax_scale = problem.softmax_scale;
   settings.options = problem.options;
+  settings.accumulate = problem.accumulate;
+  settings.index_scale = problem.index_scale;
+  settings.index_scale_given = problem.index_scale_given;
   settings.kv_rounded = problem.kv_given != 0 && (problem.kv.flags & MSA_FORMAT_ROUNDED) != 0;
   settings.index_k_rounded =
       problem.index_k_given != 0 && (problem.index_k.flags & MSA_FORMAT_ROUNDED) != 0;

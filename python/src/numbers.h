@@ -19,7 +19,7 @@ struct Number {
 
 /// The rows of the table; settings first.
 std::span<const Number> numbers();
-inline constexpr std::size_t kSettings = 16;
+inline constexpr std::size_t kSettings = 19;
 /// The row of a name, or null.
 const Number* find_number(PyObject* name);
 

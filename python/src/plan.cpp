@@ -203,7 +203,7 @@ PyObject* new_plan(State& state, msa_plan* plan) {
   }
   object->plan = plan;
   std::memset(&object->problem, 0, sizeof object->problem);
-  object->problem.struct_size = MSA_STRUCT_SIZE(msa_problem, precision);
+  object->problem.struct_size = MSA_STRUCT_SIZE(msa_problem, index_scale_given);
   msa_error error;
   const Ref made = Ref::steal(reinterpret_cast<PyObject*>(object));
   if (msa_plan_problem(plan, &object->problem, &error) != MSA_OK) return raise(state, error);
@@ -278,6 +278,7 @@ bool pose_by_name(State& state, PyObject* const* args, Py_ssize_t count, PyObjec
   msa_problem staged = MSA_PROBLEM_INIT;
   staged.op = operation->op;
   staged.max_seqlen_q = staged.max_seqlen_k = -1;
+  staged.grad_dtype = -1;
   for (const Given& row : given) {
     if (!put_number(state, *row.number, row.value, &staged)) return false;
   }
@@ -299,6 +300,7 @@ bool pose_by_name(State& state, PyObject* const* args, Py_ssize_t count, PyObjec
     const bool codes = staged.q.storage == MSA_E4M3;  // beside them numbers are bf16
     if (dtype && !index_dtype && !codes) staged.index_q.storage = staged.q.storage;
     if (dtype && !out_dtype && !codes) staged.out_dtype = staged.q.storage;
+    if (staged.grad_dtype < 0) staged.grad_dtype = codes ? MSA_BF16 : staged.q.storage;
     if (staged.max_seqlen_q < 0) staged.max_seqlen_q = staged.total_q;
     if (staged.max_seqlen_k < 0) staged.max_seqlen_k = 0;
     *problem = staged;

@@ -52,6 +52,11 @@ std::string key_of(const msa_problem& problem) {
   key.append(reinterpret_cast<const char*>(&problem.index_filter_given),
              sizeof problem.index_filter_given);
   key.append(reinterpret_cast<const char*>(&problem.precision), sizeof problem.precision);
+  key.append(reinterpret_cast<const char*>(&problem.grad_dtype), sizeof problem.grad_dtype);
+  key.append(reinterpret_cast<const char*>(&problem.accumulate), sizeof problem.accumulate);
+  key.append(reinterpret_cast<const char*>(&problem.index_scale), sizeof problem.index_scale);
+  key.append(reinterpret_cast<const char*>(&problem.index_scale_given),
+             sizeof problem.index_scale_given);
   const msa_options& options = problem.options;
   key.append(reinterpret_cast<const char*>(&options.threads), sizeof options.threads);
   key.append(reinterpret_cast<const char*>(&options.batch_invariant),

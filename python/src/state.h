@@ -16,7 +16,7 @@
 
 namespace msa_python {
 
-inline constexpr int kOps = MSA_OP_QUANTIZE_INDEX + 1;
+inline constexpr int kOps = MSA_OP_INDEX_LOSS + 1;
 
 /// How objects of one type give away their memory. Asked once a type, never of a value.
 struct ArrayType {
@@ -40,6 +40,7 @@ struct Operation {
   bool reads_kv = false;              // it takes keys and values
   bool reads_index = false;           // it takes index queries and index keys
   bool filters = false;               // it takes or makes a filter of index keys
+  bool derives = false;               // it writes gradients
   Signature call;  // inputs, settings, out_dtype, outputs; then by name dtype, workspace, stream
   Signature run;   // fields, workspace, stream
   std::string call_doc;

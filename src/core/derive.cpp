@@ -107,7 +107,12 @@ void expect_sources(Op op, const Call& call) {
   }
   if (traits.copies) expect_floats("index_k", call.index_k, kRowsOrPages);
   if (op == Op::SelectTopk) expect_tensor("scores", call.scores_in, kRows);
-  if (traits.lists) expect_tensor("block_ids", call.block_ids_in, kRows);
+  if (traits.teaches) {
+    expect_queries("q", call.q);
+    expect_tensor("k", call.k, kRowsOrPages);
+  }
+  if (traits.lists && (call.block_ids_in || !traits.teaches))
+    expect_tensor("block_ids", call.block_ids_in, kRows);
   if (call.block_ids) expect_tensor("block_ids", call.block_ids, kRows);
   if (op == Op::MergeStates && !call.part_outs.empty()) {
     expect_floats("outs[0]", call.part_outs[0], kRows);
@@ -206,11 +211,29 @@ void derive_attention(Problem& p, const Call& call, const Settings& settings) {
   }
   p.attention.q.storage = call.q.dtype;
   const bool bytes = call.q.dtype == DType::E4M3;
-  p.outputs.dtype = call.out ? call.out.dtype : bytes ? DType::BF16 : call.q.dtype;
+  const Tensor& out = op_traits(p.op).derives ? call.out_in : call.out;
+  p.outputs.dtype = out ? out.dtype : bytes ? DType::BF16 : call.q.dtype;
   p.attention.heads_q = extent(call.q, 1);
   p.attention.head_dim = extent(call.q, 2);
   p.attention.heads_kv = extent(call.k, call.k.rank - 2);
   p.attention.value_dim = call.v ? extent(call.v, call.v.rank - 1) : extent(call.out, 2);
+}
+
+void derive_gradients(Problem& p, const Call& call, const Settings& settings) {
+  const bool index = op_traits(p.op).teaches;
+  const Tensor& first = index ? first_given({&call.d_index_q, &call.d_index_k})
+                              : first_given({&call.dq, &call.dk, &call.dv});
+  p.gradients.dtype = first ? first.dtype : index ? call.index_q.dtype : call.q.dtype;
+  p.gradients.accumulate = settings.accumulate;
+}
+
+void derive_teacher(Problem& p, const Call& call, const Settings& settings) {
+  p.attention.q.storage = call.q.dtype;
+  p.attention.heads_q = extent(call.q, 1);
+  p.attention.head_dim = extent(call.q, 2);
+  p.attention.heads_kv = extent(call.k, 1);
+  if (holds_codes(call.k)) p.attention.kv = Format{call.k.dtype};
+  p.index.scale = settings.index_scale;
 }
 
 // Where no cache of codes is given, values stay as they are.
@@ -266,7 +289,7 @@ void derive_merge(Problem& p, const Call& call) {
 
 void derive_selection(Problem& p, const Call& call, const Settings& settings) {
   const Tensor& list = first_given({&call.block_ids, &call.block_ids_in});
-  p.selection.topk = list ? extent(list, 2) : settings.topk;
+  p.selection.topk = list ? extent(list, 2) : op_traits(p.op).teaches ? 0 : settings.topk;
   p.selection.local_blocks = settings.local_blocks;
   p.selection.init_blocks = settings.init_blocks;
   p.selection.precision = settings.precision;
@@ -288,6 +311,8 @@ Problem derive_problem(Op op, const Call& call, const Settings& settings) {
             .selection = {.block_size = settings.block_size},
             .options = settings.options};
   if (traits.attends) derive_attention(p, call, settings);
+  if (traits.derives) derive_gradients(p, call, settings);
+  if (traits.teaches) derive_teacher(p, call, settings);
   if (traits.indexes) derive_index(p, call, settings);
   if (traits.stores) derive_store(p, call, settings);
   if (traits.copies) derive_copy(p, call, settings);

@@ -120,12 +120,18 @@ auto with_table(Op op, const Visit& visit) {
       return visit.template operator()<QuantizeKvArgs>();
     case Op::QuantizeIndex:
       return visit.template operator()<QuantizeIndexArgs>();
+    case Op::SparseAttentionBackward:
+      return visit.template operator()<SparseAttentionBackwardArgs>();
+    case Op::DenseAttentionBackward:
+      return visit.template operator()<DenseAttentionBackwardArgs>();
+    case Op::IndexLoss:
+      return visit.template operator()<IndexLossArgs>();
   }
   return decltype(visit.template operator()<DenseAttentionArgs>()){};
 }
 
-std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_of_batch,
-                       Axis axis) {
+std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t keys,
+                       std::int64_t blocks_of_batch, Axis axis) {
   switch (axis) {
     case Axis::Rows:
       return rows;
@@ -157,9 +163,8 @@ std::int64_t extent_of(const Problem& p, std::int64_t rows, std::int64_t blocks_
       return blocks_of_batch + 1;
     case Axis::InverseSlots:
       return rows * p.selection.topk;
-    // Row for row; the keys of other operations are inputs.
     case Axis::Keys:
-      return rows;
+      return keys;
     case Axis::BoundGroups:
       return p.bounds.page_size != 0 ? rows : ceil_div(rows, kFilterRows);
     case Axis::Three:
@@ -189,15 +194,21 @@ Tensor output(const Problem& problem, const Operands& operands, const Field& fie
     fail(ErrorCode::InvalidArgument, std::string(field.name), "",
          "a copy of the caller's, as batch.q_offsets leaves pages as they are", "none");
   }
+  if (problem.gradients.accumulate && accumulates(field)) {
+    fail(ErrorCode::InvalidArgument, std::string(field.name), "",
+         "a tensor of the caller's, as the call adds to it", "none");
+  }
   const Axes axes = holds_scales(field) ? axes_of_scales(problem, field) : parse(field.shape);
   const std::int64_t blocks =
       problem.bounds.batch * ceil_div(problem.bounds.max_seqlen_k, problem.selection.block_size);
   const std::int64_t rows = rows_of(problem.op, operands);
+  // Gradients of keys have their rows; what is stored goes row for row.
+  const std::int64_t keys = op_traits(problem.op).derives ? operands.k.shape[0] : rows;
   Tensor tensor{
       .dtype = dtype_of(problem, field.element), .device = problem.device, .rank = axes.rank};
   std::size_t rank = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(axes.rank); ++i) {
-    tensor.shape[rank++] = extent_of(problem, rows, blocks, axes.axis[i]);
+    tensor.shape[rank++] = extent_of(problem, rows, keys, blocks, axes.axis[i]);
     if (axes.axis[i] == Axis::Keys && problem.bounds.page_size != 0)
       tensor.shape[rank++] = problem.bounds.page_size;
   }
@@ -260,6 +271,9 @@ bool is_planned(const Problem& problem, const Field& field) {
   if (filter && !problem.index.filter) return false;
   if (field.tensor == &Operands::candidates && problem.selection.precision == Precision::Fast)
     return false;  // none are scored from index keys
+  // Taken where they are given.
+  if (field.tensor == &Operands::dlse || field.tensor == &Operands::row_weight) return false;
+  if (field.tensor == &Operands::block_ids_in) return problem.selection.topk > 0;
   return field.planned == nullptr || problem.outputs.*field.planned;
 }
 
@@ -290,6 +304,9 @@ DType dtype_of(const Problem& p, Element element) {
       return DType::F32;
     case Element::IndexKScale:
       return counts_groups(index_k_format(p).scale) ? DType::E4M3 : DType::F32;
+    case Element::Gradient:
+    case Element::IndexGradient:
+      return p.gradients.dtype;
   }
   return DType::F32;
 }
@@ -324,6 +341,10 @@ const char* to_string(Element element) noexcept {
       return "index_k_scale";
     case Element::IndexKGlobalScale:
       return "index_k_global_scale";
+    case Element::Gradient:
+      return "gradient";
+    case Element::IndexGradient:
+      return "index_gradient";
   }
   return "unknown";
 }

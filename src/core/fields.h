@@ -25,6 +25,7 @@ enum class BatchKind : std::uint8_t {
   None,     // merges
   Lengths,  // lengths and positions, no keys
   Keys,     // and where the keys lie
+  Whole,    // the same without shards
   Append,   // lengths, and pages to write to
   Stored,   // lengths, positions and where the keys lie, without queries
 };
@@ -73,6 +74,12 @@ inline constexpr Field kIndexK8Out{"index_k8", "[N, Hik, Di]", Element::Filter, 
                                    &Operands::index_k8_out};
 inline constexpr Field kIndexK8BoundsOut{"index_k8_bounds", "[F, Hik, 3]", Element::FilterBounds,
                                          Role::Output, &Operands::index_k8_bounds_out};
+inline constexpr Field kOutIn{"out", "[T, Hq, Dv]", Element::Out, Role::Input, &Operands::out_in};
+inline constexpr Field kLseIn{"lse", "[T, Hq]", Element::F32, Role::Input, &Operands::lse_in};
+inline constexpr Field kDout{"dout", "[T, Hq, Dv]", Element::Out, Role::Input, &Operands::dout};
+inline constexpr Field kDlse{"dlse", "[T, Hq]", Element::F32, Role::OptionalInput, &Operands::dlse};
+inline constexpr Field kRowWeight{"row_weight", "[T]", Element::F32, Role::OptionalInput,
+                                  &Operands::row_weight};
 inline constexpr Field kOut{"out", "[T, Hq, Dv]", Element::Out, Role::Output, &Operands::out};
 inline constexpr Field kScores{"scores", "[T, Hi, blocks]", Element::F32, Role::Output,
                                &Operands::scores};
@@ -117,6 +124,22 @@ inline constexpr Field kMergedScores = optional_output(
 inline constexpr Field kCandidates = optional_output(
     {"candidates", "[T, Hi]", Element::I32, Role::Output, &Operands::candidates}, nullptr);
 
+inline constexpr Field kDq =
+    optional_output({"dq", "[T, Hq, D]", Element::Gradient, Role::Output, &Operands::dq}, nullptr);
+inline constexpr Field kDk =
+    optional_output({"dk", "[N, Hkv, D]", Element::Gradient, Role::Output, &Operands::dk}, nullptr);
+inline constexpr Field kDv = optional_output(
+    {"dv", "[N, Hkv, Dv]", Element::Gradient, Role::Output, &Operands::dv}, nullptr);
+
+inline constexpr Field kLoss =
+    optional_output({"loss", "[T, Hi]", Element::F32, Role::Output, &Operands::loss}, nullptr);
+inline constexpr Field kDIndexQ = optional_output(
+    {"d_index_q", "[T, Hi, Di]", Element::IndexGradient, Role::Output, &Operands::d_index_q},
+    nullptr);
+inline constexpr Field kDIndexK = optional_output(
+    {"d_index_k", "[N, Hik, Di]", Element::IndexGradient, Role::Output, &Operands::d_index_k},
+    nullptr);
+
 /// Parts of a merge.
 constexpr Field list_of(const char* name, const char* shape, Element element,
                         Parts Operands::*parts) {
@@ -156,6 +179,8 @@ constexpr bool takes(BatchKind kind, std::size_t field) {
       return field < kBatch.size() - kKeyFields;
     case BatchKind::Keys:
       return true;
+    case BatchKind::Whole:
+      return field < 3 || field + kKeyFields >= kBatch.size();
     case BatchKind::Append:
       return field < 2 || field + 1 == kBatch.size();
     case BatchKind::Stored:
@@ -354,6 +379,64 @@ struct FieldsOf<QuantizeIndexArgs> {
   });
 };
 
+template <>
+struct FieldsOf<SparseAttentionBackwardArgs> {
+  using A = SparseAttentionBackwardArgs;
+  static constexpr Op kOp = Op::SparseAttentionBackward;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kQ, &A::q},
+      {table::kK, &A::k},
+      {table::kV, &A::v},
+      {table::kListed, &A::block_ids},
+      {table::kOutIn, &A::out},
+      {table::kLseIn, &A::lse},
+      {table::kDout, &A::dout},
+      {table::kDlse, &A::dlse},
+      {table::kDq, &A::dq},
+      {table::kDk, &A::dk},
+      {table::kDv, &A::dv},
+  });
+};
+
+template <>
+struct FieldsOf<DenseAttentionBackwardArgs> {
+  using A = DenseAttentionBackwardArgs;
+  static constexpr Op kOp = Op::DenseAttentionBackward;
+  static constexpr BatchKind kBatch = BatchKind::Keys;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kQ, &A::q},
+      {table::kK, &A::k},
+      {table::kV, &A::v},
+      {table::kOutIn, &A::out},
+      {table::kLseIn, &A::lse},
+      {table::kDout, &A::dout},
+      {table::kDlse, &A::dlse},
+      {table::kDq, &A::dq},
+      {table::kDk, &A::dk},
+      {table::kDv, &A::dv},
+  });
+};
+
+template <>
+struct FieldsOf<IndexLossArgs> {
+  using A = IndexLossArgs;
+  static constexpr Op kOp = Op::IndexLoss;
+  static constexpr BatchKind kBatch = BatchKind::Whole;
+  static constexpr auto kFields = std::to_array<ArgsField<A>>({
+      {table::kQ, &A::q},
+      {table::kK, &A::k},
+      {table::kLseIn, &A::lse},
+      {table::kIndexQ, &A::index_q},
+      {table::kIndexK, &A::index_k},
+      {table::needed_where(nullptr, table::kListed), &A::block_ids},
+      {table::kRowWeight, &A::row_weight},
+      {table::kLoss, &A::loss},
+      {table::kDIndexQ, &A::d_index_q},
+      {table::kDIndexK, &A::d_index_k},
+  });
+};
+
 /// The tensors of an argument struct under the names that all operations share.
 template <class Args>
 Operands gather(const Args& args) {
@@ -413,6 +496,12 @@ constexpr bool holds_scales(const Field& field) {
 /// Whether the field holds the one scale of all scales of groups.
 constexpr bool holds_global_scale(const Field& field) {
   return field.element == Element::KvGlobalScale || field.element == Element::IndexKGlobalScale;
+}
+
+/// Whether the field's tensor is added to where the problem accumulates.
+constexpr bool accumulates(const Field& field) {
+  return field.tensor == &Operands::dk || field.tensor == &Operands::dv ||
+         field.tensor == &Operands::d_index_k;
 }
 
 /// The shape of the field's scales, in place of the one that the table gives them.

@@ -15,6 +15,8 @@ struct OpTraits {
   bool merges = false;   // takes parts and no batch
   bool stores = false;   // writes keys and values
   bool copies = false;   // takes index_k and writes its filter
+  bool derives = false;  // writes gradients
+  bool teaches = false;  // takes q and k without v, and block ids where there are any
 };
 
 constexpr OpTraits op_traits(Op op) {
@@ -41,6 +43,12 @@ constexpr OpTraits op_traits(Op op) {
       return {.stores = true};
     case Op::QuantizeIndex:
       return {.copies = true};
+    case Op::SparseAttentionBackward:
+      return {.attends = true, .lists = true, .derives = true};
+    case Op::DenseAttentionBackward:
+      return {.attends = true, .derives = true};
+    case Op::IndexLoss:
+      return {.indexes = true, .lists = true, .derives = true, .teaches = true};
   }
   return {};
 }

@@ -33,6 +33,12 @@ const char* to_string(Op op) noexcept {
       return "quantize_kv";
     case Op::QuantizeIndex:
       return "quantize_index";
+    case Op::SparseAttentionBackward:
+      return "sparse_attention_backward";
+    case Op::DenseAttentionBackward:
+      return "dense_attention_backward";
+    case Op::IndexLoss:
+      return "index_loss";
   }
   return "unknown";
 }
@@ -125,6 +131,20 @@ void add_attention(Line& line, const Problem& p) {
   if (p.attention.softmax_scale) line.add("softmax_scale", number(*p.attention.softmax_scale));
 }
 
+void add_teacher(Line& line, const Problem& p) {
+  line.add("dtype", to_string(p.attention.q.storage));
+  line.add("heads", heads(p.attention.heads_q, p.attention.heads_kv));
+  line.add("head_dim", p.attention.head_dim);
+  if (p.attention.softmax_scale) line.add("softmax_scale", number(*p.attention.softmax_scale));
+  if (p.index.scale) line.add("index_scale", number(*p.index.scale));
+}
+
+void add_gradients(Line& line, const Problem& p) {
+  const Format& own = p.op == Op::IndexLoss ? p.index.q : p.attention.q;
+  if (p.gradients.dtype != own.storage) line.add("gradients", to_string(p.gradients.dtype));
+  line.add_if(p.gradients.accumulate, "accumulate");
+}
+
 void add_index(Line& line, const Problem& p) {
   line.add("index_dtype", to_string(p.index.q.storage));
   const Format k = p.index.k.value_or(p.index.q);
@@ -192,7 +212,9 @@ std::string to_string(const Problem& p) {
   } else {
     add_batch(line, p);
     if (traits.attends) add_attention(line, p);
+    if (traits.teaches) add_teacher(line, p);
     if (traits.indexes) add_index(line, p);
+    if (traits.derives) add_gradients(line, p);
     if (p.op == Op::SelectTopk) line.add("index_heads", p.index.heads);
     if (p.op == Op::InvertSelection) line.add("heads_kv", p.attention.heads_kv);
     line.add("block_size", p.selection.block_size);
@@ -247,21 +269,25 @@ class Hash {
 }  // namespace
 
 std::size_t hash_value(const Problem& p) noexcept {
-  const auto& [op, device, causal, bounds, attention, index, selection, outputs, options] = p;
+  const auto& [op, device, causal, bounds, attention, index, selection, outputs, gradients,
+               options] = p;
   const auto& [batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts] = bounds;
   const auto& [q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale] = attention;
-  const auto& [index_q, index_k, index_heads, index_heads_k, index_dim, filter] = index;
+  const auto& [index_q, index_k, index_heads, index_heads_k, index_dim, filter, index_scale] =
+      index;
   const auto& [block_size, topk, local_blocks, init_blocks, precision] = selection;
   const auto& [dtype, out, lse, block_max, chosen_scores] = outputs;
+  const auto& [gradient_dtype, accumulate] = gradients;
   const auto& [backend, isa, threads, batch_invariant] = options;
   // A field that is added to a group breaks its line above until it is named here, too.
   Hash all;
   all.add_all(op, device.type, device.index, causal);
   all.add_all(batch, total_q, max_seqlen_q, max_seqlen_k, page_size, parts);
   all.add_all(q, kv, heads_q, heads_kv, head_dim, value_dim, softmax_scale);
-  all.add_all(index_q, index_k, index_heads, index_heads_k, index_dim, filter);
+  all.add_all(index_q, index_k, index_heads, index_heads_k, index_dim, filter, index_scale);
   all.add_all(block_size, topk, local_blocks, init_blocks, precision);
   all.add_all(dtype, out, lse, block_max, chosen_scores);
+  all.add_all(gradient_dtype, accumulate);
   all.add_all(backend, isa, threads, batch_invariant);
   return all.sum();
 }

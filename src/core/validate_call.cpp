@@ -154,6 +154,7 @@ class CallCheck {
       }
       if (!call_.k && !call_.index_k && !call_.k_rows) expect_no_keys();
       if (op_traits(p_.op).copies) expect_no_queries();
+      if (op_traits(p_.op).teaches) expect_no_shards();
       check_missing_lengths();
     }
     for (; i < fields.size(); ++i) check_output(fields[i], axes[i]);
@@ -179,6 +180,8 @@ class CallCheck {
     if (filter && !p_.index.filter) {
       return expect_none(field, tensor, "as the problem has no filter");
     }
+    if (field.tensor == &Operands::block_ids_in && !is_planned(p_, field))
+      return expect_none(field, tensor, "as the plan is for all visible keys");
     if (!tensor && !is_planned(p_, field)) return;
     const Axes axes = scales ? axes_of_scales(p_, field) : table_axes;
     checker_.input(argument(field, tensor), extents_.expected(field, axes));
@@ -284,6 +287,14 @@ class CallCheck {
           field.length == &Batch::total_seqlens_k) {
         expect_none(field, field.in(call_), "as quantize_index takes keys where they lie");
       }
+    }
+  }
+
+  // A softmax over the index scores of a shard alone would be another.
+  void expect_no_shards() const {
+    for (const Field& field : table::kBatch) {
+      if (field.length == &Batch::key_offsets || field.length == &Batch::total_seqlens_k)
+        expect_none(field, field.in(call_), "as index_loss takes whole requests");
     }
   }
 

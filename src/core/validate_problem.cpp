@@ -165,6 +165,10 @@ void check_batch(const Problem& p) {
   expect_multiple("block_size", p.selection.block_size, 16);
 }
 
+void expect_scale(const char* field, const std::optional<float>& scale) {
+  if (scale && !std::isfinite(*scale)) reject(field, "a finite number", std::to_string(*scale));
+}
+
 void check_attention(const Problem& p) {
   expect_query("dtype", p.attention.q.storage);
   expect_plain("attention.q", p.attention.q);
@@ -179,8 +183,47 @@ void check_attention(const Problem& p) {
     expect_range("value_dim", p.attention.value_dim, 1, kMaxCount);
     expect_product("total_q", {p.bounds.total_q, p.attention.heads_q, p.attention.value_dim});
   }
-  if (p.attention.softmax_scale && !std::isfinite(*p.attention.softmax_scale)) {
-    reject("softmax_scale", "a finite number", std::to_string(*p.attention.softmax_scale));
+  expect_scale("softmax_scale", p.attention.softmax_scale);
+}
+
+// What has gradients: ragged keys, stored as queries are.
+void check_plain_keys(const Problem& p, const char* name, const Format& q,
+                      const std::optional<Format>& keys) {
+  if (keys && *keys != q) {
+    reject(name, to_string(q) + ", as q, since a gradient of codes is none", to_string(*keys));
+  }
+  if (p.bounds.page_size != 0) {
+    reject("page_size", std::string("0 for ") + to_string(p.op) + ", as keys are ragged",
+           std::to_string(p.bounds.page_size));
+  }
+}
+
+void check_gradients(const Problem& p) {
+  expect_float("dtype", p.attention.q.storage);
+  check_plain_keys(p, "attention.kv", p.attention.q, p.attention.kv);
+  const Format& q = op_traits(p.op).teaches ? p.index.q : p.attention.q;
+  if (op_traits(p.op).teaches) {
+    expect_float("index_dtype", q.storage);
+    check_plain_keys(p, "index.k", q, p.index.k);
+  }
+  if (p.gradients.dtype == q.storage || p.gradients.dtype == DType::F32) return;
+  reject("gradients.dtype", q.storage == DType::F32 ? "f32" : to_string(q) + " or f32",
+         to_string(p.gradients.dtype));
+}
+
+// Of index_loss, beside its index: attention without values.
+void check_teacher(const Problem& p) {
+  expect_plain("attention.q", p.attention.q);
+  expect_range("heads_q", p.attention.heads_q, 1, kMaxCount);
+  expect_range("heads_kv", p.attention.heads_kv, 1, kMaxCount);
+  expect_divisor("heads_kv", p.attention.heads_kv, "heads_q", p.attention.heads_q);
+  expect_range("head_dim", p.attention.head_dim, 1, kMaxCount);
+  expect_product("total_q", {p.bounds.total_q, p.attention.heads_q, p.attention.head_dim});
+  expect_scale("softmax_scale", p.attention.softmax_scale);
+  expect_scale("index_scale", p.index.scale);
+  if (p.index.heads != p.attention.heads_kv) {
+    reject("index_heads", "heads_kv " + std::to_string(p.attention.heads_kv),
+           std::to_string(p.index.heads));
   }
 }
 
@@ -277,7 +320,8 @@ void expect_flag_off(const Problem& p, const char* field, bool flag, bool allowe
 
 void check_flags(const Problem& p, const OpTraits& traits) {
   const bool dense = p.op == Op::DenseAttention;
-  expect_flag_off(p, "lse", p.outputs.lse, traits.attends || p.op == Op::MergeStates);
+  expect_flag_off(p, "lse", p.outputs.lse,
+                  (traits.attends && !traits.derives) || p.op == Op::MergeStates);
   expect_flag_off(p, "block_max", p.outputs.block_max, dense);
   expect_flag_off(
       p, "chosen_scores", p.outputs.chosen_scores,
@@ -298,7 +342,7 @@ void check_scores_size(const Problem& p) {
 }
 
 void check_block_lists(const Problem& p, const OpTraits& traits) {
-  expect_range("topk", p.selection.topk, 1, kMaxTopk);
+  expect_range("topk", p.selection.topk, traits.teaches ? 0 : 1, kMaxTopk);
   if (traits.selects) check_selection(p);
   const std::int64_t heads = traits.selects ? p.index.heads : p.attention.heads_kv;
   expect_product("total_q", {p.bounds.total_q, heads, p.selection.topk});
@@ -338,6 +382,8 @@ void validate_problem(const Problem& p) {
   if (traits.stores) return check_store(p);
   if (traits.copies) return check_copy(p);
   check_batch(p);
+  if (traits.derives) check_gradients(p);
+  if (traits.teaches) check_teacher(p);
   if (traits.attends) check_attention(p);
   if (traits.indexes || traits.selects) expect_range("index_heads", p.index.heads, 1, kMaxCount);
   if (traits.indexes) check_index(p);

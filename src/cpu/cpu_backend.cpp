@@ -43,6 +43,11 @@ Planner planner_of(Op op) {
       return plan_quantize_kv;
     case Op::QuantizeIndex:
       return plan_quantize_index;
+    case Op::SparseAttentionBackward:
+    case Op::DenseAttentionBackward:
+      return plan_backward;
+    case Op::IndexLoss:
+      return plan_index_loss;
   }
   return nullptr;
 }
@@ -78,6 +83,7 @@ std::string rejects_shape(const Problem& p) {
   if (op.indexes && !served(p.index.dim)) return odd("index_dim", p.index.dim);
   if (op.selects && p.selection.precision == Precision::Fast)
     return "precision is exact here: the codes of a filter never decide";
+  if (op.teaches && !served(p.attention.head_dim)) return odd("head_dim", p.attention.head_dim);
   if (!op.attends) return {};
   if (!served(p.attention.head_dim)) return odd("head_dim", p.attention.head_dim);
   if (!served(p.attention.value_dim)) return odd("value_dim", p.attention.value_dim);

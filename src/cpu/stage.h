@@ -67,6 +67,8 @@ inline std::int64_t mended_tokens(const void* workspace) {
   return count;
 }
 
+StagePtr plan_backward(const Problem& problem, const Machine& machine);
+StagePtr plan_index_loss(const Problem& problem, const Machine& machine);
 StagePtr plan_msa(const Problem& problem, const Machine& machine);
 StagePtr plan_quantize_kv(const Problem& problem, const Machine& machine);
 StagePtr plan_quantize_index(const Problem& problem, const Machine& machine);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Loops over requests, rows and heads. Rows of padding are a last request without keys, so that
-// they need no case of their own.
+// Loops over requests, rows and heads.
 #include "reference/operations.h"
 
 #include <algorithm>
@@ -12,6 +11,9 @@
 #include "core/contents.h"
 #include "core/fields.h"
 #include "core/op_traits.h"
+#include "reference/backward.h"
+#include "reference/index_loss.h"
+#include "reference/walk.h"
 
 namespace msa::reference {
 namespace {
@@ -20,32 +22,7 @@ using core::Call;
 using core::Range;
 using core::Request;
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-// Calls visit(request, b) for every request, then for the padding rows.
-template <class Visit>
-void for_each_request(const Problem& p, const Call& call, const Visit& visit) {
-  const std::int64_t requests = core::num_requests(call);
-  std::int64_t k_begin = 0;
-  std::int64_t q_end = 0;
-  for (std::int64_t b = 0; b < requests; ++b) {
-    const Request request = core::read_request(p, call, b, k_begin);
-    visit(request, b);
-    k_begin += request.seqlen_k;
-    q_end = request.q_begin + request.seqlen_q;
-  }
-  const std::int64_t padding = core::num_query_rows(call) - q_end;
-  visit(Request{.q_begin = q_end, .seqlen_q = padding, .block_size = p.selection.block_size},
-        requests);
-}
-
-// Local keys of block `id` that row i sees.
-Range visible_keys(const Request& r, std::int64_t i, std::int64_t id) {
-  const std::int64_t begin = r.block_size * id - r.key_offset;
-  const Range all{0, r.visible_keys(i)};
-  return {std::max(begin, all.begin), std::min(begin + r.block_size, all.end)};
-}
 
 // Index keys, with their scales.
 Keys index_keys(const Problem& p, const Call& call, const Request& r, std::int64_t b) {
@@ -259,51 +236,10 @@ void select_blocks(const Problem& p, const Call& call, const Scratch& scratch) {
 
 // ---- step 4: attention ----
 
-// The keys that one row attends to, as a short list of ranges.
-struct KeyList {
-  std::array<Range, kMaxTopk> ranges{};
-  std::size_t count = 0;
-
-  std::int64_t size() const {
-    std::int64_t sum = 0;
-    for (std::size_t n = 0; n < count; ++n) sum += ranges[n].size();
-    return sum;
-  }
-  template <class Visit>
-  void for_each(const Visit& visit) const {
-    std::size_t position = 0;
-    for (std::size_t n = 0; n < count; ++n) {
-      for (std::int64_t key = ranges[n].begin; key < ranges[n].end; ++key) visit(key, position++);
-    }
-  }
-};
-
-KeyList all_keys(const Request& r, std::int64_t i) {
-  KeyList list;
-  list.ranges[list.count++] = {0, r.visible_keys(i)};
-  return list;
-}
-
-KeyList listed_keys(const Call& call, const Request& r, std::int64_t i, std::int64_t h) {
-  KeyList list;
-  const Tensor& ids = call.block_ids_in;
-  for (std::int64_t slot = 0; slot < ids.shape[2]; ++slot) {
-    const std::int64_t id = core::read_i32(ids, r.q_begin + i, h, slot);
-    if (id == -1) break;
-    if (r.visible_blocks(i).contains(id)) list.ranges[list.count++] = visible_keys(r, i, id);
-  }
-  return list;
-}
-
 KeyList chosen_keys(std::span<const Candidate> chosen, const Request& r, std::int64_t i) {
   KeyList list;
   for (const Candidate& block : chosen) list.ranges[list.count++] = visible_keys(r, i, block.id);
   return list;
-}
-
-double scale_of(const Problem& p) {
-  if (p.attention.softmax_scale) return static_cast<double>(*p.attention.softmax_scale);
-  return 1.0 / std::sqrt(static_cast<double>(p.attention.head_dim));
 }
 
 // One row and one query head over a list of keys.
@@ -789,6 +725,8 @@ void quantize_index(const Problem& p, const Call& call) {
 
 std::size_t num_scores(const Problem& p) {
   const core::OpTraits traits = core::op_traits(p.op);
+  if (traits.teaches) return num_loss_sums(p);
+  if (traits.derives) return num_sums(p);
   if (!traits.attends || !p.outputs.out) return 0;
   const bool sparse = traits.selects || traits.lists;
   return static_cast<std::size_t>(
@@ -839,6 +777,11 @@ void run(const Problem& p, const Call& call, const Scratch& scratch) {
       return quantize_kv(p, call);
     case Op::QuantizeIndex:
       return quantize_index(p, call);
+    case Op::SparseAttentionBackward:
+    case Op::DenseAttentionBackward:
+      return attention_backward(p, call, scratch.scores);
+    case Op::IndexLoss:
+      return index_loss(p, call, scratch.scores);
   }
 }
 

@@ -585,7 +585,7 @@ class Bench(CliTest):
         ids = {line.split("\t")[0].replace("cpu.host.", "cpu.") for line in lines[1:]}
         for row in ("cpu.dense.8k", "cpu.select.32k", "cpu.sparse.32k.drift", "cpu.sparse.32k.random", "cpu.msa.32k.drift",
                     "cpu.decode.dense.128k", "cpu.decode.msa.1m", "cpu.decode.e4m3", "cpu.select.e4m3.32k",
-                    "cpu.decode.q8kv4.1m", "cpu.dense.8k.avx2", "cpu.memory.128k", "cpu.nan.8k"):
+                    "cpu.decode.q8kv4.1m", "cpu.dense.8k.avx2", "cpu.memory.128k", "cpu.nan.8k", "cpu.backward.8k"):
             self.assertIn(row, ids)
         self.expect(USAGE, msa("bench", "--filter", "no.such.row"))
         several = self.bench("--case", f"op=sparse {SMALL}")

@@ -24,22 +24,24 @@ static_assert(sizeof(Error) == 56);
 static_assert(sizeof(Format) == 24);
 static_assert(sizeof(Bounds) == 48);
 static_assert(sizeof(Attention) == 96);
-static_assert(sizeof(Index) == 112);
+static_assert(sizeof(Index) == 120);
 static_assert(sizeof(Selection) == 40);
 static_assert(sizeof(Outputs) == 5);
 static_assert(sizeof(Options) == 72);
-static_assert(sizeof(Problem) == 392);
+static_assert(sizeof(Gradients) == 2);
+static_assert(sizeof(Problem) == 400);
+static_assert(offsetof(Problem, gradients) == 325);
 static_assert(offsetof(Problem, bounds) == 16 && offsetof(Problem, attention) == 64);
-static_assert(offsetof(Problem, index) == 160 && offsetof(Problem, selection) == 272);
-static_assert(offsetof(Problem, outputs) == 312 && offsetof(Problem, options) == 320);
-static_assert(sizeof(Settings) == 136);
-static_assert(offsetof(Settings, options) == 64);
+static_assert(offsetof(Problem, index) == 160 && offsetof(Problem, selection) == 280);
+static_assert(offsetof(Problem, outputs) == 320 && offsetof(Problem, options) == 328);
+static_assert(sizeof(Settings) == 152);
+static_assert(offsetof(Settings, options) == 80);
 static_assert(sizeof(Support) == 64);
 static_assert(sizeof(BackendAnswer) == 72);
 static_assert(sizeof(BuildInfo) == 216);
 static_assert(sizeof(BackendInfo) == 120);
 
-static_assert(sizeof(Operands) == 3936);
+static_assert(sizeof(Operands) == 4904);
 static_assert(sizeof(Field) == 72);
 static_assert(sizeof(DenseAttentionArgs) == 1496);
 static_assert(sizeof(BlockScoresArgs) == 1056);
@@ -52,6 +54,9 @@ static_assert(sizeof(MergeSelectionsArgs) == 384);
 static_assert(sizeof(InvertSelectionArgs) == 968);
 static_assert(sizeof(QuantizeKvArgs) == 1496);
 static_assert(sizeof(QuantizeIndexArgs) == 880);
+static_assert(sizeof(SparseAttentionBackwardArgs) == 1584);
+static_assert(sizeof(DenseAttentionBackwardArgs) == 1496);
+static_assert(sizeof(IndexLossArgs) == 1496);
 #endif
 
 // Callers' binaries hold these numbers, too.
@@ -59,6 +64,9 @@ static_assert(static_cast<int>(DType::F32) == 0 && static_cast<int>(DType::E2M1)
 static_assert(static_cast<int>(Op::DenseAttention) == 0);
 static_assert(static_cast<int>(Op::InvertSelection) == 8 && static_cast<int>(Op::QuantizeKv) == 9);
 static_assert(static_cast<int>(Op::QuantizeIndex) == 10);
+static_assert(static_cast<int>(Op::SparseAttentionBackward) == 11);
+static_assert(static_cast<int>(Op::DenseAttentionBackward) == 12);
+static_assert(static_cast<int>(Op::IndexLoss) == 13);
 static_assert(static_cast<int>(ErrorCode::InvalidArgument) == 0);
 static_assert(static_cast<int>(ErrorCode::Internal) == 6);
 static_assert(kMaxRank == 4 && kMaxParts == 64 && kMaxTopk == 256 && kWorkspaceAlignment == 256);

@@ -42,12 +42,12 @@ static_assert(MSA_STRUCT_SIZE(msa_problem, options) == 320);
 static_assert(offsetof(msa_problem, index_filter) == 320);
 static_assert(MSA_STRUCT_SIZE(msa_problem, index_filter_given) == 352);
 // What a larger struct has behind these must not begin with padding.
-static_assert(MSA_STRUCT_SIZE(msa_args, index_k_global_scale) == sizeof(msa_args));
 static_assert(offsetof(msa_settings, filter_rotated) == 112);
 static_assert(offsetof(msa_settings, precision) == 120);
-static_assert(MSA_STRUCT_SIZE(msa_settings, precision) == sizeof(msa_settings));
 static_assert(offsetof(msa_problem, precision) == 352);
-static_assert(MSA_STRUCT_SIZE(msa_problem, precision) == sizeof(msa_problem));
+static_assert(MSA_STRUCT_SIZE(msa_args, d_index_k) == sizeof(msa_args));
+static_assert(MSA_STRUCT_SIZE(msa_settings, index_scale_given) == sizeof(msa_settings));
+static_assert(MSA_STRUCT_SIZE(msa_problem, index_scale_given) == sizeof(msa_problem));
 
 TEST(CInterface, StructsStartAsTheCppOnesDo) {
   const msa_problem problem = MSA_PROBLEM_INIT;

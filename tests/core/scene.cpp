@@ -359,6 +359,10 @@ void Scene::with_args(const Use& use) const {
           InvertSelectionArgs{ids, batch(), get("row_ptr"), get("q_indices"), get("q_slots")});
     case Op::QuantizeKv:     // tests/core/quantize_test.cpp
     case Op::QuantizeIndex:  // tests/core/quantize_index_test.cpp
+    // tests/core/backward_test.cpp
+    case Op::SparseAttentionBackward:
+    case Op::DenseAttentionBackward:
+    case Op::IndexLoss:
       break;
   }
 }

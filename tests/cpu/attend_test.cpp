@@ -37,22 +37,6 @@ using testkit::Case;
 using testkit::Data;
 using testkit::Operands;
 
-/// Levels that this machine has; the others are named once as not run.
-const std::vector<std::string>& levels() {
-  static const std::vector<std::string> list = [] {
-    std::vector<std::string> names;
-    for (const IsaInfo& isa : testkit::isas_of("cpu")) {
-      if (isa.available) {
-        names.push_back(isa.name);
-      } else {
-        std::cout << "[ not run ] isa " << isa.name << ": " << isa.reason << "\n";
-      }
-    }
-    return names;
-  }();
-  return list;
-}
-
 /// What a call wrote, byte for byte.
 std::vector<std::byte> bits_of(const Case& spec, const Options& options,
                                [[maybe_unused]] unsigned mode = 0) {
@@ -108,6 +92,7 @@ TEST(Isa, TheLevelAskedForIsInForce) {
     EXPECT_EQ(kernels->attend.lanes, wide ? 16 : 8);
     const bool pairs = tiles || isa == cpu::Isa::Avx512Bf16 || isa == cpu::Isa::NeonBf16;
     EXPECT_EQ(kernels->attend.words_of_bf16, pairs ? 2 : 1);
+    ASSERT_NE(kernels->gradients, nullptr) << kernels->isa;
     for (const cpu::Isa other : cpu::kIsas) {
       if (other == isa || cpu::find_kernels(other) == nullptr) continue;
       EXPECT_NE(kernels->attend.attend, cpu::find_kernels(other)->attend.attend);

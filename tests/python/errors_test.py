@@ -23,7 +23,9 @@ def good(op):
               "index_k": (N, 1, DIM), "scores": (T, HKV, 4), "out": (T, HQ, DIM), "lse": (T, HQ),
               "block_max": (T, HQ, 4), "k_rows": (T, HKV, DIM), "v_rows": (T, HKV, DIM), "k_cache": (T, HKV, DIM),
               "v_cache": (T, HKV, DIM), "index_k8_bounds": (N // 16, 1, 3),
-              "chosen_scores": (T, HKV, K)}
+              "chosen_scores": (T, HKV, K), "dout": (T, HQ, DIM), "dlse": (T, HQ), "dq": (T, HQ, DIM),
+              "dk": (N, HKV, DIM), "dv": (N, HKV, DIM), "row_weight": (T,), "loss": (T, HKV),
+              "d_index_q": (T, HKV, DIM), "d_index_k": (N, 1, DIM)}
     ints = {"block_ids": (T, HKV, K), "candidates": (T, HKV), "row_ptr": (HKV, 5), "q_indices": (HKV, T * K),
             "q_slots": (HKV, T * K)}
     given = {}
@@ -41,7 +43,7 @@ def good(op):
             given[name] = np.zeros(floats[name], np.float32)
         elif name in ints:
             given[name] = np.zeros(ints[name], np.int32)
-            given[name][...] = np.arange(ints[name][-1]) if name == "block_ids" and role == 0 else 5
+            given[name][...] = np.arange(ints[name][-1]) if name == "block_ids" and role < 2 else 5
     # Rows that are stored one by one have no batch.
     if "seqlens_k" in [row[0] for row in _core.fields()[op]] and op != "quantize_kv":
         given["seqlens_k"] = np.array([N], np.int32)
@@ -102,15 +104,17 @@ DTYPES = [(op, name, dtype) for op, name in TENSORS
 def test_wrong_dtype(op, name, dtype):
     given = good(op)
     given[name] = given[name].astype(dtype)
-    # Where the output tells the problem its format, the format is at fault.
-    refused(op, given, msa.InvalidArgument, "out_dtype" if (name, dtype) == ("out", np.int64) else name, name)
+    # Where the tensor tells the problem a format, the format is at fault.
+    told = {"out": "out_dtype", "dq": "gradients.dtype", "d_index_q": "gradients.dtype"}
+    expected = told.get(name, name) if dtype == np.int64 else name
+    refused(op, given, msa.InvalidArgument, expected, expected)
 
 
 @pytest.mark.parametrize("op,name", TENSORS)
 def test_wrong_rank_and_shape(op, name):
     given = good(op)
     array = given[name]
-    for wrong in (array[0], array.reshape(1, 1, 1, *array.shape), np.zeros((), array.dtype)):
+    for wrong in (np.asarray(array[0]), array.reshape(1, 1, 1, *array.shape), np.zeros((), array.dtype)):
         refused(op, given | {name: wrong}, msa.InvalidArgument, None, "expected")
     if name not in ("k", "v", "index_k", "scores", "block_max", "row_ptr", "q_indices", "q_slots"):
         wider = np.zeros((array.shape[0] + 1, *array.shape[1:]), array.dtype)
@@ -256,7 +260,7 @@ WRONG_NUMBERS = [("block_size", "128"), ("block_size", 128.0), ("block_size", Tr
 
 def takers(rows):
     return [(op, name, value) for op in OPS for name, value in rows
-            if name in _core.settings()[op] or (name == "out_dtype" and "out" in good(op))]
+            if name in _core.settings()[op] or (name == "out_dtype" and (op, "out") in OUTPUTS)]
 
 
 @pytest.mark.parametrize("op,name,value", takers(NUMBERS))

@@ -288,4 +288,5 @@ def test_signatures_name_every_field():
         assert {row[0] for row in rows} <= names
         assert set(_core.settings()[op]) <= names
         assert inspect.signature(getattr(_core, op)).parameters.keys() >= names - {
-            "return_lse", "return_block_ids", "return_block_max", "return_scores", "return_candidates"}
+            "return_lse", "return_block_ids", "return_block_max", "return_scores", "return_candidates", "return_dq",
+            "return_dk", "return_dv", "return_loss", "return_d_index_q", "return_d_index_k"}

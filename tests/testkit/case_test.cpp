@@ -37,7 +37,7 @@ TEST(CaseLanguage, EveryCommittedCaseRoundTrips) {
 
 TEST(CaseLanguage, SmokeHasCasesOfEveryOperation) {
   const std::vector<Case> cases = read_cases(tests_dir() + "/cases/smoke.txt");
-  EXPECT_EQ(cases.size(), 45u);
+  EXPECT_EQ(cases.size(), 50u);
   for (int op = 0; op <= static_cast<int>(kLastOp); ++op) {
     EXPECT_TRUE(std::any_of(cases.begin(), cases.end(), [op](const Case& spec) {
       return static_cast<int>(spec.op) == op;

@@ -512,5 +512,26 @@ TEST(Data, LayoutsHoldTheSameVectors) {
   }
 }
 
+// The bench holds gradients of 8K tokens to the oracle by parts: rows of dq, blocks of dk and dv.
+TEST(Compare, GradientsOfLargeCallsAreComparedByParts) {
+  for (const char* line : {"op=sparse_backward heads=4/2 dim=16 block=16 topk=3 lens=40:200 dlse=1",
+                           "op=dense_backward heads=4/2 dim=16 block=16 lens=30:90:70,19:70"}) {
+    const Ran ran(line);
+    const Report report = ran.report(1);
+    EXPECT_TRUE(report.ok) << report.what;
+    EXPECT_LT(report.rows_compared, report.rows);
+    const Operands& o = ran.data.operands();
+    for (const auto& [tensor, row] :
+         {std::pair{o.dq, o.dq.shape[0] - 1}, std::pair{o.dk, std::int64_t{3}},
+          std::pair{o.dv, o.dv.shape[0] - 1}}) {
+      const float before = float_at(tensor, row, 0, 2);
+      set_float(tensor, before + 8, row, 0, 2);
+      EXPECT_FALSE(ran.report(1).ok) << row;
+      set_float(tensor, before, row, 0, 2);
+    }
+    EXPECT_TRUE(ran.report(1).ok);
+  }
+}
+
 }  // namespace
 }  // namespace msa::testkit

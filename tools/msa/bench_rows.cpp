@@ -67,6 +67,11 @@ std::vector<BenchRow> named_rows(bool host) {
        .what = "selection and attention, prefill of 32K tokens, against own dense attention",
        .line = "op=msa lens=32768:32768 regime=drift",
        .peer_line = "op=dense lens=32768:32768"},
+      {.id = "backward.8k",
+       .what =
+           "gradients of q, k and v of sparse attention, prefill of 8K tokens, lists that drift; "
+           "the share is that of fp32 products",
+       .line = "op=sparse_backward lens=8192:8192 regime=drift"},
       {.id = "nan.8k",
        .what = "sparse attention, prefill of 8K tokens, one NaN in a block that all rows list, "
                "against the same without it",

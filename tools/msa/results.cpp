@@ -143,7 +143,10 @@ void add_floor(Row& row, const Peaks& peaks) {
   const Format kv = row.spec.kv_format();
   const bool scaled =
       kv.storage == DType::E4M3 ? kv.scale != Scale::None : kv.scale == Scale::GroupTensor;
-  const bool widened = scaled && row.backend != "cuda";
+  const Op op = row.spec.op;
+  const bool derives = op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward;
+  // Gradients are fp32 from end to end there.
+  const bool widened = (scaled || derives) && row.backend != "cuda";
   const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.wide_type());
   const Format keys = row.spec.index_k_format();
   const bool codes =

@@ -90,15 +90,21 @@ UsefulWork useful_work(const Problem& p, const Operands& o) {
                                &o.block_max, &o.scores, &o.block_ids, &o.chosen_scores}) {
     work.bytes += bytes_of(*tensor);
   }
+  for (const Tensor* tensor : {&o.out_in, &o.lse_in, &o.dout, &o.dlse, &o.dq, &o.dk, &o.dv})
+    work.bytes += bytes_of(*tensor);
   const bool msa = p.op == Op::MsaAttention;
   const Tensor& ids = msa ? o.block_ids : o.block_ids_in;
   for (const Request& r : testkit::requests_of(p, o.batch)) {
-    if (p.op == Op::DenseAttention) add_dense(p, r, work);
+    if (p.op == Op::DenseAttention || p.op == Op::DenseAttentionBackward) add_dense(p, r, work);
     if (msa || p.op == Op::SelectBlocks || p.op == Op::BlockScores) add_index(p, r, work);
     if (!ids) continue;
     for (std::int64_t head = 0; head < p.attention.heads_kv; ++head)
       add_listed(p, r, ids, head, work);
   }
+  // Scores and weights' gradients, and the products with q, k and dout: five where attention has
+  // two.
+  const bool derives = p.op == Op::SparseAttentionBackward || p.op == Op::DenseAttentionBackward;
+  if (derives) work.attend_ops *= 2.5;
   return work;
 }
 

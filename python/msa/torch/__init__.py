@@ -3,7 +3,8 @@
 
 Same names, shapes and words as in msa.operations; tensors are torch's, the stream is torch's current one and workspaces
 come from torch's allocator. Given outputs (out=, lse=, ...) are written by the variant torch.ops.msa.NAME.out.
-A call whose inputs require gradients runs, and its backward pass raises: there is none yet.
+dense_attention, sparse_attention and msa_attention have gradients of q, k and v through out and lse; block ids carry
+none. A backward pass that reaches another op raises.
 """
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from ..results import IndexCopy, Inverse
 from .fakes import scales_of
 from .ops import overload, result, write
 
-__all__ = ["block_scores", "dense_attention", "invert_selection", "merge_selections", "merge_states", "msa_attention",
-           "quantize_index", "quantize_kv", "select_blocks", "select_topk", "sparse_attention"]
+__all__ = ["block_scores", "dense_attention", "dense_attention_backward", "index_loss", "invert_selection",
+           "merge_selections", "merge_states", "msa_attention", "quantize_index", "quantize_kv", "select_blocks",
+           "select_topk", "sparse_attention", "sparse_attention_backward"]
 
 # Looked up once, and called by place: both save as much as a small call takes.
 _dense_attention = overload("dense_attention")
@@ -31,6 +33,9 @@ _merge_selections = overload("merge_selections")
 _invert_selection = overload("invert_selection")
 _quantize_kv = overload("quantize_kv")
 _quantize_index = overload("quantize_index")
+_sparse_attention_backward = overload("sparse_attention_backward")
+_dense_attention_backward = overload("dense_attention_backward")
+_index_loss = overload("index_loss")
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor | None = None, *, k_scale: Tensor | None = None,
@@ -314,3 +319,97 @@ def quantize_index(index_k: Tensor, *, seqlens_k: Tensor | None = None, cu_seqle
                      threads=threads, batch_invariant=batch_invariant, index_filter=index_filter)
     return IndexCopy(*_quantize_index(index_k, seqlens_k, q_offsets, cu_seqlens_k, page_table, max_seqlen_k, backend,
                                       isa, threads, batch_invariant, index_filter))
+
+
+def sparse_attention_backward(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, out: Tensor, lse: Tensor,
+                              dout: Tensor, dlse: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
+                              seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                              page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                              key_offsets: Tensor | None = None,
+                              total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
+                              softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                              max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                              threads: int = 0, batch_invariant: bool = False, grad_dtype: torch.dtype | None = None,
+                              accumulate: bool = False, dq: Tensor | None = None, dk: Tensor | None = None,
+                              dv: Tensor | None = None, return_dq: bool = True, return_dk: bool = True,
+                              return_dv: bool = True) -> Any:
+    """Gradients of sparse_attention, from those that arrive at its outputs. See msa.sparse_attention_backward."""
+    if dq is not None or dk is not None or dv is not None:
+        outputs = {"dq": dq if dq is not None else return_dq, "dk": dk if dk is not None else return_dk,
+                   "dv": dv if dv is not None else return_dv}
+        return write("sparse_attention_backward", (q, k, v, block_ids, out, lse, dout, dlse), outputs, None,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                     softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                     isa=isa, threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
+                     accumulate=accumulate)
+    found = _sparse_attention_backward(q, k, v, block_ids, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets,
+                                       key_offsets, total_seqlens_k, cu_seqlens_k, page_table, block_size, causal,
+                                       softmax_scale, max_seqlen_q, max_seqlen_k, backend, isa, threads,
+                                       batch_invariant, grad_dtype, accumulate, return_dq, return_dk, return_dv)
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("dq", return_dq), ("dk", return_dk), ("dv", return_dv))
+
+
+def dense_attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+                             dout: Tensor, dlse: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
+                             seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+                             page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+                             key_offsets: Tensor | None = None,
+                             total_seqlens_k: Tensor | None = None, block_size: int = 128, causal: bool = True,
+                             softmax_scale: float | None = None, max_seqlen_q: int | None = None,
+                             max_seqlen_k: int | None = None, backend: str | None = None, isa: str | None = None,
+                             threads: int = 0, batch_invariant: bool = False, grad_dtype: torch.dtype | None = None,
+                             accumulate: bool = False, dq: Tensor | None = None, dk: Tensor | None = None,
+                             dv: Tensor | None = None, return_dq: bool = True, return_dk: bool = True,
+                             return_dv: bool = True) -> Any:
+    """Gradients of dense_attention, from those that arrive at its outputs. See msa.dense_attention_backward."""
+    if dq is not None or dk is not None or dv is not None:
+        outputs = {"dq": dq if dq is not None else return_dq, "dk": dk if dk is not None else return_dk,
+                   "dv": dv if dv is not None else return_dv}
+        return write("dense_attention_backward", (q, k, v, out, lse, dout, dlse), outputs, None,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets,
+                     key_offsets=key_offsets, total_seqlens_k=total_seqlens_k, block_size=block_size, causal=causal,
+                     softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend,
+                     isa=isa, threads=threads, batch_invariant=batch_invariant, grad_dtype=grad_dtype,
+                     accumulate=accumulate)
+    found = _dense_attention_backward(q, k, v, out, lse, dout, dlse, cu_seqlens_q, seqlens_k, q_offsets, key_offsets,
+                                      total_seqlens_k, cu_seqlens_k, page_table, block_size, causal, softmax_scale,
+                                      max_seqlen_q, max_seqlen_k, backend, isa, threads, batch_invariant, grad_dtype,
+                                      accumulate, return_dq, return_dk, return_dv)
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("dq", return_dq), ("dk", return_dk), ("dv", return_dv))
+
+
+def index_loss(q: Tensor, k: Tensor, lse: Tensor, index_q: Tensor, index_k: Tensor, block_ids: Tensor | None = None,
+               row_weight: Tensor | None = None, *, cu_seqlens_q: Tensor | None = None,
+               seqlens_k: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+               page_table: Tensor | None = None, q_offsets: Tensor | None = None,
+               block_size: int = 128, causal: bool = True, softmax_scale: float | None = None,
+               index_scale: float | None = None, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+               backend: str | None = None, isa: str | None = None, threads: int = 0, batch_invariant: bool = False,
+               grad_dtype: torch.dtype | None = None, accumulate: bool = False, loss: Tensor | None = None,
+               d_index_q: Tensor | None = None, d_index_k: Tensor | None = None, return_loss: bool = True,
+               return_d_index_q: bool = True, return_d_index_k: bool = True) -> Any:
+    """How far the index branch is from attention, by row, and its gradients. See msa.index_loss."""
+    if loss is not None or d_index_q is not None or d_index_k is not None:
+        outputs = {"loss": loss if loss is not None else return_loss,
+                   "d_index_q": d_index_q if d_index_q is not None else return_d_index_q,
+                   "d_index_k": d_index_k if d_index_k is not None else return_d_index_k}
+        return write("index_loss", (q, k, lse, index_q, index_k, block_ids, row_weight), outputs, None,
+                     cu_seqlens_q=cu_seqlens_q, seqlens_k=seqlens_k, cu_seqlens_k=cu_seqlens_k,
+                     page_table=page_table, q_offsets=q_offsets,
+                     block_size=block_size, causal=causal, softmax_scale=softmax_scale, index_scale=index_scale,
+                     max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, backend=backend, isa=isa, threads=threads,
+                     batch_invariant=batch_invariant, grad_dtype=grad_dtype, accumulate=accumulate)
+    found = _index_loss(q, k, lse, index_q, index_k, block_ids, row_weight, cu_seqlens_q, seqlens_k, q_offsets,
+                        cu_seqlens_k, page_table, block_size, causal, softmax_scale, max_seqlen_q, max_seqlen_k,
+                        backend, isa, threads, batch_invariant, index_scale, grad_dtype, accumulate, return_loss,
+                        return_d_index_q, return_d_index_k)
+    if len(found) == 1:
+        return found[0]
+    return result(found, ("loss", return_loss), ("d_index_q", return_d_index_q), ("d_index_k", return_d_index_k))

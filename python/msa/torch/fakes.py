@@ -19,6 +19,8 @@ _OPTIONAL_OUTPUT = 3
 _BESIDE = ("kv_scale", "kv_global_scale", "filter_bounds", "index_k_scale", "index_k_global_scale")
 # One op's k of parts may differ from part to part; keys count rows or pages.
 _FREE = ("N", "part k", "B", "B + 1", "pages", "blocks")
+# Ops whose outputs have the rows of keys.
+_OF_KEYS = ("sparse_attention_backward", "dense_attention_backward", "index_loss")
 
 Row = tuple[str, int, int, str, str]
 OUTPUTS: dict[str, list[Row]] = {op: [row for row in rows if row[1] not in _INPUT_ROLES]
@@ -70,7 +72,7 @@ def _extent(op: str, letter: str, bound: dict[str, Any], given: dict[str, Any]) 
         return requests * ((_longest(op, given) + block - 1) // block) + 1
     if letter == "T * k":
         return bound["T"] * bound["k"]
-    if letter == "N":  # of an output: row for row
+    if letter == "N" and op not in _OF_KEYS:  # of what is stored: row for row
         return bound["T"]
     return bound[letter]
 
@@ -114,7 +116,10 @@ def allocate(op: str, given: dict[str, Any], names: set[str]) -> dict[str, Any]:
     if op == "quantize_index":
         return _copy_of_index(like, given, names)
     wide = torch.bfloat16 if like.dtype == torch.float8_e4m3fn else like.dtype
-    dtypes = {"i32": torch.int32, "f32": torch.float32, "out": given.get("out_dtype") or wide}
+    dtypes = {"i32": torch.int32, "f32": torch.float32, "out": given.get("out_dtype") or wide,
+              "gradient": given.get("grad_dtype") or wide}
+    if op == "index_loss":
+        dtypes["index_gradient"] = given.get("grad_dtype") or given["index_q"].dtype
     kv_format = given.get("kv_format")
     made = {}
     for name, _, _, element, shape in OUTPUTS[op]:

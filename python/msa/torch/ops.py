@@ -28,6 +28,9 @@ _SETTINGS = {
     "batch_invariant": "bool batch_invariant=False", "kv_format": "str? kv_format=None",
     "index_k_format": "str? index_k_format=None", "index_filter": "str? index_filter=None",
     "precision": "str? precision=None",
+    "grad_dtype": "ScalarType? grad_dtype=None",
+    "index_scale": "float? index_scale=None",
+    "accumulate": "bool accumulate=False",
 }
 _INPUT, _OPTIONAL_INPUT, _OUTPUT, _OPTIONAL_OUTPUT = range(4)
 
@@ -103,7 +106,7 @@ def _define() -> Any:
         library.define(schema(op, out=False))
         library.define(schema(op, out=True))
         kernel = _kernel(op)
-        autograd = gradients.autograd_kernel(op, kernel, overload(op), len(inputs_of(op)))
+        autograd = gradients.autograd_kernel(op, kernel, overload, parameters(op), inputs_of(op))
         library.impl(op, autograd, "Autograd", with_keyset=True)
         for key in ("CPU", "CUDA"):
             library.impl(op, kernel, key)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The kernels of the amx level: products of tiles for many rows of bf16 storage and for codes; the
-// rest is avx512_bf16's.
+// rest is avx512_bf16's, gradients are those of avx512.
 #include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
@@ -38,7 +38,8 @@ using ProductsOfCodes = ByteProducts;
 constinit const Kernels kKernels = {.isa = "amx",
                                     .attend = tile_attend_kernels(),
                                     .select = selection::tile_kernels(),
-                                    .vectors = checks::tile_table()};
+                                    .vectors = checks::tile_table(),
+                                    .gradients = &avx512::kGradients};
 }  // namespace msa::cpu::amx
 
 #if defined(__clang__)

@@ -27,7 +27,8 @@ using ProductsOfCodes = PairProducts;
 constinit const Kernels kKernels = {.isa = "amx_emulated",
                                     .attend = tile_attend_kernels(),
                                     .select = selection::tile_kernels(),
-                                    .vectors = checks::tile_table()};
+                                    .vectors = checks::tile_table(),
+                                    .gradients = &scalar::kGradients};
 }  // namespace msa::cpu::amx_emulated
 
 #endif

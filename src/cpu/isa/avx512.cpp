@@ -23,15 +23,20 @@ using ProductsOfBf16 = F32Products;
 using ProductsOfCodes = PairProducts;
 
 #include "cpu/generic/attend.inl"
+#include "cpu/generic/backward.inl"
+#include "cpu/generic/index_loss.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/topk.inl"
 #include "cpu/generic/vector_checks.inl"
 
+constinit const GradientKernels kGradients = {.backward = backward::kernels(),
+                                              .index_loss = index_loss::kernels()};
 constinit const Kernels kKernels = {.isa = "avx512",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
-                                    .vectors = checks::table()};
+                                    .vectors = checks::table(),
+                                    .gradients = &kGradients};
 }  // namespace msa::cpu::avx512
 
 #if defined(__clang__)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The kernels of the avx512_bf16 level: bf16 products for bf16 storage, products of bytes for
-// codes, fp32 for the rest.
+// codes, fp32 for the rest; gradients are those of avx512.
 #include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
@@ -34,7 +34,8 @@ using ProductsOfCodes = ByteProducts;
 constinit const Kernels kKernels = {.isa = "avx512_bf16",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
-                                    .vectors = checks::table()};
+                                    .vectors = checks::table(),
+                                    .gradients = &avx512::kGradients};
 }  // namespace msa::cpu::avx512_bf16
 
 #if defined(__clang__)

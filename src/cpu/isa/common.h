@@ -39,7 +39,16 @@ namespace msa::cpu {
 using Bits [[gnu::may_alias]] = std::uint32_t;  // 32 bits of whatever lies there
 }
 
+/// Of which a level is made. Where size is what counts, in the scalar level of a wheel, compilers
+/// weigh for themselves what a copy is worth.
+#if defined(__OPTIMIZE_SIZE__)
+#define MSA_INLINE inline
+#else
 #define MSA_INLINE [[gnu::always_inline]] inline
+#endif
+
+/// A piece so large that a call of it costs nothing, and a copy for each caller does.
+#define MSA_PIECE [[gnu::noinline]] inline
 
 /// A large piece of a kernel, inlined as well; a function where sanitizers watch, as checks make it
 /// several times as large and each copy costs seconds of compilation.

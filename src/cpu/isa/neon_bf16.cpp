@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The kernels of the neon_bf16 level: bf16 products for bf16 storage, fp32 for the rest.
+// The kernels of the neon_bf16 level: bf16 products for bf16 storage, fp32 for the rest;
+// gradients are those of neon.
 #include "cpu/isa/common.h"
 
 #if defined(__aarch64__)
@@ -30,7 +31,8 @@ using ProductsOfCodes = PairProducts;
 constinit const Kernels kKernels = {.isa = "neon_bf16",
                                     .attend = attend_kernels(),
                                     .select = selection::kernels(),
-                                    .vectors = checks::table()};
+                                    .vectors = checks::table(),
+                                    .gradients = &neon::kGradients};
 }  // namespace msa::cpu::neon_bf16
 
 #if defined(__clang__)

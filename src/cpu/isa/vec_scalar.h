@@ -20,7 +20,7 @@ struct Mask {
 /// An operand: a value. Sanitizers have clang copy each such value and watch the copy, a third of
 /// these kernels' time there: a reference. The products that most of the rest is are no call then.
 template <class T>
-#ifdef MSA_SANITIZED
+#if defined(MSA_SANITIZED) || defined(__OPTIMIZE_SIZE__)
 using In = const T&;
 #define MSA_OF_LANE __attribute__((always_inline))
 #else

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.distributed.device_mesh import DeviceMesh  # noqa: E402
 
-import msa  # noqa: E402
+import msa.nn  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from problems import CPU, GPU, Batch, close  # noqa: E402
@@ -172,6 +172,25 @@ def a_cache_that_grows(rank, ranks):
         out = parallel.decode(batch.q[token], cache.k, cache.v, batch.index_q[token], cache.index_k, table,
                               batch.integers([length]))
         close(out, whole[token])
+
+
+@check(2)
+def a_layer_that_trains_on_both(rank, ranks):
+    """Gradients under DistributedDataParallel are those of one process with the whole batch."""
+    config = msa.nn.SparseAttentionConfig(width=24, heads=4, heads_kv=2, head_dim=16, index_dim=16, block_size=16, topk=2)
+    x = torch.randn(4, 40, 24, generator=torch.Generator().manual_seed(1))
+
+    def train(model, own):
+        attended = model(own)
+        ((attended.out ** 2).mean() + attended.index_loss).backward()
+        return {name.removeprefix("module."): one.grad for name, one in model.named_parameters()}
+
+    torch.manual_seed(0)
+    alone, shared = (msa.nn.SparseAttention(config) for _ in range(2))
+    shared.load_state_dict(alone.state_dict())
+    found = train(torch.nn.parallel.DistributedDataParallel(shared), x[2 * rank:2 * rank + 2])
+    for name, gradient in train(alone, x).items():
+        close(found[name], gradient)
 
 
 @check(4)

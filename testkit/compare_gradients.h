@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// Gradients against the oracle: each row and head of dq, dk and dv may be off by twice the error of
+// a plain computation that rounds weights and the gradients of scores to the storage type, by what
+// fp32 arithmetic costs, and by an ulp of its largest number.
+#pragma once
+
+#include <vector>
+
+#include "testkit/findings.h"
+#include "testkit/oracle.h"
+
+namespace msa::testkit {
+
+/// What no computation can be blamed for, by row and head of each gradient.
+struct GradientMarks {
+  std::vector<double> dq{}, dk{}, dv{};
+  std::vector<double> loss{}, d_index_q{}, d_index_k{};  // index_loss
+};
+
+GradientMarks marks_of_gradients(const Problem& problem, const Operands& operands,
+                                 const Answer& answer);
+
+void compare_gradients(const Operands& operands, const Answer& answer, const GradientMarks& marks,
+                       Findings& found);
+
+}  // namespace msa::testkit
