@@ -230,7 +230,8 @@ class PlainLoss {
     double sum = 0, error = 0;
     for (const Key& key : keys) {
       sum += std::exp(key.score - top);
-      error = std::max(error, key.score_error);
+      // A score of minus infinity weighs exactly nothing.
+      if (key.score != -double(kInf)) error = std::max(error, key.score_error);
     }
     const double lse = top + std::log(sum);
     if (keys.empty() || top == -double(kInf)) return;
