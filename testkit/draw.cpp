@@ -56,12 +56,19 @@ void choose_lengths(Choices& choices, Case& spec) {
   spec.slack = choices.one_in(6) ? 1 + choices.below(60) : 0;
 }
 
-/// Halves lengths until the case's work fits.
+/// Halves lengths until the case's work fits. The oracle and the plain computation do a gradient's
+/// products several times, and each key has a gradient, whether one query sees it or many.
 void fit(Case& spec, double max_work) {
+  const bool gradients = derives(spec.op);
+  if (gradients) max_work /= 8;
   const auto width = static_cast<double>(spec.heads_q * (spec.head_dim + spec.dim_v()) +
                                          spec.heads_index() * spec.dim_index());
   for (Lengths& r : spec.lengths) {
-    while (static_cast<double>(r.seqlen_q * r.seqlen_k) * width > max_work) {
+    const auto work = [&] {
+      const std::int64_t queries = gradients ? std::max<std::int64_t>(r.seqlen_q, 8) : r.seqlen_q;
+      return static_cast<double>(queries * r.seqlen_k) * width;
+    };
+    while (work() > max_work) {
       std::int64_t& longer = r.seqlen_q > 16 ? r.seqlen_q : r.seqlen_k;
       longer /= 2;
     }

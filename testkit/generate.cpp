@@ -131,6 +131,7 @@ Data::Data(const Case& spec) : spec_(spec), problem_(problem_of(spec)) {
   planted_ = corrupt(spec_, problem_, operands_);
   buffers_ = tensors.take_buffers();
   views_ = tensors.take_views();
+  accumulated_.resize(buffers_.size());
   call_ = operands_;
   if (spec_.in_place && spec_.op == Op::MergeStates && spec_.parts > 0) {
     call_.part_outs[0] = call_.out;
@@ -145,8 +146,9 @@ Operands Data::prepare() {
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
     if (views_[i]) buffers_[i].fill(Buffer::kSentinel);
   }
-  if (spec_.accumulate && spec_.corrupt == Corrupt::None) {
+  if (spec_.accumulate) {
     for (const Tensor* t : {&call_.dk, &call_.dv, &call_.d_index_k}) fill_accumulated(*t);
+    keep_accumulated();
   }
   const bool in_place = !call_.part_outs.empty() && call_.part_outs[0].data == call_.out.data;
   if (!in_place) return call_;
@@ -166,16 +168,18 @@ Operands Data::prepare() {
 
 namespace {
 
-/// First byte of the buffer that is neither an element of the tensor nor a sentinel; the buffer's
-/// size where none is.
-std::size_t first_changed(const Buffer& buffer, const Tensor& view, bool ignore_elements) {
+/// First byte of the buffer that is neither an element of the tensor nor what was there before (a
+/// sentinel where `before` is empty); the buffer's size where none is.
+std::size_t first_changed(const Buffer& buffer, const Tensor& view, bool ignore_elements,
+                          const std::vector<std::byte>& before) {
   std::vector<bool> element(buffer.bytes(), false);
   const Tensor elements = ignore_elements ? view : Tensor{};
   for_each_run(elements, [&](const std::byte* run, std::size_t bytes) {
     std::fill_n(element.begin() + (run - buffer.data()), bytes, true);
   });
   for (std::size_t i = 0; i < buffer.bytes(); ++i) {
-    if (!element[i] && std::to_integer<int>(buffer.data()[i]) != Buffer::kSentinel) return i;
+    const std::byte expected = before.empty() ? std::byte{Buffer::kSentinel} : before[i];
+    if (!element[i] && buffer.data()[i] != expected) return i;
   }
   return buffer.bytes();
 }
@@ -188,6 +192,17 @@ bool is_dense(const Buffer& buffer, const Tensor& view) {
 
 }  // namespace
 
+void Data::keep_accumulated() {
+  for (std::size_t i = 0; i < buffers_.size(); ++i) {
+    const Buffer& buffer = buffers_[i];
+    if (!views_[i] || buffer.sparse() || !accumulated_[i].empty()) continue;
+    for (const Tensor* t : {&call_.dk, &call_.dv, &call_.d_index_k}) {
+      if (*t && t->data == views_[i].data)
+        accumulated_[i].assign(buffer.data(), buffer.data() + buffer.bytes());
+    }
+  }
+}
+
 std::string Data::damage() const {
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
     const Buffer& buffer = buffers_[i];
@@ -198,7 +213,7 @@ std::string Data::damage() const {
       continue;
     }
     if (buffer.sparse() || is_dense(buffer, views_[i])) continue;
-    const std::size_t byte = first_changed(buffer, views_[i], true);
+    const std::size_t byte = first_changed(buffer, views_[i], true, accumulated_[i]);
     if (byte != buffer.bytes()) {
       return buffer.name() + ": byte " + std::to_string(byte) + " between its rows was written";
     }
@@ -210,7 +225,7 @@ std::string Data::touched() const {
   const bool in_place = !call_.part_outs.empty() && call_.part_outs[0].data == call_.out.data;
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
     if (!views_[i] || buffers_[i].sparse() || in_place) continue;
-    const std::size_t byte = first_changed(buffers_[i], views_[i], false);
+    const std::size_t byte = first_changed(buffers_[i], views_[i], false, accumulated_[i]);
     if (byte != buffers_[i].bytes()) {
       return buffers_[i].name() + ": byte " + std::to_string(byte) + " was written";
     }

@@ -41,7 +41,8 @@ class Data {
   /// Where the fault of a case with `corrupt` lies.
   const PlantedFault& planted() const { return planted_; }
 
-  /// Fills the outputs with sentinels and gives the tensors to run with.
+  /// Fills the outputs with sentinels, or with numbers where the call adds to them, and gives the
+  /// tensors to run with.
   Operands prepare();
   /// After a call: what changed outside the outputs' elements, or "" (red zones, gaps between
   /// strided rows, inputs).
@@ -53,6 +54,9 @@ class Data {
   std::size_t input_bytes() const;
 
  private:
+  /// Remembers what prepare() left in outputs that the call adds to.
+  void keep_accumulated();
+
   Case spec_;
   Problem problem_{};
   Operands operands_{};
@@ -61,6 +65,7 @@ class Data {
   std::vector<Buffer> buffers_{};
   std::vector<Tensor> views_{};        // of each output buffer; rank 0 for inputs
   std::vector<std::uint64_t> sums_{};  // of each input buffer; 0 where it was not taken
+  std::vector<std::vector<std::byte>> accumulated_{};  // of each buffer; empty: sentinels
 };
 
 /// Data in a device's memory: tensors that point there and the way back for outputs and red zones.

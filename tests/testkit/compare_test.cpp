@@ -376,6 +376,24 @@ TEST(Data, TouchedTellsOfAnyOutput) {
   EXPECT_NE(data.touched().find("lse: byte"), std::string::npos);
 }
 
+TEST(Data, TouchedTellsOfAnOutputThatIsAddedTo) {
+  Data data(
+      parse_case("op=sparse_backward heads=4/2 dim=32 lens=20:90 strides=padded accumulate=1"));
+  for (int run = 0; run < 2; ++run) {  // every run begins with the same numbers
+    data.prepare();
+    EXPECT_EQ(data.touched(), "");
+  }
+  const Tensor& dk = data.operands().dk;
+  const float before = float_at(dk, 89, 1, 7);
+  set_float(dk, before + 1, 89, 1, 7);
+  EXPECT_NE(data.touched().find("dk: byte"), std::string::npos);
+  EXPECT_EQ(data.damage(), "");
+  set_float(dk, before, 89, 1, 7);
+  EXPECT_EQ(data.touched(), "");
+  set_float(data.operands().dq, 0, 3, 1, 2);  // which nothing is added to
+  EXPECT_NE(data.touched().find("dq: byte"), std::string::npos);
+}
+
 /// Of every input's elements, whatever their layout.
 std::uint64_t checksum_of_inputs(const Data& data) {
   std::uint64_t sum = 0xcbf29ce484222325u;
