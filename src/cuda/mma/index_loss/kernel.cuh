@@ -158,7 +158,8 @@ __device__ __forceinline__ void store_sums(const Params& params, const Consumer<
 }
 
 template <class Traits, bool kStudent>
-__global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant__ Params params) {
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
+    kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(128) std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw);
 #pragma unroll 1

@@ -17,6 +17,9 @@ struct Traits {
   static constexpr int kKeys = cfg.keys;
   static constexpr int kWarps = kKeys / 16;
   static constexpr int kThreads = 32 * kWarps;
+  // That share registers. Left to itself the compiler makes room for three where an index dim of 64
+  // leaves shared memory for them, and spills.
+  static constexpr int kCtasPerSm = 2;
   static constexpr int kPartDims = part_dims(cfg);
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kIndexDim == 64 || kIndexDim == 128, "one or two panels of 64 columns");
