@@ -47,7 +47,8 @@ endfunction()
 # Kernels. The scalar ones, for processors without AVX2, are twice as large with -O3: 90 KB of a wheel.
 # With sanitizers half of the kernels' build time is optimisation. Where -g1 writes no variables, clang 14 need not follow
 # them, for which it takes a sixth of the time of its larger kernels, nor ask what each checked loop leaves in its counters,
-# which takes as much of the scalar ones.
+# which takes as much of the scalar ones. Vectors are written out: compilers need make them of loops over lanes alone, those of
+# a length that they know, and what GCC makes of others is 50 KB of a wheel.
 function(msa_kernels)
   set(scalar ${ARGN})
   list(FILTER scalar INCLUDE REGEX "/scalar\\.cpp$")
@@ -58,6 +59,9 @@ function(msa_kernels)
     endif()
     set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${options}" COMPILE_DEFINITIONS MSA_SANITIZED)
   else()
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-fvect-cost-model=very-cheap")
+    endif()
     set_source_files_properties(${scalar} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-O2>")
   endif()
 endfunction()

@@ -12,6 +12,8 @@ namespace msa::testkit {
 namespace {
 
 constexpr double kRounding = 0x1p-24;
+// Of a weight: what lies below the smallest normal number may come out as nothing.
+constexpr double kUnderflow = 0x1p-126;
 // Bounds below are of sums whose roundings fall in random order, all on one side.
 constexpr double kRoom = 2;
 
@@ -150,7 +152,8 @@ class PlainBackward {
       double weight_error = 0, error = 0;  // a score of minus infinity weighs exactly nothing
       if (weight != 0) {
         weight_error = weight * (std::fabs(scale_) * s.size * sum_roundings(q.size()) +
-                                 4 * kRounding * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 2));
+                                 4 * kRounding * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 2)) +
+                       kUnderflow;
         error = weight_error * std::fabs(gradient) +
                 weight * sum_roundings(dout.size()) * (dp.size + delta.size + std::fabs(dlse));
       }
@@ -230,7 +233,8 @@ class PlainLoss {
     double sum = 0, error = 0;
     for (const Key& key : keys) {
       sum += std::exp(key.score - top);
-      error = std::max(error, key.score_error);
+      // A score of minus infinity weighs exactly nothing.
+      if (key.score != -double(kInf)) error = std::max(error, key.score_error);
     }
     const double lse = top + std::log(sum);
     if (keys.empty() || top == -double(kInf)) return;
@@ -251,7 +255,8 @@ class PlainLoss {
       key.teacher += weight;
       key.teacher_error +=
           weight * (std::fabs(scale_) * s.size * sum_roundings(k.size()) +
-                    4 * kRounding * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 4));
+                    4 * kRounding * (std::fabs(lse) + std::fabs(scale_ * s.sum) + 4)) +
+          kUnderflow;
     }
   }
 
@@ -263,7 +268,8 @@ class PlainLoss {
     for (const Key& key : keys) {
       const double student = std::exp(key.score - lse);
       const double error =
-          key.teacher_error + (student == 0 ? 0.0 : student * (key.score_error + lse_error));
+          key.teacher_error +
+          (student == 0 ? 0.0 : student * (key.score_error + lse_error) + kUnderflow);
       const double off = round_to(static_cast<float>(student - key.teacher), p_.index.q.storage);
       const std::int64_t place = r.k_begin + key.key;
       d_index_q_.add(at, head, row_weight * off, std::fabs(row_weight) * error,
