@@ -17,10 +17,6 @@ NEW = 64
 GREEDY = dict(do_sample=False, eos_token_id=None, pad_token_id=0, max_new_tokens=NEW)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
-
-
 def build(seed=0, layers=3, block=32, topk=4, heads=8, kv=2, head_dim=64, hidden=256, **more):
     torch.manual_seed(seed)
     sparse = "minimax_m3_sparse"
