@@ -14,5 +14,8 @@ from __future__ import annotations
 from .attention import Attended, SparseAttention, SparseAttentionConfig
 from .checkpoint import keep_selections
 from .loss import index_loss
+from .work import Work, training_work
 
-__all__ = ["Attended", "SparseAttention", "SparseAttentionConfig", "index_loss", "keep_selections"]
+__all__ = [
+    "Attended", "SparseAttention", "SparseAttentionConfig", "Work", "index_loss", "keep_selections", "training_work",
+]

@@ -87,7 +87,7 @@ def dropout(model, ids, name):
 
 def grad(model, ids, name):
     with torch.enable_grad():
-        model(ids)
+        model(ids, **{name: DynamicCache(config=model.config)})
 
 
 def output_attentions(model, ids, name):
@@ -170,15 +170,15 @@ def test_cache_lengths_of_a_static_cache(model, ids, cache_name):
         model(ids[:, :1], **{cache_name: cache})
 
 
-def test_grad_of_embeddings(model, ids):
+def test_grad_of_embeddings(model, ids, cache_name):
     embeds = model.model.embed_tokens(ids).requires_grad_()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad(), pytest.raises(Refused, match="there is no backward"):
-            model(inputs_embeds=embeds)
-        with torch.enable_grad():
-            model(ids)  # nothing requires grad: served in grad mode
+        with torch.enable_grad(), pytest.raises(Refused, match="without a cache"):
+            model(inputs_embeds=embeds, **{cache_name: DynamicCache(config=model.config)})
+        with torch.enable_grad():  # nothing requires grad: served in grad mode
+            model(ids, **{cache_name: DynamicCache(config=model.config)})
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(True)

@@ -22,10 +22,11 @@ from .refusals import REFUSALS, Refused
 
 if TYPE_CHECKING:
     from .cache import GrowingCache
+    from .training import index_losses, warm_up
 
 __all__ = (
     "NAME", "REFUSALS", "SUPPORTED", "GrowingCache", "IntegrationError", "Refused", "Status", "disable", "enable",
-    "enabled", "status")
+    "enabled", "index_losses", "status", "warm_up")
 
 SUPPORTED = "transformers >= 5.13, < 6"
 NAME = "msa"  # attn_implementation
@@ -114,4 +115,8 @@ def __getattr__(name: str) -> Any:
         from .cache import GrowingCache
 
         return GrowingCache
+    if name in ("index_losses", "warm_up"):  # they look for transformers' layers
+        from . import training
+
+        return getattr(training, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ import msa.torch as ops
 
 from .layout import Lengths, key_value_rows, lengths_of, query_rows
 from .refusals import refuse
+from .training import attend, learns
 
 
 def attention(
@@ -35,10 +36,14 @@ def attention(
         return result
     _check(module, query, attention_mask, dropout, block_indices)
     batch, _, new, _ = query.shape
-    k, v, apart = key_value_rows(key, value)
-    lengths = _lengths(query, key, attention_mask, position_ids).of(apart, k.shape[0])
-    q = query_rows(query)
+    of_batch = _lengths(query, key, attention_mask, position_ids)
     out: torch.Tensor
+    if learns(module, query, key, value):
+        out = attend(module, query, key, value, of_batch, scaling, block_indices)
+        return out.view(batch, new, *out.shape[1:]), None
+    k, v, apart = key_value_rows(key, value)
+    lengths = of_batch.of(apart, k.shape[0])
+    q = query_rows(query)
     if block_indices is None:
         out = ops.dense_attention(
             q, k, v, cu_seqlens_q=lengths.cu_seqlens_q, seqlens_k=lengths.seqlens_k, cu_seqlens_k=lengths.cu_seqlens_k,
@@ -70,8 +75,6 @@ def _check(
         refuse("sparse_without_blocks", "a sparse layer without blocks")
     if dropout:
         refuse("dropout", f"dropout = {dropout}")
-    if torch.is_grad_enabled() and query.requires_grad:
-        refuse("grad", "a query that requires grad")
     if mask is None:
         return
     if not isinstance(mask, torch.Tensor) or mask.ndim not in (1, 4) or (mask.ndim == 1 and mask.dtype != torch.int32):

@@ -13,6 +13,7 @@ import msa.torch as ops
 
 from . import NAME
 from .layout import Lengths, key_rows, lengths_of
+from .training import keep_states
 
 
 def selecting(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +59,11 @@ def choose_blocks(
 ) -> torch.Tensor:
     """int32 [B, index heads, Sq, k], ascending, -1 behind the last; block 0 begins at a row's first token."""
     batch, new, _ = hidden_states.shape
-    q, k = index_states(indexer, hidden_states, position_embeddings)
+    # The index branch learns from its own loss alone, and hands nothing back.
+    q, k = index_states(indexer, hidden_states.detach(), position_embeddings)
+    if q.requires_grad or k.requires_grad:
+        keep_states(indexer, q, k)
+        q, k = q.detach(), k.detach()
     keys = k.transpose(1, 2)  # [B, 1, Sq, Di]
     end: int | torch.Tensor = new
     if cache is not None:

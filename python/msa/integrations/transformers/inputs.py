@@ -18,6 +18,7 @@ from . import NAME
 from .layout import shared_lengths
 from .masks import first_slots
 from .refusals import refuse, require, tracing
+from .training import forget_losses
 
 _SERVED = "_msa_served"  # on a model: the dtype and device that it was last found served in
 SPARSE = "minimax_m3_sparse"
@@ -43,9 +44,11 @@ def checked(original: Callable[..., Any]) -> Callable[..., Any]:
         tokens = input_ids if embeds is None else embeds
         if tokens is None:  # the original has a text for that
             return original(self, input_ids, attention_mask, position_ids, *args, **kwargs)
-        _check_call(self, embeds, kwargs)
+        _check_call(self, embeds, cache, kwargs)
         if not tracing():
             _check_support(self, tokens.device)
+        if torch.is_grad_enabled():
+            forget_losses(self)
         past = _check_cache(self.config, cache)
         first, real = _rows(attention_mask, past, tokens.shape[1])
         positions = _positions(position_ids, past, tokens, first, real)
@@ -58,7 +61,7 @@ def checked(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _check_call(model: Any, embeds: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+def _check_call(model: Any, embeds: torch.Tensor | None, cache: Any, kwargs: dict[str, Any]) -> None:
     config = model.config
     if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
         refuse("output_attentions", "output_attentions=True")
@@ -66,11 +69,11 @@ def _check_call(model: Any, embeds: torch.Tensor | None, kwargs: dict[str, Any])
         refuse("not_causal", "config.is_causal = False")
     if model.training and config.attention_dropout:
         refuse("dropout", f"training with attention_dropout = {config.attention_dropout}")
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and cache is not None:
         if embeds is not None and embeds.requires_grad:
-            refuse("grad", "inputs_embeds that require grad")
+            refuse("grad", "a cache, and inputs_embeds that require grad")
         if any(parameter.requires_grad for parameter in model.parameters()):
-            refuse("grad", "parameters that require grad, in grad mode")
+            refuse("grad", "a cache, and parameters that require grad, in grad mode")
 
 
 def _check_support(model: Any, device: torch.device) -> None:

@@ -87,9 +87,9 @@ REFUSALS = {
         "attention without dropout",
         "call model.eval() or set attention_dropout to 0"),
     "grad": Refusal(
-        "inputs",
-        "inference: there is no backward",
-        f"run under torch.no_grad() or torch.inference_mode(), {_SDPA} for training"),
+        "past_key_values",
+        "gradients without a cache: what it keeps has none",
+        "leave the cache out, or run under torch.no_grad()"),
     "output_attentions": Refusal(
         "output_attentions",
         "outputs without attention weights, which are never formed",
