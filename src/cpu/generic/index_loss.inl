@@ -233,9 +233,10 @@ inline void write_lse(const IndexLossCall& call, const QueryTile& tile,
           add_to_sums(c, column, tile.visit_tokens + first, scratch);
       });
   for (std::int64_t t = 0; t < tile.tokens; ++t) {
+    // Minus infinity where every score is, NaN where one is, were it the only one.
     const double lse = double(scratch.best[t]) + std::log2(double(scratch.sum[t]));
     call.index_lse[(tile.request.q_begin + tile.token + t) * call.student.heads + tile.head] =
-        scratch.best[t] == -kInfinity ? -kInfinity : static_cast<float>(lse / double(kLog2E));
+        static_cast<float>(lse / double(kLog2E));
   }
 }
 
