@@ -549,17 +549,21 @@ gpu_support() { # ISA
   if [ "$1" = sm90 ]; then echo tests/support/cuda.txt; else echo "tests/support/cuda-$1.txt"; fi
 }
 
-# The oracle takes longer than the GPU: several processes share the cases.
+# The oracle takes longer than the GPU, and most of the time of a GPU's tests is an oracle on one core: processes share the
+# cases, the tests and the cores.
+gpu_parts() {
+  if [ "$jobs" -gt 16 ]; then echo $((jobs / 2)); else echo $((jobs > 8 ? 8 : jobs)); fi
+}
+
 verify_cuda() { # MSA ISA FILE...
-  in_parts $((jobs > 8 ? 8 : jobs)) verify_part 2 "$1" --backend cuda --isa "$2" --support "$(gpu_support "$2")" "${@:3}" |
+  in_parts "$(gpu_parts)" verify_part 2 "$1" --backend cuda --isa "$2" --support "$(gpu_support "$2")" "${@:3}" |
     sum_verified
   return "${PIPESTATUS[0]}"
 }
 
-# Most of the time that tests take on 16 cores is an oracle on one of them: processes share the tests, and the cores. Not for
-# tests which measure time or hold a stream back. What a process prints is indented, so that its total counts once.
+# Not for tests which measure time or hold a stream back. What a process prints is indented, so that its total counts once.
 gpu_tests_in_parts() { # GPU_TEST FILTER
-  in_parts $((jobs > 8 ? 8 : jobs)) gpu_tests_part "$@" |
+  in_parts "$(gpu_parts)" gpu_tests_part "$@" |
     awk '{print "  " $0}
          /^\[  PASSED  \] [0-9]+ test/ {passed += $4}
          /^\[  FAILED  \] [0-9]+ test/ {failed += $4}
@@ -602,6 +606,79 @@ gpu_pytest() { # TEST...: one that is skipped has not run, and fails
     "$(gpu_interpreter)" -m pytest -q -rs --no-skips "$@"
 }
 
+gpu_isa() { # BUILD ISA
+  local msa=$1/tools/msa/msa support tool part
+  support=$(gpu_support "$2")
+  step "verify $2" verify_cuda "$msa" "$2" tests/cases/all.txt tests/cases/cuda.txt
+  step "verify $2, real sizes" verify_cuda "$msa" "$2" tests/cases/long.txt
+  step "verify $2, drawn with seed $(commit_seed)" verify_cuda "$msa" "$2" --draw 2000 --seed "$(commit_seed)" \
+    --inside "$support"
+  MSA_ISA=$2 step "graphs on $2" gpu_tests_in_parts "$1/tests/gpu_test" 'Graph.*'
+  MSA_ISA=$2 step "streams, bits, faults, costs on $2" "$1/tests/gpu_test" --gtest_filter='-Graph.*'
+  grep '^not run\|: not run' "$logs/streams-bits-faults-costs-on-$2.log" | sed 's/^.*not run/not run/' | sort -u
+  # Each uses one core, and little of the GPU.
+  for part in 1 2 3 4; do
+    begin_step "1000 runs give the same bits on $2, part $part of 4" "$msa" verify --backend cuda --isa "$2" \
+      --repeats 1000 --support "$support" --part "$part/4" tests/cases/sanitizer.txt
+  done
+  for tool in memcheck racecheck synccheck initcheck; do
+    begin_step "compute-sanitizer $tool on $2" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$msa" verify --backend cuda --isa "$2" --support "$support" tests/cases/sanitizer.txt
+  done
+  end_steps
+}
+
+gpu_interfaces() { # BUILD
+  step "calls that fail" "$1/tests/cuda_faults_test"
+  step "example: the C interface" "$1/examples/attention" --device cuda
+  step "example: decode in a CUDA graph" "$1/examples/engine_decode" --device cuda
+  step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" || return
+  step "python on the GPU" gpu_python || return
+  if [ "$(visible_gpus | wc -l)" -ge 2 ]; then
+    step "ranks over NCCL" gpu_pytest tests/python/distributed/gpus_test.py
+  else
+    not_run "ranks over NCCL" "this machine has one GPU"
+  fi
+}
+
+visible_gpus() { # their numbers, one a line
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES"
+  else
+    nvidia-smi --query-gpu=index --format=csv,noheader
+  fi
+}
+
+run_gpu_part() { # BUILD PART: an instruction set, or the interfaces
+  if [ "$2" = interfaces ]; then gpu_interfaces "$1"; else gpu_isa "$1" "$2"; fi
+}
+
+# Side by side where there are several GPUs: every part sees all of them, each another one first.
+run_gpu_lanes() { # BUILD PART...
+  local dir=$1 part gpus=() results pids=()
+  shift
+  mapfile -t gpus < <(visible_gpus)
+  if [ ${#gpus[@]} -lt 2 ]; then
+    for part in "$@"; do run_gpu_part "$dir" "$part"; done
+    return
+  fi
+  results=$(mktemp -d) || return
+  for part in "$@"; do
+    run_gpu_lane "$(IFS=,; echo "${gpus[*]}")" "$results/$part" "$dir" "$part" &
+    pids+=($!)
+    gpus=("${gpus[@]:1}" "${gpus[0]}")
+  done
+  wait_for_lanes "$results" "$@"
+}
+
+run_gpu_lane() { # GPUS RESULT BUILD PART
+  export CUDA_VISIBLE_DEVICES=$1
+  jobs=$((jobs > 2 ? jobs / 2 : 1)) passed=0 failed=0 failures=() took=()
+  run_gpu_part "$3" "$4" >"$2.lines" 2>&1
+  cat "$2.lines"
+  declare -p passed failed failures took >"$2"
+}
+
 run_gpu() {
   local dir=${gpu_build:-$PWD/build/cuda} msa tool reason have name isas
   if [ -z "$gpu_build" ]; then
@@ -621,37 +698,12 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   step "machine code" tests/cuda/machine_code_test.py "$dir/src/libmsa.so"
   [ -n "$gpu_build" ] || step "cubins" tests/cuda/cubins_test.py "$dir/src/libmsa.so" 90
   step "plans" "$dir/tests/cuda_test"
-  step "calls that fail" "$dir/tests/cuda_faults_test"
   # Whatever the GPU runs, each instruction set by force.
   isas=()
   while read -r have name reason; do
     if [ "$have" = run ]; then isas+=("$name"); else not_run "$name" "${reason//_/ }"; fi
   done < <(isas "$dir" cuda)
-  for name in "${isas[@]}"; do
-    step "verify $name" verify_cuda "$msa" "$name" tests/cases/all.txt tests/cases/cuda.txt
-    step "verify $name, real sizes" verify_cuda "$msa" "$name" tests/cases/long.txt
-    step "verify $name, drawn with seed $(commit_seed)" verify_cuda "$msa" "$name" --draw 2000 --seed "$(commit_seed)" \
-      --inside "$(gpu_support "$name")"
-    MSA_ISA=$name step "graphs on $name" gpu_tests_in_parts "$dir/tests/gpu_test" 'Graph.*'
-    MSA_ISA=$name step "streams, bits, faults, costs on $name" "$dir/tests/gpu_test" --gtest_filter='-Graph.*'
-    grep '^not run\|: not run' "$logs/streams-bits-faults-costs-on-$name.log" | sed 's/^.*not run/not run/' | sort -u
-    step "1000 runs give the same bits on $name" "$msa" verify --backend cuda --isa "$name" --repeats 1000 \
-      --support "$(gpu_support "$name")" tests/cases/sanitizer.txt
-    for tool in memcheck racecheck synccheck initcheck; do
-      step "compute-sanitizer $tool on $name" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        "$msa" verify --backend cuda --isa "$name" --support "$(gpu_support "$name")" tests/cases/sanitizer.txt
-    done
-  done
-  step "example: the C interface" "$dir/examples/attention" --device cuda
-  step "example: decode in a CUDA graph" "$dir/examples/engine_decode" --device cuda
-  if step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" &&
-    step "python on the GPU" gpu_python; then
-    if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ]; then
-      step "ranks over NCCL" gpu_pytest tests/python/distributed/gpus_test.py
-    else
-      not_run "ranks over NCCL" "this machine has one GPU"
-    fi
-  fi
+  run_gpu_lanes "$dir" "${isas[@]}" interfaces
   # A row of each kind, for a look: the data and oracles of all of them take half an hour; benchmarks/hopper.py has peers.
   step "rows" "$msa" bench --backend cuda --min-time 0.2 --filter hopper.dense.8k --filter hopper.msa.8k.drift \
     --filter hopper.decode.128k.b1 --filter hopper.topk.random && cat "$logs/rows.log"
@@ -703,7 +755,7 @@ run_lane() { # NICENESS RESULT SECTION...
 }
 
 run_lanes() {
-  local section first=() second=() dir lane pids=() sum_passed=0 sum_failed=0 all_failures=() all_took=()
+  local section first=() second=() dir pids=()
   for section in "${sections[@]}"; do
     if [[ " ${sanitized[*]} " == *" $section "* ]]; then second+=("$section"); else first+=("$section"); fi
   done
@@ -712,15 +764,22 @@ run_lanes() {
     return
   fi
   dir=$(mktemp -d) || return
-  run_lane "$(nice)" "$dir/first" "${first[@]}" &
+  run_lane "$(nice)" "$dir/plain" "${first[@]}" &
   pids+=($!)
-  run_lane $(($(nice) + 5)) "$dir/second" "${second[@]}" &
+  run_lane $(($(nice) + 5)) "$dir/sanitized" "${second[@]}" &
   pids+=($!)
+  wait_for_lanes "$dir" plain sanitized
+}
+
+# Waits for the processes in pids, and adds up what each left in a file of its name.
+wait_for_lanes() { # DIR NAME...
+  local dir=$1 lane sum_passed=$passed sum_failed=$failed all_failures=("${failures[@]}") all_took=("${took[@]}")
+  shift
   trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
   wait "${pids[@]}"
   trap - INT TERM
-  for lane in first second; do
-    passed=0 failed=1 failures=("the sections from ${!lane} on broke off") took=()
+  for lane in "$@"; do
+    passed=0 failed=1 failures=("the lane $lane broke off") took=()
     # shellcheck disable=SC1090
     [ ! -s "$dir/$lane" ] || source <(sed 's/^declare -[^ ]* //' "$dir/$lane")
     sum_passed=$((sum_passed + passed)) sum_failed=$((sum_failed + failed))

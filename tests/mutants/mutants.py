@@ -51,7 +51,7 @@ LIGHT = ("-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=
 TABLES = {
     "cpu": Table("cpu", (*LIGHT, "-DMSA_CUDA=OFF"), ("tests/cases/smoke.txt",), ("tests/cases/all.txt",),
                  ("cpu_test", "core_test", "hostile_test")),
-    "cuda": Table("cuda", (*LIGHT, "-DMSA_CUDA=ON"), (), ("tests/cases/cuda.txt", "tests/cases/all.txt"),
+    "cuda": Table("cuda", (*LIGHT, "-DMSA_CUDA=ON", "-DMSA_CUDA_ARCHITECTURES=90"), (), ("tests/cases/cuda.txt", "tests/cases/all.txt"),
                   ("gpu_test", "cuda_test")),
 }
 

@@ -18,6 +18,12 @@
 
 namespace msa::cuda::common::ptx {
 
+#ifdef MSA_E4M3_BY_HAND
+inline constexpr bool kE4m3ByHand = true;
+#else
+inline constexpr bool kE4m3ByHand = false;
+#endif
+
 /// 2^x, relative error 2^-22; -inf gives 0, NaN gives NaN.
 __device__ __forceinline__ float ex2(float x) {
   float y;

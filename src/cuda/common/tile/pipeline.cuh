@@ -34,6 +34,20 @@ struct RingPosition {
       }
     }
   }
+  /// The same `kUses` times, where whoever starts within the first of them shares every lap.
+  template <int kUses>
+  __device__ __forceinline__ void advance_by() {
+    static_assert(kStages % kUses == 0, "the same uses of every lap");
+    if constexpr (kUses == 1 || kStages == kUses) {
+      for (int use = 0; use < kUses; ++use) advance();
+    } else {
+      stage += kUses;
+      if (stage >= kStages) {
+        stage -= kStages;
+        parity ^= 1;
+      }
+    }
+  }
 };
 
 /// Barriers of one ring; lies in shared memory.

@@ -25,7 +25,7 @@ struct Engine {
   static constexpr int kTileRingBytes = 64 * 1024;
   static constexpr int kStepRingBytes = 64 * 1024;
 
-  static constexpr int kCrowdedThreads = 288;  // of scoring: as many as there are
+  static constexpr int kCrowdedThreads = 320;  // of scoring: as many as there are
 
   static constexpr int step_ctas(int tiles) { return score_ctas_per_sm(tiles); }
 

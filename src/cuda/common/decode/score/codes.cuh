@@ -54,11 +54,9 @@ __device__ __forceinline__ void multiply_codes(float (&d)[2][Traits::kTiles][4],
         const uint4& l = keys.items[tile][1][chunk];
         const std::uint32_t upper = word == 0 ? u.x : word == 1 ? u.y : word == 2 ? u.z : u.w;
         const std::uint32_t lower = word == 0 ? l.x : word == 1 ? l.y : word == 2 ? l.z : l.w;
-        const std::uint32_t a[4] = {
-            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(upper)),
-            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(lower)),
-            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(upper >> 16)),
-            ptx::widen_e4m3x2<Item>(static_cast<std::uint16_t>(lower >> 16))};
+        std::uint32_t a[4];
+        ptx::widen_e4m3x4<Item>(upper, a[0], a[2]);
+        ptx::widen_e4m3x4<Item>(lower, a[1], a[3]);
 #pragma unroll
         for (int column_tile = 0; column_tile < Traits::kTiles; ++column_tile) {
           ptx::mma_m16n8k16<Item>(d[tile][column_tile], a,

@@ -21,10 +21,11 @@ namespace msa::cuda::common::decode {
 /// Writes the block scores of `held` steps of a span; `thread` of the team. A thread keeps to one
 /// column: what its row sees takes longer to say than a maximum.
 template <class Traits>
-__device__ __forceinline__ void store_span(const ScoreParams& p, const RequestRecord& r,
+__device__ __forceinline__ void store_span(const ScoreParams& p,
                                            const typename ScoreShared<Traits>::Span& span,
                                            int head_k, int held, int thread) {
   if (held == 0) return;
+  const RequestRecord r = span.request;
   const int shift = __ffs(p.batch.block_size) - 1;
   const int step_shift = __ffs(kScoreStep) - 1 - shift;  // of blocks
   const int count = p.batch.block_size / Traits::kKeys;  // of parts in a block
@@ -73,7 +74,7 @@ using Factors = std::conditional_t<
     std::conditional_t<Traits::kCodes, KeyScales,
                        std::conditional_t<Traits::kPacked, KeyGroups, NoFactors>>>;
 
-/// All warps but the last: score what the ring brings.
+/// The first warps: score what the ring brings.
 template <class Traits>
 class ScoreConsumer {
  public:
@@ -84,26 +85,33 @@ class ScoreConsumer {
         stages_(stages),
         warp_(warp),
         lane_(lane_),
+        first_chunk_(first_chunk<Traits>(first_part(), lane_)),
         shares_scale_(common::shares_scale(params.k_scales)) {}
 
   __device__ __forceinline__ void run() {
     const int team = warp_ / Traits::kTeamWarps;
-    const int thread = static_cast<int>(threadIdx.x) - team * kTeamThreads;
+    const int thread = (warp_ % Traits::kTeamWarps) * 32 + lane_;
     const ScoreParams& p = params_;
     if (Traits::kCodes && shares_scale_)
       shared_scale_ = common::scale_of(p.k_scales, 0, 0, blockIdx.y);
     ScoreShared<Traits>& shared = shared_;
     if constexpr (Traits::kPacked) {  // while the first step is loaded
       shared_scale_ = common::scale_of_all(p.k_groups);
-      common::fill_magnitudes<typename Traits::Item>(shared.magnitudes, p.k_groups.rounded != 0,
-                                                     shared_scale_, threadIdx.x,
-                                                     Traits::kConsumers * 32);
+      const int thread = static_cast<int>(threadIdx.x);
+      if (has_rounded_table(p)) {
+        common::fill_rounded_magnitudes(shared.rounded, thread, Traits::kConsumers * 32);
+      } else {
+        common::fill_magnitudes<typename Traits::Item>(shared.magnitudes, p.k_groups.rounded != 0,
+                                                       shared_scale_, thread,
+                                                       Traits::kConsumers * 32);
+      }
       ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
     }
     typename ScoreShared<Traits>::Span& span = shared.spans[team];
+    float* const maxima = span.maxima[0][first_part()] + lane_ * 2;
     const int head_k = static_cast<int>(blockIdx.y);
-    const int shift = box_shift(kScoreStep, p.batch.page_size);  // keys of a box
-    int wanted = likely_request(p);  // its queries arrive while the first step is loaded
+    // Its queries arrive while the first step is loaded.
+    int wanted = Share<Traits>(team % Traits::kProducers).likely_request(p);
     int request = -1;
     RequestRecord r{};
     Columns<Traits> q;
@@ -114,6 +122,7 @@ class ScoreConsumer {
       if (request != wanted) {
         request = wanted;
         r = early_request(p.batch, p.records, request);
+        if (thread == 0) span.request = r;  // for store_span: registers are few
         load_columns<Traits>(q, p, r, head_k, lane_);
       }
       shared.ring.wait_full(at);
@@ -121,7 +130,7 @@ class ScoreConsumer {
       if (held == Traits::kSpan || note.request != request) {
         meet(team);
         ptx::griddepcontrol_wait();  // of block_scores: -inf is written before
-        store_span<Traits>(p, r, span, head_k, held, thread);
+        store_span<Traits>(p, span, head_k, held, thread);
         if (note.request < 0) return;
         meet(team);
         held = 0;
@@ -129,15 +138,15 @@ class ScoreConsumer {
         continue;
       }
       float best[Traits::kParts][Traits::kSides * Traits::kTiles][2];
-      reduce(best, q, at, note, shift, r);
-      for (int taken = 0; taken < Traits::kTeams; ++taken) at.advance();
+      reduce(best, q, at, note, r);
+      at.template advance_by<Traits::kTeams>();
       if (thread == 0) span.steps[held] = note.step;
       if (lane_ < 4) {
 #pragma unroll
         for (int i = 0; i < Traits::kParts; ++i) {
 #pragma unroll
           for (int tile = 0; tile < Traits::kSides * Traits::kTiles; ++tile) {
-            float* columns = span.maxima[held][first_part() + i] + tile * 8 + lane_ * 2;
+            float* columns = maxima + held * kStepMaxima + i * kPartMaxima + tile * 8;
             columns[0] = best[i][tile][0];
             columns[1] = best[i][tile][1];
           }
@@ -149,6 +158,8 @@ class ScoreConsumer {
 
  private:
   static constexpr int kTeamThreads = Traits::kTeamWarps * 32;
+  static constexpr int kPartMaxima = Traits::kSides * Traits::kColumns;
+  static constexpr int kStepMaxima = Traits::kStepParts * kPartMaxima;
   using Maxima = float[Traits::kSides * Traits::kTiles][2];
 
   /// Barriers whose number is known when the code is made: with others a CTA takes all 16.
@@ -167,22 +178,21 @@ class ScoreConsumer {
   /// The maxima of this warp's parts of a stage, which it gives back when all are read.
   __device__ __forceinline__ void reduce(Maxima (&best)[Traits::kParts], const Columns<Traits>& q,
                                          RingPosition<Traits::kStages> at, const StageNote& note,
-                                         int shift, const RequestRecord& r) {
+                                         const RequestRecord& r) {
     const std::uint8_t* stage = stages_ + at.stage * Traits::kStageBytes;
     StepKeys<Traits> keys[Traits::kParts];
     Factors<Traits> factors[Traits::kParts];
     bool odd = false;
 #pragma unroll
     for (int i = 0; i < Traits::kParts; ++i) {
-      read_keys<Traits>(keys[i], stage, first_part() + i, lane_);
+      read_keys<Traits>(keys[i], stage + first_chunk_ + i * Traits::kKeys * Traits::kRowBytes);
       odd |= read_factors(factors[i], at, first_part() + i, r);
     }
     if (!odd) shared_.ring.release(at);
 #pragma unroll
     for (int i = 0; i < Traits::kParts; ++i) {
       const int key = (first_part() + i) * Traits::kKeys;  // in the step
-      unsigned bad = note.bad_boxes;
-      if (bad != 0) bad = ((bad >> (key >> shift)) & 1) | ((bad >> ((key + 16) >> shift)) & 1) << 1;
+      const unsigned bad = note.bad_tiles >> (key / 16) & 3;
       const int first = note.step * kScoreStep + key;
       if constexpr (Traits::kFilter) {
         reduce_filter<Traits>(best[i], keys[i], factors[i], q, first, bad, lane_);
@@ -201,8 +211,21 @@ class ScoreConsumer {
         reduce_codes<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q, first, bad,
                                                     lane_);
       } else if constexpr (Traits::kPacked) {
-        reduce_packed<Traits>(best[i], keys[i], factors[i], q, shared_.magnitudes, shared_scale_,
-                              first, bad, lane_);
+        if (!has_rounded_table(params_)) {
+          reduce_packed<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q,
+                                                       shared_.magnitudes, shared_scale_, first,
+                                                       bad, lane_);
+          continue;
+        }
+        if constexpr (Traits::kNarrows) {
+          if (q.narrow) {
+            reduce_packed<Traits, __half>(best[i], keys[i], factors[i], q, shared_.rounded, 1.0f,
+                                          first, bad, lane_);
+            continue;
+          }
+        }
+        reduce_packed<Traits, typename Traits::Item>(best[i], keys[i], factors[i], q,
+                                                     shared_.rounded, 1.0f, first, bad, lane_);
       } else {
         reduce_keys<Traits>(best[i], keys[i], q, first, bad, lane_);
       }
@@ -227,8 +250,8 @@ class ScoreConsumer {
       }
       return factors.odd;
     } else if constexpr (Traits::kPacked) {
-      read_groups(factors, stages_ + at.stage * Traits::kStageBytes + Traits::kTileBytes, key,
-                  lane_);
+      read_groups(factors, stages_ + at.stage * Traits::kStageBytes + Traits::kTileBytes +
+                               first_groups(key, lane_));
     }
     return false;
   }
@@ -238,6 +261,7 @@ class ScoreConsumer {
   const std::uint8_t* stages_;
   const int warp_;
   const int lane_;
+  const int first_chunk_;  // of this lane, in a stage
   const bool shares_scale_;
   float shared_scale_ = 1.0f;  // of all keys that this CTA reads
 };

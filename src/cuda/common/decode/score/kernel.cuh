@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Decode scoring: one CTA an SM streams the index keys of the whole batch, whatever the lengths.
-// Warp 4 feeds a ring with steps of 128 keys: first a fixed share, then what it claims from a
-// counter, as SMs do not read equally fast.
+// The last warp, or two of them, feeds a ring with steps of 128 keys: first a fixed share, then
+// what it claims from a counter, as SMs do not read equally fast.
 #pragma once
 
 #include "cuda/common/decode/score/consumer.cuh"
 #include "cuda/common/decode/score/producer.cuh"
+#include "cuda/common/ptx/shared.cuh"
 #include "cuda/common/tile/align.cuh"
 #include "cuda/common/tile/pipeline.cuh"
 #include "cuda/launch.h"
@@ -17,7 +18,7 @@ __global__ void __launch_bounds__(Traits::kBoundThreads, Traits::kBoundCtas)
     score_kernel(const __grid_constant__ ScoreParamsOf<typename Traits::Engine::Keys> p) {
   using Engine = typename Traits::Engine;
   extern __shared__ std::uint8_t raw[];
-  std::uint8_t* stages = align_shared<128>(raw);
+  std::uint8_t* stages = ptx::hold_shared(align_shared<128>(raw));
   auto& shared =
       *reinterpret_cast<ScoreShared<Traits>*>(stages + Traits::kStages * Traits::kStageBytes);
   ptx::griddepcontrol_launch_dependents();
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(Traits::kBoundThreads, Traits::kBoundCtas)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (warp < Traits::kConsumers) return ScoreConsumer<Traits>(p, shared, stages, warp, lane).run();
-  ScoreProducer<Traits>(p, shared, stages, lane).run();
+  ScoreProducer<Traits>(p, shared, stages, warp - Traits::kConsumers, lane).run();
 }
 
 template <class Traits>

@@ -107,7 +107,10 @@ __device__ __forceinline__ void load_queries(Queries<Traits>& q, const ScorePara
     }
   }
   q.min_limit = visible_keys(r, 0, p.batch.causal != 0);  // the first token sees least
-  if constexpr (Traits::kNarrows) narrow_queries<Traits>(q, lane);
+  q.narrow = false;
+  if constexpr (Traits::kNarrows) {
+    if (narrows<Traits>(p)) narrow_queries<Traits>(q, lane);
+  }
 }
 
 /// A warp's keys of one part of a step.
@@ -116,20 +119,25 @@ struct StepKeys {
   uint4 items[2][2][Traits::kChunks];  // [m16 tile][row half][chunk]
 };
 
+/// Where a lane's first chunk of a part lies in a stage.
 template <class Traits>
-__device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uint8_t* stage,
-                                          int part, int lane) {
+__device__ __forceinline__ int first_chunk(int part, int lane) {
+  return (part * Traits::kKeys + lane / 4) * Traits::kRowBytes + piece_of<Traits>(0, lane) * 16;
+}
+
+/// `first`: this lane's first chunk.
+template <class Traits>
+__device__ __forceinline__ void read_keys(StepKeys<Traits>& keys, const std::uint8_t* first) {
+  // As piece_of says.
+  constexpr int kChunkBytes = Traits::kCodes || Traits::kPacked ? 16 : 64;
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const std::uint8_t* row =
-          stage + (part * Traits::kKeys + tile * 16 + half * 8 + lane / 4) * Traits::kRowBytes;
+      const std::uint8_t* row = first + (tile * 16 + half * 8) * Traits::kRowBytes;
 #pragma unroll
-      for (int chunk = 0; chunk < Traits::kChunks; ++chunk) {
-        keys.items[tile][half][chunk] =
-            *reinterpret_cast<const uint4*>(row + piece_of<Traits>(chunk, lane) * 16);
-      }
+      for (int chunk = 0; chunk < Traits::kChunks; ++chunk)
+        keys.items[tile][half][chunk] = *reinterpret_cast<const uint4*>(row + chunk * kChunkBytes);
     }
   }
 }

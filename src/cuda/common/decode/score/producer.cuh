@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The producer warp: streams the CTA's steps.
+// A producer warp: streams the steps of its share.
 #pragma once
 
 #include "cuda/common/decode/score/steps.cuh"
@@ -10,7 +10,7 @@
 
 namespace msa::cuda::common::decode {
 
-/// Warp 4: streams this CTA's steps.
+/// A warp behind the consumers: streams the steps of its share, to all teams or to its own.
 template <class Traits>
 class ScoreProducer {
   using Engine = typename Traits::Engine;
@@ -18,26 +18,28 @@ class ScoreProducer {
 
  public:
   __device__ __forceinline__ ScoreProducer(const Params& params, ScoreShared<Traits>& shared,
-                                           std::uint8_t* stages, int lane)
+                                           std::uint8_t* stages, int producer, int lane)
       : params_(params),
         shared_(shared),
         stages_(stages),
+        share_(producer),
         lane_(lane),
         shift_(box_shift(kScoreStep, params.batch.page_size)),
         boxes_shift_(kStepShift - shift_),
         boxes_(1 << boxes_shift_),
-        scaled_(arrives_with_scales<Traits>(params)) {}
+        scaled_(arrives_with_scales<Traits>(params)) {
+    for (int before = 0; before < producer; ++before) at_.advance();
+  }
 
   __device__ __forceinline__ void run() {
     const Params& p = params_;
-    touch_pages(p.batch, likely_request(p), lane_);
+    touch_pages(p.batch, share_.likely_request(p), lane_);
     policy_ = Engine::streamed();
     StepFinder finder(p, lane_);
     const std::int64_t total = finder.count();
-    const int ctas = static_cast<int>(gridDim.x);
-    const Deal deal(total, ctas);
-    const std::int64_t fixed_end = min(deal.fixed * (blockIdx.x + 1), total);
-    std::int64_t n = min(deal.fixed * blockIdx.x, total);
+    const Deal<Traits::kProducers> deal(total, share_.count);
+    const std::int64_t fixed_end = min(deal.fixed * (share_.index + 1), total);
+    std::int64_t n = min(deal.fixed * share_.index, total);
     std::int64_t end = max(n, fixed_end - 1);
     bool claiming = false;
     unsigned claimed = 0;
@@ -51,7 +53,7 @@ class ScoreProducer {
       std::int64_t next = n;
       end = fixed_end;
       if (claiming) {
-        next = deal.fixed * ctas +
+        next = deal.fixed * share_.count +
                std::int64_t{__shfl_sync(common::kAllLanes, claimed, 0)} * deal.claim;
         if (next >= total) break;
         end = min(next + deal.claim, total);
@@ -63,7 +65,7 @@ class ScoreProducer {
       if (lane_ == 0) claimed = atomicAdd(p.claims + blockIdx.y, 1u);
       n = next;
     }
-    for (int team = 0; team < Traits::kTeams; ++team) {
+    for (int team = 0; team < Traits::kTeams / Traits::kProducers; ++team) {
       shared_.ring.wait_empty(at_);
       if (lane_ == 0) {
         shared_.notes[at_.stage] = {-1, 0, 0};
@@ -71,13 +73,15 @@ class ScoreProducer {
       }
       if constexpr (Engine::kFillings > 1) shared_.ring.arrive(at_);
       if (scaled_) shared_.ring.arrive(at_);
-      at_.advance();
+      advance();
     }
     if (bad_request_ >= 0 && lane_ == 0)
       report(p.batch.status, bad_request_, -1, FaultKind::PageId);
   }
 
  private:
+  __device__ __forceinline__ void advance() { at_.template advance_by<Traits::kProducers>(); }
+
   static constexpr int kStepShift = 7;
   static_assert(1 << kStepShift == kScoreStep, "boxes of a step are a power of two");
 
@@ -114,7 +118,12 @@ class ScoreProducer {
     const int from = first_lane_ + (lane_ & (boxes_ - 1));
     const int token = __shfl_sync(common::kAllLanes, token_, from);
     const int page = __shfl_sync(common::kAllLanes, page_, from);
-    const unsigned bad = (bad_ >> first_lane_) & ((1u << boxes_) - 1);
+    unsigned bad_tiles = 0;
+    if (bad_ != 0) {
+      const int tile = lane_ & 7;
+      const bool bad = (bad_ >> (first_lane_ + ((tile * 16) >> shift_)) & 1) != 0;
+      bad_tiles = __ballot_sync(common::kAllLanes, bad) & 0xff;
+    }
     std::uintptr_t groups = 0;  // of this lane's box, where the copy engine brings them
     int scale_bytes = 0;
     if constexpr (Traits::kPacked) {
@@ -125,7 +134,7 @@ class ScoreProducer {
     shared_.ring.wait_empty(at_);
     if (lane_ == 0) {
       // The arrival below publishes it.
-      next_.bad_boxes = bad;
+      next_.bad_tiles = bad_tiles;
       shared_.notes[at_.stage] = next_;
       Engine::announce(shared_.ring, at_, Traits::kTileBytes + scale_bytes);
     }
@@ -137,7 +146,7 @@ class ScoreProducer {
     }
     if constexpr (Traits::kPacked) load_groups(token, page, groups);
     if constexpr (Traits::kFilter) load_bounds(page);
-    at_.advance();
+    advance();
     first_lane_ += boxes_;
     ++next_.step;
     --left_;
@@ -210,6 +219,7 @@ class ScoreProducer {
   const Params& params_;
   ScoreShared<Traits>& shared_;
   std::uint8_t* stages_;
+  const Share<Traits> share_;
   const int lane_;
   const int shift_;  // logarithm of the keys of a box
   const int boxes_shift_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Steps of 128 keys, numbered over all requests: which there are, and which a CTA takes.
+// Steps of 128 keys, numbered over all requests: which there are, and which a producer takes.
 #pragma once
 
 #include "cuda/common/decode/request.cuh"
@@ -9,11 +9,23 @@
 
 namespace msa::cuda::common::decode {
 
-/// The request of this CTA's first step where all are equally long.
-__device__ __forceinline__ int likely_request(const ScoreParams& p) {
-  // Requests and CTAs are fewer than 2^16: a 64-bit division takes long.
-  return static_cast<int>(blockIdx.x * static_cast<unsigned>(p.batch.batch) / gridDim.x);
-}
+/// Of an index-key head, every producer has one of the shares that steps are dealt out in.
+template <class Traits>
+struct Share {
+  int index;
+  int count;
+
+  __device__ __forceinline__ explicit Share(int producer)
+      : index(static_cast<int>(producer * gridDim.x + blockIdx.x)),
+        count(static_cast<int>(Traits::kProducers * gridDim.x)) {}
+
+  /// The request of the first step where all are equally long.
+  __device__ __forceinline__ int likely_request(const ScoreParams& p) const {
+    // Requests and shares are fewer than 2^16: a 64-bit division takes long.
+    return static_cast<int>(static_cast<unsigned>(index) * static_cast<unsigned>(p.batch.batch) /
+                            static_cast<unsigned>(count));
+  }
+};
 
 /// A step, and what the producer must know of its request.
 struct FoundStep {
@@ -86,21 +98,23 @@ class StepFinder {
   std::int64_t total_ = 0;
 };
 
-/// How the steps are dealt out: CTA c takes numbers c * fixed to (c + 1) * fixed - 1, what lies
-/// behind those of all CTAs, a quarter at most and what did not divide, is claimed, `claim` at a
-/// time.
+/// How the steps are dealt out: share s is numbers s * fixed to (s + 1) * fixed - 1, what lies
+/// behind all shares, a quarter at most and what did not divide, is claimed, `claim` at a time.
+/// A CTA of several producers claims as many as it has, in parts.
+template <int kProducers>
 struct Deal {
   std::int64_t fixed;
   int claim;
 
-  __device__ __forceinline__ Deal(std::int64_t total, int ctas) {
+  __device__ __forceinline__ Deal(std::int64_t total, int shares) {
     constexpr std::int64_t kMostClaims = std::int64_t{1} << 30;  // the counter has 32 bits
     const bool small = total < kMostClaims;
     const std::int64_t each =
-        small ? static_cast<unsigned>(total) / static_cast<unsigned>(ctas) : total / ctas;
-    const bool claims = small && each >= 4;
-    fixed = claims ? each - each / 4 : ceil_div(total, std::int64_t{ctas});
-    claim = each < 16 ? 1 : each < 64 ? 4 : each < 192 ? 8 : 16;
+        small ? static_cast<unsigned>(total) / static_cast<unsigned>(shares) : total / shares;
+    const std::int64_t of_cta = each * kProducers;
+    const bool claims = small && of_cta >= 4;
+    fixed = claims ? each - each / 4 : ceil_div(total, std::int64_t{shares});
+    claim = of_cta < 16 ? 1 : (of_cta < 64 ? 4 : of_cta < 192 ? 8 : 16) / kProducers;
   }
 };
 

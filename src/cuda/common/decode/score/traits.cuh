@@ -23,7 +23,7 @@ struct ScoreTraits {
   // Codes of a filter: products are integers, and every key gives two bounds instead of a score.
   static constexpr bool kFilter = cfg.keys == Storage::I8;
   static constexpr int kSides = kFilter ? 2 : 1;  // lower and upper bounds
-  static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;  // keys.cuh
+  static constexpr bool kNarrows = (kCodes || kPacked) && cfg.storage == Storage::Bf16;  // keys.cuh
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
@@ -33,7 +33,10 @@ struct ScoreTraits {
   static constexpr int kTeams = cfg.tiles <= (kFilter ? 2 : kPacked ? 1 : 0) ? 2 : 1;
   static constexpr int kConsumers = kPacked ? 4 * kTeams : 4;  // warps
   static constexpr int kTeamWarps = kConsumers / kTeams;
-  static constexpr int kThreads = (kConsumers + 1) * 32;
+  // Warps that load: a step of four bits is there before one warp has asked for the next, so that
+  // each team has one of its own, as if it were a CTA.
+  static constexpr int kProducers = kPacked ? kTeams : 1;
+  static constexpr int kThreads = (kConsumers + kProducers) * 32;
   // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
   static constexpr int kReleases = kTeamWarps * 32;
   // What ptxas is told.
@@ -85,10 +88,10 @@ __device__ __forceinline__ int piece_of(int chunk, int lane) {
 }
 
 /// What a stage of the ring holds; request -1: nothing, and nothing follows.
-struct StageNote {
+struct alignas(16) StageNote {
   int request;
   int step;
-  unsigned bad_boxes;  // boxes whose page id was out of range
+  unsigned bad_tiles;  // each 16 keys, as bits, whose page id was out of range
 };
 
 /// The scales of a step's keys, 0 where there is no key.
@@ -113,15 +116,31 @@ template <class Traits, bool kPacked = Traits::kPacked>
 struct CodeTable {};
 template <class Traits>
 struct CodeTable<Traits, true> {
-  common::Magnitudes magnitudes[common::kMagnitudeTable];
+  union {
+    common::Magnitudes magnitudes[common::kMagnitudeTable];
+    common::RoundedMagnitudes rounded[common::kMagnitudeTable];  // where values are
+  };
 };
+
+/// Whether magnitudes are codes of e4m3 as they stand in the table. Widening by hand takes longer
+/// than a table of items does.
+__device__ __forceinline__ bool has_rounded_table(const ScoreParams& p) {
+  return !ptx::kE4m3ByHand && p.k_groups.rounded != 0 && p.k_groups.all == nullptr;
+}
+
+/// Whether keys are multiplied as f16 where queries allow it.
+template <class Traits>
+__device__ __forceinline__ bool narrows(const ScoreParams& p) {
+  return Traits::kCodes || (Traits::kPacked && has_rounded_table(p));
+}
 
 template <class Traits>
 struct ScoreShared : StepScales<Traits>, StepBounds<Traits>, CodeTable<Traits> {
   Ring<Traits::kStages> ring;
   StageNote notes[Traits::kStages];
-  /// Of a team: which steps, and the maxima of their parts.
+  /// Of a team: which steps of a request, and the maxima of their parts.
   struct Span {
+    RequestRecord request;
     int steps[Traits::kSpan];
     float maxima[Traits::kSpan][Traits::kStepParts][Traits::kSides * Traits::kColumns];
   };

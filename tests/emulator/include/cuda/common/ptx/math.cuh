@@ -14,6 +14,8 @@
 
 namespace msa::cuda::common::ptx {
 
+inline constexpr bool kE4m3ByHand = false;
+
 inline float ex2(float x) { return std::exp2(x); }
 inline float lg2(float x) { return std::log2(x); }
 

@@ -16,4 +16,9 @@ inline std::uint8_t* at_shared(std::uint32_t address) {
   return emulator::dynamic_shared() + address;
 }
 
+template <class T>
+T* hold_shared(T* p) {
+  return p;
+}
+
 }  // namespace msa::cuda::common::ptx
