@@ -45,7 +45,7 @@ function(msa_light_flags target level)
 endfunction()
 
 # Kernels. The scalar ones, for processors without AVX2, are twice as large with -O3: 90 KB of a wheel. The emulated tiles,
-# plain loops too and for tests alone, take GCC 25 seconds with -O3 and 12 with -O2.
+# plain loops too and for tests alone, take GCC 26 seconds with -O3 and 12 with -O2.
 # With sanitizers half of the kernels' build time is optimisation. Where -g1 writes no variables, clang 14 need not follow
 # them, for which it takes a sixth of the time of its larger kernels, nor ask what each checked loop leaves in its counters,
 # which takes as much of the scalar ones.
