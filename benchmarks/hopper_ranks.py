@@ -213,9 +213,8 @@ def layers_of(parallel, caches, pools, table, lengths, symmetric=None):
     return decoder, *captured(step)
 
 
-def decode_of_one(caches):
-    """A graph of all layers over the whole cache on this GPU, and what they return."""
-    pools, table, lengths = caches.pages()
+def decode_of_one(caches, pools, table, lengths):
+    """A graph of all layers over the whole cache on this GPU, and what they return. It reads what it is given anew."""
     rows = torch.arange(caches.batch + 1, dtype=torch.int32, device=caches.device)
     given = {"page_table": table, "seqlens_k": lengths, "cu_seqlens_q": rows, "max_seqlen_k": caches.tokens,
              "max_seqlen_q": 1, "return_lse": True, "return_block_ids": True}
@@ -231,7 +230,8 @@ def graph_seconds(graph, layers):
 def decode(ranks, name, tokens, batch, layers):
     """Rows of a decode: over symmetric memory where there is some, and over NCCL."""
     caches = Caches(tokens, batch, layers, ranks.count if batch == 1 else 1, ranks.device)
-    graph, wanted = decode_of_one(caches)
+    whole = caches.pages()
+    graph, wanted = decode_of_one(caches, *whole)
     graph.replay()
     wanted = [type(layer)(*(tensor.clone() for tensor in layer)) for layer in wanted]
     if ranks.rank == 0:
@@ -239,7 +239,7 @@ def decode(ranks, name, tokens, batch, layers):
         tensors = [caches.queries[0][0], k, v, caches.queries[0][1], index_k]
         check_plainly(0, tokens - 1, tensors, wanted[0])
     alone = ranks.on_first(lambda: graph_seconds(graph, layers))
-    del graph
+    del graph, whole
     fixed = fixed_seconds(ranks, caches, layers)
     pools, table, _ = caches.pages(ranks.rank, ranks.count)
     caches.sets.clear()

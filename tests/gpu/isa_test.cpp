@@ -53,10 +53,11 @@ TEST(ForcedIsa, OfAnotherBackendIsRefused) {
 // three stages are not among them: machine code for them is made for 8.x alone.
 TEST(ForcedIsa, TilesOfSmallerCardsAreRightHere) {
   for (const std::string rest :
-       {"lens=70:900,20:300", "lens=70:900 page=32 block=64", "lens=40:700 kv=e4m3/token page=64",
-        "lens=70:900 hostile=nan", "lens=40:700 heads=7/7 dtype=f16"}) {
+       {"heads=16/1 lens=70:900,20:300", "heads=16/1 lens=70:900 page=32 block=64",
+        "heads=16/1 lens=40:700 kv=e4m3/token page=64", "heads=16/1 lens=70:900 hostile=nan",
+        "heads=7/7 lens=40:700 dtype=f16"}) {
     for (const char* op : {"dense", "sparse"}) {
-      const std::string line = std::string("op=") + op + " heads=16/1 topk=4 lse=1 " + rest;
+      const std::string line = std::string("op=") + op + " topk=4 lse=1 " + rest;
       GpuCase call(line, 0, [](Problem& p) { p.options.isa = "mma"; });
       cuda::GpuInfo small = first_gpu();
       small.shared_memory = 99 << 10;

@@ -144,6 +144,9 @@ class Exchange:
         padding = [0] * (_WORDS - len(words))  # as many for every call, so that ranks in different calls meet here
         sent = torch.tensor([at_fault, *words, *padding], dtype=torch.int64).to(device)
         heard = self.gather(sent, "agreement").wait().tolist()
+        # GPUs bring what a rank sent before it gave up: one that comes late must not go on without the others.
+        if sent.is_cuda and self.has_failed():
+            self.fail("agreement", RuntimeError("another rank has given up"))
         if fault is not None:
             raise fault
         for rank, other in enumerate(heard):
