@@ -213,9 +213,8 @@ def layers_of(parallel, caches, pools, table, lengths, symmetric=None):
     return decoder, *captured(step)
 
 
-def decode_of_one(caches, pools, table, lengths):
-    """A graph of all layers over the whole cache on this GPU, and what they return. It reads what it is given anew."""
-    rows = torch.arange(caches.batch + 1, dtype=torch.int32, device=caches.device)
+def decode_of_one(caches, pools, table, lengths, rows):
+    """A graph of all layers over the whole cache on this GPU, and what they return. A replay reads these tensors."""
     given = {"page_table": table, "seqlens_k": lengths, "cu_seqlens_q": rows, "max_seqlen_k": caches.tokens,
              "max_seqlen_q": 1, "return_lse": True, "return_block_ids": True}
     return captured(lambda: [msa.msa_attention(*layer, **given) for layer in caches.layers(pools)])
@@ -230,7 +229,7 @@ def graph_seconds(graph, layers):
 def decode(ranks, name, tokens, batch, layers):
     """Rows of a decode: over symmetric memory where there is some, and over NCCL."""
     caches = Caches(tokens, batch, layers, ranks.count if batch == 1 else 1, ranks.device)
-    whole = caches.pages()
+    whole = *caches.pages(), torch.arange(batch + 1, dtype=torch.int32, device=ranks.device)
     graph, wanted = decode_of_one(caches, *whole)
     graph.replay()
     wanted = [type(layer)(*(tensor.clone() for tensor in layer)) for layer in wanted]

@@ -11,6 +11,7 @@
 namespace msa::core {
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 /// Largest integer not above a / b, for negative a too.
 constexpr std::int64_t floor_div(std::int64_t a, std::int64_t b) {

@@ -34,8 +34,6 @@ constexpr std::int64_t kVisitsOfPiece = 4;
 // Padding rows that one task clears.
 constexpr std::int64_t kPaddingRows = 64;
 
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return core::ceil_div(a, b) * b; }
-
 /// All sizes that a plan decides.
 struct Layout {
   bool sparse = false;
@@ -131,9 +129,7 @@ class AttentionStage final : public Stage {
   AttentionStage(const Problem& problem, const Machine& machine);
 
   std::size_t workspace_bytes() const override {
-    Scratch count(nullptr);
-    take_shared(count);
-    return count.used();
+    return bytes_of([&](Scratch& from) { take_shared(from); });
   }
   std::string decisions() const override;
   void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
@@ -206,14 +202,14 @@ AttendState AttentionStage::take_state(Scratch& from, std::int64_t columns) cons
 ThreadScratch AttentionStage::take_thread(Scratch& from) const {
   const std::int64_t lanes = kernels_.lanes, rows = l_.columns * lanes,
                      d_words = p_.attention.head_dim / l_.pack;
-  const std::int64_t padded_step = round_up(l_.step, kernels_.tile);
+  const std::int64_t padded_step = core::round_up(l_.step, kernels_.tile);
   const std::int64_t row_floats =
-      round_up(std::max(p_.attention.head_dim, p_.attention.value_dim), lanes);
+      core::round_up(std::max(p_.attention.head_dim, p_.attention.value_dim), lanes);
   ThreadScratch t;
-  t.kernel.q = from.take<std::byte>(4 * l_.heads * rows * round_up(d_words, lanes));
-  t.kernel.k = from.take<std::byte>(4 * padded_step * round_up(d_words, lanes));
+  t.kernel.q = from.take<std::byte>(4 * l_.heads * rows * core::round_up(d_words, lanes));
+  t.kernel.k = from.take<std::byte>(4 * padded_step * core::round_up(d_words, lanes));
   t.kernel.v = from.take<std::byte>(4 * (padded_step / l_.pack + 1) *
-                                    round_up(p_.attention.value_dim, lanes));
+                                    core::round_up(p_.attention.value_dim, lanes));
   const std::int64_t columns = kernels_.columns;
   t.kernel.s = from.take<float>(lanes * std::max(columns * padded_step, row_floats));
   t.kernel.p = from.take<std::byte>(4 * columns * padded_step / l_.pack * lanes);

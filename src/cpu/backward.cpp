@@ -20,8 +20,6 @@ constexpr std::int64_t kTileBytes = 256 << 10;
 // Rows of q that a task prepares or clears.
 constexpr std::int64_t kRowsOfTask = 64;
 
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return core::ceil_div(a, b) * b; }
-
 /// Buffers of one thread.
 struct ThreadScratch {
   BackwardScratch kernel{};
@@ -45,15 +43,11 @@ class BackwardStage final : public Stage {
         walk_(problem, problem.op == Op::SparseAttentionBackward,
               std::clamp<std::int64_t>(kTileBytes / (4 * group_ * problem.attention.head_dim), 1,
                                        kRowCut)) {
-    Scratch thread(nullptr);
-    take_thread(thread);
-    thread_bytes_ = thread.used();
+    thread_bytes_ = bytes_of([&](Scratch& from) { take_thread(from); });
   }
 
   std::size_t workspace_bytes() const override {
-    Scratch count(nullptr);
-    take_shared(count);
-    return count.used();
+    return bytes_of([&](Scratch& from) { take_shared(from); });
   }
   std::string decisions() const override {
     return "products f32\ntile_tokens " + std::to_string(walk_.tile_tokens()) + "\n";
@@ -83,11 +77,11 @@ class BackwardStage final : public Stage {
 // ---- workspace ----
 
 ThreadScratch BackwardStage::take_thread(Scratch& from) const {
-  const std::int64_t keys = round_up(p_.selection.block_size, kernels_.tile);
+  const std::int64_t keys = core::round_up(p_.selection.block_size, kernels_.tile);
   const std::int64_t dim = p_.attention.head_dim, value_dim = p_.attention.value_dim;
   // A last vector of dims may be half empty.
-  const std::int64_t wide = round_up(dim, kernels_.lanes),
-                     wide_value = round_up(value_dim, kernels_.lanes);
+  const std::int64_t wide = core::round_up(dim, kernels_.lanes),
+                     wide_value = core::round_up(value_dim, kernels_.lanes);
   ThreadScratch t;
   BackwardScratch& k = t.kernel;
   k.k = from.take<float>(keys * dim);

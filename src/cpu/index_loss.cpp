@@ -15,8 +15,6 @@
 namespace msa::cpu {
 namespace {
 
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return core::ceil_div(a, b) * b; }
-
 /// Buffers of one thread.
 struct ThreadScratch {
   IndexLossScratch kernel{};
@@ -37,15 +35,11 @@ class IndexLossStage final : public Stage {
         machine_(machine),
         kernels_(machine.kernels->gradients->index_loss),
         walk_(problem, problem.selection.topk > 0, kRowCut) {
-    Scratch thread(nullptr);
-    take_thread(thread);
-    thread_bytes_ = thread.used();
+    thread_bytes_ = bytes_of([&](Scratch& from) { take_thread(from); });
   }
 
   std::size_t workspace_bytes() const override {
-    Scratch count(nullptr);
-    take_shared(count);
-    return count.used();
+    return bytes_of([&](Scratch& from) { take_shared(from); });
   }
   std::string decisions() const override {
     return "products f32\ntile_tokens " + std::to_string(walk_.tile_tokens()) + "\n";
@@ -76,8 +70,8 @@ class IndexLossStage final : public Stage {
 /// What a chunk of rows and a block of keys take, without values.
 BackwardScratch IndexLossStage::take_rows(Scratch& from, std::int64_t dim) const {
   const BackwardKernels& sizes = machine_.kernels->gradients->backward;
-  const std::int64_t keys = round_up(p_.selection.block_size, sizes.tile);
-  const std::int64_t wide = round_up(dim, sizes.lanes);
+  const std::int64_t keys = core::round_up(p_.selection.block_size, sizes.tile);
+  const std::int64_t wide = core::round_up(dim, sizes.lanes);
   BackwardScratch s;
   s.k = from.take<float>(keys * dim);
   s.q = from.take<float>(kBackwardRows * wide);
@@ -91,13 +85,13 @@ BackwardScratch IndexLossStage::take_rows(Scratch& from, std::int64_t dim) const
 
 ThreadScratch IndexLossStage::take_thread(Scratch& from) const {
   const BackwardKernels& sizes = machine_.kernels->gradients->backward;
-  const std::int64_t keys = round_up(p_.selection.block_size, sizes.tile);
+  const std::int64_t keys = core::round_up(p_.selection.block_size, sizes.tile);
   const std::int64_t tokens = walk_.tile_tokens();
   ThreadScratch t;
   IndexLossScratch& k = t.kernel;
   k.teacher = take_rows(from, p_.attention.head_dim);
   k.student = take_rows(from, p_.index.dim);
-  k.student.turn = from.take<float>(2 * round_up(p_.index.dim, sizes.lanes) * sizes.lanes);
+  k.student.turn = from.take<float>(2 * core::round_up(p_.index.dim, sizes.lanes) * sizes.lanes);
   k.student.sums = from.take<float>(std::max(tokens, keys) * p_.index.dim);
   k.mean = from.take<float>(kBackwardRows * keys);
   k.best = from.take<float>(tokens);

@@ -27,4 +27,12 @@ class Scratch {
   std::size_t used_ = 0;
 };
 
+/// Bytes that `take(Scratch&)` takes.
+template <class Take>
+std::size_t bytes_of(Take take) {
+  Scratch count(nullptr);
+  take(count);
+  return count.used();
+}
+
 }  // namespace msa::cpu

@@ -45,6 +45,16 @@ struct BadInput {
     return testkit::Data(testkit::parse_case(front + rest));
   }
 
+  /// A problem that is legal is not so once it is spoilt, and the error begins with the field's
+  /// name.
+  void illegal(const char* field, const std::function<void(Problem&)>& spoil) const {
+    Problem p = data_of("lens=5:20").problem();
+    EXPECT_EQ(supports(p).error, "");
+    spoil(p);
+    const std::string error = supports(p).error;
+    EXPECT_EQ(error.rfind(std::string(field) + ":", 0), 0U) << field << ": " << error;
+  }
+
   /// Spoilt operands are refused with the argument's name and what was expected, and no output is
   /// touched.
   void refused(const std::string& rest, const char* argument, const std::string& expected,

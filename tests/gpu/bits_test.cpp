@@ -253,13 +253,17 @@ TEST(Bits, AFilterChangesNone) {
     const Operands &found = with.host(), &expected = without.host();
     EXPECT_TRUE(gpu::bits(found.block_ids) == gpu::bits(expected.block_ids)) << rest;
     EXPECT_TRUE(gpu::bits(found.chosen_scores) == gpu::bits(expected.chosen_scores)) << rest;
+    // What mma selects for many rows reads no filter, and says so.
+    const bool reads =
+        with.plan().isa() == "sm90" || with.plan().problem().bounds.max_seqlen_q <= 8;
     const bool plain = rest.find("hostile") == std::string::npos;
     std::int64_t scored = 0, visible = 0;
     for (const Request& r : testkit::requests_of(with.plan().problem(), found.batch)) {
       for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
         for (std::int64_t h = 0; h < found.candidates.shape[1]; ++h) {
           const std::int32_t count = testkit::int_at(found.candidates, r.q_begin + i, h);
-          EXPECT_GE(count, plain ? 0 : -1) << rest << ", row " << r.q_begin + i;
+          EXPECT_TRUE(reads ? count >= (plain ? 0 : -1) : count == -1)
+              << rest << ", row " << r.q_begin + i << ": " << count;
           scored += count;
           visible += r.visible_blocks(i);
         }
@@ -281,7 +285,7 @@ TEST(Bits, AFilterChangesNoneOfCasesAtRandom) {
     if (!few) p.bounds.total_q = std::max<std::int64_t>(p.bounds.total_q, 40000);
   };
   int ran = 0;
-  bool read = false, read_by_many = false;
+  bool read = false, read_by_many = false, many_read = false;
   for (std::uint64_t seed = 1; ran < 200 && seed < 8000; ++seed) {
     testkit::Choices choices(seed, 0);
     testkit::Case spec = testkit::draw_case_inside(choices, table, {.faults = false});
@@ -305,13 +309,14 @@ TEST(Bits, AFilterChangesNoneOfCasesAtRandom) {
       }
     }
     const std::int64_t rows = found.candidates ? found.candidates.shape[0] : 0;
+    many_read |= with.plan().isa() == "sm90";
     bool& reads = with.plan().problem().bounds.max_seqlen_q <= 8 ? read : read_by_many;
     for (std::int64_t row = 0; row < rows; ++row)
       reads |= testkit::int_at(found.candidates, row, 0) > 0;  // -1: no filter was read
   }
   EXPECT_EQ(ran, 200);
   EXPECT_TRUE(read);
-  EXPECT_TRUE(read_by_many);
+  EXPECT_EQ(read_by_many, many_read);
 }
 
 using RowsOf = testkit::KeyRows (*)(const Problem&, const msa::Operands&);

@@ -107,6 +107,7 @@ TEST(Costs, KeysOutermostServesRandomListsOfLargeBatches) {
   const auto engine = [](Problem& problem) {
     problem.bounds.batch = 64;
     problem.bounds.max_seqlen_k = 131072;
+    problem.options.isa = "sm90";  // which alone has kernels with keys outermost
   };
   const std::string line = "op=sparse heads=64/4 topk=16 lens=4x1024:16384";
   GpuCase call(line, 0, engine), lists(line + " batch_invariant=1", 0, engine);

@@ -13,12 +13,9 @@ namespace msa::cuda::common::select {
 namespace {
 
 using core::ceil_div;
+using core::round_up;
 
 constexpr std::int64_t kSpanUnit = 4;  // key tiles: float4s of the scratch belong to one CTA
-
-constexpr std::int64_t round_up(std::int64_t x, std::int64_t unit) {
-  return ceil_div(x, unit) * unit;
-}
 
 /// Key tiles of one item that finish `tiles` query tiles soonest. `uneven`: how many keys they see
 /// varies (on average `mean_tiles` key tiles), so items are taken in turn and end within half an
