@@ -394,10 +394,10 @@ void make_rows(Making& m) {
   }
   const bool given = kv.storage == DType::E4M3 && kv.scale != Scale::None;
   if (given && !computes_scales(kv)) {
+    std::uint64_t place = 0;  // goes on: values have other scales than keys
     for (const auto& [name, tensor] :
          {std::pair{"k_scale", &Operands::k_scale}, std::pair{"v_scale", &Operands::v_scale}}) {
       const Tensor scales = m.operands.*tensor = make_scales(m, name, Role::Key, 0);
-      std::uint64_t place = 0;
       for_each_run(scales, [&](std::byte* run, std::size_t bytes) {
         for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
           const float scale = 0.37f + 0.011f * static_cast<float>(random.below(++place, 97));
