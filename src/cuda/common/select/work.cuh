@@ -52,7 +52,7 @@ __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   return work;
 }
 
-/// The next item, for the warps of a role; each warp calls done() once it has read it. Numbers that
+/// The next item, for the warps of a role; every lane calls done() once it has read it. Numbers that
 /// loops around wgmma depend on come from lane 0: ptxas must see that all lanes agree (C7518).
 template <class Traits>
 class WorkQueue {
@@ -69,7 +69,7 @@ class WorkQueue {
   __device__ __forceinline__ int first() const { return __shfl_sync(kAllLanes, work().first, 0); }
   __device__ __forceinline__ int end() const { return __shfl_sync(kAllLanes, work().end, 0); }
   __device__ __forceinline__ void done() {
-    shared_.work_ring.warp_release(at_, threadIdx.x % 32);
+    shared_.work_ring.release(at_);
     at_.advance();
   }
 

@@ -101,7 +101,7 @@ class Consumer {
         queue.done();
         for (int stage = first; stage < end; ++stage, at_.advance()) {
           shared_.ring.wait_full(at_);
-          shared_.ring.warp_release(at_, lane_);
+          shared_.ring.release(at_);
         }
         continue;
       }
@@ -160,7 +160,7 @@ class Consumer {
         if (masked) mask(d, work, stage, bad_boxes, group);
         reduce(best, d);
       }
-      shared_.ring.warp_release(at_, lane_);
+      shared_.ring.release(at_);
       if (!halves || stage % 2 == 1) writer.put(join_quad(best, lane_), halves ? stage / 2 : stage);
     }
     writer.finish(halves ? end / 2 : end);

@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(Traits::kThreads, kCtasPerSm)
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(common::align_shared<128>(raw));
   if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kConsumers, Traits::kFillings);
-    shared.work_ring.init(Traits::kConsumers);
+    shared.ring.init(Traits::kReleases, Traits::kFillings);
+    shared.work_ring.init(Traits::kReleases);
   }
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();

@@ -40,6 +40,7 @@ struct Traits {
   static constexpr int kCopyRows = 32 / kChunks;  // that a warp copies at a time
   // Arrivals that fill a stage: every lane's copies, and what lane 0 notes.
   static constexpr int kFillings = 33;
+  static constexpr int kReleases = 32 * kConsumers;  // of a stage, or of an item
 
   // Keys whose scores a warp holds at a time: with 16 the compiler spills for 8.x and 12.x.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 != 9 && __CUDA_ARCH__ / 100 != 10

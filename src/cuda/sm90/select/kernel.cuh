@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<1024>(raw));
   if (threadIdx.x == 0) {
     shared.ring.init(4 * Traits::kWarpgroups);
-    shared.work_ring.init(Traits::kReaders);
+    shared.work_ring.init(32 * Traits::kReaders);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -118,11 +118,13 @@ class Producer {
         const int source = tile * boxes + min(lane_, boxes - 1);
         const KeyBox at{__shfl_sync(kAllLanes, box.token, source),
                         __shfl_sync(kAllLanes, box.page, source), false};
-        const float of_box = __shfl_sync(kAllLanes, scale, source);
+        const int bits = __float_as_int(scale);
+        const int4 front = of_four_lanes(bits, tile * boxes);
+        const int4 back = of_four_lanes(bits, tile * boxes + 4);
         shared_.ring.wait_empty(at_);
-        if (lane_ < boxes) reinterpret_cast<float*>(shared_.scales[at_.stage])[lane_] = of_box;
-        __syncwarp();
         if (lane_ == 0) {
+          shared_.scales[at_.stage][0] = front;
+          shared_.scales[at_.stage][1] = back;
           shared_.bad_boxes[at_.stage] = all_bad >> tile * boxes & ((1u << boxes) - 1);
           shared_.ring.expect(at_, Traits::kTileBytes);
         }
