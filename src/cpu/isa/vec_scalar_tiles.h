@@ -26,6 +26,18 @@ struct Bf16Products {
       return static_cast<std::int32_t>(high << 16 | float_to_bf16(even.v[i]));
     });
   }
+  static void split(In<Vec> even, In<Vec> odd, IVec (&words)[2]) {
+    Vec left[2];
+    for (int i = 0; i < kLanes; ++i) {
+      const std::uint32_t upper[2] = {std::bit_cast<std::uint32_t>(even.v[i]) & 0xffff0000u,
+                                      std::bit_cast<std::uint32_t>(odd.v[i]) & 0xffff0000u};
+      words[0].v[i] = static_cast<std::int32_t>(upper[1] | upper[0] >> 16);
+      left[0].v[i] = even.v[i] - std::bit_cast<float>(upper[0]);
+      left[1].v[i] = odd.v[i] - std::bit_cast<float>(upper[1]);
+      for (Vec& x : left) x.v[i] = std::isnan(x.v[i]) ? 0.0f : x.v[i];
+    }
+    words[1] = pair(left[0], left[1]);
+  }
   static void widen_e4m3(const std::uint8_t* codes, std::uint16_t* to) {
     for (int i = 0; i < 16; ++i) to[i] = float_to_bf16(e4m3_to_float(codes[i]));
   }
