@@ -240,6 +240,7 @@ class Build:
     """A folder with a tree and its build. Commands run in the build's folder, as its paths are relative."""
     folder: Path
     table: Table
+    gpus: tuple[str, ...] = ()  # that its commands see; () all of them, in the machine's order
 
     def __post_init__(self) -> None:
         self.tree, self.build = self.folder / "tree", self.folder / "build"
@@ -250,11 +251,15 @@ class Build:
     def tool(self) -> str:
         return str(self.build / "tools/msa/msa")
 
-    def copy(self, folder: Path) -> "Build":
+    def copy(self, folder: Path, gpus: tuple[str, ...]) -> "Build":
         if folder.exists():
             shutil.rmtree(folder)
         subprocess.run(["cp", "-a", self.folder, folder], check=True)
-        return Build(folder, self.table)
+        return Build(folder, self.table, gpus)
+
+    def environment(self) -> dict[str, str]:
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
+        return {**os.environ, "OMP_NUM_THREADS": "2", **seen}
 
 
 def make_base(folder: Path, table: Table, jobs: int) -> Build:
@@ -286,8 +291,7 @@ class Race:
 
     def __init__(self, commands: list[list[str]], pattern: str, build: Build):
         self.pattern, self.found, self.lock = pattern, "", threading.Lock()
-        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-        self.processes = [subprocess.Popen(command, cwd=build.build, env=environment, text=True, errors="replace",
+        self.processes = [subprocess.Popen(command, cwd=build.build, env=build.environment(), text=True, errors="replace",
                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in commands]
 
     def run(self) -> str:
@@ -378,16 +382,26 @@ def levels(build: Build) -> set[str]:
     return {isa["name"] for backend in info["backends"] for isa in backend.get("isas", []) if isa["available"]}
 
 
+def visible_gpus() -> tuple[str, ...]:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return tuple(number for number in given.split(",") if number)
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    return tuple(subprocess.run(query, check=True, capture_output=True, text=True).stdout.split())
+
+
 class Run:
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        self.gpus = visible_gpus() if options.table == "cuda" else ()
         self.whole = threading.Lock()  # one run of all cases at a time takes the whole machine
         self.killed = self.failed = 0
 
     def judge(self, base: Build, mutant: Mutant, number: int) -> str:
         """What kills the mutant, "" where nothing does."""
         jobs = self.options.jobs
-        build = base.copy(self.options.build / f"mutant-{number}")
+        first = number % max(1, len(self.gpus))  # every mutant sees all GPUs, each another one first
+        build = base.copy(self.options.build / f"mutant-{number}", self.gpus[first:] + self.gpus[:first])
         try:
             plant(mutant, build.tree)
             found = likely_killer(build, mutant, max(1, jobs // 4))
