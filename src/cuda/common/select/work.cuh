@@ -52,8 +52,8 @@ __device__ __forceinline__ Work locate_work(const Params& p, unsigned item) {
   return work;
 }
 
-/// The next item, for the warps of a role; every lane calls done() once it has read it. Numbers that
-/// loops around wgmma depend on come from lane 0: ptxas must see that all lanes agree (C7518).
+/// The next item, for the warps of a role; every lane calls done() once it has read it. Numbers
+/// that loops around wgmma depend on come from lane 0: ptxas must see that all lanes agree (C7518).
 template <class Traits>
 class WorkQueue {
  public:
