@@ -46,8 +46,11 @@ __device__ __forceinline__ Candidate load_candidate(const ChooseParams& p, int r
   const int rank = i / p.k;
   const int* ids = p.boxes[rank] + std::int64_t{row} * p.k + (i - rank * p.k);
   const int id = ids[0];
+  // Of the first blocks these lie on that rank, and its ids count behind them.
+  const int skipped =
+      p.first_blocks > rank ? (p.first_blocks - rank + p.meeting.ranks - 1) / p.meeting.ranks : 0;
   const float score = __int_as_float(ids[std::int64_t{p.rows} * p.k]);
-  return {p.dealt == 0 || id < 0 ? id : id * p.meeting.ranks + rank, score};
+  return {p.dealt == 0 || id < 0 ? id : (id + skipped) * p.meeting.ranks + rank, score};
 }
 
 /// All candidates of one row; returns how many.

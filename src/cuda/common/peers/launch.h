@@ -35,9 +35,10 @@ struct ChooseParams {
   int rows = 0;  // T * H
   int heads = 1;
   int k = 16;
-  int dealt = 0;       // 1: ids in boxes are local, block l of rank n is block l * ranks + n
-  int* ids = nullptr;  // [T, H, k], of the whole sequence
-  int* own = nullptr;  // likewise, those that lie on this rank, local; or none
+  int dealt = 0;         // 1: ids in boxes are local, block l of rank n is block l * ranks + n
+  int first_blocks = 0;  // and count from the first block of a rank behind so many of the sequence
+  int* ids = nullptr;    // [T, H, k], of the whole sequence
+  int* own = nullptr;    // likewise, those that lie on this rank, local; or none
 };
 
 void launch_choose(const ChooseParams& params, cudaStream_t stream);
