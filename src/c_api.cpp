@@ -709,13 +709,14 @@ msa_status msa_check(const msa_plan* plan, void* workspace, size_t workspace_byt
   });
 }
 
-msa_status msa_peers_choose(const msa_peers* peers, int32_t dealt, const msa_tensor* forced,
-                            const msa_tensor* block_ids, const msa_tensor* own_ids, void* stream,
-                            msa_error* error) {
+msa_status msa_peers_choose(const msa_peers* peers, int32_t dealt, int64_t first_blocks,
+                            const msa_tensor* forced, const msa_tensor* block_ids,
+                            const msa_tensor* own_ids, void* stream, msa_error* error) {
   return guard(error, [&] {
     const core::ChooseCall call{
         .peers = read_peers(peers),
         .dealt = dealt != 0,
+        .first_blocks = first_blocks,
         .forced = read_optional(forced, "forced"),
         .block_ids = read_tensor(*required(block_ids, "block_ids"), "block_ids"),
         .own_ids = read_optional(own_ids, "own_ids")};

@@ -66,11 +66,11 @@ PyObject* finish(const State& state, msa_status status, const msa_error& error) 
 
 PyObject* peers_choose(PyObject* module, PyObject* args) {
   State& state = state_of(module);
-  long long rank = 0, timeout_ms = 0;
+  long long rank = 0, timeout_ms = 0, first_blocks = 0;
   int dealt = 0;
   PyObject *boxes = nullptr, *pads = nullptr, *lists[3] = {};
-  if (!PyArg_ParseTuple(args, "LOOLpOOO", &rank, &boxes, &pads, &timeout_ms, &dealt, lists,
-                        lists + 1, lists + 2)) {
+  if (!PyArg_ParseTuple(args, "LOOLpLOOO", &rank, &boxes, &pads, &timeout_ms, &dealt, &first_blocks,
+                        lists, lists + 1, lists + 2)) {
     return nullptr;
   }
   Peers peers;
@@ -83,8 +83,9 @@ PyObject* peers_choose(PyObject* module, PyObject* args) {
     return nullptr;
   }
   msa_error error;
-  const msa_status status = msa_peers_choose(peers.get(), dealt, forced.get(), block_ids.get(),
-                                             own_ids.get(), views.stream(), &error);
+  const msa_status status =
+      msa_peers_choose(peers.get(), dealt, first_blocks, forced.get(), block_ids.get(),
+                       own_ids.get(), views.stream(), &error);
   return finish(state, status, error);
 }
 

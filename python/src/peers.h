@@ -7,7 +7,7 @@
 
 namespace msa_python {
 
-/// peers_choose(rank, boxes, pads, timeout_ms, dealt, forced, block_ids, own_ids)
+/// peers_choose(rank, boxes, pads, timeout_ms, dealt, first_blocks, forced, block_ids, own_ids)
 PyObject* peers_choose(PyObject* module, PyObject* args);
 /// peers_join(rank, boxes, pads, timeout_ms, out, lse)
 PyObject* peers_join(PyObject* module, PyObject* args);

@@ -68,6 +68,8 @@ void validate(const ChooseCall& call) {
   expect_dense(ids, "block_ids", "dense i32 [T, H, k] on a GPU", 3, ids.dtype == DType::I32);
   expect_rows(ids, "block_ids");
   expect(ids.shape[2] <= kMaxTopk, "block_ids", "at most 256 ids in a list", to_string(ids));
+  expect(call.first_blocks >= 0 && call.first_blocks <= (call.dealt ? kMaxTopk : 0), "first_blocks",
+         "0 to 256, and 0 where ids are not dealt", std::to_string(call.first_blocks));
   if (call.own_ids) {
     expect(call.dealt, "own_ids", "none where ids are not dealt", to_string(call.own_ids));
     expect_dense(call.own_ids, "own_ids", "dense i32 [T, H, k] on a GPU", 3,

@@ -25,6 +25,7 @@ struct Peers {
 struct ChooseCall {
   Peers peers{};
   bool dealt = false;  // ids in boxes are local: block l of rank n is block l * ranks + n
+  std::int64_t first_blocks = 0;  // and count behind so many first blocks of the sequence
   Tensor forced{};     // i32 [T, F], in: ids of the whole sequence, chosen anyway; or none
   Tensor block_ids{};  // i32 [T, H, k]
   Tensor own_ids{};    // likewise, where dealt: those of this rank, local; or none

@@ -39,6 +39,7 @@ void choose(const core::ChooseCall& call, cudaStream_t stream) {
       .heads = static_cast<int>(shape[1]),
       .k = static_cast<int>(shape[2]),
       .dealt = call.dealt,
+      .first_blocks = static_cast<int>(call.first_blocks),
       .ids = static_cast<int*>(call.block_ids.data),
       .own = static_cast<int*>(call.own_ids.data),
   };
