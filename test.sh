@@ -532,6 +532,8 @@ section_emulated() {
   command -v nvcc >/dev/null || { not_run "CUDA kernels on emulated GPUs" "no CUDA toolkit"; return 0; }
   step "build with emulated GPUs" cached build "$folder" msa_emulated -S . -G Ninja -DMSA_CUDA=OFF \
     -DMSA_EMULATE_CUDA=ON || return
+  step "build merges over emulated ranks" cached build "$folder" msa_emulated_peers -S . -G Ninja -DMSA_CUDA=OFF \
+    -DMSA_EMULATE_CUDA=ON && step "merges over emulated ranks" "$folder/tests/emulator/msa_emulated_peers"
   for capability in 80 86 90; do
     step "verify mma on an emulated GPU of capability $((capability / 10)).$((capability % 10))" \
       verify_emulated "$capability" "$folder/tests/emulator/msa_emulated"
