@@ -637,6 +637,7 @@ gpu_interfaces() { # BUILD
   step "example: decode in a CUDA graph" "$1/examples/engine_decode" --device cuda
   step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" || return
   step "python on the GPU" gpu_python || return
+  step "ranks that meet on one GPU" gpu_pytest tests/python/distributed/meeting_on_gpu_test.py
   if [ "$(visible_gpus | wc -l)" -ge 2 ]; then
     step "ranks over NCCL" gpu_pytest tests/python/distributed/gpus_test.py
   else
