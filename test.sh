@@ -532,6 +532,8 @@ section_emulated() {
   command -v nvcc >/dev/null || { not_run "CUDA kernels on emulated GPUs" "no CUDA toolkit"; return 0; }
   step "build with emulated GPUs" cached build "$folder" msa_emulated -S . -G Ninja -DMSA_CUDA=OFF \
     -DMSA_EMULATE_CUDA=ON || return
+  step "build merges over emulated ranks" cached build "$folder" msa_emulated_peers -S . -G Ninja -DMSA_CUDA=OFF \
+    -DMSA_EMULATE_CUDA=ON && step "merges over emulated ranks" "$folder/tests/emulator/msa_emulated_peers"
   for capability in 80 86 90; do
     step "verify mma on an emulated GPU of capability $((capability / 10)).$((capability % 10))" \
       verify_emulated "$capability" "$folder/tests/emulator/msa_emulated"
@@ -648,6 +650,7 @@ gpu_interfaces() { # BUILD
   step "example: decode in a CUDA graph" "$1/examples/engine_decode" --device cuda
   step "python module with CUDA" gpu_module "${gpu_build:-$PWD/build/cuda-python}" || return
   step "python on the GPU" gpu_python || return
+  step "ranks that meet on one GPU" gpu_pytest tests/python/distributed/meeting_on_gpu_test.py
   if [ "$(visible_gpus | wc -l)" -ge 2 ]; then
     step "ranks over NCCL" gpu_pytest tests/python/distributed/gpus_test.py
   else
