@@ -48,6 +48,15 @@ MSA_INLINE R each(const F& f) {
   return r;
 }
 
+/// The same without a loop, which would leave lanes of the compiler's vectors in memory.
+template <class R, class F>
+MSA_INLINE R each_at_once(const F& f) {
+  return [&]<int... kLane>(std::integer_sequence<int, kLane...>) MSA_OF_LANE {
+    return R{{f(kLane)...}};
+  }
+  (std::make_integer_sequence<int, kLanes>());
+}
+
 /// R, of whose lanes each is f of the same lane of all operands.
 template <class R, class F, class... A>
 MSA_INLINE R lanewise(const F& f, const A&... a) {
@@ -241,7 +250,7 @@ MSA_INLINE IVec isum_each(const IVec* v) {
 /// The first 16 codes at p as pairs of 16 bits, the first in the low half. (8 lanes hold no more; a
 /// level of more of them multiplies codes in tiles.)
 MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
-  return each<IVec>([&](int i) MSA_OF_LANE {
+  return each_at_once<IVec>([&](int i) MSA_OF_LANE {
     const auto low = static_cast<std::uint16_t>(p[2 * i]);
     const auto high = static_cast<std::uint16_t>(p[2 * i + 1]);
     return static_cast<std::int32_t>(low | static_cast<std::uint32_t>(high) << 16);
@@ -249,7 +258,7 @@ MSA_INLINE IVec load_codes(const std::int8_t* p, std::int64_t) {
 }
 /// acc + the products of both pairs of each lane.
 MSA_INLINE IVec pair_step(In<IVec> acc, In<IVec> a, In<IVec> b) {
-  return each<IVec>([&](int i) MSA_OF_LANE {
+  return each_at_once<IVec>([&](int i) MSA_OF_LANE {
     const std::int32_t x = a.v[i], y = b.v[i];
     return acc.v[i] +
            static_cast<std::int16_t>(x & 0xffff) * static_cast<std::int16_t>(y & 0xffff) +
