@@ -80,7 +80,7 @@ function(msa_cuda_library target architectures)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills --compress-mode=size
                                            $<$<NOT:$<CONFIG:Release,MinSizeRel>>:-lineinfo>>)
   if(MSA_CUDA_QUICK AND NOT (MSA_CUOBJDUMP AND MSA_NVDISASM))
-    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--Ofast-compile=max>)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Ofc=max>)
   endif()
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
                                              CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
