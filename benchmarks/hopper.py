@@ -174,6 +174,7 @@ LOW_BITS_DECODE = ["fp8.1m.b1", "fp8.128k.b32", "fp8.32k.b128",
 FILTER_DECODE = ["1m.b1", "128k.b32", "32k.b128"]
 FILTER_PREFILL = ["128k", "1m"]
 MMA_DENSE = ["8k", "32k"]
+MMA_BESIDE_SM90 = ("decode.1m.b1", "decode.128k.b32", "topk.random")  # forced, in one run with our own kernels
 
 
 def groups():
@@ -195,6 +196,7 @@ def groups():
     for name in MMA_DENSE:  # forced, beside what PyTorch runs on every card from 8.0 on
         yield [f"mma.dense.{name}"], lambda n=PREFILL[name]: attention(n, n, 1, 64, 4, "FLASH_ATTENTION",
                                                                        "FlashAttention-2 dense")
+    yield [f"mma.{name}" for name in MMA_BESIDE_SM90], None
     for name, n in PREFILL.items():  # the longest last: its peer takes half a minute a run
         rows = [f"hopper.msa.{name}.drift", f"hopper.msa.{name}.random"]
         if name in FILTER_PREFILL:

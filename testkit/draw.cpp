@@ -228,10 +228,11 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
   const auto lines = static_cast<std::int64_t>(table.lines().size());
   if (lines == 0) throw CaseError("the support table is empty");
   std::int64_t group = 0, queries = -1;
-  bool maxima = true;
+  bool maxima = true, varies = true;
   for (const SupportTable::Condition& c : table.lines()[choices.below(lines)]) {
     const std::string& value = choose_value(choices, c);
     if (c.key == "block_max" && value == "0") maxima = false;
+    if (c.key == "batch_invariant" && value == "0") varies = false;
     if (c.key == "group") {
       group = read_integer(value);
     } else if (c.key == "queries") {
@@ -252,7 +253,8 @@ Case draw_case_inside(Choices& choices, const SupportTable& table, const DrawOpt
     spec.slack = 0;
     for (Lengths& lengths : spec.lengths) lengths.seqlen_q = std::min(lengths.seqlen_q, queries);
   }
-  // Outputs are chosen last; what the line says of them holds.
+  // Options and outputs are chosen last; what the line says of them holds.
+  if (!varies) spec.batch_invariant = false;
   if (!maxima) {
     spec.block_max = false;
     spec.output = true;

@@ -8,9 +8,11 @@
 
 #include "core/fields.h"
 #include "cuda/attend_stage.h"
+#include "cuda/backward_stage.h"
 #include "cuda/batch.h"
 #include "cuda/common/prologue/launch.h"
 #include "cuda/decode_stage.h"
+#include "cuda/index_loss_stage.h"
 #include "cuda/invert_stage.h"
 #include "cuda/merge_stage.h"
 #include "cuda/select_stage.h"
@@ -353,6 +355,31 @@ class InvertPath final : public Path {
   InvertStage stage_;
 };
 
+// ---- gradients ---------------------------------------------------------------------------------
+
+template <class Stage, Op... kOps>
+class GradientPath final : public Path {
+ public:
+  GradientPath(const Problem& problem, const GpuInfo& gpu, Layout& layout)
+      : stage_(problem, gpu, layout) {}
+  static bool takes(Op op) { return ((op == kOps) || ...); }
+  static std::string rejects(const Problem& problem, const GpuInfo& gpu) {
+    return Stage::rejects(problem, gpu);
+  }
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const override {
+    stage_.run(problem, call, workspace, stream);
+  }
+  std::string decisions() const override { return stage_.decisions(); }
+
+ private:
+  Stage stage_;
+};
+
+using BackwardPath =
+    GradientPath<BackwardStage, Op::SparseAttentionBackward, Op::DenseAttentionBackward>;
+using IndexLossPath = GradientPath<IndexLossStage, Op::IndexLoss>;
+
 // ---- storing new keys --------------------------------------------------------------------------
 
 class StorePath final : public Path {
@@ -381,7 +408,7 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
 }
 
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
-// kernels in common/ alone.
+// kernels in common/ alone, gradients in mma/.
 constexpr std::array kTable = {
     row_of<SharedDecodePath<Sm90Stages>>("decode_shared", &kSm90,
                                          SharedDecodePath<Sm90Stages>::rejects),
@@ -392,6 +419,8 @@ constexpr std::array kTable = {
     row_of<MergePath>("merge", &kSm90, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kSm90, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kSm90, on_any<StorePath::rejects>),
+    row_of<BackwardPath>("backward", &kSm90, BackwardPath::rejects),
+    row_of<IndexLossPath>("index_loss", &kSm90, IndexLossPath::rejects),
 
     row_of<DecodePath<MmaStages>>("decode", &kMma, on_any<MmaDecodeStage::rejects>),
     row_of<AttentionPath<MmaStages>>("attention", &kMma, on_any<AttentionPath<MmaStages>::rejects>),
@@ -399,6 +428,8 @@ constexpr std::array kTable = {
     row_of<MergePath>("merge", &kMma, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kMma, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kMma, on_any<StorePath::rejects>),
+    row_of<BackwardPath>("backward", &kMma, BackwardPath::rejects),
+    row_of<IndexLossPath>("index_loss", &kMma, IndexLossPath::rejects),
 };
 
 }  // namespace

@@ -76,6 +76,13 @@ Tuning tuning_for(const GpuInfo& gpu) {
       .unpack_bytes = std::int64_t{1} << 30,
       // By arithmetic: a block of a head takes 40 ns, and a tile that reads it gains 1.5.
       .unpack_visits = 48,
+      // By arithmetic (docs/kernels/backward.md), not measured: 3,855 tokens of 64/4 heads, top-16;
+      // more of them, and each tile's sums are read and written less often.
+      .share_bytes = std::int64_t{1} << 30,
+      // 2,048 parts of 128 keys and 128 columns.
+      .part_bytes = std::int64_t{256} << 20,
+      // 128K keys of 4 heads: with the shares, the parts and the inverse less than 2 GiB.
+      .sum_bytes = std::int64_t{544} << 20,
       // 7,200 queries over a million tokens of 4 heads; smaller chunks lose time to their tails.
       .scratch_bytes = std::int64_t{900} << 20,
       // Queries, first rows, drain: 5 us.

@@ -24,6 +24,11 @@ struct Tuning {
   std::int64_t unpack_bytes = 0;   // of keys and values in e4m3 unpacked before attention
   std::int64_t unpack_visits = 0;  // tiles that read a block, from which on that pays
 
+  // Gradients.
+  std::int64_t share_bytes = 0;  // of the shares of dq of a chunk
+  std::int64_t part_bytes = 0;   // of sums of dk and dv of tiles that several items share
+  std::int64_t sum_bytes = 0;    // of sums of dk and dv over chunks; beyond, scores are made twice
+
   // Selection.
   std::int64_t scratch_bytes = 0;         // of the scores of one chunk
   std::int64_t select_overhead = 0;       // what an item costs beside its key tiles, in key tiles

@@ -212,17 +212,6 @@ TEST(CudaPlans, KeysAndValuesInFourBits) {
   }
 }
 
-TEST(CudaPlans, GradientsAreRefusedByName) {
-  for (const auto& [line, name] :
-       {std::pair{"op=sparse_backward lens=9:500", "sparse_attention_backward"},
-        std::pair{"op=dense_backward lens=9:500", "dense_attention_backward"},
-        std::pair{"op=index_loss lens=9:500", "index_loss"}}) {
-    std::string why;
-    EXPECT_EQ(find_path(problem(line), kHopper, why), nullptr) << line;
-    EXPECT_NE(why.find(std::string("no kernel for ") + name), std::string::npos) << why;
-  }
-}
-
 TEST(CudaPlans, NewKeysAreStoredInEveryFormat) {
   std::vector<std::string> lines;
   for (const char* rows : {" page=16 lens=20:90,1:200", " page=48 lens=3:3", " lens=20:0"}) {

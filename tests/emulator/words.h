@@ -102,6 +102,16 @@ inline void __syncthreads() {
   const dim3 threads = emulator::cta->threads;
   emulator::barrier(0, static_cast<int>(threads.x * threads.y * threads.z));
 }
+inline int __syncthreads_or(int value) {
+  static int any = 0;
+  if (value != 0) any = 1;
+  __syncthreads();
+  const int result = any;
+  __syncthreads();
+  any = 0;
+  __syncthreads();
+  return result;
+}
 inline void __threadfence() {}
 
 // ---- memory

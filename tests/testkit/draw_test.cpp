@@ -44,8 +44,7 @@ TEST(Draw, StaysInsideTheTable) {
       problem.options.backend = "reference";
       EXPECT_NO_THROW(make_plan(problem)) << backend << ": " << to_line(spec);
     }
-    const bool gradients = std::string(backend) != "cuda";
-    EXPECT_EQ(ops.size(), gradients ? 14u : 11u) << backend;
+    EXPECT_EQ(ops.size(), 14u) << backend;
   }
   Choices choices(1, 1);
   EXPECT_THROW(draw_case_inside(choices, SupportTable("")), CaseError);

@@ -35,5 +35,17 @@ __device__ __forceinline__ T inclusive_sum(T x, int lane) {
   return x;
 }
 
+/// Calls visit(value, lanes) for every value that lanes of `lanes` have: which have it, as bits.
+template <class T, class Visit>
+__device__ __forceinline__ void for_each_alike(T value, unsigned lanes, const Visit& visit) {
+#pragma unroll 1
+  for (unsigned left = lanes; left != 0;) {
+    const T first = __shfl_sync(kAllLanes, value, __ffs(static_cast<int>(left)) - 1);
+    const unsigned alike = __ballot_sync(kAllLanes, value == first) & left;
+    visit(first, alike);
+    left &= ~alike;
+  }
+}
+
 }  // namespace warp
 }  // namespace msa::cuda::common

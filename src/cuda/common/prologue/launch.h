@@ -49,6 +49,7 @@ struct Params {
   TileTable tiles[2]{};
   int* first_tiles = nullptr;            // [B]: of tiles[0], the first of each request; or none
   std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before; or none
+  int keys_of_block = 0;                 // of those; 0: the batch's blocks
   Counters counters[2]{};
   // A request at fault has no new keys. Those that have none may be longer than the page table
   // says.

@@ -95,6 +95,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
   }
   __syncthreads();
   if (threadIdx.x == 0) check_empty_batch(params.batch);
+  const int keys_of_block =
+      params.keys_of_block != 0 ? params.keys_of_block : params.batch.block_size;
   std::int64_t rows_before = 0;
   std::int64_t blocks_before = 0;
   for (int first = 0; first < params.batch.batch; first += kThreads) {
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Pa
                                   ? check_request(params.batch, b, k_begin, true)
                                   : with_new_keys(params, b, k_begin);
       params.requests[b] = r;
-      blocks = ceil_div(r.seqlen_k, params.batch.block_size);
+      blocks = ceil_div(r.seqlen_k, keys_of_block);
     }
     if (params.first_blocks == nullptr) continue;
     const std::int64_t before = cta::exclusive_sum<kThreads>(blocks, total);

@@ -5,9 +5,9 @@
 
 #include "cuda/common/join_by_lse.cuh"
 #include "cuda/common/rows.cuh"
+#include "cuda/common/steps.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
-#include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
@@ -32,7 +32,7 @@ __device__ __forceinline__ void add_partial(Joined& joined, const uint4* partial
     const std::uint32_t pairs[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float2 values = unpack_steps(pairs[j]);
+      const float2 values = common::unpack_steps(pairs[j]);
       joined.out[8 * i + 2 * j] += weight[j & 1] * values.x;
       joined.out[8 * i + 2 * j + 1] += weight[j & 1] * values.y;
     }

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "cuda/common/attend/softmax.cuh"
+#include "cuda/common/steps.cuh"
 #include "cuda/sm90/kvouter/lists.cuh"
-#include "cuda/sm90/kvouter/steps.cuh"
 #include "cuda/sm90/kvouter/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
@@ -148,16 +148,16 @@ class Consumer {
 
   __device__ __forceinline__ void store(std::uint32_t slot, const float (&largest)[2],
                                         const float (&sum)[2]) const {
-    const Steps steps[2] = {steps_of(peak(0)), steps_of(peak(1))};
+    const common::Steps steps[2] = {common::steps_of(peak(0)), common::steps_of(peak(1))};
     const int lane = thread_ & 31;
     uint4* at = params_.partials + static_cast<std::int64_t>(slot) * kPartialVectors + lane;
 #pragma unroll
     for (int i = 0; i < kOutputs / 8; ++i) {
       const float* o = o_ + 8 * i;
-      __stcs(at + i * 32, make_uint4(pack_steps(o[0], o[1], steps[0].per_one),
-                                     pack_steps(o[2], o[3], steps[1].per_one),
-                                     pack_steps(o[4], o[5], steps[0].per_one),
-                                     pack_steps(o[6], o[7], steps[1].per_one)));
+      __stcs(at + i * 32, make_uint4(common::pack_steps(o[0], o[1], steps[0].per_one),
+                                     common::pack_steps(o[2], o[3], steps[1].per_one),
+                                     common::pack_steps(o[4], o[5], steps[0].per_one),
+                                     common::pack_steps(o[6], o[7], steps[1].per_one)));
     }
     if ((lane & 3) != 0) return;
     PartialRow* rows = params_.partial_rows + static_cast<std::int64_t>(slot) * kGroup + lane / 4;

@@ -131,7 +131,7 @@ __device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const Atten
   auto* states = reinterpret_cast<float2*>(scratch);  // [splits, 16]
   for (int i = thread; i < p.splits * 16; i += kThreads)
     states[i] = __ldcg(p.partial_state + base + i);
-  ptx::bar_sync(kBarrierConsumers, kThreads);
+  ptx::bar_sync(kBarrierAttend, kThreads);
   const int row = thread / 8;
   part = {};
   const auto state_of = [&](int i) {
@@ -167,10 +167,10 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
   }
   if (thread % 8 == 0) __stcg(p.partial_state + mine, {part.state.top, part.state.sum});
   __threadfence();
-  ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
+  ptx::bar_sync(kBarrierAttend, Traits::kConsumers * 32);
   if (thread == 0)
     shared.last_arrival = atomicAdd(p.arrivals + index, 1u) == static_cast<unsigned>(p.splits - 1);
-  ptx::bar_sync(kBarrierConsumers, Traits::kConsumers * 32);
+  ptx::bar_sync(kBarrierAttend, Traits::kConsumers * 32);
   if (shared.last_arrival == 0) return false;
   __threadfence();
   join_splits<Traits>(part, p, base, scratch, thread);

@@ -68,7 +68,7 @@ struct AttendTraits {
                 "codes fill one panel of bytes or half of one");
 };
 
-enum NamedBarrier : int { kBarrierConsumers = 1 };  // 0 is __syncthreads
+enum NamedBarrier : int { kBarrierAttend = 1 };  // 0 is __syncthreads
 
 /// What this CTA computes.
 struct Item {

@@ -5,9 +5,7 @@
 
 #include <cstdint>
 
-#include "cuda/sm90/ptx/math.cuh"
-
-namespace msa::cuda::sm90::kvouter {
+namespace msa::cuda::common {
 
 inline constexpr float kSteps = 32767.0f;  // of the bound
 /// A float of 2^23 to 2^24 has steps of 1: adding this rounds x to the nearest step, and leaves
@@ -42,4 +40,4 @@ __device__ __forceinline__ float2 unpack_steps(std::uint32_t pair) {
                      __uint_as_float(__byte_perm(pair, kExponent, 0x7632)) - kStepZero);
 }
 
-}  // namespace msa::cuda::sm90::kvouter
+}  // namespace msa::cuda::common

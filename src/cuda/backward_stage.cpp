@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/backward_stage.h"
+
+#include <algorithm>
+
+#include "core/geometry.h"
+#include "cuda/attend_stage.h"
+#include "cuda/batch.h"
+#include "cuda/mma/backward/launch.h"
+#include "cuda/tuning.h"
+
+namespace msa::cuda {
+namespace {
+
+using core::ceil_div;
+
+// Of work items with batch_invariant, whatever the batch.
+constexpr std::int64_t kInvariantRows = 65536;
+
+bool walks_lists(const Problem& p) { return p.op == Op::SparseAttentionBackward; }
+
+/// Numbers of a tile's dk and dv.
+std::int64_t tile_sums(const mma::backward::Config& config) {
+  return std::int64_t{2} * config.keys * config.head_dim;
+}
+
+/// Bytes of a share of dq.
+std::int64_t slot_bytes(const mma::backward::Config& config, std::int64_t group) {
+  return group * (config.head_dim * 2 + config.head_dim / mma::backward::part_dims(config) * 4);
+}
+
+}  // namespace
+
+BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
+    : config(mma::backward::config_for(
+          storage_of(p.attention.q.storage), static_cast<int>(p.attention.head_dim),
+          walks_lists(p) ? static_cast<int>(p.selection.block_size) : 0, gpu.shared_memory)),
+      keys(p, walks_lists(p), config.keys),
+      cut{.group = p.attention.heads_q / p.attention.heads_kv,
+          .ctas = std::max(1, gpu.multiprocessors) *
+                  std::int64_t{mma::backward::ctas_per_sm(config, gpu.shared_memory)}} {
+  const Tuning tuning = tuning_for(gpu);
+  const std::int64_t sum_bytes = tile_sums(config) * 4;
+  // Those of batch_invariant are made before there are shares, in their place.
+  cut.max_parts = (p.options.batch_invariant ? tuning.share_bytes : tuning.part_bytes) / sum_bytes;
+  if (p.options.batch_invariant) cut.item_rows = kInvariantRows;
+  const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
+  const std::int64_t fitting = std::max<std::int64_t>(
+      1, tuning.share_bytes / (slot_bytes(config, cut.group) * keys.places * keys.heads));
+  chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
+  // Where chunks end depends on the rows of other requests.
+  const bool sums_fit = keys.all_tiles * keys.heads * sum_bytes <= tuning.sum_bytes;
+  order = chunk_rows >= rows                       ? Order::Once
+          : sums_fit && !p.options.batch_invariant ? Order::Summed
+                                                   : Order::Twice;
+}
+
+KeyTiles::Limits BackwardStage::Shape::most(const Problem& p) const {
+  return KeyTiles::larger(KeyTiles::most(keys, p.bounds.total_q, cut),
+                          KeyTiles::most(keys, chunk_rows, cut));
+}
+
+std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
+  const DType storage = p.attention.q.storage;
+  if (storage != DType::BF16) {
+    return std::string("gradients are for bf16 here, not ") + to_string(storage) +
+           (storage == DType::F16 ? ": those of scores may be beyond f16" : "");
+  }
+  if (p.outputs.dtype != storage)
+    return std::string("out and dout are stored as q is here, not as ") +
+           to_string(p.outputs.dtype);
+  if (p.attention.head_dim != 64 && p.attention.head_dim != 128)
+    return "head_dim is 64 or 128 here, not " + std::to_string(p.attention.head_dim);
+  if (p.attention.value_dim != p.attention.head_dim)
+    return "value_dim equals head_dim here, not " + std::to_string(p.attention.value_dim);
+  if (std::string why = KeyTiles::rejects_blocks(p, walks_lists(p)); !why.empty()) return why;
+  const Shape shape(p, gpu);
+  if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
+  if (p.options.batch_invariant &&
+      KeyTiles::limits(shape.keys, p.bounds.total_q, shape.cut).item_tokens >
+          ceil_div(kInvariantRows, shape.cut.group))
+    return "too many rows for batch_invariant: sums of long lists would need too much memory";
+  return "";
+}
+
+BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+    : BackwardStage(p, Shape(p, gpu), layout) {}
+
+BackwardStage::BackwardStage(const Problem& p, const Shape& shape, Layout& layout)
+    : shape_(shape),
+      tiles_(p, shape.keys, shape.most(p), layout),
+      delta_(layout.take<float>(p.bounds.total_q * p.attention.heads_q)) {
+  Layout inverse = layout;
+  tiles_.plan_inverse(p, inverse);
+  plan_sums(p, layout);
+  layout.extend(inverse.bytes());
+}
+
+void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
+  const std::int64_t floats = tile_sums(shape_.config);
+  const std::int64_t slots = shape_.chunk_rows * shape_.keys.heads * shape_.keys.places;
+  const std::int64_t shares = slots * shape_.cut.group * p.attention.head_dim;
+  // Of Twice, dk and dv of all rows are done with before dq begins.
+  Layout parts = layout;
+  parts_ = parts.take<float>(shape_.most(p).max_parts * floats);
+  if (shape_.order != Order::Twice) layout = parts;
+  steps_ = layout.take<std::uint16_t>(shares);
+  step_sizes_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));
+  if (shape_.order == Order::Summed)
+    sums_ = layout.take<float>(shape_.keys.all_tiles * shape_.keys.heads * floats);
+  layout.extend(parts.bytes());
+}
+
+std::string BackwardStage::decisions() const {
+  const char* const orders[] = {"once", "summed", "twice"};
+  return "backward_tile " + std::to_string(shape_.config.keys) + " keys x " +
+         std::to_string(shape_.config.rows) + " rows\nbackward_chunk " +
+         std::to_string(shape_.chunk_rows) + " tokens\nbackward_order " +
+         orders[static_cast<int>(shape_.order)] + "\n";
+}
+
+void BackwardStage::run(const Problem& problem, const core::Call& call, void* workspace,
+                        cudaStream_t stream) const {
+  common::backward::Pairs pairs = tiles_.run(problem, call, workspace, stream);
+  pairs.group = static_cast<int>(shape_.cut.group);
+  const common::backward::KeyParams all = key_params(problem, call, pairs, workspace);
+  prepare(problem, call, all, workspace, stream);
+  const std::int64_t rows = pairs.batch.total_q;
+  const bool queries = static_cast<bool>(call.dq);
+  const bool keys = call.dk || call.dv;
+  const bool apart = keys && (!queries || shape_.order == Order::Twice);
+  const bool summed = keys && !apart && shape_.order == Order::Summed;
+  if (apart)
+    run_rows(problem, call, pairs, {.begin = 0, .end = rows, .keys = true}, workspace, stream);
+  for (std::int64_t begin = 0; queries && begin < rows; begin += shape_.chunk_rows) {
+    run_rows(problem, call, pairs,
+             {.begin = begin,
+              .end = std::min(begin + shape_.chunk_rows, rows),
+              .queries = true,
+              .keys = keys && !apart,
+              .summed = summed},
+             workspace, stream);
+  }
+  if (!summed) return;
+  common::backward::KeyParams sums = all;
+  sums.sums = sums_of(workspace);
+  common::backward::launch_finish(storage_of(problem.attention.q.storage), sums,
+                                  shape_.keys.all_tiles, stream);
+}
+
+/// What all launches need.
+void BackwardStage::prepare(const Problem& problem, const core::Call& call,
+                            const common::backward::KeyParams& keys, void* workspace,
+                            cudaStream_t stream) const {
+  const Storage storage = storage_of(problem.attention.q.storage);
+  common::backward::launch_delta(storage,
+                                 {.rows = keys.pairs.batch.total_q,
+                                  .heads = static_cast<int>(problem.attention.heads_q),
+                                  .head_dim = static_cast<int>(problem.attention.head_dim),
+                                  .out = make_rows<const void>(call.out_in),
+                                  .dout = make_rows<const void>(call.dout),
+                                  .dlse = make_rows<const float>(call.dlse),
+                                  .delta = delta_.in(workspace)},
+                                 stream);
+  if (!problem.gradients.accumulate) common::backward::launch_clear(storage, keys, stream);
+  if (shape_.order != Order::Summed) return;
+  const std::int64_t floats = shape_.keys.all_tiles * shape_.keys.heads * tile_sums(shape_.config);
+  MSA_CUDA_CHECK(cudaMemsetAsync(sums_.in(workspace), 0,
+                                 static_cast<std::size_t>(floats) * sizeof(float), stream));
+}
+
+void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
+                             const common::backward::Pairs& all, const Rows& rows, void* workspace,
+                             cudaStream_t stream) const {
+  const Storage storage = storage_of(problem.attention.q.storage);
+  common::backward::KeyParams keys = key_params(problem, call, all, workspace);
+  keys.pairs.row_begin = rows.begin;
+  keys.pairs.row_end = rows.end;
+  keys.work =
+      tiles_.work(KeyTiles::limits(shape_.keys, rows.end - rows.begin, shape_.cut), workspace);
+  if (rows.summed) keys.sums = sums_of(workspace);
+  if (!rows.keys) {
+    keys.work.splits = nullptr;
+    keys.dk = keys.dv = {};
+  }
+  common::backward::launch_items(keys.pairs, keys.work, shape_.keys.all_tiles, stream);
+  mma::backward::Params params{.pairs = keys.pairs,
+                               .work = keys.work,
+                               .q = make_rows<const void>(call.q),
+                               .dout = make_rows<const void>(call.dout),
+                               .k = make_key_rows<const std::uint16_t>(call.k),
+                               .v = make_key_rows<const std::uint16_t>(call.v),
+                               .lse = make_rows<const float>(call.lse_in),
+                               .delta = delta_.in(workspace),
+                               .scale = scale_of(problem),
+                               .scale_log2 = scale_log2_of(problem),
+                               .parts = parts_.in(workspace),
+                               .sums = keys.sums,
+                               .dk = keys.dk,
+                               .dv = keys.dv};
+  if (rows.queries) params.shares = shares_of(workspace);
+  const auto ctas = static_cast<int>(shape_.cut.ctas);
+  mma::backward::launch(shape_.config, params, ctas, stream);
+  if (rows.keys) common::backward::launch_join(storage, keys, ctas, stream);
+  if (!rows.queries) return;
+  common::backward::launch_queries(storage,
+                                   {.pairs = keys.pairs,
+                                    .shares = params.shares,
+                                    .head_dim = keys.head_dim,
+                                    .lse = params.lse,
+                                    .scale = params.scale,
+                                    .dq = make_rows<void>(call.dq),
+                                    .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0},
+                                   stream);
+}
+
+common::backward::KeyParams BackwardStage::key_params(const Problem& problem,
+                                                      const core::Call& call,
+                                                      const common::backward::Pairs& pairs,
+                                                      void* workspace) const {
+  const auto rows_out = [&](const Tensor& tensor) {
+    return common::backward::KeyRowsOut{.rows = make_rows<void>(tensor),
+                                        .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0,
+                                        .accumulate = problem.gradients.accumulate ? 1 : 0};
+  };
+  return {.pairs = pairs,
+          .parts = parts_.in(workspace),
+          .head_dim = static_cast<int>(problem.attention.head_dim),
+          .rows = call.k.shape[0],
+          .dk = rows_out(call.dk),
+          .dv = rows_out(call.dv)};
+}
+
+common::backward::KeySums BackwardStage::sums_of(void* workspace) const {
+  return {.data = sums_.in(workspace), .tiles = shape_.keys.all_tiles};
+}
+
+common::backward::Shares BackwardStage::shares_of(void* workspace) const {
+  return {.steps = steps_.in(workspace),
+          .sizes = step_sizes_.in(workspace),
+          .part_dims = mma::backward::part_dims(shape_.config)};
+}
+
+}  // namespace msa::cuda

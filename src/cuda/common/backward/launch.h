@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+// What stands around the products of a backward pass: the products of dout and out in front, the
+// work items, and behind them the sums of what several items, or several launches, have each a
+// share of. All sums in a fixed order: the same bits every time. See docs/kernels/backward.md.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/common/backward/params.h"
+
+namespace msa::cuda::common::backward {
+
+/// delta = sum(dout * out) - dlse of every row and head.
+struct DeltaParams {
+  std::int64_t rows = 0;  // of q
+  int heads = 1;          // of q
+  int head_dim = 128;
+  Rows<const void> out{};  // stored as dout is
+  Rows<const void> dout{};
+  Rows<const float> dlse{};  // or none
+  float* delta = nullptr;    // [rows, heads]
+};
+void launch_delta(Storage storage, const DeltaParams& params, cudaStream_t stream);
+
+/// Cuts the pairs of a launch into items. Their order is open, as is where their shares lie.
+void launch_items(const Pairs& pairs, const Work& work, std::int64_t max_tiles,
+                  cudaStream_t stream);
+
+/// Adds up the shares of dq of the launch's rows, in the order of their places.
+struct QueryParams {
+  Pairs pairs{};
+  Shares shares{};
+  int head_dim = 128;
+  Rows<const float> lse{};  // [T, Hq]
+  float scale = 1;
+  const float* weights = nullptr;  // more of it, of each row; or none
+  std::int64_t stride_weights = 0;
+  Rows<void> dq{};
+  int f32 = 0;  // items of dq are floats
+};
+void launch_queries(Storage storage, const QueryParams& params, cudaStream_t stream);
+
+/// Where sums of dk and dv go.
+struct KeyParams {
+  Pairs pairs{};
+  Work work{};
+  const float* parts = nullptr;  // [max_parts, tensors, keys, head_dim]
+  KeySums sums{};
+  int head_dim = 128;
+  std::int64_t rows = 0;  // N
+  KeyRowsOut dk{};
+  KeyRowsOut dv{};
+};
+/// Zeros, where nothing is accumulated.
+void launch_clear(Storage storage, const KeyParams& params, cudaStream_t stream);
+/// Adds up the parts of split tiles, in their order.
+void launch_join(Storage storage, const KeyParams& params, int ctas, cudaStream_t stream);
+/// Writes the sums of all launches.
+void launch_finish(Storage storage, const KeyParams& params, std::int64_t max_tiles,
+                   cudaStream_t stream);
+
+/// Rows of the index loss: what shares give, in the order of their places.
+struct LossParams {
+  Pairs pairs{};
+  StudentShare* student_shares = nullptr;  // [slots]
+  float* student_lse = nullptr;            // [T, Hi]: base 2, of all places
+  const float* loss_shares = nullptr;      // [slots]
+  Rows<float> loss{};                      // [T, Hi]
+};
+/// The student's logarithms.
+void launch_students(const LossParams& params, cudaStream_t stream);
+/// The losses, from logarithms and shares.
+void launch_losses(const LossParams& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::common::backward

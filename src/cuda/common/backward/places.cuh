@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// Which shares a row has: those of the tiles of keys that it attends to.
+#pragma once
+
+#include "cuda/common/backward/params.h"
+#include "cuda/common/lists.cuh"
+
+namespace msa::cuda::common::backward {
+
+/// Calls visit(place) for every place whose keys the row sees, in order; all lanes.
+template <class Visit>
+__device__ __forceinline__ void for_each_place(const Pairs& p, const RequestRecord& request,
+                                               std::int64_t row, int head, int lane,
+                                               const Visit& visit) {
+  const int visible = visible_keys(request, row - request.q_begin, p.batch.causal != 0);
+  if (p.listed == 0) {
+    for (int place = 0; place * p.keys < visible; ++place) visit(place);
+    return;
+  }
+  const int tiles = p.batch.block_size / p.keys;
+  const int shift = __ffs(p.batch.block_size) - 1;  // divisions take long
+  ListReader reader;
+  reader.first = request.key_offset >> shift;
+  if (request.total_k != kNoLimit)
+    reader.legal = (request.total_k + p.batch.block_size - 1) >> shift;
+  reader.blocks = (visible + p.batch.block_size - 1) >> shift;
+  int first = 0;  // slot of lane 0
+  warp::for_each_listed(p.lists, reader, row, head, lane, [&](int, const ListedBlock& listed) {
+    unsigned slots = __ballot_sync(kAllLanes, listed.block >= 0);
+    for (; slots != 0; slots &= slots - 1) {
+      const int from = __ffs(static_cast<int>(slots)) - 1;
+      const int block = __shfl_sync(kAllLanes, listed.block, from);
+      for (int tile = 0; tile < tiles; ++tile) {
+        if (std::int64_t{block} * p.batch.block_size + tile * p.keys < visible)
+          visit((first + from) * tiles + tile);
+      }
+    }
+    first += 32;
+  });
+}
+
+}  // namespace msa::cuda::common::backward

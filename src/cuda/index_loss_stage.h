@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+// The index loss as a stage. Planning is pure; a run is, chunk by chunk of the rows, the student's
+// logarithms, then losses and gradients: shares of a chunk lie in the workspace until they are
+// added up, and so do the gradients of index keys, of each index head, until the last chunk is
+// done.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <string>
+
+#include "core/call.h"
+#include "cuda/device.h"
+#include "cuda/key_tiles.h"
+#include "cuda/layout.h"
+#include "cuda/mma/index_loss/config.h"
+
+namespace msa::cuda {
+
+class IndexLossStage {
+ public:
+  /// Why the kernels do not serve the problem; empty: they do.
+  static std::string rejects(const Problem& problem, const GpuInfo& gpu);
+
+  IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+
+  /// Clears the status word first.
+  void run(const Problem& problem, const core::Call& call, void* workspace,
+           cudaStream_t stream) const;
+  std::string decisions() const;
+
+ private:
+  /// Sizes that follow from a problem and a card.
+  struct Shape {
+    Shape(const Problem& problem, const GpuInfo& gpu);
+
+    mma::index_loss::Config config;
+    KeyTiles::Shape keys;
+    KeyTiles::Cut cut;
+    std::int64_t most_sums;  // bytes
+    std::int64_t chunk_rows;
+  };
+
+  IndexLossStage(const Problem& problem, const Shape& shape, Layout& layout);
+  common::backward::KeyParams key_params(const Problem& problem, const core::Call& call,
+                                         const common::backward::Pairs& pairs,
+                                         void* workspace) const;
+  mma::index_loss::Params params_of(const Problem& problem, const core::Call& call,
+                                    void* workspace) const;
+  void run_student(const mma::index_loss::Params& gradients,
+                   const common::backward::LossParams& rows, int ctas, cudaStream_t stream) const;
+  void run_rows(const Problem& problem, const core::Call& call,
+                const common::backward::Pairs& pairs, void* workspace, cudaStream_t stream) const;
+
+  Shape shape_;
+  KeyTiles tiles_;
+  Piece<common::backward::StudentShare> student_shares_{};
+  Piece<float> student_lse_{};  // [T, Hi]
+  Piece<float> loss_shares_{};
+  Piece<std::uint16_t> steps_{};
+  Piece<float> step_sizes_{};
+  Piece<float> parts_{};
+  Piece<float> sums_{};
+};
+
+}  // namespace msa::cuda

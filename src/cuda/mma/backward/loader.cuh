@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT
+// How a tile of keys and the query rows of its steps come into shared memory: every thread of the
+// CTA copies 16 bytes at a time and waits for none of them. A row of a step is a (token, query
+// head) pair: the first kRows threads find out which, two steps ahead.
+#pragma once
+
+#include "cuda/common/backward/tiles.cuh"
+#include "cuda/common/number.cuh"
+#include "cuda/common/tile/swizzle.cuh"
+#include "cuda/mma/backward/traits.cuh"
+
+namespace msa::cuda::mma::backward {
+
+template <class Traits>
+class Loader {
+ public:
+  using Shared = typename Traits::Shared;
+  using RowInfo = typename Traits::RowInfo;
+
+  __device__ __forceinline__ Loader(const Params& params, Shared& shared)
+      : params_(params), shared_(shared) {}
+
+  __device__ __forceinline__ int steps() const { return (num_rows() + kRows - 1) / kRows; }
+
+  __device__ __forceinline__ RowInfo& info(int step) const {
+    return shared_.infos[step % kRowInfos];
+  }
+
+  /// Keys behind the request's last are zeros.
+  __device__ __forceinline__ void load_keys() const {
+    load_keys(params_.k, shared_.k);
+    load_keys(params_.v, shared_.v);
+  }
+
+  /// Looks up this thread's row of a step in the inverse; does not wait.
+  __device__ __forceinline__ void find(int step) const {
+    const common::backward::Pairs& p = params_.pairs;
+    const int row = thread();
+    if (p.listed == 0 || row >= kRows || step * kRows + row >= num_rows()) return;
+    RowInfo& to = info(step);
+    const std::int64_t at = std::int64_t{shared_.item.begin} + (step * kRows + row) / p.group;
+    const int head = shared_.item.head;
+    ptx::cp_async<4>(&to.row[row], &common::backward::inverse_entry(p.q_indices, head, at), 4);
+    ptx::cp_async<4>(&to.limit[row], &common::backward::inverse_entry(p.q_slots, head, at), 4);
+  }
+
+  /// What is known of this thread's row of a step, once it is found.
+  __device__ __forceinline__ void tell(int step) const {
+    const common::backward::Pairs& p = params_.pairs;
+    const int row = thread();
+    if (row >= kRows) return;
+    RowInfo& to = info(step);
+    const int number = step * kRows + row;
+    const int token = number / p.group;
+    const int head = number - token * p.group;
+    to.head[row] = shared_.item.head * p.group + head;
+    const int place = to.limit[row];
+    to.share[row] = -1;
+    to.limit[row] = 0;
+    if (number >= num_rows()) {
+      to.row[row] = -1;
+      return;
+    }
+    if (p.listed == 0) to.row[row] = shared_.item.begin + token;
+    to.share[row] = slot_of(to.row[row], place) * p.group + head;
+    to.limit[row] = min(
+        visible_keys(shared_.request, to.row[row] - shared_.request.q_begin, p.batch.causal != 0) -
+            first_key(),
+        Traits::kKeys);
+  }
+
+  /// q, dout and what is known of the rows of a step. Rows behind the item's last are zeros.
+  __device__ __forceinline__ void load(int step) const {
+    const RowInfo& rows = info(step);
+    load_rows(rows, params_.q, shared_.q[step % 2]);
+    load_rows(rows, params_.dout, shared_.dout[step % 2]);
+    const int row = thread();
+    if (row >= kRows) return;
+    RowInfo& to = info(step);
+    const bool there = to.row[row] >= 0;
+    const std::int64_t token = there ? to.row[row] : 0;
+    const int heads = params_.pairs.heads_kv * params_.pairs.group;
+    ptx::cp_async<4>(
+        &to.lse[row],
+        params_.lse.data + token * params_.lse.stride_t + to.head[row] * params_.lse.stride_h,
+        there ? 4 : 0);
+    ptx::cp_async<4>(&to.delta[row], params_.delta + token * heads + to.head[row], there ? 4 : 0);
+  }
+
+  /// Whether this thread's row attends to nothing, as its lse, which has arrived, says. It then
+  /// sees nothing here, either.
+  __device__ __forceinline__ bool is_blind(int step) const {
+    const int row = thread();
+    if (row >= kRows) return false;
+    RowInfo& rows = info(step);
+    if (rows.row[row] < 0 || rows.lse[row] != common::kMinusInf) return false;
+    rows.limit[row] = 0;
+    return true;
+  }
+
+  /// What the tile's keys have in common: their mean in columns where it is larger than what they
+  /// differ by, 0 elsewhere; all 0 where some key is nearer to 0 than to that. Numbers that are not
+  /// finite count as 0. Threads meet in it.
+  __device__ __forceinline__ void average() const {
+    const int keys = min(Traits::kKeys, shared_.request.seqlen_k - first_key());
+    for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads) {
+      float sum = 0.0f;
+      float squares = 0.0f;
+      for (int key = 0; key < keys; ++key) {
+        const float x = finite_item(key, column);
+        sum += x;
+        squares = fmaf(x, x, squares);
+      }
+      const float mean = sum / static_cast<float>(keys);
+      // Larger than what keys differ by?
+      shared_.mean[column] = is_finite(squares) && 2.0f * mean * sum > squares ? mean : 0.0f;
+    }
+    if (thread() == 0) shared_.alike = 1;
+    __syncthreads();
+    for (int key = thread(); key < keys; key += Traits::kThreads) {
+      float product = 0.0f;
+      float square = 0.0f;
+      for (int column = 0; column < Traits::kHeadDim; ++column) {
+        const float mean = shared_.mean[column];
+        product = fmaf(mean, finite_item(key, column), product);
+        square = fmaf(mean, mean, square);
+      }
+      if (!(2.0f * product > square)) shared_.alike = 0;  // or not a number
+    }
+    __syncthreads();
+    if (shared_.alike != 0) return;
+    for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads)
+      shared_.mean[column] = 0.0f;
+  }
+
+ private:
+  static constexpr int kRows = Traits::kRows;
+  static constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes in a row
+  static constexpr int kRowsAtOnce = Traits::kThreads / kChunks;
+  static_assert(kRowsAtOnce % 8 == 0, "the swizzle of all of a thread's rows is one");
+
+  __device__ __forceinline__ int num_rows() const {
+    return shared_.item.count * params_.pairs.group;
+  }
+  __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
+
+  /// Of a token's share of dq.
+  __device__ __forceinline__ std::int64_t slot_of(int row, int place) const {
+    const common::backward::Pairs& p = params_.pairs;
+    const int tiles = common::backward::tiles_of_block(p);
+    const int tile = shared_.item.tile;
+    return ((row - p.row_begin) * p.heads_kv + shared_.item.head) * p.places +
+           (p.listed == 0 ? tile : place * tiles + tile % tiles);
+  }
+
+  __device__ __forceinline__ float finite_item(int key, int column) const {
+    const float x = common::to_float(*reinterpret_cast<const typename Traits::Item*>(
+        shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
+    return is_finite(x) ? x : 0.0f;
+  }
+  __device__ __forceinline__ static bool is_finite(float x) { return x - x == 0.0f; }
+  /// In the CTA: anew in each step, as what is made of it would wait in registers.
+  __device__ __forceinline__ static int thread() {
+    return static_cast<int>(threadIdx.x) / 32 * 32 + ptx::laneid();
+  }
+  /// The first of this thread's rows, and which chunk of a row is this thread's.
+  __device__ __forceinline__ static int first_row() { return thread() / kChunks; }
+  __device__ __forceinline__ static int chunk() { return thread() % kChunks; }
+
+  __device__ __forceinline__ void load_keys(const KeyRows<const std::uint16_t>& rows,
+                                            std::uint8_t* tile) const {
+    const int left = shared_.request.seqlen_k - first_key();
+    std::uint8_t* to = tile + (chunk() >> 3) * Traits::kKeys * 128 +
+                       common::swizzled_chunk(first_row(), chunk() & 7);
+#pragma unroll
+    for (int row = 0; row < Traits::kKeys; row += kRowsAtOnce) {
+      const bool there = first_row() + row < left;
+      const std::int64_t key =
+          there ? shared_.request.k_begin + first_key() + first_row() + row : 0;
+      ptx::cp_async_16(
+          to + row * 128,
+          rows.data + key * rows.stride_token + shared_.item.head * rows.stride_head + chunk() * 8,
+          there ? 16 : 0);
+    }
+  }
+
+  __device__ __forceinline__ void load_rows(const RowInfo& infos, const Rows<const void>& rows,
+                                            std::uint8_t* tile) const {
+    std::uint8_t* to =
+        tile + (chunk() >> 3) * kRows * 128 + common::swizzled_chunk(first_row(), chunk() & 7);
+    const auto* from = static_cast<const std::uint16_t*>(rows.data) + chunk() * 8;
+#pragma unroll
+    for (int i = 0; i < kRows; i += kRowsAtOnce) {
+      const int row = infos.row[first_row() + i];
+      const std::int64_t at =
+          row < 0 ? 0 : row * rows.stride_t + infos.head[first_row() + i] * rows.stride_h;
+      ptx::cp_async_16(to + i * 128, from + at, row < 0 ? 0 : 16);
+    }
+  }
+
+  const Params& params_;
+  Shared& shared_;
+};
+
+}  // namespace msa::cuda::mma::backward

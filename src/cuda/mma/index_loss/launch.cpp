@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+// The table of instances; each is compiled in a file of its own under instances/.
+#include "cuda/mma/index_loss/launch.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "msa/error.h"
+
+namespace msa::cuda::mma::index_loss {
+namespace {
+
+constexpr std::array kInstances = {
+    Config{.storage = Storage::Bf16, .head_dim = 128, .index_dim = 128, .keys = 64},
+    Config{.storage = Storage::Bf16, .head_dim = 128, .index_dim = 64, .keys = 64},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .index_dim = 128, .keys = 64},
+    Config{.storage = Storage::Bf16, .head_dim = 64, .index_dim = 64, .keys = 64},
+};
+
+using Launch = void (*)(const Params&, int, cudaStream_t);
+
+template <std::size_t... kIndices>
+constexpr std::array<Launch, sizeof...(kIndices)> launches(std::index_sequence<kIndices...>) {
+  return {&launch_instance<kInstances[kIndices]>...};
+}
+
+constexpr auto kLaunches = launches(std::make_index_sequence<kInstances.size()>{});
+
+}  // namespace
+
+void launch(const Config& config, const Params& params, int ctas, cudaStream_t stream) {
+  for (std::size_t i = 0; i < kInstances.size(); ++i) {
+    if (kInstances[i] == config) return kLaunches[i](params, ctas, stream);
+  }
+  throw Error(ErrorCode::Internal, "", "cuda mma index_loss: planned without an instance");
+}
+
+int ctas_per_sm(const Config& config, std::size_t shared_memory) {
+  // An SM has a kilobyte more than one CTA may take, and keeps one for each; and room for 256
+  // threads of 255 registers.
+  constexpr std::size_t kReserved = 1024;
+  const std::size_t fitting = (shared_memory + kReserved) / (shared_bytes(config) + kReserved);
+  return std::clamp(static_cast<int>(fitting), 1, 128 / config.keys);
+}
+
+}  // namespace msa::cuda::mma::index_loss
