@@ -444,15 +444,15 @@ MSA_API msa_status msa_check(const msa_plan* plan, void* workspace, size_t works
 /// text.
 MSA_API size_t msa_info(char* text, size_t capacity);
 
-/// merge_selections of what every rank wrote into its box, i32 [2, T, H, k]: block ids, -1 behind the
-/// last, and the bits of their scores. Begins with a barrier of all ranks, so that each may read
-/// what was written before on the streams of all. msa_peers_choose and msa_peers_join take turns on
-/// the same pads, and a box may be written again once the other call has returned its stream.
-/// `dealt` 1: ids in boxes are local, block l of rank n is block l * ranks + n of the sequence; they
-/// count behind those of a rank that are among the `first_blocks` first ones of the sequence.
-/// `forced`, i32 [T, F], the first -1 ends a row: ids that are chosen anyway. `own_ids`, i32
-/// [T, H, k], where dealt: those chosen that lie on this rank, local, ascending. Both may be NULL.
-/// All dense. Allocates nothing, never synchronises; a CUDA graph may capture it.
+/// merge_selections of what every rank wrote into its box, i32 [2, T, H, k]: block ids, -1 behind
+/// the last, and the bits of their scores. Begins with a barrier of all ranks, so that each may
+/// read what was written before on the streams of all. msa_peers_choose and msa_peers_join take
+/// turns on the same pads, and a box may be written again once the other call has returned its
+/// stream. `dealt` 1: ids in boxes are local, block l of rank n is block l * ranks + n of the
+/// sequence; they count behind those of a rank that are among the `first_blocks` first ones of the
+/// sequence. `forced`, i32 [T, F], the first -1 ends a row: ids that are chosen anyway. `own_ids`,
+/// i32 [T, H, k], where dealt: those chosen that lie on this rank, local, ascending. Both may be
+/// NULL. All dense. Allocates nothing, never synchronises; a CUDA graph may capture it.
 MSA_API msa_status msa_peers_choose(const msa_peers* peers, int32_t dealt, int64_t first_blocks,
                                     const msa_tensor* forced, const msa_tensor* block_ids,
                                     const msa_tensor* own_ids, void* stream, msa_error* error);

@@ -9,7 +9,7 @@ inline constexpr int kTile = 4;  // rows of the register tile
 
 #if defined(MSA_SANITIZED)
 // Where sanitizers watch, each lane of an array is memory to watch, and a vector of the compiler's
-// none: less than half of the time that these kernels take to compile and to run.
+// none: with it these kernels compile in two thirds of the time and tests of them run in half.
 using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
 using Integers = std::int32_t __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
 using Flags = Integers;  // -1 where set
