@@ -411,6 +411,10 @@ class Verify(CliTest):
         self.expect(FAILED, msa(*run, "--support", nothing, "--support", f"scalar={everything}"))
         self.expect(FAILED, msa(*run, "--support", everything, "--support", f"avx2={nothing}"))
         self.expect(USAGE, msa(*run, "--support", everything, "--support", nothing), "--support")
+        cases = self.path("cases.txt")
+        with open(cases, "w") as f:
+            f.write(f"op=dense {SMALL}\n")
+        self.expect(GOOD, msa("verify", "--support", nothing, cases))  # one file is the table's, the other one has cases
         self.expect(USAGE, msa("verify", "--backend", "cpu", "--isa", "scalar", "--every-isa", "--case", f"op=dense {SMALL}"))
 
     def test_parts_share_the_cases(self):

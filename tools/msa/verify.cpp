@@ -214,9 +214,11 @@ void add_verify(CLI::App& app, Action& action) {
                       "safetensors files that hold its inputs and outputs");
   const std::size_t of_both = command->get_options().size();
   command->add_option("--case", options->lines, "A case in the case language; may be repeated");
-  command->add_option("--support", options->support,
-                      "Support table of the backend, or ISA=FILE for one of its instruction sets; "
-                      "may be repeated: a rejection inside it fails");
+  command
+      ->add_option("--support", options->support,
+                   "Support table of the backend, or ISA=FILE for one of its instruction sets; may "
+                   "be repeated: a rejection inside it fails")
+      ->allow_extra_args(false);  // files of cases may stand behind it
   command
       ->add_option("--repeats", options->repeats, "Runs of each case: all must give the same bits")
       ->capture_default_str()
