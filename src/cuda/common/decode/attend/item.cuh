@@ -33,7 +33,7 @@ __device__ __forceinline__ bool halves_blocks(const AttendParams& p) {
 template <class Traits>
 __device__ __forceinline__ int entry_block(const AttendParams& p, const SelectStorage& s, int i) {
   if (p.blocks == Blocks::All) return i;
-  return halves_blocks<Traits>(p) ? 2 * s.ids[i / 2] + i % 2 : s.ids[i];
+  return halves_blocks<Traits>(p) ? 2 * s.ids[i >> 1] + (i & 1) : s.ids[i];
 }
 
 /// Reads a given list: what is visible of it, in the order given, lies in s.ids afterwards (local
