@@ -39,6 +39,9 @@ class BackwardStage final : public Stage {
       : p_(problem),
         machine_(machine),
         kernels_(machine.kernels->gradients->backward),
+        tiles_(problem.attention.q.storage == DType::BF16 && problem.outputs.dtype == DType::BF16
+                   ? machine.kernels->gradient_tiles
+                   : nullptr),
         group_(problem.attention.heads_q / problem.attention.heads_kv),
         walk_(problem, problem.op == Op::SparseAttentionBackward,
               std::clamp<std::int64_t>(kTileBytes / (4 * group_ * problem.attention.head_dim), 1,
@@ -50,11 +53,16 @@ class BackwardStage final : public Stage {
     return bytes_of([&](Scratch& from) { take_shared(from); });
   }
   std::string decisions() const override {
-    return "products f32\ntile_tokens " + std::to_string(walk_.tile_tokens()) + "\n";
+    return std::string("products ") + (tiles_ != nullptr ? "bf16" : "f32") + "\ntile_tokens " +
+           std::to_string(walk_.tile_tokens()) + "\n";
   }
   void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
 
  private:
+  /// Keys of a block as products take them.
+  std::int64_t padded_keys() const {
+    return core::round_up(p_.selection.block_size, tiles_ != nullptr ? kTileKeys : kernels_.tile);
+  }
   ThreadScratch take_thread(Scratch& from) const;
   Shared take_shared(Scratch& from) const;
   ThreadScratch thread_scratch(const Shared& shared, int thread) const {
@@ -69,6 +77,7 @@ class BackwardStage final : public Stage {
   Problem p_;
   Machine machine_;
   BackwardKernels kernels_;
+  const GradientTiles* tiles_;  // null: products of fp32
   std::int64_t group_;
   BackwardWalk walk_;
   std::size_t thread_bytes_ = 0;
@@ -77,25 +86,37 @@ class BackwardStage final : public Stage {
 // ---- workspace ----
 
 ThreadScratch BackwardStage::take_thread(Scratch& from) const {
-  const std::int64_t keys = core::round_up(p_.selection.block_size, kernels_.tile);
+  const std::int64_t keys = padded_keys();
   const std::int64_t dim = p_.attention.head_dim, value_dim = p_.attention.value_dim;
   // A last vector of dims may be half empty.
   const std::int64_t wide = core::round_up(dim, kernels_.lanes),
                      wide_value = core::round_up(value_dim, kernels_.lanes);
   ThreadScratch t;
   BackwardScratch& k = t.kernel;
-  k.k = from.take<float>(keys * dim);
-  k.v = from.take<float>(keys * value_dim);
-  k.q = from.take<float>(kBackwardRows * wide);
-  k.dout = from.take<float>(kBackwardRows * wide_value);
-  k.q_lanes = from.take<float>(kBackwardRows * wide);
-  k.dout_lanes = from.take<float>(kBackwardRows * wide_value);
+  if (tiles_ != nullptr) {
+    k.tiles.k = take_tile_keys(from, keys, dim);
+    k.tiles.v = take_tile_keys(from, keys, value_dim);
+    k.tiles.v.strips = nullptr;
+    k.tiles.q = take_tile_rows(from, dim);
+    k.tiles.dout = take_tile_rows(from, value_dim);
+    k.tiles.q_rows = from.take<const std::uint16_t*>(kBackwardRows);
+    k.tiles.dout_rows = from.take<const std::uint16_t*>(kBackwardRows);
+    k.tiles.parts = from.take<std::uint32_t>(kBackwardRows * keys);
+    k.turn = from.take<float>(kBackwardRows * dim);
+  } else {
+    k.k = from.take<float>(keys * dim);
+    k.v = from.take<float>(keys * value_dim);
+    k.q = from.take<float>(kBackwardRows * wide);
+    k.dout = from.take<float>(kBackwardRows * wide_value);
+    k.q_lanes = from.take<float>(kBackwardRows * wide);
+    k.dout_lanes = from.take<float>(kBackwardRows * wide_value);
+    k.turn = from.take<float>(2 * wide * kernels_.lanes);
+  }
   k.p = from.take<float>(kBackwardRows * keys);
   k.ds = from.take<float>(kBackwardRows * keys);
   k.numbers = from.take<float>(2 * kBackwardRows);
   k.limits = from.take<std::int32_t>(kBackwardRows);
   k.rows = from.take<std::int64_t>(kBackwardRows);
-  k.turn = from.take<float>(2 * wide * kernels_.lanes);
   k.sums = from.take<float>(std::max(walk_.tile_tokens() * group_ * dim, keys * (dim + value_dim)));
   t.visits = walk_.take_thread(from);
   return t;
@@ -114,6 +135,7 @@ Shared BackwardStage::take_shared(Scratch& from) const {
 BackwardCall BackwardStage::describe(const core::Call& call, const Shared& shared) const {
   BackwardCall c;
   c.dtype = p_.attention.q.storage;
+  c.tiles = tiles_;
   c.out_dtype = p_.outputs.dtype;
   c.gradient_dtype = p_.gradients.dtype;
   c.accumulate = p_.gradients.accumulate;

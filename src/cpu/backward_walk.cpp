@@ -194,6 +194,16 @@ void clear_unowned(const RowTensor& t, DType dtype, std::int64_t heads, std::int
   clear_gradient(t, dtype, heads, dim, end, rows);
 }
 
+PairedKeys take_tile_keys(Scratch& from, std::int64_t keys, std::int64_t dim) {
+  return {.halves = from.take<std::uint16_t>(keys * core::round_up(dim, kTileKeys)),
+          .strips = from.take<std::uint32_t>(keys / 2 * dim)};
+}
+
+PairedRows take_tile_rows(Scratch& from, std::int64_t dim) {
+  return {.lanes = from.take<std::uint32_t>(kBackwardRows * core::round_up(dim, kTileKeys) / 2),
+          .strips = from.take<std::uint32_t>(kBackwardRows / 2 * dim)};
+}
+
 RowTensor row_tensor(const Tensor& t) {
   if (!t) return {};
   return {static_cast<std::byte*>(t.data), t.stride[0], t.stride[1]};

@@ -78,6 +78,10 @@ void clear_gradient(const RowTensor& t, DType dtype, std::int64_t heads, std::in
 void clear_unowned(const RowTensor& t, DType dtype, std::int64_t heads, std::int64_t dim,
                    std::span<const Job> jobs, std::int64_t rows);
 
+/// What products by tiles take of `keys` keys, a multiple of kTileKeys.
+PairedKeys take_tile_keys(Scratch& from, std::int64_t keys, std::int64_t dim);
+PairedRows take_tile_rows(Scratch& from, std::int64_t dim);
+
 RowTensor row_tensor(const Tensor& t);
 NumberTensor number_tensor(const Tensor& t);
 

@@ -34,6 +34,9 @@ class IndexLossStage final : public Stage {
       : p_(problem),
         machine_(machine),
         kernels_(machine.kernels->gradients->index_loss),
+        tiles_(problem.attention.q.storage == DType::BF16 && problem.index.q.storage == DType::BF16
+                   ? machine.kernels->gradient_tiles
+                   : nullptr),
         walk_(problem, problem.selection.topk > 0, kRowCut) {
     thread_bytes_ = bytes_of([&](Scratch& from) { take_thread(from); });
   }
@@ -42,11 +45,18 @@ class IndexLossStage final : public Stage {
     return bytes_of([&](Scratch& from) { take_shared(from); });
   }
   std::string decisions() const override {
-    return "products f32\ntile_tokens " + std::to_string(walk_.tile_tokens()) + "\n";
+    return std::string("products ") + (tiles_ != nullptr ? "bf16" : "f32") + "\ntile_tokens " +
+           std::to_string(walk_.tile_tokens()) + "\n";
   }
   void run(const core::Call& call, Rows rows, std::byte* workspace) const override;
 
  private:
+  /// Keys of a block as products take them.
+  std::int64_t padded_keys() const {
+    return core::round_up(
+        p_.selection.block_size,
+        tiles_ != nullptr ? kTileKeys : machine_.kernels->gradients->backward.tile);
+  }
   BackwardScratch take_rows(Scratch& from, std::int64_t dim) const;
   ThreadScratch take_thread(Scratch& from) const;
   Shared take_shared(Scratch& from) const;
@@ -61,6 +71,7 @@ class IndexLossStage final : public Stage {
   Problem p_;
   Machine machine_;
   IndexLossKernels kernels_;
+  const GradientTiles* tiles_;  // null: products of fp32
   BackwardWalk walk_;
   std::size_t thread_bytes_ = 0;
 };
@@ -69,13 +80,18 @@ class IndexLossStage final : public Stage {
 
 /// What a chunk of rows and a block of keys take, without values.
 BackwardScratch IndexLossStage::take_rows(Scratch& from, std::int64_t dim) const {
-  const BackwardKernels& sizes = machine_.kernels->gradients->backward;
-  const std::int64_t keys = core::round_up(p_.selection.block_size, sizes.tile);
-  const std::int64_t wide = core::round_up(dim, sizes.lanes);
+  const std::int64_t keys = padded_keys();
+  const std::int64_t wide = core::round_up(dim, machine_.kernels->gradients->backward.lanes);
   BackwardScratch s;
-  s.k = from.take<float>(keys * dim);
-  s.q = from.take<float>(kBackwardRows * wide);
-  s.q_lanes = from.take<float>(kBackwardRows * wide);
+  if (tiles_ != nullptr) {
+    s.tiles.k = take_tile_keys(from, keys, dim);
+    s.tiles.q = take_tile_rows(from, dim);
+    s.tiles.q_rows = from.take<const std::uint16_t*>(kBackwardRows);
+  } else {
+    s.k = from.take<float>(keys * dim);
+    s.q = from.take<float>(kBackwardRows * wide);
+    s.q_lanes = from.take<float>(kBackwardRows * wide);
+  }
   s.ds = from.take<float>(kBackwardRows * keys);
   s.numbers = from.take<float>(2 * kBackwardRows);
   s.limits = from.take<std::int32_t>(kBackwardRows);
@@ -85,13 +101,18 @@ BackwardScratch IndexLossStage::take_rows(Scratch& from, std::int64_t dim) const
 
 ThreadScratch IndexLossStage::take_thread(Scratch& from) const {
   const BackwardKernels& sizes = machine_.kernels->gradients->backward;
-  const std::int64_t keys = core::round_up(p_.selection.block_size, sizes.tile);
+  const std::int64_t keys = padded_keys();
   const std::int64_t tokens = walk_.tile_tokens();
   ThreadScratch t;
   IndexLossScratch& k = t.kernel;
   k.teacher = take_rows(from, p_.attention.head_dim);
   k.student = take_rows(from, p_.index.dim);
-  k.student.turn = from.take<float>(2 * core::round_up(p_.index.dim, sizes.lanes) * sizes.lanes);
+  // The teacher's packed keys and rows meet scores alone.
+  k.teacher.tiles.k.strips = k.teacher.tiles.q.strips = nullptr;
+  k.student.tiles.parts = from.take<std::uint32_t>(tiles_ != nullptr ? kBackwardRows * keys : 0);
+  k.student.turn = from.take<float>(
+      tiles_ != nullptr ? kBackwardRows * p_.index.dim
+                        : 2 * core::round_up(p_.index.dim, sizes.lanes) * sizes.lanes);
   k.student.sums = from.take<float>(std::max(tokens, keys) * p_.index.dim);
   k.mean = from.take<float>(kBackwardRows * keys);
   k.best = from.take<float>(tokens);
@@ -116,6 +137,7 @@ IndexLossCall IndexLossStage::describe(const core::Call& call, const Shared& sha
   IndexLossCall c;
   BackwardCall& t = c.teacher;
   t.dtype = p_.attention.q.storage;
+  t.tiles = tiles_;
   t.heads = p_.attention.heads_q;
   t.group = p_.attention.heads_q / p_.attention.heads_kv;
   t.head_dim = p_.attention.head_dim;
@@ -126,6 +148,7 @@ IndexLossCall IndexLossStage::describe(const core::Call& call, const Shared& sha
   t.lse = number_tensor(call.lse_in);
   BackwardCall& s = c.student;
   s.dtype = p_.index.q.storage;
+  s.tiles = tiles_;
   s.gradient_dtype = p_.gradients.dtype;
   s.accumulate = p_.gradients.accumulate;
   s.heads = p_.index.heads;

@@ -10,8 +10,8 @@
 
 namespace msa::cpu {
 
-/// Every product of these is in fp32, so that levels which add products of other types have the
-/// table of the level below them.
+/// Every product of these is in fp32 but for those of GradientTiles, so that levels which add
+/// products of other types have the table of the level below them.
 struct GradientKernels {
   BackwardKernels backward{};
   IndexLossKernels index_loss{};
@@ -24,6 +24,7 @@ struct Kernels {
   SelectKernels select{};
   VectorChecks vectors{};
   const GradientKernels* gradients = nullptr;
+  const GradientTiles* gradient_tiles = nullptr;  // of levels that have tiles
 };
 
 // Defined with constant initialisation: no code of a level runs before the level is chosen.

@@ -3,6 +3,7 @@
 // machine. Against the oracle they are held by cases (tests/cases).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,30 @@ TEST(Backward, AnyNumberOfThreadsGivesTheSameBits) {
          {kSparseBackward, std::string("op=dense_backward heads=4/4 dim=32 "
                                        "lens=90:300,40:40 dlse=1")}) {
       expect_same_gradients(gradients_of(line, on(isa, 1)), gradients_of(line, on(isa, 3)));
+    }
+  }
+}
+
+// Products of two bfloats a weight leave their trace in gradients of bf16, in no other's.
+TEST(Backward, TilesAreInForceWhereTheyServe) {
+  const std::vector<std::string> here = levels();
+  for (const std::string& isa : here) {
+    const std::string plain = isa == "amx" ? "avx512" : isa == "amx_emulated" ? "scalar" : "";
+    if (plain.empty() || std::ranges::find(here, plain) == here.end()) continue;
+    for (const std::string dtype : {"bf16", "f16"}) {
+      Problem problem =
+          testkit::problem_of(testkit::parse_case(kSparseBackward + "dtype=" + dtype));
+      problem.options = on(isa);
+      const bool tiles = dtype == "bf16";
+      EXPECT_NE(make_plan(problem).to_string().find(tiles ? "products bf16" : "products f32"),
+                std::string::npos)
+          << isa << " " << dtype;
+      if (isa != "amx") continue;
+      const std::string line = kSparseBackward + "grad_dtype=f32 dtype=" + dtype;
+      const Gradients3 own = gradients_of(line, on(isa)), others = gradients_of(line, on(plain));
+      EXPECT_EQ(same_bits(own.dq, others.dq), !tiles) << dtype;
+      EXPECT_EQ(same_bits(own.dk, others.dk), !tiles) << dtype;
+      EXPECT_EQ(same_bits(own.dv, others.dv), !tiles) << dtype;
     }
   }
 }

@@ -145,7 +145,7 @@ void add_floor(Row& row, const Peaks& peaks) {
       kv.storage == DType::E4M3 ? kv.scale != Scale::None : kv.scale == Scale::GroupTensor;
   const Op op = row.spec.op;
   const bool derives = op == Op::SparseAttentionBackward || op == Op::DenseAttentionBackward;
-  // Gradients are fp32 from end to end there.
+  // Gradients are held against fp32 there, whatever their products are.
   const bool widened = (scaled || derives) && row.backend != "cuda";
   const double attend = peak_of(peaks, row.isa, widened ? DType::F32 : row.spec.wide_type());
   const Format keys = row.spec.index_k_format();

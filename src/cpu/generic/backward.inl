@@ -70,6 +70,30 @@ MSA_PIECE void pack_rows(const RowTensor& from, DType dtype, std::int64_t q_begi
   }
 }
 
+inline void pack_keys_of_tiles(const RowTensor& from, std::int64_t first, std::int64_t head,
+                               std::int64_t dim, const Chunk& c, const PairedKeys& to) {
+  c.call.tiles->pack_keys(row_of<StoredAs<DType::BF16>>(from, first, head), from.row, dim, c.keys,
+                          c.padded, to);
+}
+
+inline void pack_rows_of_tiles(const RowTensor& from, std::int64_t q_begin, std::int64_t dim,
+                               const Chunk& c, const std::uint16_t** rows, const PairedRows& to) {
+  for (std::int64_t r = 0; r < c.rows; ++r) {
+    const std::int64_t token = c.at.rows[r] / c.call.group, h = c.at.rows[r] % c.call.group;
+    rows[r] = row_of<StoredAs<DType::BF16>>(from, q_begin + token, c.head * c.call.group + h);
+  }
+  c.call.tiles->pack_rows(rows, c.rows, dim, to);
+}
+
+/// The chunk's queries.
+inline void pack_queries(std::int64_t q_begin, const Chunk& c) {
+  if (c.call.tiles != nullptr) {
+    pack_rows_of_tiles(c.call.q, q_begin, c.call.head_dim, c, c.at.tiles.q_rows, c.at.tiles.q);
+  } else {
+    pack_rows(c.call.q, c.call.dtype, q_begin, c.call.head_dim, c, c.at.q, c.at.q_lanes);
+  }
+}
+
 /// What each row brings: its numbers, and how many keys of the block it sees. Rows whose lse says
 /// that they weigh nothing see none; rows behind the last are whatever forces no mask.
 MSA_PIECE void pack_numbers(const core::Request& request, std::int64_t start, Chunk& c) {
@@ -114,8 +138,30 @@ MSA_PIECE void multiply_keys(const float* keys, std::int64_t key, const float* c
   }
 }
 
-/// Of kTile keys from `key` on and Cols columns. A key that a row does not see weighs exactly
-/// nothing, whatever it holds.
+/// From scores to weights, and from gradients of weights to those of scores, of a column and kTile
+/// keys from `key` on. A key that a row does not see weighs exactly nothing, whatever it holds.
+template <bool Masked>
+MSA_INLINE void weigh_scores(const Chunk& c, std::int64_t column, std::int64_t key) {
+  const std::int64_t row = column * kLanes, at = (column * c.padded + key) * kLanes;
+  const Vec scale = set1(c.call.scale * kLog2E);
+  const Vec lse = load(c.at.numbers + row), rest = load(c.at.numbers + kBackwardRows + row);
+  const IVec limit = iload(c.at.limits + row);
+  for (int r = 0; r < kTile; ++r) {
+    float* const weight = c.at.p + at + r * kLanes;
+    float* const gradient = c.at.ds + at + r * kLanes;
+    Vec w = exp2(fma(load(weight), scale, sub(zero(), lse)));
+    Vec g = mul(w, add(load(gradient), rest));
+    if constexpr (Masked) {
+      const Mask seen = igreater(limit, iset1(static_cast<std::int32_t>(key + r)));
+      w = select(seen, w, zero());
+      g = select(seen, g, zero());
+    }
+    store(weight, w);
+    store(gradient, g);
+  }
+}
+
+/// Of kTile keys from `key` on and Cols columns.
 template <int Cols, bool Masked>
 MSA_PIECE void weigh(const Chunk& c, std::int64_t column, std::int64_t key) {
   const std::int64_t dim = c.call.head_dim, value_dim = c.call.value_dim;
@@ -129,23 +175,31 @@ MSA_PIECE void weigh(const Chunk& c, std::int64_t column, std::int64_t key) {
   }
   multiply_keys<Cols>(c.at.k, key, q, dim, p);
   multiply_keys<Cols>(c.at.v, key, dout, value_dim, ds);
-  const Vec scale = set1(c.call.scale * kLog2E);
-  for (int col = 0; col < Cols; ++col) {
-    const std::int64_t row = (column + col) * kLanes;
-    const Vec lse = load(c.at.numbers + row), rest = load(c.at.numbers + kBackwardRows + row);
-    const IVec limit = iload(c.at.limits + row);
-    for (int r = 0; r < kTile; ++r) {
-      float* const weight = p[col] + r * kLanes;
-      float* const gradient = ds[col] + r * kLanes;
-      Vec w = exp2(fma(load(weight), scale, sub(zero(), lse)));
-      Vec g = mul(w, add(load(gradient), rest));
-      if constexpr (Masked) {
-        const Mask seen = igreater(limit, iset1(static_cast<std::int32_t>(key + r)));
-        w = select(seen, w, zero());
-        g = select(seen, g, zero());
+  for (int col = 0; col < Cols; ++col) weigh_scores<Masked>(c, column + col, key);
+}
+
+/// Keys times rows by tiles, two columns from `column` on, to the same place in `to`.
+MSA_INLINE void score_by_tiles(const Chunk& c, std::int64_t column, const PairedKeys& keys,
+                               const PairedRows& rows, std::int64_t dim, float* to) {
+  c.call.tiles->score({.keys = keys.halves,
+                       .rows = rows.lanes + column * kLanes * round_up(dim, kTileKeys) / 2,
+                       .columns = std::min<std::int64_t>(2, c.columns - column),
+                       .dim = dim,
+                       .padded = c.padded,
+                       .seen = c.most,
+                       .to = to + column * c.padded * kLanes});
+}
+
+MSA_PIECE void weigh_chunk_by_tiles(const Chunk& c) {
+  const TileScratch& t = c.at.tiles;
+  for (std::int64_t first = 0; first < c.columns; first += 2) {
+    score_by_tiles(c, first, t.k, t.q, c.call.head_dim, c.at.p);
+    score_by_tiles(c, first, t.v, t.dout, c.call.value_dim, c.at.ds);
+    for (std::int64_t column = first; column < std::min(first + 2, c.columns); ++column) {
+      for (std::int64_t key = 0; key < c.most; key += kTile) {
+        key + kTile <= c.least ? weigh_scores<false>(c, column, key)
+                               : weigh_scores<true>(c, column, key);
       }
-      store(weight, w);
-      store(gradient, g);
     }
   }
 }
@@ -166,7 +220,12 @@ MSA_PIECE void weigh_chunk(const Chunk& c) {
 inline void open_chunk(const core::Request& request, std::int64_t start, Chunk& c) {
   c.columns = (c.rows + kLanes - 1) / kLanes;
   pack_numbers(request, start, c);
-  pack_rows(c.call.q, c.call.dtype, request.q_begin, c.call.head_dim, c, c.at.q, c.at.q_lanes);
+  pack_queries(request.q_begin, c);
+  if (c.call.tiles != nullptr) {
+    pack_rows_of_tiles(c.call.dout, request.q_begin, c.call.value_dim, c, c.at.tiles.dout_rows,
+                       c.at.tiles.dout);
+    return weigh_chunk_by_tiles(c);
+  }
   pack_rows(c.call.dout, c.call.out_dtype, request.q_begin, c.call.value_dim, c, c.at.dout,
             c.at.dout_lanes);
   weigh_chunk(c);
@@ -222,7 +281,33 @@ MSA_PIECE void add_turned(const Chunk& c, std::int64_t column, int col, std::int
   }
 }
 
+/// By tiles over keys that all rows see, one after the other over those that some do not.
+MSA_PIECE void add_to_queries_by_tiles(const Chunk& c, std::int64_t token) {
+  const std::int64_t dim = c.call.head_dim, wide = round_up(dim, kTileKeys);
+  const std::int64_t whole = c.least == c.keys ? c.keys : c.least / kTileKeys * kTileKeys;
+  c.call.tiles->queries({.weights = c.at.ds,
+                         .strips = c.at.tiles.k.strips,
+                         .rows = c.rows,
+                         .keys = whole,
+                         .padded = c.padded,
+                         .dim = dim,
+                         .parts = c.at.tiles.parts,
+                         .part = kBackwardRows * c.padded / 2,
+                         .to = c.at.turn});
+  for (std::int64_t r = 0; r < c.rows; ++r) {
+    const float* const ds = c.at.ds + r / kLanes * c.padded * kLanes + r % kLanes;
+    float* const sum = c.at.sums + (c.at.rows[r] - token * c.call.group) * dim;
+    for (std::int64_t d = 0; d < dim; d += kLanes) {
+      Vec x = add(load(sum + d), load(c.at.turn + r * dim + d));
+      for (std::int64_t key = whole; key < c.at.limits[r]; ++key)
+        x = fma(set1(ds[key * kLanes]), load_bf16(c.at.tiles.k.halves + key * wide + d), x);
+      store(sum + d, x);
+    }
+  }
+}
+
 MSA_PIECE void add_to_queries(const Chunk& c, std::int64_t token) {
+  if (c.call.tiles != nullptr) return add_to_queries_by_tiles(c, token);
   for (std::int64_t column = 0; column < c.columns; column += 2) {
     const bool two = column + 1 < c.columns;
     for (std::int64_t d = 0; d < c.call.head_dim; d += kTile) {
@@ -262,8 +347,14 @@ inline Chunk open_block(const BackwardCall& call, const BackwardScratch& scratch
                         const core::Request& request, std::int64_t head, std::int64_t start) {
   Chunk c{.call = call, .at = scratch, .head = head};
   c.keys = std::min(call.step, request.seqlen_k - start);
-  c.padded = round_up(c.keys, kTile);
+  c.padded = round_up(c.keys, call.tiles != nullptr ? kTileKeys : kTile);
   const std::int64_t first = request.k_begin + start;
+  if (call.tiles != nullptr) {
+    pack_keys_of_tiles(call.k, first, head, call.head_dim, c, scratch.tiles.k);
+    if (call.v.data != nullptr)
+      pack_keys_of_tiles(call.v, first, head, call.value_dim, c, scratch.tiles.v);
+    return c;
+  }
   pack_block(call.k, call.dtype, first, head, call.head_dim, c, scratch.k);
   if (call.v.data != nullptr)
     pack_block(call.v, call.dtype, first, head, call.value_dim, c, scratch.v);
@@ -286,8 +377,9 @@ MSA_PIECE void write_rows(const BackwardCall& call, const QueryTile& tile, const
   });
 }
 
-inline void queries(const BackwardCall& call, const QueryTile& tile,
-                    const BackwardScratch& scratch) {
+inline void queries(const BackwardCall& call, const QueryTile& tile, BackwardScratch scratch) {
+  // Nobody multiplies weights by rows here.
+  scratch.tiles.q.strips = scratch.tiles.dout.strips = nullptr;
   const std::int64_t dim = call.head_dim, rows = tile.tokens * call.group;
   std::memset(scratch.sums, 0, static_cast<std::size_t>(rows * dim) * sizeof *scratch.sums);
   for (std::int64_t i = 0; i < tile.count; ++i) {
@@ -332,16 +424,17 @@ MSA_PIECE void add_products(const Chunk& c, const float* weights, const float* s
 }
 
 /// The same for keys from `first` on, which some rows do not see: what such a row holds must not
-/// meet them.
-MSA_PIECE void add_seen(const Chunk& c, const float* weights, const float* strips,
-                        std::int64_t first, std::int64_t dim, float* sums) {
+/// meet them. dims(r, d) is a vector of row r.
+template <class Dims>
+MSA_PIECE void add_seen(const Chunk& c, const float* weights, std::int64_t first, std::int64_t dim,
+                        float* sums, const Dims& dims) {
   for (std::int64_t r = 0; r < c.rows; ++r) {
     const float* weight = weights + r / kLanes * c.padded * kLanes + r % kLanes;
     for (std::int64_t key = first; key < c.at.limits[r]; ++key) {
       const Vec w = set1(weight[key * kLanes]);
       float* const to = sums + key * dim;
       for (std::int64_t d = 0; d < dim; d += kLanes)
-        store(to + d, fma(w, load(strips + d * kBackwardRows + r * kLanes), load(to + d)));
+        store(to + d, fma(w, dims(r, d), load(to + d)));
     }
   }
 }
@@ -357,7 +450,46 @@ MSA_PIECE void add_to_keys(const Chunk& c, const float* weights, const float* st
           : add_products<1>(c, weights, strips, key, d, dim, sums);
     }
   }
-  add_seen(c, weights, strips, whole, dim, sums);
+  add_seen(c, weights, whole, dim, sums, [&](std::int64_t r, std::int64_t d) {
+    return load(strips + d * kBackwardRows + r * kLanes);
+  });
+}
+
+MSA_PIECE void add_to_keys_by_tiles(const Chunk& c, const float* weights, const PairedRows& packed,
+                                    const std::uint16_t* const* rows, std::int64_t dim,
+                                    float* sums) {
+  const std::int64_t seen = c.least == c.keys ? round_up(c.keys, 16) : c.least / 16 * 16;
+  c.call.tiles->keys({.weights = weights,
+                      .strips = packed.strips,
+                      .rows = c.rows,
+                      .keys = seen,
+                      .padded = c.padded,
+                      .dim = dim,
+                      .parts = c.at.tiles.parts,
+                      .part = kBackwardRows * c.padded / 2,
+                      .to = sums});
+  add_seen(c, weights, seen, dim, sums,
+           [&](std::int64_t r, std::int64_t d) { return load_bf16(rows[r] + d); });
+}
+
+/// Gradients of scores times queries.
+inline void add_queries_to_keys(const Chunk& c, float* sums) {
+  const std::int64_t dim = c.call.head_dim;
+  if (c.call.tiles != nullptr) {
+    add_to_keys_by_tiles(c, c.at.ds, c.at.tiles.q, c.at.tiles.q_rows, dim, sums);
+  } else {
+    add_to_keys(c, c.at.ds, c.at.q, dim, sums);
+  }
+}
+
+/// Weights times gradients of outputs.
+inline void add_outputs_to_keys(const Chunk& c, float* sums) {
+  const std::int64_t dim = c.call.value_dim;
+  if (c.call.tiles != nullptr) {
+    add_to_keys_by_tiles(c, c.at.p, c.at.tiles.dout, c.at.tiles.dout_rows, dim, sums);
+  } else {
+    add_to_keys(c, c.at.p, c.at.dout, dim, sums);
+  }
 }
 
 /// Sums times `factor`, or added to what lies there.
@@ -379,7 +511,8 @@ MSA_PIECE void write_block(const BackwardCall& call, const RowTensor& gradient, 
   });
 }
 
-inline void keys(const BackwardCall& call, const KeyBlock& block, const BackwardScratch& scratch) {
+inline void keys(const BackwardCall& call, const KeyBlock& block, BackwardScratch scratch) {
+  scratch.tiles.k.strips = nullptr;  // nor by keys here
   const std::int64_t start = block.block * call.step, dim = call.head_dim;
   Chunk c = open_block(call, scratch, block.request, block.head, start);
   float* const dk = scratch.sums;
@@ -391,8 +524,8 @@ inline void keys(const BackwardCall& call, const KeyBlock& block, const Backward
         return block.tokens != nullptr ? std::int64_t{block.tokens[n]} : block.first_token + n;
       },
       [&] {
-        if (call.dk.data != nullptr) add_to_keys(c, scratch.ds, scratch.q, dim, dk);
-        if (call.dv.data != nullptr) add_to_keys(c, scratch.p, scratch.dout, call.value_dim, dv);
+        if (call.dk.data != nullptr) add_queries_to_keys(c, dk);
+        if (call.dv.data != nullptr) add_outputs_to_keys(c, dv);
       });
   const std::int64_t first = block.request.k_begin + start;
   write_block(call, call.dk, first, block.head, c.keys, dim, call.scale, dk);

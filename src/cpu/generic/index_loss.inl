@@ -28,9 +28,10 @@ MSA_PIECE void score_rows(const core::Request& request, std::int64_t start, Chun
   c.columns = (c.rows + kLanes - 1) / kLanes;
   backward::pack_numbers(request, start, c);
   std::fill(c.at.limits + c.rows, c.at.limits + c.columns * kLanes, 0);
-  backward::pack_rows(c.call.q, c.call.dtype, request.q_begin, c.call.head_dim, c, c.at.q,
-                      c.at.q_lanes);
+  backward::pack_queries(request.q_begin, c);
   std::int64_t column = 0;
+  for (; c.call.tiles != nullptr && column < c.columns; column += 2)
+    backward::score_by_tiles(c, column, c.at.tiles.k, c.at.tiles.q, c.call.head_dim, c.at.ds);
   for (; column + 2 <= c.columns; column += 2) score_columns<2>(c, column);
   if (column < c.columns) score_columns<1>(c, column);
 }
@@ -299,7 +300,7 @@ inline void keys(const IndexLossCall& call, const KeyBlock& block, const IndexLo
     score_rows(block.request, start, student);
     teach(call, block.request, start, student, teacher, scratch.mean);
     subtract(call, block.request, student, scratch.mean);
-    backward::add_to_keys(student, student.at.ds, student.at.q, dim, sums);
+    backward::add_queries_to_keys(student, sums);
   }
   if (!last) return;
   backward::write_block(call.student, call.student.dk, block.request.k_begin + start,

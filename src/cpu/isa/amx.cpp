@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The kernels of the amx level: products of tiles for many rows of bf16 storage and for codes; the
-// rest is avx512_bf16's, gradients are those of avx512.
+// rest is avx512_bf16's, gradients are those of avx512 over its own tiles.
 #include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
@@ -29,6 +29,7 @@ using ProductsOfCodes = ByteProducts;
 
 #include "cpu/generic/attend.inl"
 #include "cpu/generic/attend_tiles.inl"
+#include "cpu/generic/backward_tiles.inl"
 #include "cpu/generic/score.inl"
 #include "cpu/generic/score_filter.inl"
 #include "cpu/generic/score_tiles.inl"
@@ -39,7 +40,8 @@ constinit const Kernels kKernels = {.isa = "amx",
                                     .attend = tile_attend_kernels(),
                                     .select = selection::tile_kernels(),
                                     .vectors = checks::tile_table(),
-                                    .gradients = &avx512::kGradients};
+                                    .gradients = &avx512::kGradients,
+                                    .gradient_tiles = &backward_tiles::kProducts};
 }  // namespace msa::cpu::amx
 
 #if defined(__clang__)

@@ -31,6 +31,21 @@ struct Bf16Products {
     return {_mm512_permutexvar_epi16(order, halves)};
   }
 
+  /// The same, each of two words: the upper bits of a number, and what is left of it, rounded;
+  /// nothing of what is not finite.
+  MSA_INLINE static void split(Vec even, Vec odd, IVec (&words)[2]) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<std::int32_t>(0xffff0000u));
+    const __m512i high[2] = {_mm512_and_si512(_mm512_castps_si512(even.v), upper),
+                             _mm512_and_si512(_mm512_castps_si512(odd.v), upper)};
+    const __m512 left[2] = {_mm512_sub_ps(even.v, _mm512_castsi512_ps(high[0])),
+                            _mm512_sub_ps(odd.v, _mm512_castsi512_ps(high[1]))};
+    const auto finite = [](__m512 x) {
+      return Vec{_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x)};
+    };
+    words[0].v = _mm512_or_si512(_mm512_srli_epi32(high[0], 16), high[1]);
+    words[1] = pair(finite(left[0]), finite(left[1]));
+  }
+
   /// The first `dim` (at most 32) bfloats of two rows as words (even[i], odd[i]), in two vectors.
   MSA_INLINE static void pair_rows(const std::uint16_t* even, const std::uint16_t* odd,
                                    std::int64_t dim, IVec (&words)[2]) {
