@@ -560,8 +560,8 @@ gpu_parts() {
   if [ "$jobs" -gt 16 ]; then echo $((jobs / 2)); else echo $((jobs > 8 ? 8 : jobs)); fi
 }
 
-verify_cuda() { # MSA ISA FILE...
-  in_parts "$(gpu_parts)" verify_part 2 "$1" --backend cuda --isa "$2" --support "$(gpu_support "$2")" "${@:3}" |
+verify_cuda() { # MSA OPTION...
+  in_parts "$(gpu_parts)" verify_part 2 "$1" --backend cuda "${@:2}" |
     sum_verified
   return "${PIPESTATUS[0]}"
 }
@@ -611,6 +611,14 @@ gpu_pytest() { # TEST...: one that is skipped has not run, and fails
     "$(gpu_interpreter)" -m pytest -q -rs --no-skips "$@"
 }
 
+# The oracle answers a case once for all instruction sets.
+gpu_cases() { # BUILD
+  local msa=$1/tools/msa/msa tables=() isa
+  for isa in "${gpu_isas[@]}"; do tables+=(--support "$isa=$(gpu_support "$isa")"); done
+  step "verify cuda on ${gpu_isas[*]}" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/all.txt tests/cases/cuda.txt
+  step "verify cuda on ${gpu_isas[*]}, real sizes" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/long.txt
+}
+
 gpu_isa() { # BUILD ISA
   local msa=$1/tools/msa/msa support tool part
   support=$(gpu_support "$2")
@@ -627,10 +635,8 @@ gpu_isa() { # BUILD ISA
       "$msa" verify --backend cuda --isa "$2" \
       --repeats 1000 --support "$support" --part "$part/4" tests/cases/sanitizer.txt
   done
-  begin_step "verify $2" verify_cuda "$msa" "$2" tests/cases/all.txt tests/cases/cuda.txt
-  begin_step "verify $2, real sizes" verify_cuda "$msa" "$2" tests/cases/long.txt
-  begin_step "verify $2, drawn with seed $(commit_seed)" verify_cuda "$msa" "$2" --draw 2000 --seed "$(commit_seed)" \
-    --inside "$support"
+  begin_step "verify $2, drawn with seed $(commit_seed)" verify_cuda "$msa" --isa "$2" --draw 2000 \
+    --seed "$(commit_seed)" --inside "$support"
   MSA_ISA=$2 begin_step "graphs on $2" gpu_tests_in_parts "$1/tests/gpu_test" 'Graph.*'
   end_steps
   MSA_ISA=$2 step "streams, bits, faults, costs on $2" "$1/tests/gpu_test" --gtest_filter='-Graph.*'
@@ -668,8 +674,12 @@ visible_gpus() { # their numbers, one a line
   fi
 }
 
-run_gpu_part() { # BUILD PART: an instruction set, or the interfaces
-  if [ "$2" = interfaces ]; then gpu_interfaces "$1"; else gpu_isa "$1" "$2"; fi
+run_gpu_part() { # BUILD PART: the cases, an instruction set, or the interfaces
+  case $2 in
+  cases) gpu_cases "$1" ;;
+  interfaces) gpu_interfaces "$1" ;;
+  *) gpu_isa "$1" "$2" ;;
+  esac
 }
 
 # Side by side where there are several GPUs: every part sees all of them, each another one first.
@@ -699,7 +709,7 @@ run_gpu_lane() { # GPUS RESULT BUILD PART
 }
 
 run_gpu() {
-  local dir=${gpu_build:-$PWD/build/cuda} msa tool reason have name isas
+  local dir=${gpu_build:-$PWD/build/cuda} msa tool reason have name gpu_isas
   if [ -z "$gpu_build" ]; then
     step "build with CUDA" build "$dir" all -S . -G Ninja -DMSA_CUDA=ON -DMSA_CUDA_ARCHITECTURES=90 || return
   fi
@@ -718,11 +728,11 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
   [ -n "$gpu_build" ] || step "cubins" tests/cuda/cubins_test.py "$dir/src/libmsa.so" 90
   step "plans" "$dir/tests/cuda_test"
   # Whatever the GPU runs, each instruction set by force.
-  isas=()
+  gpu_isas=()
   while read -r have name reason; do
-    if [ "$have" = run ]; then isas+=("$name"); else not_run "$name" "${reason//_/ }"; fi
+    if [ "$have" = run ]; then gpu_isas+=("$name"); else not_run "$name" "${reason//_/ }"; fi
   done < <(isas "$dir" cuda)
-  run_gpu_lanes "$dir" "${isas[@]}" interfaces
+  run_gpu_lanes "$dir" cases "${gpu_isas[@]}" interfaces
   # A row of each kind, for a look: the data and oracles of all of them take half an hour; benchmarks/hopper.py has peers.
   step "rows" "$msa" bench --backend cuda --min-time 0.2 --filter hopper.dense.8k --filter hopper.msa.8k.drift \
     --filter hopper.decode.128k.b1 --filter hopper.topk.random && cat "$logs/rows.log"

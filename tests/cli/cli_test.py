@@ -395,6 +395,22 @@ class Verify(CliTest):
         totals = dict(line.split("\t") for line in result.stdout.splitlines())
         self.assertEqual((totals["run"], totals["passed"]), (str(3 * available),) * 2, result.stdout)
         self.expect(USAGE, msa("verify", "--every-isa", "--case", f"op=dense {SMALL}"), "--every-isa")
+
+    def test_tables_of_instruction_sets(self):
+        """A table that lists what no backend takes fails the instruction set that it names, and no other."""
+        everything, nothing = self.path("everything.txt"), self.path("nothing.txt")
+        with open(everything, "w") as f:
+            f.write("op=dense\n")
+        with open(nothing, "w") as f:
+            f.write("op=topk\n")
+        refused = ["--case", "op=dense heads=4/2 dim=24 block=16 lens=8:200"]
+        if "rejected\t1" not in msa("verify", "--backend", "cpu", "--isa", "scalar", *refused).stdout:
+            self.fail("this case is served: take another one")
+        run = ["verify", "--backend", "cpu", "--isa", "scalar", *refused]
+        self.expect(GOOD, msa(*run, "--support", nothing, "--support", f"avx2={everything}"))
+        self.expect(FAILED, msa(*run, "--support", nothing, "--support", f"scalar={everything}"))
+        self.expect(FAILED, msa(*run, "--support", everything, "--support", f"avx2={nothing}"))
+        self.expect(USAGE, msa(*run, "--support", everything, "--support", nothing), "--support")
         self.expect(USAGE, msa("verify", "--backend", "cpu", "--isa", "scalar", "--every-isa", "--case", f"op=dense {SMALL}"))
 
     def test_parts_share_the_cases(self):

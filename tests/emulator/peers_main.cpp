@@ -22,7 +22,7 @@ int faults = 0;
 
 void expect(bool holds, const char* what, int a = 0, int b = 0) {
   if (holds) return;
-  std::printf("peers_test: %s (%d, %d)\n", what, a, b);
+  std::printf("peers: %s (%d, %d)\n", what, a, b);
   ++faults;
 }
 
@@ -195,6 +195,6 @@ int main() {
       check_join(s, pads, number, draw);
     }
   }
-  if (faults == 0) std::puts("peers_test: passed");
+  if (faults == 0) std::puts("peers: passed");
   return faults == 0 ? 0 : 1;
 }

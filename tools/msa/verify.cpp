@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -24,7 +25,7 @@ namespace {
 struct VerifyCommand {
   std::vector<std::string> files;
   std::vector<std::string> lines;
-  std::string support;
+  std::vector<std::string> support;  // FILE, or ISA=FILE
   std::string part;
   std::int64_t draw = 0;
   std::uint64_t seed = 1;
@@ -48,6 +49,32 @@ std::optional<testkit::SupportTable> read_support(const std::string& path) {
     throw Failure(kBadInput, error.what());
   }
 }
+
+/// What every instruction set serves: the tables that name it, else those that name none.
+class Support {
+ public:
+  explicit Support(const VerifyCommand& command) {
+    for (const std::string& text : command.support) {
+      const std::size_t equals = text.find('=');
+      const bool named = equals != text.npos;
+      const std::string isa = named ? text.substr(0, equals) : "";
+      if (!tables_.try_emplace(isa, *read_support(named ? text.substr(equals + 1) : text)).second)
+        throw Failure(kUsage, fmt::format("--support: '{}' is a second table for the same", text));
+    }
+    if (tables_.empty() && !command.inside.empty())
+      tables_.emplace("", *read_support(command.inside));
+  }
+
+  /// nullptr: nothing is promised.
+  const testkit::SupportTable* of(const std::string& isa) const {
+    auto found = tables_.find(isa);
+    if (found == tables_.end()) found = tables_.find("");
+    return found == tables_.end() ? nullptr : &found->second;
+  }
+
+ private:
+  std::map<std::string, testkit::SupportTable> tables_;
+};
 
 /// Legal cases of the seed, inside the table where one is given.
 std::vector<testkit::Case> draw_all(const VerifyCommand& command) {
@@ -122,10 +149,11 @@ int verify_tensors(const VerifyCommand& command) {
 /// The one that the options name, or all that the machine has.
 std::vector<std::string> isas_under_test(const VerifyCommand& command) {
   if (!command.every_isa) return {command.under_test.isa};
-  if (command.under_test.backend != "cpu" || !command.under_test.isa.empty())
-    throw Failure(kUsage, "--every-isa: expected --backend cpu and no --isa");
+  const std::string& backend = command.under_test.backend;
+  if ((backend != "cpu" && backend != "cuda") || !command.under_test.isa.empty())
+    throw Failure(kUsage, "--every-isa: expected --backend cpu or cuda, and no --isa");
   std::vector<std::string> names;
-  for (const IsaInfo& isa : testkit::isas_of("cpu")) {
+  for (const IsaInfo& isa : testkit::isas_of(backend)) {
     if (isa.available) names.push_back(isa.name);
   }
   return names;
@@ -144,8 +172,7 @@ int verify(const VerifyCommand& command) {
   require_backend(command.under_test);
   const Part part = read_part(command.part);
   const std::vector<testkit::Case> cases = read_all(command);
-  const std::optional<testkit::SupportTable> support =
-      read_support(command.support.empty() ? command.inside : command.support);
+  const Support support(command);
   std::unique_ptr<testkit::MemorySpace> gpu;
   if (command.under_test.backend == "cuda") gpu = testkit::cuda_memory(command.device);
   const std::vector<std::string> isas = isas_under_test(command);
@@ -164,7 +191,7 @@ int verify(const VerifyCommand& command) {
       options.under_test.isa = isa;
       ++run;
       testkit::Outcome outcome = testkit::verify(spec, options);
-      testkit::count(outcome, spec, support ? &*support : nullptr, totals);
+      testkit::count(outcome, spec, support.of(isa), totals);
       if (outcome.result != testkit::Result::Failed) continue;
       progress.clear();
       fmt::print(stderr, "FAILED: {}\n  {}\n", outcome.reason, outcome.repro);
@@ -188,7 +215,8 @@ void add_verify(CLI::App& app, Action& action) {
   const std::size_t of_both = command->get_options().size();
   command->add_option("--case", options->lines, "A case in the case language; may be repeated");
   command->add_option("--support", options->support,
-                      "Support table of the backend: a rejection inside it fails");
+                      "Support table of the backend, or ISA=FILE for one of its instruction sets; "
+                      "may be repeated: a rejection inside it fails");
   command
       ->add_option("--repeats", options->repeats, "Runs of each case: all must give the same bits")
       ->capture_default_str()

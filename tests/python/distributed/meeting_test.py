@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Ranks that meet in kernels, all in one process, with stand-ins for the two kernels: what they are given, and what is
-made of what they give. tests/emulator/peers_test.cpp runs the kernels, gpus_test.py both.
+made of what they give. tests/emulator/peers_main.cpp runs the kernels, gpus_test.py both.
 """
 from __future__ import annotations
 
