@@ -2,6 +2,7 @@
 // The launches of src/cuda/sm90, which plans name and this build has no kernels for: the emulated
 // build says that it holds none (MSA_CUDA_COMPILED), so that no plan starts one.
 #include "cuda/sm90/attend/launch.h"
+#include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/kvouter/launch.h"
@@ -16,6 +17,8 @@ namespace {
 }  // namespace
 
 void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
+
+void backward::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
 
 void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 

@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant
     const mma::backward::Loader<Traits> loader(params, shared);
     mma::backward::Consumer<Traits> consumer(shared);
     walk<Traits, wanted>(params, loader, consumer, shared);
-    if constexpr (!wanted.keys) continue;
-    mma::backward::store_sums<Traits>(params, shared, 0, params.dk, consumer.dk_, params.scale);
-    mma::backward::store_sums<Traits>(params, shared, 1, params.dv, consumer.dv_, 1.0f);
+    if constexpr (wanted.keys) {
+      mma::backward::store_sums<Traits>(params, shared, 0, params.dk, consumer.dk_, params.scale);
+      mma::backward::store_sums<Traits>(params, shared, 1, params.dv, consumer.dv_, 1.0f);
+    }
   }
 }
 

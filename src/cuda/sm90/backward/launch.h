@@ -26,7 +26,7 @@ inline constexpr Config kTile{.storage = Storage::Bf16, .head_dim = 128, .keys =
 template <Wanted wanted>
 void launch_instance(const Params& params, int ctas, cudaStream_t stream);
 
-/// One CTA a multiprocessor, as of mma's kernel for that tile.
-void launch(const Params& params, int ctas, cudaStream_t stream);
+/// As mma::backward::launch, which has every other tile.
+void launch(const Config& config, const Params& params, int ctas, cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::backward
