@@ -24,12 +24,13 @@ __device__ __forceinline__ void walk(const Params& params,
     ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
     // The rows of a step ascend: if the first one sees all keys, all do, but for the blind.
     const bool blind = __syncthreads_or(loader.is_blind(step)) != 0;
-    mma::backward::load_ahead(loader, step);
     if (blind || loader.info(step).limit[0] < Traits::kKeys) {
+      mma::backward::load_ahead(loader, step);
       mma::backward::work_step<Traits, true>(params, loader, consumer, shared, step);
     } else {
       WholeStep<Traits, wanted>(shared, consumer)
-          .run(loader.info(step), step % 2, params.scale_log2, params.shares);
+          .run(loader.info(step), step % 2, params.scale_log2, params.shares,
+               [&] { mma::backward::load_ahead(loader, step); });
     }
   }
 }

@@ -31,15 +31,19 @@ class WholeStep {
         warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
         lane_(static_cast<int>(threadIdx.x % 32)) {}
 
-  /// All threads; the rows of the step have arrived and are visible to wgmma.
+  /// All threads; the rows of the step have arrived and are visible to wgmma. meanwhile() is called
+  /// while scores are multiplied.
+  template <class Meanwhile>
   __device__ __forceinline__ void run(const RowInfo& rows, int stage, float scale_log2,
-                                      const common::backward::Shares& to) {
+                                      const common::backward::Shares& to,
+                                      const Meanwhile& meanwhile) {
     sums_.locate();
     float s[kScores];   // scores, then weights; then dq
     float dp[kScores];  // keys are the rows of both
     ptx::wgmma_fence();
     multiply_rows(shared_.k, shared_.q[stage], s);
     multiply_rows(shared_.v, shared_.dout[stage], dp);
+    meanwhile();
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(s);
     std::uint32_t p[kScores / 2];
