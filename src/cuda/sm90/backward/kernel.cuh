@@ -38,8 +38,7 @@ __device__ __forceinline__ void walk(const Params& params,
 template <class Traits, Wanted wanted>
 __global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant__ Params params) {
   extern __shared__ std::uint8_t raw[];
-  auto& shared =
-      *reinterpret_cast<typename Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
 #pragma unroll 1
   while (mma::cta::take_item(params.pairs, params.work, shared)) {
     const mma::backward::Loader<Traits> loader(params, shared);

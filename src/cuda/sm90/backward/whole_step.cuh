@@ -122,8 +122,8 @@ class WholeStep {
   /// d = dS of all keys times these, the warpgroup's columns; a group of its own.
   __device__ __forceinline__ void multiply_keys(float (&d)[kScores]) const {
     const std::uint64_t a = descriptor_mn_major(shared_.ds, kKeys * kPanelRowBytes);
-    const std::uint64_t b = descriptor_mn_major(
-        shared_.k + warpgroup() * kKeys * kPanelRowBytes, kKeys * kPanelRowBytes);
+    const std::uint64_t b = descriptor_mn_major(shared_.k + warpgroup() * kKeys * kPanelRowBytes,
+                                                kKeys * kPanelRowBytes);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
