@@ -5,6 +5,7 @@
 #include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/score/launch.h"
+#include "cuda/sm90/index_loss/launch.h"
 #include "cuda/sm90/kvouter/launch.h"
 #include "cuda/sm90/select/launch.h"
 #include "thread.h"
@@ -19,6 +20,8 @@ namespace {
 void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
 void backward::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
+
+void index_loss::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
 
 void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
