@@ -7,7 +7,7 @@ namespace msa::cuda::sm90::index_loss {
 
 void launch(const Config& config, const Params& params, int ctas, cudaStream_t stream) {
   if (config == kTile && params.student_shares == nullptr)
-    return launch_instance<kTile>(params, ctas, stream);
+    return index_loss::launch_instance<kTile>(params, ctas, stream);
   mma::index_loss::launch(config, params, ctas, stream);
 }
 
