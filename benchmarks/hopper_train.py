@@ -37,7 +37,7 @@ from sequences import Drift, normal_rows, rows_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 START = time.monotonic()
-MIN_TIME = 0.4  # seconds of all runs of a row
+MIN_TIME = 0.4  # seconds of all runs of a step
 DIM, BLOCK, TOPK = 128, 128, 16
 LENGTHS = {"8k": 8192, "32k": 32768, "128k": 131072}
 
@@ -80,12 +80,11 @@ def seconds_of(call, device):
 
 
 def measure(calls, device):
-    """Seconds of the runs of each, in turns, so that all see the same clocks."""
+    """Seconds of the runs of each, in turns, so that all see the same clocks; until the first has enough of them."""
     found = [[] for _ in calls]
     for call in calls:
         call()
-    least = 1 if device == "cpu" else 5
-    while any(len(times) < least or (device != "cpu" and sum(times) < MIN_TIME) for times in found):
+    while not found[0] or device != "cpu" and (len(found[0]) < 5 or sum(found[0]) < MIN_TIME):
         for call, times in zip(calls, found):
             times.append(seconds_of(call, device))
     return found

@@ -5,6 +5,7 @@
 # MSA_CUDA_ARCHITECTURES: compute capabilities without their point, machine code for each; N-virtual is PTX, which the driver
 # compiles on what comes later. sm90/ is compiled for 90a alone, whatever the others: wgmma and setmaxnreg exist nowhere else.
 set(MSA_CUDA_ARCHITECTURES 80 86 89 90 100 120 120-virtual CACHE STRING "GPUs to compile for: compute capabilities as 80, PTX as 120-virtual")
+option(MSA_CUDA_QUICK "Compile kernels in half the time, and slow ones, where no test could read their machine code: for tests without a GPU" OFF)
 set(MSA_WITH_CUDA OFF)
 if(MSA_CUDA STREQUAL "ON" OR (MSA_CUDA STREQUAL "AUTO" AND NOT MSA_SANITIZE))
   include(CheckLanguage)
@@ -23,6 +24,12 @@ if(MSA_CUDA STREQUAL "ON" OR (MSA_CUDA STREQUAL "AUTO" AND NOT MSA_SANITIZE))
   elseif(MSA_CUDA STREQUAL "ON")
     message(FATAL_ERROR "MSA_CUDA=ON, but no nvcc was found; set CMAKE_CUDA_COMPILER")
   endif()
+endif()
+
+# What tests read machine code with; not every toolkit has it.
+if(MSA_WITH_CUDA)
+  find_program(MSA_CUOBJDUMP cuobjdump HINTS ${CUDAToolkit_BIN_DIR})
+  find_program(MSA_NVDISASM nvdisasm HINTS ${CUDAToolkit_BIN_DIR})
 endif()
 
 # The CUDA backend's sources as object libraries of their own: the rest of the library is compiled without a word of CUDA,
@@ -72,6 +79,9 @@ function(msa_cuda_library target architectures)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills --compress-mode=size
                                            $<$<NOT:$<CONFIG:Release,MinSizeRel>>:-lineinfo>>)
+  if(MSA_CUDA_QUICK AND NOT (MSA_CUOBJDUMP AND MSA_NVDISASM))
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Ofc=max>)
+  endif()
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
                                              CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endfunction()

@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/backend.h"
 #include "core/fail.h"
 #include "core/json.h"
 #include "msa/c.h"
@@ -534,6 +535,25 @@ std::string support_text(const Support& support) {
   return text;
 }
 
+// ---- ranks ----
+
+constexpr std::size_t kPeersSize = MSA_STRUCT_SIZE(msa_peers, timeout_ms);
+
+core::Peers read_peers(const msa_peers* given) {
+  const msa_peers p = known(given, kPeersSize, kPeersSize, "peers");
+  if (p.ranks < 1 || p.ranks > core::kMaxRanks) expect("ranks", "1 to 63", std::to_string(p.ranks));
+  const auto ranks = static_cast<std::size_t>(p.ranks);
+  return {.rank = p.rank,
+          .ranks = p.ranks,
+          .boxes = std::span(required(p.boxes, "boxes"), ranks),
+          .pads = std::span(required(p.pads, "pads"), ranks),
+          .timeout_ms = p.timeout_ms};
+}
+
+Tensor read_optional(const msa_tensor* tensor, const char* argument) {
+  return tensor == nullptr ? Tensor{} : read_tensor(*tensor, argument);
+}
+
 const Field& output_named(Op op, std::string_view name) {
   for (const Field& field : fields_of(op)) {
     if (!field.is_input() && c_name(field) == name) return field;
@@ -686,6 +706,33 @@ msa_status msa_check(const msa_plan* plan, void* workspace, size_t workspace_byt
     place.request = found->request;
     place.row = found->row;
     copy_text(place.what, sizeof place.what, found->what);
+  });
+}
+
+msa_status msa_peers_choose(const msa_peers* peers, int32_t dealt, int64_t first_blocks,
+                            const msa_tensor* forced, const msa_tensor* block_ids,
+                            const msa_tensor* own_ids, void* stream, msa_error* error) {
+  return guard(error, [&] {
+    const core::ChooseCall call{
+        .peers = read_peers(peers),
+        .dealt = dealt != 0,
+        .first_blocks = first_blocks,
+        .forced = read_optional(forced, "forced"),
+        .block_ids = read_tensor(*required(block_ids, "block_ids"), "block_ids"),
+        .own_ids = read_optional(own_ids, "own_ids")};
+    core::validate(call);
+    core::backends().front()->choose(call, {stream});
+  });
+}
+
+msa_status msa_peers_join(const msa_peers* peers, const msa_tensor* out, const msa_tensor* lse,
+                          void* stream, msa_error* error) {
+  return guard(error, [&] {
+    const core::JoinCall call{.peers = read_peers(peers),
+                              .out = read_tensor(*required(out, "out"), "out"),
+                              .lse = read_optional(lse, "lse")};
+    core::validate(call);
+    core::backends().front()->join(call, {stream});
   });
 }
 

@@ -360,6 +360,21 @@ typedef struct msa_field {
   size_t flag;
 } msa_field;
 
+/// Where ranks meet: GPUs of one host that read each other's memory where it lies. Addresses are
+/// those that this rank's GPU has for them.
+typedef struct msa_peers {
+  size_t struct_size;
+  int64_t rank;
+  /// 1 to 63.
+  int64_t ranks;
+  /// `ranks` addresses: what each rank wrote for all.
+  void* const* boxes;
+  /// `ranks` addresses of 2 * ranks + 2 words of 32 bits each, 0 at first, which are the library's.
+  void* const* pads;
+  /// A rank that waits longer ends in an error of its GPU; 0: it waits for ever.
+  int64_t timeout_ms;
+} msa_peers;
+
 /// "0.2.0": of the library in use.
 MSA_API const char* msa_version(void);
 /// "msa_attention", or NULL.
@@ -428,6 +443,25 @@ MSA_API msa_status msa_check(const msa_plan* plan, void* workspace, size_t works
 /// What this build holds and what this machine offers, as JSON. Returns the length of the whole
 /// text.
 MSA_API size_t msa_info(char* text, size_t capacity);
+
+/// merge_selections of what every rank wrote into its box, i32 [2, T, H, k]: block ids, -1 behind
+/// the last, and the bits of their scores. Begins with a barrier of all ranks, so that each may
+/// read what was written before on the streams of all. msa_peers_choose and msa_peers_join take
+/// turns on the same pads, and a box may be written again once the other call has returned its
+/// stream. `dealt` 1: ids in boxes are local, block l of rank n is block l * ranks + n of the
+/// sequence; they count behind those of a rank that are among the `first_blocks` first ones of the
+/// sequence. `forced`, i32 [T, F], the first -1 ends a row: ids that are chosen anyway. `own_ids`,
+/// i32 [T, H, k], where dealt: those chosen that lie on this rank, local, ascending. Both may be
+/// NULL. All dense. Allocates nothing, never synchronises; a CUDA graph may capture it.
+MSA_API msa_status msa_peers_choose(const msa_peers* peers, int32_t dealt, int64_t first_blocks,
+                                    const msa_tensor* forced, const msa_tensor* block_ids,
+                                    const msa_tensor* own_ids, void* stream, msa_error* error);
+
+/// merge_states of what every rank wrote into its box, f32 [T, H, Dv + 4], the lse of a row behind
+/// its output: with the bits of msa_run over these parts in f32, rounded to the type of `out` (f32,
+/// f16 or bf16 [T, H, Dv]). `lse`, f32 [T, H], may be NULL. Otherwise as msa_peers_choose.
+MSA_API msa_status msa_peers_join(const msa_peers* peers, const msa_tensor* out,
+                                  const msa_tensor* lse, void* stream, msa_error* error);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,7 @@
 #include "call.h"
 #include "error.h"
 #include "numbers.h"
+#include "peers.h"
 #include "plan.h"
 #include "state.h"
 
@@ -178,6 +179,9 @@ PyMethodDef kMethods[] = {
     {"plans_info", plans_info, METH_NOARGS, nullptr},
     {"plans_clear", plans_clear, METH_NOARGS, nullptr},
     {"plans_resize", plans_resize, METH_O, nullptr},
+    // ranks
+    {"peers_choose", peers_choose, METH_VARARGS, nullptr},
+    {"peers_join", peers_join, METH_VARARGS, nullptr},
     // facts
     {"info", info, METH_NOARGS, nullptr},
     {"fields", fields, METH_NOARGS, nullptr},

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "core/call.h"
+#include "core/peers.h"
 #include "msa/info.h"
 
 namespace msa::core {
@@ -48,6 +49,12 @@ class Backend {
   /// Plans a problem that it does not reject.
   virtual std::shared_ptr<const Planned> plan(const Problem& problem) const = 0;
   virtual BackendInfo info() const = 0;
+  /// Merges over ranks, of calls that passed validate: only GPUs read each other's memory.
+  virtual void choose(const ChooseCall&, Stream) const { no_peers(); }
+  virtual void join(const JoinCall&, Stream) const { no_peers(); }
+
+ private:
+  [[noreturn]] void no_peers() const;
 };
 
 /// In order of preference: cuda (where built), cpu, reference.

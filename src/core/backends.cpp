@@ -2,7 +2,16 @@
 // The table of backends, in order of preference.
 #include "core/backend.h"
 
+#include "msa/error.h"
+
 namespace msa::core {
+
+void Backend::no_peers() const {
+  const std::string backend(name());
+  throw Error(
+      ErrorCode::Unsupported, "device",
+      "device: expected a build with CUDA, as " + backend + " reads no other rank's memory");
+}
 
 std::span<const Backend* const> backends() {
   static const Backend* const table[] = {

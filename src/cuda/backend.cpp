@@ -14,6 +14,7 @@
 #include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/path.h"
+#include "cuda/peers.h"
 #include "cuda/tensor_map.h"
 #include "msa/error.h"
 
@@ -155,6 +156,15 @@ class CudaBackend final : public core::Backend {
         problem, machine().gpus[static_cast<std::size_t>(problem.device.index)]);
   }
 
+  void choose(const core::ChooseCall& call, Stream stream) const override {
+    expect_gpu(call.block_ids.device.index);
+    cuda::choose(call, static_cast<cudaStream_t>(stream.handle));
+  }
+  void join(const core::JoinCall& call, Stream stream) const override {
+    expect_gpu(call.out.device.index);
+    cuda::join(call, static_cast<cudaStream_t>(stream.handle));
+  }
+
   BackendInfo info() const override {
     BackendInfo info{.name = "cuda", .available = false, .reason = machine().reason};
     for (std::size_t index = 0; index < machine().gpus.size(); ++index) {
@@ -169,6 +179,12 @@ class CudaBackend final : public core::Backend {
     if (info.available) info.reason.clear();
     for (const Isa* isa : kIsas) info.isas.push_back(info_of(*isa));
     return info;
+  }
+
+ private:
+  static void expect_gpu(int index) {
+    if (const std::string why = machine_rejects(machine(), index); !why.empty())
+      throw Error(ErrorCode::Unsupported, "device", "device: " + why);
   }
 };
 

@@ -380,6 +380,80 @@ TEST(CInterface, StructsGrowAtTheirEnd) {
   EXPECT_NE(std::string(error.message).find(version()), std::string::npos) << error.message;
 }
 
+/// Dense, on GPU 0, where nobody looks.
+msa_tensor tensor_on_gpu(msa_dtype dtype, std::initializer_list<std::int64_t> shape) {
+  msa_tensor tensor{};
+  tensor.data = reinterpret_cast<void*>(std::uintptr_t{4096});
+  tensor.dtype = dtype;
+  tensor.device_type = MSA_CUDA;
+  tensor.rank = static_cast<std::int32_t>(shape.size());
+  std::copy(shape.begin(), shape.end(), tensor.shape);
+  std::int64_t stride = 1;
+  for (int d = tensor.rank - 1; d >= 0; --d) {
+    tensor.stride[d] = stride;
+    stride *= tensor.shape[d];
+  }
+  return tensor;
+}
+
+struct PeersCall {
+  void* boxes[2] = {reinterpret_cast<void*>(std::uintptr_t{4096}),
+                    reinterpret_cast<void*>(std::uintptr_t{8192})};
+  msa_peers peers{MSA_STRUCT_SIZE(msa_peers, timeout_ms), 1, 2, boxes, boxes, 1000};
+  std::int32_t dealt = 1;
+  std::int64_t first = 0;
+  msa_tensor forced = tensor_on_gpu(MSA_I32, {3, 1});
+  msa_tensor ids = tensor_on_gpu(MSA_I32, {3, 2, 16});
+  msa_tensor own = ids;
+  msa_tensor out = tensor_on_gpu(MSA_BF16, {3, 8, 64});
+  msa_tensor lse = tensor_on_gpu(MSA_F32, {3, 8});
+
+  /// The argument that is refused.
+  std::string choose() const {
+    msa_error error{};
+    EXPECT_EQ(msa_peers_choose(&peers, dealt, first, &forced, &ids, &own, nullptr, &error),
+              MSA_INVALID_ARGUMENT);
+    return error.argument;
+  }
+  std::string join() const {
+    msa_error error{};
+    EXPECT_EQ(msa_peers_join(&peers, &out, &lse, nullptr, &error), MSA_INVALID_ARGUMENT);
+    return error.argument;
+  }
+};
+
+TEST(Peers, EveryFaultIsNamed) {
+  const auto choosing = [](const auto& change) {
+    PeersCall call;
+    change(call);
+    return call.choose();
+  };
+  const auto joining = [](const auto& change) {
+    PeersCall call;
+    change(call);
+    return call.join();
+  };
+  EXPECT_EQ(choosing([](PeersCall& c) { c.peers.struct_size -= 8; }), "peers");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.peers.ranks = 64; }), "ranks");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.peers.rank = 2; }), "rank");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.peers.boxes = nullptr; }), "boxes");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.boxes[1] = nullptr; }), "boxes");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.peers.timeout_ms = -1; }), "timeout_ms");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.ids.stride[1] = 17; }), "block_ids");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.ids.shape[2] = 257; }), "block_ids");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.ids.device_type = MSA_CPU; }), "block_ids");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.own.shape[0] = 2; }), "own_ids");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.own.device_index = 1; }), "own_ids");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.dealt = 0; }), "own_ids");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.first = -1; }), "first_blocks");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.forced.shape[0] = 4; }), "forced");
+  EXPECT_EQ(choosing([](PeersCall& c) { c.forced.dtype = MSA_F32; }), "forced");
+  EXPECT_EQ(joining([](PeersCall& c) { c.peers.rank = -1; }), "rank");
+  EXPECT_EQ(joining([](PeersCall& c) { c.out.dtype = MSA_E4M3; }), "out");
+  EXPECT_EQ(joining([](PeersCall& c) { c.out.data = nullptr; }), "out");
+  EXPECT_EQ(joining([](PeersCall& c) { c.lse.shape[1] = 4; }), "lse");
+}
+
 TEST(CInterface, TextsAreCutAndTellTheirLength) {
   const msa_problem problem = MSA_PROBLEM_INIT;
   const std::size_t whole = msa_problem_text(&problem, nullptr, 0);

@@ -43,7 +43,7 @@ class SharedBoxes:
         import torch.distributed._symmetric_memory as symmetric
 
         group = exchange.group if exchange.group is not None else torch.distributed.group.WORLD
-        self._exchange, self._timeout_ms = exchange, int(1e3 * exchange.granted)
+        self._exchange, self.timeout_ms = exchange, int(1e3 * exchange.granted)
         strides = torch.empty(shape, device="meta").stride()
         # An allocation of its own: symmetric.empty() may put several tensors into one.
         self.own = symmetric._SymmetricMemory.empty_strided_p2p(shape, strides, dtype, device)
@@ -53,10 +53,15 @@ class SharedBoxes:
                      for rank in range(exchange.ranks)]
         self._expect_every_box()
 
+    @property
+    def addresses(self) -> list[int]:
+        """Where the box of each rank lies for kernels of this one."""
+        return [box.data_ptr() for box in self._all]
+
     def swap(self) -> list[Tensor]:
         """What each rank wrote, in rank order. A collective."""
         self._exchange.expect_whole()
-        self._handle.barrier(timeout_ms=self._timeout_ms)
+        self._handle.barrier(timeout_ms=self.timeout_ms)
         return self._all
 
     # Each box says whose it is, once: addresses that are off by something would be seen here, not in outputs.

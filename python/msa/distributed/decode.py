@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..results import Attention, AttentionBlocks, OutBlocks
-from .boxes import SharedBoxes, make_boxes
+from .boxes import GatheredBoxes, SharedBoxes, make_boxes
 from .exchange import Exchange
-from .shard import STATE_PAD, Pages, Shard, join
+from .meeting import Collected, Meeting, words_of
+from .shard import STATE_PAD, Pages, Shard
 
 __all__ = ["Decoder", "Heads", "result_of"]
 
@@ -37,9 +38,17 @@ class Decoder:
     def __init__(self, exchange: Exchange, shard: Shard, heads: Heads, symmetric: bool | None) -> None:
         self._exchange, self._shard = exchange, shard
         boxes = {"candidates": ((2, shard.rows, heads.index_heads, shard.settings.topk), torch.int32),
-                 "states": ((shard.rows, heads.heads_q, heads.value_dim + STATE_PAD), torch.float32)}
-        self._candidates, self._states = make_boxes(exchange, boxes, shard.device, symmetric)
-        self.symmetric = isinstance(self._states, SharedBoxes)
+                 "states": ((shard.rows, heads.heads_q, heads.value_dim + STATE_PAD), torch.float32),
+                 "pads": ((words_of(exchange.ranks),), torch.int32)}
+        candidates, states, pads = make_boxes(exchange, boxes, shard.device, symmetric)
+        self._candidates, self._states = candidates.own, states.own
+        self._way: Collected | Meeting
+        if isinstance(candidates, SharedBoxes) and isinstance(states, SharedBoxes) and isinstance(pads, SharedBoxes):
+            self._way = Meeting(exchange.rank, shard, candidates, states, pads)
+        else:
+            assert isinstance(candidates, GatheredBoxes) and isinstance(states, GatheredBoxes)  # all alike
+            self._way = Collected(shard, candidates, states)
+        self.symmetric = isinstance(self._way, Meeting)
 
     def refresh(self) -> None:
         """Lengths, pages or positions have other contents."""
@@ -49,12 +58,12 @@ class Decoder:
             return_lse: bool = False, return_block_ids: bool = False) -> Any:
         """One layer, on all ranks: arguments and what it returns are those of ContextParallel.decode."""
         with self._exchange.together():
-            self._shard.candidates(index_q, index_k, pages, self._candidates.own)
-            ids = self._shard.merge(self._candidates.swap())
-            self._shard.attend(q, k, v, ids, pages, self._states.own)
-            out, lse = join(self._states.swap(), self._shard.settings)
+            self._shard.candidates(index_q, index_k, pages, self._candidates)
+            ids, own = self._way.choose()
+            self._shard.attend(q, k, v, own, pages, self._states)
+            out, lse = self._way.join(q.dtype, return_lse)
             listed = self._shard.listed(ids) if return_block_ids else None
-        return result_of(out.to(q.dtype), lse if return_lse else None, listed)
+        return result_of(out, lse, listed)
 
 
 def result_of(out: Tensor, lse: Tensor | None, ids: Tensor | None) -> Any:

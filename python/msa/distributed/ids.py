@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Dealt", "Ids", "Placed", "Spare", "behind_first", "count"]
+__all__ = ["Dealt", "Ids", "Own", "Placed", "Spare", "behind_first", "count"]
 
 _NOWHERE = torch.iinfo(torch.int32).max  # the position of a block that is not there
 
@@ -111,7 +111,27 @@ class Placed:
         return ids
 
 
-Ids = Dealt | Placed
+class Own:
+    """Lists of this rank's own blocks, in its own numbers: kernels that read other ranks' boxes turn ids themselves."""
+
+    spare = None
+    unseen = 0
+
+    def to_global(self, ids: Tensor, into: Tensor) -> None:
+        """Candidates stay what they are."""
+        if ids is not into:
+            into.copy_(ids)
+
+    def to_local(self, ids: Tensor) -> Tensor:
+        """The lists as they are."""
+        return ids
+
+    def listed(self, ids: Tensor) -> Tensor:
+        """The lists as they are."""
+        return ids
+
+
+Ids = Dealt | Own | Placed
 
 
 def count(positions: Tensor, blocks: Tensor, right: bool = False) -> Tensor:

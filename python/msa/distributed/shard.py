@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import operations as msa
-from .ids import Dealt, Ids, Placed, behind_first, count
+from .ids import Dealt, Ids, Own, Placed, behind_first, count
 
 __all__ = ["STATE_PAD", "Deal", "Pages", "Settings", "Shard", "join", "value_dim_of"]
 
@@ -89,6 +89,20 @@ class Shard:
         self._allocate()
         self.refresh()
 
+    def list_own(self) -> bool:
+        """Candidates and lists of attend() are local from now on, where blocks are dealt; whether they are."""
+        if isinstance(self._ids, Dealt):
+            self._ids = Own()
+            self._allocate()
+            self.refresh()
+        return isinstance(self._ids, Own)
+
+    @property
+    def forced_ids(self) -> Tensor | None:
+        """i32 [T, F]: blocks that each row must choose, -1 where there is none; of lists without spare ids."""
+        forced = self._forced_ids.squeeze(1)
+        return forced if forced.shape[-1] > 0 else None
+
     def refresh(self) -> None:
         """Lengths, pages or positions have other contents."""
         page_table = self._page_table
@@ -122,7 +136,9 @@ class Shard:
             into[0].fill_(-1)
             scores.fill_(float("-inf"))
             return into
-        ids = torch.empty_like(into[0])
+        ids = to = into[0]
+        if not isinstance(self._ids, Own):
+            ids = torch.empty_like(to)
         msa.select_blocks(index_q, index_k, page_table=self._candidate_table, seqlens_k=self._unforced_keys,
                           cu_seqlens_q=self._starts, block_size=s.block_size, topk=s.topk, local_blocks=0,
                           init_blocks=0, index_k_scale=pages.index_k_scale,
@@ -131,7 +147,7 @@ class Shard:
                           index_filter=pages.index_filter, precision=pages.precision, max_seqlen_q=1,
                           max_seqlen_k=self.blocks * s.block_size, backend=s.backend, threads=s.threads,
                           block_ids=ids, chosen_scores=scores)
-        self._ids.to_global(ids, into[0])
+        self._ids.to_global(ids, to)
         return into
 
     def merge(self, parts: Sequence[Tensor]) -> Tensor:

@@ -44,11 +44,16 @@ struct Bf16Products {
 class Tiles {
   struct Register {
     alignas(64) std::byte rows[16][64];
-    template <class T>
-    T at(int row, int i) const {
-      T x;
-      std::memcpy(&x, rows[row] + static_cast<std::size_t>(i) * sizeof x, sizeof x);
-      return x;
+    /// All values at once: where sanitizers watch, each copy is a call.
+    template <class T, std::size_t kColumns>
+    void read(T (&values)[16][kColumns]) const {
+      static_assert(sizeof values == sizeof rows);
+      std::memcpy(values, rows, sizeof rows);
+    }
+    template <class T, std::size_t kColumns>
+    void write(const T (&values)[16][kColumns]) {
+      static_assert(sizeof values == sizeof rows);
+      std::memcpy(rows, values, sizeof rows);
     }
   };
   struct Registers {
@@ -105,39 +110,44 @@ class Tiles {
  private:
   // Products of bf16 are exact in fp32, so that fusing them or not is the same.
   static void add_pairs(Register& acc, const Register& a, const Register& b) {
-    float factor[16][32];  // of b: the even ones of all columns, then the odd ones
+    std::uint16_t pairs[16][2 * kLanes];
+    b.read(pairs);
+    Vec even_factor[16], odd_factor[16];  // of b
     for (int k = 0; k < 16; ++k) {
-      for (int j = 0; j < 16; ++j) {
-        factor[k][j] = flushed(bf16_to_float(b.at<std::uint16_t>(k, 2 * j)));
-        factor[k][16 + j] = flushed(bf16_to_float(b.at<std::uint16_t>(k, 2 * j + 1)));
-      }
+      even_factor[k] = each<Vec>([&](int j) { return flushed(bf16_to_float(pairs[k][2 * j])); });
+      odd_factor[k] = each<Vec>([&](int j) { return flushed(bf16_to_float(pairs[k][2 * j + 1])); });
     }
+    a.read(pairs);
+    float sum[16][kLanes];
+    acc.read(sum);
     for (int i = 0; i < 16; ++i) {
-      float even[16] = {}, odd[16] = {};
+      Vec even = zero(), odd = zero();
       for (int k = 0; k < 16; ++k) {
-        const float x = flushed(bf16_to_float(a.at<std::uint16_t>(i, 2 * k)));
-        const float y = flushed(bf16_to_float(a.at<std::uint16_t>(i, 2 * k + 1)));
-        for (int j = 0; j < 16; ++j) even[j] += x * factor[k][j];
-        for (int j = 0; j < 16; ++j) odd[j] += y * factor[k][16 + j];
+        even = fma(set1(flushed(bf16_to_float(pairs[i][2 * k]))), even_factor[k], even);
+        odd = fma(set1(flushed(bf16_to_float(pairs[i][2 * k + 1]))), odd_factor[k], odd);
       }
-      for (int j = 0; j < 16; ++j) {
-        const float sum = flushed(flushed(acc.at<float>(i, j)) + flushed(even[j] + odd[j]));
-        std::memcpy(acc.rows[i] + 4 * j, &sum, sizeof sum);
-      }
+      const Vec both = add(even, odd);
+      for (int j = 0; j < kLanes; ++j) sum[i][j] = flushed(flushed(sum[i][j]) + flushed(both.v[j]));
     }
+    acc.write(sum);
   }
+  // So are products of codes, and sums of 64 of them.
   static void add_codes(Register& acc, const Register& a, const Register& b) {
+    std::int8_t row[16][64], column[16][4 * kLanes];
+    a.read(row);
+    b.read(column);
+    Vec factor[64];
+    for (int n = 0; n < 64; ++n)
+      factor[n] =
+          each<Vec>([&](int j) { return static_cast<float>(column[n / 4][4 * j + n % 4]); });
+    std::int32_t sum[16][kLanes];
+    acc.read(sum);
     for (int i = 0; i < 16; ++i) {
-      std::int32_t sum[16];
-      std::memcpy(sum, acc.rows[i], sizeof sum);
-      for (int k = 0; k < 16; ++k) {
-        for (int n = 0; n < 4; ++n) {
-          const std::int32_t x = a.at<std::int8_t>(i, 4 * k + n);
-          for (int j = 0; j < 16; ++j) sum[j] += x * b.at<std::int8_t>(k, 4 * j + n);
-        }
-      }
-      std::memcpy(acc.rows[i], sum, sizeof sum);
+      Vec added = zero();
+      for (int n = 0; n < 64; ++n) added = fma(set1(row[i][n]), factor[n], added);
+      for (int j = 0; j < kLanes; ++j) sum[i][j] += static_cast<std::int32_t>(added.v[j]);
     }
+    acc.write(sum);
   }
 };
 

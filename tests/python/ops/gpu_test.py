@@ -105,6 +105,50 @@ def test_the_filter_has_the_same_bits(dtype):
     assert torch.equal(got.index_k8_bounds.cpu(), want.index_k8_bounds)
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_gradients_are_those_of_the_cpu(given, listed):
+    """Through autograd: of attention with lse in the loss, and of the index loss; the same bits again."""
+    lists = {"block_ids": msa.select_blocks(given[3], given[4], topk=K)} if listed else {}
+    attend = msa.torch.sparse_attention if listed else msa.torch.dense_attention
+
+    def gradients(device):
+        inputs = [t.to(device).clone().requires_grad_() for t in given]
+        q, k, v, index_q, index_k = inputs
+        ids = {name: t.to(device) for name, t in lists.items()}
+        found = attend(q, k, v, **ids, return_lse=True)
+        loss = msa.torch.index_loss(q.detach(), k.detach(), found.lse.detach(), index_q, index_k, **ids).loss
+        ((found.out.float() ** 2).sum() + found.lse.sum() + loss.sum()).backward()
+        return [t.grad for t in inputs]
+
+    want, got, again = gradients("cpu"), gradients("cuda"), gradients("cuda")
+    for wanted, one, other in zip(want, got, again):
+        assert torch.equal(one, other)
+        assert (one.cpu().float() - wanted.float()).norm() < 1e-2 * wanted.float().norm()
+
+
+def test_gradients_in_a_graph(given):
+    """Captured once, replayed with other inputs in the same places."""
+    held = cuda(given)
+    ids = msa.select_blocks(held[3], held[4], topk=K)
+    out, lse = msa.torch.sparse_attention(*held[:3], ids, return_lse=True)
+    dout = torch.randn_like(out)
+
+    def backward():
+        return msa.torch.sparse_attention_backward(*held[:3], ids, out, lse, dout)
+
+    backward()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = backward()
+    for _ in range(2):
+        dout.copy_(torch.randn_like(out))
+        graph.replay()
+        torch.cuda.synchronize()
+        for one, wanted in zip(captured, backward()):
+            assert torch.equal(one, wanted)
+
+
 def test_lengths_on_the_device_need_bounds(given):
     held = cuda(given)
     lens = {"cu_seqlens_q": torch.tensor([0, 256], dtype=torch.int32, device="cuda"),

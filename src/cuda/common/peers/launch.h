@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+// merge_selections and merge_states of what GPUs of one host wrote, read where it lies. Both begin
+// with a meeting of all ranks, and are launched in turn: choose, join, choose, ...
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/common/merge_states/launch.h"
+#include "cuda/params.h"
+
+namespace msa::cuda::common::peers {
+
+inline constexpr int kMaxRanks = 63;
+inline constexpr int kMaxForced = 256;
+
+enum class Kind : std::uint32_t { Choose, Join };
+
+struct Meeting {
+  // Of each rank, as this GPU sees them: words that ranks arrive at, [2, ranks], then the number of
+  // meetings of each kind, which the rank itself counts.
+  std::uint32_t* pads[kMaxRanks]{};
+  int rank = 0;
+  int ranks = 1;
+  Kind kind = Kind::Choose;
+  std::uint64_t timeout_ns = 0;  // 0: waits for ever
+};
+
+struct ChooseParams {
+  Meeting meeting{};
+  const int* boxes[kMaxRanks]{};  // of each rank: ids, then scores, [2, T, H, k]
+  const int* forced = nullptr;    // [T, num_forced], the first -1 ends a row; or none
+  int num_forced = 0;
+  int rows = 0;  // T * H
+  int heads = 1;
+  int k = 16;
+  int dealt = 0;         // 1: ids in boxes are local, block l of rank n is block l * ranks + n
+  int first_blocks = 0;  // and count from the first block of a rank behind so many of the sequence
+  int* ids = nullptr;    // [T, H, k], of the whole sequence
+  int* own = nullptr;    // likewise, those that lie on this rank, local; or none
+};
+
+void launch_choose(const ChooseParams& params, cudaStream_t stream);
+
+struct JoinParams {
+  Meeting meeting{};
+  merge_states::Params states{};  // parts in f32; out in f32, f16 or bf16
+};
+
+void launch_join(const JoinParams& params, cudaStream_t stream);
+
+}  // namespace msa::cuda::common::peers
