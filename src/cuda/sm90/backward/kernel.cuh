@@ -35,8 +35,10 @@ __device__ __forceinline__ void walk(const Params& params,
   }
 }
 
-template <class Traits, Wanted wanted>
+// Numbers in place of a Wanted: nvcc's host stub cannot name one.
+template <class Traits, bool kKeys, bool kQueries>
 __global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant__ Params params) {
+  constexpr Wanted wanted{.keys = kKeys, .queries = kQueries};
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
 #pragma unroll 1
@@ -54,7 +56,7 @@ __global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant
 template <Wanted wanted>
 void launch_instance(const Params& params, int ctas, cudaStream_t stream) {
   using Traits = mma::backward::Traits<kTile>;
-  launch_kernel(kernel<Traits, wanted>,
+  launch_kernel(kernel<Traits, wanted.keys, wanted.queries>,
                 {.grid = dim3(static_cast<unsigned>(ctas)),
                  .block = dim3(Traits::kThreads),
                  .shared_bytes = Traits::kSharedBytes + kSwizzleAtomBytes,
