@@ -26,6 +26,7 @@ from typing import Any, Callable
 
 import torch
 
+import cpu
 import msa
 from msa import torch as ops
 from msa.compat import fmha_sm100 as fmha
@@ -281,10 +282,7 @@ def main() -> None:
     worst = worst_of(rows)
     if worst:
         rows.insert(0, worst)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps(merged(out, document, rows), indent=1) + "\n")
-    partial.replace(out)
+    cpu.write_whole(out, merged(out, document, rows))
     print(out)
 
 

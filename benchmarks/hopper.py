@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 
+import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MIN_TIME = 0.3  # seconds of all runs of a row
 L2_BYTES = 64 << 20
@@ -317,7 +319,7 @@ def load_merged(arguments, document):
     before = json.loads(arguments.merge.read_text())
     for field in ("machine", "commit", "version"):
         if not same(field, before[field], document[field]):
-            sys.exit(f"hopper.py: {arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
+            sys.exit(f"{arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
     return {row["id"]: row for row in before["rows"]}
 
 
@@ -325,10 +327,7 @@ def write(path, document, rows):
     order = {row: n for n, row in enumerate([*(r for ids, _ in groups() for r in ids), "hopper.library"])}
     rank = lambda row: order.get(row["id"], order.get(row["id"].rpartition(".")[0], -1) + 0.5)
     document["rows"] = sorted(rows.values(), key=rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    cpu.write_whole(path, document)
 
 
 def run_group(tool, ids, make, peaks):

@@ -14,7 +14,6 @@ without --out.
 import argparse
 import datetime
 import fnmatch
-import json
 import os
 import pathlib
 import shlex
@@ -26,6 +25,7 @@ import time
 import torch
 import torch.distributed as dist
 
+import cpu
 import msa
 from hopper import card_and_driver
 from msa.distributed import ContextParallel, Links, Measured, Model, estimate
@@ -335,10 +335,7 @@ class Results:
                       for k in ("id", "seconds", "predicted_seconds", "ratio", "bytes") if k in row))
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.document, indent=1) + "\n")
-        partial.replace(self.path)
+        cpu.write_whole(self.path, self.document)
 
     def predict(self, row, prediction):
         row["predicted_seconds"] = prediction.seconds

@@ -20,7 +20,6 @@ told otherwise. --dry runs all of it small, on the CPU, and writes nothing.
 import argparse
 import datetime
 import fnmatch
-import json
 import pathlib
 import shlex
 import statistics
@@ -31,8 +30,9 @@ from typing import Callable
 
 import torch
 
+import cpu
 import msa
-from hopper import card_and_driver, measure_peaks
+from hopper import card_and_driver, load_merged, measure_peaks
 from sequences import Drift, normal_rows, rows_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -315,22 +315,9 @@ def describe(arguments, peaks):
                   "version": info["version"], "command": command, "date": datetime.date.today().isoformat(), "rows": []}
 
 
-def merged(arguments, document):
-    if not arguments.merge or not arguments.merge.exists():
-        return {}
-    before = json.loads(arguments.merge.read_text())
-    for field in ("machine", "commit", "version"):
-        if before[field] != document[field]:
-            sys.exit(f"hopper_train.py: {arguments.merge}: {field} is {before[field]}, here it is {document[field]}")
-    return {row["id"]: row for row in before["rows"]}
-
-
 def write(path, document, rows):
     document["rows"] = list(rows.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    cpu.write_whole(path, document)
 
 
 def parse_arguments():
@@ -348,7 +335,7 @@ def main():
     size = DRY if arguments.dry else Size()
     peaks = {} if arguments.dry else measure_peaks()
     path, document = (None, None) if arguments.dry else describe(arguments, peaks)
-    rows, failed, any_wanted = merged(arguments, document) if document else {}, [], False
+    rows, failed, any_wanted = load_merged(arguments, document) if document else {}, [], False
     for ids, (make, length, lists) in GROUPS.items():
         if arguments.only and not any(fnmatch.fnmatch(row, p) for row in ids for p in arguments.only):
             continue

@@ -29,6 +29,8 @@ import time
 
 import torch
 
+import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MIN_TIME = 0.5  # seconds of all runs of a row
 SAMPLES = 48  # rows that the oracle looks at
@@ -352,10 +354,7 @@ def load_merged(arguments, document):
 
 def write(path, document, rows):
     document["rows"] = list(rows.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    cpu.write_whole(path, document)
 
 
 def default_path(machine):

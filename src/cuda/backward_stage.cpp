@@ -38,7 +38,8 @@ BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
       keys(p, walks_lists(p), config.keys),
       cut{.group = p.attention.heads_q / p.attention.heads_kv,
           .ctas = std::max(1, gpu.multiprocessors) *
-                  std::int64_t{mma::backward::ctas_per_sm(config, gpu.shared_memory)}} {
+                  std::int64_t{KeyTiles::ctas_per_sm(mma::backward::shared_bytes(config),
+                                                     config.keys, gpu.shared_memory)}} {
   const Tuning tuning = tuning_for(gpu);
   const std::int64_t sum_bytes = tile_sums(config) * 4;
   // Those of batch_invariant are made before there are shares, in their place.

@@ -43,7 +43,8 @@ IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
       keys(p, takes_lists(p), config.keys),
       cut{.group = p.attention.heads_q / p.attention.heads_kv,
           .ctas = std::max(1, gpu.multiprocessors) *
-                  std::int64_t{mma::index_loss::ctas_per_sm(config, gpu.shared_memory)}} {
+                  std::int64_t{KeyTiles::ctas_per_sm(mma::index_loss::shared_bytes(config),
+                                                     config.keys, gpu.shared_memory)}} {
   const Tuning tuning = tuning_for(gpu);
   cut.max_parts = tuning.part_bytes / (tile_items(config) * 4);
   most_sums = tuning.share_bytes;

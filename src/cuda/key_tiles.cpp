@@ -37,6 +37,14 @@ KeyTiles::Shape::Shape(const Problem& p, bool lists, int tile_keys)
       places(listed ? p.selection.topk * (block / keys) : std::max<std::int64_t>(1, tiles)),
       heads(p.attention.heads_kv) {}
 
+int KeyTiles::ctas_per_sm(std::size_t cta_bytes, int keys, std::size_t shared_memory) {
+  // An SM has a kilobyte more than one CTA may take, and keeps one for each; and room for 256
+  // threads of 255 registers.
+  constexpr std::size_t kReserved = 1024;
+  const std::size_t fitting = (shared_memory + kReserved) / (cta_bytes + kReserved);
+  return std::clamp(static_cast<int>(fitting), 1, 128 / keys);
+}
+
 KeyTiles::Limits KeyTiles::limits(const Shape& shape, std::int64_t rows, const Cut& cut) {
   const std::int64_t pairs = rows * shape.places * shape.heads;
   const std::int64_t item_rows = cut.item_rows != 0

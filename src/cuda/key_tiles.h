@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -42,6 +43,9 @@ class KeyTiles {
     // (Token, query head) pairs of an item; 0: as many as suit the CTAs.
     std::int64_t item_rows = 0;
   };
+  /// CTAs of 2 threads a key of a tile that an SM holds at once, where one may take
+  /// `shared_memory`.
+  static int ctas_per_sm(std::size_t cta_bytes, int keys, std::size_t shared_memory);
   /// Of a launch of so many rows of q.
   static Limits limits(const Shape& shape, std::int64_t rows, const Cut& cut);
   /// Room for launches of up to so many.

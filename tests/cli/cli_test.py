@@ -411,6 +411,7 @@ class Verify(CliTest):
         self.expect(FAILED, msa(*run, "--support", nothing, "--support", f"scalar={everything}"))
         self.expect(FAILED, msa(*run, "--support", everything, "--support", f"avx2={nothing}"))
         self.expect(USAGE, msa(*run, "--support", everything, "--support", nothing), "--support")
+        self.expect(BAD_INPUT, msa(*run, "--support", "scalar="))
         cases = self.path("cases.txt")
         with open(cases, "w") as f:
             f.write(f"op=dense {SMALL}\n")

@@ -9,6 +9,7 @@
 
 #include "cuda/backward_stage.h"
 #include "cuda/index_loss_stage.h"
+#include "cuda/key_tiles.h"
 #include "cuda/layout.h"
 #include "cuda/mma/backward/launch.h"
 #include "cuda/mma/index_loss/launch.h"
@@ -101,7 +102,8 @@ TEST(GradientPlans, SharedMemoryHoldsTheTiles) {
     for (const int dim : {64, 128}) {
       for (const int block : {0, 64, 128}) {
         const auto config = mma::backward::config_for(Storage::Bf16, dim, block, gpu.shared_memory);
-        const int ctas = mma::backward::ctas_per_sm(config, gpu.shared_memory);
+        const int ctas = KeyTiles::ctas_per_sm(mma::backward::shared_bytes(config), config.keys,
+                                               gpu.shared_memory);
         EXPECT_LE((mma::backward::shared_bytes(config) + 1024) * static_cast<std::size_t>(ctas),
                   gpu.shared_memory + 1024)
             << gpu.name << ' ' << dim << ' ' << block;
@@ -109,7 +111,8 @@ TEST(GradientPlans, SharedMemoryHoldsTheTiles) {
         EXPECT_EQ(block % config.keys, 0);
       }
       const mma::index_loss::Config config{.head_dim = dim, .index_dim = dim};
-      const int ctas = mma::index_loss::ctas_per_sm(config, gpu.shared_memory);
+      const int ctas = KeyTiles::ctas_per_sm(mma::index_loss::shared_bytes(config), config.keys,
+                                             gpu.shared_memory);
       EXPECT_LE((mma::index_loss::shared_bytes(config) + 1024) * static_cast<std::size_t>(ctas),
                 gpu.shared_memory + 1024)
           << gpu.name << ' ' << dim;
@@ -121,8 +124,13 @@ TEST(GradientPlans, SharedMemoryHoldsTheTiles) {
 TEST(GradientPlans, SmallTilesShareAnSm) {
   const auto config = mma::backward::config_for(Storage::Bf16, 128, 64, kHopper.shared_memory);
   EXPECT_EQ(config.rows, 64);
-  EXPECT_EQ(mma::backward::ctas_per_sm(config, kHopper.shared_memory), 2);
-  EXPECT_EQ(mma::index_loss::ctas_per_sm({}, kHopper.shared_memory), 2);
+  EXPECT_EQ(KeyTiles::ctas_per_sm(mma::backward::shared_bytes(config), config.keys,
+                                  kHopper.shared_memory),
+            2);
+  const mma::index_loss::Config loss{};
+  EXPECT_EQ(
+      KeyTiles::ctas_per_sm(mma::index_loss::shared_bytes(loss), loss.keys, kHopper.shared_memory),
+      2);
 }
 
 // Small problems at once; larger ones by chunks, with sums of keys in the workspace where these

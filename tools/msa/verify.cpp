@@ -41,8 +41,7 @@ struct VerifyCommand {
   std::vector<std::string> case_options, file_options;
 };
 
-std::optional<testkit::SupportTable> read_support(const std::string& path) {
-  if (path.empty()) return std::nullopt;
+testkit::SupportTable read_support(const std::string& path) {
   try {
     return testkit::SupportTable::read(path);
   } catch (const testkit::CaseError& error) {
@@ -58,11 +57,11 @@ class Support {
       const std::size_t equals = text.find('=');
       const bool named = equals != text.npos;
       const std::string isa = named ? text.substr(0, equals) : "";
-      if (!tables_.try_emplace(isa, *read_support(named ? text.substr(equals + 1) : text)).second)
+      if (!tables_.try_emplace(isa, read_support(named ? text.substr(equals + 1) : text)).second)
         throw Failure(kUsage, fmt::format("--support: '{}' is a second table for the same", text));
     }
     if (tables_.empty() && !command.inside.empty())
-      tables_.emplace("", *read_support(command.inside));
+      tables_.emplace("", read_support(command.inside));
   }
 
   /// nullptr: nothing is promised.
@@ -78,7 +77,8 @@ class Support {
 
 /// Legal cases of the seed, inside the table where one is given.
 std::vector<testkit::Case> draw_all(const VerifyCommand& command) {
-  const std::optional<testkit::SupportTable> table = read_support(command.inside);
+  std::optional<testkit::SupportTable> table;
+  if (!command.inside.empty()) table = read_support(command.inside);
   if (command.draw == 0 && table) throw Failure(kUsage, "--inside: only with --draw");
   const testkit::DrawOptions options{.faults = false};
   std::vector<testkit::Case> cases;

@@ -2,7 +2,6 @@
 // The table of instances; each is compiled in a file of its own under instances/.
 #include "cuda/mma/backward/launch.h"
 
-#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -35,14 +34,6 @@ void launch(const Config& config, const Params& params, int ctas, cudaStream_t s
     if (kInstances[i] == config) return kLaunches[i](params, ctas, stream);
   }
   throw Error(ErrorCode::Internal, "", "cuda mma backward: planned without an instance");
-}
-
-int ctas_per_sm(const Config& config, std::size_t shared_memory) {
-  // An SM has a kilobyte more than one CTA may take, and keeps one for each; and room for 256
-  // threads of 255 registers.
-  constexpr std::size_t kReserved = 1024;
-  const std::size_t fitting = (shared_memory + kReserved) / (shared_bytes(config) + kReserved);
-  return std::clamp(static_cast<int>(fitting), 1, 128 / config.keys);
 }
 
 Config config_for(Storage storage, int head_dim, int block, std::size_t shared_memory) {

@@ -16,9 +16,6 @@ void launch_instance(const Params& params, int ctas, cudaStream_t stream);
 
 void launch(const Config& config, const Params& params, int ctas, cudaStream_t stream);
 
-/// CTAs of a config that an SM holds at once, where one CTA may take so much shared memory.
-int ctas_per_sm(const Config& config, std::size_t shared_memory);
-
 /// The instance for a block, of any size where there are no lists (block 0), on a card where a CTA
 /// may take so much shared memory.
 Config config_for(Storage storage, int head_dim, int block, std::size_t shared_memory);
