@@ -18,8 +18,9 @@ namespace {
 
 constexpr int kMendDim = 128;
 constexpr int kMendWarps = 8;
-constexpr int kMendKeys = 32;             // of a step
-constexpr int kMendRow = kMendDim + 4;    // items between rows: lanes that read rows meet no bank twice
+constexpr int kMendKeys = 32;  // of a step
+constexpr int kMendRow =
+    kMendDim + 4;  // items between rows: lanes that read rows meet no bank twice
 constexpr int kLaneDims = kMendDim / 32;  // columns of a lane
 
 template <class Item>
@@ -133,7 +134,7 @@ class MendedRow {
 template <class Item>
 __device__ __forceinline__ void load_step(const MendParams& params, MendShared<Item>& shared,
                                           std::int64_t first, int head, int keys) {
-  const auto copy = [&](const Rows<const void>& from, Item (&to)[kMendKeys][kMendRow]) {
+  const auto copy = [&](const Rows<const void>& from, Item(&to)[kMendKeys][kMendRow]) {
     constexpr int kVectors = kMendDim / 4;  // of 8 bytes
     for (int i = static_cast<int>(threadIdx.x); i < keys * kVectors; i += kMendWarps * 32) {
       const Item* row = row_of<Item>(from, first + i / kVectors, head);
@@ -159,7 +160,8 @@ __device__ __forceinline__ int list_blocks(const Pairs& p, const RequestRecord& 
   __syncthreads();
   warp::for_each_listed(p.lists, reader, token, head, lane, [&](int, const ListedBlock& listed) {
     const unsigned lanes = __ballot_sync(kAllLanes, listed.block >= 0);
-    if (threadIdx.x < 32 && listed.block >= 0) blocks[count + __popc(lanes & lanes_below(lane))] = listed.block;
+    if (threadIdx.x < 32 && listed.block >= 0)
+      blocks[count + __popc(lanes & lanes_below(lane))] = listed.block;
     count += __popc(lanes);
   });
   __syncthreads();

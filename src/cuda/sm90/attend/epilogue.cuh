@@ -67,7 +67,6 @@ struct Epilogue {
   __device__ __forceinline__ bool valid(int row) const { return row < job.tokens * params.group; }
 
  private:
-
   __device__ __forceinline__ std::int64_t out_offset(int row) const {
     const int token = row / params.group;
     const std::int64_t head =

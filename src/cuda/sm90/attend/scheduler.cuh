@@ -75,8 +75,8 @@ class Scheduler {
   /// q, and dout where gradients are wanted.
   __device__ __forceinline__ void load_rows(int row, int head) {
     constexpr int kTensors = Traits::kGradients ? 2 : 1;
-    shared_.q_ring.expect(at_, kTensors * Traits::kPanels * kPanelRowBytes * params_.group *
-                                   params_.tokens_per_tile);
+    shared_.q_ring.expect(
+        at_, kTensors * Traits::kPanels * kPanelRowBytes * params_.group * params_.tokens_per_tile);
     const int buffer = Traits::row_buffer(at_.stage);
     load_panels(shared_.q[buffer], &maps_.q, row, head);
     if constexpr (Traits::kGradients) load_panels(shared_.dout[buffer], &maps_.dout, row, head);

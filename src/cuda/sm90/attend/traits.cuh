@@ -56,9 +56,9 @@ struct Traits {
   static constexpr int kKeyPanels = kHeadDim / kKeyItems;
   static constexpr int kQueryStages = 2;
   static constexpr int kRowBuffers = kQueryStages;  // of the rows of tiles
-  static constexpr bool kGradients = false;  // of queries: see sm90/backward_queries
-  static constexpr int kKeyStages = 2;  // 3 measured the same
-  static constexpr int kConsumers = 2;  // warpgroups of 64 rows
+  static constexpr bool kGradients = false;         // of queries: see sm90/backward_queries
+  static constexpr int kKeyStages = 2;              // 3 measured the same
+  static constexpr int kConsumers = 2;              // warpgroups of 64 rows
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kListedAhead = 32;  // one entry a lane; most lists are shorter
   static constexpr int kWarpgroups = kConsumers + 1 + (kCodes ? 1 : 0);

@@ -80,8 +80,7 @@ class Consumer {
       const bool blind = lse == common::kMinusInf;
       visible_[r] = blind ? 0 : min(max(job.base + token_[r], 0), job.limit);
       lse_[r] = blind ? 0.0f : lse * common::kLog2e;
-      delta_[r] =
-          blind ? 0.0f : params_.delta[token * (params_.heads_kv * params_.group) + head];
+      delta_[r] = blind ? 0.0f : params_.delta[token * (params_.heads_kv * params_.group) + head];
     }
   }
 
@@ -131,9 +130,9 @@ class Consumer {
     for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
       const std::uint64_t inside = (k & 3) * kDescriptorStepK;
       const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(d, a + panel * (kTileRows * kPanelRowBytes >> 4) + inside,
-                                         b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + inside,
-                                         k != 0);
+      ptx::wgmma_ss<Item, ptx::Major::K>(
+          d, a + panel * (kTileRows * kPanelRowBytes >> 4) + inside,
+          b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + inside, k != 0);
     }
     ptx::wgmma_commit_group();
   }

@@ -8,8 +8,11 @@
 
 namespace msa::cuda::sm90::backward_queries {
 
-/// Defined in instances/*.cu, one each. `ctas`: one a multiprocessor.
+/// Defined in instances/*.cu, one each.
 template <Walk kWalk>
 void launch_instance(const Params& params, const Maps& maps, int ctas, cudaStream_t stream);
+
+/// `ctas`: one a multiprocessor.
+void launch(Walk walk, const Params& params, const Maps& maps, int ctas, cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::backward_queries

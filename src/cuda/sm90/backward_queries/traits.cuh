@@ -18,9 +18,9 @@ __device__ __forceinline__ const float* mean_of(const Params& params, const Job&
 }
 
 template <Walk kWalk>
-struct Traits : attend::Traits<attend::Config{.head_dim = kHeadDim, .block = kBlock, .walk = kWalk}> {
-  using Base =
-      attend::Traits<attend::Config{.head_dim = kHeadDim, .block = kBlock, .walk = kWalk}>;
+struct Traits
+    : attend::Traits<attend::Config{.head_dim = kHeadDim, .block = kBlock, .walk = kWalk}> {
+  using Base = attend::Traits<attend::Config{.head_dim = kHeadDim, .block = kBlock, .walk = kWalk}>;
   using Params = backward_queries::Params;
   using Maps = backward_queries::Maps;
   static constexpr bool kGradients = true;
