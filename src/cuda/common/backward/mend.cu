@@ -169,7 +169,7 @@ __device__ __forceinline__ int list_blocks(const Pairs& p, const RequestRecord& 
 }
 
 template <class Item>
-__global__ void __launch_bounds__(kMendWarps * 32)
+__global__ void __launch_bounds__(kMendWarps * 32, 2)
     mend_kernel(const __grid_constant__ MendParams params) {
   __shared__ MendShared<Item> shared;
   if (*params.suspects.any == 0) return;
