@@ -248,7 +248,8 @@ class Comparison {
         compare_gradients(part.operands, answer,
                           marks_of_gradients(part.problem, part.operands, answer), found_,
                           part.first_key);
-        if (part.operands.dq || part.operands.d_index_q) report_.rows_compared += part.problem.bounds.total_q;
+        if (part.operands.dq || part.operands.d_index_q)
+          report_.rows_compared += part.problem.bounds.total_q;
       }
     }
   }

@@ -93,8 +93,8 @@ std::vector<GradientPart> sample_gradients(const Problem& problem, const Operand
   const Extent all_keys{0, request.seqlen_k}, all_rows{0, request.seqlen_q};
   for (const Extent rows : some_rows(request)) {
     if (!operands.dq) break;
-    parts.push_back(part_of(problem, operands, request, rows, all_keys,
-                            {0, problem.attention.heads_kv}));
+    parts.push_back(
+        part_of(problem, operands, request, rows, all_keys, {0, problem.attention.heads_kv}));
     parts.back().operands.dk = parts.back().operands.dv = {};
   }
   const std::int64_t step = request.block_size, blocks = ceil_div(request.seqlen_k, step);

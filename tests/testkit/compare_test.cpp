@@ -542,8 +542,7 @@ TEST(Compare, GradientsOfLargeCallsAreComparedByParts) {
     const std::int64_t rows = requests_of(ran.data.problem(), o.batch)[0].seqlen_q;
     for (const auto& [tensor, row] :
          {std::pair{o.dq, o.dq.shape[0] - 1}, std::pair{o.dq, (rows - 4) / 2},
-          std::pair{o.dk, std::int64_t{3}},
-          std::pair{o.dv, o.dv.shape[0] - 1}}) {
+          std::pair{o.dk, std::int64_t{3}}, std::pair{o.dv, o.dv.shape[0] - 1}}) {
       const float before = float_at(tensor, row, 0, 2);
       set_float(tensor, before + 8, row, 0, 2);
       EXPECT_FALSE(ran.report(1).ok) << row;

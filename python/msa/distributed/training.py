@@ -95,7 +95,8 @@ def train(parallel: ContextParallel, tensors: dict[str, Tensor], lengths: list[i
         rows, heads = tensors["index_q"].shape[:2]
         weight = 1.0 / max(heads * sum(lengths), 1)
         row_weight = torch.full((rows,), weight, dtype=torch.float32, device=tensors["q"].device)
-    out, loss, ids = _Train.apply(parallel, lengths, warm_up, row_weight, *tensors.values())
+    apply: Any = _Train.apply
+    out, loss, ids = apply(parallel, lengths, warm_up, row_weight, *tensors.values())
     return Trained(out, loss, None if warm_up else ids)
 
 
@@ -147,12 +148,9 @@ class _Train(torch.autograd.Function):
             given: dict[str, Any] = {"grad_dtype": "f32", "accumulate": True, "dk": dk, "dv": dv}
             for turn in whole.turns:
                 rows = turn.rows
-                arrived = (out[rows], lse[rows], dout[rows].contiguous())
-                if ctx.warm_up:
-                    found = msa.dense_attention_backward(q[rows], keys, values, *arrived, **given, **turn.batch)
-                else:
-                    found = msa.sparse_attention_backward(q[rows], keys, values, ids[rows], *arrived, **given,
-                                                          **turn.batch)
+                given |= {"out": out[rows], "lse": lse[rows], "dout": dout[rows].contiguous(), **turn.batch}
+                found = (msa.dense_attention_backward(q[rows], keys, values, **given) if ctx.warm_up else
+                         msa.sparse_attention_backward(q[rows], keys, values, ids[rows], **given))
                 dq[rows] = found.dq.to(q.dtype)
             dk, dv = (_scatter(parallel, rows, lengths, whole, name) for name, rows in (("k", dk), ("v", dv)))
         of_index = ((rows * d_loss).to(rows.dtype) for rows in (d_index_q, d_index_k))

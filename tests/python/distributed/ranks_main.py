@@ -138,9 +138,8 @@ def gradients_of_one(batch, arrived, warm_up):
 @check(2, 4)
 def train(rank, ranks):
     """A rank's gradients are its rows of one process's, rounded once, and have the same bits every time."""
-    for layout, dtype, warm_up in (("zigzag", form.dtypes[0], False), ("zigzag", torch.bfloat16, True),
-                                   ("zigzag", torch.bfloat16, False), ("contiguous", form.dtypes[0], True),
-                                   ("interleaved", form.dtypes[0], False)):
+    for layout, dtype, warm_up in (("zigzag", form.dtypes[0], False), ("contiguous", form.dtypes[0], True),
+                                   ("interleaved", torch.bfloat16, False)):
         batch = drawn(SHORT, dtype=dtype)
         arrived = torch.randn(batch.q.shape[0], form.heads_q, form.value_dim,
                               generator=torch.Generator().manual_seed(3)).to(form.device, dtype)
