@@ -110,6 +110,7 @@ class _Train(torch.autograd.Function):
             waiting = [(name, _gather(parallel, rows, lengths, name))
                        for name, rows in (("index_k", index_k), ("k", k), ("v", v))]
             keys = {name: pending.wait().flatten(0, 2)[whole.places] for name, pending in waiting}
+            del waiting  # and the blocks
             out = q.new_empty((*q.shape[:2], v.shape[2]))
             lse = q.new_empty(q.shape[:2], dtype=torch.float32)
             ids = q.new_empty((q.shape[0], k.shape[1], parallel.settings.topk), dtype=torch.int32)
@@ -143,6 +144,7 @@ class _Train(torch.autograd.Function):
         with parallel.exchange.together():
             waiting = [_gather(parallel, rows, lengths, name) for name, rows in (("k", k), ("v", v))]
             keys, values = (pending.wait().flatten(0, 2)[whole.places] for pending in waiting)
+            del waiting
             dq = torch.zeros_like(q)
             dk, dv = (torch.zeros_like(rows, dtype=torch.float32) for rows in (keys, values))
             given: dict[str, Any] = {"grad_dtype": "f32", "accumulate": True, "dk": dk, "dv": dv}
