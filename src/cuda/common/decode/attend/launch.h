@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "cuda/common/decode/launch.h"
 
@@ -114,7 +115,7 @@ inline constexpr std::size_t kMendInstances = kAttendInstances.size() - 4;
 static_assert(kAttendInstances[kMendInstances - 1].kv != Storage::E2m1 &&
               kAttendInstances[kMendInstances].kv == Storage::E2m1);
 
-/// Where the instance stands among the first `count`.
-std::size_t find_instance(const AttendConfig& config, std::size_t count);
+/// Where the instance stands among `instances`.
+std::size_t find_instance(const AttendConfig& config, std::span<const AttendConfig> instances);
 
 }  // namespace msa::cuda::common::decode

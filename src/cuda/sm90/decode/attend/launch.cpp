@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <span>
 #include <utility>
 
 namespace msa::cuda::sm90::decode {
@@ -31,12 +32,13 @@ constexpr auto kMends = mends(std::make_index_sequence<kMendInstances>{});
 }  // namespace
 
 void launch_attend(const AttendConfig& config, const AttendParams& params, cudaStream_t stream) {
-  kAttends[find_instance(config, kAttends.size())](params, stream);
+  kAttends[find_instance(config, kAttendInstances)](params, stream);
 }
 
 void launch_mend(const AttendConfig& config, const MendParams& params, int multiprocessors,
                  cudaStream_t stream) {
-  kMends[find_instance(config, kMends.size())](params, multiprocessors, stream);
+  const auto instances = std::span(kAttendInstances).first<kMendInstances>();
+  kMends[find_instance(config, instances)](params, multiprocessors, stream);
 }
 
 }  // namespace msa::cuda::sm90::decode
