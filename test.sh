@@ -616,7 +616,8 @@ gpu_cases() { # BUILD
   local msa=$1/tools/msa/msa tables=() isa
   for isa in "${gpu_isas[@]}"; do tables+=(--support "$isa=$(gpu_support "$isa")"); done
   step "verify cuda on ${gpu_isas[*]}" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/all.txt tests/cases/cuda.txt
-  step "verify cuda on ${gpu_isas[*]}, real sizes" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/long.txt
+  step "verify cuda on ${gpu_isas[*]}, real sizes" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/long.txt \
+    tests/cases/cuda_long.txt
 }
 
 gpu_isa() { # BUILD ISA
