@@ -17,6 +17,15 @@ inline constexpr int kMaxForced = 256;
 
 enum class Kind : std::uint32_t { Choose, Join };
 
+/// What one rank tells another of a candidate. Each half is written at once, with the number of the
+/// meeting: whoever reads the number has what came with it, and nobody clears it.
+struct alignas(16) Candidate {
+  int id;  // of the whole sequence, below 0: none
+  std::uint32_t number;
+  float score;
+  std::uint32_t number_again;
+};
+
 struct Meeting {
   // Of each rank, as this GPU sees them: words that ranks arrive at, [2, ranks], then the number of
   // meetings of each kind, which the rank itself counts.

@@ -2,9 +2,12 @@
 // The table of instances; each is compiled in a file of its own under instances/.
 #include "cuda/sm90/decode/attend/launch.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <utility>
+
+#include "msa/error.h"
 
 namespace msa::cuda::sm90::decode {
 namespace {
@@ -12,6 +15,7 @@ namespace {
 using common::decode::find_instance;
 using common::decode::kAttendInstances;
 using common::decode::kMendInstances;
+using common::decode::kRanksInstances;
 
 using LaunchAttend = void (*)(const AttendParams&, cudaStream_t);
 using LaunchMend = void (*)(const MendParams&, int, cudaStream_t);
@@ -25,6 +29,14 @@ constexpr std::array<LaunchMend, sizeof...(kIndices)> mends(std::index_sequence<
   return {&launch_mend_instance<kAttendInstances[kIndices]>...};
 }
 
+template <std::size_t... kIndices>
+constexpr auto ranks_attends(std::index_sequence<kIndices...>) {
+  using Launch = void (*)(const RanksAttendParams&, cudaStream_t);
+  return std::array<Launch, sizeof...(kIndices)>{
+      &launch_attend_ranks_instance<kRanksInstances[kIndices]>...};
+}
+
+constexpr auto kRanksAttends = ranks_attends(std::make_index_sequence<kRanksInstances.size()>{});
 constexpr auto kAttends = attends(std::make_index_sequence<kAttendInstances.size()>{});
 constexpr auto kMends = mends(std::make_index_sequence<kMendInstances>{});
 
@@ -32,6 +44,14 @@ constexpr auto kMends = mends(std::make_index_sequence<kMendInstances>{});
 
 void launch_attend(const AttendConfig& config, const AttendParams& params, cudaStream_t stream) {
   kAttends[find_instance(config, kAttends.size())](params, stream);
+}
+
+void launch_attend_ranks(const AttendConfig& config, const RanksAttendParams& params,
+                         cudaStream_t stream) {
+  const auto* const at = std::find(kRanksInstances.begin(), kRanksInstances.end(), config);
+  if (at == kRanksInstances.end())
+    throw Error(ErrorCode::Internal, "", "cuda decode: ranks without an instance");
+  kRanksAttends[static_cast<std::size_t>(at - kRanksInstances.begin())](params, stream);
 }
 
 void launch_mend(const AttendConfig& config, const MendParams& params, int multiprocessors,
