@@ -29,7 +29,7 @@ import cpu
 import msa
 from hopper import card_and_driver
 from msa.distributed import ContextParallel, Links, Measured, Model, estimate
-from msa.distributed.boxes import GatheredBoxes, make_boxes
+from msa.distributed.boxes import Box, GatheredBoxes, make_boxes
 from ranks import Ranks, alone_seconds, captured, start
 from sequences import Drift, normal_rows, rows_of
 
@@ -292,7 +292,7 @@ def measure_links(ranks):
     found = {"all_gather_bytes_per_s": (ranks.count - 1) * sent.numel() / takes}
     exchange = ContextParallel(dist.group.WORLD, "interleaved", agree=False).exchange
     for symmetric, name in ((False, "collective_seconds"), (None, "barrier_seconds")):
-        box, = make_boxes(exchange, {"links": ((256,), torch.float32)}, ranks.device, symmetric)
+        box, = make_boxes(exchange, {"links": Box((256,), torch.float32)}, ranks.device, symmetric)
         if symmetric is None and isinstance(box, GatheredBoxes):
             continue
         graph, _ = captured(lambda: [box.swap() for _ in range(32)])

@@ -30,6 +30,16 @@ class Kernels:
         addresses = [tensor.data_ptr() for tensor in tensors]
         return [types.SimpleNamespace(own=own, addresses=addresses, timeout_ms=9000) for own in tensors]
 
+    def box_of_parts(self, tensors):
+        """The same of boxes that have a part for each rank."""
+        boxes = self.box(tensors)
+        self.boxes |= {part.data_ptr(): part for whole in tensors for part in whole}
+        there = [whole[rank].data_ptr() for rank, whole in enumerate(tensors)]
+        for rank, (box, whole) in enumerate(zip(boxes, tensors)):
+            box.own, box.parts_there = whole[rank], there
+            box.parts_here = [part.data_ptr() for part in whole]
+        return boxes
+
     def peers_choose(self, rank, boxes, pads, timeout_ms, dealt, first, forced, ids, own):
         ranks = self.expect_meeting(boxes, pads, timeout_ms)
         parts = [self.boxes[address] for address in boxes]
@@ -74,11 +84,13 @@ def decode(monkeypatch, batch, layout, ranks, page, dealt):
     shards = [Shard(table, page, Deal(rank, ranks, most) if dealt else positions, lengths, settings, batch.new)
               for rank, (_, table, positions) in enumerate(caches)]
     rows, heads, value_dim = *batch.q.shape[:2], batch.v.shape[2]
-    shapes = ((2, rows, batch.index_q.shape[1], batch.topk), torch.int32), ((rows, heads, value_dim + STATE_PAD),
-                                                                            torch.float32)
-    candidates, states, pads = (kernels.box([torch.zeros(shape, dtype=dtype) for _ in range(ranks)])
-                                for shape, dtype in (*shapes, ((words_of(ranks),), torch.int32)))
-    ways = [Meeting(rank, shard, *boxes) for rank, (shard, *boxes) in enumerate(zip(shards, candidates, states, pads))]
+    lists = rows, batch.index_q.shape[1], batch.topk
+    candidates, pads = (kernels.box([torch.zeros(shape, dtype=torch.int32) for _ in range(ranks)])
+                        for shape in ((2, *lists), (words_of(ranks),)))
+    told = kernels.box_of_parts([torch.zeros((ranks, *lists, 4), dtype=torch.int32) for _ in range(ranks)])
+    states = kernels.box_of_parts([torch.zeros((ranks, rows, heads, value_dim + STATE_PAD)) for _ in range(ranks)])
+    ways = [Meeting(rank, shard, *boxes)
+            for rank, (shard, *boxes) in enumerate(zip(shards, candidates, told, states, pads))]
     for shard, (pools, _, _), box in zip(shards, caches, candidates):
         shard.candidates(batch.index_q, pools[2], into=box.own)
     lists = [way.choose() for way in ways]
