@@ -20,6 +20,9 @@ void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t
 void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
 void decode::launch_attend(const AttendConfig&, const AttendParams&, cudaStream_t) { refuse(); }
+void decode::launch_attend_ranks(const AttendConfig&, const RanksAttendParams&, cudaStream_t) {
+  refuse();
+}
 void decode::launch_mend(const AttendConfig&, const MendParams&, int, cudaStream_t) { refuse(); }
 void decode::launch_score(const ScoreConfig&, const ScoreParams&, cudaStream_t) { refuse(); }
 

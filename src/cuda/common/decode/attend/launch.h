@@ -53,7 +53,7 @@ struct AttendParams {
   GroupScales v_groups{};
 };
 
-/// A row among the GPUs of one host, each of which has a part of its blocks (attend/ranks.cuh).
+/// A row among the GPUs of one host, each of which has a part of its blocks (attend/ranks_kernel.cuh).
 struct RanksParams {
   int rank = 0;
   int ranks = 1;

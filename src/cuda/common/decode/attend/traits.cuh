@@ -15,7 +15,7 @@ template <AttendConfig cfg, class TilesBy>
 struct AttendTraits {
   using Engine = TilesBy;
   using Item = common::ItemOf<cfg.storage>;
-  static constexpr bool kRanks = false;  // a row lies on several GPUs, see ranks.cuh
+  static constexpr bool kRanks = false;  // a row lies on several GPUs, see ranks_kernel.cuh
   // Codes: keys and values come in e4m3 or, packed, in e2m1 two in a byte, and are widened to Item
   // between load and product.
   static constexpr bool kPacked = cfg.kv == Storage::E2m1;

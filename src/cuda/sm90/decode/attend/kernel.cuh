@@ -3,7 +3,7 @@
 
 #include "cuda/common/decode/attend/kernel.cuh"
 #include "cuda/common/decode/attend/mend.cuh"
-#include "cuda/common/decode/attend/ranks.cuh"
+#include "cuda/common/decode/attend/ranks_kernel.cuh"
 #include "cuda/sm90/decode/attend/exchange.cuh"
 #include "cuda/sm90/decode/attend/launch.h"
 
