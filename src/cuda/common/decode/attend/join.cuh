@@ -177,11 +177,6 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
   return true;
 }
 
-/// The lse of a row, of scores in the unit of the exponent.
-__device__ __forceinline__ float lse_of_row(const AttendParams& p, const common::RowState& state) {
-  return common::lse_of(state.top * p.scale_log2 * common::kLn2, state.sum);
-}
-
 /// store_row into the boxes of all ranks, this one's first.
 template <class Traits, int kGroups>
 __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>& p,
@@ -190,7 +185,8 @@ __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>
   const bool empty = part.state.sum == 0.f;
   const float inverse = common::inverse_of(part.state.sum);
   float* const out = common::row_of<float>(p.to.out, row, head) + column;
-  float* const lse = &common::item_of(p.to.lse, row, head);
+  float* const lse_at = &common::item_of(p.to.lse, row, head);
+  const float top = part.state.top * p.scale_log2 * common::kLn2;
 #pragma unroll 1
   for (int n = 0; n < p.among.ranks; ++n) {
     const int to =
@@ -203,7 +199,7 @@ __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>
       if (empty) values = {};
       *reinterpret_cast<float4*>(out + away + j * 32) = values;
     }
-    if (column == 0) lse[away] = lse_of_row(p, part.state);
+    if (column == 0) lse_at[away] = common::lse_of(top, part.state.sum);
   }
 }
 
@@ -240,7 +236,8 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
     }
   }
   if (p.to.lse.data != nullptr && column == 0) {
-    common::item_of(p.to.lse, row, head) = lse_of_row(p, part.state);
+    common::item_of(p.to.lse, row, head) =
+        common::lse_of(part.state.top * p.scale_log2 * common::kLn2, part.state.sum);
   }
 }
 
