@@ -298,9 +298,8 @@ bool Call::run(const msa_plan* plan, const msa_problem& problem, PyObject* works
   msa_status status = MSA_OK;
   {
     const NoGil other_threads_run;
-    status = among == nullptr
-                 ? msa_run(plan, &args_, data, bytes, views_.stream(), &error)
-                 : ranks.attend(plan, args_, data, bytes, views_.stream(), &error);
+    status = among == nullptr ? msa_run(plan, &args_, data, bytes, views_.stream(), &error)
+                              : ranks.attend(plan, args_, data, bytes, views_.stream(), &error);
   }
   if (status == MSA_OK) return true;
   raise(state_, error);

@@ -141,8 +141,8 @@ PyObject* peers_deal(PyObject* module, PyObject* args) {
   msa_error error;
   const msa_status status =
       msa_peers_deal(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
-                     given[0].get(), given[1].get(), given[2].get(), given[3].get(),
-                     given[4].get(), given[5].get(), views.stream(), &error);
+                     given[0].get(), given[1].get(), given[2].get(), given[3].get(), given[4].get(),
+                     given[5].get(), views.stream(), &error);
   return finish(state, status, error);
 }
 

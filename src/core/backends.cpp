@@ -14,9 +14,9 @@ void Backend::no_peers() const {
 }
 
 void Planned::no_peers() const {
-  throw Error(ErrorCode::Unsupported, "plan",
-              "plan: expected one with a way among ranks, got one of " + backend + ": " +
-                  decisions());
+  throw Error(
+      ErrorCode::Unsupported, "plan",
+      "plan: expected one with a way among ranks, got one of " + backend + ": " + decisions());
 }
 
 std::span<const Backend* const> backends() {

@@ -65,8 +65,9 @@ void check_states(const AttendCall& call, const Operands& operands) {
   const auto ranks = static_cast<std::size_t>(call.peers.ranks);
   expect(call.states.size() == ranks && std::ranges::all_of(call.states, lies_at<kVectorBytes>),
          "states", "an address of each rank, aligned to 16 bytes", "others");
-  const auto* const box = static_cast<const float*>(call.states[static_cast<std::size_t>(
-                              call.peers.rank)]) + call.peers.rank * out.shape[0] * row;
+  const auto* const box =
+      static_cast<const float*>(call.states[static_cast<std::size_t>(call.peers.rank)]) +
+      call.peers.rank * out.shape[0] * row;
   const bool place = out.dtype == DType::F32 && out.data == box && out.stride[2] == 1 &&
                      (out.shape[1] == 1 || out.stride[1] == width) &&
                      (out.shape[0] == 1 || out.stride[0] == row);
@@ -130,9 +131,9 @@ void validate(const AttendCall& call, const Problem& problem, const Operands& op
   expect(chosen.local_blocks == 0 && chosen.init_blocks == 0, "local_blocks",
          "none, nor init_blocks: what is forced is given by its ids",
          std::to_string(chosen.local_blocks));
-  expect(!operands.batch.q_offsets && !operands.batch.key_offsets &&
-             !operands.batch.total_seqlens_k,
-         "q_offsets", "none, nor other positions", to_string(operands.batch.q_offsets));
+  expect(
+      !operands.batch.q_offsets && !operands.batch.key_offsets && !operands.batch.total_seqlens_k,
+      "q_offsets", "none, nor other positions", to_string(operands.batch.q_offsets));
   check_states(call, operands);
   expect_dense(call.last_keys, "last_keys", "dense i32 [T] on a GPU", 1,
                call.last_keys.dtype == DType::I32);

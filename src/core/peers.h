@@ -42,8 +42,8 @@ struct JoinCall {
 
 /// msa_attention of this rank's part: what the plan chooses are candidates, of blocks dealt round
 /// robin and none of them forced; attended to is what all ranks choose among theirs. The peers'
-/// boxes are [ranks, T, Hi, k] of 16 bytes, 0 at first: each rank's candidates. Output and lse, f32,
-/// are this rank's part of its box of states, [ranks, T, Hq, Dv + 4], and go to all ranks.
+/// boxes are [ranks, T, Hi, k] of 16 bytes, 0 at first: each rank's candidates. Output and lse,
+/// f32, are this rank's part of its box of states, [ranks, T, Hq, Dv + 4], and go to all ranks.
 struct AttendCall {
   Peers peers{};
   std::span<void* const> states{};  // of each rank

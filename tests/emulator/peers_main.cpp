@@ -139,7 +139,8 @@ __global__ void among_kernel(decode::SelectStorage* selection, decode::RanksPara
                              static_cast<int>(threadIdx.x), false);
 }
 
-/// Candidates that attention exchanges: `here` of them lie on this rank, the others have sent theirs.
+/// Candidates that attention exchanges: `here` of them lie on this rank, the others have sent
+/// theirs.
 void check_among(const Shape& s, std::uint32_t number, std::mt19937& draw) {
   const int rows = s.tokens * s.heads;
   const std::size_t plane = static_cast<std::size_t>(rows) * s.k;
@@ -205,7 +206,8 @@ void check_among(const Shape& s, std::uint32_t number, std::mt19937& draw) {
         std::vector<int> here;
         for (int i = 0; i < s.k; ++i) {
           if (wanted[i] >= 0 && wanted[i] % s.ranks == rank) here.push_back(wanted[i] / s.ranks);
-          expect(list[2 * i] == (tells ? wanted[i] : 77) && list[2 * i + 1] == 77, "list", rank, row);
+          expect(list[2 * i] == (tells ? wanted[i] : 77) && list[2 * i + 1] == 77, "list", rank,
+                 row);
         }
         expect(selection.num_ids == static_cast<int>(here.size()) &&
                    std::equal(here.begin(), here.end(), selection.ids),
@@ -215,7 +217,8 @@ void check_among(const Shape& s, std::uint32_t number, std::mt19937& draw) {
     }
     for (int n = 0; n < s.ranks; ++n) {
       if (n == rank) continue;
-      expect(std::memcmp(&inboxes[n][rank * plane], told[rank].data(), plane * sizeof(told[0][0])) == 0,
+      expect(std::memcmp(&inboxes[n][rank * plane], told[rank].data(),
+                         plane * sizeof(told[0][0])) == 0,
              "told", rank, n);
     }
   }
@@ -264,8 +267,8 @@ void check_deal(int ranks, int blocks, int init, int local, int columns_per_bloc
       }
       wanted.resize(init + local, -1);
       expect(candidates[row] == unforced && last[row] == visible - 1, "keys", rank, row);
-      expect(std::equal(wanted.begin(), wanted.end(), &forced[row * (init + local)]), "forced", rank,
-             row);
+      expect(std::equal(wanted.begin(), wanted.end(), &forced[row * (init + local)]), "forced",
+             rank, row);
       for (int c = 0; c < columns; ++c) {
         const bool there = c * (size / columns_per_block) < visible;
         expect(pages[row * columns + c] == (there ? table[row * columns + c] : 0), "pages", row, c);

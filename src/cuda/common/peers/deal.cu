@@ -47,11 +47,10 @@ __global__ void __launch_bounds__(kThreads) deal_kernel(const __grid_constant__ 
 }  // namespace
 
 void launch_deal(const DealParams& params, cudaStream_t stream) {
-  launch_kernel(deal_kernel,
-                {.grid = dim3(static_cast<unsigned>(params.rows)),
-                 .block = dim3(kThreads),
-                 .stream = stream},
-                params);
+  launch_kernel(
+      deal_kernel,
+      {.grid = dim3(static_cast<unsigned>(params.rows)), .block = dim3(kThreads), .stream = stream},
+      params);
 }
 
 }  // namespace msa::cuda::common::peers

@@ -49,8 +49,9 @@ __device__ __forceinline__ int divide(int a, int b) {
   return (b & (b - 1)) == 0 ? a >> (__ffs(b) - 1) : a / b;
 }
 
-/// Selects the row's blocks into shared.select; `row` is what is chosen from, with its scratch where
-/// the ring will be. False in threads that have no part in a rehearsal, in which one warp selects.
+/// Selects the row's blocks into shared.select; `row` is what is chosen from, with its scratch
+/// where the ring will be. False in threads that have no part in a rehearsal, in which one warp
+/// selects.
 template <class Traits>
 __device__ __forceinline__ bool select_blocks(const AttendParams& p, Item& item, SelectRow row,
                                               AttendShared<Traits>& shared, std::uint8_t* stages,

@@ -180,8 +180,8 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
 /// store_row into the boxes of all ranks, this one's first.
 template <class Traits, int kGroups>
 __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>& p,
-                                                     const RowPart<kGroups>& part,
-                                                     std::int64_t row, int head, int column) {
+                                                     const RowPart<kGroups>& part, std::int64_t row,
+                                                     int head, int column) {
   const bool empty = part.state.sum == 0.f;
   const float inverse = common::inverse_of(part.state.sum);
   float* const out = common::row_of<float>(p.to.out, row, head) + column;

@@ -53,7 +53,8 @@ struct AttendParams {
   GroupScales v_groups{};
 };
 
-/// A row among the GPUs of one host, each of which has a part of its blocks (attend/ranks_kernel.cuh).
+/// A row among the GPUs of one host, each of which has a part of its blocks
+/// (attend/ranks_kernel.cuh).
 struct RanksParams {
   int rank = 0;
   int ranks = 1;
@@ -63,7 +64,8 @@ struct RanksParams {
   peers::Candidate* inboxes[peers::kMaxRanks]{};
   // From what this rank writes as output and lse to where each rank wants it, in bytes.
   std::int64_t states[peers::kMaxRanks]{};
-  const int* forced = nullptr;  // [T, num_forced], ids of the whole sequence, -1 where none; or none
+  const int* forced =
+      nullptr;  // [T, num_forced], ids of the whole sequence, -1 where none; or none
   int num_forced = 0;
   const int* last_keys = nullptr;  // [T], local, the last key that a row sees; below 0: none
 };

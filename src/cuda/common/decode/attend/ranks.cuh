@@ -20,9 +20,9 @@ struct RankRow {
   std::int64_t row;   // of [T, Hi]
   std::int64_t rows;  // T x Hi
   std::int64_t token;
-  int blocks;     // that the row sees here
-  bool tells;     // this CTA sends the candidates, and writes the list
-  int* list;      // [k], of the whole sequence; or none
+  int blocks;  // that the row sees here
+  bool tells;  // this CTA sends the candidates, and writes the list
+  int* list;   // [k], of the whole sequence; or none
   std::int64_t stride;
 };
 
@@ -49,9 +49,8 @@ __device__ __forceinline__ void send_candidates(const SelectStorage& s, const Ra
 
 /// Candidates of the others and what is forced, as keys.
 __device__ __forceinline__ void receive_candidates(const RanksParams& p, const RankRow& row,
-                                                   int topk, std::uint32_t number,
-                                                   RankKey* keys, int thread,
-                                                   bool rehearsal) {
+                                                   int topk, std::uint32_t number, RankKey* keys,
+                                                   int thread, bool rehearsal) {
   const auto* inbox = reinterpret_cast<const uint4*>(p.inboxes[p.rank]);
   const int others = (p.ranks - 1) * topk;
 #pragma unroll 1
@@ -114,8 +113,7 @@ __device__ __forceinline__ void keep_own(SelectStorage& s, const RanksParams& p,
     own_below += mine ? 1 : 0;
   }
   const bool there = key != 0;
-  if (there && id % p.ranks == p.rank && id / p.ranks < row.blocks)
-    s.ids[own_below] = id / p.ranks;
+  if (there && id % p.ranks == p.rank && id / p.ranks < row.blocks) s.ids[own_below] = id / p.ranks;
   if (thread == 0) s.num_ids = own;
   if (!row.tells || row.list == nullptr || rehearsal) return;
   if (there) row.list[below * row.stride] = id;

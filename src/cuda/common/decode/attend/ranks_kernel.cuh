@@ -53,13 +53,12 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
     }
     const std::uint32_t number = p.among.counts[0] + 1;
     if (blockIdx.x + blockIdx.y + blockIdx.z == 0 && threadIdx.x == 0 && !rehearsal)
-      p.among.counts[1] = number - 1;  // the join behind takes the next one, this one's
+      p.among.counts[1] = number - 1;        // the join behind takes the next one, this one's
     if (item.token >= r.seqlen_q) continue;  // and with it the whole cluster
     const SelectRow row = select_row(p.select, r, item.token, item.head);
     // What is attended to: candidates were the blocks in front of what is forced.
     const std::int64_t room = min(batch.max_seqlen_k, batch.page_columns * batch.page_size);
-    r.seqlen_k =
-        static_cast<int>(clamp64(std::int64_t{p.among.last_keys[item.row]} + 1, 0, room));
+    r.seqlen_k = static_cast<int>(clamp64(std::int64_t{p.among.last_keys[item.row]} + 1, 0, room));
     item.visible = r.seqlen_k;
     if (threadIdx.x == 0) shared.item = item;
     if (select_blocks<Traits>(p, item, row, shared, stages, rehearsal)) {
