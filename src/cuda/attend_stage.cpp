@@ -82,6 +82,24 @@ float scale_log2_of(const Problem& problem) {
   return static_cast<float>(scale_of(problem) * kLog2e);
 }
 
+common::decode::AttendParams mended_rows(const common::attend::Params& params,
+                                         const core::Call& call, bool lists,
+                                         const Tensor& block_ids) {
+  common::decode::AttendParams rows{.select = {.batch = params.batch, .records = params.requests},
+                                    .q = make_rows<const void>(call.q),
+                                    .to = params.to,
+                                    .heads_kv = params.heads_kv,
+                                    .group = params.group,
+                                    .tiles = common::decode::head_tiles(params.group),
+                                    .scale_log2 = params.scale_log2,
+                                    .k_scales = params.k_scales,
+                                    .v_scales = params.v_scales};
+  if (!lists) return rows;
+  rows.blocks = common::decode::Blocks::Listed;
+  rows.lists = make_lists(block_ids);
+  return rows;
+}
+
 namespace attend = common::attend;
 
 template <class Kernels>

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/call.h"
+#include "cuda/common/decode/attend/launch.h"
 #include "cuda/device.h"
 #include "cuda/kvouter_stage.h"
 #include "cuda/layout.h"
@@ -82,6 +83,12 @@ using MmaAttendStage = AttendStageOf<MmaAttention>;
 inline bool has_column_scales(const Format& kv) {
   return kv.scale == Scale::Page || kv.scale == Scale::Token;
 }
+
+/// What decode attention is told of the rows of `params` where it mends, but for where keys and
+/// values lie. `block_ids`: walked where `lists`.
+common::decode::AttendParams mended_rows(const common::attend::Params& params,
+                                         const core::Call& call, bool lists,
+                                         const Tensor& block_ids);
 
 /// softmax_scale or its default.
 float scale_of(const Problem& problem);

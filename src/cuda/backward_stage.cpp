@@ -7,6 +7,7 @@
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
 #include "cuda/mma/backward/launch.h"
+#include "cuda/sm90/backward/launch.h"
 #include "cuda/tuning.h"
 
 namespace msa::cuda {
@@ -85,10 +86,18 @@ std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
 }
 
 BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : BackwardStage(p, Shape(p, gpu), layout) {}
+    : BackwardStage(p, gpu, layout, mma::backward::launch) {}
 
-BackwardStage::BackwardStage(const Problem& p, const Shape& shape, Layout& layout)
+BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout, Launch launch)
+    : BackwardStage(p, Shape(p, gpu), layout, launch) {}
+
+Sm90BackwardStage::Sm90BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+    : BackwardStage(p, gpu, layout,
+                    p.options.batch_invariant ? mma::backward::launch : sm90::backward::launch) {}
+
+BackwardStage::BackwardStage(const Problem& p, const Shape& shape, Layout& layout, Launch launch)
     : shape_(shape),
+      launch_(launch),
       tiles_(p, shape.keys, shape.most(p), layout),
       delta_(layout.take<float>(p.bounds.total_q * p.attention.heads_q)) {
   Layout inverse = layout;
@@ -201,7 +210,7 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
                                .dv = keys.dv};
   if (rows.queries) params.shares = shares_of(workspace);
   const auto ctas = static_cast<int>(shape_.cut.ctas);
-  mma::backward::launch(shape_.config, params, ctas, stream);
+  launch_(shape_.config, params, ctas, stream);
   if (rows.keys) common::backward::launch_join(storage, keys, ctas, stream);
   if (!rows.queries) return;
   common::backward::launch_queries(storage,

@@ -19,10 +19,17 @@ namespace msa::cuda {
 
 class BackwardStage {
  public:
+  /// Starts the kernel over the items of a launch.
+  using Launch = void (*)(const mma::backward::Config&, const mma::backward::Params&, int ctas,
+                          cudaStream_t);
+
   /// Why the kernels do not serve the problem; empty: they do.
   static std::string rejects(const Problem& problem, const GpuInfo& gpu);
 
   BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+
+  /// With kernels of another instruction set, over the same items, shares and sums.
+  BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout, Launch launch);
 
   /// Clears the status word first.
   void run(const Problem& problem, const core::Call& call, void* workspace,
@@ -58,7 +65,7 @@ class BackwardStage {
     bool summed = false;  // dk and dv are added to those of other launches
   };
 
-  BackwardStage(const Problem& problem, const Shape& shape, Layout& layout);
+  BackwardStage(const Problem& problem, const Shape& shape, Layout& layout, Launch launch);
   void plan_sums(const Problem& problem, Layout& layout);
   common::backward::Shares shares_of(void* workspace) const;
   common::backward::KeySums sums_of(void* workspace) const;
@@ -71,12 +78,21 @@ class BackwardStage {
                const common::backward::KeyParams& keys, void* workspace, cudaStream_t stream) const;
 
   Shape shape_;
+  Launch launch_;
   KeyTiles tiles_;
   Piece<float> delta_{};  // [T, Hq]
   Piece<float> parts_{};
   Piece<float> sums_{};
   Piece<std::uint16_t> steps_{};
   Piece<float> step_sizes_{};
+};
+
+/// With Hopper's kernel where it has one for the tile. Whether a row is multiplied by wgmma depends
+/// on its neighbours in a step, so that with batch_invariant, where a chunk's end moves them, the
+/// portable kernel stays.
+class Sm90BackwardStage : public BackwardStage {
+ public:
+  Sm90BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 };
 
 }  // namespace msa::cuda

@@ -9,6 +9,7 @@
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
 #include "cuda/mma/index_loss/launch.h"
+#include "cuda/sm90/index_loss/launch.h"
 #include "cuda/tuning.h"
 
 namespace msa::cuda {
@@ -81,10 +82,17 @@ std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
 }
 
 IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : IndexLossStage(p, Shape(p, gpu), layout) {}
+    : IndexLossStage(p, gpu, layout, mma::index_loss::launch) {}
 
-IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& layout)
+IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout, Launch launch)
+    : IndexLossStage(p, Shape(p, gpu), layout, launch) {}
+
+Sm90IndexLossStage::Sm90IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
+    : IndexLossStage(p, gpu, layout, sm90::index_loss::launch) {}
+
+IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& layout, Launch launch)
     : shape_(shape),
+      launch_(launch),
       tiles_(p, shape.keys, KeyTiles::most(shape.keys, shape.chunk_rows, shape.cut), layout),
       student_lse_(layout.take<float>(p.bounds.total_q * p.index.heads)) {
   Layout inverse = layout;
@@ -183,7 +191,7 @@ void IndexLossStage::run_student(const mma::index_loss::Params& gradients,
   student.student_shares = rows.student_shares;
   student.student_lse = nullptr;
   common::backward::launch_items(student.pairs, student.work, shape_.keys.all_tiles, stream);
-  mma::index_loss::launch(shape_.config, student, ctas, stream);
+  launch_(shape_.config, student, ctas, stream);
   common::backward::launch_students(rows, stream);
 }
 
@@ -209,7 +217,7 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
   for (int turn = 0; turn < pairs.shared_heads; ++turn) {
     params.pairs.turn = turn;
     common::backward::launch_items(params.pairs, params.work, shape_.keys.all_tiles, stream);
-    mma::index_loss::launch(shape_.config, params, ctas, stream);
+    launch_(shape_.config, params, ctas, stream);
     if (!call.d_index_k) continue;
     common::backward::KeyParams keys = key_params(problem, call, params.pairs, workspace);
     keys.work = params.work;

@@ -20,10 +20,17 @@ namespace msa::cuda {
 
 class IndexLossStage {
  public:
+  /// Starts a kernel over the items of a launch.
+  using Launch = void (*)(const mma::index_loss::Config&, const mma::index_loss::Params&, int ctas,
+                          cudaStream_t);
+
   /// Why the kernels do not serve the problem; empty: they do.
   static std::string rejects(const Problem& problem, const GpuInfo& gpu);
 
   IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
+
+  /// With kernels of another instruction set, over the same items, shares and sums.
+  IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout, Launch launch);
 
   /// Clears the status word first.
   void run(const Problem& problem, const core::Call& call, void* workspace,
@@ -42,7 +49,7 @@ class IndexLossStage {
     std::int64_t chunk_rows;
   };
 
-  IndexLossStage(const Problem& problem, const Shape& shape, Layout& layout);
+  IndexLossStage(const Problem& problem, const Shape& shape, Layout& layout, Launch launch);
   common::backward::KeyParams key_params(const Problem& problem, const core::Call& call,
                                          const common::backward::Pairs& pairs,
                                          void* workspace) const;
@@ -54,6 +61,7 @@ class IndexLossStage {
                 const common::backward::Pairs& pairs, void* workspace, cudaStream_t stream) const;
 
   Shape shape_;
+  Launch launch_;
   KeyTiles tiles_;
   Piece<common::backward::StudentShare> student_shares_{};
   Piece<float> student_lse_{};  // [T, Hi]
@@ -62,6 +70,12 @@ class IndexLossStage {
   Piece<float> step_sizes_{};
   Piece<float> parts_{};
   Piece<float> sums_{};
+};
+
+/// With Hopper's kernels where it has them.
+class Sm90IndexLossStage : public IndexLossStage {
+ public:
+  Sm90IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 };
 
 }  // namespace msa::cuda

@@ -5,7 +5,7 @@
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
 #include "cuda/mma/attend/launch.h"
-#include "cuda/mma/attend/mend.h"
+#include "cuda/mma/decode/attend/launch.h"
 #include "cuda/page_rule.h"
 #include "cuda/unpack_stage.h"
 
@@ -61,15 +61,14 @@ void MmaAttention::attend(const Params& params, const core::Call& call, cudaStre
 
 void MmaAttention::mend(const Problem& problem, const core::Call& call, const Tensor& block_ids,
                         const Params& params, cudaStream_t stream) const {
-  mma::attend::MendParams mend{.tiles = params,
-                               .q = make_rows<const void>(call.q),
-                               .k = make_key_rows<const void>(call.k),
-                               .v = make_key_rows<const void>(call.v),
-                               .listed = walks_lists(),
-                               .head_dim = config_.head_dim};
-  if (walks_lists()) mend.lists = make_lists(block_ids);
-  mma::attend::launch_mend(config_.storage, storage_of(core::kv_format(problem).storage), mend,
-                           2 * multiprocessors_, stream);
+  namespace decode = mma::decode;
+  const decode::AttendParams rows{mended_rows(params, call, walks_lists(), block_ids),
+                                  make_byte_rows(call.k), make_byte_rows(call.v)};
+  decode::launch_mend({.storage = config_.storage,
+                       .block = mma::attend::kStepKeys,
+                       .dim = config_.head_dim,
+                       .kv = storage_of(core::kv_format(problem).storage)},
+                      {.attend = rows, .suspects = params.suspects}, multiprocessors_, stream);
 }
 
 }  // namespace msa::cuda

@@ -388,7 +388,10 @@ class GradientPath final : public Path {
 
 using BackwardPath =
     GradientPath<BackwardStage, Op::SparseAttentionBackward, Op::DenseAttentionBackward>;
+using Sm90BackwardPath =
+    GradientPath<Sm90BackwardStage, Op::SparseAttentionBackward, Op::DenseAttentionBackward>;
 using IndexLossPath = GradientPath<IndexLossStage, Op::IndexLoss>;
+using Sm90IndexLossPath = GradientPath<Sm90IndexLossStage, Op::IndexLoss>;
 
 // ---- storing new keys --------------------------------------------------------------------------
 
@@ -418,7 +421,7 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
 }
 
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
-// kernels in common/ alone, gradients in mma/.
+// kernels in common/ alone; of gradients Hopper's own are some products (docs/kernels/backward.md).
 constexpr std::array kTable = {
     row_of<SharedDecodePath<Sm90Stages>>("decode_shared", &kSm90,
                                          SharedDecodePath<Sm90Stages>::rejects),
@@ -429,8 +432,8 @@ constexpr std::array kTable = {
     row_of<MergePath>("merge", &kSm90, on_any<MergeStage::rejects>),
     row_of<InvertPath>("invert", &kSm90, on_any<InvertStage::rejects>),
     row_of<StorePath>("store", &kSm90, on_any<StorePath::rejects>),
-    row_of<BackwardPath>("backward", &kSm90, BackwardPath::rejects),
-    row_of<IndexLossPath>("index_loss", &kSm90, IndexLossPath::rejects),
+    row_of<Sm90BackwardPath>("backward", &kSm90, Sm90BackwardPath::rejects),
+    row_of<Sm90IndexLossPath>("index_loss", &kSm90, Sm90IndexLossPath::rejects),
 
     row_of<DecodePath<MmaStages>>("decode", &kMma, on_any<MmaDecodeStage::rejects>),
     row_of<AttentionPath<MmaStages>>("attention", &kMma, on_any<AttentionPath<MmaStages>::rejects>),

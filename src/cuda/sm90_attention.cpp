@@ -70,26 +70,13 @@ void Sm90Attention::mend(const Problem& problem, const core::Call& call, const T
                          const Params& params, cudaStream_t stream) const {
   namespace decode = sm90::decode;
   const sm90::attend::Maps maps = make_maps(params, call);
-  decode::AttendParams row{{.select = {.batch = params.batch, .records = params.requests},
-                            .q = make_rows<const void>(call.q),
-                            .to = params.to,
-                            .heads_kv = params.heads_kv,
-                            .group = params.group,
-                            .tiles = common::decode::head_tiles(params.group),
-                            .scale_log2 = params.scale_log2,
-                            .k_scales = params.k_scales,
-                            .v_scales = params.v_scales},
-                           maps.k,
-                           maps.v};
-  if (walks_lists()) {
-    row.blocks = common::decode::Blocks::Listed;
-    row.lists = make_lists(block_ids);
-  }
+  const decode::AttendParams rows{mended_rows(params, call, walks_lists(), block_ids), maps.k,
+                                  maps.v};
   decode::launch_mend({.storage = config_.storage,
                        .block = config_.block,
                        .dim = config_.head_dim,
                        .kv = storage_of(core::kv_format(problem).storage)},
-                      {.attend = row, .suspects = params.suspects}, ctas_, stream);
+                      {.attend = rows, .suspects = params.suspects}, ctas_, stream);
 }
 
 }  // namespace msa::cuda

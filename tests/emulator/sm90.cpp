@@ -2,8 +2,10 @@
 // The launches of src/cuda/sm90, which plans name and this build has no kernels for: the emulated
 // build says that it holds none (MSA_CUDA_COMPILED), so that no plan starts one.
 #include "cuda/sm90/attend/launch.h"
+#include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/score/launch.h"
+#include "cuda/sm90/index_loss/launch.h"
 #include "cuda/sm90/kvouter/launch.h"
 #include "cuda/sm90/select/launch.h"
 #include "thread.h"
@@ -16,6 +18,10 @@ namespace {
 }  // namespace
 
 void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
+
+void backward::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
+
+void index_loss::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
 
 void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 

@@ -71,7 +71,7 @@ TEST(Costs, ANanThatEveryRowSees) {
     call.refill();
     const double poisoned = microseconds(call, 5);
     report(line, poisoned, finite);
-    EXPECT_LT(poisoned, 20 * finite) << line;
+    EXPECT_LT(poisoned, 10 * finite) << line;
   }
 }
 

@@ -14,29 +14,74 @@ namespace {
 
 constexpr int kQueryWarps = 8;
 
-/// kItems neighbouring items of a share's row, in its order.
+/// kItems neighbouring items of rows of shares, in their order: sums of them all. Four rows are
+/// read at a time, as one's latency is as long as what all warps of a multiprocessor read in it;
+/// they are added in the order in which they came.
 template <int kItems>
-struct ShareReader {
-  const Shares& shares;
-  int group;
-  int head;  // in its group
-  int lane;
+class ShareReader {
+ public:
+  __device__ __forceinline__ ShareReader(const Shares& shares, int group, int head, int lane)
+      : shares_(shares), group_(group), head_(head), lane_(lane) {}
 
-  __device__ __forceinline__ void add(std::int64_t slot, float (&sums)[kItems]) const {
-    constexpr int kDim = 32 * kItems;
-    const std::int64_t row = slot * group + head;
-    const int part = lane * kItems / shares.part_dims;
-    const float size = shares.sizes[row * (kDim / shares.part_dims) + part];
+  __device__ __forceinline__ void add(std::int64_t slot, float (&sums)[kItems]) {
+    // No index that is not a constant: a share behind the last is not read.
+    slots_[3] = slots_[2];
+    slots_[2] = slots_[1];
+    slots_[1] = slots_[0];
+    slots_[0] = slot;
+    if (++waiting_ == kAtOnce) finish(sums);
+  }
+
+  /// Adds those that wait.
+  __device__ __forceinline__ void finish(float (&sums)[kItems]) {
+    std::uint32_t pairs[kAtOnce][kItems / 2];
+    float sizes[kAtOnce];
+#pragma unroll
+    for (int i = kAtOnce - 1; i >= 0; --i) {
+      if (i < waiting_) read(slots_[i], pairs[i], sizes[i]);
+    }
+#pragma unroll
+    for (int i = kAtOnce - 1; i >= 0; --i) {
+      if (i < waiting_) add_read(pairs[i], sizes[i], sums);
+    }
+    waiting_ = 0;
+  }
+
+ private:
+  static constexpr int kAtOnce = 4;
+  static constexpr int kDim = 32 * kItems;
+
+  __device__ __forceinline__ void read(std::int64_t slot, std::uint32_t (&pairs)[kItems / 2],
+                                       float& size) const {
+    const std::int64_t row = slot * group_ + head_;
+    size = shares_.sizes[row * (kDim / shares_.part_dims) + lane_ * kItems / shares_.part_dims];
+    const std::uint16_t* from = shares_.steps + row * kDim + lane_ * kItems;
+    if constexpr (kItems == 4) {
+      const uint2 both = *reinterpret_cast<const uint2*>(from);
+      pairs[0] = both.x;
+      pairs[1] = both.y;
+    } else {
+      pairs[0] = *reinterpret_cast<const std::uint32_t*>(from);
+    }
+  }
+
+  __device__ __forceinline__ static void add_read(const std::uint32_t (&pairs)[kItems / 2],
+                                                  float size, float (&sums)[kItems]) {
     const bool odd = (__float_as_uint(size) >> 31) != 0;
-    const auto* from =
-        reinterpret_cast<const std::uint32_t*>(shares.steps + row * kDim + lane * kItems);
 #pragma unroll
     for (int i = 0; i < kItems; i += 2) {
-      const float2 pair = odd ? unpack_odd(from[i / 2]) : unpack_steps(from[i / 2]);
+      const float2 pair = odd ? unpack_odd(pairs[i / 2]) : unpack_steps(pairs[i / 2]);
       sums[i] = fmaf(pair.x, fabsf(size), sums[i]);
       sums[i + 1] = fmaf(pair.y, fabsf(size), sums[i + 1]);
     }
   }
+
+  const Shares& shares_;
+  const int group_;
+  const int head_;  // in its group
+  const int lane_;
+  std::int64_t slots_[kAtOnce] = {};
+  int waiting_ = 0;
 };
 
 template <class Item, int kItems>
@@ -55,10 +100,11 @@ __global__ void __launch_bounds__(kQueryWarps * 32)
   const int request = owner_of(p.batch, p.requests, row);
   const bool attends = request >= 0 && item_of(params.lse, row, head) != kMinusInf;
   if (attends) {
-    const ShareReader<kItems> shares{params.shares, p.group, head - head_kv * p.group, lane};
+    ShareReader<kItems> shares(params.shares, p.group, head - head_kv * p.group, lane);
     const std::int64_t first = (std::int64_t{token} * p.heads_kv + head_kv) * p.places;
     for_each_place(p, p.requests[request], row, head_kv, lane,
                    [&](int place) { shares.add(first + place, sums); });
+    shares.finish(sums);
   }
   float scale = params.scale;
   // The weight of a row that attends to nothing may be anything.

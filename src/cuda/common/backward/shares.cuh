@@ -64,9 +64,17 @@ class PackedShare {
   /// `row` of the shares; rows have `dims` columns.
   __device__ __forceinline__ void store(const Shares& to, std::int64_t row, int dims, int part,
                                         int member) const {
-    auto* at = reinterpret_cast<uint2*>(to.steps + row * dims + share_offset(part, kDims, member));
+    std::uint16_t* at = to.steps + row * dims + share_offset(part, kDims, member);
+    if constexpr (kDims % 32 == 0) {
 #pragma unroll
-    for (int i = 0; i < kDims / 16; ++i) at[i] = make_uint2(pairs_[2 * i], pairs_[2 * i + 1]);
+      for (int i = 0; i < kDims / 8; i += 4)
+        reinterpret_cast<uint4*>(at)[i / 4] =
+            make_uint4(pairs_[i], pairs_[i + 1], pairs_[i + 2], pairs_[i + 3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kDims / 8; i += 2)
+        reinterpret_cast<uint2*>(at)[i / 2] = make_uint2(pairs_[i], pairs_[i + 1]);
+    }
     if (member == 0) to.sizes[row * (dims / kDims) + part] = size_;
   }
 

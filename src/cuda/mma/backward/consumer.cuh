@@ -75,16 +75,29 @@ class Consumer {
     if (queries) tell_rest(rest);
   }
 
-  float dk_[kSums];
-  float dv_[kSums];
-
- private:
   /// Anew in each step: what is made of them in front of the loop would wait in registers.
   __device__ __forceinline__ void locate() {
     lane_ = ptx::laneid();
     warp_ = __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32;
   }
 
+  /// Sums over the warp's keys, for each row. Three times, half of what a lane has
+  /// goes to another one, and what comes back is added to the other half.
+  __device__ __forceinline__ void tell_rest(float (&rest)[kRows / 4]) const {
+    halve<16, kRows / 8>(rest);
+    halve<8, kRows / 16>(rest);
+    halve<4, kRows / 32>(rest);
+#pragma unroll
+    for (int i = 0; i < kRows / 32; ++i) {
+      const int number = lane_ / 4 * (kRows / 32) + i;  // which of the kRows / 4 this was
+      shared_.rest[warp_][number / 2 * 8 + common::fragment_column(lane_) + number % 2] = rest[i];
+    }
+  }
+
+  float dk_[kSums];
+  float dv_[kSums];
+
+ private:
   /// This thread's key of the tile: that of d[0], or of d[2].
   __device__ __forceinline__ int key_of(int half) const {
     return 16 * warp_ + lane_ / 4 + 8 * half;
@@ -159,19 +172,6 @@ class Consumer {
           multiply_columns<Item>(sums, n, a[step], b);
         }
       }
-    }
-  }
-
-  /// Sums over the warp's keys, for each row. Three times, half of what a lane has
-  /// goes to another one, and what comes back is added to the other half.
-  __device__ __forceinline__ void tell_rest(float (&rest)[kRows / 4]) const {
-    halve<16, kRows / 8>(rest);
-    halve<8, kRows / 16>(rest);
-    halve<4, kRows / 32>(rest);
-#pragma unroll
-    for (int i = 0; i < kRows / 32; ++i) {
-      const int number = lane_ / 4 * (kRows / 32) + i;  // which of the kRows / 4 this was
-      shared_.rest[warp_][number / 2 * 8 + common::fragment_column(lane_) + number % 2] = rest[i];
     }
   }
 

@@ -29,9 +29,9 @@ __device__ __forceinline__ void work_step(const Params& params, const Loader<Tra
   QueryShare<Traits>(shared).template run<kMasked>(rows, params.shares);
 }
 
+/// The tile, and the rows of the first step, which are on their way.
 template <class Traits>
-__device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
-                                     Consumer<Traits>& consumer, typename Traits::Shared& shared) {
+__device__ __forceinline__ void begin_walk(const Params& params, const Loader<Traits>& loader) {
   loader.load_keys();
   for (int step = 0; step < kRowInfos - 1; ++step) loader.find(step);
   ptx::cp_async_commit_group();
@@ -41,15 +41,27 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
   if (params.shares.steps != nullptr) loader.average();
   loader.load(0);
   ptx::cp_async_commit_group();
+}
+
+/// What comes behind a step whose rows have arrived.
+template <class Traits>
+__device__ __forceinline__ void load_ahead(const Loader<Traits>& loader, int step) {
+  if (step + 1 < loader.steps()) loader.load(step + 1);
+  loader.find(step + 3);
+  ptx::cp_async_commit_group();
+  loader.tell(step + 2);
+}
+
+template <class Traits>
+__device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
+                                     Consumer<Traits>& consumer, typename Traits::Shared& shared) {
+  begin_walk(params, loader);
 #pragma unroll 1
   for (int step = 0; step < loader.steps(); ++step) {
     ptx::cp_async_wait_group<0>();
     // The rows of a step ascend: if the first one sees all keys, all do, but for the blind.
     const bool blind = __syncthreads_or(loader.is_blind(step)) != 0;
-    if (step + 1 < loader.steps()) loader.load(step + 1);
-    loader.find(step + 3);
-    ptx::cp_async_commit_group();
-    loader.tell(step + 2);
+    load_ahead(loader, step);
     if (blind || loader.info(step).limit[0] < Traits::kKeys) {
       work_step<Traits, true>(params, loader, consumer, shared, step);
     } else {

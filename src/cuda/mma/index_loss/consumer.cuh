@@ -12,6 +12,20 @@
 
 namespace msa::cuda::mma::index_loss {
 
+/// Scores of the teacher: a warp's 16 keys times the rows of a turn.
+template <class Traits>
+struct TeacherScores {
+  /// Behind a thread's copies, in front of the barrier that says that they have arrived.
+  __device__ __forceinline__ static void publish() {}
+
+  __device__ __forceinline__ static void multiply(const typename Traits::Shared& shared, int stage,
+                                                  int warp, int lane,
+                                                  float (&scores)[kTurnRows / 2]) {
+    multiply_tiles<typename Traits::Item, Traits::kHeadDim>(
+        shared.k, Traits::kKeys, 16 * warp, shared.q[stage], kTurnRows, 0, lane, scores);
+  }
+};
+
 template <class Traits>
 class Consumer {
  public:
@@ -62,11 +76,11 @@ class Consumer {
     }
   }
 
-  /// Adds the weights of a turn's query heads to those of its tokens.
+  /// Adds the weights of a turn's query heads to those of its tokens. All threads.
+  template <class Scores>
   __device__ __forceinline__ void teach(int stage, int turn, int token_rows, float scale_log2) {
     float weights[kTurnRows / 2];
-    multiply_tiles<Item, Traits::kHeadDim>(shared_.k, Traits::kKeys, 16 * warp_, shared_.q[stage],
-                                           kTurnRows, 0, lane_, weights);
+    Scores::multiply(shared_, stage, warp_, lane_, weights);
     const float* lse = shared_.lse[stage];
     float sums[2] = {};
     int token = turn * (kTurnRows / token_rows);

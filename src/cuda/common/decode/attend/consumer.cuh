@@ -160,7 +160,8 @@ class Consumer {
   __device__ __forceinline__ void run_items(const Item& item) {
     for (int i = item.begin; i < item.end; ++i) {
       forget_lane();
-      const int visible = item.visible - entry_block(params_, shared_.select, i) * Traits::kBlock;
+      const int visible =
+          item.visible - entry_block<Traits>(params_, shared_.select, i) * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       std::uint32_t probabilities[Traits::kSteps][4];
       shared_.ring.wait_full(at_);
@@ -182,7 +183,7 @@ class Consumer {
   __device__ __forceinline__ void run_codes(const Item& item, bool rehearsal) {
     for (int i = item.begin; i < item.end; ++i) {
       forget_lane();
-      const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
+      const int block = rehearsal ? 0 : entry_block<Traits>(params_, shared_.select, i);
       const int visible = item.visible - block * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       float decay[2];
@@ -223,7 +224,7 @@ class Consumer {
         values_differ(of_keys, of_values) ? value_table<Traits>(stages_) : shared_.magnitudes;
     for (int i = item.begin; i < item.end; ++i) {
       forget_lane();
-      const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
+      const int block = rehearsal ? 0 : entry_block<Traits>(params_, shared_.select, i);
       const int visible = item.visible - block * Traits::kBlock;
       float scores[Traits::kKeyTiles][4];
       float decay[2];

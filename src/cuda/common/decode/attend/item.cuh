@@ -21,9 +21,19 @@ __device__ __forceinline__ Item make_item(const AttendParams& p) {
   return item;
 }
 
-/// Local block of entry i of the row's list.
+/// Whether the blocks that a list names are two of Traits::kBlock keys each.
+template <class Traits>
+__device__ __forceinline__ bool halves_blocks(const AttendParams& p) {
+  return Traits::kHalvesBlocks && p.blocks == Blocks::Listed &&
+         p.select.batch.block_size != Traits::kBlock;
+}
+
+/// Local block, of Traits::kBlock keys, of entry i of the row's list. Of a row's last block the
+/// second half may hold nothing that the row sees: it is masked like any such keys.
+template <class Traits>
 __device__ __forceinline__ int entry_block(const AttendParams& p, const SelectStorage& s, int i) {
-  return p.blocks == Blocks::All ? i : s.ids[i];
+  if (p.blocks == Blocks::All) return i;
+  return halves_blocks<Traits>(p) ? 2 * s.ids[i >> 1] + (i & 1) : s.ids[i];
 }
 
 /// Reads a given list: what is visible of it, in the order given, lies in s.ids afterwards (local
@@ -93,7 +103,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
   } else {
     if (threadIdx.x < 32) read_list(p, r, item, shared.select, threadIdx.x);
     __syncthreads();
-    item.num_entries = shared.select.num_ids;
+    item.num_entries = shared.select.num_ids * (halves_blocks<Traits>(p) ? 2 : 1);
   }
   share_blocks(p, item);
 }

@@ -24,11 +24,11 @@ int attend_splits(std::int64_t rows, int heads_kv, int group, std::int64_t max_e
   return static_cast<int>(splits);
 }
 
-std::size_t find_instance(const AttendConfig& config, std::size_t count) {
-  const auto end = kAttendInstances.begin() + count;
-  const auto at = std::find(kAttendInstances.begin(), end, config);
-  if (at == end) throw Error(ErrorCode::Internal, "", "cuda decode: planned without an instance");
-  return static_cast<std::size_t>(at - kAttendInstances.begin());
+std::size_t find_instance(const AttendConfig& config, std::span<const AttendConfig> instances) {
+  const auto at = std::find(instances.begin(), instances.end(), config);
+  if (at == instances.end())
+    throw Error(ErrorCode::Internal, "", "cuda decode: planned without an instance");
+  return static_cast<std::size_t>(at - instances.begin());
 }
 
 }  // namespace msa::cuda::common::decode

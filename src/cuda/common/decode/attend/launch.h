@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "cuda/common/decode/launch.h"
 #include "cuda/common/peers/launch.h"
@@ -138,11 +139,11 @@ inline constexpr std::size_t kMendInstances = kAttendInstances.size() - 4;
 static_assert(kAttendInstances[kMendInstances - 1].kv != Storage::E2m1 &&
               kAttendInstances[kMendInstances].kv == Storage::E2m1);
 
-/// Of them the first, which ranks that share a sequence have, too: others select and attend by
-/// launches of their own.
+/// Of them those that ranks which share a sequence have, too: others select and attend by launches
+/// of their own.
 inline constexpr std::array kRanksInstances = {kAttendInstances[0], kAttendInstances[4]};
 
-/// Where the instance stands among the first `count`.
-std::size_t find_instance(const AttendConfig& config, std::size_t count);
+/// Where the instance stands among `instances`.
+std::size_t find_instance(const AttendConfig& config, std::span<const AttendConfig> instances);
 
 }  // namespace msa::cuda::common::decode

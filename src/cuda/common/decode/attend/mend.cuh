@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kMendBound)
       if (threadIdx.x == 0) shared.item = item;
       find_blocks<Traits>(p, r, item, SelectRow{}, shared, stages, false);
       attend_item<Traits>(p, r, item, shared, stages, at, false, warp, lane);
+      item = shared.item;               // rather than kept in registers
       ptx::fence_proxy_async_shared();  // the copy engine writes where the shares were joined
       __syncthreads();
     }

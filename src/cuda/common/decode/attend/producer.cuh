@@ -38,7 +38,7 @@ class Producer {
                                             bool rehearsal) {
     const BatchParams& batch = params_.select.batch;
     for (int i = item.begin; i < item.end; ++i) {
-      const int block = rehearsal ? 0 : entry_block(params_, shared_.select, i);
+      const int block = rehearsal ? 0 : entry_block<Traits>(params_, shared_.select, i);
       KeyBox box;
       if (lane_ < lanes_) {
         box =
@@ -74,7 +74,7 @@ class Producer {
     for (int i = item.begin; i <= item.end; ++i) {
       Codes next{};
       if (i < item.end) {
-        next = look_up(r, item, rehearsal ? 0 : entry_block(params_, shared_.select, i));
+        next = look_up(r, item, rehearsal ? 0 : entry_block<Traits>(params_, shared_.select, i));
       }
       if (rehearsal) return;
       if (i > item.begin) {

@@ -23,6 +23,7 @@ struct AttendTraits {
   static constexpr int kKeyBits = bits_of(cfg.kv);
   static constexpr bool kUnits = kCodes && cfg.storage == Storage::F16;
   static constexpr int kBlock = cfg.block;
+  static constexpr bool kHalvesBlocks = false;  // lists name blocks of 2 * kBlock keys, perhaps
   static constexpr int kDim = cfg.dim;
   static constexpr int kPanels = kPacked ? 1 : kDim / panel_items(kKeyBits);
   static constexpr int kPanelBytes = kDim * kKeyBits / 8 / kPanels;  // of a row

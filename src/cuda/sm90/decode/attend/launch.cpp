@@ -2,12 +2,10 @@
 // The table of instances; each is compiled in a file of its own under instances/.
 #include "cuda/sm90/decode/attend/launch.h"
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
+#include <span>
 #include <utility>
-
-#include "msa/error.h"
 
 namespace msa::cuda::sm90::decode {
 namespace {
@@ -43,20 +41,18 @@ constexpr auto kMends = mends(std::make_index_sequence<kMendInstances>{});
 }  // namespace
 
 void launch_attend(const AttendConfig& config, const AttendParams& params, cudaStream_t stream) {
-  kAttends[find_instance(config, kAttends.size())](params, stream);
+  kAttends[find_instance(config, kAttendInstances)](params, stream);
 }
 
 void launch_attend_ranks(const AttendConfig& config, const RanksAttendParams& params,
                          cudaStream_t stream) {
-  const auto* const at = std::find(kRanksInstances.begin(), kRanksInstances.end(), config);
-  if (at == kRanksInstances.end())
-    throw Error(ErrorCode::Internal, "", "cuda decode: ranks without an instance");
-  kRanksAttends[static_cast<std::size_t>(at - kRanksInstances.begin())](params, stream);
+  kRanksAttends[find_instance(config, kRanksInstances)](params, stream);
 }
 
 void launch_mend(const AttendConfig& config, const MendParams& params, int multiprocessors,
                  cudaStream_t stream) {
-  kMends[find_instance(config, kMends.size())](params, multiprocessors, stream);
+  const auto instances = std::span(kAttendInstances).first<kMendInstances>();
+  kMends[find_instance(config, instances)](params, multiprocessors, stream);
 }
 
 }  // namespace msa::cuda::sm90::decode

@@ -6,5 +6,8 @@ namespace msa::cuda::mma::decode {
 template void launch_attend_instance<AttendConfig{
     .storage = Storage::Bf16, .block = 64, .dim = 128, .kv = Storage::E4m3}>(const AttendParams&,
                                                                              cudaStream_t);
+template void launch_mend_instance<AttendConfig{
+    .storage = Storage::Bf16, .block = 64, .dim = 128, .kv = Storage::E4m3}>(const MendParams&, int,
+                                                                             cudaStream_t);
 
 }  // namespace msa::cuda::mma::decode

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/sm90/backward/kernel.cuh"
+
+namespace msa::cuda::sm90::backward {
+
+template void launch_instance<Wanted{.keys = false, .queries = true}>(const Params&, int,
+                                                                      cudaStream_t);
+
+}  // namespace msa::cuda::sm90::backward

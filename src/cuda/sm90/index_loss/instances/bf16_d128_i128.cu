@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/sm90/index_loss/kernel.cuh"
+
+namespace msa::cuda::sm90::index_loss {
+
+template void launch_instance<kTile>(const Params&, int, cudaStream_t);
+
+}  // namespace msa::cuda::sm90::index_loss
