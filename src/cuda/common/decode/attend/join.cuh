@@ -177,6 +177,12 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
   return true;
 }
 
+/// The lse of a row. Its sum is written out, so that every kernel rounds it alike.
+__device__ __forceinline__ float lse_of_row(const AttendParams& p, const common::RowState& state) {
+  if (state.sum == 0.0f) return common::kMinusInf;
+  return fmaf(state.top * p.scale_log2, common::kLn2, ptx::lg2(state.sum) * common::kLn2);
+}
+
 /// store_row into the boxes of all ranks, this one's first.
 template <class Traits, int kGroups>
 __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>& p,
@@ -186,7 +192,7 @@ __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>
   const float inverse = common::inverse_of(part.state.sum);
   float* const out = common::row_of<float>(p.to.out, row, head) + column;
   float* const lse_at = &common::item_of(p.to.lse, row, head);
-  const float top = part.state.top * p.scale_log2 * common::kLn2;
+  const float lse = lse_of_row(p, part.state);
 #pragma unroll 1
   for (int n = 0; n < p.among.ranks; ++n) {
     const int to =
@@ -199,7 +205,7 @@ __device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>
       if (empty) values = {};
       *reinterpret_cast<float4*>(out + away + j * 32) = values;
     }
-    if (column == 0) lse_at[away] = common::lse_of(top, part.state.sum);
+    if (column == 0) lse_at[away] = lse;
   }
 }
 
@@ -236,8 +242,7 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
     }
   }
   if (p.to.lse.data != nullptr && column == 0) {
-    common::item_of(p.to.lse, row, head) =
-        common::lse_of(part.state.top * p.scale_log2 * common::kLn2, part.state.sum);
+    common::item_of(p.to.lse, row, head) = lse_of_row(p, part.state);
   }
 }
 

@@ -65,8 +65,8 @@ struct RanksParams {
   peers::Candidate* inboxes[peers::kMaxRanks]{};
   // From what this rank writes as output and lse to where each rank wants it, in bytes.
   std::int64_t states[peers::kMaxRanks]{};
-  const int* forced =
-      nullptr;  // [T, num_forced], ids of the whole sequence, -1 where none; or none
+  // [T, num_forced], ids of the whole sequence, -1 where there is none; or none.
+  const int* forced = nullptr;
   int num_forced = 0;
   const int* last_keys = nullptr;  // [T], local, the last key that a row sees; below 0: none
 };
