@@ -240,7 +240,8 @@ class ContextParallel:
         else:
             blocks = page_table.shape[1] * page_size // self.settings.block_size
             said = self.exchange.gather(torch.tensor([blocks], dtype=torch.int64).to(page_table.device), "page_table")
-            deal = Deal(self.rank, self.ranks, int(said.wait().max()))
+            of_each = said.wait()
+            deal = Deal(self.rank, self.ranks, int(of_each.max()), int(of_each.min()))
         with self.exchange.together():
             shard = Shard(page_table, page_size, deal, seqlens_k, self.settings, queries, causal)
             return Decoder(self.exchange, shard, heads, symmetric)
