@@ -7,7 +7,7 @@
 
 #include "cuda/common/backward/shares.cuh"
 #include "cuda/mma/backward/consumer.cuh"
-#include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/backward/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
@@ -17,12 +17,12 @@
 
 namespace msa::cuda::sm90::backward {
 
-template <class Traits, Wanted wanted>
+template <Wanted wanted>
 class WholeStep {
  public:
-  using Item = typename Traits::Item;
-  using Shared = typename Traits::Shared;
-  using RowInfo = typename Traits::RowInfo;
+  using Item = Traits::Item;
+  using Shared = Traits::Shared;
+  using RowInfo = Traits::RowInfo;
   using Consumer = mma::backward::Consumer<Traits>;
 
   __device__ __forceinline__ WholeStep(Shared& shared, Consumer& sums)
@@ -31,19 +31,15 @@ class WholeStep {
         warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
         lane_(static_cast<int>(threadIdx.x % 32)) {}
 
-  /// All threads; the rows of the step have arrived and are visible to wgmma. meanwhile() is called
-  /// while scores are multiplied.
-  template <class Meanwhile>
+  /// All consumers; the rows of the step have arrived.
   __device__ __forceinline__ void run(const RowInfo& rows, int stage, float scale_log2,
-                                      const common::backward::Shares& to,
-                                      const Meanwhile& meanwhile) {
+                                      const common::backward::Shares& to) {
     sums_.locate();
     float s[kScores];   // scores, then weights; then dq
     float dp[kScores];  // keys are the rows of both
     ptx::wgmma_fence();
     multiply_rows(shared_.k, shared_.q[stage], s);
     multiply_rows(shared_.v, shared_.dout[stage], dp);
-    meanwhile();
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(s);
     std::uint32_t p[kScores / 2];
@@ -65,7 +61,7 @@ class WholeStep {
     if constexpr (wanted.keys) add_rows(ds, shared_.q[stage], sums_.dk_);
     if constexpr (wanted.queries) {
       sums_.tell_rest(rest);
-      __syncthreads();  // dS is there
+      Traits::sync();  // dS is there
       multiply_keys(s);
     }
     ptx::wgmma_wait_group<0>();
