@@ -34,7 +34,7 @@ __device__ __forceinline__ void walk(const Params& params,
     } else {
       WholeStep<wanted>(shared, sums).run(rows, at.stage, params.scale_log2, params.shares);
     }
-    shared.ring.warp_release(at, ptx::laneid());
+    shared.ring.warp_release(at, static_cast<int>(threadIdx.x % 32));
     at.advance();
   }
 }
