@@ -15,10 +15,10 @@ struct Traits : mma::backward::Traits<kTile> {
   using Base = mma::backward::Traits<kTile>;
   static constexpr int kCtaThreads = kThreads + 128;  // kThreads: of the two consumers
   static constexpr int kStages = 2;
-  static constexpr int kProducerRegisters = 32;
+  static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
   static constexpr int kRowBytes = kRows * kHeadDim * 2;  // of q, or dout, of a step
-  static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168 + 8,
+  static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
                 "registers of a CTA's warpgroups");
   static_assert(kStages == sizeof(Base::Shared::q) / kRowBytes &&
                     kStages <= mma::backward::kRowInfos,
