@@ -56,7 +56,7 @@ __device__ __forceinline__ void consume(const Params& params, Traits::Shared& sh
 
 // Numbers in place of a Wanted: nvcc's host stub cannot name one.
 template <bool kKeys, bool kQueries>
-__global__ void __launch_bounds__(Traits::kCtaThreads)
+__global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     kernel(const __grid_constant__ Params params, const __grid_constant__ Maps maps) {
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
