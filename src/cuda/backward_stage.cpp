@@ -38,13 +38,13 @@ void launch_mma(const mma::backward::Config& config, const mma::backward::Params
 
 void launch_sm90(const mma::backward::Config& config, const mma::backward::Params& params,
                  const core::Call& call, int ctas, cudaStream_t stream) {
-  const int box_heads = sm90::backward::box_heads(params.pairs.group);
-  if (!(config == sm90::backward::kTile) || box_heads == 0)
+  const int box_shift = sm90::backward::box_shift(params.pairs.group);
+  if (!(config == sm90::backward::kTile) || box_shift == 0)
     return launch_mma(config, params, call, ctas, stream);
   const sm90::backward::Maps maps{
-      .q = make_query_map(call.q, params.pairs.heads_kv, box_heads, 1, "q"),
-      .dout = make_query_map(call.dout, params.pairs.heads_kv, box_heads, 1, "dout"),
-      .box_heads = box_heads};
+      .q = make_query_map(call.q, params.pairs.heads_kv, 1 << box_shift, 1, "q"),
+      .dout = make_query_map(call.dout, params.pairs.heads_kv, 1 << box_shift, 1, "dout"),
+      .box_shift = box_shift};
   sm90::backward::launch(params, maps, ctas, stream);
 }
 

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     Producer producer(params, maps, shared);
 #pragma unroll 1
     while (mma::cta::take_item(params.pairs, params.work, shared)) {
-      if (threadIdx.x < Traits::kThreads + 32) producer.run();
+      producer.run();
     }
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
@@ -83,7 +83,7 @@ void launch_instance(const Params& params, const Maps& maps, int ctas, cudaStrea
   launch_kernel(kernel<wanted.keys, wanted.queries>,
                 {.grid = dim3(static_cast<unsigned>(ctas)),
                  .block = dim3(Traits::kCtaThreads),
-                 .shared_bytes = Traits::kSharedBytes + kSwizzleAtomBytes,
+                 .shared_bytes = Traits::kSharedBytes,
                  .stream = stream},
                 params, maps);
 }

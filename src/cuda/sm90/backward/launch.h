@@ -28,13 +28,11 @@ inline constexpr Config kTile{.storage = Storage::Bf16, .head_dim = 128, .keys =
 struct Maps {
   CUtensorMap q;  // boxes of some heads of one token
   CUtensorMap dout;
-  int box_heads = 16;
+  int box_shift = 4;  // log2 of the heads
 };
 
-/// Heads of a box: as many as divide a group, whose rows fill whole swizzles; 0: there are none.
-constexpr int box_heads(std::int64_t group) {
-  return group % 16 == 0 ? 16 : group % 8 == 0 ? 8 : 0;
-}
+/// Of the heads of a box, as many as divide a group: their rows fill whole swizzles. 0: none do.
+constexpr int box_shift(std::int64_t group) { return group % 16 == 0 ? 4 : group % 8 == 0 ? 3 : 0; }
 
 /// Defined in instances/*.cu, one each.
 template <Wanted wanted>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The producer warp: the query rows of an item's steps, gathered by the copy engine, some heads of
-// a token a copy, and what is known of them. A lane knows two rows of each step, and looks up those
-// of the next one while this one's are on their way. Rows behind the item's last are read outside
-// q, so they arrive as zeros.
+// A producer warp, one for each stage of the ring, which takes every kStages-th step: the query
+// rows of the step, gathered by the copy engine, some heads of a token a copy, and what is known of
+// them. A lane knows two rows, and looks up those of its next step while this one's are on their
+// way. Rows behind the item's last are read outside q, so they arrive as zeros.
 #pragma once
 
 #include "cuda/common/backward/tiles.cuh"
@@ -22,28 +22,37 @@ class Producer {
         maps_(maps),
         shared_(shared),
         lane_(static_cast<int>(threadIdx.x % 32)),
-        tokens_ahead_(kRows / params.pairs.group),
-        heads_ahead_(kRows % params.pairs.group) {}
+        at_{.stage = static_cast<int>(threadIdx.x % 128) / 32} {}
 
-  /// All steps of the item in shared memory.
+  /// This warp's steps of the item in shared memory.
   __device__ __forceinline__ void run() {
+    const int group = params_.pairs.group;
+    const int steps = (shared_.item.count * group + kRows - 1) / kRows;
+    int step = (at_.stage - first_stage_) & (Traits::kStages - 1);
+    first_stage_ += steps;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      token_[i] = (lane_ + 32 * i) / params_.pairs.group;
-      head_[i] = (lane_ + 32 * i) % params_.pairs.group;
+      token_[i] = (step * kRows + lane_ + 32 * i) / group;
+      head_[i] = (step * kRows + lane_ + 32 * i) % group;
     }
-    const int rows = shared_.item.count * params_.pairs.group;
+    const int tokens_ahead = Traits::kStages * kRows / group;
+    const int heads_ahead = Traits::kStages * kRows % group;
     Found next[kOwn];
     find(next);
 #pragma unroll 1
-    for (int first = 0; first < rows; first += kRows) {
+    for (; step < steps; step += Traits::kStages) {
       Found own[kOwn];
       int heads[kOwn];
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         own[i] = next[i];
         heads[i] = head_[i];
-        advance(i);
+        token_[i] += tokens_ahead;
+        head_[i] += heads_ahead;
+        if (head_[i] >= group) {
+          head_[i] -= group;
+          ++token_[i];
+        }
       }
       find(next);
       load(own, heads);
@@ -52,23 +61,17 @@ class Producer {
 
  private:
   static constexpr int kRows = Traits::kRows;
+  static constexpr int kRowsShift = 6;
   static constexpr int kOwn = kRows / 32;  // rows of a lane
   static constexpr int kPanels = Traits::kPanels;
+  static_assert(kRows == 1 << kRowsShift && (Traits::kStages & (Traits::kStages - 1)) == 0,
+                "powers of two");
 
   /// A (row of q, place of the tile's block in its list); row -1: behind the item's last.
   struct Found {
     int row;
     int place;
   };
-
-  __device__ __forceinline__ void advance(int i) {
-    token_[i] += tokens_ahead_;
-    head_[i] += heads_ahead_;
-    if (head_[i] >= params_.pairs.group) {
-      head_[i] -= params_.pairs.group;
-      ++token_[i];
-    }
-  }
 
   __device__ __forceinline__ void find(Found (&found)[kOwn]) const {
     const common::backward::Pairs& p = params_.pairs;
@@ -108,7 +111,7 @@ class Producer {
     }
     __syncwarp();
     gather(own, heads);
-    at_.advance();
+    at_.parity ^= 1;
   }
 
   /// What is known of the rows.
@@ -125,8 +128,9 @@ class Producer {
       int limit = 0;
       std::int64_t share = -1;
       if (own[i].row >= 0) {
-        share = common::backward::slot_of(p, shared_.item, own[i].row, own[i].place) * p.group +
-                heads[i];
+        if (params_.shares.steps != nullptr)
+          share = common::backward::slot_of(p, shared_.item, own[i].row, own[i].place) * p.group +
+                  heads[i];
         limit = min(visible_keys(shared_.request, own[i].row - shared_.request.q_begin,
                                  p.batch.causal != 0) -
                         first_key,
@@ -150,9 +154,9 @@ class Producer {
 
   /// A copy a lane: some heads of a token, a panel of q or dout.
   __device__ __forceinline__ void gather(const Found (&own)[kOwn], const int (&heads)[kOwn]) const {
-    const int boxes = kRows / maps_.box_heads;
-    const int first = lane_ % boxes * maps_.box_heads;
-    const int which = lane_ / boxes;  // of the panels of q, then of dout
+    const int boxes = kRows >> maps_.box_shift;
+    const int first = (lane_ & (boxes - 1)) << maps_.box_shift;
+    const int which = lane_ >> (kRowsShift - maps_.box_shift);  // of the panels of q, then of dout
     const int low = __shfl_sync(common::kAllLanes, own[0].row, first % 32);
     const int high = __shfl_sync(common::kAllLanes, own[1].row, first % 32);
     const int low_head = __shfl_sync(common::kAllLanes, heads[0], first % 32);
@@ -175,11 +179,10 @@ class Producer {
   const Maps& maps_;
   Shared& shared_;
   const int lane_;
-  const int tokens_ahead_;  // from a row to that of the next step
-  const int heads_ahead_;
-  int token_[kOwn];  // of the item
-  int head_[kOwn];   // of the group
-  RingPosition<Traits::kStages> at_{};
+  int token_[kOwn];      // of the item
+  int head_[kOwn];       // of the group
+  int first_stage_ = 0;  // of the item, and of laps before
+  RingPosition<Traits::kStages> at_;
 };
 
 }  // namespace msa::cuda::sm90::backward

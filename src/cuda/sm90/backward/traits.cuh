@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Roles and shared memory of Hopper's backward kernel, beside those of mma/backward: two consumer
-// warpgroups, and a producer that fills a ring with the rows of steps.
+// Roles and shared memory of Hopper's backward kernel, whose tile and rows are those of
+// mma/backward: two consumer warpgroups, and a producer warp for each stage of a ring.
 #pragma once
 
 #include "cuda/mma/backward/traits.cuh"
@@ -12,23 +12,34 @@
 namespace msa::cuda::sm90::backward {
 
 struct Traits : mma::backward::Traits<kTile> {
-  using Base = mma::backward::Traits<kTile>;
-  static constexpr int kCtaThreads = kThreads + 128;  // kThreads: of the two consumers
-  static constexpr int kStages = 2;
-  static constexpr int kProducerRegisters = 24;
+  static constexpr int kStages = 4;  // a producer warp each
+  static constexpr int kCtaThreads = kThreads + 128;
   static constexpr int kConsumerRegisters = 240;
-  static constexpr int kRowBytes = kRows * kHeadDim * 2;  // of q, or dout, of a step
+  static constexpr int kProducerRegisters = 24;
   static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
                 "registers of a CTA's warpgroups");
-  static_assert(kStages == sizeof(Base::Shared::q) / kRowBytes &&
-                    kStages <= mma::backward::kRowInfos,
-                "a stage has tiles and rows of its own");
+  static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
+  static constexpr int kRowBytes = kRows * kHeadDim * 2;  // of q, or dout, of a step
 
-  struct Shared : Base::Shared {
-    Ring<kStages> ring;   // q, dout and infos of a step
-    int masked[kStages];  // whether some row does not see all keys
+  struct Shared {
+    alignas(1024) std::uint8_t k[kKeyBytes];
+    alignas(1024) std::uint8_t v[kKeyBytes];
+    alignas(1024) std::uint8_t q[kStages][kRowBytes];
+    alignas(1024) std::uint8_t dout[kStages][kRowBytes];
+    alignas(1024) std::uint8_t ds[kKeys * kRows * 2];  // a row a key
+    RowInfo infos[kStages];
+    int masked[kStages];        // whether some row does not see all keys
+    float rest[kWarps][kRows];  // of a warp's keys: what rounding took from dS
+    float mean[kHeadDim];       // of the tile's keys; 0 where they are not alike
+    int alike;                  // whether all keys are nearer to their mean than to 0
+    int number;                 // of the item
+    common::backward::WorkItem item;
+    RequestRecord request;
+    Ring<kStages> ring;
   };
-  static_assert(sizeof(Shared) <= kSharedBytes, "what planning counts with");
+  // Dynamic shared memory is not aligned to 1024.
+  static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
+  static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 
   /// The consumers meet.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
