@@ -62,7 +62,7 @@ class Loader {
       return;
     }
     if (p.listed == 0) to.row[row] = shared_.item.begin + token;
-    to.share[row] = slot_of(to.row[row], place) * p.group + head;
+    to.share[row] = common::backward::slot_of(p, shared_.item, to.row[row], place) * p.group + head;
     to.limit[row] = min(
         visible_keys(shared_.request, to.row[row] - shared_.request.q_begin, p.batch.causal != 0) -
             first_key(),
@@ -116,7 +116,7 @@ class Loader {
       shared_.mean[column] = is_finite(squares) && 2.0f * mean * sum > squares ? mean : 0.0f;
     }
     if (thread() == 0) shared_.alike = 1;
-    __syncthreads();
+    Traits::sync();
     for (int key = thread(); key < keys; key += Traits::kThreads) {
       float product = 0.0f;
       float square = 0.0f;
@@ -127,7 +127,7 @@ class Loader {
       }
       if (!(2.0f * product > square)) shared_.alike = 0;  // or not a number
     }
-    __syncthreads();
+    Traits::sync();
     if (shared_.alike != 0) return;
     for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads)
       shared_.mean[column] = 0.0f;
@@ -143,15 +143,6 @@ class Loader {
     return shared_.item.count * params_.pairs.group;
   }
   __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
-
-  /// Of a token's share of dq.
-  __device__ __forceinline__ std::int64_t slot_of(int row, int place) const {
-    const common::backward::Pairs& p = params_.pairs;
-    const int tiles = common::backward::tiles_of_block(p);
-    const int tile = shared_.item.tile;
-    return ((row - p.row_begin) * p.heads_kv + shared_.item.head) * p.places +
-           (p.listed == 0 ? tile : place * tiles + tile % tiles);
-  }
 
   __device__ __forceinline__ float finite_item(int key, int column) const {
     const float x = common::to_float(*reinterpret_cast<const typename Traits::Item*>(
