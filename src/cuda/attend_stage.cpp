@@ -9,17 +9,9 @@
 #include "core/fields.h"
 #include "cuda/batch.h"
 #include "cuda/common/attend/combine.h"
-#include "cuda/common/attend/lists.h"
 
 namespace msa::cuda {
 namespace {
-
-/// Keys and values of the longest request, all heads.
-std::int64_t key_bytes(const Problem& p) {
-  return p.bounds.max_seqlen_k * p.attention.heads_kv *
-         (p.attention.head_dim + p.attention.value_dim) *
-         bits_of(storage_of(core::kv_format(p).storage)) / 8;
-}
 
 std::string shape_rejects(const Problem& p) {
   if (p.attention.q.storage != DType::BF16 && p.attention.q.storage != DType::F16) {
@@ -72,6 +64,12 @@ int best_splits(std::int64_t items, std::int64_t steps, std::int64_t ctas, const
 
 }  // namespace
 
+std::int64_t key_bytes(const Problem& p) {
+  return p.bounds.max_seqlen_k * p.attention.heads_kv *
+         (p.attention.head_dim + p.attention.value_dim) *
+         bits_of(storage_of(core::kv_format(p).storage)) / 8;
+}
+
 float scale_of(const Problem& problem) {
   return problem.attention.softmax_scale.value_or(
       static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.attention.head_dim))));
@@ -101,6 +99,20 @@ common::decode::AttendParams mended_rows(const common::attend::Params& params,
 }
 
 namespace attend = common::attend;
+
+attend::ListParams lists_of(const attend::Params& params, const Tensor& block_ids) {
+  return {.batch = params.batch,
+          .requests = params.requests,
+          .tiles = params.tiles,
+          .num_tiles = params.num_tiles,
+          .tile_begin = params.tile_begin,
+          .tile_limit = params.tile_limit,
+          .tokens_per_tile = params.tokens_per_tile,
+          .heads_kv = params.heads_kv,
+          .lists = make_lists(block_ids),
+          .headers = const_cast<attend::ListHeader*>(params.list_headers),
+          .entries = const_cast<attend::ListEntry*>(params.list_entries)};
+}
 
 template <class Kernels>
 std::string AttendStageOf<Kernels>::rejects(const Problem& problem, bool lists) {
@@ -237,7 +249,7 @@ void AttendStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
     params.tile_begin = begin;
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     if (kvouter_) params.longest_list = kvouter_->longest_list();
-    if (lists) run_lists(params, block_ids, stream);
+    if (lists) attend::launch_lists(lists_of(params, block_ids), stream);
     // Behind the first lists, as both run beside each other.
     if (begin == 0 && unpack_) unpack_->run(problem, items, items_front, workspace, stream, lists);
     attend::Params of_items = params;
@@ -280,23 +292,6 @@ attend::Params AttendStageOf<Kernels>::attend_params(const Problem& problem, con
   params.v_scales = make_scales(problem, core::kv_format(problem), call.v_scale);
   params.column_scales = has_column_scales(core::kv_format(problem)) ? 1 : 0;
   return params;
-}
-
-template <class Kernels>
-void AttendStageOf<Kernels>::run_lists(const attend::Params& params, const Tensor& block_ids,
-                                       cudaStream_t stream) const {
-  attend::launch_lists({.batch = params.batch,
-                        .requests = params.requests,
-                        .tiles = params.tiles,
-                        .num_tiles = params.num_tiles,
-                        .tile_begin = params.tile_begin,
-                        .tile_limit = params.tile_limit,
-                        .tokens_per_tile = params.tokens_per_tile,
-                        .heads_kv = params.heads_kv,
-                        .lists = make_lists(block_ids),
-                        .headers = const_cast<attend::ListHeader*>(params.list_headers),
-                        .entries = const_cast<attend::ListEntry*>(params.list_entries)},
-                       stream);
 }
 
 template <class Kernels>

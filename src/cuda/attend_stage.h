@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/call.h"
+#include "cuda/common/attend/lists.h"
 #include "cuda/common/decode/attend/launch.h"
 #include "cuda/device.h"
 #include "cuda/kvouter_stage.h"
@@ -30,6 +31,8 @@ class AttendStageOf {
   /// Why the kernels do not serve the problem; empty: they do. `lists`: over block lists.
   static std::string rejects(const Problem& problem, bool lists);
 
+  static int tokens_of_tile(const Problem& problem, bool lists);
+
   AttendStageOf(const Problem& problem, const GpuInfo& gpu, bool lists, Layout& layout);
 
   /// What the run wants of the prologue.
@@ -45,12 +48,9 @@ class AttendStageOf {
   std::size_t run_begin() const { return run_begin_; }
 
  private:
-  static int tokens_of_tile(const Problem& problem, bool lists);
   common::attend::Params attend_params(const Problem& problem, const core::Call& call,
                                        const common::prologue::Params& front,
                                        void* workspace) const;
-  void run_lists(const common::attend::Params& params, const Tensor& block_ids,
-                 cudaStream_t stream) const;
   int launches(int tiles) const;
   void run_combine(const Problem& problem, const common::attend::Params& parts,
                    const common::attend::Params& whole, cudaStream_t stream) const;
@@ -89,6 +89,12 @@ inline bool has_column_scales(const Format& kv) {
 common::decode::AttendParams mended_rows(const common::attend::Params& params,
                                          const core::Call& call, bool lists,
                                          const Tensor& block_ids);
+
+/// What builds the lists of the tiles of a launch.
+common::attend::ListParams lists_of(const common::attend::Params& params, const Tensor& block_ids);
+
+/// Bytes of keys and values of the longest request, all heads.
+std::int64_t key_bytes(const Problem& problem);
 
 /// softmax_scale or its default.
 float scale_of(const Problem& problem);

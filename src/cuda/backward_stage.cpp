@@ -50,7 +50,7 @@ void launch_sm90(const mma::backward::Config& config, const mma::backward::Param
 
 }  // namespace
 
-BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
+BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu, bool by_rows)
     : config(mma::backward::config_for(
           storage_of(p.attention.q.storage), static_cast<int>(p.attention.head_dim),
           walks_lists(p) ? static_cast<int>(p.selection.block_size) : 0, gpu.shared_memory)),
@@ -65,6 +65,11 @@ BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
   cut.max_parts = (p.options.batch_invariant ? tuning.share_bytes : tuning.part_bytes) / sum_bytes;
   if (p.options.batch_invariant) cut.item_rows = kInvariantRows;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
+  if (by_rows && QueryGradients::serves(p, gpu, keys)) {
+    order = Order::Rows;
+    chunk_rows = rows;
+    return;
+  }
   const std::int64_t fitting = std::max<std::int64_t>(
       1, tuning.share_bytes / (slot_bytes(config, cut.group) * keys.places * keys.heads));
   chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
@@ -94,7 +99,7 @@ std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
   if (p.attention.value_dim != p.attention.head_dim)
     return "value_dim equals head_dim here, not " + std::to_string(p.attention.value_dim);
   if (std::string why = KeyTiles::rejects_blocks(p, walks_lists(p)); !why.empty()) return why;
-  const Shape shape(p, gpu);
+  const Shape shape(p, gpu, false);
   if (std::string why = KeyTiles::rejects(p, shape.keys); !why.empty()) return why;
   if (p.options.batch_invariant &&
       KeyTiles::limits(shape.keys, p.bounds.total_q, shape.cut).item_tokens >
@@ -104,19 +109,23 @@ std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
 }
 
 BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : BackwardStage(p, gpu, layout, launch_mma) {}
+    : BackwardStage(p, gpu, layout, launch_mma, false) {}
 
-BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout, Launch launch)
-    : BackwardStage(p, Shape(p, gpu), layout, launch) {}
+BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout, Launch launch,
+                             bool by_rows)
+    : BackwardStage(p, gpu, Shape(p, gpu, by_rows), layout, launch) {}
 
 Sm90BackwardStage::Sm90BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : BackwardStage(p, gpu, layout, p.options.batch_invariant ? launch_mma : launch_sm90) {}
+    : BackwardStage(p, gpu, layout, p.options.batch_invariant ? launch_mma : launch_sm90,
+                    !p.options.batch_invariant) {}
 
-BackwardStage::BackwardStage(const Problem& p, const Shape& shape, Layout& layout, Launch launch)
+BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, const Shape& shape,
+                             Layout& layout, Launch launch)
     : shape_(shape),
       launch_(launch),
       tiles_(p, shape.keys, shape.most(p), layout),
       delta_(layout.take<float>(p.bounds.total_q * p.attention.heads_q)) {
+  if (shape_.order == Order::Rows) queries_.emplace(p, gpu, shape_.keys, layout);
   Layout inverse = layout;
   tiles_.plan_inverse(p, inverse);
   plan_sums(p, layout);
@@ -131,6 +140,7 @@ void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
   Layout parts = layout;
   parts_ = parts.take<float>(shape_.most(p).max_parts * floats);
   if (shape_.order != Order::Twice) layout = parts;
+  if (shape_.order == Order::Rows) return;
   steps_ = layout.take<std::uint16_t>(shares);
   step_sizes_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));
   if (shape_.order == Order::Summed)
@@ -139,26 +149,30 @@ void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
 }
 
 std::string BackwardStage::decisions() const {
-  const char* const orders[] = {"once", "summed", "twice"};
+  const char* const orders[] = {"rows", "once", "summed", "twice"};
   return "backward_tile " + std::to_string(shape_.config.keys) + " keys x " +
          std::to_string(shape_.config.rows) + " rows\nbackward_chunk " +
          std::to_string(shape_.chunk_rows) + " tokens\nbackward_order " +
-         orders[static_cast<int>(shape_.order)] + "\n";
+         orders[static_cast<int>(shape_.order)] + "\n" + (queries_ ? queries_->decisions() : "");
 }
 
 void BackwardStage::run(const Problem& problem, const core::Call& call, void* workspace,
                         cudaStream_t stream) const {
-  common::backward::Pairs pairs = tiles_.run(problem, call, workspace, stream);
+  common::prologue::Params front = tiles_.front(problem, call, workspace);
+  if (queries_) queries_->ask(front, workspace);
+  common::backward::Pairs pairs = tiles_.run(problem, call, front, workspace, stream);
   pairs.group = static_cast<int>(shape_.cut.group);
   const common::backward::KeyParams all = key_params(problem, call, pairs, workspace);
   prepare(problem, call, all, workspace, stream);
   const std::int64_t rows = pairs.batch.total_q;
   const bool queries = static_cast<bool>(call.dq);
   const bool keys = call.dk || call.dv;
-  const bool apart = keys && (!queries || shape_.order == Order::Twice);
+  const bool apart = keys && (!queries || queries_ || shape_.order == Order::Twice);
   const bool summed = keys && !apart && shape_.order == Order::Summed;
   if (apart)
     run_rows(problem, call, pairs, {.begin = 0, .end = rows, .keys = true}, workspace, stream);
+  if (queries && queries_)
+    return queries_->run(problem, call, front, pairs, delta_.in(workspace), workspace, stream);
   for (std::int64_t begin = 0; queries && begin < rows; begin += shape_.chunk_rows) {
     run_rows(problem, call, pairs,
              {.begin = begin,

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Gradients of attention as a stage. Planning is pure; a run is the products of dout and out, for
 // lists their inverse, then launches of the backward kernel: over chunks of the rows, as the shares
-// of dq of a chunk lie in the workspace until they are added up.
+// of dq of a chunk lie in the workspace until they are added up. Where there is a kernel over tiles
+// of rows, dq comes from that alone.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "core/call.h"
@@ -14,6 +16,7 @@
 #include "cuda/key_tiles.h"
 #include "cuda/layout.h"
 #include "cuda/mma/backward/config.h"
+#include "cuda/query_gradients.h"
 
 namespace msa::cuda {
 
@@ -28,8 +31,10 @@ class BackwardStage {
 
   BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 
-  /// With kernels of another instruction set, over the same items, shares and sums.
-  BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout, Launch launch);
+  /// With kernels of another instruction set, over the same items, shares and sums. `by_rows`: dq
+  /// by its own kernel, where that serves the problem.
+  BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout, Launch launch,
+                bool by_rows);
 
   /// Clears the status word first.
   void run(const Problem& problem, const core::Call& call, void* workspace,
@@ -39,13 +44,14 @@ class BackwardStage {
  private:
   /// How dq, dk and dv come about together.
   enum class Order {
+    Rows,    // dk and dv of all rows at once, then dq by its own kernel
     Once,    // all rows at once: each tile's gradients are finished where it is multiplied
     Summed,  // chunk by chunk: sums of dk and dv over all chunks lie in the workspace
     Twice,   // dk and dv of all rows at once, then dq chunk by chunk: scores are made twice
   };
   /// Sizes that follow from a problem and a card.
   struct Shape {
-    Shape(const Problem& problem, const GpuInfo& gpu);
+    Shape(const Problem& problem, const GpuInfo& gpu, bool by_rows);
 
     /// Of any launch.
     KeyTiles::Limits most(const Problem& problem) const;
@@ -65,7 +71,8 @@ class BackwardStage {
     bool summed = false;  // dk and dv are added to those of other launches
   };
 
-  BackwardStage(const Problem& problem, const Shape& shape, Layout& layout, Launch launch);
+  BackwardStage(const Problem& problem, const GpuInfo& gpu, const Shape& shape, Layout& layout,
+                Launch launch);
   void plan_sums(const Problem& problem, Layout& layout);
   common::backward::Shares shares_of(void* workspace) const;
   common::backward::KeySums sums_of(void* workspace) const;
@@ -81,15 +88,16 @@ class BackwardStage {
   Launch launch_;
   KeyTiles tiles_;
   Piece<float> delta_{};  // [T, Hq]
+  std::optional<QueryGradients> queries_{};
   Piece<float> parts_{};
   Piece<float> sums_{};
   Piece<std::uint16_t> steps_{};
   Piece<float> step_sizes_{};
 };
 
-/// With Hopper's kernel where it has one for the tile. Whether a row is multiplied by wgmma depends
-/// on its neighbours in a step, so that with batch_invariant, where a chunk's end moves them, the
-/// portable kernel stays.
+/// With Hopper's kernels where it has them for the tile. Whether a row is multiplied by wgmma
+/// depends on its neighbours in a step, so that with batch_invariant, where a chunk's end moves
+/// them, the portable kernel stays.
 class Sm90BackwardStage : public BackwardStage {
  public:
   Sm90BackwardStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);

@@ -118,7 +118,8 @@ std::string IndexLossStage::decisions() const {
 void IndexLossStage::run(const Problem& problem, const core::Call& call, void* workspace,
                          cudaStream_t stream) const {
   const Storage storage = storage_of(problem.index.q.storage);
-  common::backward::Pairs pairs = tiles_.run(problem, call, workspace, stream);
+  common::backward::Pairs pairs =
+      tiles_.run(problem, call, tiles_.front(problem, call, workspace), workspace, stream);
   pairs.tensors = 1;
   pairs.shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k);
   const common::backward::KeyParams keys = key_params(problem, call, pairs, workspace);

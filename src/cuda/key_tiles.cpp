@@ -8,7 +8,6 @@
 #include "core/geometry.h"
 #include "cuda/batch.h"
 #include "cuda/common/invert/launch.h"
-#include "cuda/common/prologue/launch.h"
 #include "cuda/invert_stage.h"
 
 namespace msa::cuda {
@@ -126,7 +125,9 @@ std::int64_t KeyTiles::num_lists(const Problem& p) const {
   return p.bounds.batch * blocks_of(p) + 1;
 }
 
-common::prologue::Params KeyTiles::front_of(const BatchParams& batch, void* workspace) const {
+common::prologue::Params KeyTiles::front(const Problem& problem, const core::Call& call,
+                                         void* workspace) const {
+  const BatchParams batch = make_batch(problem, call, call.k, kStatus.in(workspace));
   common::prologue::Params front{.batch = batch,
                                  .requests = requests_.in(workspace),
                                  .first_blocks = first_blocks_.in(workspace),
@@ -142,9 +143,8 @@ common::prologue::Params KeyTiles::front_of(const BatchParams& batch, void* work
 }
 
 common::backward::Pairs KeyTiles::run(const Problem& problem, const core::Call& call,
-                                      void* workspace, cudaStream_t stream) const {
-  const common::prologue::Params front =
-      front_of(make_batch(problem, call, call.k, kStatus.in(workspace)), workspace);
+                                      const common::prologue::Params& front, void* workspace,
+                                      cudaStream_t stream) const {
   common::prologue::launch(front, stream);
   common::backward::Pairs pairs{.batch = front.batch,
                                 .requests = front.requests,

@@ -11,6 +11,7 @@
 
 #include "core/call.h"
 #include "cuda/common/backward/launch.h"
+#include "cuda/common/prologue/launch.h"
 #include "cuda/layout.h"
 
 namespace msa::cuda {
@@ -62,14 +63,17 @@ class KeyTiles {
   /// What only making the inverse needs: done with before there are sums.
   void plan_inverse(const Problem& problem, Layout& layout);
 
+  /// What the run wants of the prologue; tiles[1] and counters are for others.
+  common::prologue::Params front(const Problem& problem, const core::Call& call,
+                                 void* workspace) const;
   /// Clears the status word, reads the batch and inverts its lists.
-  common::backward::Pairs run(const Problem& problem, const core::Call& call, void* workspace,
+  common::backward::Pairs run(const Problem& problem, const core::Call& call,
+                              const common::prologue::Params& front, void* workspace,
                               cudaStream_t stream) const;
   common::backward::Work work(const Limits& limits, void* workspace) const;
 
  private:
   std::int64_t num_lists(const Problem& problem) const;
-  common::prologue::Params front_of(const BatchParams& batch, void* workspace) const;
 
   Shape shape_;
   int invert_tokens_ = 1;

@@ -3,6 +3,7 @@
 // build says that it holds none (MSA_CUDA_COMPILED), so that no plan starts one.
 #include "cuda/sm90/attend/launch.h"
 #include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/backward_queries/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/index_loss/launch.h"
@@ -20,6 +21,8 @@ namespace {
 void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
 void backward::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
+
+void backward_queries::launch(Walk, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
 void index_loss::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
 

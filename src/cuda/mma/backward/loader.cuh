@@ -4,6 +4,7 @@
 // head) pair: the first kRows threads find out which, two steps ahead.
 #pragma once
 
+#include "cuda/common/backward/average.cuh"
 #include "cuda/common/backward/tiles.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/common/tile/swizzle.cuh"
@@ -98,39 +99,16 @@ class Loader {
     return true;
   }
 
-  /// What the tile's keys have in common: their mean in columns where it is larger than what they
-  /// differ by, 0 elsewhere; all 0 where some key is nearer to 0 than to that. Numbers that are not
-  /// finite count as 0. Threads meet in it.
+  /// What the tile's keys have in common. Threads meet in it.
   __device__ __forceinline__ void average() const {
-    const int keys = min(Traits::kKeys, shared_.request.seqlen_k - first_key());
-    for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads) {
-      float sum = 0.0f;
-      float squares = 0.0f;
-      for (int key = 0; key < keys; ++key) {
-        const float x = finite_item(key, column);
-        sum += x;
-        squares = fmaf(x, x, squares);
-      }
-      const float mean = sum / static_cast<float>(keys);
-      // Larger than what keys differ by?
-      shared_.mean[column] = is_finite(squares) && 2.0f * mean * sum > squares ? mean : 0.0f;
-    }
-    if (thread() == 0) shared_.alike = 1;
-    Traits::sync();
-    for (int key = thread(); key < keys; key += Traits::kThreads) {
-      float product = 0.0f;
-      float square = 0.0f;
-      for (int column = 0; column < Traits::kHeadDim; ++column) {
-        const float mean = shared_.mean[column];
-        product = fmaf(mean, finite_item(key, column), product);
-        square = fmaf(mean, mean, square);
-      }
-      if (!(2.0f * product > square)) shared_.alike = 0;  // or not a number
-    }
-    Traits::sync();
-    if (shared_.alike != 0) return;
-    for (int column = thread(); column < Traits::kHeadDim; column += Traits::kThreads)
-      shared_.mean[column] = 0.0f;
+    common::backward::average_keys<Traits::kHeadDim, Traits::kThreads>(
+        min(Traits::kKeys, shared_.request.seqlen_k - first_key()), shared_.mean, shared_.alike,
+        thread(),
+        [&](int key, int column) {
+          return common::to_float(*reinterpret_cast<const typename Traits::Item*>(
+              shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
+        },
+        [] { Traits::sync(); });
   }
 
  private:
@@ -144,12 +122,6 @@ class Loader {
   }
   __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
 
-  __device__ __forceinline__ float finite_item(int key, int column) const {
-    const float x = common::to_float(*reinterpret_cast<const typename Traits::Item*>(
-        shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
-    return is_finite(x) ? x : 0.0f;
-  }
-  __device__ __forceinline__ static bool is_finite(float x) { return x - x == 0.0f; }
   /// In the CTA: anew in each step, as what is made of it would wait in registers.
   __device__ __forceinline__ static int thread() {
     return static_cast<int>(threadIdx.x) / 32 * 32 + ptx::laneid();

@@ -63,7 +63,7 @@ class Consumer {
         step<true>(q, entry_of<Traits>(params_, job, list, i), i > 1);
         if constexpr (Traits::kCodes) pack_codes();
       }
-      const std::uint32_t mine = warpgroup_tokens();
+      const std::uint32_t mine = warpgroup_tokens(warpgroup_, params_.group);
       for (bool skips = false; i < job.blocks; ++i) {
         ListEntry entry = entry_of<Traits>(params_, job, list, i);
         if constexpr (Traits::kUnion) {  // a block that none of this warpgroup's tokens listed
@@ -93,18 +93,6 @@ class Consumer {
     shared_.q_ring.release(q_at_);
     q_at_.advance();
     return true;
-  }
-
-  /// Tokens of the tile that have rows in this warpgroup, as bits of an entry.
-  __device__ __forceinline__ std::uint32_t warpgroup_tokens() const {
-    const int first = warpgroup_ * 64 / params_.group;
-    const int end = (warpgroup_ * 64 + 63) / params_.group + 1;
-    static_assert(bits_below(0) == 0 && bits_below(31) == ~0u >> 1 && bits_below(128) == ~0u);
-    return bits_below(end) & ~bits_below(first);
-  }
-  /// Small groups have more than 32 tokens' worth of rows: no shift by 32 or more.
-  __host__ __device__ static constexpr std::uint32_t bits_below(int n) {
-    return n >= 32 ? ~0u : (1u << n) - 1;
   }
 
   /// Gives a block back unread. Its values go after the next step, which multiplies those of the

@@ -50,6 +50,12 @@ struct Epilogue {
         lse_at(row + 8 * r) = softmax.lse(r, folded.scores(params.scale_log2));
       }
     }
+    finish(o, stage, again);
+  }
+
+  /// Rows as they are to be stored. `again`: some row of the thread ended non-finite.
+  __device__ __forceinline__ void finish(const float (&o)[kOutputs], std::uint8_t* stage,
+                                         bool again) const {
     if (common::warp::any(again)) note_rows();
     if (params.to.f32) {
       store_f32(o);
@@ -58,9 +64,9 @@ struct Epilogue {
     }
   }
 
- private:
   __device__ __forceinline__ bool valid(int row) const { return row < job.tokens * params.group; }
 
+ private:
   __device__ __forceinline__ std::int64_t out_offset(int row) const {
     const int token = row / params.group;
     const std::int64_t head =

@@ -15,6 +15,9 @@ namespace msa::cuda::sm90::attend {
 template <class Traits>
 class Loader {
  public:
+  using Params = typename Traits::Params;
+  using Maps = typename Traits::Maps;
+
   __device__ __forceinline__ Loader(const Params& params, const Maps& maps,
                                     typename Traits::Shared& shared)
       : params_(params),
@@ -46,6 +49,8 @@ class Loader {
         if (i > 0) load_values(job, behind, entry_of<Traits>(params_, job, list, i - 1).block);
         behind = box;
       } else {
+        if constexpr (Traits::kGradients)
+          load_mean(job, entry_of<Traits>(params_, job, list, i).block);
         load_block(shared_.k_ring, k_at_, shared_.k[k_at_.stage], &maps_.k, job.head, box);
         load_block(shared_.v_ring, v_at_, shared_.v[v_at_.stage], &maps_.v, job.head, box);
       }
@@ -57,6 +62,18 @@ class Loader {
     shared_.q_ring.release(at_);  // neither the job nor its mark is touched again
     at_.advance();
     return true;
+  }
+
+  /// Gradients: what the keys of the block have in common, beside the keys in their stage. Bytes
+  /// may arrive before load_block has said that all are awaited.
+  __device__ __forceinline__ void load_mean(const Job& job, int block) {
+    __syncwarp();
+    shared_.k_ring.wait_empty(k_at_);
+    if (lane_ != 0) return;
+    const int stage = k_at_.stage;
+    ptx::mbarrier_expect_tx(&shared_.k_ring.full[stage], Traits::kMeanBytes);
+    ptx::cp_async_bulk(shared_.means[stage], mean_of(params_, job, block), Traits::kMeanBytes,
+                       &shared_.k_ring.full[stage]);
   }
 
   __device__ __forceinline__ void load_block(Ring<Traits::kKeyStages>& ring,

@@ -17,6 +17,9 @@ namespace msa::cuda::sm90::attend {
 template <class Traits>
 class Scheduler {
  public:
+  using Params = typename Traits::Params;
+  using Maps = typename Traits::Maps;
+
   __device__ __forceinline__ Scheduler(const Params& params, const Maps& maps,
                                        typename Traits::Shared& shared)
       : params_(params), maps_(maps), shared_(shared), lane_(threadIdx.x & 31) {}
@@ -60,17 +63,31 @@ class Scheduler {
       if constexpr (Traits::kFolds) fold_scales(head);
     }
     ptx::mbarrier_arrive(&shared_.described[at_.stage]);
-    if (lane_ == 0) {
-      shared_.q_ring.expect(
-          at_, Traits::kPanels * kPanelRowBytes * params_.group * params_.tokens_per_tile);
-      for (int panel = 0; panel < Traits::kPanels; ++panel) {
-        ptx::cp_async_bulk_tensor<4>(shared_.q[at_.stage] + panel * kTileRows * kPanelRowBytes,
-                                     &maps_.q, {panel * kPanelItems, 0, job.row, head},
-                                     &shared_.q_ring.full[at_.stage]);
-      }
+    if constexpr (Traits::kRowBuffers < Traits::kQueryStages) {
+      wait(&shared_.rows_read, rows_at_.parity ^ 1);
+      rows_at_.advance();
     }
+    if (lane_ == 0) load_rows(job.row, head);
     __syncwarp();
     at_.advance();
+  }
+
+  /// q, and dout where gradients are wanted.
+  __device__ __forceinline__ void load_rows(int row, int head) {
+    constexpr int kTensors = Traits::kGradients ? 2 : 1;
+    shared_.q_ring.expect(
+        at_, kTensors * Traits::kPanels * kPanelRowBytes * params_.group * params_.tokens_per_tile);
+    const int buffer = Traits::row_buffer(at_.stage);
+    load_panels(shared_.q[buffer], &maps_.q, row, head);
+    if constexpr (Traits::kGradients) load_panels(shared_.dout[buffer], &maps_.dout, row, head);
+  }
+  __device__ __forceinline__ void load_panels(std::uint8_t* tile, const CUtensorMap* map, int row,
+                                              int head) {
+    for (int panel = 0; panel < Traits::kPanels; ++panel) {
+      ptx::cp_async_bulk_tensor<4>(tile + panel * kTileRows * kPanelRowBytes, map,
+                                   {panel * kPanelItems, 0, row, head},
+                                   &shared_.q_ring.full[at_.stage]);
+    }
   }
 
   /// What one scale for all keys of a head, and one for all values, come to.
@@ -87,6 +104,7 @@ class Scheduler {
   typename Traits::Shared& shared_;
   const int lane_;
   RingPosition<Traits::kQueryStages> at_{};
+  RingPosition<1> rows_at_{};  // where tiles share one buffer of rows
 };
 
 }  // namespace msa::cuda::sm90::attend

@@ -42,6 +42,8 @@ struct FoldsShared<true, kQueryStages> {
 template <Config cfg>
 struct Traits {
   static constexpr Config kConfig = cfg;
+  using Params = attend::Params;
+  using Maps = attend::Maps;
   using Item = common::ItemOf<cfg.storage>;
   static constexpr int kHeadDim = cfg.head_dim;
   static constexpr int kBlock = cfg.block;
@@ -53,8 +55,10 @@ struct Traits {
   static constexpr int kKeyItems = panel_items(bits_of(cfg.kv));  // of a panel in flight
   static constexpr int kKeyPanels = kHeadDim / kKeyItems;
   static constexpr int kQueryStages = 2;
-  static constexpr int kKeyStages = 2;  // 3 measured the same
-  static constexpr int kConsumers = 2;  // warpgroups of 64 rows
+  static constexpr int kRowBuffers = kQueryStages;  // of the rows of tiles
+  static constexpr bool kGradients = false;         // of queries: see sm90/backward_queries
+  static constexpr int kKeyStages = 2;              // 3 measured the same
+  static constexpr int kConsumers = 2;              // warpgroups of 64 rows
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kListedAhead = 32;  // one entry a lane; most lists are shorter
   static constexpr int kWarpgroups = kConsumers + 1 + (kCodes ? 1 : 0);
@@ -92,6 +96,7 @@ struct Traits {
     Ring<kKeyStages> k_ring;
     Ring<kKeyStages> v_ring;
   };
+  __device__ __forceinline__ static int row_buffer(int stage) { return stage; }
   // Dynamic shared memory is not aligned to 1024.
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
@@ -106,6 +111,19 @@ __device__ __forceinline__ int work_item(int round) {
   const int cta =
       round & 1 ? static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x) : blockIdx.x;
   return round * static_cast<int>(gridDim.x) + cta;
+}
+
+/// Small groups have more than 32 tokens' worth of rows: no shift by 32 or more.
+__host__ __device__ constexpr std::uint32_t bits_below(int n) {
+  return n >= 32 ? ~0u : (1u << n) - 1;
+}
+
+/// Tokens of the tile that have rows in this warpgroup, as bits of an entry.
+__device__ __forceinline__ std::uint32_t warpgroup_tokens(int warpgroup, int group) {
+  const int first = warpgroup * 64 / group;
+  const int end = (warpgroup * 64 + 63) / group + 1;
+  static_assert(bits_below(0) == 0 && bits_below(31) == ~0u >> 1 && bits_below(128) == ~0u);
+  return bits_below(end) & ~bits_below(first);
 }
 
 /// Entry `i` of the tile's share of its list.

@@ -28,6 +28,14 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(Mbarrier* bar, std::ui
                                          ::cuda::ptx::space_shared, bar, bytes);
 }
 
+/// Awaits so many bytes more in the present phase; nobody arrives.
+__device__ __forceinline__ void mbarrier_expect_tx(Mbarrier* bar, std::uint32_t bytes) {
+  asm volatile(
+      "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(cvta_to_shared(bar)),
+      "r"(bytes)
+      : "memory");
+}
+
 /// mbarrier_try_wait_parity, behind which what other CTAs of the cluster sent is visible, too.
 __device__ __forceinline__ bool mbarrier_try_wait_parity_cluster(Mbarrier* bar,
                                                                  std::uint32_t parity) {

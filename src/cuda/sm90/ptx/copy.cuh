@@ -44,7 +44,14 @@ __device__ __forceinline__ void cp_async_bulk_tensor_hint(void* smem, const CUte
       : "memory");
 }
 
-/// `bytes` side by side, a multiple of 16 as both addresses are, with such a policy.
+/// `bytes` side by side, a multiple of 16 as both addresses are.
+__device__ __forceinline__ void cp_async_bulk(void* smem, const void* gmem, std::uint32_t bytes,
+                                              Mbarrier* bar) {
+  ::cuda::ptx::cp_async_bulk(::cuda::ptx::space_cluster, ::cuda::ptx::space_global, smem, gmem,
+                             bytes, bar);
+}
+
+/// The same with such a policy.
 __device__ __forceinline__ void cp_async_bulk_hint(void* smem, const void* gmem,
                                                    std::uint32_t bytes, Mbarrier* bar,
                                                    std::uint64_t policy) {

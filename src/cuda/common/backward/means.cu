@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// What the keys of each tile have in common. A CTA a (tile, KV head).
+#include <algorithm>
+
+#include "cuda/common/backward/average.cuh"
+#include "cuda/common/backward/launch.h"
+#include "cuda/common/backward/tiles.cuh"
+#include "cuda/common/storage.cuh"
+#include "cuda/launch.h"
+
+namespace msa::cuda::common::backward {
+namespace {
+
+constexpr int kMeanDim = 128;
+constexpr int kMeanThreads = kMeanDim;
+constexpr std::int64_t kMaxMeanCtas = 4096;
+
+template <class Item>
+__global__ void __launch_bounds__(kMeanThreads)
+    means_kernel(const __grid_constant__ MeanParams params) {
+  __shared__ float mean[kMeanDim];
+  __shared__ int alike;
+  const Pairs& p = params.pairs;
+  const auto head = static_cast<int>(blockIdx.y);
+  const auto thread = static_cast<int>(threadIdx.x);
+  const std::int64_t tiles = total_tiles(p);
+  for (std::int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
+    const TilePlace place = place_of_tile(p, i);
+    const RequestRecord& request = p.requests[place.request];
+    const int first = place.tile * p.keys;
+    const auto* keys = static_cast<const Item*>(params.k.data) +
+                       (request.k_begin + first) * params.k.stride_t + head * params.k.stride_h;
+    average_keys<kMeanDim, kMeanThreads>(
+        min(p.keys, request.seqlen_k - first), mean, alike, thread,
+        [&](int key, int column) { return to_float(keys[key * params.k.stride_t + column]); },
+        [] { __syncthreads(); });
+    params.means[(head * params.tiles + i) * kMeanDim + thread] = mean[thread];
+    __syncthreads();
+  }
+}
+
+}  // namespace
+
+void launch_means(Storage storage, const MeanParams& params, cudaStream_t stream) {
+  with_item(storage, [&]<class Item>() {
+    launch_kernel(means_kernel<Item>,
+                  {.grid = dim3(static_cast<unsigned>(std::min(params.tiles, kMaxMeanCtas)),
+                                static_cast<unsigned>(params.pairs.heads_kv)),
+                   .block = dim3(kMeanThreads),
+                   .stream = stream},
+                  params);
+  });
+}
+
+}  // namespace msa::cuda::common::backward

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT
+// A consumer warpgroup: 64 rows of every tile of the CTA. Per block it multiplies scores and dP,
+// makes weights of the scores while dP is multiplied, and adds dS K to its rows of dq. The other
+// warpgroup's products fill what this one leaves. Every product is issued, committed and awaited in
+// one straight line; ptxas serialises them otherwise.
+#pragma once
+
+#include "cuda/common/rows.cuh"
+#include "cuda/common/warp.cuh"
+#include "cuda/sm90/attend/epilogue.cuh"
+#include "cuda/sm90/backward_queries/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
+#include "cuda/sm90/ptx/wgmma.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
+
+namespace msa::cuda::sm90::backward_queries {
+
+using attend::entry_of;
+using attend::ListEntry;
+
+template <class Traits>
+class Consumer {
+ public:
+  using Item = typename Traits::Item;
+
+  __device__ __forceinline__ Consumer(const Params& params, typename Traits::Shared& shared,
+                                      int warpgroup)
+      : params_(params),
+        shared_(shared),
+        warpgroup_(warpgroup),
+        thread_(threadIdx.x & 127),
+        row_(warpgroup * 64 + fragment_row(thread_)) {
+    token_[0] = row_ / params.group;
+    token_[1] = (row_ + 8) / params.group;
+  }
+
+  __device__ __forceinline__ void run() {
+    while (tile()) {
+    }
+  }
+
+ private:
+  static constexpr int kScores = Traits::kBlock / 2;
+  static constexpr int kOutputs = Traits::kHeadDim / 2;
+
+  /// False where there is no further tile.
+  __device__ __forceinline__ bool tile() {
+    wait(&shared_.described[q_at_.stage], q_at_.parity);
+    const Job job = shared_.jobs[q_at_.stage];
+    if (job.head == attend::kNoHead) return false;
+    const attend::Epilogue<Traits> epilogue{params_, job, warpgroup_, thread_, {}};
+    read_rows(job, epilogue);
+#pragma unroll
+    for (int x = 0; x < kOutputs; ++x) dq_[x] = 0.0f;
+    shared_.q_ring.wait_full(q_at_);
+    const auto& list = shared_.lists[q_at_.stage];
+    const std::uint32_t mine = attend::warpgroup_tokens(warpgroup_, params_.group);
+    int i = 0;
+    for (; i < job.masked; ++i) visit<true>(entry_of<Traits>(params_, job, list, i), mine);
+    for (; i < job.blocks; ++i) visit<false>(entry_of<Traits>(params_, job, list, i), mine);
+    __syncwarp();
+    if ((thread_ & 31) == 0) ptx::mbarrier_arrive(&shared_.rows_read);
+    store(epilogue);
+    shared_.q_ring.release(q_at_);
+    q_at_.advance();
+    return true;
+  }
+
+  /// What is known of this thread's two rows. A row that attends to nothing, as its lse says, sees
+  /// nothing, and its delta may be anything.
+  __device__ __forceinline__ void read_rows(const Job& job,
+                                            const attend::Epilogue<Traits>& epilogue) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const std::int64_t token = std::int64_t{job.row} + token_[r];
+      const int head = job.head * params_.group + (row_ + 8 * r - token_[r] * params_.group);
+      const float lse = epilogue.valid(row_ + 8 * r) ? common::item_of(params_.lse, token, head)
+                                                     : common::kMinusInf;
+      const bool blind = lse == common::kMinusInf;
+      visible_[r] = blind ? 0 : min(max(job.base + token_[r], 0), job.limit);
+      lse_[r] = blind ? 0.0f : lse * common::kLog2e;
+      delta_[r] = blind ? 0.0f : params_.delta[token * (params_.heads_kv * params_.group) + head];
+    }
+  }
+
+  /// A block that none of this warpgroup's tokens listed is given back unread.
+  template <bool kMasked>
+  __device__ __forceinline__ void visit(const ListEntry& entry, std::uint32_t mine) {
+    if (Traits::kUnion && __shfl_sync(common::kAllLanes, entry.tokens & mine, 0) == 0) {
+      shared_.k_ring.wait_full(k_at_);
+      give_back(shared_.k_ring, k_at_);
+      shared_.v_ring.wait_full(v_at_);
+      give_back(shared_.v_ring, v_at_);
+    } else {
+      step<kMasked>(entry);
+    }
+  }
+
+  template <bool kMasked>
+  __device__ __forceinline__ void step(const ListEntry& entry) {
+    shared_.k_ring.wait_full(k_at_);
+    multiply_rows(shared_.q[0], shared_.k[k_at_.stage], s_);
+    shared_.v_ring.wait_full(v_at_);
+    multiply_rows(shared_.dout[0], shared_.v[v_at_.stage], dp_);
+    ptx::wgmma_wait_group<1>();
+    ptx::keep_accumulator(s_);
+    weigh<kMasked>(entry);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(dp_);
+    give_back(shared_.v_ring, v_at_);
+    float rest[2] = {0.0f, 0.0f};
+    derive(rest);
+    add_keys();
+    rest[0] = quad::sum(rest[0]);
+    rest[1] = quad::sum(rest[1]);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(dq_);
+    add_mean(rest);
+    give_back(shared_.k_ring, k_at_);
+  }
+
+  /// d = the warpgroup's rows times a block; a group of its own.
+  __device__ __forceinline__ void multiply_rows(const std::uint8_t* rows, const std::uint8_t* keys,
+                                                float (&d)[kScores]) const {
+    const std::uint64_t a = descriptor_k_major(rows + warpgroup_ * 64 * kPanelRowBytes);
+    const std::uint64_t b = descriptor_k_major(keys);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
+      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
+      const int panel = k >> 2;
+      ptx::wgmma_ss<Item, ptx::Major::K>(
+          d, a + panel * (kTileRows * kPanelRowBytes >> 4) + inside,
+          b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + inside, k != 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// dq += dS times the block's keys; a group of its own.
+  __device__ __forceinline__ void add_keys() {
+    const std::uint64_t b =
+        descriptor_mn_major(shared_.k[k_at_.stage], Traits::kBlock * kPanelRowBytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < Traits::kBlock / 16; ++k)
+      ptx::wgmma_rs<Item, ptx::Major::MN>(dq_, ds_ + 4 * k, b + k * kDescriptorStepMN, true);
+    ptx::wgmma_commit_group();
+  }
+
+  /// Scores become weights: 0 where the row does not see the key or did not list the block.
+  template <bool kMasked>
+  __device__ __forceinline__ void weigh(const ListEntry& entry) {
+    float scale[2], offset[2];
+    int limit[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool takes_part = visible_[r] > 0 && listed(entry, r);
+      limit[r] = takes_part ? visible_[r] - entry.block * Traits::kBlock : 0;
+      scale[r] = kMasked || takes_part ? params_.scale_log2 : 0.0f;
+      offset[r] = kMasked || takes_part ? -lse_[r] : common::kMinusInf;
+    }
+    if constexpr (kMasked) {
+      mask_fragment(s_, thread_, [&](int half, int column) { return column >= limit[half]; });
+    }
+#pragma unroll
+    for (int x = 0; x < kScores; ++x) {
+      const int r = (x >> 1) & 1;
+      s_[x] = ptx::ex2(fmaf(s_[x], scale[r], offset[r]));
+    }
+  }
+
+  __device__ __forceinline__ bool listed(const ListEntry& entry, int r) const {
+    if constexpr (Traits::kUnion) {
+      return (entry.tokens >> (token_[r] & 31)) & 1;
+    } else {
+      return true;
+    }
+  }
+
+  /// Gradients of scores, rounded, as first factors; `rest`: what rounding took from the thread's
+  /// share of each row.
+  __device__ __forceinline__ void derive(float (&rest)[2]) {
+#pragma unroll
+    for (int x = 0; x < kScores; x += 2) {
+      const int r = (x >> 1) & 1;
+      const float exact[2] = {s_[x] * (dp_[x] - delta_[r]), s_[x + 1] * (dp_[x + 1] - delta_[r])};
+      ds_[x / 2] = ptx::cvt_pack<Item>(exact[0], exact[1]);
+      const float2 rounded = ptx::cvt_unpack<Item>(ds_[x / 2]);
+      rest[r] += (exact[0] - rounded.x) + (exact[1] - rounded.y);
+    }
+  }
+
+  /// As if the block's keys were less what they have in common.
+  __device__ __forceinline__ void add_mean(const float (&rest)[2]) {
+    const float* mean = shared_.means[k_at_.stage] + fragment_column(thread_);
+#pragma unroll
+    for (int x = 0; x < kOutputs; x += 4) {
+      const float2 pair = *reinterpret_cast<const float2*>(mean + 2 * x);
+      dq_[x] = fmaf(rest[0], pair.x, dq_[x]);
+      dq_[x + 1] = fmaf(rest[0], pair.y, dq_[x + 1]);
+      dq_[x + 2] = fmaf(rest[1], pair.x, dq_[x + 2]);
+      dq_[x + 3] = fmaf(rest[1], pair.y, dq_[x + 3]);
+    }
+  }
+
+  __device__ __forceinline__ void store(const attend::Epilogue<Traits>& epilogue) {
+    float probe[2] = {0.0f, 0.0f};  // NaN once anything of the row is not finite
+#pragma unroll
+    for (int x = 0; x < kOutputs; ++x) {
+      const int r = (x >> 1) & 1;
+      probe[r] = fmaf(dq_[x], 0.0f, probe[r]);
+      dq_[x] *= params_.scale;
+    }
+    const bool again = (shared_.suspects[q_at_.stage] != 0 && epilogue.valid(row_ & ~15)) ||
+                       (epilogue.valid(row_) && probe[0] != 0.0f) ||
+                       (epilogue.valid(row_ + 8) && probe[1] != 0.0f);
+    epilogue.finish(dq_, shared_.dq, again);
+  }
+
+  template <int kStages>
+  __device__ __forceinline__ void give_back(Ring<kStages>& ring, RingPosition<kStages>& at) {
+    ring.warp_release(at, thread_ & 31);
+    at.advance();
+  }
+
+  const Params& params_;
+  typename Traits::Shared& shared_;
+  const int warpgroup_;
+  const int thread_;  // in the warpgroup
+  const int row_;     // of the tile; this thread holds row_ and row_ + 8
+  int token_[2];      // of the tile
+  int visible_[2];    // keys that those rows see
+  float lse_[2];      // to base 2
+  float delta_[2];
+  RingPosition<Traits::kQueryStages> q_at_{};
+  RingPosition<Traits::kKeyStages> k_at_{};
+  RingPosition<Traits::kKeyStages> v_at_{};
+  float s_[kScores];   // scores, then weights
+  float dp_[kScores];  // dout V
+  float dq_[kOutputs];
+  std::uint32_t ds_[kScores / 2];
+};
+
+}  // namespace msa::cuda::sm90::backward_queries
