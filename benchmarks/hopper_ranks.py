@@ -29,7 +29,7 @@ import cpu
 import msa
 from hopper import card_and_driver
 from msa.distributed import ContextParallel, Links, Measured, Model, estimate
-from msa.distributed.boxes import GatheredBoxes, make_boxes
+from msa.distributed.boxes import Box, make_boxes
 from ranks import Ranks, alone_seconds, captured, start
 from sequences import Drift, normal_rows, rows_of
 
@@ -226,7 +226,7 @@ def graph_seconds(graph, layers):
     return [x / layers for x in alone_seconds(graph.replay, max(20, min(300, int(0.2 / once))))]
 
 
-def decode(ranks, name, tokens, batch, layers):
+def decode(ranks, name, tokens, batch, layers, shares):
     """Rows of a decode: over symmetric memory where there is some, and over NCCL."""
     caches = Caches(tokens, batch, layers, ranks.count if batch == 1 else 1, ranks.device)
     whole = *caches.pages(), torch.arange(batch + 1, dtype=torch.int32, device=ranks.device)
@@ -239,7 +239,7 @@ def decode(ranks, name, tokens, batch, layers):
         check_plainly(0, tokens - 1, tensors, wanted[0])
     alone = ranks.on_first(lambda: graph_seconds(graph, layers))
     del graph, whole
-    fixed = fixed_seconds(ranks, caches, layers)
+    whole, measured = parts_of_one(ranks, caches, layers, None if shares else False)
     pools, table, _ = caches.pages(ranks.rank, ranks.count)
     caches.sets.clear()
     torch.cuda.empty_cache()
@@ -261,47 +261,70 @@ def decode(ranks, name, tokens, batch, layers):
         rows.append(row_of(f"decode.{name}{suffix}", f"{batch} x 1 token over {tokens}, cache sharded over {ranks.count}"
                            f" GPUs, {layers} layers a step in a CUDA graph, a layer, over {way}", seconds, alone, True))
         del decoder, graph, found
-    measured = Measured(statistics.median(fixed[0]) - fixed[1], 0.0, fixed[1])
+    rows[0] |= {"group_of_one_seconds": whole, "select_seconds": measured.select, "attend_seconds": measured.attend,
+                "fixed_seconds": measured.fixed}
     return rows, used, lambda links: estimate("decode", MODEL, tokens, ranks.count, links, measured, batch=batch)
 
 
-def fixed_seconds(ranks, caches, layers):
-    """On one GPU: seconds of a layer of a "group" of one rank, and of them those that no shorter cache takes away."""
+def parts_of_one(ranks, caches, layers, symmetric):
+    """On one GPU, as a "group" that meets itself: seconds of a layer, and what of them shrinks with the blocks that are
+    scored, with those that are attended to, and with nothing. From a part of the cache, and from a part of the lists."""
     def first():
-        parallel = ContextParallel(ranks.alone, "interleaved", agree=False)
-        times = []
-        for step in (1, ranks.count):
+        found = []
+        for step, topk in ((1, MODEL.topk), (ranks.count, MODEL.topk), (ranks.count, -(-MODEL.topk // ranks.count))):
+            parallel = ContextParallel(ranks.alone, "interleaved", topk=topk, agree=False)
             pools, table, lengths = caches.pages(0, step)
-            decoder, graph, _ = layers_of(parallel, caches, pools, table, lengths, False)
-            times.append(graph_seconds(graph, layers))
+            decoder, graph, _ = layers_of(parallel, caches, pools, table, lengths, symmetric)
+            found.append(statistics.median(graph_seconds(graph, layers)))
             del decoder, graph, pools
-        whole, part = map(statistics.median, times)
-        return times[0], max(0.0, (ranks.count * part - whole) / (ranks.count - 1))
+        return found
 
-    return ranks.on_first(first)
+    whole, part, share = ranks.on_first(first)
+    select, attend = (max(0.0, x) * ranks.count / (ranks.count - 1) for x in (whole - part, part - share))
+    return whole, Measured(select, attend, max(0.0, whole - select - attend))
 
 
 # ---- links ---------------------------------------------------------------------------------------------------------------
 
 
 def measure_links(ranks):
-    """What an all-gather brings a rank a second, and seconds of a small collective and of a barrier in a graph."""
+    """What an all-gather brings a rank a second, and seconds of a small collective and of a meeting in kernels."""
     sent = torch.ones(1 << 28, dtype=torch.uint8, device=ranks.device)
     gathered = torch.empty(ranks.count << 28, dtype=torch.uint8, device=ranks.device)
     takes = statistics.median(ranks.seconds(lambda: dist.all_gather_into_tensor(gathered, sent), 10))
     found = {"all_gather_bytes_per_s": (ranks.count - 1) * sent.numel() / takes}
-    exchange = ContextParallel(dist.group.WORLD, "interleaved", agree=False).exchange
-    for symmetric, name in ((False, "collective_seconds"), (None, "barrier_seconds")):
-        box, = make_boxes(exchange, {"links": ((256,), torch.float32)}, ranks.device, symmetric)
-        if symmetric is None and isinstance(box, GatheredBoxes):
-            continue
-        graph, _ = captured(lambda: [box.swap() for _ in range(32)])
-        found[name] = statistics.median(ranks.seconds(graph.replay, 20, calls=10)) / 32
+    parallel = ContextParallel(dist.group.WORLD, "interleaved", agree=False)
+    box, = make_boxes(parallel.exchange, {"links": Box((256,), torch.float32)}, ranks.device, False)
+    graph, _ = captured(lambda: [box.swap() for _ in range(32)])
+    found["collective_seconds"] = statistics.median(ranks.seconds(graph.replay, 20, calls=10)) / 32
+    meeting = meeting_seconds(ranks, parallel)
+    if meeting is not None:
+        found["meeting_seconds"] = meeting
     return found
 
 
+def meeting_seconds(ranks, parallel):
+    """Half of what a layer over next to nothing, which meets twice, takes among ranks and not in a "group" of one; None
+    where ranks do not share memory."""
+    layers = 16
+    caches = Caches(16 * MODEL.block_size * ranks.count, 1, layers, 1, ranks.device)
+    pools, table, own = caches.pages(ranks.rank, ranks.count)
+    lengths = torch.full_like(own, caches.tokens)
+    decoder, graph, _ = layers_of(parallel, caches, pools, table, lengths)
+    if not decoder.symmetric:
+        return None
+    among = statistics.median(ranks.seconds(graph.replay, 20, calls=10)) / layers
+    del decoder, graph
+    alone = ContextParallel(ranks.alone, "interleaved", agree=False)
+    kept = layers_of(alone, caches, pools, table, own)
+    by_itself = ranks.on_first(lambda: statistics.median(graph_seconds(kept[1], layers)))
+    return max(0.0, among - by_itself) / 2
+
+
 def links_of(peaks, symmetric):
-    return Links(peaks["all_gather_bytes_per_s"], peaks["barrier_seconds" if symmetric else "collective_seconds"])
+    if symmetric:
+        return Links(peaks["all_gather_bytes_per_s"], peaks["meeting_seconds"], hides=True)
+    return Links(peaks["all_gather_bytes_per_s"], peaks["collective_seconds"])
 
 
 # ---- all together --------------------------------------------------------------------------------------------------------
@@ -349,7 +372,8 @@ def measure(ranks, arguments, results, peaks):
     for name, (tokens, batch, layers) in DECODE.items():
         if not results.wants(f"decode.{name}", "predict"):
             continue
-        rows, symmetric, predicted = decode(ranks, name, short(tokens), batch, layers)
+        rows, symmetric, predicted = decode(ranks, name, short(tokens), batch, layers,
+                                            "meeting_seconds" in peaks)
         results.predict(rows[0], predicted(links_of(peaks, symmetric)))
         for row in rows:
             results.add(row)

@@ -384,14 +384,17 @@ def run_row(size, name):
 
 
 def main():
+    arguments = parse_arguments()
+    names = [name for name in ROWS if not arguments.only or any(fnmatch.fnmatch(name, p) for p in arguments.only)]
+    if not names:
+        sys.exit("m3.py: not measured: no row has such a name")
+
     from msa.integrations import transformers as integration
 
-    arguments = parse_arguments()
     size = DRY if arguments.dry else Size()
     document = None if arguments.dry else describe(arguments)
     rows, failed = load_merged(arguments, document) if document else {}, []
     path = arguments.out or (default_path(document["machine"]) if document else None)
-    names = [name for name in ROWS if not arguments.only or any(fnmatch.fnmatch(name, p) for p in arguments.only)]
     with torch.inference_mode(), integration.enabled():
         for name in names:
             try:
@@ -403,8 +406,8 @@ def main():
             if document:
                 write(path, document, rows)
     check_linear({} if arguments.dry else rows)
-    if failed or not names:
-        sys.exit(f"m3.py: not measured: {', '.join(failed) or 'no row has such a name'}")
+    if failed:
+        sys.exit(f"m3.py: not measured: {', '.join(failed)}")
     print("dry run: every row can be measured" if arguments.dry else path)
 
 

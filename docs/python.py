@@ -126,6 +126,7 @@ where the pairs are counted that it sees.
 ## Several ranks
 
 `msa.distributed.ContextParallel(group, layout)` spreads sequences over the ranks of a torch.distributed group: prefill,
+`train`, a prefill with gradients and the loss of the index branch, whose sums over ranks have the same bits every time,
 and decode over a cache that is dealt in blocks, of which `decoder` keeps what a step needs, for CUDA graphs. Its words,
 its errors and what it would take on several GPUs stand in [scale.md](scale.md). `msa.distributed.RankError` (also a
 `RuntimeError`) names the ranks and the argument at fault, on every rank that lives.

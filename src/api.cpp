@@ -177,6 +177,20 @@ void run(const Plan& plan, const Operands& operands, Workspace workspace, Stream
   });
 }
 
+void core::attend(const Plan& plan, const Operands& operands, const AttendCall& call,
+                  Workspace workspace, Stream stream) {
+  const Planned& planned = PlanAccess::planned(plan);
+  const Op op = Op::MsaAttention;
+  if (planned.problem.op != op)
+    throw Error(ErrorCode::InvalidArgument, "plan", "plan: expected one of msa_attention");
+  expect_no_strays(op, operands);
+  naming(op, [&] {
+    validate_call(planned.problem, operands, workspace, planned.workspace_bytes);
+    validate(call, planned.problem, operands);
+    planned.attend(operands, call, workspace, stream);
+  });
+}
+
 Problem problem_of(Op op, const Operands& operands, const Settings& settings) {
   return core::guarded([&] {
     expect_op(op);

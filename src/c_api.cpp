@@ -736,6 +736,47 @@ msa_status msa_peers_join(const msa_peers* peers, const msa_tensor* out, const m
   });
 }
 
+msa_status msa_peers_attend(const msa_peers* peers, void* const* states, const msa_tensor* forced,
+                            const msa_tensor* last_keys, const msa_plan* plan, const msa_args* args,
+                            void* workspace, size_t workspace_bytes, void* stream,
+                            msa_error* error) {
+  return guard(error, [&] {
+    const Plan& p = required(plan, "plan")->plan;
+    ReadArgs read;
+    read_args(p.problem().op, args, read);
+    core::AttendCall call{.peers = read_peers(peers),
+                          .forced = read_optional(forced, "forced"),
+                          .last_keys = read_tensor(*required(last_keys, "last_keys"), "last_keys")};
+    call.states = std::span(required(states, "states"), call.peers.boxes.size());
+    core::attend(p, read.operands, call, {workspace, workspace_bytes}, {stream});
+  });
+}
+
+msa_status msa_peers_deal(int64_t rank, int64_t ranks, int64_t block_size, int64_t init_blocks,
+                          int64_t local_blocks, int64_t columns_per_block,
+                          const msa_tensor* seqlens_k, const msa_tensor* page_table,
+                          const msa_tensor* candidates, const msa_tensor* last_keys,
+                          const msa_tensor* forced, const msa_tensor* pages, void* stream,
+                          msa_error* error) {
+  return guard(error, [&] {
+    const core::DealCall call{
+        .rank = rank,
+        .ranks = ranks,
+        .block_size = block_size,
+        .init_blocks = init_blocks,
+        .local_blocks = local_blocks,
+        .seqlens_k = read_tensor(*required(seqlens_k, "seqlens_k"), "seqlens_k"),
+        .page_table = read_tensor(*required(page_table, "page_table"), "page_table"),
+        .candidates = read_tensor(*required(candidates, "candidates"), "candidates"),
+        .last_keys = read_tensor(*required(last_keys, "last_keys"), "last_keys"),
+        .forced = read_optional(forced, "forced"),
+        .pages = read_tensor(*required(pages, "pages"), "pages"),
+        .columns_per_block = columns_per_block};
+    core::validate(call);
+    core::backends().front()->deal(call, {stream});
+  });
+}
+
 size_t msa_info(char* text, size_t capacity) {
   return text_of(text, capacity, [] { return core::to_json(build_info()); });
 }

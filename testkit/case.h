@@ -52,6 +52,7 @@ enum class Regime : std::uint8_t {
   OneHot,    // all scores equal; v names its block
   Low,       // large negative scores
   Rising,    // the later a key, the higher its score
+  Offset,    // normal vectors, keys with an offset of three deviations in common
 };
 
 /// What lies where it must not matter, and non-finite numbers where they do.

@@ -222,7 +222,8 @@ class Comparison {
   /// Gradients of keys are sums over all rows, so that no row can be compared alone; of large calls
   /// parts are, which are calls of their own.
   void compare_all_gradients(const Problem& problem, const Operands& operands) {
-    if (problem.op != Op::IndexLoss && !problem.gradients.accumulate) {
+    const bool loss_of_all = problem.op == Op::IndexLoss && !problem.causal;
+    if (!problem.gradients.accumulate && !loss_of_all) {
       Problem forward = problem;
       forward.op = operands.block_ids_in ? Op::SparseAttention : Op::DenseAttention;
       if (!takes_whole(work_of(forward, operands)))
@@ -245,8 +246,10 @@ class Comparison {
       for (const GradientPart& part : sample_gradients(problem, operands, request)) {
         const Answer answer(part.problem, part.operands);
         compare_gradients(part.operands, answer,
-                          marks_of_gradients(part.problem, part.operands, answer), found_);
-        if (part.operands.dq) report_.rows_compared += part.problem.bounds.total_q;
+                          marks_of_gradients(part.problem, part.operands, answer), found_,
+                          part.first_key);
+        if (part.operands.dq || part.operands.d_index_q)
+          report_.rows_compared += part.problem.bounds.total_q;
       }
     }
   }

@@ -20,7 +20,8 @@ struct GradientMarks {
 GradientMarks marks_of_gradients(const Problem& problem, const Operands& operands,
                                  const Answer& answer);
 
+/// Gradients of keys from `first_key` on.
 void compare_gradients(const Operands& operands, const Answer& answer, const GradientMarks& marks,
-                       Findings& found);
+                       Findings& found, std::int64_t first_key = 0);
 
 }  // namespace msa::testkit

@@ -34,6 +34,7 @@ float score(const Case& spec, const Stream64& random, std::uint64_t counter) {
     case Regime::Random:
     case Regime::Rising:
     case Regime::Drift:
+    case Regime::Offset:
       break;
   }
   return random.normal(counter);

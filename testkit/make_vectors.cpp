@@ -65,7 +65,9 @@ std::int64_t heads_of(const Making& m, Role role) {
 
 /// Whether scores over the keys are exact, so that scales must not spoil that.
 bool has_exact_values(const Making& m, Role role) {
-  const bool inexact = m.spec.regime == Regime::Random || m.spec.regime == Regime::Drift;
+  const Regime regime = m.spec.regime;
+  const bool inexact =
+      regime == Regime::Random || regime == Regime::Drift || regime == Regime::Offset;
   return role == Role::IndexKey && !inexact;
 }
 

@@ -88,12 +88,20 @@ void Values::row(std::int64_t request, std::int64_t position, std::int64_t head,
       return role_ == Role::Value ? normal(counter, out) : low(counter, out);
     case Regime::Rising:
       return role_ == Role::Value ? normal(counter, out) : rising(position, out);
+    case Regime::Offset:
+      return offset(counter, out);
   }
 }
 
 void Values::normal(std::uint64_t counter, float* out) const {
   const Stream64 random(spec_.seed, stream_of(role_));
   for (std::int64_t d = 0; d < dim_; ++d) out[d] = random.normal(counter + d);
+}
+
+void Values::offset(std::uint64_t counter, float* out) const {
+  normal(counter, out);
+  if (role_ != Role::Key && role_ != Role::IndexKey) return;
+  for (std::int64_t d = 0; d < dim_; ++d) out[d] += d % 2 == 0 ? 3.0f : -3.0f;
 }
 
 void Values::drift(std::int64_t request, std::int64_t position, std::int64_t head,

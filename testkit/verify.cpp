@@ -384,7 +384,8 @@ bool has_exact_scores(const Case& spec) {
   const bool scaled = spec.kv_format().scale != Scale::None;
   if (spec.op == Op::DenseAttention && scaled) return false;
   if (spec.regime == Regime::Near) return spec.op != Op::DenseAttention;  // its q and k are normal
-  return spec.regime != Regime::Random && spec.regime != Regime::Drift;
+  return spec.regime != Regime::Random && spec.regime != Regime::Drift &&
+         spec.regime != Regime::Offset;
 }
 
 bool has_independent_errors(const Case& spec) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-COLOURS = ("#2a6fb0", "#d07a2a", "#3a9a5a", "#9a4a9a", "#888888")
+COLOURS = ("#2a6fb0", "#d07a2a", "#3a9a5a", "#9a4a9a", "#888888", "#7a5a2a")
 TITLES = {"full": "Full", "pt": "PT", "cpt": "CPT"}
 WIDE, HIGH, LEFT = 640, 200, 46
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 760px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -45,17 +45,30 @@ def chart(title, lines, top=None, phases=()):
 
 
 def curves(records, recipe, field):
-    """One line of a recipe over its phases, one behind the other, smoothed over eight steps."""
-    found, before, phases = [], 0, []
-    for phase in (f"{recipe}.warm", recipe):
-        steps = [one for one in records if one["phase"] == phase and "step" in one]
-        if not steps:
-            continue
-        phases.append((before, "warm-up" if phase.endswith("warm") else "own lists"))
-        values = [field(one) for one in steps]
-        found += [(before + n, sum(values[max(0, n - 7):n + 1]) / min(n + 1, 8)) for n in range(len(values))]
-        before += len(steps)
-    return found, phases
+    """Lines of a recipe over its phases, one behind the other, a mean of eight steps: (name, points) of each seed, and of
+    each layer where the field has a value of each; and where phases begin. Steps that lack the field are passed over.
+    """
+    found, phases = {}, {}
+    seeds = sorted({one["seed"] for one in records})
+    for seed in seeds:
+        before = 0
+        for phase in (f"{recipe}.warm", recipe):
+            steps = [one for one in records if (one["seed"], one["phase"]) == (seed, phase) and "step" in one]
+            if not steps:
+                continue
+            if recipe != "full":
+                phases[before] = "warm-up" if phase.endswith("warm") else "own lists"
+            told = [(before + one["step"], one[field]) for one in steps if field in one]
+            layers = range(len(told[0][1])) if told and isinstance(told[0][1], list) else [None]
+            for layer in layers:
+                values = [(step, value if layer is None else value[layer]) for step, value in told]
+                words = ([] if layer is None else [f"layer {layer}"]) + ([f"seed {seed}"] if len(seeds) > 1 else [])
+                line = found.setdefault(", ".join(words) or field, [])
+                for n, (step, _) in enumerate(values):
+                    near = [value for _, value in values[max(0, n - 7):n + 1]]
+                    line.append((step, sum(near) / len(near)))
+            before += len(steps)
+    return sorted(found.items()), sorted(phases.items())
 
 
 def table(records):
@@ -79,21 +92,12 @@ def draw(records, marks, form):
     parts.append("<h2>Marks</h2><ul>" + "".join(
         f"<li{'' if reached else ' class=missed'}>{'reached' if reached else 'MISSED'}: {html.escape(words)}</li>"
         for words, reached in marks) + "</ul>")
-    for seed in sorted({one["seed"] for one in records}):
-        own = [one for one in records if one["seed"] == seed]
-        full = [one for one in own if one["phase"] == "full" and "step" in one]
-        parts.append(chart(f"Full, seed {seed}: accuracy of a batch",
-                           [("accuracy", [(one["step"], one["accuracy"]) for one in full])], top=1))
-        for recipe in ("pt", "cpt"):
-            layers = range(len(next((one["kl"] for one in own if "kl" in one), [])))
-            lines, phases = [], []
-            for n in layers:
-                line, phases = curves(own, recipe, lambda one, n=n: one["kl"][n])
-                lines.append((f"layer {n}", line))
-            parts.append(chart(f"{TITLES[recipe]}, seed {seed}: KL of attention and index branch, nats", lines,
-                               phases=phases))
-            line, phases = curves(own, recipe, lambda one: one["accuracy"])
-            parts.append(chart(f"{TITLES[recipe]}, seed {seed}: accuracy of a batch", [("accuracy", line)], top=1,
-                               phases=phases))
+    for recipe, title in TITLES.items():
+        for field, words, top in (("accuracy", "accuracy of a batch", 1),
+                                  ("planted", "planted recall of a batch, by layer", 1),
+                                  ("kl", "KL of attention and index branch, nats", None)):
+            if recipe != "full" or field == "accuracy":
+                lines, phases = curves(records, recipe, field)
+                parts.append(chart(f"{title}: {words}", lines, top=top, phases=phases))
     parts.append(f"<h2>What it does not show</h2><p>{PROVES_NOT}</p>")
     return "\n".join(parts) + "\n"

@@ -58,13 +58,18 @@ def score(logits, answers):
     return loss, (asked.argmax(-1) == answers.values).float().mean()
 
 
-def recall(form, answers, ids, oracle):
-    """Shares of the questions' lists that hold the pair's block, and of the oracle's blocks that they hold. Heads of KV
-    need not all look there: the best one of each question counts.
-    """
-    batch = answers.values.shape[0]
-    ids, oracle = (x.view(batch, form.task.tokens, *x.shape[1:])[:, answers.rows] for x in (ids, oracle))
+def of_questions(form, answers, ids):
+    """Of lists of all rows, i32 [B tokens, Hkv, topk], those of the questions, [B, pairs, Hkv, topk]."""
+    return ids.view(answers.values.shape[0], form.task.tokens, *ids.shape[1:])[:, answers.rows]
+
+
+def planted(form, answers, ids):
+    """Share of the questions whose lists hold the pair's block. Heads of KV need not all look there: one is enough."""
     block = (answers.places // form.block)[:, :, None, None]
-    planted = (ids == block).any(-1).any(-1).float().mean()
-    there = (oracle[..., :, None] == ids[..., None, :]).any(-1)
-    return planted.item(), there.float().mean().item()
+    return (of_questions(form, answers, ids) == block).any(-1).any(-1).float().mean().item()
+
+
+def recall(form, answers, ids, oracle):
+    """Share of the oracle's blocks that the questions' lists hold."""
+    ids, oracle = (of_questions(form, answers, x) for x in (ids, oracle))
+    return (oracle[..., :, None] == ids[..., None, :]).any(-1).float().mean().item()

@@ -3,20 +3,26 @@
 """Introduces training: a small model learns to route, from scratch and from a dense one, and a page shows it.
 
 usage: examples/route/train.py [--form small|large] [--seed N]... [--device cpu|cuda] [--out DIR] [--resume]
+                               [--at-once N]
 
 Filler, key-value pairs planted at random places, then questions: a key each, whose value is to be said. Far more pairs
 are planted than a row's blocks can hold, so the index branch has to find the block of each question's pair. Full attends
 to everything; PT trains from scratch with a warm-up; CPT adds an index branch to Full. Wants torch and msa.
-Writes DIR/records.jsonl, DIR/checkpoint.pt and DIR/page.html; exits with 1 where a model misses its marks.
+Each seed is a run of its own: with --device cuda, as many at the same time as there are GPUs, in processes of their own.
+Writes DIR/seed-N/checkpoint.pt and records.jsonl, and of all seeds DIR/records.jsonl and DIR/page.html; exits with 1 where
+a model misses its marks, or a run broke off.
 """
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import queue
+import subprocess
 import sys
 import time
 
@@ -140,7 +146,8 @@ class Model(nn.Module):
 class Run:
     """Phases in turn, and what is known of them; a checkpoint every so many steps."""
 
-    every = 50
+    every = 50  # steps from checkpoint to checkpoint
+    looked = 8  # steps from look to look at what the index branch would choose in the warm-up
 
     def __init__(self, form, seed, device, out):
         self.form, self.seed, self.device, self.out = form, seed, torch.device(device), out
@@ -180,8 +187,10 @@ class Run:
         if state:
             base = state["rates"]
         steps, taught = self.form.steps[phase], phase != "full"
-        model.attend("own" if phase in ("pt", "cpt") else "dense")
+        for parameter in model.index_parameters():
+            parameter.requires_grad_(taught)
         for step in range(first, steps):
+            model.attend("own" if phase in ("pt", "cpt") else "dense")
             for group, rate in zip(optimiser.param_groups, base):
                 group["lr"] = rate * self.rate(step, steps)
             tokens, answers = task.make(self.form.task, self.form.batch, f"{self.seed}.{phase}.{step}", self.device)
@@ -190,14 +199,26 @@ class Run:
             loss, right = task.score(logits, answers)
             kl = torch.stack([one.index_loss for one in found])
             optimiser.zero_grad()
-            (loss + (kl.sum() if taught else 0 * kl.sum())).backward()
+            (loss + kl.sum() if taught else loss).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            self.say(phase, step, steps, loss=loss.item(), accuracy=right.item(), kl=kl.tolist())
+            numbers = {"loss": loss.item(), "accuracy": right.item(), "kl": kl.tolist()}
+            if found[0].block_ids is not None:
+                numbers["planted"] = [task.planted(self.form, answers, one.block_ids) for one in found]
+            elif taught and step % self.looked == 0:
+                numbers["planted"] = self.look(model, tokens[:1], task.Answers(answers.rows, *(x[:1] for x in answers[1:])))
+            self.say(phase, step, steps, **numbers)
             if step + 1 < steps and (step + 1) % self.every == 0:
                 self.save(phase, step + 1, model, optimiser, base)
         self.models[phase] = model.state_dict()
         return model
+
+    @torch.no_grad()
+    def look(self, model, tokens, answers):
+        """What the index branch of each layer would find, were it asked."""
+        model.attend("own")
+        with torch.autocast(self.device.type, self.form.dtype, enabled=self.form.dtype != torch.float32):
+            return [task.planted(self.form, answers, one.block_ids) for one in model(tokens)[1]]
 
     # ---- what is said and kept
 
@@ -209,7 +230,7 @@ class Run:
         words = " ".join(f"{name} {[round(x, 3) for x in value] if isinstance(value, list) else round(value, 3)}"
                          for name, value in numbers.items())
         seconds = time.perf_counter() - self.begin
-        print(f"{phase} {step + 1}/{steps}: {words}, {seconds:.0f} s", end="\n" if done or not sys.stderr.isatty() else
+        print(f"seed {self.seed}, {phase} {step + 1}/{steps}: {words}, {seconds:.0f} s", end="\n" if done or not sys.stderr.isatty() else
               " \r", file=sys.stderr, flush=True)
 
     def save(self, phase, step, model=None, optimiser=None, rates=None):
@@ -220,6 +241,7 @@ class Run:
         part = self.out / "checkpoint.part"
         torch.save(state, part)
         os.replace(part, self.out / "checkpoint.pt")
+        write_records(self.out, self.records)
 
     # ---- evaluation
 
@@ -237,13 +259,12 @@ class Run:
                 lists[kind] = [one.block_ids for one in found]
                 sums.setdefault(f"accuracy.{kind}", []).append(task.score(logits, answers)[1].item())
             for n, ids in enumerate(lists["own"]):
-                planted, blocks = task.recall(form, answers, ids, lists["oracle"][n])
-                sums.setdefault(f"planted.{n}", []).append(planted)
-                sums.setdefault(f"blocks.{n}", []).append(blocks)
+                sums.setdefault(f"planted.{n}", []).append(task.planted(form, answers, ids))
+                sums.setdefault(f"blocks.{n}", []).append(task.recall(form, answers, ids, lists["oracle"][n]))
         model.train()
         found = {name: sum(values) / len(values) for name, values in sums.items()}
         self.records.append({"seed": self.seed, "phase": phase, "evaluation": found})
-        print(f"{phase}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), file=sys.stderr)
+        print(f"seed {self.seed}, {phase}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), file=sys.stderr)
 
     def run(self, stored=None):
         first = 0
@@ -261,14 +282,63 @@ class Run:
         return self.records
 
 
-def marks(form, records):
+def write_records(folder, records):
+    (folder / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+
+
+def read_records(folder):
+    """Of a run, up to its last checkpoint."""
+    file = folder / "records.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def train_one(form, seed, device, folder, resume):
+    """A run to its end, from its last checkpoint where it is to be resumed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:  # what an earlier run left is not this one's
+        (folder / "records.jsonl").unlink(missing_ok=True)
+    elif any("evaluation" in one and one["phase"] == PHASES[-1] for one in read_records(folder)):
+        return
+    kept = folder / "checkpoint.pt"
+    Run(form, seed, device, folder).run(torch.load(kept, weights_only=True) if resume and kept.exists() else None)
+
+
+def train_at_once(given, seeds):
+    """A process for each seed, on a GPU of its own where there are GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = visible.split(",") if given.device == "cuda" else [""]
+    places = queue.SimpleQueue()
+    for n in range(given.at_once):
+        places.put(gpus[n % len(gpus)])
+
+    def train(seed):
+        gpu = places.get()
+        words = ["--form", given.form, "--seed", str(seed), "--device", given.device, "--out", str(given.out),
+                 "--steps", str(given.steps), "--at-once", "1", "--part", *(["--resume"] if given.resume else [])]
+        try:
+            subprocess.run([sys.executable, __file__, *words], check=False,
+                           env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}))
+        finally:
+            places.put(gpu)
+
+    with concurrent.futures.ThreadPoolExecutor(given.at_once) as pool:
+        list(pool.map(train, seeds))
+
+
+def marks(form, records, seeds):
     """What each model of each seed has to reach: (words, reached)."""
     found = {(one["seed"], one["phase"]): one["evaluation"] for one in records if "evaluation" in one}
     blocks = form.task.tokens // form.block
     chance = 1 - (1 - (form.topk - 1) / (blocks - 1)) ** form.heads_kv + 0.05
     lines = []
-    for seed in sorted({seed for seed, _ in found}):
+    for seed in seeds:
+        missing = [phase for phase in ("full", "pt", "cpt") if (seed, phase) not in found]
+        if missing:
+            lines.append((f"seed {seed}: the run came to its end, but for {', '.join(missing)}", False))
+            continue
         full = found[seed, "full"]
+        lines.append((f"seed {seed}, full: accuracy {full['accuracy.dense']:.3f}, at least 0.95",
+                      full["accuracy.dense"] >= 0.95))
         for phase in ("pt", "cpt"):
             own = found[seed, phase]
             recall = max(value for name, value in own.items() if name.startswith("planted."))
@@ -292,25 +362,29 @@ def main(words=None):
     options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("route"))
     options.add_argument("--resume", action="store_true", help="goes on from the checkpoint in DIR")
     options.add_argument("--steps", type=float, default=1.0, help="times the steps of each phase, for a trial")
+    options.add_argument("--at-once", type=int, help="seeds at the same time (as many as GPUs; 1 on the CPU)")
+    options.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # of train_at_once: no page, no marks
     given = options.parse_args(words)
+    seeds = given.seed or [1]
+    if given.at_once is None:
+        given.at_once = min(len(seeds), torch.cuda.device_count()) if given.device == "cuda" else 1
     form = FORMS[given.form]
     if given.steps != 1:
         form = dataclasses.replace(form, steps={name: max(2, round(n * given.steps)) for name, n in form.steps.items()})
-    given.out.mkdir(parents=True, exist_ok=True)
-    stored = torch.load(given.out / "checkpoint.pt", weights_only=True) if given.resume else None
-    file = given.out / "records.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if stored and file.exists() else []
-    for seed in given.seed or [1]:
-        if any(one["seed"] == seed for one in records):
-            continue
-        run = Run(form, seed, given.device, given.out)
-        records += run.run(stored if stored and stored["seed"] == seed else None)
-        file.write_text("".join(json.dumps(one) + "\n" for one in records))
-    lines = marks(form, records)
+    if given.at_once > 1:
+        train_at_once(given, seeds)
+    else:
+        for seed in seeds:
+            train_one(form, seed, given.device, given.out / f"seed-{seed}", given.resume)
+    if given.part:
+        return 0
+    records = [one for seed in seeds for one in read_records(given.out / f"seed-{seed}")]
+    lines = marks(form, records, seeds)
+    write_records(given.out, records)
     (given.out / "page.html").write_text(page.draw(records, lines, given.form))
     for words, reached in lines:
         print(f"{'ok    ' if reached else 'MISSED'} {words}")
-    return 0 if all(reached for _, reached in lines) else 1
+    return 0 if lines and all(reached for _, reached in lines) else 1
 
 
 if __name__ == "__main__":

@@ -463,6 +463,33 @@ MSA_API msa_status msa_peers_choose(const msa_peers* peers, int32_t dealt, int64
 MSA_API msa_status msa_peers_join(const msa_peers* peers, const msa_tensor* out,
                                   const msa_tensor* lse, void* stream, msa_error* error);
 
+/// msa_run of a plan of msa_attention (no local_blocks, no init_blocks, requests of one row over
+/// pages) of this rank's part of sequences whose blocks are dealt round robin, and in the place of
+/// msa_peers_choose: what is selected are candidates of the `seqlens_k` keys here that come before
+/// what is forced; attended to is what all ranks choose among theirs and `forced` and what lies
+/// here, up to `last_keys`, i32 [T]. `block_ids` are those of the whole sequence. Boxes of `peers`
+/// are [ranks, T, Hi, k] of 16 bytes, 0 at first, which are the library's. `out` and `lse` are this
+/// rank's part of `states[rank]`, f32 [ranks, T, Hq, Dv + 4]; every rank gets them into its own
+/// box, behind the parts of the ranks before, for msa_peers_join. MSA_UNSUPPORTED, and nothing is
+/// written, where the plan has no such way: bf16 and f16 of head dim 128 and blocks of 128 on
+/// compute capability 9.0 have, without a filter.
+MSA_API msa_status msa_peers_attend(const msa_peers* peers, void* const* states,
+                                    const msa_tensor* forced, const msa_tensor* last_keys,
+                                    const msa_plan* plan, const msa_args* args, void* workspace,
+                                    size_t workspace_bytes, void* stream, msa_error* error);
+
+/// What a step's layers share, of sequences of one row each whose blocks are dealt to ranks round
+/// robin, from their lengths, i32 [T], and this rank's pages, i32 [T, C]: `candidates`, the keys
+/// here that are none of a forced block, and `last_keys`, both i32 [T]; `forced`, i32 [T,
+/// init_blocks + local_blocks], or NULL where these are 0; `pages`, those that a row sees, 0 behind
+/// them. All dense.
+MSA_API msa_status msa_peers_deal(int64_t rank, int64_t ranks, int64_t block_size,
+                                  int64_t init_blocks, int64_t local_blocks,
+                                  int64_t columns_per_block, const msa_tensor* seqlens_k,
+                                  const msa_tensor* page_table, const msa_tensor* candidates,
+                                  const msa_tensor* last_keys, const msa_tensor* forced,
+                                  const msa_tensor* pages, void* stream, msa_error* error);
+
 #ifdef __cplusplus
 }
 #endif

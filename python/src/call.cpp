@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "numbers.h"
+#include "peers.h"
 
 namespace msa_python {
 namespace {
@@ -278,7 +279,10 @@ bool Call::own_workspace(const msa_problem& problem, std::size_t bytes, void** d
   return workspace_ && views_.add_bytes("workspace", workspace_.get(), place, data, given);
 }
 
-bool Call::run(const msa_plan* plan, const msa_problem& problem, PyObject* workspace) {
+bool Call::run(const msa_plan* plan, const msa_problem& problem, PyObject* workspace,
+               PyObject* among) {
+  Among ranks;
+  if (among != nullptr && !ranks.read(views_, among)) return false;
   void* data = nullptr;
   std::size_t bytes = 0;
   const std::size_t needed = msa_plan_workspace_bytes(plan);
@@ -294,7 +298,8 @@ bool Call::run(const msa_plan* plan, const msa_problem& problem, PyObject* works
   msa_status status = MSA_OK;
   {
     const NoGil other_threads_run;
-    status = msa_run(plan, &args_, data, bytes, views_.stream(), &error);
+    status = among == nullptr ? msa_run(plan, &args_, data, bytes, views_.stream(), &error)
+                              : ranks.attend(plan, args_, data, bytes, views_.stream(), &error);
   }
   if (status == MSA_OK) return true;
   raise(state_, error);
@@ -446,6 +451,7 @@ bool make_operation(msa_op op, Operation* operation) {
   for (const char* name : {"dtype", "workspace", "stream"}) call.push_back(name);
   if (operation->reads_kv) call.push_back("kv_dtype");
   if (operation->reads_index) call.push_back("index_k_dtype");
+  if (op == MSA_OP_MSA_ATTENTION) call.push_back("among");
   for (const char* name : {"workspace", "stream"}) run.push_back(name);
   if (operation->count > 32 || call.size() > kMaxParameters) {
     PyErr_SetString(PyExc_SystemError, "msa: an operation has too many fields");

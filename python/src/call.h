@@ -35,7 +35,9 @@ class Call {
   bool pose(const msa_problem& staged, msa_problem* problem);
   /// Allocates what the problem writes and the caller did not give.
   bool complete(const msa_problem& problem);
-  bool run(const msa_plan* plan, const msa_problem& problem, PyObject* workspace);
+  /// `among`: what msa_peers_attend takes beside, as read_among knows it; or null.
+  bool run(const msa_plan* plan, const msa_problem& problem, PyObject* workspace,
+           PyObject* among = nullptr);
   /// The output, or the named tuple of all outputs.
   PyObject* result();
 

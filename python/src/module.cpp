@@ -42,6 +42,10 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
       !parse_byte_dtype(state, "index_k_dtype", index_dtype, &stored.index)) {
     return nullptr;
   }
+  // Of ranks that share a sequence: msa.distributed alone says it.
+  PyObject* const among = operation.op == MSA_OP_MSA_ATTENTION
+                              ? other[3 + operation.reads_kv + operation.reads_index]
+                              : nullptr;
   if (staged.kv_given != 0 && stored.bytes < 0) stored.bytes = staged.kv.storage;
   if (staged.index_k_given != 0 && stored.index < 0) stored.index = staged.index_k.storage;
   Call run(state, operation);
@@ -53,7 +57,7 @@ PyObject* call(State& state, Operation& operation, PyObject* const* args, Py_ssi
   }
   msa_plan* plan = cached_plan(state, problem);
   if (plan == nullptr) return nullptr;
-  const bool done = run.complete(problem) && run.run(plan, problem, workspace);
+  const bool done = run.complete(problem) && run.run(plan, problem, workspace, among);
   msa_plan_free(plan);
   return done ? run.result() : nullptr;
 }
@@ -182,6 +186,7 @@ PyMethodDef kMethods[] = {
     // ranks
     {"peers_choose", peers_choose, METH_VARARGS, nullptr},
     {"peers_join", peers_join, METH_VARARGS, nullptr},
+    {"peers_deal", peers_deal, METH_VARARGS, nullptr},
     // facts
     {"info", info, METH_NOARGS, nullptr},
     {"fields", fields, METH_NOARGS, nullptr},

@@ -28,6 +28,8 @@ class Planned {
   /// check: see core/contents.h for the host-side checks. Allocates nothing, keeps no state, uses
   /// only `workspace`.
   virtual void run(const Call& call, Workspace workspace, Stream stream) const = 0;
+  /// The same among ranks; nothing is written where a plan has no such way.
+  virtual void attend(const Call&, const AttendCall&, Workspace, Stream) const { no_peers(); }
   /// Reads the status word of the last run; backends whose run throws have none.
   virtual std::optional<Fault> check(Workspace, Stream) const { return std::nullopt; }
   /// What was decided, one "key value" a line: tiles, splits, threads.
@@ -37,6 +39,9 @@ class Planned {
   std::string backend;
   std::string isa;
   std::size_t workspace_bytes = 0;
+
+ protected:
+  [[noreturn]] void no_peers() const;
 };
 
 class Backend {
@@ -52,6 +57,7 @@ class Backend {
   /// Merges over ranks, of calls that passed validate: only GPUs read each other's memory.
   virtual void choose(const ChooseCall&, Stream) const { no_peers(); }
   virtual void join(const JoinCall&, Stream) const { no_peers(); }
+  virtual void deal(const DealCall&, Stream) const { no_peers(); }
 
  private:
   [[noreturn]] void no_peers() const;

@@ -13,6 +13,12 @@ void Backend::no_peers() const {
       "device: expected a build with CUDA, as " + backend + " reads no other rank's memory");
 }
 
+void Planned::no_peers() const {
+  throw Error(
+      ErrorCode::Unsupported, "plan",
+      "plan: expected one with a way among ranks, got one of " + backend + ": " + decisions());
+}
+
 std::span<const Backend* const> backends() {
   static const Backend* const table[] = {
 #ifdef MSA_WITH_CUDA

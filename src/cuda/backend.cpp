@@ -107,6 +107,15 @@ class CudaPlanned final : public core::Planned {
     path_->run(problem, call, workspace.data, static_cast<cudaStream_t>(stream.handle));
   }
 
+  void attend(const core::Call& call, const core::AttendCall& among, Workspace workspace,
+              Stream stream) const override {
+    expect_aligned(problem, call);
+    const DeviceGuard guard(problem.device.index);
+    if (!path_->attend(problem, call, among, workspace.data,
+                       static_cast<cudaStream_t>(stream.handle)))
+      no_peers();
+  }
+
   std::optional<Fault> check(Workspace workspace, Stream stream) const override {
     const DeviceGuard guard(problem.device.index);
     const auto native = static_cast<cudaStream_t>(stream.handle);
@@ -163,6 +172,11 @@ class CudaBackend final : public core::Backend {
   void join(const core::JoinCall& call, Stream stream) const override {
     expect_gpu(call.out.device.index);
     cuda::join(call, static_cast<cudaStream_t>(stream.handle));
+  }
+
+  void deal(const core::DealCall& call, Stream stream) const override {
+    expect_gpu(call.pages.device.index);
+    cuda::deal(call, static_cast<cudaStream_t>(stream.handle));
   }
 
   BackendInfo info() const override {

@@ -8,6 +8,7 @@
 #include "cuda/batch.h"
 #include "cuda/mma/backward/launch.h"
 #include "cuda/sm90/backward/launch.h"
+#include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 
 namespace msa::cuda {
@@ -28,6 +29,23 @@ std::int64_t tile_sums(const mma::backward::Config& config) {
 /// Bytes of a share of dq.
 std::int64_t slot_bytes(const mma::backward::Config& config, std::int64_t group) {
   return group * (config.head_dim * 2 + config.head_dim / mma::backward::part_dims(config) * 4);
+}
+
+void launch_mma(const mma::backward::Config& config, const mma::backward::Params& params,
+                const core::Call&, int ctas, cudaStream_t stream) {
+  mma::backward::launch(config, params, ctas, stream);
+}
+
+void launch_sm90(const mma::backward::Config& config, const mma::backward::Params& params,
+                 const core::Call& call, int ctas, cudaStream_t stream) {
+  const int box_shift = sm90::backward::box_shift(params.pairs.group);
+  if (!(config == sm90::backward::kTile) || box_shift == 0)
+    return launch_mma(config, params, call, ctas, stream);
+  const sm90::backward::Maps maps{
+      .q = make_query_map(call.q, params.pairs.heads_kv, 1 << box_shift, 1, "q"),
+      .dout = make_query_map(call.dout, params.pairs.heads_kv, 1 << box_shift, 1, "dout"),
+      .box_shift = box_shift};
+  sm90::backward::launch(params, maps, ctas, stream);
 }
 
 }  // namespace
@@ -91,15 +109,14 @@ std::string BackwardStage::rejects(const Problem& p, const GpuInfo& gpu) {
 }
 
 BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : BackwardStage(p, gpu, layout, mma::backward::launch, false) {}
+    : BackwardStage(p, gpu, layout, launch_mma, false) {}
 
 BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout, Launch launch,
                              bool by_rows)
     : BackwardStage(p, gpu, Shape(p, gpu, by_rows), layout, launch) {}
 
 Sm90BackwardStage::Sm90BackwardStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : BackwardStage(p, gpu, layout,
-                    p.options.batch_invariant ? mma::backward::launch : sm90::backward::launch,
+    : BackwardStage(p, gpu, layout, p.options.batch_invariant ? launch_mma : launch_sm90,
                     !p.options.batch_invariant) {}
 
 BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, const Shape& shape,
@@ -224,7 +241,7 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
                                .dv = keys.dv};
   if (rows.queries) params.shares = shares_of(workspace);
   const auto ctas = static_cast<int>(shape_.cut.ctas);
-  launch_(shape_.config, params, ctas, stream);
+  launch_(shape_.config, params, call, ctas, stream);
   if (rows.keys) common::backward::launch_join(storage, keys, ctas, stream);
   if (!rows.queries) return;
   common::backward::launch_queries(storage,

@@ -23,8 +23,8 @@ namespace msa::cuda {
 class BackwardStage {
  public:
   /// Starts the kernel over the items of a launch.
-  using Launch = void (*)(const mma::backward::Config&, const mma::backward::Params&, int ctas,
-                          cudaStream_t);
+  using Launch = void (*)(const mma::backward::Config&, const mma::backward::Params&,
+                          const core::Call&, int ctas, cudaStream_t);
 
   /// Why the kernels do not serve the problem; empty: they do.
   static std::string rejects(const Problem& problem, const GpuInfo& gpu);

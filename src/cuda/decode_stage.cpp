@@ -61,6 +61,32 @@ std::string index_rejects(const Problem& p) {
   return page_rejects(p.bounds.page_size, decode::kScoreStep);
 }
 
+decode::AttendConfig attend_config(const Problem& p) {
+  return {.storage = storage_of(p.attention.q.storage),
+          .block = static_cast<int>(p.selection.block_size),
+          .dim = static_cast<int>(p.attention.head_dim),
+          .kv = storage_of(core::kv_format(p).storage)};
+}
+
+decode::RanksParams ranks_params(const core::AttendCall& among) {
+  const auto rank = static_cast<std::size_t>(among.peers.rank);
+  const auto ranks = static_cast<int>(among.peers.ranks);
+  decode::RanksParams params{
+      .rank = static_cast<int>(rank),
+      .ranks = ranks,
+      .timeout_ns = static_cast<std::uint64_t>(among.peers.timeout_ms) * 1'000'000,
+      .counts = static_cast<std::uint32_t*>(among.peers.pads[rank]) + 2 * ranks,
+      .forced = static_cast<const int*>(among.forced.data),
+      .num_forced = among.forced ? static_cast<int>(among.forced.shape[1]) : 0,
+      .last_keys = static_cast<const int*>(among.last_keys.data)};
+  const auto* const here = static_cast<const char*>(among.states[rank]);
+  for (std::size_t n = 0; n < among.states.size(); ++n) {
+    params.inboxes[n] = static_cast<common::peers::Candidate*>(among.peers.boxes[n]);
+    params.states[n] = static_cast<const char*>(among.states[n]) - here;
+  }
+  return params;
+}
+
 /// Parts of a block that a filter bounds.
 std::int64_t parts_of(const Problem& p) { return p.selection.block_size / decode::kPartKeys; }
 
@@ -101,6 +127,10 @@ struct Sm90Decode {
   static void launch(const decode::AttendConfig& config, const AttendParams& params,
                      cudaStream_t stream) {
     sm90::decode::launch_attend(config, params, stream);
+  }
+  static void launch(const decode::AttendConfig& config, const AttendParams& params,
+                     const decode::RanksParams& among, cudaStream_t stream) {
+    sm90::decode::launch_attend_ranks(config, {params, among}, stream);
   }
 };
 
@@ -222,7 +252,7 @@ void DecodeStageOf<Kernels>::ask(common::prologue::Params& front, void* workspac
 template <class Kernels>
 void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
                                  const common::prologue::Params& front, void* workspace,
-                                 cudaStream_t stream) const {
+                                 cudaStream_t stream, const core::AttendCall* among) const {
   // All parameters first: a tensor that the copy engine refuses must leave the outputs as they are.
   std::optional<typename Kernels::ScoreParams> score;
   std::optional<decode::RescoreParams> rescore;
@@ -257,13 +287,19 @@ void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
   }
   if (problem.op == Op::SelectBlocks || (selects(problem.op) && !Kernels::kSelects))
     decode::launch_select(select_params(problem, call, front, workspace), stream);
-  if (attend) {
-    Kernels::launch({.storage = storage_of(problem.attention.q.storage),
-                     .block = static_cast<int>(problem.selection.block_size),
-                     .dim = static_cast<int>(problem.attention.head_dim),
-                     .kv = storage_of(core::kv_format(problem).storage)},
-                    *attend, stream);
+  if (!attend) return;
+  if constexpr (Kernels::kSelects) {
+    if (among != nullptr)
+      return Kernels::launch(attend_config(problem), *attend, ranks_params(*among), stream);
   }
+  Kernels::launch(attend_config(problem), *attend, stream);
+}
+
+template <class Kernels>
+bool DecodeStageOf<Kernels>::attends_among_ranks(const Problem& problem) const {
+  return Kernels::kSelects && problem.op == Op::MsaAttention && rescore_ctas_ == 0 &&
+         std::ranges::find(decode::kRanksInstances, attend_config(problem)) !=
+             decode::kRanksInstances.end();
 }
 
 template <class Kernels>

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/call.h"
+#include "core/peers.h"
 #include "cuda/common/decode/attend/launch.h"
 #include "cuda/common/decode/rescore/launch.h"
 #include "cuda/common/decode/score/launch.h"
@@ -35,7 +36,9 @@ class DecodeStageOf {
   void ask(common::prologue::Params& front, void* workspace) const;
   /// The prologue `front` and the launches behind it.
   void run(const Problem& problem, const core::Call& call, const common::prologue::Params& front,
-           void* workspace, cudaStream_t stream) const;
+           void* workspace, cudaStream_t stream, const core::AttendCall* among = nullptr) const;
+  /// Whether `run` takes ranks.
+  bool attends_among_ranks(const Problem& problem) const;
   std::string decisions() const;
 
  private:

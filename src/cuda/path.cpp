@@ -86,15 +86,25 @@ class DecodePath final : public Path {
   }
   void run(const Problem& problem, const core::Call& call, void* workspace,
            cudaStream_t stream) const override {
-    const Tensor& keys = call.k ? call.k : call.index_k;
-    Front front{.batch = make_batch(problem, call, keys, kStatus.in(workspace)),
-                .requests = requests_.in(workspace)};
-    stage_.ask(front, workspace);
-    stage_.run(problem, call, front, workspace, stream);
+    stage_.run(problem, call, front_of(problem, call, workspace), workspace, stream);
+  }
+  bool attend(const Problem& problem, const core::Call& call, const core::AttendCall& among,
+              void* workspace, cudaStream_t stream) const override {
+    if (!stage_.attends_among_ranks(problem)) return false;
+    stage_.run(problem, call, front_of(problem, call, workspace), workspace, stream, &among);
+    return true;
   }
   std::string decisions() const override { return stage_.decisions(); }
 
  private:
+  Front front_of(const Problem& problem, const core::Call& call, void* workspace) const {
+    const Tensor& keys = call.k ? call.k : call.index_k;
+    Front front{.batch = make_batch(problem, call, keys, kStatus.in(workspace)),
+                .requests = requests_.in(workspace)};
+    stage_.ask(front, workspace);
+    return front;
+  }
+
   Piece<RequestRecord> requests_;
   typename Stages::Decode stage_;
 };

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/call.h"
+#include "core/peers.h"
 #include "cuda/device.h"
 #include "cuda/isa.h"
 #include "cuda/layout.h"
@@ -28,6 +29,11 @@ class Path {
   virtual ~Path() = default;
   virtual void run(const Problem& problem, const core::Call& call, void* workspace,
                    cudaStream_t stream) const = 0;
+  /// The same among ranks; false, and nothing is launched, where this way has none.
+  virtual bool attend(const Problem&, const core::Call&, const core::AttendCall&,
+                      void* /*workspace*/, cudaStream_t) const {
+    return false;
+  }
   virtual std::string decisions() const = 0;
   /// In the GPU's memory, of the last run of a call with so many rows: whether any tile ended
   /// non-finite, then a bit a (row, KV head) that was computed again. Empty where none can be.

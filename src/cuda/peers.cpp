@@ -14,7 +14,7 @@ static_assert(core::kMaxRanks == peers::kMaxRanks && peers::kMaxRanks < kMaxPart
                   kMaxTopk == peers::kMaxForced,
               "the ranks of any legal call fit the kernels' parameters");
 
-constexpr std::int64_t kStatePad = 4;  // columns behind an output in its box: the lse is the first
+using core::kStatePad;
 
 peers::Meeting meeting_of(const core::Peers& from, peers::Kind kind) {
   peers::Meeting meeting{.rank = static_cast<int>(from.rank),
@@ -67,6 +67,25 @@ void join(const core::JoinCall& call, cudaStream_t stream) {
                               .lse = {box + shape[2], shape[1] * width, width}};
   }
   peers::launch_join(params, stream);
+}
+
+void deal(const core::DealCall& call, cudaStream_t stream) {
+  const DeviceGuard guard(call.pages.device.index);
+  peers::launch_deal({.rank = static_cast<int>(call.rank),
+                      .ranks = static_cast<int>(call.ranks),
+                      .rows = static_cast<int>(call.pages.shape[0]),
+                      .columns = call.pages.shape[1],
+                      .columns_per_block = call.columns_per_block,
+                      .block_size = static_cast<int>(call.block_size),
+                      .init_blocks = static_cast<int>(call.init_blocks),
+                      .local_blocks = static_cast<int>(call.local_blocks),
+                      .seqlens_k = static_cast<const int*>(call.seqlens_k.data),
+                      .page_table = static_cast<const int*>(call.page_table.data),
+                      .candidates = static_cast<int*>(call.candidates.data),
+                      .last_keys = static_cast<int*>(call.last_keys.data),
+                      .forced = static_cast<int*>(call.forced.data),
+                      .pages = static_cast<int*>(call.pages.data)},
+                     stream);
 }
 
 }  // namespace msa::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Merges over the GPUs of one host, from checked calls to launches.
+// What GPUs of one host do with each other, from checked calls to launches.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,5 +10,6 @@ namespace msa::cuda {
 
 void choose(const core::ChooseCall& call, cudaStream_t stream);
 void join(const core::JoinCall& call, cudaStream_t stream);
+void deal(const core::DealCall& call, cudaStream_t stream);
 
 }  // namespace msa::cuda

@@ -422,6 +422,41 @@ struct PeersCall {
   }
 };
 
+struct DealCall {
+  std::int64_t rank = 1, ranks = 2, block_size = 128, init = 0, local = 1, columns_per_block = 1;
+  msa_tensor lengths = tensor_on_gpu(MSA_I32, {3});
+  msa_tensor candidates = lengths;
+  msa_tensor last = lengths;
+  msa_tensor table = tensor_on_gpu(MSA_I32, {3, 8});
+  msa_tensor pages = table;
+  msa_tensor forced = tensor_on_gpu(MSA_I32, {3, 1});
+};
+
+TEST(Peers, EveryFaultOfADealIsNamed) {
+  const auto dealing = [](const auto& change) {
+    DealCall c;
+    change(c);
+    msa_error error{};
+    EXPECT_EQ(msa_peers_deal(c.rank, c.ranks, c.block_size, c.init, c.local, c.columns_per_block,
+                             &c.lengths, &c.table, &c.candidates, &c.last, &c.forced, &c.pages,
+                             nullptr, &error),
+              MSA_INVALID_ARGUMENT);
+    return std::string(error.argument);
+  };
+  EXPECT_EQ(dealing([](DealCall& c) { c.rank = 2; }), "rank");
+  EXPECT_EQ(dealing([](DealCall& c) { c.ranks = 64; }), "ranks");
+  EXPECT_EQ(dealing([](DealCall& c) { c.block_size = 0; }), "block_size");
+  EXPECT_EQ(dealing([](DealCall& c) { c.init = -1; }), "init_blocks");
+  EXPECT_EQ(dealing([](DealCall& c) { c.local = 257; }), "local_blocks");
+  EXPECT_EQ(dealing([](DealCall& c) { c.columns_per_block = 0; }), "columns_per_block");
+  EXPECT_EQ(dealing([](DealCall& c) { c.lengths.shape[0] = 4; }), "seqlens_k");
+  EXPECT_EQ(dealing([](DealCall& c) { c.table.shape[1] = 7; }), "page_table");
+  EXPECT_EQ(dealing([](DealCall& c) { c.candidates.dtype = MSA_F32; }), "candidates");
+  EXPECT_EQ(dealing([](DealCall& c) { c.last.device_index = 1; }), "last_keys");
+  EXPECT_EQ(dealing([](DealCall& c) { c.init = 1; }), "forced");
+  EXPECT_EQ(dealing([](DealCall& c) { c.pages.device_type = MSA_CPU; }), "pages");
+}
+
 TEST(Peers, EveryFaultIsNamed) {
   const auto choosing = [](const auto& change) {
     PeersCall call;

@@ -10,9 +10,12 @@
 #include <random>
 #include <vector>
 
+#include "cuda/common/decode/attend/ranks.cuh"
 #include "cuda/common/merge_states/launch.h"
 #include "cuda/common/peers/launch.h"
+#include "cuda/launch.h"
 
+namespace decode = msa::cuda::common::decode;
 namespace peers = msa::cuda::common::peers;
 namespace states = msa::cuda::common::merge_states;
 
@@ -129,6 +132,152 @@ void check_choose(const Shape& s, Pads& pads, std::uint32_t number, bool dealt,
   expect(pads.all_came(peers::Kind::Choose, number), "nobody said that it chooses", number);
 }
 
+// A CTA of attention from its selection to what it attends to.
+__global__ void among_kernel(decode::SelectStorage* selection, decode::RanksParams p,
+                             decode::RankRow row, int topk, std::uint32_t number, void* scratch) {
+  decode::choose_among_ranks(*selection, p, row, topk, number, scratch,
+                             static_cast<int>(threadIdx.x), false);
+}
+
+/// Candidates that attention exchanges: `here` of them lie on this rank, the others have sent
+/// theirs.
+void check_among(const Shape& s, std::uint32_t number, std::mt19937& draw) {
+  const int rows = s.tokens * s.heads;
+  const std::size_t plane = static_cast<std::size_t>(rows) * s.k;
+  constexpr int kBlocks = 1000;  // of a rank
+  std::vector<std::vector<peers::Candidate>> inboxes(
+      s.ranks, std::vector<peers::Candidate>(plane * s.ranks, {7, number - 1, 7.0f, number - 1}));
+  std::vector<std::vector<peers::Candidate>> told(s.ranks);
+  std::vector<std::vector<std::pair<float, int>>> all(rows);
+  std::vector<int> forced(s.tokens * s.forced, -1);
+  for (int t = 0; t < s.tokens; ++t) {
+    for (int f = 0; f < s.forced && f < 1 + t % s.forced; ++f) {
+      forced[t * s.forced + f] = kBlocks * s.ranks - s.forced + f;
+      for (int h = 0; h < s.heads; ++h)
+        all[t * s.heads + h].push_back({INFINITY, forced[t * s.forced + f]});
+    }
+  }
+  for (int n = 0; n < s.ranks; ++n) {
+    for (int row = 0; row < rows; ++row) {
+      const int count = static_cast<int>(draw() % (s.k + 1));
+      for (int i = 0, local = -1; i < s.k; ++i) {
+        local += 1 + static_cast<int>(draw() % 3);
+        const float score = static_cast<float>(static_cast<int>(draw() % 7) - 3);  // ties
+        const int id = i < count ? local * s.ranks + n : -1;
+        told[n].push_back({id, number, id < 0 ? 0.0f : score, number});
+        if (id >= 0) all[row].push_back({score, id});
+      }
+    }
+  }
+  for (int rank = 0; rank < s.ranks; ++rank) {
+    for (int n = 0; n < s.ranks; ++n) {
+      if (n != rank) std::copy(told[n].begin(), told[n].end(), &inboxes[rank][n * plane]);
+    }
+    decode::RanksParams p{.rank = rank,
+                          .ranks = s.ranks,
+                          .timeout_ns = 1'000'000,
+                          .forced = s.forced > 0 ? forced.data() : nullptr,
+                          .num_forced = s.forced};
+    for (int n = 0; n < s.ranks; ++n) p.inboxes[n] = inboxes[n].data();
+    for (int row = 0; row < rows; ++row) {
+      for (const bool tells : {true, false}) {
+        decode::SelectStorage selection{};
+        std::memset(static_cast<void*>(&selection), 0x55, sizeof selection);
+        selection.num_ids = 0;
+        for (int i = 0; i < s.k; ++i) {
+          const peers::Candidate& mine = told[rank][static_cast<std::size_t>(row) * s.k + i];
+          if (mine.id < 0) break;
+          selection.ids[i] = mine.id / s.ranks;
+          selection.chosen[i] = decode::select_key(decode::order_of(mine.score), selection.ids[i]);
+          selection.num_ids = i + 1;
+        }
+        std::vector<int> list(2 * s.k, 77);
+        std::vector<unsigned long long> scratch(s.ranks * s.k + s.forced + 1, 77);
+        msa::cuda::launch_kernel(among_kernel, {.block = dim3(160)}, &selection, p,
+                                 decode::RankRow{.row = row,
+                                                 .rows = rows,
+                                                 .token = row / s.heads,
+                                                 .blocks = kBlocks,
+                                                 .tells = tells,
+                                                 .list = list.data(),
+                                                 .stride = 2},
+                                 s.k, number, scratch.data());
+        const std::vector<int> wanted = chosen(all[row], s.k);
+        std::vector<int> here;
+        for (int i = 0; i < s.k; ++i) {
+          if (wanted[i] >= 0 && wanted[i] % s.ranks == rank) here.push_back(wanted[i] / s.ranks);
+          expect(list[2 * i] == (tells ? wanted[i] : 77) && list[2 * i + 1] == 77, "list", rank,
+                 row);
+        }
+        expect(selection.num_ids == static_cast<int>(here.size()) &&
+                   std::equal(here.begin(), here.end(), selection.ids),
+               "blocks here", rank, row);
+        expect(scratch.back() == 77, "scratch", rank, row);
+      }
+    }
+    for (int n = 0; n < s.ranks; ++n) {
+      if (n == rank) continue;
+      expect(std::memcmp(&inboxes[n][rank * plane], told[rank].data(),
+                         plane * sizeof(told[0][0])) == 0,
+             "told", rank, n);
+    }
+  }
+}
+
+/// What a step's layers share, by counting blocks one by one.
+void check_deal(int ranks, int blocks, int init, int local, int columns_per_block,
+                std::mt19937& draw) {
+  const int size = 128;
+  const int rows = 9;
+  const int columns = blocks * columns_per_block;
+  std::vector<int> lengths(rows), table(rows * columns);
+  for (int& length : lengths) length = static_cast<int>(draw() % (blocks * ranks * size + 1));
+  lengths[0] = 0;
+  lengths[1] = 1;
+  for (int& page : table) page = static_cast<int>(draw() % 1000) - 3;
+  for (int rank = 0; rank < ranks; ++rank) {
+    std::vector<int> candidates(rows, 77), last(rows, 77), forced(rows * (init + local) + 1, 77),
+        pages(rows * columns, 77);
+    peers::launch_deal({.rank = rank,
+                        .ranks = ranks,
+                        .rows = rows,
+                        .columns = columns,
+                        .columns_per_block = columns_per_block,
+                        .block_size = size,
+                        .init_blocks = init,
+                        .local_blocks = local,
+                        .seqlens_k = lengths.data(),
+                        .page_table = table.data(),
+                        .candidates = candidates.data(),
+                        .last_keys = last.data(),
+                        .forced = forced.data(),
+                        .pages = pages.data()},
+                       nullptr);
+    for (int row = 0; row < rows; ++row) {
+      const int seen = (lengths[row] + size - 1) / size;  // blocks of the sequence
+      int visible = 0, unforced = 0;
+      std::vector<int> wanted;
+      for (int id = 0; id < seen; ++id) {
+        const int keys = std::min(size, lengths[row] - id * size);
+        const bool is_forced = id < init || id >= seen - local;
+        if (is_forced) wanted.push_back(id);
+        if (id % ranks != rank || id / ranks >= blocks) continue;
+        visible += keys;
+        if (!is_forced) unforced += keys;
+      }
+      wanted.resize(init + local, -1);
+      expect(candidates[row] == unforced && last[row] == visible - 1, "keys", rank, row);
+      expect(std::equal(wanted.begin(), wanted.end(), &forced[row * (init + local)]), "forced",
+             rank, row);
+      for (int c = 0; c < columns; ++c) {
+        const bool there = c * (size / columns_per_block) < visible;
+        expect(pages[row * columns + c] == (there ? table[row * columns + c] : 0), "pages", row, c);
+      }
+    }
+    expect(forced.back() == 77, "behind what is forced", rank);
+  }
+}
+
 void check_join(const Shape& s, Pads& pads, std::uint32_t number, std::mt19937& draw) {
   const int rows = s.tokens * s.heads;
   const int width = s.dim + 4;
@@ -193,7 +342,13 @@ int main() {
     for (std::uint32_t number = 1; number < 4; ++number) {
       check_choose(s, pads, number, number % 3 != 2, draw);
       check_join(s, pads, number, draw);
+      check_among(s, number, draw);
     }
+  }
+  for (const int ranks : {1, 2, 5}) {
+    check_deal(ranks, 7, 0, 1, 1, draw);
+    check_deal(ranks, 3, 2, 2, 4, draw);
+    check_deal(ranks, 4, 0, 0, 2, draw);
   }
   if (faults == 0) std::puts("peers: passed");
   return faults == 0 ? 0 : 1;

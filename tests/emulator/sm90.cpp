@@ -39,6 +39,9 @@ void index_loss::launch(const Config&, const Params&, int, cudaStream_t) { refus
 void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
 void decode::launch_attend(const AttendConfig&, const AttendParams&, cudaStream_t) { refuse(); }
+void decode::launch_attend_ranks(const AttendConfig&, const RanksAttendParams&, cudaStream_t) {
+  refuse();
+}
 void decode::launch_mend(const AttendConfig&, const MendParams&, int, cudaStream_t) { refuse(); }
 void decode::launch_score(const ScoreConfig&, const ScoreParams&, cudaStream_t) { refuse(); }
 

@@ -10,6 +10,7 @@ A check whose tool is not installed fails: test.sh installs what is needed.
 """
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import re
@@ -123,12 +124,15 @@ def check_include_directions():
     return bad
 
 
+def alone_flags(include_dirs, extra):
+    return ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *extra, *[f"-I{d}" for d in include_dirs]]
+
+
 def compile_alone(compiler, header, include_dirs, extra=()):
     with tempfile.NamedTemporaryFile("w", suffix=".cpp", delete=False) as unit:
         unit.write(f'#include "{header}"\n#include "{header}"\n')
     try:
-        cmd = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only", *extra,
-               *[f"-I{d}" for d in include_dirs], unit.name]
+        cmd = [compiler, *alone_flags(include_dirs, extra), "-fsyntax-only", unit.name]
         done = subprocess.run(cmd, capture_output=True, text=True)
         if done.returncode == 0:
             return []
@@ -167,6 +171,39 @@ def first_included():
             yield resolve(f, first[2])
 
 
+def reached(path, found):
+    """Adds to `found` what the includes at the top of a file bring in: files of the tree, and names of others."""
+    top = re.match(r"(\s|//[^\n]*|#pragma once|#include [^\n]*)*", path.read_text()).group(0)
+    for kind, name in re.findall(r'^#include ([<"])([^>"]+)', top, re.M):
+        target = resolve(path, name) if kind == '"' else name
+        if target and target not in found:
+            found.add(target)
+            if kind == '"':
+                reached(target, found)
+    return found
+
+
+@contextlib.contextmanager
+def precompiled(command, names):
+    """Compiles headers once, larger ones named first. Gives what tells the options with which a file begins with one of
+    them: one that its own includes, all above its first declaration, bring in anyhow, so that it sees no more than alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {name: pathlib.Path(folder) / name.replace("/", "_") for name in names}
+
+        def compile_header(name):
+            texts[name].write_text(f'#include "{name}"\n')
+            # Where this fails nothing is lost: the text is included instead, and whoever includes it fails, too.
+            subprocess.run([*command, "-x", "c++-header", texts[name], "-o", f"{texts[name]}.gch"], capture_output=True)
+            return []
+
+        def options(path):
+            there = reached(path, set())
+            return next((["-include", str(texts[name])] for name in names if resolve(path, name) in there), [])
+
+        in_parallel([(compile_header, name) for name in names])
+        yield options
+
+
 def check_internal_headers_alone():
     """Compiles those headers alone that no build does."""
     bad = compilers("g++")
@@ -176,7 +213,11 @@ def check_internal_headers_alone():
     # src/cpu/isa/vec_*.h are bodies: each is included inside its instruction set's target region and namespace.
     built = set(first_included())
     alone = [h for h in headers if not rel(h).startswith("src/cpu/isa/vec_") and h.resolve() not in built]
-    return bad or in_parallel([(compile_alone, "g++", str(h), dirs, ("-fopenmp",)) for h in alone])
+    if bad:
+        return bad
+    with precompiled(["g++", *alone_flags(dirs, ("-fopenmp",))],
+                     ("testkit/oracle.h", "testkit/case.h", "msa/operands.h", "msa/problem.h")) as options:
+        return in_parallel([(compile_alone, "g++", str(h), dirs, ("-fopenmp", *options(h))) for h in alone])
 
 
 def check_no_x86():
@@ -189,15 +230,20 @@ def check_no_x86():
     together = [f for f in sources if room_of(f) != "src/cpu" and f.name != "steps.cpp"]
     groups = [[f] for f in sources if f not in together] + [together[i::4] for i in range(4)]
 
-    def one(group):
-        cmd = [compiler, "-std=c++20", "-fopenmp", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-psabi",
-               f"-I{ROOT / 'include'}", f"-I{ROOT / 'src'}", "-x", "c++", "-"]
+    command = [compiler, "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{ROOT / 'include'}",
+               f"-I{ROOT / 'src'}"]
+
+    def one(group, options):
         unit = "".join(f'#include "{f}"\n' for f in group)
-        done = subprocess.run(cmd, input=unit, capture_output=True, text=True)
+        done = subprocess.run([*command, *options, "-fsyntax-only", "-x", "c++", "-"], input=unit, capture_output=True,
+                              text=True)
         first = next((l for l in done.stderr.splitlines() if "error" in l), done.stderr.strip()[:300])
         return [] if done.returncode == 0 else [first]
 
-    return bad or in_parallel([(one, g) for g in groups if g])
+    if bad:
+        return bad
+    with precompiled(command, ("core/call.h", "cpu/isa/common.h")) as options:
+        return in_parallel([(one, g, options(g[0])) for g in groups if g])
 
 
 def text_files():

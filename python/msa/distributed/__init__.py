@@ -25,9 +25,10 @@ from .estimate import Estimate, Links, Measured, Model, estimate
 from .exchange import Exchange, Pending
 from .layout import LAYOUTS, Span, blocks_of, check_layout, local_length, owner, spans
 from .shard import Deal, Pages, Settings, Shard, value_dim_of
+from .training import Sequences, Trained, sequences, train
 
 __all__ = ["LAYOUTS", "ContextParallel", "Decoder", "Estimate", "Links", "Measured", "Model", "Pages", "RankError", "Span",
-           "blocks_of", "estimate", "local_length", "owner", "spans"]
+           "Trained", "blocks_of", "estimate", "local_length", "owner", "spans"]
 
 _MOST_RANKS = 63  # merges take 64 parts, and forced blocks are one
 
@@ -60,6 +61,7 @@ class ContextParallel:
         if ranks is not None and ranks != self.ranks:
             raise InvalidArgument(f"ranks: expected {self.ranks}, the size of the group, got {ranks}", "ranks")
         self._deals: dict[Any, _prefill.Deal] = {}
+        self._sequences: dict[Any, Sequences] = {}
 
     # ---- who holds what ----
 
@@ -139,6 +141,42 @@ class ContextParallel:
         own = slice(cuts[n], cuts[n + 1])
         return self._gather_blocks(k[:, own], plan, "k"), self._gather_blocks(v[:, own], plan, "v")
 
+    # ---- training ----
+
+    def train(self, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, lengths: list[int], *,
+              warm_up: bool = False, row_weight: Tensor | None = None) -> Trained:
+        """A prefill with gradients, and the loss of the index branch: Trained(out, index_loss, block_ids).
+
+        Tensors are those of prefill. Gradients of q, k and v come from out alone, those of index_q and index_k from
+        index_loss alone.
+        warm_up: attention and loss are over all visible keys; block_ids is None
+        row_weight: f32 [T], of each of this rank's rows in index_loss; left out: 1 / (Hi times the tokens of all
+            ranks), so that the losses of all ranks add up to the mean
+
+        Every rank runs its backward pass, in which keys are gathered again and their gradients come back, added up in
+        f32 in rank order: the same bits every time for one size of group. What arrives at index_loss is the same on
+        every rank. A rank without rows takes part: its out is empty.
+        """
+        plan = self._deal(lengths, q.device)
+        tensors = {"q": q, "k": k, "v": v, "index_q": index_q, "index_k": index_k}
+        fault = _fault_of_rows(tensors, plan.rows, 1)
+        if fault is None and row_weight is not None and tuple(row_weight.shape) != (plan.rows,):
+            fault = _refuse("row_weight", f"[{plan.rows}]", row_weight.shape)
+        self._agree("train", tensors, fault, {"lengths": tuple(lengths), "warm_up": warm_up}, q.device)
+        return train(self, tensors, lengths, row_weight, warm_up)
+
+    def plan_of(self, lengths: list[int], device: torch.device) -> _prefill.Deal:
+        return self._deal(lengths, device)
+
+    def sequences_of(self, lengths: list[int], device: torch.device) -> Sequences:
+        key = (tuple(lengths), device)
+        if key not in self._sequences:
+            if len(self._sequences) >= 16:
+                self._sequences.clear()
+            self._sequences[key] = sequences(self.spans(lengths), key[0], self._deal(lengths, device),
+                                             self.settings, device)
+        return self._sequences[key]
+
     # ---- decode ----
 
     def positions(self, blocks: int, device: Any = None) -> Tensor:
@@ -202,7 +240,8 @@ class ContextParallel:
         else:
             blocks = page_table.shape[1] * page_size // self.settings.block_size
             said = self.exchange.gather(torch.tensor([blocks], dtype=torch.int64).to(page_table.device), "page_table")
-            deal = Deal(self.rank, self.ranks, int(said.wait().max()))
+            of_each = said.wait()
+            deal = Deal(self.rank, self.ranks, int(of_each.max()), int(of_each.min()))
         with self.exchange.together():
             shard = Shard(page_table, page_size, deal, seqlens_k, self.settings, queries, causal)
             return Decoder(self.exchange, shard, heads, symmetric)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..results import Attention, AttentionBlocks, OutBlocks
-from .boxes import GatheredBoxes, SharedBoxes, make_boxes
+from .boxes import Box, GatheredBoxes, SharedBoxes, make_boxes
 from .exchange import Exchange
 from .meeting import Collected, Meeting, words_of
 from .shard import STATE_PAD, Pages, Shard
@@ -37,16 +37,17 @@ class Decoder:
 
     def __init__(self, exchange: Exchange, shard: Shard, heads: Heads, symmetric: bool | None) -> None:
         self._exchange, self._shard = exchange, shard
-        boxes = {"candidates": ((2, shard.rows, heads.index_heads, shard.settings.topk), torch.int32),
-                 "states": ((shard.rows, heads.heads_q, heads.value_dim + STATE_PAD), torch.float32),
-                 "pads": ((words_of(exchange.ranks),), torch.int32)}
-        candidates, states, pads = make_boxes(exchange, boxes, shard.device, symmetric)
-        self._candidates, self._states = candidates.own, states.own
+        lists = (shard.rows, heads.index_heads, shard.settings.topk)
+        boxes = make_boxes(exchange, {
+            "candidates": Box((2, *lists), torch.int32), "told": Box((*lists, 4), torch.int32, True),
+            "states": Box((shard.rows, heads.heads_q, heads.value_dim + STATE_PAD), torch.float32, True),
+            "pads": Box((words_of(exchange.ranks),), torch.int32)}, shard.device, symmetric)
         self._way: Collected | Meeting
-        if isinstance(candidates, SharedBoxes) and isinstance(states, SharedBoxes) and isinstance(pads, SharedBoxes):
-            self._way = Meeting(exchange.rank, shard, candidates, states, pads)
+        shared = [box for box in boxes if isinstance(box, SharedBoxes)]
+        if shared:  # all alike
+            self._way = Meeting(exchange.rank, shard, *shared)
         else:
-            assert isinstance(candidates, GatheredBoxes) and isinstance(states, GatheredBoxes)  # all alike
+            candidates, _, states, _ = (box for box in boxes if isinstance(box, GatheredBoxes))
             self._way = Collected(shard, candidates, states)
         self.symmetric = isinstance(self._way, Meeting)
 
@@ -58,9 +59,7 @@ class Decoder:
             return_lse: bool = False, return_block_ids: bool = False) -> Any:
         """One layer, on all ranks: arguments and what it returns are those of ContextParallel.decode."""
         with self._exchange.together():
-            self._shard.candidates(index_q, index_k, pages, self._candidates)
-            ids, own = self._way.choose()
-            self._shard.attend(q, k, v, own, pages, self._states)
+            ids = self._way.attend(q, k, v, index_q, index_k, pages)
             out, lse = self._way.join(q.dtype, return_lse)
             listed = self._shard.listed(ids) if return_block_ids else None
         return result_of(out, lse, listed)

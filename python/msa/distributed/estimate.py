@@ -30,10 +30,13 @@ class Model(NamedTuple):
 
 
 class Links(NamedTuple):
-    """bytes_per_s: what a rank receives in an all-gather; latency: seconds of a small collective."""
+    """bytes_per_s: what a rank receives in an all-gather; latency: seconds of a small collective, or of a meeting in
+    kernels; hides: states of a decode leave while other rows are attended to
+    """
 
     bytes_per_s: float
     latency: float
+    hides: bool = False
 
 
 class Measured(NamedTuple):
@@ -99,7 +102,9 @@ def _decode(model: Model, gpus: int, links: Links, measured: Measured, batch: in
     attend = measured.attend * -(-model.topk // gpus) / model.topk
     candidates = 8.0 * batch * model.index_heads * model.topk
     states = 4.0 * batch * model.heads_q * (model.value_dim + 4)
-    exposed = _takes(candidates * (gpus - 1), links, gpus) + _takes(states * (gpus - 1), links, gpus)
+    hidden = attend if links.hides and gpus > 1 else 0.0
+    sent = max(0.0, states * (gpus - 1) / links.bytes_per_s - hidden)
+    exposed = _takes(candidates * (gpus - 1), links, gpus) + _takes(0.0, links, gpus) + sent
     seconds = measured.select / gpus + attend + measured.fixed + exposed
     return Estimate(seconds, exposed, (candidates + states) * (gpus - 1), shard, (candidates + states) * gpus,
                     sum(measured) / seconds)

@@ -29,7 +29,7 @@ __all__ = ["Exchange", "Pending", "number_of"]
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _WORDS = 15  # that a call may say of itself
 _ARGUMENTS = ("q", "k", "v", "index_q", "index_k", "pieces", "page_table", "page_size", "positions",
-              "queries")  # that ranks refuse
+              "queries", "row_weight")  # that ranks refuse
 _FAULT = "fault:"  # the sign of a rank whose own part of a call failed; its argument behind
 _LOOK = 0.2  # seconds that a rank waits before it looks whether another one has given up
 _SPARE = 2.0  # seconds between giving up and torch's watchdog, beside the patience
@@ -117,6 +117,20 @@ class Exchange:
         except RuntimeError as error:
             self.fail(argument, error)
         return Pending(self, argument, gathered, sent, work)
+
+    def scatter(self, tensor: Tensor, argument: str) -> Pending:
+        """Starts sending part r of [ranks, ...] to rank r; wait() returns what each rank sent here, in rank order."""
+        self.expect_whole()
+        sent = tensor.contiguous()
+        received = torch.empty_like(sent)
+        if self.ranks == 1 or sent.numel() == 0:
+            return Pending(self, argument, received.copy_(sent), sent, None)
+        try:
+            work = dist.all_to_all_single(received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8),
+                                          group=self.group, async_op=True)
+        except RuntimeError as error:
+            self.fail(argument, error)
+        return Pending(self, argument, received, sent, work)
 
     @contextmanager
     def together(self) -> Iterator[None]:

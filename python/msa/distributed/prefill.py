@@ -30,6 +30,7 @@ class Deal(NamedTuple):
     q_offsets: Tensor        # i32 [runs]
     seqlens_k: Tensor        # i32 [runs]
     page_table: Tensor       # i32 [runs, blocks]
+    pages: Tensor            # i32 [B, blocks], of each sequence, on the host
     max_seqlen_q: int
     max_seqlen_k: int
 
@@ -53,13 +54,14 @@ def deal(layout: str, lengths: tuple[int, ...], rank: int, ranks: int, settings:
     def numbers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    table = _pages(layout, counts, ranks, slots).to(device)
+    pages = _pages(layout, counts, ranks, slots)
+    table = pages.to(device)
     runs = [run.request for run in own]
     rows_of_table = table.expand(len(own), -1) if len(lengths) == 1 else table[torch.tensor(runs, dtype=torch.int64)]
     return Deal(starts[-1], slots, starts[-1] == slots * size,
                 torch.cat(row_slots).to(device) if row_slots else torch.zeros(0, dtype=torch.int64, device=device),
                 numbers(starts), numbers([run.begin for run in own]), numbers([lengths[b] for b in runs]),
-                rows_of_table, max((end - begin for _, begin, end in own), default=0), max(lengths, default=0))
+                rows_of_table, pages, max((end - begin for _, begin, end in own), default=0), max(lengths, default=0))
 
 
 # The page of each block of each request: rank r's blocks lie in the pages r * slots, r * slots + 1, ...

@@ -12,11 +12,12 @@ sequence into those of the shard and back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import _core
 from .. import operations as msa
 from .ids import Dealt, Ids, Own, Placed, behind_first, count
 
@@ -56,11 +57,12 @@ class Pages(NamedTuple):
 
 
 class Deal(NamedTuple):
-    """A round robin: this rank, of how many; and the most blocks that one of them has, where somebody asked."""
+    """A round robin: this rank, of how many; and the most and the fewest blocks that one has, where somebody asked."""
 
     rank: int
     ranks: int
     most: int | None = None
+    least: int | None = None
 
 
 class Shard:
@@ -106,6 +108,8 @@ class Shard:
     def refresh(self) -> None:
         """Lengths, pages or positions have other contents."""
         page_table = self._page_table
+        if self._deals_at_once():
+            return self._deal_at_once()
         last = self._seqlens_k - 1  # position of the last key that a row sees; below 0: none
         if self._requests is not None:
             last, page_table = last[self._requests] - self._behind, page_table[self._requests]
@@ -125,6 +129,21 @@ class Shard:
             page_table = behind_first(page_table, self._first_blocks * self._columns_per_block)
         if self._candidate_table is not page_table:
             self._candidate_table.copy_(page_table)
+
+    # One launch for it all, where a row is a request: else torch takes some twenty.
+    def _deals_at_once(self) -> bool:
+        table = self._page_table
+        return (isinstance(self._ids, Own) and table.is_cuda and self._requests is None and table.is_contiguous()
+                and self._seqlens_k.is_contiguous() and table.shape == self._pages_seen.shape and table.numel() > 0)
+
+    def _deal_at_once(self) -> None:
+        s, deal = self.settings, self._given_positions
+        assert isinstance(deal, Deal)  # Own comes of one
+        _core.peers_deal(deal.rank, deal.ranks, s.block_size, s.init_blocks, s.local_blocks, self._columns_per_block,
+                         self._seqlens_k, self._page_table, self._unforced_keys, self._last_seen, self.forced_ids,
+                         self._pages_seen)
+        if s.init_blocks > 0:
+            self._candidate_table.copy_(behind_first(self._page_table, self._first_blocks * self._columns_per_block))
 
     def candidates(self, index_q: Tensor, index_k: Tensor, pages: Pages = Pages(), into: Tensor | None = None) -> Tensor:
         """The best unforced blocks here: i32 [2, T, Hi, k], global ids and the bits of their scores."""
@@ -182,9 +201,41 @@ class Shard:
                              k_scale=pages.k_scale, v_scale=pages.v_scale, k_global_scale=pages.k_global_scale,
                              v_global_scale=pages.v_global_scale, kv_format=pages.kv_format, block_size=s.block_size,
                              softmax_scale=s.softmax_scale, max_seqlen_q=1,
-                             max_seqlen_k=(self.blocks + self._ids.unseen) * s.block_size, backend=s.backend,
+                             max_seqlen_k=self._planned(self.blocks + self._ids.unseen), backend=s.backend,
                              threads=s.threads, out_dtype="f32", out=out, lse=lse)
         return into
+
+    # Keys that attention is planned for: as many as a full list has, so that every way takes rows in the same pieces;
+    # and, where ranks attend together, the same for all of them, who have one plan or none.
+    def _planned(self, blocks: int) -> int:
+        return max(blocks, self.settings.topk) * self.settings.block_size
+
+    def may_attend_among(self, pages: Pages) -> bool:
+        """Whether attend_among() may be asked, as far as the ranks' deal says."""
+        deal = self._given_positions
+        return (isinstance(self._ids, Own) and isinstance(deal, Deal) and deal.least is not None and deal.least > 0
+                and self.settings.init_blocks == 0 and pages.index_k8 is None and self.device.type == "cuda")
+
+    def attend_among(self, peers: tuple[Any, ...], q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor,
+                     pages: Pages, into: Tensor, ids: Tensor) -> None:
+        """candidates(), the exchange and attend() at once; `ids` are of the sequence. Raises Unsupported where the
+        library has no kernel for it, and nothing is launched.
+
+        peers: rank, addresses, pads, timeout_ms, states, as msa_peers_attend takes them
+        """
+        s, deal = self.settings, self._given_positions
+        assert isinstance(deal, Deal) and deal.most is not None
+        value_dim = value_dim_of(v, pages)
+        _core.msa_attention(q, k, v, index_q, index_k, page_table=self._candidate_table,
+                            seqlens_k=self._unforced_keys, cu_seqlens_q=self._starts, k_scale=pages.k_scale,
+                            v_scale=pages.v_scale, k_global_scale=pages.k_global_scale,
+                            v_global_scale=pages.v_global_scale, kv_format=pages.kv_format,
+                            index_k_scale=pages.index_k_scale, index_k_global_scale=pages.index_k_global_scale,
+                            index_k_format=pages.index_k_format, block_size=s.block_size, topk=s.topk,
+                            local_blocks=0, init_blocks=0, softmax_scale=s.softmax_scale, max_seqlen_q=1,
+                            max_seqlen_k=self._planned(deal.most), backend=s.backend, threads=s.threads,
+                            out_dtype="f32", out=into[..., :value_dim], lse=into[..., value_dim], block_ids=ids,
+                            among=(*peers, self.forced_ids, self._last_seen))
 
     # ---- what a step's layers share ----
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="ranks exchange tensors of torch")
 import msa  # noqa: E402
 import torch.distributed._symmetric_memory as symmetric  # noqa: E402
 from msa.distributed import RankError, exchange  # noqa: E402
-from msa.distributed.boxes import SharedBoxes  # noqa: E402
+from msa.distributed.boxes import Box, SharedBoxes  # noqa: E402
 from msa.distributed.exchange import Exchange, Pending  # noqa: E402
 from msa.distributed.ids import Dealt  # noqa: E402
 
@@ -101,9 +101,9 @@ class Memory:
         self.barriers += 1
 
 
-def boxes_of(rank):
+def boxes_of(rank, in_parts=False):
     group = types.SimpleNamespace(group="a group", rank=rank, ranks=3, granted=30.0, expect_whole=lambda: None)
-    return SharedBoxes(group, "states", (2, 5), torch.float32, torch.device("cpu"))
+    return SharedBoxes(group, "states", Box((2, 5), torch.float32, in_parts), torch.device("cpu"))
 
 
 def test_boxes_in_shared_memory_are_those_of_the_ranks_in_order(monkeypatch):
@@ -112,6 +112,23 @@ def test_boxes_in_shared_memory_are_those_of_the_ranks_in_order(monkeypatch):
     assert memory.barriers == 3 and torch.equal(boxes.own, torch.zeros(2, 5)), "checked, then cleared by all"
     boxes.own.fill_(2.0)
     assert [box[0, 0].item() for box in boxes.swap()] == [1.0, 2.0, 3.0] and memory.barriers == 4
+
+
+def test_a_box_of_parts_has_one_for_each_rank(monkeypatch):
+    Memory(monkeypatch, 1, [1.0, 0.0, 3.0])
+    boxes = boxes_of(1, in_parts=True)
+    whole, size = boxes.swap(), 2 * 5 * 4
+    assert all(box.shape == (3, 2, 5) for box in whole) and boxes.own.shape == (2, 5)
+    assert boxes.own.data_ptr() == boxes.addresses[1] + size == boxes.parts_here[1] == boxes.parts_there[1]
+    assert boxes.parts_here == [boxes.addresses[1] + n * size for n in range(3)]
+    assert boxes.parts_there == [boxes.addresses[n] + n * size for n in range(3)]
+
+
+def test_one_rank_alone_shares_what_it_has():
+    group = types.SimpleNamespace(group=None, rank=0, ranks=1, granted=30.0, expect_whole=lambda: None)
+    boxes = SharedBoxes(group, "states", Box((2, 5), torch.float32, True), torch.device("cpu"))
+    boxes.own.fill_(3.0)
+    assert torch.equal(boxes.swap()[0], torch.full((1, 2, 5), 3.0)) and boxes.parts_here == boxes.parts_there
 
 
 def test_a_box_that_lies_elsewhere_is_noticed(monkeypatch):

@@ -2,12 +2,16 @@
 """The kernels of a meeting on one GPU: two ranks on two streams, of which one comes late. `./test.sh --gpu` runs it."""
 from __future__ import annotations
 
+import types
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="ranks exchange tensors of torch")
 
 import msa  # noqa: E402
-from msa.distributed.meeting import words_of  # noqa: E402
+import problems  # noqa: E402
+from msa.distributed.meeting import Meeting, words_of  # noqa: E402
+from msa.distributed.shard import STATE_PAD, Deal, Pages, Settings, Shard  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 _NOWHERE = torch.iinfo(torch.int32).max
@@ -112,3 +116,87 @@ def test_two_ranks_meet_however_late_one_is(captured):
                     graphs[one.rank, late].replay()
         torch.cuda.synchronize()
         expect(ranks, wanted)
+
+
+def shared(tensors, in_parts=False):
+    """Boxes of ranks that all lie on this GPU, as each rank sees them."""
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    there = [whole[rank].data_ptr() for rank, whole in enumerate(tensors)] if in_parts else []
+    return [types.SimpleNamespace(own=whole[rank] if in_parts else whole, addresses=addresses, timeout_ms=20000,
+                                  parts_there=there, parts_here=[part.data_ptr() for part in whole])
+            for rank, whole in enumerate(tensors)]
+
+
+class Layers:
+    """A layer of each rank over a batch, captured; the ranks' shards read the same lengths."""
+
+    def __init__(self, batch, ranks, together):
+        settings = Settings(batch.form.block, batch.topk, batch.local, batch.init, None, None, 1)
+        lengths = batch.integers(batch.lengths)
+        caches = [batch.cache("interleaved", rank, ranks) for rank in range(ranks)]
+        blocks = [positions.shape[1] for _, _, positions in caches]
+        rows, heads, lists = len(batch.lengths), batch.q.shape[1], (len(batch.lengths), batch.index_q.shape[1], batch.topk)
+        given = {"dtype": torch.int32, "device": "cuda"}
+        candidates, pads = (shared([torch.zeros(shape, **given) for _ in range(ranks)])
+                            for shape in ((2, *lists), (words_of(ranks),)))
+        told = shared([torch.zeros((ranks, *lists, 4), **given) for _ in range(ranks)], True)
+        states = shared([torch.zeros((ranks, rows, heads, DIM + STATE_PAD), device="cuda") for _ in range(ranks)], True)
+        self.lengths, self.ways, self.graphs, self.found = lengths, [], [], []
+        self.streams = [torch.cuda.Stream() for _ in range(ranks)]
+        for rank, (pools, table, _) in enumerate(caches):
+            shard = Shard(table, batch.form.block, Deal(rank, ranks, max(blocks), min(blocks)), lengths, settings)
+            way = Meeting(rank, shard, *(boxes[rank] for boxes in (candidates, told, states, pads)))
+            if not together:
+                shard.may_attend_among = lambda pages: False
+
+            def layer(way=way, shard=shard, pools=pools):
+                shard.refresh()
+                ids = way.attend(batch.q, pools[0], pools[1], batch.index_q, pools[2], Pages())
+                return ids, *way.join(batch.q.dtype, True)
+
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.streams[rank]):
+                found = layer()
+            self.ways.append(way)
+            self.graphs.append(graph)
+            self.found.append(found)
+
+    def run(self, late):
+        torch.cuda.synchronize()
+        for graph, stream, cycles in zip(self.graphs, self.streams, late):
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(1 + cycles)
+                graph.replay()
+        torch.cuda.synchronize()
+        return self.found
+
+
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("ranks, lengths, topk, local", [(1, [333], 4, 1), (2, [333, 40, 200, 32], 4, 1),
+                                                         (3, [999, 640], 16, 2), (2, [2000, 1], 16, 0)])
+def test_ranks_that_attend_together_choose_as_one(ranks, lengths, topk, local):
+    batch = problems.Batch(lengths, new=[1] * len(lengths), topk=topk, local=local, seed=ranks, form=problems.GPU)
+    alone = Layers(batch, 1, True)  # a rank alone is first: kernels are loaded then
+    alone.run([0])
+    together, apart = Layers(batch, ranks, True), Layers(batch, ranks, False)
+    for repeat in range(40):
+        now = [(n * (repeat * 37 + 11 * place) // 101) % (n + 1) if repeat else n for place, n in enumerate(batch.lengths)]
+        for layers in (alone, together, apart):
+            layers.lengths.copy_(batch.integers(now))
+        late = [200_000 * (repeat % 3 == 1 + rank % 2) for rank in range(ranks)]
+        (ids, out, lse), *others = together.run(late) + apart.run(late)
+        assert not any(way._apart for way in together.ways), "no kernel for ranks together"
+        wanted = alone.run([0])[0]
+        assert torch.equal(ids, wanted[0])
+        problems.close(out, wanted[1])
+        problems.close(lse, wanted[2])
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip((ids, out, lse), other))
+    whole = batch.whole()
+    for layers in (alone, together):
+        layers.lengths.copy_(batch.integers(batch.lengths))
+        for ids, out, lse in layers.run([0] * ranks):
+            assert torch.equal(ids, whole.block_ids)
+            problems.close(out, whole.out)
+            problems.close(lse, whole.lse)

@@ -30,6 +30,16 @@ class Kernels:
         addresses = [tensor.data_ptr() for tensor in tensors]
         return [types.SimpleNamespace(own=own, addresses=addresses, timeout_ms=9000) for own in tensors]
 
+    def box_of_parts(self, tensors):
+        """The same of boxes that have a part for each rank."""
+        boxes = self.box(tensors)
+        self.boxes |= {part.data_ptr(): part for whole in tensors for part in whole}
+        there = [whole[rank].data_ptr() for rank, whole in enumerate(tensors)]
+        for rank, (box, whole) in enumerate(zip(boxes, tensors)):
+            box.own, box.parts_there = whole[rank], there
+            box.parts_here = [part.data_ptr() for part in whole]
+        return boxes
+
     def peers_choose(self, rank, boxes, pads, timeout_ms, dealt, first, forced, ids, own):
         ranks = self.expect_meeting(boxes, pads, timeout_ms)
         parts = [self.boxes[address] for address in boxes]
@@ -74,11 +84,13 @@ def decode(monkeypatch, batch, layout, ranks, page, dealt):
     shards = [Shard(table, page, Deal(rank, ranks, most) if dealt else positions, lengths, settings, batch.new)
               for rank, (_, table, positions) in enumerate(caches)]
     rows, heads, value_dim = *batch.q.shape[:2], batch.v.shape[2]
-    shapes = ((2, rows, batch.index_q.shape[1], batch.topk), torch.int32), ((rows, heads, value_dim + STATE_PAD),
-                                                                            torch.float32)
-    candidates, states, pads = (kernels.box([torch.zeros(shape, dtype=dtype) for _ in range(ranks)])
-                                for shape, dtype in (*shapes, ((words_of(ranks),), torch.int32)))
-    ways = [Meeting(rank, shard, *boxes) for rank, (shard, *boxes) in enumerate(zip(shards, candidates, states, pads))]
+    lists = rows, batch.index_q.shape[1], batch.topk
+    candidates, pads = (kernels.box([torch.zeros(shape, dtype=torch.int32) for _ in range(ranks)])
+                        for shape in ((2, *lists), (words_of(ranks),)))
+    told = kernels.box_of_parts([torch.zeros((ranks, *lists, 4), dtype=torch.int32) for _ in range(ranks)])
+    states = kernels.box_of_parts([torch.zeros((ranks, rows, heads, value_dim + STATE_PAD)) for _ in range(ranks)])
+    ways = [Meeting(rank, shard, *boxes)
+            for rank, (shard, *boxes) in enumerate(zip(shards, candidates, told, states, pads))]
     for shard, (pools, _, _), box in zip(shards, caches, candidates):
         shard.candidates(batch.index_q, pools[2], into=box.own)
     lists = [way.choose() for way in ways]
@@ -121,3 +133,29 @@ def test_the_extension_refuses_what_is_no_meeting():
         assert caught.value.argument == name
     with pytest.raises(msa.InvalidArgument, match="timeout_ms: expected 0 or more, got -1"):
         msa._core.peers_join(0, [pad], [pad], -1, torch.zeros((1, 2, 4)), None)
+
+
+def test_the_extension_refuses_ranks_that_cannot_attend_together():
+    batch = problems.Batch([96, 40], new=[1, 1], topk=4)
+    pools, table, _ = batch.cache("interleaved", 0, 1)
+    states = torch.zeros((1, 2, batch.q.shape[1], batch.v.shape[2] + STATE_PAD))
+    here, pads = [states.data_ptr()], [4096]
+    given = {"page_table": table, "seqlens_k": batch.integers(batch.lengths), "cu_seqlens_q": batch.integers([0, 1, 2]),
+             "block_size": 32, "topk": 4, "local_blocks": 0, "max_seqlen_q": 1, "max_seqlen_k": 96, "out_dtype": "f32",
+             "block_ids": torch.zeros((2, batch.index_q.shape[1], 4), dtype=torch.int32)}
+
+    def fault_of(ranks=(0, [4096], pads, 0, here, None, batch.integers([0, 0])), own=states[0], **other):
+        with pytest.raises(msa.Error) as caught:
+            msa._core.msa_attention(batch.q, pools[0], pools[1], batch.index_q, pools[2], among=ranks,
+                                    **{**given, "out": own[..., :-STATE_PAD], "lse": own[..., -STATE_PAD], **other})
+        return caught.value.argument
+
+    assert fault_of((1, [4096], pads, 0, here, None, batch.integers([0, 0]))) == "rank"
+    assert fault_of((0, [4100], pads, 0, here, None, batch.integers([0, 0]))) == "boxes"
+    assert fault_of((0, [4096], pads, 0, [0], None, batch.integers([0, 0]))) == "states"
+    assert fault_of(own=torch.zeros_like(states[0])) == "out"
+    assert fault_of(lse=torch.zeros(states.shape[1:3])) == "lse"
+    assert fault_of(local_blocks=1) == "local_blocks"
+    assert fault_of() == "last_keys", "nothing of a CPU is read by other ranks"
+    with pytest.raises(ValueError, match="states: expected as many as boxes"):
+        fault_of((0, [4096], pads, 0, here * 2, None, batch.integers([0, 0])))

@@ -32,6 +32,7 @@ from problems import CPU, GPU, Batch, close  # noqa: E402
 from msa.distributed import LAYOUTS, ContextParallel, RankError  # noqa: E402
 
 RAGGED = [333, 17, 0, 256, 70]  # one shorter than a block, one empty, one that four ranks share evenly
+SHORT = [150, 17, 0, 70]
 PATIENCE = 1.5
 LATER = 25.0     # seconds within which every living rank must have its error
 
@@ -115,6 +116,69 @@ def prefill_shorter_than_the_group(rank, ranks):
     assert len(rows) == (batch.lengths[0] if rank == 0 else 0) == parallel.local_length(batch.lengths[0])
     out = parallel.prefill(*batch.tensors(rows), batch.lengths)
     close(out, batch.whole().out[rows])
+
+
+def gradients_of_one(batch, arrived, warm_up):
+    """What one process makes of a whole batch: out, loss, and f32 gradients of its five tensors."""
+    q, k, v, index_q, index_k = batch.tensors()
+    starts = batch.integers([sum(batch.lengths[:b]) for b in range(len(batch.lengths) + 1)])
+    rest = {"cu_seqlens_q": starts, "seqlens_k": starts[1:] - starts[:-1], "block_size": form.block, "threads": 1,
+            "max_seqlen_q": max(batch.lengths), "max_seqlen_k": max(batch.lengths)}
+    ids = () if warm_up else (batch.whole().block_ids,)
+    forward, backward = ((msa.dense_attention, msa.dense_attention_backward) if warm_up else
+                         (msa.sparse_attention, msa.sparse_attention_backward))
+    out, lse = forward(q, k, v, *ids, return_lse=True, **rest)
+    of_attention = backward(q, k, v, *ids, out, lse, arrived, grad_dtype="f32", **rest)
+    rows, heads = index_q.shape[:2]
+    weight = torch.full((rows,), 1 / (rows * heads), device=q.device)
+    loss = msa.index_loss(q, k, lse, index_q, index_k, *(ids or (None,)), weight, grad_dtype="f32", **rest)
+    return out, loss.loss.mean(), (*of_attention, loss.d_index_q, loss.d_index_k)
+
+
+@check(2, 4)
+def train(rank, ranks):
+    """A rank's gradients are its rows of one process's, rounded once, and have the same bits every time."""
+    for layout, dtype, warm_up in (("zigzag", form.dtypes[0], False), ("contiguous", form.dtypes[0], True),
+                                   ("interleaved", torch.bfloat16, False)):
+        batch = drawn(SHORT, dtype=dtype)
+        arrived = torch.randn(batch.q.shape[0], form.heads_q, form.value_dim,
+                              generator=torch.Generator().manual_seed(3)).to(form.device, dtype)
+        parallel = ContextParallel(dist.group.WORLD, layout, **batch.settings())
+        rows = parallel.rows(batch.lengths)
+        bits = []
+        for _ in range(2):
+            tensors = [tensor.clone().requires_grad_() for tensor in batch.tensors(rows)]
+            found = parallel.train(*tensors, batch.lengths, warm_up=warm_up)
+            ((found.out * arrived[rows]).sum() + 2 * found.index_loss).backward()
+            bits.append([tensor.grad for tensor in tensors])
+        assert all(torch.equal(one, other) for one, other in zip(*bits))
+        out, loss, gradients = gradients_of_one(batch, arrived, warm_up)
+        close(found.out, out[rows])
+        assert (found.block_ids is None) == warm_up
+        if not warm_up:
+            assert torch.equal(found.block_ids, batch.whole().block_ids[rows])
+        of_all = found.index_loss.detach()
+        dist.all_reduce(of_all)
+        torch.testing.assert_close(of_all, loss, rtol=1e-4, atol=1e-5)
+        for n, (name, own, whole) in enumerate(zip(("q", "k", "v", "index_q", "index_k"), bits[0], gradients)):
+            wanted = whole[rows] * (2 if n > 2 else 1)
+            assert own.dtype == dtype and own.shape == wanted.shape
+            exact = 2e-5 if dtype == torch.float32 else 2 ** -8
+            torch.testing.assert_close(own.float(), wanted, rtol=exact, atol=exact / 4 * float(whole.abs().max()),
+                                       msg=lambda text, name=name: f"{layout} {dtype} {name}: {text}")
+
+
+@check(2)
+def train_says_what_it_does_not_take(rank, ranks):
+    batch = drawn([70, 5])
+    parallel = ContextParallel(dist.group.WORLD, "zigzag", **batch.settings())
+    tensors = batch.tensors(parallel.rows(batch.lengths))
+    raises(lambda: parallel.train(*tensors, batch.lengths, row_weight=torch.ones(1 if rank == 0 else len(tensors[0]))),
+           "row_weight", kind=msa.InvalidArgument if rank == 0 else RankError)
+    raises(lambda: parallel.train(*tensors, batch.lengths, warm_up=rank == 0), "warm_up", ranks=(1,))
+    found = parallel.train(*(tensor.requires_grad_() for tensor in tensors), batch.lengths)
+    found.index_loss.backward()  # and nothing arrives at out
+    assert torch.count_nonzero(tensors[1].grad) == 0 and torch.count_nonzero(tensors[4].grad) > 0
 
 
 @check(2, 3, 4)

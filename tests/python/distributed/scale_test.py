@@ -46,6 +46,17 @@ def test_bytes_are_those_of_the_tensors():
     assert found.received == 3 * (3 * 4 * 8 + 3 * 2 * 20 * 4)
 
 
+def test_states_of_a_decode_hide_behind_attention_where_links_say_so():
+    model, candidates, states = Model(), 8 * 32 * 4 * 16 / 1e9, 4 * 32 * 64 * 132 / 1e9
+    for hides, attend, sent in ((False, 0.0, states), (False, 1.0, states), (True, 0.0, states), (True, 1.0, 0.0),
+                                (True, 1e-3, states - 5e-4)):
+        found = estimate("decode", model, 1 << 17, 2, Links(1e9, 1e-6, hides), Measured(0.8, attend), batch=32)
+        assert found.exposed == pytest.approx(2e-6 + candidates + sent)
+        assert found.seconds == pytest.approx(0.4 + attend / 2 + found.exposed)
+    assert estimate("decode", model, 1 << 17, 1, Links(1e9, 1e-6, True), ONE).seconds == pytest.approx(0.9)
+
+
+
 def test_what_does_not_hide_is_exposed():
     model, slow = Model(), Links(1e9, 0.0)
     index = 0.5 * (1 << 20) * 256 / 1e9

@@ -11,11 +11,11 @@ __device__ __forceinline__ float finite_or_zero(float x) { return x - x == 0.0f 
 
 /// The mean of `keys` keys in columns where it is larger than what keys differ by, 0 elsewhere; all
 /// 0 where some key is nearer to 0 than to that. Numbers that are not finite count as 0. item(key,
-/// column) is one of a key; `alike` lies in shared memory. All threads of the CTA call it and meet
-/// in it; `mean` is written at its end, but not yet seen by the others.
-template <int kHeadDim, int kThreads, class Item>
+/// column) is one of a key; `alike` lies in shared memory. kThreads threads call it and meet() in
+/// it; `mean` is written at its end, but not yet seen by the others.
+template <int kHeadDim, int kThreads, class Item, class Meet>
 __device__ __forceinline__ void average_keys(int keys, float* mean, int& alike, int thread,
-                                             const Item& item) {
+                                             const Item& item, const Meet& meet) {
   for (int column = thread; column < kHeadDim; column += kThreads) {
     float sum = 0.0f;
     float squares = 0.0f;
@@ -30,7 +30,7 @@ __device__ __forceinline__ void average_keys(int keys, float* mean, int& alike, 
     mean[column] = finite && 2.0f * average * sum > squares ? average : 0.0f;
   }
   if (thread == 0) alike = 1;
-  __syncthreads();
+  meet();
   for (int key = thread; key < keys; key += kThreads) {
     float product = 0.0f;
     float square = 0.0f;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void average_keys(int keys, float* mean, int& alike, 
     }
     if (!(2.0f * product > square)) alike = 0;  // or not a number
   }
-  __syncthreads();
+  meet();
   if (alike != 0) return;
   for (int column = thread; column < kHeadDim; column += kThreads) mean[column] = 0.0f;
 }

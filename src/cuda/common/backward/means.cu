@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kMeanThreads)
                        (request.k_begin + first) * params.k.stride_t + head * params.k.stride_h;
     average_keys<kMeanDim, kMeanThreads>(
         min(p.keys, request.seqlen_k - first), mean, alike, thread,
-        [&](int key, int column) { return to_float(keys[key * params.k.stride_t + column]); });
+        [&](int key, int column) { return to_float(keys[key * params.k.stride_t + column]); },
+        [] { __syncthreads(); });
     params.means[(head * params.tiles + i) * kMeanDim + thread] = mean[thread];
     __syncthreads();
   }

@@ -58,6 +58,14 @@ __device__ __forceinline__ std::int64_t first_from(const Pairs& p, int head, std
   return begin;
 }
 
+/// Of the share of dq that an item's tile has for `row` of q, in whose list its block has `place`.
+__device__ __forceinline__ std::int64_t slot_of(const Pairs& p, const WorkItem& item, int row,
+                                                int place) {
+  const int tiles = tiles_of_block(p);
+  return ((row - p.row_begin) * p.heads_kv + item.head) * p.places +
+         (p.listed == 0 ? item.tile : place * tiles + item.tile % tiles);
+}
+
 struct Span {
   std::int64_t begin;
   std::int64_t end;

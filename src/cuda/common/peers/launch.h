@@ -17,6 +17,15 @@ inline constexpr int kMaxForced = 256;
 
 enum class Kind : std::uint32_t { Choose, Join };
 
+/// What one rank tells another of a candidate. Each half is written at once, with the number of the
+/// meeting: whoever reads the number has what came with it, and nobody clears it.
+struct alignas(16) Candidate {
+  int id;  // of the whole sequence, below 0: none
+  std::uint32_t number;
+  float score;
+  std::uint32_t number_again;
+};
+
 struct Meeting {
   // Of each rank, as this GPU sees them: words that ranks arrive at, [2, ranks], then the number of
   // meetings of each kind, which the rank itself counts.
@@ -49,5 +58,25 @@ struct JoinParams {
 };
 
 void launch_join(const JoinParams& params, cudaStream_t stream);
+
+/// What a step's layers share, of sequences of one row each whose blocks are dealt round robin.
+struct DealParams {
+  int rank = 0;
+  int ranks = 1;
+  int rows = 0;
+  std::int64_t columns = 0;  // of page tables
+  std::int64_t columns_per_block = 1;
+  int block_size = 128;
+  int init_blocks = 0;
+  int local_blocks = 1;
+  const int* seqlens_k = nullptr;   // [T], of the whole sequences
+  const int* page_table = nullptr;  // [T, columns], of this rank
+  int* candidates = nullptr;        // [T], keys here between the first blocks and the last ones
+  int* last_keys = nullptr;         // [T], the last key here that a row sees, or -1
+  int* forced = nullptr;            // [T, init_blocks + local_blocks], -1 behind the last; or none
+  int* pages = nullptr;             // [T, columns], 0 behind what the row sees
+};
+
+void launch_deal(const DealParams& params, cudaStream_t stream);
 
 }  // namespace msa::cuda::common::peers

@@ -18,6 +18,21 @@ __device__ __forceinline__ std::uint32_t ld_acquire_sys(const std::uint32_t* wor
   return x;
 }
 
+/// 16 bytes to or from another GPU, of which each half is written and read at once.
+__device__ __forceinline__ void st_volatile(uint4* to, const uint4& x) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y),
+               "r"(x.z), "r"(x.w)
+               : "memory");
+}
+__device__ __forceinline__ uint4 ld_volatile(const uint4* from) {
+  uint4 x;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
 /// Nanoseconds since some time.
 __device__ __forceinline__ std::uint64_t globaltimer() {
   std::uint64_t now;

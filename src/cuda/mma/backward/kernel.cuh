@@ -15,17 +15,16 @@
 namespace msa::cuda::mma::backward {
 
 template <class Traits, bool kMasked>
-__device__ __forceinline__ void work_step(const Params& params, const Loader<Traits>& loader,
+__device__ __forceinline__ void work_step(const Params& params,
+                                          const typename Traits::RowInfo& rows, int stage,
                                           Consumer<Traits>& consumer,
-                                          typename Traits::Shared& shared, int step) {
-  const auto& rows = loader.info(step);
+                                          typename Traits::Shared& shared) {
   const bool queries = params.shares.steps != nullptr;
   const bool keys = params.dk.rows.data != nullptr;
-  consumer.template weigh<kMasked>(rows, step % 2, params.scale_log2,
-                                   params.dv.rows.data != nullptr);
-  if (keys || queries) consumer.template derive<kMasked>(rows, step % 2, keys, queries);
+  consumer.template weigh<kMasked>(rows, stage, params.scale_log2, params.dv.rows.data != nullptr);
+  if (keys || queries) consumer.template derive<kMasked>(rows, stage, keys, queries);
   if (!queries) return;
-  __syncthreads();  // dS is there
+  Traits::sync();  // dS is there
   QueryShare<Traits>(shared).template run<kMasked>(rows, params.shares);
 }
 
@@ -63,9 +62,9 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
     const bool blind = __syncthreads_or(loader.is_blind(step)) != 0;
     load_ahead(loader, step);
     if (blind || loader.info(step).limit[0] < Traits::kKeys) {
-      work_step<Traits, true>(params, loader, consumer, shared, step);
+      work_step<Traits, true>(params, loader.info(step), step % 2, consumer, shared);
     } else {
-      work_step<Traits, false>(params, loader, consumer, shared, step);
+      work_step<Traits, false>(params, loader.info(step), step % 2, consumer, shared);
     }
   }
 }

@@ -63,7 +63,7 @@ class Loader {
       return;
     }
     if (p.listed == 0) to.row[row] = shared_.item.begin + token;
-    to.share[row] = slot_of(to.row[row], place) * p.group + head;
+    to.share[row] = common::backward::slot_of(p, shared_.item, to.row[row], place) * p.group + head;
     to.limit[row] = min(
         visible_keys(shared_.request, to.row[row] - shared_.request.q_begin, p.batch.causal != 0) -
             first_key(),
@@ -103,10 +103,12 @@ class Loader {
   __device__ __forceinline__ void average() const {
     common::backward::average_keys<Traits::kHeadDim, Traits::kThreads>(
         min(Traits::kKeys, shared_.request.seqlen_k - first_key()), shared_.mean, shared_.alike,
-        thread(), [&](int key, int column) {
+        thread(),
+        [&](int key, int column) {
           return common::to_float(*reinterpret_cast<const typename Traits::Item*>(
               shared_.k + common::swizzled_item(key, column, Traits::kKeys)));
-        });
+        },
+        [] { Traits::sync(); });
   }
 
  private:
@@ -119,15 +121,6 @@ class Loader {
     return shared_.item.count * params_.pairs.group;
   }
   __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
-
-  /// Of a token's share of dq.
-  __device__ __forceinline__ std::int64_t slot_of(int row, int place) const {
-    const common::backward::Pairs& p = params_.pairs;
-    const int tiles = common::backward::tiles_of_block(p);
-    const int tile = shared_.item.tile;
-    return ((row - p.row_begin) * p.heads_kv + shared_.item.head) * p.places +
-           (p.listed == 0 ? tile : place * tiles + tile % tiles);
-  }
 
   /// In the CTA: anew in each step, as what is made of it would wait in registers.
   __device__ __forceinline__ static int thread() {

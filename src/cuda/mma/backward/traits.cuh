@@ -26,6 +26,9 @@ struct Traits {
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kParts * kRowGroups == kWarps && kPartDims >= 16, "a warp multiplies 16 columns");
 
+  /// Threads that multiply meet.
+  __device__ __forceinline__ static void sync() { __syncthreads(); }
+
   /// What is known of the rows of a step.
   struct RowInfo {
     std::int64_t share[kRows];  // row of dq's shares; -1: behind the item's last

@@ -76,14 +76,16 @@ class Consumer {
     }
   }
 
-  /// Adds the weights of a turn's query heads to those of its tokens. All threads.
+  /// Adds the weights of a turn's query heads to those of its tokens, which have `token_rows` rows
+  /// each, a power of two. All threads.
   template <class Scores>
-  __device__ __forceinline__ void teach(int stage, int turn, int token_rows, float scale_log2) {
+  __device__ __forceinline__ void teach(int stage, int first_token, int token_rows,
+                                        float scale_log2) {
     float weights[kTurnRows / 2];
     Scores::multiply(shared_, stage, warp_, lane_, weights);
     const float* lse = shared_.lse[stage];
     float sums[2] = {};
-    int token = turn * (kTurnRows / token_rows);
+    int token = first_token;
 #pragma unroll
     for (int n = 0; n < kTurnRows / 8; ++n) {
 #pragma unroll
@@ -92,7 +94,7 @@ class Consumer {
         const float weight = ptx::ex2(fmaf(weights[4 * n + x], scale_log2, -own * common::kLog2e));
         sums[x / 2] += own == common::kMinusInf ? 0.0f : weight;
       }
-      if ((8 * n + 8) % token_rows != 0) continue;
+      if (((8 * n + 8) & (token_rows - 1)) != 0) continue;
       keep(token++, common::quad::sum(sums[0]), common::quad::sum(sums[1]));
       sums[0] = sums[1] = 0.0f;
     }

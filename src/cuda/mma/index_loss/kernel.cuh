@@ -120,7 +120,8 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
         loader.tell(step + 2);
         consumer.score(tokens, step % 2, params.index_scale_log2);
       }
-      consumer.template teach<Scores>(stage, turn, loader.token_rows(), params.scale_log2);
+      consumer.template teach<Scores>(stage, turn * loader.turn_tokens(), loader.token_rows(),
+                                      params.scale_log2);
     }
     consumer.derive(tokens, per_head);
     if (blind || tokens.limit[0] < Traits::kKeys) {

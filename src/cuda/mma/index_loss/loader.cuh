@@ -18,15 +18,15 @@ class Loader {
   using TokenInfo = typename Traits::TokenInfo;
 
   __device__ __forceinline__ Loader(const Params& params, Shared& shared)
-      : params_(params), shared_(shared), padded_(padded_of(params.group)) {}
+      : params_(params), shared_(shared), padding_(padding_of(params.group)) {}
 
   __device__ __forceinline__ int steps() const {
     return (shared_.item.count + kTokens - 1) / kTokens;
   }
-  /// Rows of a token in a turn, tokens of a turn, and turns of a step.
-  __device__ __forceinline__ int token_rows() const { return padded_; }
-  __device__ __forceinline__ int turn_tokens() const { return kTurnRows / padded_; }
-  __device__ __forceinline__ int turns() const { return kTokens * padded_ / kTurnRows; }
+  /// Rows of a token in a turn, a power of two, tokens of a turn, and turns of a step.
+  __device__ __forceinline__ int token_rows() const { return 1 << padding_; }
+  __device__ __forceinline__ int turn_tokens() const { return kTurnRows >> padding_; }
+  __device__ __forceinline__ int turns() const { return (kTokens << padding_) / kTurnRows; }
 
   __device__ __forceinline__ TokenInfo& info(int step) const {
     return shared_.infos[step % kTokenInfos];
@@ -65,10 +65,7 @@ class Loader {
       return;
     }
     if (p.listed == 0) to.row[token] = shared_.item.begin + number;
-    const int tiles = common::backward::tiles_of_block(p);
-    const int tile = shared_.item.tile;
-    to.slot[token] = ((to.row[token] - p.row_begin) * p.heads_kv + shared_.item.head) * p.places +
-                     (p.listed == 0 ? tile : to.place[token] * tiles + tile % tiles);
+    to.slot[token] = common::backward::slot_of(p, shared_.item, to.row[token], to.place[token]);
     const std::int64_t row = to.row[token] - shared_.request.q_begin;
     to.limit[token] =
         min(visible_keys(shared_.request, row, p.batch.causal != 0) - first_key(), Traits::kKeys);
@@ -153,14 +150,14 @@ class Loader {
     bool there;
   };
   __device__ __forceinline__ Source source_of(const TokenInfo& infos, int turn, int row) const {
-    const int token = turn * turn_tokens() + row / padded_;
-    const int head = row % padded_;
+    const int token = turn * turn_tokens() + (row >> padding_);
+    const int head = row & (token_rows() - 1);
     return {infos.row[token], shared_.item.head * params_.group + head,
             infos.row[token] >= 0 && head < params_.group};
   }
 
-  __device__ __forceinline__ static int padded_of(int group) {
-    return group <= 8 ? 8 : 1 << (32 - __clz(group - 1));
+  __device__ __forceinline__ static int padding_of(int group) {
+    return group <= 8 ? 3 : 32 - __clz(group - 1);
   }
   __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
 
@@ -184,7 +181,7 @@ class Loader {
 
   const Params& params_;
   Shared& shared_;
-  const int padded_;
+  const int padding_;  // log2 of a token's rows
 };
 
 }  // namespace msa::cuda::mma::index_loss

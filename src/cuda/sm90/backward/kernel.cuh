@@ -1,67 +1,91 @@
 // SPDX-License-Identifier: MIT
-// The backward kernel of Hopper: that of mma/backward, whose items, loads, masked steps and order
-// of shares these are, with whole steps by wgmma. See docs/kernels/backward.md.
+// The backward kernel of Hopper: that of mma/backward, whose items, masked steps and order of
+// shares these are, with whole steps by wgmma, of rows that a producer gathers. See
+// docs/kernels/backward.md.
 #pragma once
 
 #include "cuda/launch.h"
 #include "cuda/mma/backward/kernel.cuh"
+#include "cuda/sm90/backward/producer.cuh"
 #include "cuda/sm90/backward/whole_step.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
-#include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::backward {
 
-template <class Traits, Wanted wanted>
+template <Wanted wanted>
 __device__ __forceinline__ void walk(const Params& params,
-                                     const mma::backward::Loader<Traits>& loader,
-                                     mma::backward::Consumer<Traits>& consumer,
-                                     typename Traits::Shared& shared) {
-  mma::backward::begin_walk(params, loader);
+                                     const mma::backward::Loader<Traits>& tile,
+                                     mma::backward::Consumer<Traits>& sums, Traits::Shared& shared,
+                                     RingPosition<Traits::kStages>& at) {
+  tile.load_keys();
+  ptx::cp_async_commit_group();
+  ptx::cp_async_wait_group<0>();
+  ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
+  Traits::sync();
+  if constexpr (wanted.queries) tile.average();
 #pragma unroll 1
-  for (int step = 0; step < loader.steps(); ++step) {
-    ptx::cp_async_wait_group<0>();
-    ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
-    // The rows of a step ascend: if the first one sees all keys, all do, but for the blind.
-    const bool blind = __syncthreads_or(loader.is_blind(step)) != 0;
-    if (blind || loader.info(step).limit[0] < Traits::kKeys) {
-      mma::backward::load_ahead(loader, step);
-      mma::backward::work_step<Traits, true>(params, loader, consumer, shared, step);
+  for (int step = 0; step < tile.steps(); ++step) {
+    const Traits::RowInfo& rows = shared.infos[at.stage];
+    shared.ring.wait_full(at);
+    if constexpr (wanted.queries) Traits::sync();  // nobody reads dS of the step before
+    if (shared.masked[at.stage] != 0) {
+      mma::backward::work_step<Traits, true>(params, rows, at.stage, sums, shared);
     } else {
-      WholeStep<Traits, wanted>(shared, consumer)
-          .run(loader.info(step), step % 2, params.scale_log2, params.shares,
-               [&] { mma::backward::load_ahead(loader, step); });
+      WholeStep<wanted>(shared, sums).run(rows, at.stage, params.scale_log2, params.shares);
+    }
+    shared.ring.warp_release(at, static_cast<int>(threadIdx.x % 32));
+    at.advance();
+  }
+}
+
+template <Wanted wanted>
+__device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
+  RingPosition<Traits::kStages> at{};
+#pragma unroll 1
+  while (mma::cta::take_item(params.pairs, params.work, shared)) {
+    const mma::backward::Loader<Traits> tile(params, shared);
+    mma::backward::Consumer<Traits> sums(shared);
+    walk<wanted>(params, tile, sums, shared, at);
+    if constexpr (wanted.keys) {
+      mma::backward::store_sums<Traits>(params, shared, 0, params.dk, sums.dk_, params.scale);
+      mma::backward::store_sums<Traits>(params, shared, 1, params.dv, sums.dv_, 1.0f);
     }
   }
 }
 
 // Numbers in place of a Wanted: nvcc's host stub cannot name one.
-template <class Traits, bool kKeys, bool kQueries>
-__global__ void __launch_bounds__(Traits::kThreads) kernel(const __grid_constant__ Params params) {
-  constexpr Wanted wanted{.keys = kKeys, .queries = kQueries};
+template <bool kKeys, bool kQueries>
+__global__ void __launch_bounds__(Traits::kCtaThreads, 1)
+    kernel(const __grid_constant__ Params params, const __grid_constant__ Maps maps) {
   extern __shared__ std::uint8_t raw[];
-  auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
+  auto& shared = *reinterpret_cast<Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
+  if (threadIdx.x == 0) {
+    shared.ring.init(Traits::kWarps, 32);  // every lane of the producer tells of its rows
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x >= Traits::kThreads) {
+    ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
+    Producer producer(params, maps, shared);
 #pragma unroll 1
-  while (mma::cta::take_item(params.pairs, params.work, shared)) {
-    const mma::backward::Loader<Traits> loader(params, shared);
-    mma::backward::Consumer<Traits> consumer(shared);
-    walk<Traits, wanted>(params, loader, consumer, shared);
-    if constexpr (wanted.keys) {
-      mma::backward::store_sums<Traits>(params, shared, 0, params.dk, consumer.dk_, params.scale);
-      mma::backward::store_sums<Traits>(params, shared, 1, params.dv, consumer.dv_, 1.0f);
+    while (mma::cta::take_item(params.pairs, params.work, shared)) {
+      producer.run();
     }
+  } else {
+    ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
+    consume<Wanted{.keys = kKeys, .queries = kQueries}>(params, shared);
   }
 }
 
 template <Wanted wanted>
-void launch_instance(const Params& params, int ctas, cudaStream_t stream) {
-  using Traits = mma::backward::Traits<kTile>;
-  launch_kernel(kernel<Traits, wanted.keys, wanted.queries>,
+void launch_instance(const Params& params, const Maps& maps, int ctas, cudaStream_t stream) {
+  launch_kernel(kernel<wanted.keys, wanted.queries>,
                 {.grid = dim3(static_cast<unsigned>(ctas)),
-                 .block = dim3(Traits::kThreads),
-                 .shared_bytes = Traits::kSharedBytes + kSwizzleAtomBytes,
+                 .block = dim3(Traits::kCtaThreads),
+                 .shared_bytes = Traits::kSharedBytes,
                  .stream = stream},
-                params);
+                params, maps);
 }
 
 }  // namespace msa::cuda::sm90::backward

@@ -7,7 +7,7 @@
 
 #include "cuda/common/backward/shares.cuh"
 #include "cuda/mma/backward/consumer.cuh"
-#include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/backward/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/matrix.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
@@ -17,12 +17,12 @@
 
 namespace msa::cuda::sm90::backward {
 
-template <class Traits, Wanted wanted>
+template <Wanted wanted>
 class WholeStep {
  public:
-  using Item = typename Traits::Item;
-  using Shared = typename Traits::Shared;
-  using RowInfo = typename Traits::RowInfo;
+  using Item = Traits::Item;
+  using Shared = Traits::Shared;
+  using RowInfo = Traits::RowInfo;
   using Consumer = mma::backward::Consumer<Traits>;
 
   __device__ __forceinline__ WholeStep(Shared& shared, Consumer& sums)
@@ -31,19 +31,15 @@ class WholeStep {
         warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
         lane_(static_cast<int>(threadIdx.x % 32)) {}
 
-  /// All threads; the rows of the step have arrived and are visible to wgmma. meanwhile() is called
-  /// while scores are multiplied.
-  template <class Meanwhile>
+  /// All consumers; the rows of the step have arrived.
   __device__ __forceinline__ void run(const RowInfo& rows, int stage, float scale_log2,
-                                      const common::backward::Shares& to,
-                                      const Meanwhile& meanwhile) {
+                                      const common::backward::Shares& to) {
     sums_.locate();
     float s[kScores];   // scores, then weights; then dq
     float dp[kScores];  // keys are the rows of both
     ptx::wgmma_fence();
     multiply_rows(shared_.k, shared_.q[stage], s);
     multiply_rows(shared_.v, shared_.dout[stage], dp);
-    meanwhile();
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(s);
     std::uint32_t p[kScores / 2];
@@ -64,8 +60,8 @@ class WholeStep {
     }
     if constexpr (wanted.keys) add_rows(ds, shared_.q[stage], sums_.dk_);
     if constexpr (wanted.queries) {
-      sums_.tell_rest(rest);
-      __syncthreads();  // dS is there
+      if (shared_.alike != 0) sums_.tell_rest(rest);
+      Traits::sync();  // dS is there
       multiply_keys(s);
     }
     ptx::wgmma_wait_group<0>();
@@ -85,6 +81,7 @@ class WholeStep {
   static constexpr int kWarpgroupKeys = 64;
   static constexpr int kScores = kRows / 2;
   static constexpr int kParts = kPanelItems / Traits::kPartDims;  // of a warp's 64 columns of dq
+  static constexpr int kOwn = Traits::kPartDims / 4;              // items of a thread in a part
   static_assert(kRows == 64 && kKeys == 2 * kWarpgroupKeys && Traits::kHeadDim == 2 * kPanelItems,
                 "a warpgroup has half of the keys, and half of the columns of dq");
 
@@ -190,29 +187,44 @@ class WholeStep {
   __device__ __forceinline__ void store_share(const RowInfo& rows,
                                               const common::backward::Shares& to,
                                               const float (&dq)[kScores]) const {
+    using Packed = common::backward::PackedShare<Traits::kPartDims>;
+    float own[2][kParts][kOwn];
+    float peaks[2][kParts];
+    bool odd = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = warp_ % 4 * 16 + lane_ / 4 + 8 * half;
-      const float rest = rest_of(row);
-      const std::int64_t share = rows.share[row];
+      const float rest = shared_.alike != 0 ? rest_of(row_of(half)) : 0.0f;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        constexpr int kOwn = Traits::kPartDims / 4;
-        const int number = warpgroup() * kParts + part;
-        float own[kOwn];
 #pragma unroll
         for (int i = 0; i < kOwn; i += 2) {
-          const int column = number * Traits::kPartDims + i * 4 + fragment_column(lane_);
+          const int column = part_number(part) * Traits::kPartDims + i * 4 + fragment_column(lane_);
           const float2 mean = *reinterpret_cast<const float2*>(shared_.mean + column);
           const float* from = dq + (part * kOwn + i) * 2 + 2 * half;
-          own[i] = fmaf(rest, mean.x, from[0]);
-          own[i + 1] = fmaf(rest, mean.y, from[1]);
+          own[half][part][i] = fmaf(rest, mean.x, from[0]);
+          own[half][part][i + 1] = fmaf(rest, mean.y, from[1]);
         }
-        const common::backward::PackedShare<Traits::kPartDims> packed(own);
-        if (share >= 0) packed.store(to, share, Traits::kHeadDim, number, lane_ % 4);
+        peaks[half][part] = Packed::peak_of(own[half][part]);
+        odd |= Packed::is_odd(peaks[half][part]);
+      }
+    }
+    odd = common::warp::any(odd);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t share = rows.share[row_of(half)];
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const Packed packed(own[half][part], peaks[half][part], odd);
+        if (share >= 0) packed.store(to, share, Traits::kHeadDim, part_number(part), lane_ % 4);
       }
     }
   }
+
+  /// This thread's rows of dq, and the number of a part of the warpgroup's columns.
+  __device__ __forceinline__ int row_of(int half) const {
+    return warp_ % 4 * 16 + lane_ / 4 + 8 * half;
+  }
+  __device__ __forceinline__ int part_number(int part) const { return warpgroup() * kParts + part; }
 
   __device__ __forceinline__ float rest_of(int row) const {
     float rest = 0.0f;

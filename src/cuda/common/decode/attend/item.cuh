@@ -59,9 +59,34 @@ __device__ __forceinline__ int divide(int a, int b) {
   return (b & (b - 1)) == 0 ? a >> (__ffs(b) - 1) : a / b;
 }
 
-/// Finds the row's blocks; `row` is what a selection chooses from, with its scratch where the ring
-/// will be. All threads of the CTA call it. In a rehearsal one warp selects, while others go ahead
-/// (row.cuh).
+/// Selects the row's blocks into shared.select; `row` is what is chosen from, with its scratch
+/// where the ring will be. False in threads that have no part in a rehearsal, in which one warp
+/// selects.
+template <class Traits>
+__device__ __forceinline__ bool select_blocks(const AttendParams& p, Item& item, SelectRow row,
+                                              AttendShared<Traits>& shared, std::uint8_t* stages,
+                                              bool rehearsal) {
+  if (rehearsal) {
+    item.end = 1;
+    if (threadIdx.x >= 32) return false;
+    row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
+    row.visible = min(row.visible, Traits::kDim / 2);
+  }
+  select_topk(shared.select, stages, kSegmentBlocks, row, p.select.topk, p.select.lanes,
+              threadIdx.x, rehearsal);
+  return true;
+}
+
+/// Which of its row's blocks this CTA takes.
+__device__ __forceinline__ void share_blocks(const AttendParams& p, Item& item) {
+  const int share = divide(item.num_entries, p.splits);
+  const int longer = item.num_entries - share * p.splits;  // splits that take one block more
+  item.begin = share * item.split + min(item.split, longer);
+  item.end = item.begin + share + (item.split < longer ? 1 : 0);
+}
+
+/// Finds the row's blocks, all, listed or selected ones. All threads of the CTA call it. In a
+/// rehearsal one warp selects, while others go ahead (row.cuh).
 template <class Traits>
 __device__ __forceinline__ void find_blocks(const AttendParams& p, const RequestRecord& r,
                                             Item& item, SelectRow row, AttendShared<Traits>& shared,
@@ -69,14 +94,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
   if (p.blocks == Blocks::All) {
     item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
   } else if (Traits::Engine::kSelects && p.blocks == Blocks::Scored) {
-    if (rehearsal) {
-      item.end = 1;
-      if (threadIdx.x >= 32) return;
-      row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
-      row.visible = min(row.visible, Traits::kDim / 2);
-    }
-    select_topk(shared.select, stages, kSegmentBlocks, row, p.select.topk, p.select.lanes,
-                threadIdx.x, rehearsal);
+    if (!select_blocks<Traits>(p, item, row, shared, stages, rehearsal)) return;
     if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
       store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);
     }
@@ -87,10 +105,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
     __syncthreads();
     item.num_entries = shared.select.num_ids * (halves_blocks<Traits>(p) ? 2 : 1);
   }
-  const int share = divide(item.num_entries, p.splits);
-  const int longer = item.num_entries - share * p.splits;  // splits that take one block more
-  item.begin = share * item.split + min(item.split, longer);
-  item.end = item.begin + share + (item.split < longer ? 1 : 0);
+  share_blocks(p, item);
 }
 
 }  // namespace msa::cuda::common::decode

@@ -177,11 +177,47 @@ __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const Atte
   return true;
 }
 
+/// The lse of a row. Its sum is written out, so that every kernel rounds it alike.
+__device__ __forceinline__ float lse_of_row(const AttendParams& p, const common::RowState& state) {
+  if (state.sum == 0.0f) return common::kMinusInf;
+  return fmaf(state.top * p.scale_log2, common::kLn2, ptx::lg2(state.sum) * common::kLn2);
+}
+
+/// store_row into the boxes of all ranks, this one's first.
+template <class Traits, int kGroups>
+__device__ __forceinline__ void store_row_everywhere(const RanksParamsOf<Traits>& p,
+                                                     const RowPart<kGroups>& part, std::int64_t row,
+                                                     int head, int column) {
+  const bool empty = part.state.sum == 0.f;
+  const float inverse = common::inverse_of(part.state.sum);
+  float* const out = common::row_of<float>(p.to.out, row, head) + column;
+  float* const lse_at = &common::item_of(p.to.lse, row, head);
+  const float lse = lse_of_row(p, part.state);
+#pragma unroll 1
+  for (int n = 0; n < p.among.ranks; ++n) {
+    const int to =
+        p.among.rank + n < p.among.ranks ? p.among.rank + n : p.among.rank + n - p.among.ranks;
+    const std::int64_t away = p.among.states[to] / static_cast<std::int64_t>(sizeof(float));
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) {
+      const float4& x = part.out[j];
+      float4 values = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
+      if (empty) values = {};
+      *reinterpret_cast<float4*>(out + away + j * 32) = values;
+    }
+    if (column == 0) lse_at[away] = lse;
+  }
+}
+
 /// Normalises and writes four columns of every 32 of one row, from `column` on; `lse` goes with
 /// column 0.
 template <class Traits, int kGroups>
 __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<kGroups>& part,
                                           std::int64_t row, int head, int column) {
+  if constexpr (Traits::kRanks) {
+    return store_row_everywhere<Traits>(static_cast<const RanksParamsOf<Traits>&>(p), part, row,
+                                        head, column);
+  }
   using T = typename Traits::Item;
   const bool empty = part.state.sum == 0.f;  // nothing visible, or only scores of -inf
   const float inverse = common::inverse_of(part.state.sum);
@@ -206,8 +242,7 @@ __device__ __forceinline__ void store_row(const AttendParams& p, const RowPart<k
     }
   }
   if (p.to.lse.data != nullptr && column == 0) {
-    common::item_of(p.to.lse, row, head) =
-        common::lse_of(part.state.top * p.scale_log2 * common::kLn2, part.state.sum);
+    common::item_of(p.to.lse, row, head) = lse_of_row(p, part.state);
   }
 }
 

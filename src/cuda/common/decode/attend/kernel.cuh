@@ -99,11 +99,11 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
   }
 }
 
-template <class Traits>
-void launch_attend_kernel(const ParamsOf<Traits>& params, cudaStream_t stream) {
+template <class Traits, class Params>
+void launch_attend_grid(void (*kernel)(Params), const Params& params, cudaStream_t stream) {
   const BatchParams& batch = params.select.batch;
   launch_kernel(
-      attend_kernel<Traits>,
+      kernel,
       {.grid = dim3(static_cast<unsigned>(params.splits),
                     static_cast<unsigned>(params.heads_kv * params.tiles),
                     static_cast<unsigned>(std::max(batch.batch, 1) * params.select.token_slots)),
@@ -115,6 +115,11 @@ void launch_attend_kernel(const ParamsOf<Traits>& params, cudaStream_t stream) {
                       : 1,
        .stream = stream},
       params);
+}
+
+template <class Traits>
+void launch_attend_kernel(const ParamsOf<Traits>& params, cudaStream_t stream) {
+  launch_attend_grid<Traits>(attend_kernel<Traits>, params, stream);
 }
 
 }  // namespace msa::cuda::common::decode

@@ -12,6 +12,7 @@
 #include <span>
 
 #include "cuda/common/decode/launch.h"
+#include "cuda/common/peers/launch.h"
 
 namespace msa::cuda::common::decode {
 
@@ -53,11 +54,34 @@ struct AttendParams {
   GroupScales v_groups{};
 };
 
+/// A row among the GPUs of one host, each of which has a part of its blocks
+/// (attend/ranks_kernel.cuh).
+struct RanksParams {
+  int rank = 0;
+  int ranks = 1;
+  std::uint64_t timeout_ns = 0;     // 0: waits for ever
+  std::uint32_t* counts = nullptr;  // meetings of each kind, as peers::meet counts them
+  // Of each rank: what all of them send it, [ranks, T, Hi, k].
+  peers::Candidate* inboxes[peers::kMaxRanks]{};
+  // From what this rank writes as output and lse to where each rank wants it, in bytes.
+  std::int64_t states[peers::kMaxRanks]{};
+  // [T, num_forced], ids of the whole sequence, -1 where there is none; or none.
+  const int* forced = nullptr;
+  int num_forced = 0;
+  const int* last_keys = nullptr;  // [T], local, the last key that a row sees; below 0: none
+};
+
 /// The same with where keys and values lie, as an instruction set is told.
 template <class Keys>
 struct AttendParamsOf : AttendParams {
   Keys k{};
   Keys v{};
+};
+
+/// Whole MSA of a rank's part: the batch says what candidates come from.
+template <class Keys>
+struct RanksAttendParamsOf : AttendParamsOf<Keys> {
+  RanksParams among{};
 };
 
 /// Pairs that another kernel left: `attend` says what a row is, with splits = 1.
@@ -114,6 +138,10 @@ inline constexpr std::array kAttendInstances = {
 inline constexpr std::size_t kMendInstances = kAttendInstances.size() - 4;
 static_assert(kAttendInstances[kMendInstances - 1].kv != Storage::E2m1 &&
               kAttendInstances[kMendInstances].kv == Storage::E2m1);
+
+/// Of them those that ranks which share a sequence have, too: others select and attend by launches
+/// of their own.
+inline constexpr std::array kRanksInstances = {kAttendInstances[0], kAttendInstances[4]};
 
 /// Where the instance stands among `instances`.
 std::size_t find_instance(const AttendConfig& config, std::span<const AttendConfig> instances);

@@ -15,6 +15,7 @@ template <AttendConfig cfg, class TilesBy>
 struct AttendTraits {
   using Engine = TilesBy;
   using Item = common::ItemOf<cfg.storage>;
+  static constexpr bool kRanks = false;  // a row lies on several GPUs, see ranks_kernel.cuh
   // Codes: keys and values come in e4m3 or, packed, in e2m1 two in a byte, and are widened to Item
   // between load and product.
   static constexpr bool kPacked = cfg.kv == Storage::E2m1;
@@ -69,6 +70,11 @@ struct AttendTraits {
                 "codes fill one panel of bytes or half of one");
 };
 
+template <AttendConfig cfg, class TilesBy>
+struct RanksTraits : AttendTraits<cfg, TilesBy> {
+  static constexpr bool kRanks = true;
+};
+
 enum NamedBarrier : int { kBarrierAttend = 1 };  // 0 is __syncthreads
 
 /// What this CTA computes.
@@ -111,6 +117,8 @@ struct AttendShared : TileScales<Traits> {
 
 template <class Traits>
 using ParamsOf = AttendParamsOf<typename Traits::Engine::Keys>;
+template <class Traits>
+using RanksParamsOf = RanksAttendParamsOf<typename Traits::Engine::Keys>;
 
 /// Scales of groups in a stage, 0 where the row sees no key.
 template <class Traits>

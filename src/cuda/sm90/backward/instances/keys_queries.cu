@@ -3,7 +3,7 @@
 
 namespace msa::cuda::sm90::backward {
 
-template void launch_instance<Wanted{.keys = true, .queries = true}>(const Params&, int,
-                                                                     cudaStream_t);
+template void launch_instance<Wanted{.keys = true, .queries = true}>(const Params&, const Maps&,
+                                                                     int, cudaStream_t);
 
 }  // namespace msa::cuda::sm90::backward

@@ -13,6 +13,7 @@ namespace {
 using common::decode::find_instance;
 using common::decode::kAttendInstances;
 using common::decode::kMendInstances;
+using common::decode::kRanksInstances;
 
 using LaunchAttend = void (*)(const AttendParams&, cudaStream_t);
 using LaunchMend = void (*)(const MendParams&, int, cudaStream_t);
@@ -26,6 +27,14 @@ constexpr std::array<LaunchMend, sizeof...(kIndices)> mends(std::index_sequence<
   return {&launch_mend_instance<kAttendInstances[kIndices]>...};
 }
 
+template <std::size_t... kIndices>
+constexpr auto ranks_attends(std::index_sequence<kIndices...>) {
+  using Launch = void (*)(const RanksAttendParams&, cudaStream_t);
+  return std::array<Launch, sizeof...(kIndices)>{
+      &launch_attend_ranks_instance<kRanksInstances[kIndices]>...};
+}
+
+constexpr auto kRanksAttends = ranks_attends(std::make_index_sequence<kRanksInstances.size()>{});
 constexpr auto kAttends = attends(std::make_index_sequence<kAttendInstances.size()>{});
 constexpr auto kMends = mends(std::make_index_sequence<kMendInstances>{});
 
@@ -33,6 +42,11 @@ constexpr auto kMends = mends(std::make_index_sequence<kMendInstances>{});
 
 void launch_attend(const AttendConfig& config, const AttendParams& params, cudaStream_t stream) {
   kAttends[find_instance(config, kAttendInstances)](params, stream);
+}
+
+void launch_attend_ranks(const AttendConfig& config, const RanksAttendParams& params,
+                         cudaStream_t stream) {
+  kRanksAttends[find_instance(config, kRanksInstances)](params, stream);
 }
 
 void launch_mend(const AttendConfig& config, const MendParams& params, int multiprocessors,

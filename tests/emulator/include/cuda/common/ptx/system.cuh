@@ -10,6 +10,8 @@ namespace msa::cuda::common::ptx {
 
 inline void st_release_sys(std::uint32_t* word, std::uint32_t x) { *word = x; }
 inline std::uint32_t ld_acquire_sys(const std::uint32_t* word) { return *word; }
+inline void st_volatile(uint4* to, const uint4& x) { *to = x; }
+inline uint4 ld_volatile(const uint4* from) { return *from; }
 inline std::uint64_t globaltimer() {
   static std::uint64_t now = 0;
   return now += 1000;

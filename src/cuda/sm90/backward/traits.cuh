@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// Roles and shared memory of Hopper's backward kernel, whose tile and rows are those of
+// mma/backward: two consumer warpgroups, and a producer warp for each stage of a ring.
+#pragma once
+
+#include "cuda/mma/backward/traits.cuh"
+#include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/ptx/barrier.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
+
+namespace msa::cuda::sm90::backward {
+
+struct Traits : mma::backward::Traits<kTile> {
+  static constexpr int kStages = 4;  // a producer warp each
+  static constexpr int kCtaThreads = kThreads + 128;
+  static constexpr int kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = 24;
+  static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
+                "registers of a CTA's warpgroups");
+  static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
+  static constexpr int kRowBytes = kRows * kHeadDim * 2;  // of q, or dout, of a step
+
+  struct Shared {
+    alignas(1024) std::uint8_t k[kKeyBytes];
+    alignas(1024) std::uint8_t v[kKeyBytes];
+    alignas(1024) std::uint8_t q[kStages][kRowBytes];
+    alignas(1024) std::uint8_t dout[kStages][kRowBytes];
+    alignas(1024) std::uint8_t ds[kKeys * kRows * 2];  // a row a key
+    RowInfo infos[kStages];
+    int masked[kStages];        // whether some row does not see all keys
+    float rest[kWarps][kRows];  // of a warp's keys: what rounding took from dS
+    float mean[kHeadDim];       // of the tile's keys; 0 where they are not alike
+    int alike;                  // whether all keys are nearer to their mean than to 0
+    int number;                 // of the item
+    common::backward::WorkItem item;
+    RequestRecord request;
+    Ring<kStages> ring;
+  };
+  // Dynamic shared memory is not aligned to 1024.
+  static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
+  static_assert(kSharedBytes <= 232448, "227 KB a CTA");
+
+  /// The consumers meet.
+  __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
+};
+
+}  // namespace msa::cuda::sm90::backward
