@@ -21,9 +21,9 @@ namespace {
 
 void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
-/// As for every tile that Hopper's kernel has no instance for.
-void backward::launch(const Config& config, const Params& params, int ctas, cudaStream_t stream) {
-  mma::backward::launch(config, params, ctas, stream);
+/// As every tile that Hopper's kernel has no instance for.
+void backward::launch(const Params& params, const Maps&, int ctas, cudaStream_t stream) {
+  mma::backward::launch(kTile, params, ctas, stream);
 }
 
 /// Every tile ends non-finite, so that each row is mended.
