@@ -80,11 +80,9 @@ void QueryGradients::run(const Problem& problem, const core::Call& call,
                          const common::prologue::Params& front,
                          const common::backward::Pairs& pairs, const float* delta, void* workspace,
                          cudaStream_t stream) const {
-  const Storage storage = storage_of(problem.attention.q.storage);
   const auto k = make_rows<const void>(call.k);
   common::backward::launch_means(
-      storage, {.pairs = pairs, .k = k, .means = means_.in(workspace), .tiles = mean_tiles_},
-      stream);
+      {.pairs = pairs, .k = k, .means = means_.in(workspace), .tiles = mean_tiles_}, stream);
   kernel::Params params = kernel_params(problem, call, front, pairs, delta, workspace);
   const int tiles = front.tiles[1].most;
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
@@ -92,8 +90,7 @@ void QueryGradients::run(const Problem& problem, const core::Call& call,
     params.tile_limit = std::min(chunk_tiles_, tiles - begin);
     run_tiles(params, call, stream);
   }
-  common::backward::launch_mend(storage,
-                                {.pairs = pairs,
+  common::backward::launch_mend({.pairs = pairs,
                                  .q = make_rows<const void>(call.q),
                                  .dout = make_rows<const void>(call.dout),
                                  .k = k,

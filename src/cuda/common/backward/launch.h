@@ -40,20 +40,20 @@ struct QueryParams {
 };
 void launch_queries(Storage storage, const QueryParams& params, cudaStream_t stream);
 
-/// What the keys of each tile have in common (average.cuh).
+/// What the keys of each tile, in bf16, have in common (average.cuh).
 struct MeanParams {
   Pairs pairs{};
-  Rows<const void> k{};    // [N, Hkv, 128], stored as `storage` says
+  Rows<const void> k{};    // [N, Hkv, 128]
   float* means = nullptr;  // [Hkv, tiles, 128]
   std::int64_t tiles = 0;  // planned, of all requests
 };
-void launch_means(Storage storage, const MeanParams& params, cudaStream_t stream);
+void launch_means(const MeanParams& params, cudaStream_t stream);
 
 /// Rows of dq, noted as suspects where keys that are not theirs may have reached them, each by
-/// itself. head_dim is 128.
+/// itself; in bf16, head_dim is 128.
 struct MendParams {
   Pairs pairs{};
-  Rows<const void> q{};  // 16 bits an item
+  Rows<const void> q{};
   Rows<const void> dout{};
   Rows<const void> k{};
   Rows<const void> v{};
@@ -65,7 +65,7 @@ struct MendParams {
   Rows<void> dq{};
   int f32 = 0;  // items of dq are floats
 };
-void launch_mend(Storage storage, const MendParams& params, int ctas, cudaStream_t stream);
+void launch_mend(const MendParams& params, int ctas, cudaStream_t stream);
 
 /// Where sums of dk and dv go.
 struct KeyParams {

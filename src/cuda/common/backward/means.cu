@@ -41,15 +41,13 @@ __global__ void __launch_bounds__(kMeanThreads)
 
 }  // namespace
 
-void launch_means(Storage storage, const MeanParams& params, cudaStream_t stream) {
-  with_item(storage, [&]<class Item>() {
-    launch_kernel(means_kernel<Item>,
-                  {.grid = dim3(static_cast<unsigned>(std::min(params.tiles, kMaxMeanCtas)),
-                                static_cast<unsigned>(params.pairs.heads_kv)),
-                   .block = dim3(kMeanThreads),
-                   .stream = stream},
-                  params);
-  });
+void launch_means(const MeanParams& params, cudaStream_t stream) {
+  launch_kernel(means_kernel<ItemOf<Storage::Bf16>>,
+                {.grid = dim3(static_cast<unsigned>(std::min(params.tiles, kMaxMeanCtas)),
+                              static_cast<unsigned>(params.pairs.heads_kv)),
+                 .block = dim3(kMeanThreads),
+                 .stream = stream},
+                params);
 }
 
 }  // namespace msa::cuda::common::backward

@@ -212,16 +212,11 @@ __global__ void __launch_bounds__(kMendWarps * 32, 2)
 
 }  // namespace
 
-void launch_mend(Storage storage, const MendParams& params, int ctas, cudaStream_t stream) {
-  with_item(storage, [&]<class Item>() {
-    if constexpr (sizeof(Item) == 2) {
-      launch_kernel(mend_kernel<Item>,
-                    {.grid = dim3(static_cast<unsigned>(ctas)),
-                     .block = dim3(kMendWarps * 32),
-                     .stream = stream},
-                    params);
-    }
-  });
+void launch_mend(const MendParams& params, int ctas, cudaStream_t stream) {
+  launch_kernel(
+      mend_kernel<ItemOf<Storage::Bf16>>,
+      {.grid = dim3(static_cast<unsigned>(ctas)), .block = dim3(kMendWarps * 32), .stream = stream},
+      params);
 }
 
 }  // namespace msa::cuda::common::backward
