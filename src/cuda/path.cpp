@@ -421,7 +421,8 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
 }
 
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
-// kernels in common/ alone; of gradients Hopper's own are some products (docs/kernels/backward.md).
+// kernels in common/ alone; of gradients Hopper has dq, and some products of the others
+// (docs/kernels/backward.md).
 constexpr std::array kTable = {
     row_of<SharedDecodePath<Sm90Stages>>("decode_shared", &kSm90,
                                          SharedDecodePath<Sm90Stages>::rejects),

@@ -139,6 +139,7 @@ TEST(GradientPlans, ChunksFollowTheRoom) {
   const auto order = [](const std::string& line, bool invariant) {
     Problem p = gradients(line);
     p.options.batch_invariant = invariant;
+    p.options.isa = "mma";
     return planned(p, kHopper).decisions;
   };
   const std::string small = "op=sparse_backward heads=64/4 topk=16 lens=2048:2048";
@@ -151,6 +152,30 @@ TEST(GradientPlans, ChunksFollowTheRoom) {
                        "backward_order twice\n"));
   EXPECT_TRUE(names_it(order("op=dense_backward heads=64/4 lens=32768:32768", false),
                        "backward_order summed\n"));
+}
+
+// On Hopper dq comes from tiles of rows, which need no room for shares, unless its tiles would be
+// mostly empty or it has no instance.
+TEST(GradientPlans, HopperMakesGradientsOfQueriesByRows) {
+  const auto plan = [](const std::string& line) { return planned(gradients(line), kHopper); };
+  for (const char* line : {"op=sparse_backward heads=64/4 topk=16 lens=131072:131072",
+                           "op=sparse_backward heads=64/1 topk=64 lens=9:500",
+                           "op=sparse_backward heads=2/1 topk=16 lens=9:500,0:40",
+                           "op=dense_backward heads=1/1 lens=9:500",
+                           "op=dense_backward heads=64/4 lens=1048576:1048576"})
+    EXPECT_TRUE(names_it(plan(line).decisions, "backward_order rows\n")) << line;
+  for (const char* line : {"op=sparse_backward heads=8/8 topk=16 lens=9:500",
+                           "op=sparse_backward heads=65/1 topk=16 lens=9:500",
+                           "op=sparse_backward heads=64/4 topk=65 lens=9:9000",
+                           "op=sparse_backward heads=64/4 block=64 lens=9:500",
+                           "op=sparse_backward heads=64/4 dim=64 lens=9:500",
+                           "op=dense_backward heads=64/4 scale=-1 lens=9:500",
+                           "op=dense_backward heads=64/4 batch_invariant=1 lens=9:500"}) {
+    EXPECT_TRUE(names_it(plan(line).decisions, "backward_order once\n")) << line;
+    EXPECT_FALSE(names_it(plan(line).decisions, "backward_queries")) << line;
+  }
+  EXPECT_LE(plan("op=sparse_backward heads=64/4 topk=16 lens=131072:131072").bytes,
+            std::size_t{512} << 20);
 }
 
 TEST(GradientPlans, ItemsOfABatchInvariantPlanDependOnNoBatch) {

@@ -3,6 +3,7 @@
 // memory is the host's. Streams have done everything when a call returns.
 //   MSA_EMULATED_CAPABILITY  80, 86, 89, 90, 100, 120: compute capability times 10 (80)
 //   MSA_EMULATED_SMS         multiprocessors, which plans deal work to (4)
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -24,6 +25,13 @@ int capability() { return setting("MSA_EMULATED_CAPABILITY", 80); }
 int shared_kib() {
   if (capability() == 80) return 163;
   return capability() == 90 || capability() == 100 ? 227 : 99;
+}
+
+/// In place of cuTensorMapEncodeTiled.
+CUresult make_no_map(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                     const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                     CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -101,12 +109,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
-/// Tensor maps are Hopper's; who asks the driver for them is refused.
-cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned,
+/// Tensor maps are Hopper's: the driver makes them, and nobody here reads one (sm90.cpp).
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
                                              unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
-  *function = nullptr;
-  *result = cudaDriverEntryPointSymbolNotFound;
+  const bool known = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(&make_no_map) : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The launches of src/cuda/sm90, which plans name and this build has no kernels for: the emulated
 // build says that it holds none (MSA_CUDA_COMPILED), so that no plan starts one.
+#include "cuda/mma/backward/launch.h"
 #include "cuda/sm90/attend/launch.h"
 #include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/backward_queries/launch.h"
@@ -20,9 +21,18 @@ namespace {
 
 void attend::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
-void backward::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
+/// As every tile that Hopper's kernel has no instance for.
+void backward::launch(const Params& params, const Maps&, int ctas, cudaStream_t stream) {
+  mma::backward::launch(kTile, params, ctas, stream);
+}
 
-void backward_queries::launch(Walk, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
+/// Every tile ends non-finite, so that each row is mended.
+void backward_queries::launch(Walk, const Params& params, const Maps&, int, cudaStream_t) {
+  const std::int64_t pairs = params.batch.total_q * params.heads_kv;
+  for (std::int64_t pair = 0; pair < pairs; ++pair)
+    params.suspects.pairs[pair / 32] |= 1U << (pair % 32);
+  *params.suspects.any = 1;
+}
 
 void index_loss::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
 

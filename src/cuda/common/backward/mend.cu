@@ -18,9 +18,8 @@ namespace {
 
 constexpr int kMendDim = 128;
 constexpr int kMendWarps = 8;
-constexpr int kMendKeys = 32;  // of a step
-constexpr int kMendRow =
-    kMendDim + 4;  // items between rows: lanes that read rows meet no bank twice
+constexpr int kMendKeys = 32;             // of a step
+constexpr int kMendRow = kMendDim + 4;    // items between rows: lanes meet no bank twice
 constexpr int kLaneDims = kMendDim / 32;  // columns of a lane
 
 template <class Item>

@@ -212,9 +212,13 @@ class Consumer {
       probe[r] = fmaf(dq_[x], 0.0f, probe[r]);
       dq_[x] *= params_.scale;
     }
-    const bool again = (shared_.suspects[q_at_.stage] != 0 && epilogue.valid(row_ & ~15)) ||
-                       (epilogue.valid(row_) && probe[0] != 0.0f) ||
-                       (epilogue.valid(row_ + 8) && probe[1] != 0.0f);
+    bool again = shared_.suspects[q_at_.stage] != 0 && epilogue.valid(row_ & ~15);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // Where lse or delta is NaN the row is by its own keys.
+      const bool own = isnan(lse_[r] + delta_[r]);
+      again |= epilogue.valid(row_ + 8 * r) && !own && probe[r] != 0.0f;
+    }
     epilogue.finish(dq_, shared_.dq, again);
   }
 
