@@ -142,6 +142,7 @@ class Layers:
         told = shared([torch.zeros((ranks, *lists, 4), **given) for _ in range(ranks)], True)
         states = shared([torch.zeros((ranks, rows, heads, DIM + STATE_PAD), device="cuda") for _ in range(ranks)], True)
         self.lengths, self.ways, self.graphs, self.found = lengths, [], [], []
+        self.caches = caches  # graphs read them where they lie
         self.streams = [torch.cuda.Stream() for _ in range(ranks)]
         for rank, (pools, table, _) in enumerate(caches):
             shard = Shard(table, batch.form.block, Deal(rank, ranks, max(blocks), min(blocks)), lengths, settings)

@@ -7,12 +7,14 @@
 
 namespace msa::cuda::mma::cta {
 
-/// The CTA's next item and its request, into shared memory; false: there is none. All threads.
-template <class Shared>
+/// The CTA's next item and its request, into shared memory; false: there is none. All threads call
+/// it, and meet() in it.
+template <class Shared, class Meet>
 __device__ __forceinline__ bool take_item(const common::backward::Pairs& pairs,
-                                          const common::backward::Work& work, Shared& shared) {
+                                          const common::backward::Work& work, Shared& shared,
+                                          const Meet& meet) {
   const int items = min(work.counters->items, work.max_items);
-  __syncthreads();  // everybody is done with the item before
+  meet();  // everybody is done with the item before
   if (threadIdx.x == 0) {
     shared.number = atomicAdd(&work.counters->taken, 1);
     if (shared.number < items) {
@@ -20,8 +22,15 @@ __device__ __forceinline__ bool take_item(const common::backward::Pairs& pairs,
       shared.request = pairs.requests[shared.item.request];
     }
   }
-  __syncthreads();
+  meet();
   return shared.number < items;
+}
+
+/// The same where all threads come the same way.
+template <class Shared>
+__device__ __forceinline__ bool take_item(const common::backward::Pairs& pairs,
+                                          const common::backward::Work& work, Shared& shared) {
+  return take_item(pairs, work, shared, [] { __syncthreads(); });
 }
 
 }  // namespace msa::cuda::mma::cta

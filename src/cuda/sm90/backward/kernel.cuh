@@ -34,7 +34,7 @@ __device__ __forceinline__ void walk(const Params& params,
     } else {
       WholeStep<wanted>(shared, sums).run(rows, at.stage, params.scale_log2, params.shares);
     }
-    shared.ring.warp_release(at, static_cast<int>(threadIdx.x % 32));
+    shared.ring.release(at);
     at.advance();
   }
 }
@@ -43,7 +43,7 @@ template <Wanted wanted>
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
   RingPosition<Traits::kStages> at{};
 #pragma unroll 1
-  while (mma::cta::take_item(params.pairs, params.work, shared)) {
+  while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
     const mma::backward::Loader<Traits> tile(params, shared);
     mma::backward::Consumer<Traits> sums(shared);
     walk<wanted>(params, tile, sums, shared, at);
@@ -61,7 +61,9 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
   extern __shared__ std::uint8_t raw[];
   auto& shared = *reinterpret_cast<Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
   if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kWarps, 32);  // every lane of the producer tells of its rows
+    // Every lane arrives for itself: the producer's tell of their rows, and racecheck does not see
+    // that __syncwarp puts a consumer's reads in front of another lane's arrival.
+    shared.ring.init(Traits::kThreads, 32);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     Producer producer(params, maps, shared);
 #pragma unroll 1
-    while (mma::cta::take_item(params.pairs, params.work, shared)) {
+    while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
       producer.run();
     }
   } else {

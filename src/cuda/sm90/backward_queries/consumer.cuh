@@ -224,7 +224,7 @@ class Consumer {
 
   template <int kStages>
   __device__ __forceinline__ void give_back(Ring<kStages>& ring, RingPosition<kStages>& at) {
-    ring.warp_release(at, thread_ & 31);
+    ring.release(at);  // every lane has read means
     at.advance();
   }
 

@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     shared.q_ring.init(Traits::kTileReleases);
     for (ptx::Mbarrier& bar : shared.described) ptx::mbarrier_init(&bar, 32);
     ptx::mbarrier_init(&shared.rows_read, Traits::kConsumerWarps);
-    shared.k_ring.init(Traits::kConsumerWarps);
-    shared.v_ring.init(Traits::kConsumerWarps);
+    shared.k_ring.init(Traits::kConsumerWarps * 32);
+    shared.v_ring.init(Traits::kConsumerWarps * 32);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
