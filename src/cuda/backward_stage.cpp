@@ -38,9 +38,9 @@ void launch_mma(const mma::backward::Config& config, const mma::backward::Params
 
 void launch_sm90(const mma::backward::Config& config, const mma::backward::Params& params,
                  const core::Call& call, int ctas, cudaStream_t stream) {
-  const int box_shift = sm90::backward::box_shift(params.pairs.group);
-  if (!(config == sm90::backward::kTile) || box_shift == 0)
+  if (!sm90::backward::serves(config, params))
     return launch_mma(config, params, call, ctas, stream);
+  const int box_shift = sm90::backward::box_shift(params.pairs.group);
   const sm90::backward::Maps maps{
       .q = make_query_map(call.q, params.pairs.heads_kv, 1 << box_shift, 1, "q"),
       .dout = make_query_map(call.dout, params.pairs.heads_kv, 1 << box_shift, 1, "dout"),

@@ -45,15 +45,12 @@ __device__ __forceinline__ float2 unpack_odd(std::uint32_t pair) {
 template <int kDims>
 class PackedShare {
  public:
-  __device__ __forceinline__ explicit PackedShare(const float (&own)[kDims / 4])
-      : PackedShare(own, peak_of(own)) {}
-  __device__ __forceinline__ PackedShare(const float (&own)[kDims / 4], float peak)
-      : PackedShare(own, peak, warp::any(is_odd(peak))) {}
-
-  /// With what is known of this share, or of several: `odd`, whether some lane has one with numbers
-  /// that are not finite.
-  __device__ __forceinline__ PackedShare(const float (&own)[kDims / 4], float peak, bool odd) {
-    if (odd) {
+  __device__ __forceinline__ explicit PackedShare(const float (&own)[kDims / 4]) {
+    float peak = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kDims / 4; ++i) peak = ptx::max_nan(peak, fabsf(own[i]));
+    peak = quad::max_nan(peak);
+    if (warp::any(!(peak < INFINITY))) {
       pack_all(own);
       return;
     }
@@ -63,15 +60,6 @@ class PackedShare {
       pairs_[i] = pack_steps(own[2 * i], own[2 * i + 1], steps.per_one);
     size_ = steps.step;
   }
-
-  /// The largest magnitude of the quad's part; NaN where there is one.
-  __device__ __forceinline__ static float peak_of(const float (&own)[kDims / 4]) {
-    float peak = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kDims / 4; ++i) peak = ptx::max_nan(peak, fabsf(own[i]));
-    return quad::max_nan(peak);
-  }
-  __device__ __forceinline__ static bool is_odd(float peak) { return !(peak < INFINITY); }
 
   /// `row` of the shares; rows have `dims` columns.
   __device__ __forceinline__ void store(const Shares& to, std::int64_t row, int dims, int part,

@@ -20,25 +20,27 @@ class Consumer {
   using Shared = typename Traits::Shared;
   using RowInfo = typename Traits::RowInfo;
   static constexpr int kRows = Traits::kRows;
-  static constexpr int kScores = kRows / 2;
+  static constexpr int kWeighedRows = Traits::kWeighedRows;
   static constexpr int kSums = Traits::kHeadDim / 2;
   // Gradients of the scores of all rows, beside their weights, would not fit into registers.
   static constexpr int kDerivedRows = 32;
+  static_assert(kRows % kWeighedRows == 0 && (kWeighedRows == kRows || !Traits::kQueries),
+                "what rounding took from all rows is told at once");
 
   __device__ __forceinline__ explicit Consumer(Shared& shared) : shared_(shared) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) dk_[i] = dv_[i] = 0.0f;
   }
 
-  /// Weights of the step's rows; adds to dv where that is wanted.
+  /// Weights of the step's rows `begin` and on; adds to dv where that is wanted.
   template <bool kMasked>
-  __device__ __forceinline__ void weigh(const RowInfo& rows, int stage, float scale_log2,
+  __device__ __forceinline__ void weigh(const RowInfo& rows, int stage, int begin, float scale_log2,
                                         bool values) {
     locate();
-    multiply_tile(shared_.k, shared_.q[stage], 0, weights_);
+    multiply_tile(shared_.k, shared_.q[stage], begin, weights_);
 #pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-      const int row = 8 * n + common::fragment_column(lane_);
+    for (int n = 0; n < kWeighedRows / 8; ++n) {
+      const int row = begin + 8 * n + common::fragment_column(lane_);
       const float offset[2] = {-rows.lse[row] * common::kLog2e,
                                -rows.lse[row + 1] * common::kLog2e};
 #pragma unroll
@@ -50,29 +52,33 @@ class Consumer {
     }
     if (!values) return;
 #pragma unroll
-    for (int first = 0; first < kRows; first += 16) {
+    for (int first = 0; first < kWeighedRows; first += 16) {
       std::uint32_t p[1][4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* pair = weights_ + first / 2 + 2 * i;
         p[0][i] = ptx::cvt_pack<Item>(pair[0], pair[1]);
       }
-      add<kMasked>(rows, first, p, shared_.dout[stage], dv_);
+      add<kMasked>(rows, begin + first, p, shared_.dout[stage], dv_);
     }
   }
 
-  /// Gradients of scores, into shared memory, too, where dq is wanted; adds to dk where that is.
+  /// Gradients of their scores, into shared memory, too, where dq is wanted; adds to dk where that
+  /// is.
   template <bool kMasked>
-  __device__ __forceinline__ void derive(const RowInfo& rows, int stage, bool keys, bool queries) {
+  __device__ __forceinline__ void derive(const RowInfo& rows, int stage, int begin, bool keys,
+                                         bool queries) {
     locate();
     float rest[kRows / 4];
 #pragma unroll
-    for (int first = 0; first < kRows; first += kDerivedRows) {
+    for (int first = 0; first < kWeighedRows; first += kDerivedRows) {
       std::uint32_t ds[kDerivedRows / 16][4];
-      derive_rows<kMasked>(rows, stage, first, queries, ds, rest);
-      if (keys) add<kMasked>(rows, first, ds, shared_.q[stage], dk_);
+      derive_rows<kMasked>(rows, stage, begin, first, queries, ds, rest);
+      if (keys) add<kMasked>(rows, begin + first, ds, shared_.q[stage], dk_);
     }
-    if (queries) tell_rest(rest);
+    if constexpr (Traits::kQueries) {
+      if (queries) tell_rest(rest);
+    }
   }
 
   /// Anew in each step: what is made of them in front of the loop would wait in registers.
@@ -108,17 +114,18 @@ class Consumer {
     return kRows == 64 ? common::swizzled_chunk(key, rows) : common::packed_chunk(key, rows);
   }
 
-  /// Of rows first .. first + kDerivedRows - 1.
+  /// Of kDerivedRows rows, from the `first` whose weights there are, those of `begin` and on.
   template <bool kMasked>
-  __device__ __forceinline__ void derive_rows(const RowInfo& rows, int stage, int first,
+  __device__ __forceinline__ void derive_rows(const RowInfo& rows, int stage, int begin, int first,
                                               bool queries,
                                               std::uint32_t (&ds)[kDerivedRows / 16][4],
                                               float (&rest)[kRows / 4]) const {
     float dp[kDerivedRows / 2];
-    multiply_tile(shared_.v, shared_.dout[stage], first, dp);
+    multiply_tile(shared_.v, shared_.dout[stage], begin + first, dp);
 #pragma unroll
     for (int n = 0; n < kDerivedRows / 8; ++n) {
-      const int columns = first / 8 + n;
+      const int weighed = first / 8 + n;
+      const int columns = begin / 8 + weighed;
       const int row = 8 * columns + common::fragment_column(lane_);
       const float delta[2] = {rows.delta[row], rows.delta[row + 1]};
       rest[2 * columns] = rest[2 * columns + 1] = 0.0f;
@@ -127,7 +134,7 @@ class Consumer {
         float exact[2];
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
-          exact[x] = weights_[4 * columns + 2 * half + x] * (dp[4 * n + 2 * half + x] - delta[x]);
+          exact[x] = weights_[4 * weighed + 2 * half + x] * (dp[4 * n + 2 * half + x] - delta[x]);
           if (kMasked && key_of(half) >= rows.limit[row + x]) exact[x] = 0.0f;
         }
         const std::uint32_t pair = ptx::cvt_pack<Item>(exact[0], exact[1]);
@@ -135,7 +142,8 @@ class Consumer {
         rest[2 * columns] += exact[0] - rounded.x;
         rest[2 * columns + 1] += exact[1] - rounded.y;
         ds[n / 2][n % 2 * 2 + half] = pair;
-        if (queries) {
+        if constexpr (Traits::kQueries) {
+          if (!queries) continue;
           *reinterpret_cast<std::uint32_t*>(shared_.ds + ds_chunk(key_of(half), columns) +
                                             common::fragment_column(lane_) * 2) = pair;
         }
@@ -189,7 +197,7 @@ class Consumer {
   Shared& shared_;
   int warp_ = 0;
   int lane_ = 0;
-  float weights_[kScores];
+  float weights_[kWeighedRows / 2];
 };
 
 }  // namespace msa::cuda::mma::backward

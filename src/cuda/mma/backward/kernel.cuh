@@ -19,13 +19,19 @@ __device__ __forceinline__ void work_step(const Params& params,
                                           const typename Traits::RowInfo& rows, int stage,
                                           Consumer<Traits>& consumer,
                                           typename Traits::Shared& shared) {
-  const bool queries = params.shares.steps != nullptr;
+  const bool queries = Traits::kQueries && params.shares.steps != nullptr;
   const bool keys = params.dk.rows.data != nullptr;
-  consumer.template weigh<kMasked>(rows, stage, params.scale_log2, params.dv.rows.data != nullptr);
-  if (keys || queries) consumer.template derive<kMasked>(rows, stage, keys, queries);
-  if (!queries) return;
-  Traits::sync();  // dS is there
-  QueryShare<Traits>(shared).template run<kMasked>(rows, params.shares);
+#pragma unroll
+  for (int begin = 0; begin < Traits::kRows; begin += Traits::kWeighedRows) {
+    consumer.template weigh<kMasked>(rows, stage, begin, params.scale_log2,
+                                     params.dv.rows.data != nullptr);
+    if (keys || queries) consumer.template derive<kMasked>(rows, stage, begin, keys, queries);
+  }
+  if constexpr (Traits::kQueries) {
+    if (!queries) return;
+    Traits::sync();  // dS is there
+    QueryShare<Traits>(shared).template run<kMasked>(rows, params.shares);
+  }
 }
 
 /// The tile, and the rows of the first step, which are on their way.

@@ -26,6 +26,9 @@ struct Traits {
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kParts * kRowGroups == kWarps && kPartDims >= 16, "a warp multiplies 16 columns");
 
+  static constexpr bool kQueries = true;      // dq may be wanted, beside dk and dv or alone
+  static constexpr int kWeighedRows = kRows;  // whose weights wait in registers at a time
+
   /// Threads that multiply meet.
   __device__ __forceinline__ static void sync() { __syncthreads(); }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The backward kernel of Hopper: that of mma/backward, whose items, masked steps and order of
-// shares these are, with whole steps by wgmma, of rows that a producer gathers. See
+// The kernel of gradients of keys and values of Hopper: that of mma/backward, whose items and
+// masked steps these are, with whole steps by wgmma, of rows that producers gather. See
 // docs/kernels/backward.md.
 #pragma once
 
@@ -13,7 +13,6 @@
 
 namespace msa::cuda::sm90::backward {
 
-template <Wanted wanted>
 __device__ __forceinline__ void walk(const Params& params,
                                      const mma::backward::Loader<Traits>& tile,
                                      mma::backward::Consumer<Traits>& sums, Traits::Shared& shared,
@@ -23,45 +22,39 @@ __device__ __forceinline__ void walk(const Params& params,
   ptx::cp_async_wait_group<0>();
   ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
   Traits::sync();
-  if constexpr (wanted.queries) tile.average();
 #pragma unroll 1
   for (int step = 0; step < tile.steps(); ++step) {
     const Traits::RowInfo& rows = shared.infos[at.stage];
     shared.ring.wait_full(at);
-    if constexpr (wanted.queries) Traits::sync();  // nobody reads dS of the step before
     if (shared.masked[at.stage] != 0) {
       mma::backward::work_step<Traits, true>(params, rows, at.stage, sums, shared);
     } else {
-      WholeStep<wanted>(shared, sums).run(rows, at.stage, params.scale_log2, params.shares);
+      WholeStep(shared, sums).run(rows, at.stage, params.scale_log2);
     }
     shared.ring.release(at);
     at.advance();
   }
 }
 
-template <Wanted wanted>
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
   RingPosition<Traits::kStages> at{};
 #pragma unroll 1
   while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
     const mma::backward::Loader<Traits> tile(params, shared);
     mma::backward::Consumer<Traits> sums(shared);
-    walk<wanted>(params, tile, sums, shared, at);
-    if constexpr (wanted.keys) {
-      mma::backward::store_sums<Traits>(params, shared, 0, params.dk, sums.dk_, params.scale);
-      mma::backward::store_sums<Traits>(params, shared, 1, params.dv, sums.dv_, 1.0f);
-    }
+    walk(params, tile, sums, shared, at);
+    mma::backward::store_sums<Traits>(params, shared, 0, params.dk, sums.dk_, params.scale);
+    mma::backward::store_sums<Traits>(params, shared, 1, params.dv, sums.dv_, 1.0f);
   }
 }
 
-// Numbers in place of a Wanted: nvcc's host stub cannot name one.
-template <bool kKeys, bool kQueries>
+template <class Traits>
 __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     kernel(const __grid_constant__ Params params, const __grid_constant__ Maps maps) {
   extern __shared__ std::uint8_t raw[];
-  auto& shared = *reinterpret_cast<Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
   if (threadIdx.x == 0) {
-    // Every lane arrives for itself: the producer's tell of their rows, and racecheck does not see
+    // Every lane arrives for itself: the producers' tell of their rows, and racecheck does not see
     // that __syncwarp puts a consumer's reads in front of another lane's arrival.
     shared.ring.init(Traits::kThreads, 32);
     ptx::fence_mbarrier_init();
@@ -71,18 +64,17 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     Producer producer(params, maps, shared);
 #pragma unroll 1
-    while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
-      producer.run();
-    }
+    while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) producer.run();
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    consume<Wanted{.keys = kKeys, .queries = kQueries}>(params, shared);
+    consume(params, shared);
   }
 }
 
-template <Wanted wanted>
+template <Config cfg>
 void launch_instance(const Params& params, const Maps& maps, int ctas, cudaStream_t stream) {
-  launch_kernel(kernel<wanted.keys, wanted.queries>,
+  static_assert(cfg == kTile, "the tile that Traits are of");
+  launch_kernel(kernel<Traits>,
                 {.grid = dim3(static_cast<unsigned>(ctas)),
                  .block = dim3(Traits::kCtaThreads),
                  .shared_bytes = Traits::kSharedBytes,

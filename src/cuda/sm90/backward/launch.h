@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Host side of Hopper's backward kernel: which of the tiles of mma/backward it multiplies, and how
-// to start it.
+// Host side of Hopper's kernel of gradients of keys and values: which of the tiles of mma/backward
+// it multiplies, and how to start it.
 #pragma once
 
 #include <cuda.h>
@@ -15,13 +15,6 @@ namespace msa::cuda::sm90::backward {
 using mma::backward::Config;
 using mma::backward::Params;
 
-/// What is wanted: an instance for each, as there is no branch beside products under way.
-struct Wanted {
-  bool keys = true;  // dk, dv or both
-  bool queries = true;
-  friend constexpr bool operator==(const Wanted&, const Wanted&) = default;
-};
-
 /// The one tile that there is a kernel for.
 inline constexpr Config kTile{.storage = Storage::Bf16, .head_dim = 128, .keys = 128, .rows = 64};
 
@@ -35,10 +28,14 @@ struct Maps {
 constexpr int box_shift(std::int64_t group) { return group % 16 == 0 ? 4 : group % 8 == 0 ? 3 : 0; }
 
 /// Defined in instances/*.cu, one each.
-template <Wanted wanted>
+template <Config cfg>
 void launch_instance(const Params& params, const Maps& maps, int ctas, cudaStream_t stream);
 
-/// The instance for what is wanted.
+/// Whether there is a kernel for it: for dk and dv, without dq.
+constexpr bool serves(const Config& config, const Params& params) {
+  return config == kTile && params.shares.steps == nullptr && box_shift(params.pairs.group) != 0;
+}
+
 void launch(const Params& params, const Maps& maps, int ctas, cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::backward

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Roles and shared memory of Hopper's backward kernel, whose tile and rows are those of
-// mma/backward: two consumer warpgroups, and a producer warp for each stage of a ring.
+// Roles and shared memory of Hopper's kernel of gradients of keys and values, whose tile and rows
+// are those of mma/backward: two consumer warpgroups, and a producer warp for each stage of a ring.
 #pragma once
 
 #include "cuda/mma/backward/traits.cuh"
@@ -12,7 +12,9 @@
 namespace msa::cuda::sm90::backward {
 
 struct Traits : mma::backward::Traits<kTile> {
-  static constexpr int kStages = 4;  // a producer warp each
+  static constexpr bool kQueries = false;
+  static constexpr int kWeighedRows = 32;  // of masked steps: registers are fewer
+  static constexpr int kStages = 4;        // a producer warp each
   static constexpr int kCtaThreads = kThreads + 128;
   static constexpr int kConsumerRegisters = 240;
   static constexpr int kProducerRegisters = 24;
@@ -26,13 +28,9 @@ struct Traits : mma::backward::Traits<kTile> {
     alignas(1024) std::uint8_t v[kKeyBytes];
     alignas(1024) std::uint8_t q[kStages][kRowBytes];
     alignas(1024) std::uint8_t dout[kStages][kRowBytes];
-    alignas(1024) std::uint8_t ds[kKeys * kRows * 2];  // a row a key
     RowInfo infos[kStages];
-    int masked[kStages];        // whether some row does not see all keys
-    float rest[kWarps][kRows];  // of a warp's keys: what rounding took from dS
-    float mean[kHeadDim];       // of the tile's keys; 0 where they are not alike
-    int alike;                  // whether all keys are nearer to their mean than to 0
-    int number;                 // of the item
+    int masked[kStages];  // whether some row does not see all keys
+    int number;           // of the item
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kStages> ring;

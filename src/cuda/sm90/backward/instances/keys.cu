@@ -1,9 +1,0 @@
-// SPDX-License-Identifier: MIT
-#include "cuda/sm90/backward/kernel.cuh"
-
-namespace msa::cuda::sm90::backward {
-
-template void launch_instance<Wanted{.keys = true, .queries = false}>(const Params&, const Maps&,
-                                                                      int, cudaStream_t);
-
-}  // namespace msa::cuda::sm90::backward
