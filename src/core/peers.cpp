@@ -13,6 +13,7 @@ namespace msa::core {
 namespace {
 
 constexpr std::uintptr_t kVectorBytes = 16;
+constexpr std::int64_t kMaxBlockSize = 256;
 
 void expect(bool holds, const char* argument, const char* expected, const std::string& given) {
   if (!holds) fail(ErrorCode::InvalidArgument, argument, "", expected, given);
@@ -151,7 +152,7 @@ void validate(const DealCall& call) {
          std::to_string(call.ranks));
   expect(call.rank >= 0 && call.rank < call.ranks, "rank", "0 to ranks - 1",
          std::to_string(call.rank));
-  expect(call.block_size >= 1 && call.block_size <= kMaxTopk, "block_size", "1 to 256",
+  expect(call.block_size >= 1 && call.block_size <= kMaxBlockSize, "block_size", "1 to 256",
          std::to_string(call.block_size));
   expect(call.init_blocks >= 0 && call.init_blocks <= kMaxTopk, "init_blocks", "0 to 256",
          std::to_string(call.init_blocks));

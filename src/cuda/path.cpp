@@ -421,7 +421,7 @@ constexpr PathRow row_of(const char* name, const Isa* isa,
 }
 
 // Decode before the others: it takes what it can of their operations. Merge, invert and store have
-// kernels in common/ alone; of gradients Hopper has dq, and some products of the others
+// kernels in common/ alone; gradients have them in mma/, and on Hopper some of their own
 // (docs/kernels/backward.md).
 constexpr std::array kTable = {
     row_of<SharedDecodePath<Sm90Stages>>("decode_shared", &kSm90,

@@ -7,8 +7,6 @@ import inspect
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch drives the GPU here")
-if not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)  # before what takes seconds to import
 pytest.importorskip("transformers", reason="the integration is for transformers")
 
 from torch._dynamo.utils import counters  # noqa: E402

@@ -10,9 +10,10 @@
 #include "cuda/common/attend/softmax.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/epilogue.cuh"
+#include "cuda/sm90/attend/own_rows.cuh"
 #include "cuda/sm90/attend/traits.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace msa::cuda::sm90::attend {
 
@@ -23,14 +24,7 @@ class Consumer {
 
   __device__ __forceinline__ Consumer(const Params& params, typename Traits::Shared& shared,
                                       int warpgroup)
-      : params_(params),
-        shared_(shared),
-        warpgroup_(warpgroup),
-        thread_(threadIdx.x & 127),
-        row_(warpgroup * 64 + fragment_row(thread_)) {
-    token_[0] = row_ / params.group;
-    token_[1] = (row_ + 8) / params.group;
-  }
+      : params_(params), shared_(shared), rows_(warpgroup, params.group) {}
 
   __device__ __forceinline__ void run() {
     while (tile()) {
@@ -48,9 +42,9 @@ class Consumer {
     wait(&shared_.described[q_at_.stage], q_at_.parity);
     const Job job = shared_.jobs[q_at_.stage];
     if (job.head == kNoHead) return false;
-    const std::uint8_t* q = shared_.q[q_at_.stage] + warpgroup_ * 64 * kPanelRowBytes;
-    visible_[0] = min(max(job.base + token_[0], 0), job.limit);
-    visible_[1] = min(max(job.base + token_[1], 0), job.limit);
+    const std::uint8_t* q = shared_.q[q_at_.stage] + rows_.warpgroup * 64 * kPanelRowBytes;
+    visible_[0] = rows_.visible(job, 0);
+    visible_[1] = rows_.visible(job, 1);
     softmax_ = Softmax{};
     if constexpr (Traits::kFolds) folded_ = shared_.folded[q_at_.stage];
     shared_.q_ring.wait_full(q_at_);
@@ -63,7 +57,7 @@ class Consumer {
         step<true>(q, entry_of<Traits>(params_, job, list, i), i > 1);
         if constexpr (Traits::kCodes) pack_codes();
       }
-      const std::uint32_t mine = warpgroup_tokens(warpgroup_, params_.group);
+      const std::uint32_t mine = rows_.warpgroup_tokens(params_.group);
       for (bool skips = false; i < job.blocks; ++i) {
         ListEntry entry = entry_of<Traits>(params_, job, list, i);
         if constexpr (Traits::kUnion) {  // a block that none of this warpgroup's tokens listed
@@ -86,8 +80,8 @@ class Consumer {
     }
     softmax_.finish();
     const bool suspect = shared_.suspects[q_at_.stage] != 0;
-    Epilogue<Traits> epilogue{params_, job, warpgroup_, thread_, folded_};
-    ptx::bar_sync(kBarrierConsumer0 + warpgroup_,
+    Epilogue<Traits> epilogue{params_, job, rows_.warpgroup, rows_.thread, folded_};
+    ptx::bar_sync(kBarrierConsumer0 + rows_.warpgroup,
                   128);  // no warp of this warpgroup reads q any more
     epilogue.store(o_, softmax_, shared_.q[q_at_.stage], suspect);
     shared_.q_ring.release(q_at_);
@@ -129,7 +123,7 @@ class Consumer {
     if constexpr (kMasked) {
       softmax_masked(entry, decay);
     } else {
-      const bool takes_part[2] = {listed(entry, 0), listed(entry, 1)};
+      const bool takes_part[2] = {rows_.listed(entry, 0), rows_.listed(entry, 1)};
       float raised[2];
       softmax_.raise(s_, takes_part, raised);
       if constexpr (Traits::kCodes) round_maxima(raised);
@@ -151,9 +145,9 @@ class Consumer {
     int limit[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      limit[r] = listed(entry, r) ? visible_[r] - entry.block * Traits::kBlock : 0;
+      limit[r] = rows_.listed(entry, r) ? visible_[r] - entry.block * Traits::kBlock : 0;
     }
-    mask_fragment(s_, thread_, [&](int half, int column) { return column >= limit[half]; });
+    mask_fragment(s_, rows_.thread, [&](int half, int column) { return column >= limit[half]; });
     const bool all[2] = {true, true};
     float raised[2];
     row_max(s_, raised);
@@ -163,41 +157,17 @@ class Consumer {
     softmax_.template weigh<kLazy>(s_, raised, all, folded_.scores(params_.scale_log2), decay);
   }
 
-  __device__ __forceinline__ bool listed(const ListEntry& entry, int r) const {
-    if constexpr (Traits::kUnion) {
-      return (entry.tokens >> (token_[r] & 31)) & 1;
-    } else {
-      return true;
-    }
-  }
-
   __device__ __forceinline__ void issue_qk(const std::uint8_t* q) {
     shared_.k_ring.wait_full(k_at_);
-    const std::uint64_t a = descriptor_k_major(q);
-    const std::uint64_t b = descriptor_k_major(shared_.k[k_at_.stage]);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
-      const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(
-          s_, a + panel * (kTileRows * kPanelRowBytes >> 4) + inside,
-          b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + inside, k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_rows<Item, Traits::kHeadDim, kTileRows * kPanelRowBytes,
+                  Traits::kBlock * kPanelRowBytes>(s_, q, shared_.k[k_at_.stage]);
   }
 
   __device__ __forceinline__ void issue_pv(bool accumulate) {
     shared_.v_ring.wait_full(v_at_);
-    const std::uint64_t b =
-        descriptor_mn_major(shared_.v[v_at_.stage], Traits::kBlock * kPanelRowBytes);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < Traits::kBlock / 16; ++k) {
-      ptx::wgmma_rs<Item, ptx::Major::MN>(o_, p_ + 4 * k, b + k * kDescriptorStepMN,
-                                          accumulate || k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_columns<Item, Traits::kBlock>(o_, p_, shared_.v[v_at_.stage], accumulate);
   }
 
   /// Scores of codes times their keys' scales, where those are the columns'.
@@ -229,7 +199,7 @@ class Consumer {
 #pragma unroll
     for (int x = 0; x < kScores; x += 4) {
       const float2 pair =
-          *reinterpret_cast<const float2*>(scales + 2 * x + fragment_column(thread_));
+          *reinterpret_cast<const float2*>(scales + 2 * x + fragment_column(rows_.thread));
       s_[x] *= pair.x;
       s_[x + 1] *= pair.y;
       s_[x + 2] *= pair.x;
@@ -248,18 +218,15 @@ class Consumer {
     if constexpr (Traits::kCodes) {
       ring.release(at);  // every lane has read scales
     } else {
-      ring.warp_release(at, thread_ & 31);
+      ring.warp_release(at, rows_.thread & 31);
     }
     at.advance();
   }
 
   const Params& params_;
   typename Traits::Shared& shared_;
-  const int warpgroup_;
-  const int thread_;  // in the warpgroup
-  const int row_;     // of the tile; this thread holds row_ and row_ + 8
-  int token_[2];      // of the tile
-  int visible_[2];    // keys that those rows see
+  const OwnRows<Traits> rows_;
+  int visible_[2];  // keys that those rows see
   RingPosition<Traits::kQueryStages> q_at_{};
   RingPosition<Traits::kKeyStages> k_at_{};
   RingPosition<Traits::kKeyStages> v_at_{};

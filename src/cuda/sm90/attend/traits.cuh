@@ -113,19 +113,6 @@ __device__ __forceinline__ int work_item(int round) {
   return round * static_cast<int>(gridDim.x) + cta;
 }
 
-/// Small groups have more than 32 tokens' worth of rows: no shift by 32 or more.
-__host__ __device__ constexpr std::uint32_t bits_below(int n) {
-  return n >= 32 ? ~0u : (1u << n) - 1;
-}
-
-/// Tokens of the tile that have rows in this warpgroup, as bits of an entry.
-__device__ __forceinline__ std::uint32_t warpgroup_tokens(int warpgroup, int group) {
-  const int first = warpgroup * 64 / group;
-  const int end = (warpgroup * 64 + 63) / group + 1;
-  static_assert(bits_below(0) == 0 && bits_below(31) == ~0u >> 1 && bits_below(128) == ~0u);
-  return bits_below(end) & ~bits_below(first);
-}
-
 /// Entry `i` of the tile's share of its list.
 template <class Traits>
 __device__ __forceinline__ ListEntry entry_of(const Params& params, const Job& job,

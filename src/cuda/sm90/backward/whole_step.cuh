@@ -9,8 +9,8 @@
 #include "cuda/sm90/backward/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace msa::cuda::sm90::backward {
 
@@ -31,8 +31,8 @@ class WholeStep {
     float s[kScores];   // scores, then weights
     float dp[kScores];  // keys are the rows of both
     ptx::wgmma_fence();
-    multiply_rows(shared_.k, shared_.q[stage], s);
-    multiply_rows(shared_.v, shared_.dout[stage], dp);
+    multiply_step(shared_.k, shared_.q[stage], s);
+    multiply_step(shared_.v, shared_.dout[stage], dp);
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(s);
     std::uint32_t p[kScores / 2];
@@ -58,32 +58,18 @@ class WholeStep {
   __device__ __forceinline__ int warpgroup() const { return warp_ / 4; }
 
   /// d = the warpgroup's keys times the step's rows, transposed; a group of its own.
-  __device__ __forceinline__ void multiply_rows(const std::uint8_t* keys, const std::uint8_t* rows,
+  __device__ __forceinline__ void multiply_step(const std::uint8_t* keys, const std::uint8_t* rows,
                                                 float (&d)[kScores]) const {
-    const std::uint64_t a =
-        descriptor_k_major(keys + warpgroup() * kWarpgroupKeys * kPanelRowBytes);
-    const std::uint64_t b = descriptor_k_major(rows);
-#pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
-      const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(d, a + panel * (kKeys * kPanelRowBytes >> 4) + inside,
-                                         b + panel * (kRows * kPanelRowBytes >> 4) + inside,
-                                         k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_rows<Item, Traits::kHeadDim, kKeys * kPanelRowBytes, kRows * kPanelRowBytes>(
+        d, keys + warpgroup() * kWarpgroupKeys * kPanelRowBytes, rows);
   }
 
   /// sums += a times the step's rows; a group of its own.
   __device__ __forceinline__ static void add_rows(const std::uint32_t (&a)[kScores / 2],
                                                   const std::uint8_t* rows,
                                                   float (&sums)[Traits::kHeadDim / 2]) {
-    const std::uint64_t b = descriptor_mn_major(rows, kRows * kPanelRowBytes);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kRows / 16; ++k)
-      ptx::wgmma_rs<Item, ptx::Major::MN>(sums, a + 4 * k, b + k * kDescriptorStepMN, true);
-    ptx::wgmma_commit_group();
+    multiply_columns<Item, kRows>(sums, a, rows, true);
   }
 
   /// Scores become weights, packed, too.

@@ -8,11 +8,12 @@
 #include "cuda/common/rows.cuh"
 #include "cuda/common/warp.cuh"
 #include "cuda/sm90/attend/epilogue.cuh"
+#include "cuda/sm90/attend/own_rows.cuh"
 #include "cuda/sm90/backward_queries/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace msa::cuda::sm90::backward_queries {
 
@@ -26,14 +27,7 @@ class Consumer {
 
   __device__ __forceinline__ Consumer(const Params& params, typename Traits::Shared& shared,
                                       int warpgroup)
-      : params_(params),
-        shared_(shared),
-        warpgroup_(warpgroup),
-        thread_(threadIdx.x & 127),
-        row_(warpgroup * 64 + fragment_row(thread_)) {
-    token_[0] = row_ / params.group;
-    token_[1] = (row_ + 8) / params.group;
-  }
+      : params_(params), shared_(shared), rows_(warpgroup, params.group) {}
 
   __device__ __forceinline__ void run() {
     while (tile()) {
@@ -49,18 +43,18 @@ class Consumer {
     wait(&shared_.described[q_at_.stage], q_at_.parity);
     const Job job = shared_.jobs[q_at_.stage];
     if (job.head == attend::kNoHead) return false;
-    const attend::Epilogue<Traits> epilogue{params_, job, warpgroup_, thread_, {}};
+    const attend::Epilogue<Traits> epilogue{params_, job, rows_.warpgroup, rows_.thread, {}};
     read_rows(job, epilogue);
 #pragma unroll
     for (int x = 0; x < kOutputs; ++x) dq_[x] = 0.0f;
     shared_.q_ring.wait_full(q_at_);
     const auto& list = shared_.lists[q_at_.stage];
-    const std::uint32_t mine = attend::warpgroup_tokens(warpgroup_, params_.group);
+    const std::uint32_t mine = rows_.warpgroup_tokens(params_.group);
     int i = 0;
     for (; i < job.masked; ++i) visit<true>(entry_of<Traits>(params_, job, list, i), mine);
     for (; i < job.blocks; ++i) visit<false>(entry_of<Traits>(params_, job, list, i), mine);
     __syncwarp();
-    if ((thread_ & 31) == 0) ptx::mbarrier_arrive(&shared_.rows_read);
+    if ((rows_.thread & 31) == 0) ptx::mbarrier_arrive(&shared_.rows_read);
     store(epilogue);
     shared_.q_ring.release(q_at_);
     q_at_.advance();
@@ -73,12 +67,14 @@ class Consumer {
                                             const attend::Epilogue<Traits>& epilogue) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const std::int64_t token = std::int64_t{job.row} + token_[r];
-      const int head = job.head * params_.group + (row_ + 8 * r - token_[r] * params_.group);
-      const float lse = epilogue.valid(row_ + 8 * r) ? common::item_of(params_.lse, token, head)
-                                                     : common::kMinusInf;
+      const std::int64_t token = std::int64_t{job.row} + rows_.token[r];
+      const int head =
+          job.head * params_.group + (rows_.row + 8 * r - rows_.token[r] * params_.group);
+      const float lse = epilogue.valid(rows_.row + 8 * r)
+                            ? common::item_of(params_.lse, token, head)
+                            : common::kMinusInf;
       const bool blind = lse == common::kMinusInf;
-      visible_[r] = blind ? 0 : min(max(job.base + token_[r], 0), job.limit);
+      visible_[r] = blind ? 0 : rows_.visible(job, r);
       lse_[r] = blind ? 0.0f : lse * common::kLog2e;
       delta_[r] = blind ? 0.0f : params_.delta[token * (params_.heads_kv * params_.group) + head];
     }
@@ -100,9 +96,9 @@ class Consumer {
   template <bool kMasked>
   __device__ __forceinline__ void step(const ListEntry& entry) {
     shared_.k_ring.wait_full(k_at_);
-    multiply_rows(shared_.q[0], shared_.k[k_at_.stage], s_);
+    multiply_block(shared_.q[0], shared_.k[k_at_.stage], s_);
     shared_.v_ring.wait_full(v_at_);
-    multiply_rows(shared_.dout[0], shared_.v[v_at_.stage], dp_);
+    multiply_block(shared_.dout[0], shared_.v[v_at_.stage], dp_);
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(s_);
     weigh<kMasked>(entry);
@@ -121,31 +117,18 @@ class Consumer {
   }
 
   /// d = the warpgroup's rows times a block; a group of its own.
-  __device__ __forceinline__ void multiply_rows(const std::uint8_t* rows, const std::uint8_t* keys,
-                                                float (&d)[kScores]) const {
-    const std::uint64_t a = descriptor_k_major(rows + warpgroup_ * 64 * kPanelRowBytes);
-    const std::uint64_t b = descriptor_k_major(keys);
+  __device__ __forceinline__ void multiply_block(const std::uint8_t* rows, const std::uint8_t* keys,
+                                                 float (&d)[kScores]) const {
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
-      const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(
-          d, a + panel * (kTileRows * kPanelRowBytes >> 4) + inside,
-          b + panel * (Traits::kBlock * kPanelRowBytes >> 4) + inside, k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_rows<Item, Traits::kHeadDim, kTileRows * kPanelRowBytes,
+                  Traits::kBlock * kPanelRowBytes>(d, rows + rows_.warpgroup * 64 * kPanelRowBytes,
+                                                   keys);
   }
 
   /// dq += dS times the block's keys; a group of its own.
   __device__ __forceinline__ void add_keys() {
-    const std::uint64_t b =
-        descriptor_mn_major(shared_.k[k_at_.stage], Traits::kBlock * kPanelRowBytes);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < Traits::kBlock / 16; ++k)
-      ptx::wgmma_rs<Item, ptx::Major::MN>(dq_, ds_ + 4 * k, b + k * kDescriptorStepMN, true);
-    ptx::wgmma_commit_group();
+    multiply_columns<Item, Traits::kBlock>(dq_, ds_, shared_.k[k_at_.stage], true);
   }
 
   /// Scores become weights: 0 where the row does not see the key or did not list the block.
@@ -155,26 +138,18 @@ class Consumer {
     int limit[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool takes_part = visible_[r] > 0 && listed(entry, r);
+      const bool takes_part = visible_[r] > 0 && rows_.listed(entry, r);
       limit[r] = takes_part ? visible_[r] - entry.block * Traits::kBlock : 0;
       scale[r] = kMasked || takes_part ? params_.scale_log2 : 0.0f;
       offset[r] = kMasked || takes_part ? -lse_[r] : common::kMinusInf;
     }
     if constexpr (kMasked) {
-      mask_fragment(s_, thread_, [&](int half, int column) { return column >= limit[half]; });
+      mask_fragment(s_, rows_.thread, [&](int half, int column) { return column >= limit[half]; });
     }
 #pragma unroll
     for (int x = 0; x < kScores; ++x) {
       const int r = (x >> 1) & 1;
       s_[x] = ptx::ex2(fmaf(s_[x], scale[r], offset[r]));
-    }
-  }
-
-  __device__ __forceinline__ bool listed(const ListEntry& entry, int r) const {
-    if constexpr (Traits::kUnion) {
-      return (entry.tokens >> (token_[r] & 31)) & 1;
-    } else {
-      return true;
     }
   }
 
@@ -193,7 +168,7 @@ class Consumer {
 
   /// As if the block's keys were less what they have in common.
   __device__ __forceinline__ void add_mean(const float (&rest)[2]) {
-    const float* mean = shared_.means[k_at_.stage] + fragment_column(thread_);
+    const float* mean = shared_.means[k_at_.stage] + fragment_column(rows_.thread);
 #pragma unroll
     for (int x = 0; x < kOutputs; x += 4) {
       const float2 pair = *reinterpret_cast<const float2*>(mean + 2 * x);
@@ -212,12 +187,12 @@ class Consumer {
       probe[r] = fmaf(dq_[x], 0.0f, probe[r]);
       dq_[x] *= params_.scale;
     }
-    bool again = shared_.suspects[q_at_.stage] != 0 && epilogue.valid(row_ & ~15);
+    bool again = shared_.suspects[q_at_.stage] != 0 && epilogue.valid(rows_.row & ~15);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       // Where lse or delta is NaN the row is by its own keys.
       const bool own = isnan(lse_[r] + delta_[r]);
-      again |= epilogue.valid(row_ + 8 * r) && !own && probe[r] != 0.0f;
+      again |= epilogue.valid(rows_.row + 8 * r) && !own && probe[r] != 0.0f;
     }
     epilogue.finish(dq_, shared_.dq, again);
   }
@@ -230,12 +205,9 @@ class Consumer {
 
   const Params& params_;
   typename Traits::Shared& shared_;
-  const int warpgroup_;
-  const int thread_;  // in the warpgroup
-  const int row_;     // of the tile; this thread holds row_ and row_ + 8
-  int token_[2];      // of the tile
-  int visible_[2];    // keys that those rows see
-  float lse_[2];      // to base 2
+  const attend::OwnRows<Traits> rows_;
+  int visible_[2];  // keys that those rows see
+  float lse_[2];    // to base 2
   float delta_[2];
   RingPosition<Traits::kQueryStages> q_at_{};
   RingPosition<Traits::kKeyStages> k_at_{};

@@ -9,8 +9,8 @@
 #include "cuda/sm90/index_loss/launch.h"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/ptx/wgmma.cuh"
-#include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace msa::cuda::sm90::index_loss {
 
@@ -24,18 +24,9 @@ struct TeacherScores {
 
   __device__ __forceinline__ static void multiply(const typename Traits::Shared& shared, int stage,
                                                   int, int, float (&scores)[kRows / 2]) {
-    const std::uint64_t a = descriptor_k_major(shared.k);
-    const std::uint64_t b = descriptor_k_major(shared.q[stage]);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
-      const int panel = k >> 2;
-      ptx::wgmma_ss<typename Traits::Item, ptx::Major::K>(
-          scores, a + panel * (Traits::kKeys * kPanelRowBytes >> 4) + inside,
-          b + panel * (kRows * kPanelRowBytes >> 4) + inside, k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_rows<typename Traits::Item, Traits::kHeadDim, Traits::kKeys * kPanelRowBytes,
+                  kRows * kPanelRowBytes>(scores, shared.k, shared.q[stage]);
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(scores);
   }

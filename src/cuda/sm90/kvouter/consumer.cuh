@@ -12,6 +12,7 @@
 #include "cuda/sm90/ptx/wgmma.cuh"
 #include "cuda/sm90/tile/fragment.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
+#include "cuda/sm90/tile/product.cuh"
 
 namespace msa::cuda::sm90::kvouter {
 
@@ -93,18 +94,9 @@ class Consumer {
   }
 
   __device__ __forceinline__ void multiply_keys() {
-    const std::uint64_t a = descriptor_k_major(shared_.q[q_at_.stage] + q_offset_);
-    const std::uint64_t b = descriptor_k_major(shared_.k[kv_at_.stage]);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      const std::uint64_t inside = (k & 3) * kDescriptorStepK;
-      const int panel = k >> 2;
-      ptx::wgmma_ss<Item, ptx::Major::K>(s_, a + panel * (Traits::kQueryPanelBytes >> 4) + inside,
-                                         b + panel * (kBlock * kPanelRowBytes >> 4) + inside,
-                                         k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_rows<Item, kDim, Traits::kQueryPanelBytes, kBlock * kPanelRowBytes>(
+        s_, shared_.q[q_at_.stage] + q_offset_, shared_.k[kv_at_.stage]);
     ptx::wgmma_wait_group<0>();
   }
 
@@ -136,13 +128,8 @@ class Consumer {
   }
 
   __device__ __forceinline__ void multiply_values() {
-    const std::uint64_t b = descriptor_mn_major(shared_.v[kv_at_.stage], kBlock * kPanelRowBytes);
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kBlock / 16; ++k) {
-      ptx::wgmma_rs<Item, ptx::Major::MN>(o_, p_ + 4 * k, b + k * kDescriptorStepMN, k != 0);
-    }
-    ptx::wgmma_commit_group();
+    multiply_columns<Item, kBlock>(o_, p_, shared_.v[kv_at_.stage], false);
     ptx::wgmma_wait_group<0>();
   }
 

@@ -45,13 +45,12 @@ enum class Major : int { K = 0, MN = 1 };
   "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
 
-#define MSA_WGMMA_SS(N, TYPE, DREGS, OUTS, A, B, ACC, TA, TB)                                          \
+#define MSA_WGMMA_SS(N, TYPE, DREGS, OUTS, A, B, ACC, TB)                                              \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ACC ", 0;\n"                                      \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " DREGS               \
-               "%" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";\n}"                                     \
+               "%" #A ", %" #B ", p, 1, 1, 0, %" #TB ";\n}"                                            \
                : OUTS                                                                                  \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kMajorA)),    \
-                 "n"(static_cast<int>(kMajorB)))
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kMajorB)))
 #define MSA_WGMMA_RS(N, TYPE, DREGS, OUTS, A0, A1, A2, A3, B, ACC, TB)                                 \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ACC ", 0;\n"                                      \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " DREGS               \
@@ -64,15 +63,15 @@ enum class Major : int { K = 0, MN = 1 };
 template <class T>
 inline constexpr bool kIsWgmmaItem = std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>;
 
-/// D[64 x 128] (+)= A[64 x 16] * B[16 x 128], both by descriptor.
-template <class T, Major kMajorB, Major kMajorA = Major::K>
+/// D[64 x 128] (+)= A[64 x 16] * B[16 x 128]; A K-major, both by descriptor.
+template <class T, Major kMajorB>
 __device__ __forceinline__ void wgmma_m64n128k16_ss(float (&d)[64], std::uint64_t a,
                                                     std::uint64_t b, bool accumulate) {
   static_assert(kIsWgmmaItem<T>, "T is a 16-bit float");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    MSA_WGMMA_SS(128, "bf16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67, 68);
+    MSA_WGMMA_SS(128, "bf16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67);
   } else {
-    MSA_WGMMA_SS(128, "f16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67, 68);
+    MSA_WGMMA_SS(128, "f16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67);
   }
 }
 
@@ -88,15 +87,15 @@ __device__ __forceinline__ void wgmma_m64n128k16_rs(float (&d)[64], const std::u
   }
 }
 
-/// D[64 x 64] (+)= A[64 x 16] * B[16 x 64], both by descriptor.
-template <class T, Major kMajorB, Major kMajorA = Major::K>
+/// D[64 x 64] (+)= A[64 x 16] * B[16 x 64]; A K-major, both by descriptor.
+template <class T, Major kMajorB>
 __device__ __forceinline__ void wgmma_m64n64k16_ss(float (&d)[32], std::uint64_t a, std::uint64_t b,
                                                    bool accumulate) {
   static_assert(kIsWgmmaItem<T>, "T is a 16-bit float");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    MSA_WGMMA_SS(64, "bf16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35, 36);
+    MSA_WGMMA_SS(64, "bf16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35);
   } else {
-    MSA_WGMMA_SS(64, "f16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35, 36);
+    MSA_WGMMA_SS(64, "f16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35);
   }
 }
 

@@ -51,6 +51,18 @@ __device__ __forceinline__ bool rehearses(const AttendParams& p) {
          behind <= static_cast<unsigned>(p.rehearsals) && records_are_early(p.select.batch);
 }
 
+/// Barriers, and descriptors on their way; one thread, in front of the CTA's first barrier.
+template <class Traits, class Params>
+__device__ __forceinline__ void prepare(const Params& p, AttendShared<Traits>& shared) {
+  using Engine = typename Traits::Engine;
+  shared.ring.init(Traits::kReleases, Traits::kFillings);
+  Engine::init_exchange(shared);
+  ptx::fence_mbarrier_init();
+  Engine::prepare_exchange(shared);
+  Engine::prefetch(p.k);
+  Engine::prefetch(p.v);
+}
+
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
     attend_kernel(const __grid_constant__ ParamsOf<Traits> p) {
@@ -60,14 +72,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
   auto& shared = *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kRingBytes);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kReleases, Traits::kFillings);
-    Engine::init_exchange(shared);
-    ptx::fence_mbarrier_init();
-    Engine::prepare_exchange(shared);
-    Engine::prefetch(p.k);
-    Engine::prefetch(p.v);
-  }
+  if (threadIdx.x == 0) prepare<Traits>(p, shared);
   if constexpr (Traits::kPacked)
     fill_table<Traits>(p.k_groups, common::scale_of_all(p.k_groups), shared.magnitudes);
   __syncthreads();

@@ -29,14 +29,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
   const BatchParams& batch = p.select.batch;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    shared.ring.init(Traits::kReleases, Traits::kFillings);
-    Engine::init_exchange(shared);
-    ptx::fence_mbarrier_init();
-    Engine::prepare_exchange(shared);
-    Engine::prefetch(p.k);
-    Engine::prefetch(p.v);
-  }
+  if (threadIdx.x == 0) prepare<Traits>(p, shared);
   __syncthreads();
   if (clusters(p.splits)) Engine::arrive_early();
   if (warp == Traits::kConsumers) touch_pages(batch, make_item(p).request, lane);
