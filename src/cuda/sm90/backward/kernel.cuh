@@ -36,10 +36,19 @@ __device__ __forceinline__ void walk(const Params& params,
   }
 }
 
+/// Of consumers: their first warp meets producers on behalf of them all.
+__device__ __forceinline__ bool take_item(const Params& params, Traits::Shared& shared) {
+  return mma::cta::take_item(params.pairs, params.work, shared, [](int time) {
+    if (time == 0) Traits::sync();
+    if (threadIdx.x < 32) Traits::meet();
+    if (time == 1) Traits::sync();
+  });
+}
+
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
   RingPosition<Traits::kStages> at{};
 #pragma unroll 1
-  while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
+  while (take_item(params, shared)) {
     const mma::backward::Loader<Traits> tile(params, shared);
     mma::backward::Consumer<Traits> sums(shared);
     walk(params, tile, sums, shared, at);
@@ -64,7 +73,9 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     Producer producer(params, maps, shared);
 #pragma unroll 1
-    while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) producer.run();
+    while (mma::cta::take_item(params.pairs, params.work, shared, [](int) { Traits::meet(); })) {
+      producer.run();
+    }
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume(params, shared);

@@ -39,9 +39,11 @@ struct Traits : mma::backward::Traits<kTile> {
   static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 
-  /// The consumers meet; or all threads, which roles call in places of their own.
+  /// The consumers meet.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
-  __device__ __forceinline__ static void meet() { ptx::bar_sync(2, kCtaThreads); }
+  /// The producers meet the first warp of consumers: a barrier of all threads has to be one
+  /// instruction, and roles come to theirs in places of their own.
+  __device__ __forceinline__ static void meet() { ptx::bar_sync(2, 32 + kCtaThreads - kThreads); }
 };
 
 }  // namespace msa::cuda::sm90::backward
