@@ -28,11 +28,9 @@ class Producer {
 
   /// This warp's steps of the item in shared memory.
   __device__ __forceinline__ void run() {
-    const int steps = (shared_.item.count * params_.pairs.group + kRows - 1) / kRows;
-    int step = (at_.stage - first_stage_) & (Traits::kStages - 1);
-    first_stage_ += steps;
+    int step = (at_.stage - shared_.first_stage) & (Traits::kStages - 1);
 #pragma unroll 1
-    for (; step < steps; step += Traits::kStages) {
+    for (; step * kRows < shared_.item.count * params_.pairs.group; step += Traits::kStages) {
       QueryRow rows[kOwn];
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) rows[i] = find(step * kRows + lane_ + 32 * i);
@@ -143,7 +141,6 @@ class Producer {
   const Maps& maps_;
   Shared& shared_;
   const int lane_;
-  int first_stage_ = 0;  // of the item, and of laps before
   RingPosition<Traits::kStages> at_;
 };
 

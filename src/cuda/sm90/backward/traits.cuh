@@ -31,9 +31,11 @@ struct Traits : mma::backward::Traits<kTile> {
     RowInfo infos[kStages];
     int masked[kStages];  // whether some row does not see all keys
     int number;           // of the item
+    int first_stage;      // of its steps
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kStages> ring;
+    ptx::Mbarrier meeting;  // of all threads
   };
   // Dynamic shared memory is not aligned to 1024.
   static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
@@ -41,9 +43,6 @@ struct Traits : mma::backward::Traits<kTile> {
 
   /// The consumers meet.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
-  /// The producers meet the first warp of consumers: a barrier of all threads has to be one
-  /// instruction, and roles come to theirs in places of their own.
-  __device__ __forceinline__ static void meet() { ptx::bar_sync(2, 32 + kCtaThreads - kThreads); }
 };
 
 }  // namespace msa::cuda::sm90::backward
