@@ -51,7 +51,8 @@ struct Rounded {
 Rounded rounded(double exact, double error, DType dtype) {
   const auto round = [dtype](double x) -> double { return round_to(static_cast<float>(x), dtype); };
   const double either_way = round(exact + error) - round(exact - error);
-  return {round(exact), error + (std::isfinite(either_way) ? either_way : 0.0)};
+  // As large as it may be: it needs no room.
+  return {round(exact), error + (std::isfinite(either_way) ? either_way / kRoom : 0.0)};
 }
 
 /// Gradients of all rows and heads of one tensor: plain sums, and bounds of their fp32 roundings.

@@ -563,6 +563,32 @@ TEST(Compare, GradientsOfLargeCallsAreComparedByParts) {
   }
 }
 
+// The weights of two rows lie next to ties of bf16: rounded one up and one down, as plain does,
+// they add up to what they are.
+TEST(Compare, AWeightNextToATieMayRoundEitherWay) {
+  const Ran ran(
+      "op=dense_backward heads=1/1 dim=16 block=16 lens=2:1 causal=0 grads=v grad_dtype=f32");
+  const Operands& o = ran.data.operands();
+  const std::array<double, 2> weights{1 + 0x1p-8 + 0x1p-23, 1 + 0x3p-8 - 0x1p-23};
+  for (std::int64_t i = 0; i < 2; ++i) {
+    for (std::int64_t d = 0; d < 16; ++d) {
+      set_float(o.q, 0, i, 0, d);
+      set_float(o.dout, 1, i, 0, d);
+    }
+    set_float(o.lse_in, static_cast<float>(-std::log(weights[static_cast<std::size_t>(i)])), i, 0);
+  }
+  const auto right_with = [&](double steps) {
+    const auto sum = static_cast<float>(weights[0] + weights[1] + steps * 0x1p-7);
+    for (std::int64_t d = 0; d < 16; ++d) set_float(o.dv, sum, 0, 0, d);
+    return ran.report().ok;
+  };
+  EXPECT_TRUE(right_with(0));
+  EXPECT_TRUE(right_with(1));   // both up
+  EXPECT_TRUE(right_with(-1));  // both down
+  EXPECT_FALSE(right_with(3));
+  EXPECT_FALSE(right_with(-3));
+}
+
 TEST(Compare, LossesOfLargeCallsAreComparedByParts) {
   for (const char* line :
        {"op=index_loss heads=4/2 index_heads_k=1 dim=16 index_dim=16 block=16 topk=3 lens=90:200",
