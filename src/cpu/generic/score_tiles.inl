@@ -210,22 +210,23 @@ class GroupPipe {
   }
 
   void push(const GroupRun& run) {
-    const IndexKeys& keys = sink_.tile.keys;
     const std::int64_t at = run.keys.begin + run.begin;
-    const auto* codes = reinterpret_cast<const std::uint8_t*>(keys.key(at));
-    const auto* scales = reinterpret_cast<const std::uint8_t*>(keys.scale(at));
+    const IndexKeys& keys = sink_.tile.keys;
+    const Groups from{reinterpret_cast<const std::uint8_t*>(keys.key(at)),
+                      reinterpret_cast<const std::uint8_t*>(keys.scale(at))};
     const std::int64_t last = std::min(kKeyRun, run.keys.size - run.begin) - 1;
     ahead_.start_run(at);
     for (std::int64_t i = 0; i < kKeyRun; i += kAtOnce) {
       multiply(i / kAtOnce);
-      if (last == kKeyRun - 1) {
+      if (last < kKeyRun - 1) {
+        look_up_short(from, i, last);
+      } else {
         ahead_.template ask_short<kAtOnce>(i);
-        look_up<kAtOnce>(codes + i * keys.token_stride, scales + i * keys.scale_token, i);
-        continue;
-      }
-      for (std::int64_t n = i; n < i + kAtOnce; ++n) {  // the last key again up to 16
-        const std::int64_t k = std::min(n, last);
-        look_up<1>(codes + k * keys.token_stride, scales + k * keys.scale_token, n);
+        if (usual_) {
+          look_up<kUsualGroups>(from, i);
+        } else {
+          look_up<0>(from, i);
+        }
       }
     }
     pass_on();
@@ -249,20 +250,51 @@ class GroupPipe {
   // the others, of more than 128 dims, in 7 when they are multiplied.
   static constexpr int kHeld = 4;
   static constexpr int kHeldIn[kHeld] = {1, 2, 3, 6};
+  static constexpr int kUsualGroups = 8;  // of 128 dims
 
-  /// Values of kKeys keys, the first of which is number `i` of the run.
-  template <int kKeys>
-  MSA_INLINE void look_up(const std::uint8_t* codes, const std::uint8_t* scales, std::int64_t i) {
+  /// Where the codes and scales of a run's first key lie.
+  struct Groups {
+    const std::uint8_t* codes;
+    const std::uint8_t* scales;
+  };
+
+  /// The values of a key. `step`: from scale to scale.
+  MSA_INLINE static void look_up_key(const GroupValues* table, Groups from, std::int64_t groups,
+                                     std::int64_t step, std::byte* to) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      K::Dims::widen(from.codes + g * 8, table[from.scales[g * step]].halves.data(),
+                     to + g * kGroupBytes);
+    }
+  }
+
+  /// Of the kAtOnce keys from number `i` of a whole run on. kGroups: how many each has, whose
+  /// scales lie side by side; 0: what tile and keys say.
+  template <int kGroups>
+  MSA_INLINE void look_up(Groups from, std::int64_t i) {
+    // Copied, as what is stored might else be a member.
+    const IndexKeys keys = sink_.tile.keys;
+    const std::int64_t groups = kGroups == 0 ? sink_.tile.dim / 16 : kGroups;
+    const std::int64_t step = kGroups == 0 ? keys.scale_group : 1;
+    const std::int64_t bytes = kGroups == 0 ? bytes_ : kGroups * kGroupBytes;
+    std::byte* to = values_[side_] + i * bytes;
+    from.codes += i * keys.token_stride;
+    from.scales += i * keys.scale_token;
+    for (int k = 0; k < kAtOnce; ++k) {
+      look_up_key(keys.groups, from, groups, step, to);
+      from.codes += keys.token_stride;
+      from.scales += keys.scale_token;
+      to += bytes;
+    }
+  }
+
+  /// Of a run that ends with key number `last`, which stands for those behind it, too.
+  MSA_PIECE void look_up_short(const Groups& from, std::int64_t i, std::int64_t last) {
     const IndexKeys& keys = sink_.tile.keys;
-    std::byte* to = values_[side_] + i * bytes_;
-    for (std::int64_t d = 0; d < sink_.tile.dim; d += 16) {
-      for (int k = 0; k < kKeys; ++k) {
-        const GroupValues& group = keys.groups[scales[k * keys.scale_token]];
-        K::Dims::widen(codes + k * keys.token_stride, group.halves.data(), to + k * bytes_);
-      }
-      codes += 8;
-      scales += keys.scale_group;
-      to += kGroupBytes;
+    for (std::int64_t n = i; n < i + kAtOnce; ++n) {
+      const std::int64_t k = std::min(n, last);
+      look_up_key(keys.groups,
+                  {from.codes + k * keys.token_stride, from.scales + k * keys.scale_token},
+                  sink_.tile.dim / 16, keys.scale_group, values_[side_] + n * bytes_);
     }
   }
 
@@ -296,19 +328,21 @@ class GroupPipe {
   MSA_INLINE void take(int side) {
     const GroupRun& run = runs_[side];
     const float* scores = products_[side];
+    Vec best = best_;
     if (run.masked) {
       alignas(64) std::int32_t limits[kLanes];
       set_seen<1>(sink_, run.keys, 0, limits);
       for (int k = 0; k < kKeyRun; ++k) {
         const IVec key = iset1(static_cast<std::int32_t>(run.begin + k));
         const Vec score = load(scores + k * kLanes);
-        best_ = max(select(igreater(iload(limits), key), score, set1(kLowest)), best_);
+        best = max(select(igreater(iload(limits), key), score, set1(kLowest)), best);
       }
     } else {  // a NaN score leaves the second operand
-      for (int k = 0; k < kKeyRun; ++k) best_ = max(load(scores + k * kLanes), best_);
+      for (int k = 0; k < kKeyRun; ++k) best = max(load(scores + k * kLanes), best);
     }
+    best_ = best;
     if (run.begin + kKeyRun < run.keys.size) return;
-    sink_.take(run.block, 0, run.first, best_);
+    sink_.take(run.block, 0, run.first, best);
     best_ = set1(kLowest);
   }
 
@@ -317,6 +351,7 @@ class GroupPipe {
   Lookahead ahead_;
   const std::int64_t bytes_ = whole_steps(2 * sink_.tile.dim);  // of a key's values
   const std::int64_t steps_ = bytes_ / kTileRow;
+  const bool usual_ = sink_.tile.dim == kUsualGroups * 16 && sink_.tile.keys.scale_group == 1;
   std::int64_t pushed_ = 0;
   int side_ = 0;  // of what is looked up now
   GroupRun runs_[2] = {};
