@@ -337,8 +337,11 @@ class GroupPipe {
         const Vec score = load(scores + k * kLanes);
         best = max(select(igreater(iload(limits), key), score, set1(kLowest)), best);
       }
-    } else {  // a NaN score leaves the second operand
-      for (int k = 0; k < kKeyRun; ++k) best = max(load(scores + k * kLanes), best);
+    } else {
+      // Side by side, as each waits for the one before. A NaN score leaves the second operand.
+      Vec among[4] = {best, set1(kLowest), set1(kLowest), set1(kLowest)};
+      for (int k = 0; k < kKeyRun; ++k) among[k % 4] = max(load(scores + k * kLanes), among[k % 4]);
+      best = max(max(among[0], among[1]), max(among[2], among[3]));
     }
     best_ = best;
     if (run.begin + kKeyRun < run.keys.size) return;
