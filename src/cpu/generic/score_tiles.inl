@@ -218,15 +218,11 @@ class GroupPipe {
     ahead_.start_run(at);
     for (std::int64_t i = 0; i < kKeyRun; i += kAtOnce) {
       multiply(i / kAtOnce);
-      if (last < kKeyRun - 1) {
-        look_up_short(from, i, last);
+      if (last == kKeyRun - 1) ahead_.template ask_short<kAtOnce>(i);
+      if (last == kKeyRun - 1 && usual_) {
+        look_up_usual(from, i);
       } else {
-        ahead_.template ask_short<kAtOnce>(i);
-        if (usual_) {
-          look_up<kUsualGroups>(from, i);
-        } else {
-          look_up<0>(from, i);
-        }
+        look_up(from, i, last);
       }
     }
     pass_on();
@@ -250,7 +246,7 @@ class GroupPipe {
   // the others, of more than 128 dims, in 7 when they are multiplied.
   static constexpr int kHeld = 4;
   static constexpr int kHeldIn[kHeld] = {1, 2, 3, 6};
-  static constexpr int kUsualGroups = 8;  // of 128 dims
+  static constexpr int kUsualGroups = 8;  // of 128 dims, whose scales lie side by side
 
   /// Where the codes and scales of a run's first key lie.
   struct Groups {
@@ -267,28 +263,24 @@ class GroupPipe {
     }
   }
 
-  /// Of the kAtOnce keys from number `i` of a whole run on. kGroups: how many each has, whose
-  /// scales lie side by side; 0: what tile and keys say.
-  template <int kGroups>
-  MSA_INLINE void look_up(Groups from, std::int64_t i) {
+  /// Of the kAtOnce keys from number `i` of a whole run on; straight on, where look_up counts.
+  MSA_INLINE void look_up_usual(Groups from, std::int64_t i) {
     // Copied, as what is stored might else be a member.
     const IndexKeys keys = sink_.tile.keys;
-    const std::int64_t groups = kGroups == 0 ? sink_.tile.dim / 16 : kGroups;
-    const std::int64_t step = kGroups == 0 ? keys.scale_group : 1;
-    const std::int64_t bytes = kGroups == 0 ? bytes_ : kGroups * kGroupBytes;
-    std::byte* to = values_[side_] + i * bytes;
+    constexpr std::int64_t kBytes = kUsualGroups * kGroupBytes;
+    std::byte* to = values_[side_] + i * kBytes;
     from.codes += i * keys.token_stride;
     from.scales += i * keys.scale_token;
     for (int k = 0; k < kAtOnce; ++k) {
-      look_up_key(keys.groups, from, groups, step, to);
+      look_up_key(keys.groups, from, kUsualGroups, 1, to);
       from.codes += keys.token_stride;
       from.scales += keys.scale_token;
-      to += bytes;
+      to += kBytes;
     }
   }
 
-  /// Of a run that ends with key number `last`, which stands for those behind it, too.
-  MSA_PIECE void look_up_short(const Groups& from, std::int64_t i, std::int64_t last) {
+  /// Of a run whose key number `last` stands for those behind it, too.
+  MSA_PIECE void look_up(const Groups& from, std::int64_t i, std::int64_t last) {
     const IndexKeys& keys = sink_.tile.keys;
     for (std::int64_t n = i; n < i + kAtOnce; ++n) {
       const std::int64_t k = std::min(n, last);
@@ -325,7 +317,7 @@ class GroupPipe {
     if (pushed_ >= 1) Tiles::store<0>(products_[side_ ^ 1], kTileRow);
   }
 
-  MSA_INLINE void take(int side) {
+  MSA_PIECE void take(int side) {
     const GroupRun& run = runs_[side];
     const float* scores = products_[side];
     Vec best = best_;
