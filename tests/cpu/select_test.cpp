@@ -8,6 +8,8 @@
 #include <cstring>
 #include <ostream>
 
+#include "core/geometry.h"
+#include "testkit/number.h"
 #include "tests/cpu/common.h"
 #include "tests/cpu/select_case.h"
 
@@ -176,6 +178,85 @@ TEST(SelectRows, PiecesGiveTheWhole) {
     const Selected want = c.select(on(isa), false);
     EXPECT_EQ(c.select_rows(isa, {0, c.rows()}), want) << isa;
     EXPECT_EQ(c.select_rows(isa, {0, 3, 67, 195, 203, 267, 304, 306, c.rows()}), want) << isa;
+  }
+}
+
+// ---- few rows over groups of codes, on levels that have tiles ----
+
+/// Two tokens of two heads over keys in nvfp4, of one head.
+struct CodedKeys {
+  static constexpr std::int64_t kTokens = 2, kHeads = 2, kKeys = 77, kBlock = 48;
+
+  explicit CodedKeys(std::int64_t d) : dim(d) {
+    std::uint32_t state = 1;
+    const auto next = [&state] { return (state = state * 1664525u + 1013904223u) >> 8; };
+    for (std::int64_t i = 0; i < kKeys * dim / 2; ++i)
+      codes.push_back(static_cast<std::uint8_t>(next()));
+    for (std::int64_t i = 0; i < kKeys * dim / 16; ++i)
+      scales.push_back(static_cast<std::uint8_t>(0x28 + next() % 32));  // 2^-2 to 2^2
+    for (std::int64_t i = 0; i < kTokens * kHeads * dim; ++i)  // of both signs, 2^-4 to 2^4
+      q.push_back(static_cast<std::uint16_t>((next() & 0x807f) | (123 + next() % 8) << 7));
+  }
+
+  float query(std::int64_t row, std::int64_t d) const {
+    return testkit::bf16_to_float(q[static_cast<std::size_t>(row * dim + d)]);
+  }
+  float key(std::int64_t j, std::int64_t d) const {
+    const std::uint8_t pair = codes[static_cast<std::size_t>((j * dim + d) / 2)];
+    return testkit::e2m1_to_float(d % 2 == 0 ? pair & 15 : pair >> 4) *
+           testkit::e4m3_to_float(scales[static_cast<std::size_t>((j * dim + d) / 16)]);
+  }
+  std::vector<float> scores_on(const std::string& isa) {
+    std::vector<std::int32_t> cu_q{0, kTokens}, lengths{kKeys};
+    const std::int64_t blocks = core::ceil_div(kKeys, kBlock);
+    std::vector<float> scores(static_cast<std::size_t>(kTokens * kHeads * blocks));
+    block_scores({.index_q = make_tensor(q.data(), DType::BF16, {kTokens, kHeads, dim}),
+                  .index_k = make_tensor(codes.data(), DType::E2M1, {kKeys, 1, dim}),
+                  .batch = {.cu_seqlens_q = make_tensor(cu_q.data(), DType::I32, {2}),
+                            .seqlens_k = make_tensor(lengths.data(), DType::I32, {1})},
+                  .scores = make_tensor(scores.data(), DType::F32, {kTokens, kHeads, blocks}),
+                  .index_k_scale = make_tensor(scales.data(), DType::E4M3, {kKeys, 1, dim / 16})},
+                 {.block_size = kBlock, .options = on(isa)});
+    return scores;
+  }
+
+  std::int64_t dim;
+  std::vector<std::uint8_t> codes, scales;
+  std::vector<std::uint16_t> q;
+};
+
+/// A score as the unit of tiles sums it: 32 products at a time, even and odd ones apart, 16
+/// elements that share a scale in the order 0, 4, 8, 12, 1, 5, ...
+float score_of_tiles(const CodedKeys& keys, std::int64_t row, std::int64_t j) {
+  float score = 0;
+  for (std::int64_t step = 0; step < keys.dim; step += 32) {
+    float sums[2] = {};
+    for (std::int64_t n = 0; n < std::min<std::int64_t>(32, keys.dim - step); ++n) {
+      const std::int64_t d = step + n / 16 * 16 + n % 4 * 4 + n % 16 / 4;
+      sums[n % 2] = std::fma(keys.query(row, d), keys.key(j, d), sums[n % 2]);
+    }
+    score += sums[0] + sums[1];
+  }
+  return score;
+}
+
+// Which they would not be, did a level of vectors serve them.
+TEST(SelectCodes, FewRowsAreSumsOfTiles) {
+  for (const std::int64_t dim : {16, 48, 128, 144, 256}) {
+    CodedKeys keys(dim);
+    std::vector<float> expected;
+    for (std::int64_t row = 0; row < CodedKeys::kTokens * CodedKeys::kHeads; ++row) {
+      const std::int64_t seen = CodedKeys::kKeys - CodedKeys::kTokens + 1 + row / CodedKeys::kHeads;
+      for (std::int64_t begin = 0; begin < CodedKeys::kKeys; begin += CodedKeys::kBlock) {
+        float best = -kInf;
+        for (std::int64_t j = begin; j < std::min(begin + CodedKeys::kBlock, seen); ++j)
+          best = std::max(best, score_of_tiles(keys, row, j));
+        expected.push_back(best);
+      }
+    }
+    for (const std::string& isa : available_isas()) {
+      if (isa.starts_with("amx")) EXPECT_EQ(keys.scores_on(isa), expected) << isa << " " << dim;
+    }
   }
 }
 

@@ -2,7 +2,8 @@
 // Scoring and its 8-bit filter by tiles, and the table of a level that has them: many rows of bf16
 // pairs, and of codes. A tile of scores is [16 keys][16 rows], keys where they lie; what follows,
 // maxima, bounds and lists, is that of score.inl and score_filter.inl, behind which this is
-// included. Few rows, and products of floats, are the level below's.
+// included. Few rows of other keys than codes of groups, and products of floats, are the level
+// below's.
 
 namespace selection {
 
@@ -21,15 +22,21 @@ MSA_INLINE_PIECE void turn_to_columns(const std::byte* rows, std::int64_t stride
   }
 }
 
-/// Queries as [column][word][lane], zeros behind the dim and the last row.
-template <class K>
+/// Queries as [column][word][lane], zeros behind the dim and the last row. kTurned: every 16
+/// elements in the order in which codes of a group are looked up.
+template <class K, bool kTurned = false>
 void pack_query_tiles(const ScoreTile& tile, const TileBuffers& buffers) {
   const std::int64_t bytes = whole_steps(2 * tile.dim), steps = bytes / kTileRow;
   alignas(64) std::byte rows[kLanes * 2 * kMaxDim];
   for (std::int64_t r = 0; r < tile.num_rows; r += kLanes) {
     std::memset(rows, 0, static_cast<std::size_t>(kLanes * bytes));
-    for (std::int64_t i = 0; i < std::min<std::int64_t>(kLanes, tile.num_rows - r); ++i)
-      pack_query<K>(tile, query_row(tile, r + i), rows + i * bytes);
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(kLanes, tile.num_rows - r); ++i) {
+      std::byte* row = rows + i * bytes;
+      pack_query<K>(tile, query_row(tile, r + i), row);
+      if constexpr (kTurned) {
+        for (std::int64_t g = 0; g < tile.dim / 16; ++g) K::Dims::turn(row + g * kGroupBytes);
+      }
+    }
     turn_to_columns(rows, bytes, steps, buffers.q + r * bytes);
   }
 }
@@ -175,6 +182,196 @@ void score_row_tiles(const BlockSink& sink, const TileBuffers& buffers) {
   }
 }
 
+// ---- few rows over groups of codes ----
+
+/// 16 keys of a block on their way through a GroupPipe.
+struct GroupRun {
+  std::int64_t block;
+  std::int64_t first;  // the first row that needs the block
+  BlockKeys keys;      // of the block
+  std::int64_t begin;  // of the run, in the block
+  bool masked;
+};
+
+/// Scores runs of keys for one column of rows, three at a time: while one is looked up, which is
+/// most of the work, the unit of tiles multiplies the one before it, and the scores of the one
+/// before that, stored a while ago, are taken.
+template <class K>
+class GroupPipe {
+ public:
+  /// Tiles are configured.
+  GroupPipe(const BlockSink& sink, const TileBuffers& buffers)
+      : sink_(sink), queries_(buffers.q), ahead_(look_ahead<K>(sink.tile, sink.rows)) {
+    std::memset(values_, 0, sizeof values_);  // what lies behind the dim stays zero
+    pack_query_tiles<K, true>(sink.tile, buffers);
+    repeat<kHeld>([&]<int i>() {
+      if (i < steps_) Tiles::load<kHeldIn[i]>(queries_ + i * kTileBytes, kTileRow);
+    });
+  }
+
+  void push(const GroupRun& run) {
+    const std::int64_t at = run.keys.begin + run.begin;
+    const IndexKeys& keys = sink_.tile.keys;
+    const Groups from{reinterpret_cast<const std::uint8_t*>(keys.key(at)),
+                      reinterpret_cast<const std::uint8_t*>(keys.scale(at))};
+    const std::int64_t last = std::min(kKeyRun, run.keys.size - run.begin) - 1;
+    ahead_.start_run(at);
+    for (std::int64_t i = 0; i < kKeyRun; i += kAtOnce) {
+      multiply(i / kAtOnce);
+      if (last == kKeyRun - 1) ahead_.template ask_short<kAtOnce>(i);
+      if (last == kKeyRun - 1 && usual_) {
+        look_up_usual(from, i);
+      } else {
+        look_up(from, i, last);
+      }
+    }
+    pass_on();
+    runs_[side_] = run;
+    side_ ^= 1;
+    ++pushed_;
+  }
+
+  /// Behind the last run.
+  void drain() {
+    if (pushed_ == 0) return;
+    for (int part = 0; part < kParts; ++part) multiply(part);
+    pass_on();
+    take(side_ ^ 1);
+  }
+
+ private:
+  static constexpr int kAtOnce = 4;  // keys
+  static constexpr int kParts = kKeyRun / kAtOnce;
+  // Registers: sums in 0, keys in 4 and 5, queries of the first steps in those that they leave, of
+  // the others, of more than 128 dims, in 7 when they are multiplied.
+  static constexpr int kHeld = 4;
+  static constexpr int kHeldIn[kHeld] = {1, 2, 3, 6};
+  static constexpr int kUsualGroups = 8;  // of 128 dims, whose scales lie side by side
+
+  /// Where the codes and scales of a run's first key lie.
+  struct Groups {
+    const std::uint8_t* codes;
+    const std::uint8_t* scales;
+  };
+
+  /// The values of a key. `step`: from scale to scale.
+  MSA_INLINE static void look_up_key(const GroupValues* table, Groups from, std::int64_t groups,
+                                     std::int64_t step, std::byte* to) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      K::Dims::widen(from.codes + g * 8, table[from.scales[g * step]].halves.data(),
+                     to + g * kGroupBytes);
+    }
+  }
+
+  /// Of the kAtOnce keys from number `i` of a whole run on; straight on, where look_up counts.
+  MSA_INLINE void look_up_usual(Groups from, std::int64_t i) {
+    // Copied, as what is stored might else be a member.
+    const IndexKeys keys = sink_.tile.keys;
+    constexpr std::int64_t kBytes = kUsualGroups * kGroupBytes;
+    std::byte* to = values_[side_] + i * kBytes;
+    from.codes += i * keys.token_stride;
+    from.scales += i * keys.scale_token;
+    for (int k = 0; k < kAtOnce; ++k) {
+      look_up_key(keys.groups, from, kUsualGroups, 1, to);
+      from.codes += keys.token_stride;
+      from.scales += keys.scale_token;
+      to += kBytes;
+    }
+  }
+
+  /// Of a run whose key number `last` stands for those behind it, too.
+  MSA_PIECE void look_up(const Groups& from, std::int64_t i, std::int64_t last) {
+    const IndexKeys& keys = sink_.tile.keys;
+    for (std::int64_t n = i; n < i + kAtOnce; ++n) {
+      const std::int64_t k = std::min(n, last);
+      look_up_key(keys.groups,
+                  {from.codes + k * keys.token_stride, from.scales + k * keys.scale_token},
+                  sink_.tile.dim / 16, keys.scale_group, values_[side_] + n * bytes_);
+    }
+  }
+
+  /// Of the products of the run before this one, one part of kParts.
+  MSA_INLINE void multiply(std::int64_t part) {
+    if (pushed_ == 0) return;
+    if (part == 0) Tiles::clear<0>();
+    const std::byte* rows = values_[side_ ^ 1];
+    const std::int64_t end = (part + 1) * steps_ / kParts;
+    for (std::int64_t step = part * steps_ / kParts; step < end; ++step) {
+      bool held = false;
+      repeat<kHeld>([&]<int i>() {
+        if (step != i) return;
+        Tiles::load<4 + i % 2>(rows + i * kTileRow, bytes_);
+        add_product<false, 0, 4 + i % 2, kHeldIn[i]>();
+        held = true;
+      });
+      if (held) continue;
+      Tiles::load<4>(rows + step * kTileRow, bytes_);
+      Tiles::load<7>(queries_ + step * kTileBytes, kTileRow);
+      add_product<false, 0, 4, 7>();
+    }
+  }
+
+  /// When this run is looked up and the one before it multiplied.
+  MSA_INLINE void pass_on() {
+    if (pushed_ >= 2) take(side_);
+    if (pushed_ >= 1) Tiles::store<0>(products_[side_ ^ 1], kTileRow);
+  }
+
+  MSA_PIECE void take(int side) {
+    const GroupRun& run = runs_[side];
+    const float* scores = products_[side];
+    Vec best = best_;
+    if (run.masked) {
+      alignas(64) std::int32_t limits[kLanes];
+      set_seen<1>(sink_, run.keys, 0, limits);
+      for (int k = 0; k < kKeyRun; ++k) {
+        const IVec key = iset1(static_cast<std::int32_t>(run.begin + k));
+        const Vec score = load(scores + k * kLanes);
+        best = max(select(igreater(iload(limits), key), score, set1(kLowest)), best);
+      }
+    } else {
+      // Side by side, as each waits for the one before. A NaN score leaves the second operand.
+      Vec among[4] = {best, set1(kLowest), set1(kLowest), set1(kLowest)};
+      for (int k = 0; k < kKeyRun; ++k) among[k % 4] = max(load(scores + k * kLanes), among[k % 4]);
+      best = max(max(among[0], among[1]), max(among[2], among[3]));
+    }
+    best_ = best;
+    if (run.begin + kKeyRun < run.keys.size) return;
+    sink_.take(run.block, 0, run.first, best);
+    best_ = set1(kLowest);
+  }
+
+  const BlockSink& sink_;
+  const std::byte* queries_;
+  Lookahead ahead_;
+  const std::int64_t bytes_ = whole_steps(2 * sink_.tile.dim);  // of a key's values
+  const std::int64_t steps_ = bytes_ / kTileRow;
+  const bool usual_ = sink_.tile.dim == kUsualGroups * 16 && sink_.tile.keys.scale_group == 1;
+  std::int64_t pushed_ = 0;
+  int side_ = 0;  // of what is looked up now
+  GroupRun runs_[2] = {};
+  Vec best_ = set1(kLowest);
+  alignas(64) std::byte values_[2][kKeyRun * 2 * kMaxDim];
+  alignas(64) float products_[2][kKeyRun * kLanes];
+};
+
+template <class K>
+void score_group_tiles(const BlockSink& sink, const TileBuffers& buffers) {
+  const ScoreTile& tile = sink.tile;
+  const Tiles tiles;
+  GroupPipe<K> pipe(sink, buffers);
+  std::int64_t first = 0;
+  for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
+    while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
+    if (first == tile.num_rows) break;
+    const BlockKeys keys = keys_of_block(tile, sink.rows, block);
+    const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
+    for (std::int64_t begin = 0; begin < keys.size; begin += kKeyRun)
+      pipe.push({block, first, keys, begin, masked});
+  }
+  pipe.drain();
+}
+
 // ---- the filter's first pass ----
 
 /// Codes of the queries as [column][word][lane]; their rows have zeros behind the dim.
@@ -318,18 +515,21 @@ void score_run_of_block(const BlockSink& sink, const TileBuffers& buffers, const
 
 // ---- the way in ----
 
-/// Whether scores are sums of bf16 pairs, and rows enough to fill tiles.
+/// Whether scores are sums of bf16 pairs, and rows enough to fill tiles. Groups of codes cost more
+/// to look up than memory does, so that they are multiplied by tiles whatever the rows.
 inline bool by_tiles(const ScoreTile& tile) {
-  return !tile.few_rows &&
-         (tile.key_dtype == DType::BF16 || (tile.key_dtype == DType::E2M1 && tile.pairs));
+  if (tile.key_dtype == DType::E2M1) return tile.pairs;
+  return tile.key_dtype == DType::BF16 && !tile.few_rows;
 }
 
 inline void score_by_tiles(const ScoreTile& tile, const TileRows& rows, const TileBuffers& buffers,
                            const ScoreTarget& target) {
   if (!by_tiles(tile)) return LevelBelow::kernels().select.score_tile(tile, rows, buffers, target);
   const BlockSink sink{tile, rows, target};
-  if (tile.key_dtype == DType::E2M1)
-    return score_row_tiles<KeysIn<DType::E2M1, TileProducts>>(sink, buffers);
+  if (tile.key_dtype == DType::E2M1) {
+    using K = KeysIn<DType::E2M1, TileProducts>;
+    return tile.few_rows ? score_group_tiles<K>(sink, buffers) : score_row_tiles<K>(sink, buffers);
+  }
   score_row_tiles<KeysIn<DType::BF16, TileProducts>>(sink, buffers);
 }
 

@@ -124,6 +124,11 @@ struct Bf16Products {
       const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
       return {_mm256_permutexvar_epi16(codes, table)};
     }
+    /// The same to memory, 32 bytes at `to`.
+    MSA_INLINE static void widen(const std::uint8_t* pairs, const std::uint16_t* halves,
+                                 std::byte* to) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), values(pairs, halves).v);
+    }
     /// 16 bfloats of a query, in that order.
     MSA_INLINE static void turn(std::byte* halves) {
       std::uint16_t from[16], to[16];

@@ -7,7 +7,21 @@
 struct Bf16Products {
   using Word = std::uint32_t;
   static constexpr int kPack = 2;
-  struct Groups {};  // of few rows alone
+  /// Groups of 16 codes and of a query's elements, in the order 0, 4, 8, 12, 1, 5, ...
+  struct Groups {
+    static void widen(const std::uint8_t* pairs, const std::uint16_t* values, std::byte* to) {
+      std::uint16_t halves[16];
+      widen_e2m1(pairs, values, halves);
+      std::memcpy(to, halves, sizeof halves);
+      turn(to);
+    }
+    static void turn(std::byte* halves) {
+      std::uint16_t from[16], to[16];
+      std::memcpy(from, halves, sizeof from);
+      for (int i = 0; i < 16; ++i) to[i] = from[i % 4 * 4 + i / 4];
+      std::memcpy(halves, to, sizeof to);
+    }
+  };
   MSA_INLINE static IVec load_lanes(const std::uint32_t* p) { return iload(p); }
   MSA_INLINE static IVec broadcast(const std::uint32_t* p) {
     return iset1(static_cast<std::int32_t>(*p));
