@@ -29,33 +29,33 @@ __device__ __forceinline__ void begin(const Loader<Traits>& loader, const Loads&
 template <class Traits>
 __device__ __forceinline__ void store_student(const Params& params,
                                               const typename Traits::TokenInfo& tokens,
-                                              const typename Traits::Shared& shared) {
+                                              const typename Traits::Exchange& from) {
   const int token = static_cast<int>(threadIdx.x);
   if (token >= kTokens || tokens.slot[token] < 0) return;
   float top = common::kMinusInf;
-  for (int w = 0; w < Traits::kWarps; ++w) top = fmaxf(top, shared.of_warps[0][w][token]);
+  for (int w = 0; w < Traits::kWarps; ++w) top = fmaxf(top, from.of_warps[0][w][token]);
   const float base = top == common::kMinusInf ? 0.0f : top;
   float sum = 0.0f;
   for (int w = 0; w < Traits::kWarps; ++w)
-    sum += shared.of_warps[1][w][token] * ptx::ex2(shared.of_warps[0][w][token] - base);
+    sum += from.of_warps[1][w][token] * ptx::ex2(from.of_warps[0][w][token] - base);
   params.student_shares[tokens.slot[token]] = {top, sum};
 }
 
 template <class Traits>
 __device__ __forceinline__ void store_loss(const Params& params,
                                            const typename Traits::TokenInfo& tokens,
-                                           const typename Traits::Shared& shared) {
+                                           const typename Traits::Exchange& from) {
   const int token = static_cast<int>(threadIdx.x);
   if (params.loss_shares == nullptr || token >= kTokens || tokens.slot[token] < 0) return;
   float sum = 0.0f;
-  for (int w = 0; w < Traits::kWarps; ++w) sum += shared.of_warps[0][w][token];
+  for (int w = 0; w < Traits::kWarps; ++w) sum += from.of_warps[0][w][token];
   params.loss_shares[tokens.slot[token]] = sum;
 }
 
 template <class Traits>
 __device__ __forceinline__ void walk_student(const Params& params, const Loader<Traits>& loader,
                                              typename Traits::Shared& shared) {
-  Consumer<Traits> consumer(shared);
+  Consumer<Traits> consumer(shared, shared.exchange);
   loader.load_keys(false);
   begin(loader, [&] { loader.load_tokens(0); });
 #pragma unroll 1
@@ -69,7 +69,7 @@ __device__ __forceinline__ void walk_student(const Params& params, const Loader<
     consumer.score(loader.info(step), step % 2, params.index_scale_log2);
     consumer.sum_student();
     __syncthreads();
-    store_student<Traits>(params, loader.info(step), shared);
+    store_student<Traits>(params, loader.info(step), shared.exchange);
   }
 }
 
@@ -80,10 +80,12 @@ __device__ __forceinline__ void finish_step(const Params& params,
                                             Consumer<Traits>& consumer,
                                             typename Traits::Shared& shared) {
   const bool queries = params.shares.steps != nullptr;
-  consumer.template add_keys<kMasked>(tokens, step % 2, params.sums.data != nullptr, queries,
-                                      params.weights != nullptr);
+  consumer.add_keys(tokens, params.sums.data != nullptr, queries, params.weights != nullptr,
+                    [&](const std::uint32_t(&e)[4]) {
+                      consumer.template add_product<kMasked>(tokens, step % 2, e);
+                    });
   __syncthreads();
-  store_loss<Traits>(params, tokens, shared);
+  store_loss<Traits>(params, tokens, shared.exchange);
   if (queries) consumer.template share_queries<kMasked>(tokens, params.shares);
 }
 
@@ -164,7 +166,7 @@ __device__ __forceinline__ void work(const Params& params, typename Traits::Shar
 #pragma unroll 1
   while (cta::take_item(params.pairs, params.work, shared)) {
     const Loader<Traits> loader(params, shared);
-    Consumer<Traits> consumer(shared);
+    Consumer<Traits> consumer(shared, shared.exchange);
     walk<Scores>(params, loader, consumer, shared);
     store_sums(params, consumer, shared);
   }
