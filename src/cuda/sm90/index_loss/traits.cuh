@@ -21,8 +21,8 @@ struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kTurnTokens = kTurnRows / kGroup;
   static constexpr int kTurnStages = 2 * kTurns;
   static constexpr int kCtaThreads = kThreads + 128;
-  static constexpr int kConsumerRegisters = 232;
-  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 216;
+  static constexpr int kProducerRegisters = 72;
   static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
                 "registers of a CTA's warpgroups");
   static_assert(kTurns == 4 && kTurnTokens == 4, "column_of; a lane of a quad has a token of a turn");
