@@ -41,6 +41,19 @@ Product product(const std::vector<float>& a, const std::vector<float>& b) {
 /// fp32 roundings of a sum of `count` terms.
 double sum_roundings(std::size_t count) { return (8 + std::sqrt(double(count))) * kRounding; }
 
+/// Rounded to the type: what fp32 arithmetic has off by `error` may round another way than the
+/// exact number does, near a tie.
+struct Rounded {
+  double value;
+  double error;
+};
+
+Rounded rounded(double exact, double error, DType dtype) {
+  const auto round = [dtype](double x) -> double { return round_to(static_cast<float>(x), dtype); };
+  const double either_way = round(exact + error) - round(exact - error);
+  return {round(exact), error + (std::isfinite(either_way) ? either_way : 0.0)};
+}
+
 /// Gradients of all rows and heads of one tensor: plain sums, and bounds of their fp32 roundings.
 class Sums {
  public:
@@ -52,17 +65,17 @@ class Sums {
     terms_.assign(static_cast<std::size_t>(t_.shape[0] * t_.shape[1]), 0);
   }
 
-  /// Adds `weight`, which fp32 arithmetic may have off by `error`, times `vector`.
-  void add(std::int64_t row, std::int64_t head, double weight, double error,
+  /// Adds `weight` times `vector`.
+  void add(std::int64_t row, std::int64_t head, const Rounded& weight,
            const std::vector<float>& vector) {
     if (!t_) return;
     const std::int64_t place = row * t_.shape[1] + head;
     ++terms_[static_cast<std::size_t>(place)];
-    const double own = std::fabs(weight);
+    const double own = std::fabs(weight.value);
     for (std::size_t d = 0; d < vector.size(); ++d) {
       const auto at = static_cast<std::size_t>(place * t_.shape[2]) + d;
-      plain_[at] += weight * vector[d];
-      bound_[at] += (error + sum_roundings(16) * own) * std::fabs(double(vector[d]));
+      plain_[at] += weight.value * vector[d];
+      bound_[at] += (weight.error + sum_roundings(16) * own) * std::fabs(double(vector[d]));
     }
   }
 
@@ -157,11 +170,11 @@ class PlainBackward {
         error = weight_error * std::fabs(gradient) +
                 weight * sum_roundings(dout.size()) * (dp.size + delta.size + std::fabs(dlse));
       }
-      const double p = round_to(static_cast<float>(weight), storage);
-      const double ds = round_to(static_cast<float>(weight * gradient), storage);
-      dq_.add(at, h, ds, error, k);
-      dk_.add(r.k_begin + key, head, ds, error, q);
-      dv_.add(r.k_begin + key, head, p, weight_error, dout);
+      const Rounded p = rounded(weight, weight_error, storage);
+      const Rounded ds = rounded(weight * gradient, error, storage);
+      dq_.add(at, h, ds, k);
+      dk_.add(r.k_begin + key, head, ds, q);
+      dv_.add(r.k_begin + key, head, p, dout);
     }
   }
 
@@ -270,11 +283,11 @@ class PlainLoss {
       const double error =
           key.teacher_error +
           (student == 0 ? 0.0 : student * (key.score_error + lse_error) + kUnderflow);
-      const double off = round_to(static_cast<float>(student - key.teacher), p_.index.q.storage);
+      const Rounded off = rounded(student - key.teacher, error, p_.index.q.storage);
+      const Rounded weighed{row_weight * off.value, std::fabs(row_weight) * off.error};
       const std::int64_t place = r.k_begin + key.key;
-      d_index_q_.add(at, head, row_weight * off, std::fabs(row_weight) * error,
-                     floats_of_row(o_.index_k, place, head / shared));
-      d_index_k_.add(place, head / shared, row_weight * off, std::fabs(row_weight) * error, query);
+      d_index_q_.add(at, head, weighed, floats_of_row(o_.index_k, place, head / shared));
+      d_index_k_.add(place, head / shared, weighed, query);
       if (key.teacher == 0) continue;
       const double term = std::log(key.teacher) - (key.score - lse);
       loss_error +=

@@ -37,9 +37,9 @@ class Loader {
   __device__ __forceinline__ void find(int step) const {
     const common::backward::Pairs& p = params_.pairs;
     const int row = thread();
-    if (p.listed == 0 || row >= kRows || step * kRows + row >= num_rows()) return;
+    if (p.listed == 0 || row >= kRows || step >= steps()) return;
     RowInfo& to = info(step);
-    const std::int64_t at = std::int64_t{shared_.item.begin} + (step * kRows + row) / p.group;
+    const std::int64_t at = std::int64_t{shared_.item.begin} + token_of(step * kRows + row);
     const int head = shared_.item.head;
     ptx::cp_async<4>(&to.row[row], &common::backward::inverse_entry(p.q_indices, head, at), 4);
     ptx::cp_async<4>(&to.limit[row], &common::backward::inverse_entry(p.q_slots, head, at), 4);
@@ -52,17 +52,13 @@ class Loader {
     if (row >= kRows) return;
     RowInfo& to = info(step);
     const int number = step * kRows + row;
-    const int token = number / p.group;
-    const int head = number - token * p.group;
+    const int head = number % p.group;
     to.head[row] = shared_.item.head * p.group + head;
     const int place = to.limit[row];
     to.share[row] = -1;
     to.limit[row] = 0;
-    if (number >= num_rows()) {
-      to.row[row] = -1;
-      return;
-    }
-    if (p.listed == 0) to.row[row] = shared_.item.begin + token;
+    if (p.listed == 0) to.row[row] = shared_.item.begin + token_of(number);
+    if (number >= num_rows()) return;
     to.share[row] = common::backward::slot_of(p, shared_.item, to.row[row], place) * p.group + head;
     to.limit[row] = min(
         visible_keys(shared_.request, to.row[row] - shared_.request.q_begin, p.batch.causal != 0) -
@@ -70,22 +66,24 @@ class Loader {
         Traits::kKeys);
   }
 
-  /// q, dout and what is known of the rows of a step. Rows behind the item's last are zeros.
+  /// q, dout and what is known of the rows of a step. Behind the item's last token its row of q
+  /// comes again, with zeros of dout: P dout and dS are 0. With zeros in place of q they would be
+  /// NaN for a key of -inf, which weighs nothing.
   __device__ __forceinline__ void load(int step) const {
     const RowInfo& rows = info(step);
-    load_rows(rows, params_.q, shared_.q[step % 2]);
-    load_rows(rows, params_.dout, shared_.dout[step % 2]);
+    load_rows(params_.q, shared_.q[step % 2], rows, [](int) { return true; });
+    load_rows(params_.dout, shared_.dout[step % 2], rows,
+              [&rows](int row) { return rows.share[row] >= 0; });
     const int row = thread();
     if (row >= kRows) return;
     RowInfo& to = info(step);
-    const bool there = to.row[row] >= 0;
-    const std::int64_t token = there ? to.row[row] : 0;
+    const std::int64_t token = to.row[row];
     const int heads = params_.pairs.heads_kv * params_.pairs.group;
     ptx::cp_async<4>(
         &to.lse[row],
-        params_.lse.data + token * params_.lse.stride_t + to.head[row] * params_.lse.stride_h,
-        there ? 4 : 0);
-    ptx::cp_async<4>(&to.delta[row], params_.delta + token * heads + to.head[row], there ? 4 : 0);
+        params_.lse.data + token * params_.lse.stride_t + to.head[row] * params_.lse.stride_h, 4);
+    ptx::cp_async<4>(&to.delta[row], params_.delta + token * heads + to.head[row],
+                     to.share[row] >= 0 ? 4 : 0);
   }
 
   /// Whether this thread's row attends to nothing, as its lse, which has arrived, says. It then
@@ -94,7 +92,7 @@ class Loader {
     const int row = thread();
     if (row >= kRows) return false;
     RowInfo& rows = info(step);
-    if (rows.row[row] < 0 || rows.lse[row] != common::kMinusInf) return false;
+    if (rows.lse[row] != common::kMinusInf) return false;
     rows.limit[row] = 0;
     return true;
   }
@@ -119,6 +117,10 @@ class Loader {
 
   __device__ __forceinline__ int num_rows() const {
     return shared_.item.count * params_.pairs.group;
+  }
+  /// Of the item: that of row `number`, or behind the last one the last.
+  __device__ __forceinline__ int token_of(int number) const {
+    return min(number / params_.pairs.group, shared_.item.count - 1);
   }
   __device__ __forceinline__ int first_key() const { return shared_.item.tile * Traits::kKeys; }
 
@@ -147,17 +149,17 @@ class Loader {
     }
   }
 
-  __device__ __forceinline__ void load_rows(const RowInfo& infos, const Rows<const void>& rows,
-                                            std::uint8_t* tile) const {
+  template <class There>
+  __device__ __forceinline__ void load_rows(const Rows<const void>& rows, std::uint8_t* tile,
+                                            const RowInfo& infos, const There& there) const {
     std::uint8_t* to =
         tile + (chunk() >> 3) * kRows * 128 + common::swizzled_chunk(first_row(), chunk() & 7);
     const auto* from = static_cast<const std::uint16_t*>(rows.data) + chunk() * 8;
 #pragma unroll
     for (int i = 0; i < kRows; i += kRowsAtOnce) {
-      const int row = infos.row[first_row() + i];
-      const std::int64_t at =
-          row < 0 ? 0 : row * rows.stride_t + infos.head[first_row() + i] * rows.stride_h;
-      ptx::cp_async_16(to + i * 128, from + at, row < 0 ? 0 : 16);
+      const int row = first_row() + i;
+      const std::int64_t at = infos.row[row] * rows.stride_t + infos.head[row] * rows.stride_h;
+      ptx::cp_async_16(to + i * 128, from + at, there(row) ? 16 : 0);
     }
   }
 

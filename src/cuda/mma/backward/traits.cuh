@@ -37,7 +37,7 @@ struct Traits {
     std::int64_t share[kRows];  // row of dq's shares; -1: behind the item's last
     float lse[kRows];
     float delta[kRows];
-    int row[kRows];    // of q; -1: behind the item's last
+    int row[kRows];    // of q
     int head[kRows];   // of q
     int limit[kRows];  // keys of the tile that it sees, or fewer than 1; before it is told, the
                        // place of the tile's block in the token's list

@@ -2,7 +2,8 @@
 // A producer warp, one for each stage of the ring, which takes every kStages-th step: the query
 // rows of the step, gathered by the copy engine, some heads of a token a copy, and what is known of
 // them, two rows a lane. All that it looks up comes while consumers are at work on the step before.
-// Rows behind the item's last are read outside q, so they arrive as zeros.
+// Behind the item's last token the first row of q comes again, with weights of 0, and dout is read
+// outside the tensor, so that it arrives as zeros (see mma/backward/loader.cuh).
 #pragma once
 
 #include "cuda/common/backward/tiles.cuh"
@@ -27,11 +28,9 @@ class Producer {
 
   /// This warp's steps of the item in shared memory.
   __device__ __forceinline__ void run() {
-    const int steps = (shared_.item.count * params_.pairs.group + kRows - 1) / kRows;
-    int step = (at_.stage - first_stage_) & (Traits::kStages - 1);
-    first_stage_ += steps;
+    int step = (at_.stage - shared_.first_stage) & (Traits::kStages - 1);
 #pragma unroll 1
-    for (; step < steps; step += Traits::kStages) {
+    for (; step * kRows < shared_.item.count * params_.pairs.group; step += Traits::kStages) {
       QueryRow rows[kOwn];
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) rows[i] = find(step * kRows + lane_ + 32 * i);
@@ -59,7 +58,7 @@ class Producer {
     const common::backward::Pairs& p = params_.pairs;
     const common::backward::WorkItem& item = shared_.item;
     const int token = number / p.group;
-    QueryRow found{-1, number - token * p.group, 0.0f, 0.0f};
+    QueryRow found{-1, number - token * p.group, -common::kMinusInf, 0.0f};
     if (token >= item.count) return found;
     const std::int64_t at = std::int64_t{item.begin} + token;
     found.row = p.listed == 0 ? static_cast<int>(at)
@@ -125,23 +124,23 @@ class Producer {
       row[i] = __shfl_sync(common::kAllLanes, rows[i].row, first % 32);
       head[i] = __shfl_sync(common::kAllLanes, rows[i].head, first % 32);
     }
+    const int again = __shfl_sync(common::kAllLanes, rows[0].row, 0);
     if (which >= 2 * kPanels) return;
-    const int from = first < 32 ? row[0] : row[1];
+    int from = first < 32 ? row[0] : row[1];
+    if (from < 0) from = which < kPanels ? again : static_cast<int>(params_.pairs.batch.total_q);
     const int panel = which % kPanels;
     std::uint8_t* to = (which < kPanels ? shared_.q[at_.stage] : shared_.dout[at_.stage]) +
                        (panel * kRows + first) * kPanelRowBytes;
-    const int outside = static_cast<int>(params_.pairs.batch.total_q);
-    ptx::cp_async_bulk_tensor<4>(to, which < kPanels ? &maps_.q : &maps_.dout,
-                                 {panel * kPanelItems, first < 32 ? head[0] : head[1],
-                                  from < 0 ? outside : from, shared_.item.head},
-                                 &shared_.ring.full[at_.stage]);
+    ptx::cp_async_bulk_tensor<4>(
+        to, which < kPanels ? &maps_.q : &maps_.dout,
+        {panel * kPanelItems, first < 32 ? head[0] : head[1], from, shared_.item.head},
+        &shared_.ring.full[at_.stage]);
   }
 
   const Params& params_;
   const Maps& maps_;
   Shared& shared_;
   const int lane_;
-  int first_stage_ = 0;  // of the item, and of laps before
   RingPosition<Traits::kStages> at_;
 };
 

@@ -31,17 +31,18 @@ struct Traits : mma::backward::Traits<kTile> {
     RowInfo infos[kStages];
     int masked[kStages];  // whether some row does not see all keys
     int number;           // of the item
+    int first_stage;      // of its steps
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kStages> ring;
+    ptx::Mbarrier meeting;  // of all threads
   };
   // Dynamic shared memory is not aligned to 1024.
   static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 
-  /// The consumers meet; or all threads, which roles call in places of their own.
+  /// The consumers meet.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
-  __device__ __forceinline__ static void meet() { ptx::bar_sync(2, kCtaThreads); }
 };
 
 }  // namespace msa::cuda::sm90::backward
