@@ -44,10 +44,10 @@ void launch_mma(const mma::index_loss::Config& config, const mma::index_loss::Pa
 }
 
 bool serves_sm90(const Problem& p) {
-  return sm90::index_loss::serves(storage_of(p.attention.q.storage), p.attention.head_dim,
-                                  p.index.dim, p.attention.heads_q / p.attention.heads_kv,
-                                  takes_lists(p) ? p.selection.block_size
-                                                 : sm90::index_loss::kTile.keys);
+  return sm90::index_loss::serves(
+      storage_of(p.attention.q.storage), p.attention.head_dim, p.index.dim,
+      p.attention.heads_q / p.attention.heads_kv,
+      takes_lists(p) ? p.selection.block_size : sm90::index_loss::kTile.keys);
 }
 
 void launch_sm90(const mma::index_loss::Config& config, const mma::index_loss::Params& params,

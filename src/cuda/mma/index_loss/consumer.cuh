@@ -12,20 +12,6 @@
 
 namespace msa::cuda::mma::index_loss {
 
-/// Scores of the teacher: a warp's 16 keys times the rows of a turn.
-template <class Traits>
-struct TeacherScores {
-  /// Behind a thread's copies, in front of the barrier that says that they have arrived.
-  __device__ __forceinline__ static void publish() {}
-
-  __device__ __forceinline__ static void multiply(const typename Traits::Shared& shared, int stage,
-                                                  int warp, int lane,
-                                                  float (&scores)[kTurnRows / 2]) {
-    multiply_tiles<typename Traits::Item, Traits::kHeadDim>(
-        shared.k, Traits::kKeys, 16 * warp, shared.q[stage], kTurnRows, 0, lane, scores);
-  }
-};
-
 template <class Traits>
 class Consumer {
  public:
@@ -79,11 +65,11 @@ class Consumer {
 
   /// Adds the weights of a turn's query heads to those of its tokens, which have `token_rows` rows
   /// each, a power of two. All threads.
-  template <class Scores>
   __device__ __forceinline__ void teach(int stage, int first_token, int token_rows,
                                         float scale_log2) {
     float weights[kTurnRows / 2];
-    Scores::multiply(shared_, stage, warp_, lane_, weights);
+    multiply_tiles<Item, Traits::kHeadDim>(shared_.k, Traits::kKeys, 16 * warp_, shared_.q[stage],
+                                           kTurnRows, 0, lane_, weights);
     const float* lse = shared_.lse[stage];
     float sums[2] = {};
     int token = first_token;
@@ -135,7 +121,8 @@ class Consumer {
       e[i] = ptx::cvt_pack<Item>(scores_[2 * i], scores_[2 * i + 1]);
       if (!queries) continue;
       const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
-      *reinterpret_cast<std::uint32_t*>(exchange_->e + (key * kTokens + token_of(2 * i)) * 2) = e[i];
+      *reinterpret_cast<std::uint32_t*>(exchange_->e + (key * kTokens + token_of(2 * i)) * 2) =
+          e[i];
     }
     if (!keys) return;
     if (!weighted) return add(e);

@@ -54,8 +54,8 @@ __device__ __forceinline__ void store_loss(const Params& params,
 
 template <class Traits>
 __device__ __forceinline__ void walk_student(const Params& params, const Loader<Traits>& loader,
+                                             Consumer<Traits>& consumer,
                                              typename Traits::Shared& shared) {
-  Consumer<Traits> consumer(shared, shared.exchange);
   loader.load_keys(false);
   begin(loader, [&] { loader.load_tokens(0); });
 #pragma unroll 1
@@ -89,7 +89,7 @@ __device__ __forceinline__ void finish_step(const Params& params,
   if (queries) consumer.template share_queries<kMasked>(tokens, params.shares);
 }
 
-template <class Scores, class Traits>
+template <class Traits>
 __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
                                      Consumer<Traits>& consumer, typename Traits::Shared& shared) {
   loader.load_keys(true);
@@ -106,7 +106,6 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
 #pragma unroll 1
     for (int turn = 0; turn < loader.turns(); ++turn, stage ^= 1) {
       ptx::cp_async_wait_group<0>();
-      Scores::publish();
       // Tokens of a step ascend: if the first one sees all keys, all do, but for the blind. Those
       // behind the last are zeros.
       blind = __syncthreads_or(turn == 0 ? loader.is_blind(step) : blind) != 0;
@@ -122,8 +121,7 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
         loader.tell(step + 2);
         consumer.score(tokens, step % 2, params.index_scale_log2);
       }
-      consumer.template teach<Scores>(stage, turn * loader.turn_tokens(), loader.token_rows(),
-                                      params.scale_log2);
+      consumer.teach(stage, turn * loader.turn_tokens(), loader.token_rows(), params.scale_log2);
     }
     consumer.derive(tokens, per_head);
     if (blind || tokens.limit[0] < Traits::kKeys) {
@@ -161,28 +159,21 @@ __device__ __forceinline__ void store_sums(const Params& params, const Consumer<
   }
 }
 
-template <class Traits, class Scores>
-__device__ __forceinline__ void work(const Params& params, typename Traits::Shared& shared) {
-#pragma unroll 1
-  while (cta::take_item(params.pairs, params.work, shared)) {
-    const Loader<Traits> loader(params, shared);
-    Consumer<Traits> consumer(shared, shared.exchange);
-    walk<Scores>(params, loader, consumer, shared);
-    store_sums(params, consumer, shared);
-  }
-}
-
 template <class Traits, bool kStudent>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(128) std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw);
-  if constexpr (kStudent) {
 #pragma unroll 1
-    while (cta::take_item(params.pairs, params.work, shared))
-      walk_student(params, Loader<Traits>(params, shared), shared);
-  } else {
-    work<Traits, TeacherScores<Traits>>(params, shared);
+  while (cta::take_item(params.pairs, params.work, shared)) {
+    const Loader<Traits> loader(params, shared);
+    Consumer<Traits> consumer(shared, shared.exchange);
+    if constexpr (kStudent) {
+      walk_student(params, loader, consumer, shared);
+    } else {
+      walk(params, loader, consumer, shared);
+      store_sums(params, consumer, shared);
+    }
   }
 }
 

@@ -26,8 +26,8 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
 
   /// The warp's keys, which have arrived in shared memory, for all steps of an item.
   __device__ __forceinline__ void take_keys() {
-    const std::uint32_t from =
-        ptx::cvta_to_shared(shared_.k) + common::swizzled_chunk(16 * warp_ + lane_ % 16, lane_ / 16);
+    const std::uint32_t from = ptx::cvta_to_shared(shared_.k) +
+                               common::swizzled_chunk(16 * warp_ + lane_ % 16, lane_ / 16);
 #pragma unroll
     for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
       mma::ptx::ldmatrix_x4(reinterpret_cast<std::uint32_t(&)[4]>(keys_[4 * k]),

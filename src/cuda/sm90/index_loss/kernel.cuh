@@ -43,9 +43,8 @@ __device__ __forceinline__ void walk_student(const Params& params, Consumer& con
 
 /// Behind the scores and weights of a step.
 template <bool kMasked>
-__device__ __forceinline__ void finish_step(const Params& params,
-                                            const Traits::TokenInfo& tokens, int stage,
-                                            Consumer& consumer,
+__device__ __forceinline__ void finish_step(const Params& params, const Traits::TokenInfo& tokens,
+                                            int stage, Consumer& consumer,
                                             const Traits::Exchange& exchange) {
   const bool queries = params.shares.steps != nullptr;
   consumer.add_keys(tokens, params.sums.data != nullptr, queries, params.weights != nullptr,

@@ -123,10 +123,10 @@ class Finder {
     std::int64_t slot = -1;
     if (token.row >= 0) {
       slot = common::backward::slot_of(p, shared_.item, token.row, token.place);
-      limit = min(visible_keys(shared_.request, token.row - shared_.request.q_begin,
-                               p.batch.causal != 0) -
-                      shared_.item.tile * Traits::kKeys,
-                  Traits::kKeys);
+      limit = min(
+          visible_keys(shared_.request, token.row - shared_.request.q_begin, p.batch.causal != 0) -
+              shared_.item.tile * Traits::kKeys,
+          Traits::kKeys);
       // Who has nothing but scores of minus infinity gives nothing, and sees nothing here, either.
       if (student == common::kMinusInf) limit = 0;
     }
@@ -154,10 +154,7 @@ class Gatherer {
   using Shared = Traits::Shared;
 
   __device__ __forceinline__ Gatherer(const Params& params, const Maps& maps, Shared& shared)
-      : params_(params),
-        maps_(maps),
-        shared_(shared),
-        lane_(static_cast<int>(threadIdx.x % 32)) {}
+      : params_(params), maps_(maps), shared_(shared), lane_(static_cast<int>(threadIdx.x % 32)) {}
 
   /// The turns of the item in shared memory.
   __device__ __forceinline__ void run() {
@@ -182,8 +179,8 @@ class Gatherer {
     if (lane_ < Traits::kTurnTokens * kPanels) {
       const int token = lane_ / kPanels;
       const int panel = lane_ % kPanels;
-      const int row = shared_.infos[step_.stage]
-                          .row[Traits::column_of(turn * Traits::kTurnTokens + token)];
+      const int row =
+          shared_.infos[step_.stage].row[Traits::column_of(turn * Traits::kTurnTokens + token)];
       const int outside = static_cast<int>(params_.pairs.batch.total_q);
       ptx::cp_async_bulk_tensor<4>(
           shared_.q[turn_.stage] + (panel * kTurnRows + token * kGroup) * kPanelRowBytes, &maps_.q,

@@ -25,7 +25,8 @@ struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kProducerRegisters = 72;
   static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
                 "registers of a CTA's warpgroups");
-  static_assert(kTurns == 4 && kTurnTokens == 4, "column_of; a lane of a quad has a token of a turn");
+  static_assert(kTurns == 4 && kTurnTokens == 4,
+                "column_of; a lane of a quad has a token of a turn");
   static constexpr int kTurnBytes = kTurnRows * kHeadDim * 2;
 
   struct Shared {
@@ -50,7 +51,7 @@ struct Traits : mma::index_loss::Traits<kTile> {
 
   /// The consumers meet; or all threads, which roles call in places of their own.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
-  __device__ __forceinline__ static void meet() { ptx::bar_sync(2, kCtaThreads); }
+  __device__ __forceinline__ static void meet(int) { ptx::bar_sync(2, kCtaThreads); }
 
   __device__ __forceinline__ static int steps_of(const common::backward::WorkItem& item) {
     return (item.count + kTokens - 1) / kTokens;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Warpgroup matrix multiply (wgmma, PTX ISA 9.7.15): m64n128k16, m64n64k16 and m64n16k16, 16-bit
-// inputs, f32 accumulation, A from shared memory (ss) or registers (rs); m64n128k32 of signed bytes. The macros
-// at the top spell the operand lists, once per width. Issue, commit and wait in one straight line:
-// accumulators in flight across a branch make ptxas serialise them (C75xx).
+// inputs, f32 accumulation, A from shared memory (ss) or registers (rs); m64n128k32 of signed
+// bytes. The macros at the top spell the operand lists, once per width. Issue, commit and wait in
+// one straight line: accumulators in flight across a branch make ptxas serialise them (C75xx).
 #pragma once
 
 #include <cuda_bf16.h>
