@@ -10,6 +10,7 @@
 #include "cuda/batch.h"
 #include "cuda/mma/index_loss/launch.h"
 #include "cuda/sm90/index_loss/launch.h"
+#include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 
 namespace msa::cuda {
@@ -35,12 +36,35 @@ std::int64_t tile_items(const mma::index_loss::Config& config) {
   return std::int64_t{config.keys} * config.index_dim;
 }
 
+constexpr int kMmaKeys = mma::index_loss::Config{}.keys;
+
+void launch_mma(const mma::index_loss::Config& config, const mma::index_loss::Params& params,
+                const core::Call&, int ctas, cudaStream_t stream) {
+  mma::index_loss::launch(config, params, ctas, stream);
+}
+
+bool serves_sm90(const Problem& p) {
+  return sm90::index_loss::serves(
+      storage_of(p.attention.q.storage), p.attention.head_dim, p.index.dim,
+      p.attention.heads_q / p.attention.heads_kv,
+      takes_lists(p) ? p.selection.block_size : sm90::index_loss::kTile.keys);
+}
+
+void launch_sm90(const mma::index_loss::Config& config, const mma::index_loss::Params& params,
+                 const core::Call& call, int ctas, cudaStream_t stream) {
+  if (config != sm90::index_loss::kTile) return launch_mma(config, params, call, ctas, stream);
+  const sm90::index_loss::Maps maps{
+      .q = make_query_map(call.q, params.pairs.heads_kv, sm90::index_loss::kGroup, 1, "q")};
+  sm90::index_loss::launch(params, maps, ctas, stream);
+}
+
 }  // namespace
 
-IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu)
+IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu, int tile_keys)
     : config{.storage = storage_of(p.attention.q.storage),
              .head_dim = static_cast<int>(p.attention.head_dim),
-             .index_dim = static_cast<int>(p.index.dim)},
+             .index_dim = static_cast<int>(p.index.dim),
+             .keys = tile_keys},
       keys(p, takes_lists(p), config.keys),
       cut{.group = p.attention.heads_q / p.attention.heads_kv,
           .ctas = std::max(1, gpu.multiprocessors) *
@@ -68,7 +92,7 @@ std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
     return "index_dim is 64 or 128 here, not " + std::to_string(p.index.dim);
   if (p.options.batch_invariant) return "sums of index_loss depend on the batch here";
   if (std::string why = KeyTiles::rejects_blocks(p, takes_lists(p)); !why.empty()) return why;
-  const Shape shape(p, gpu);
+  const Shape shape(p, gpu, kMmaKeys);
   if (shape.cut.group > mma::index_loss::kMostGroup)
     return "at most " + std::to_string(mma::index_loss::kMostGroup) +
            " query heads share a KV head, not " + std::to_string(shape.cut.group);
@@ -82,13 +106,15 @@ std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
 }
 
 IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : IndexLossStage(p, gpu, layout, mma::index_loss::launch) {}
+    : IndexLossStage(p, gpu, layout, kMmaKeys, launch_mma) {}
 
-IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout, Launch launch)
-    : IndexLossStage(p, Shape(p, gpu), layout, launch) {}
+IndexLossStage::IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout, int keys,
+                               Launch launch)
+    : IndexLossStage(p, Shape(p, gpu, keys), layout, launch) {}
 
 Sm90IndexLossStage::Sm90IndexLossStage(const Problem& p, const GpuInfo& gpu, Layout& layout)
-    : IndexLossStage(p, gpu, layout, sm90::index_loss::launch) {}
+    : IndexLossStage(p, gpu, layout, serves_sm90(p) ? sm90::index_loss::kTile.keys : kMmaKeys,
+                     launch_sm90) {}
 
 IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& layout, Launch launch)
     : shape_(shape),
@@ -183,7 +209,7 @@ mma::index_loss::Params IndexLossStage::params_of(const Problem& problem, const 
 }
 
 /// The student's logarithms.
-void IndexLossStage::run_student(const mma::index_loss::Params& gradients,
+void IndexLossStage::run_student(const core::Call& call, const mma::index_loss::Params& gradients,
                                  const common::backward::LossParams& rows, int ctas,
                                  cudaStream_t stream) const {
   mma::index_loss::Params student = gradients;
@@ -192,7 +218,7 @@ void IndexLossStage::run_student(const mma::index_loss::Params& gradients,
   student.student_shares = rows.student_shares;
   student.student_lse = nullptr;
   common::backward::launch_items(student.pairs, student.work, shape_.keys.all_tiles, stream);
-  launch_(shape_.config, student, ctas, stream);
+  launch_(shape_.config, student, call, ctas, stream);
   common::backward::launch_students(rows, stream);
 }
 
@@ -211,14 +237,14 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
                                     .loss_shares = params.loss_shares,
                                     .loss = make_rows<float>(call.loss)};
   rows.pairs.shared_heads = 1;  // all of them at once
-  run_student(params, rows, ctas, stream);
+  run_student(call, params, rows, ctas, stream);
 
   if (!call.d_index_k) params.work.splits = nullptr;
   // Heads that share a head of keys take turns with its sums.
   for (int turn = 0; turn < pairs.shared_heads; ++turn) {
     params.pairs.turn = turn;
     common::backward::launch_items(params.pairs, params.work, shape_.keys.all_tiles, stream);
-    launch_(shape_.config, params, ctas, stream);
+    launch_(shape_.config, params, call, ctas, stream);
     if (!call.d_index_k) continue;
     common::backward::KeyParams keys = key_params(problem, call, params.pairs, workspace);
     keys.work = params.work;

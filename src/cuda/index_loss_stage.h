@@ -21,26 +21,29 @@ namespace msa::cuda {
 class IndexLossStage {
  public:
   /// Starts a kernel over the items of a launch.
-  using Launch = void (*)(const mma::index_loss::Config&, const mma::index_loss::Params&, int ctas,
-                          cudaStream_t);
+  using Launch = void (*)(const mma::index_loss::Config&, const mma::index_loss::Params&,
+                          const core::Call&, int ctas, cudaStream_t);
 
   /// Why the kernels do not serve the problem; empty: they do.
   static std::string rejects(const Problem& problem, const GpuInfo& gpu);
 
   IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout);
 
-  /// With kernels of another instruction set, over the same items, shares and sums.
-  IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout, Launch launch);
-
   /// Clears the status word first.
   void run(const Problem& problem, const core::Call& call, void* workspace,
            cudaStream_t stream) const;
   std::string decisions() const;
 
+ protected:
+  /// With tiles of so many keys, and kernels of another instruction set over the same items, shares
+  /// and sums.
+  IndexLossStage(const Problem& problem, const GpuInfo& gpu, Layout& layout, int keys,
+                 Launch launch);
+
  private:
   /// Sizes that follow from a problem and a card.
   struct Shape {
-    Shape(const Problem& problem, const GpuInfo& gpu);
+    Shape(const Problem& problem, const GpuInfo& gpu, int keys);
 
     mma::index_loss::Config config;
     KeyTiles::Shape keys;
@@ -50,12 +53,13 @@ class IndexLossStage {
   };
 
   IndexLossStage(const Problem& problem, const Shape& shape, Layout& layout, Launch launch);
+
   common::backward::KeyParams key_params(const Problem& problem, const core::Call& call,
                                          const common::backward::Pairs& pairs,
                                          void* workspace) const;
   mma::index_loss::Params params_of(const Problem& problem, const core::Call& call,
                                     void* workspace) const;
-  void run_student(const mma::index_loss::Params& gradients,
+  void run_student(const core::Call& call, const mma::index_loss::Params& gradients,
                    const common::backward::LossParams& rows, int ctas, cudaStream_t stream) const;
   void run_rows(const Problem& problem, const core::Call& call,
                 const common::backward::Pairs& pairs, void* workspace, cudaStream_t stream) const;

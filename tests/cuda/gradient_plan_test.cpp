@@ -178,6 +178,28 @@ TEST(GradientPlans, HopperMakesGradientsOfQueriesByRows) {
             std::size_t{512} << 20);
 }
 
+// Hopper's kernels of the index loss are of one group, one width and one block.
+TEST(GradientPlans, HoppersIndexLossHasTilesOf128KeysWhereItServes) {
+  const auto keys = [](const char* line, const GpuInfo& gpu) {
+    const std::string decisions = planned(gradients(line), gpu).decisions;
+    return names_it(decisions, "index_loss_tile 128 keys")  ? 128
+           : names_it(decisions, "index_loss_tile 64 keys") ? 64
+                                                            : 0;
+  };
+  for (const char* line : {"op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=8192:8192",
+                           "op=index_loss heads=16/1 lists=0 lens=9:500"})
+    EXPECT_EQ(keys(line, kHopper), 128) << line;
+  for (const char* line :
+       {"op=index_loss heads=8/1 topk=16 lens=9:500", "op=index_loss heads=32/1 topk=16 lens=9:500",
+        "op=index_loss heads=16/1 block=64 topk=16 lens=9:500",
+        "op=index_loss heads=16/1 dim=64 topk=16 lens=9:500",
+        "op=index_loss heads=16/1 index_dim=64 lists=0 lens=9:500"})
+    EXPECT_EQ(keys(line, kHopper), 64) << line;
+  Problem p = gradients("op=index_loss heads=64/4 topk=16 lens=9:500");
+  p.options.isa = "mma";
+  EXPECT_TRUE(names_it(planned(p, kHopper).decisions, "index_loss_tile 64 keys"));
+}
+
 TEST(GradientPlans, ItemsOfABatchInvariantPlanDependOnNoBatch) {
   Problem p = gradients("op=sparse_backward heads=64/4 topk=16 lens=1048576:1048576");
   p.options.batch_invariant = true;

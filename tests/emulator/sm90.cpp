@@ -34,7 +34,7 @@ void backward_queries::launch(Walk, const Params& params, const Maps&, int, cuda
   *params.suspects.any = 1;
 }
 
-void index_loss::launch(const Config&, const Params&, int, cudaStream_t) { refuse(); }
+void index_loss::launch(const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 
 void kvouter::launch(const Config&, const Params&, const Maps&, int, cudaStream_t) { refuse(); }
 

@@ -12,20 +12,6 @@
 
 namespace msa::cuda::mma::index_loss {
 
-/// Scores of the teacher: a warp's 16 keys times the rows of a turn.
-template <class Traits>
-struct TeacherScores {
-  /// Behind a thread's copies, in front of the barrier that says that they have arrived.
-  __device__ __forceinline__ static void publish() {}
-
-  __device__ __forceinline__ static void multiply(const typename Traits::Shared& shared, int stage,
-                                                  int warp, int lane,
-                                                  float (&scores)[kTurnRows / 2]) {
-    multiply_tiles<typename Traits::Item, Traits::kHeadDim>(
-        shared.k, Traits::kKeys, 16 * warp, shared.q[stage], kTurnRows, 0, lane, scores);
-  }
-};
-
 template <class Traits>
 class Consumer {
  public:
@@ -35,8 +21,11 @@ class Consumer {
   static constexpr int kPairs = kTokens / 2;  // (key, token) pairs of a thread
   static constexpr int kSums = Traits::kIndexDim / 2;
 
-  __device__ __forceinline__ explicit Consumer(Shared& shared)
+  using Exchange = typename Traits::Exchange;
+
+  __device__ __forceinline__ Consumer(Shared& shared, Exchange& exchange)
       : shared_(shared),
+        exchange_(&exchange),
         warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32) {
 #pragma unroll
@@ -47,11 +36,9 @@ class Consumer {
   __device__ __forceinline__ void score(const TokenInfo& tokens, int stage, float scale_log2) {
     multiply_tiles<Item, Traits::kIndexDim>(shared_.index_k, Traits::kKeys, 16 * warp_,
                                             shared_.index_q[stage], kTokens, 0, lane_, scores_);
+    mask(tokens, scale_log2);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      scores_[i] = sees(tokens, i) ? scores_[i] * scale_log2 : common::kMinusInf;
-      teacher_[i] = 0.0f;
-    }
+    for (int i = 0; i < kPairs; ++i) teacher_[i] = 0.0f;
   }
 
   /// The largest score of each token, and the sum of powers against it: of the warp's keys, for
@@ -70,19 +57,19 @@ class Consumer {
         const float sum = sum_keys(ptx::ex2(own[0] - base) + ptx::ex2(own[1] - base));
         if (lane_ >= 4) continue;
         const int token = 8 * n + common::fragment_column(lane_) + x;
-        shared_.of_warps[0][warp_][token] = top;
-        shared_.of_warps[1][warp_][token] = sum;
+        exchange_->of_warps[0][warp_][token] = top;
+        exchange_->of_warps[1][warp_][token] = sum;
       }
     }
   }
 
   /// Adds the weights of a turn's query heads to those of its tokens, which have `token_rows` rows
   /// each, a power of two. All threads.
-  template <class Scores>
   __device__ __forceinline__ void teach(int stage, int first_token, int token_rows,
                                         float scale_log2) {
     float weights[kTurnRows / 2];
-    Scores::multiply(shared_, stage, warp_, lane_, weights);
+    multiply_tiles<Item, Traits::kHeadDim>(shared_.k, Traits::kKeys, 16 * warp_, shared_.q[stage],
+                                           kTurnRows, 0, lane_, weights);
     const float* lse = shared_.lse[stage];
     float sums[2] = {};
     int token = first_token;
@@ -119,25 +106,26 @@ class Consumer {
     for (int i = 0; i < kTokens / 4; ++i) {
       const float sum = sum_keys(losses[i]);
       if (lane_ < 4)
-        shared_.of_warps[0][warp_][i / 2 * 8 + common::fragment_column(lane_) + i % 2] = sum;
+        exchange_->of_warps[0][warp_][i / 2 * 8 + common::fragment_column(lane_) + i % 2] = sum;
     }
   }
 
   /// Gradients of scores, rounded once, go into shared memory where d_index_q is wanted, and, times
-  /// the tokens' weights, to d_index_k.
-  template <bool kMasked>
-  __device__ __forceinline__ void add_keys(const TokenInfo& tokens, int stage, bool keys,
-                                           bool queries, bool weighted) {
+  /// the tokens' weights, to d_index_k: add(e), once or twice.
+  template <class Add>
+  __device__ __forceinline__ void add_keys(const TokenInfo& tokens, bool keys, bool queries,
+                                           bool weighted, const Add& add) {
     std::uint32_t e[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       e[i] = ptx::cvt_pack<Item>(scores_[2 * i], scores_[2 * i + 1]);
       if (!queries) continue;
       const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
-      *reinterpret_cast<std::uint32_t*>(shared_.e + (key * kTokens + token_of(2 * i)) * 2) = e[i];
+      *reinterpret_cast<std::uint32_t*>(exchange_->e + (key * kTokens + token_of(2 * i)) * 2) =
+          e[i];
     }
     if (!keys) return;
-    if (!weighted) return add_product<kMasked>(tokens, stage, e);
+    if (!weighted) return add(e);
     // A weight times a gradient has twice as many bits: two products, of the upper and the lower.
     std::uint32_t rest[4];
 #pragma unroll
@@ -150,8 +138,8 @@ class Consumer {
       const float2 upper = ptx::cvt_unpack<Item>(e[i]);
       rest[i] = ptx::cvt_pack<Item>(first - upper.x, second - upper.y);
     }
-    add_product<kMasked>(tokens, stage, e);
-    add_product<kMasked>(tokens, stage, rest);
+    add(e);
+    add(rest);
   }
 
   /// The tile's share of d_index_q: a warp has some of the columns.
@@ -162,7 +150,7 @@ class Consumer {
     const auto load_e = [&](std::uint32_t(&a)[4], int k) {
       const int key = 16 * k + lane_ % 8 + lane_ / 16 * 8;
       ptx::ldmatrix_x4_trans(
-          a, ptx::cvta_to_shared(shared_.e) + key * kTokens * 2 + lane_ / 8 % 2 * 16);
+          a, ptx::cvta_to_shared(exchange_->e) + key * kTokens * 2 + lane_ / 8 % 2 * 16);
     };
     const auto load_keys = [&](std::uint32_t(&b)[4], int k, int n) {
       load_columns(b, shared_.index_k, Traits::kKeys, k, warp_ * (kDims / 16) + n, lane_);
@@ -194,9 +182,6 @@ class Consumer {
     }
   }
 
-  float sums_[kSums];  // of d_index_k
-
- private:
   /// sums_ += e times the step's index_q.
   template <bool kMasked>
   __device__ __forceinline__ void add_product(const TokenInfo& tokens, int stage,
@@ -216,6 +201,24 @@ class Consumer {
     }
   }
 
+  float sums_[kSums];  // of d_index_k
+
+ protected:
+  /// Products become scores.
+  __device__ __forceinline__ void mask(const TokenInfo& tokens, float scale_log2) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      scores_[i] = sees(tokens, i) ? scores_[i] * scale_log2 : common::kMinusInf;
+  }
+
+  Shared& shared_;
+  Exchange* exchange_;
+  const int warp_;
+  const int lane_;
+  float scores_[kPairs];   // later gradients
+  float teacher_[kPairs];  // summed over query heads
+
+ private:
   /// The token of a pair, and its key.
   __device__ __forceinline__ int token_of(int pair) const {
     return pair / 4 * 8 + common::fragment_column(lane_) + pair % 2;
@@ -238,12 +241,6 @@ class Consumer {
       if (token_of(i) == token) teacher_[i] = i / 2 % 2 == 0 ? first : second;
     }
   }
-
-  Shared& shared_;
-  const int warp_;
-  const int lane_;
-  float scores_[kPairs];   // later gradients
-  float teacher_[kPairs];  // summed over query heads
 };
 
 }  // namespace msa::cuda::mma::index_loss

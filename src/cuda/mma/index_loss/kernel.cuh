@@ -29,33 +29,33 @@ __device__ __forceinline__ void begin(const Loader<Traits>& loader, const Loads&
 template <class Traits>
 __device__ __forceinline__ void store_student(const Params& params,
                                               const typename Traits::TokenInfo& tokens,
-                                              const typename Traits::Shared& shared) {
+                                              const typename Traits::Exchange& from) {
   const int token = static_cast<int>(threadIdx.x);
   if (token >= kTokens || tokens.slot[token] < 0) return;
   float top = common::kMinusInf;
-  for (int w = 0; w < Traits::kWarps; ++w) top = fmaxf(top, shared.of_warps[0][w][token]);
+  for (int w = 0; w < Traits::kWarps; ++w) top = fmaxf(top, from.of_warps[0][w][token]);
   const float base = top == common::kMinusInf ? 0.0f : top;
   float sum = 0.0f;
   for (int w = 0; w < Traits::kWarps; ++w)
-    sum += shared.of_warps[1][w][token] * ptx::ex2(shared.of_warps[0][w][token] - base);
+    sum += from.of_warps[1][w][token] * ptx::ex2(from.of_warps[0][w][token] - base);
   params.student_shares[tokens.slot[token]] = {top, sum};
 }
 
 template <class Traits>
 __device__ __forceinline__ void store_loss(const Params& params,
                                            const typename Traits::TokenInfo& tokens,
-                                           const typename Traits::Shared& shared) {
+                                           const typename Traits::Exchange& from) {
   const int token = static_cast<int>(threadIdx.x);
   if (params.loss_shares == nullptr || token >= kTokens || tokens.slot[token] < 0) return;
   float sum = 0.0f;
-  for (int w = 0; w < Traits::kWarps; ++w) sum += shared.of_warps[0][w][token];
+  for (int w = 0; w < Traits::kWarps; ++w) sum += from.of_warps[0][w][token];
   params.loss_shares[tokens.slot[token]] = sum;
 }
 
 template <class Traits>
 __device__ __forceinline__ void walk_student(const Params& params, const Loader<Traits>& loader,
+                                             Consumer<Traits>& consumer,
                                              typename Traits::Shared& shared) {
-  Consumer<Traits> consumer(shared);
   loader.load_keys(false);
   begin(loader, [&] { loader.load_tokens(0); });
 #pragma unroll 1
@@ -69,7 +69,7 @@ __device__ __forceinline__ void walk_student(const Params& params, const Loader<
     consumer.score(loader.info(step), step % 2, params.index_scale_log2);
     consumer.sum_student();
     __syncthreads();
-    store_student<Traits>(params, loader.info(step), shared);
+    store_student<Traits>(params, loader.info(step), shared.exchange);
   }
 }
 
@@ -80,14 +80,16 @@ __device__ __forceinline__ void finish_step(const Params& params,
                                             Consumer<Traits>& consumer,
                                             typename Traits::Shared& shared) {
   const bool queries = params.shares.steps != nullptr;
-  consumer.template add_keys<kMasked>(tokens, step % 2, params.sums.data != nullptr, queries,
-                                      params.weights != nullptr);
+  consumer.add_keys(tokens, params.sums.data != nullptr, queries, params.weights != nullptr,
+                    [&](const std::uint32_t(&e)[4]) {
+                      consumer.template add_product<kMasked>(tokens, step % 2, e);
+                    });
   __syncthreads();
-  store_loss<Traits>(params, tokens, shared);
+  store_loss<Traits>(params, tokens, shared.exchange);
   if (queries) consumer.template share_queries<kMasked>(tokens, params.shares);
 }
 
-template <class Scores, class Traits>
+template <class Traits>
 __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>& loader,
                                      Consumer<Traits>& consumer, typename Traits::Shared& shared) {
   loader.load_keys(true);
@@ -104,7 +106,6 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
 #pragma unroll 1
     for (int turn = 0; turn < loader.turns(); ++turn, stage ^= 1) {
       ptx::cp_async_wait_group<0>();
-      Scores::publish();
       // Tokens of a step ascend: if the first one sees all keys, all do, but for the blind. Those
       // behind the last are zeros.
       blind = __syncthreads_or(turn == 0 ? loader.is_blind(step) : blind) != 0;
@@ -120,8 +121,7 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
         loader.tell(step + 2);
         consumer.score(tokens, step % 2, params.index_scale_log2);
       }
-      consumer.template teach<Scores>(stage, turn * loader.turn_tokens(), loader.token_rows(),
-                                      params.scale_log2);
+      consumer.teach(stage, turn * loader.turn_tokens(), loader.token_rows(), params.scale_log2);
     }
     consumer.derive(tokens, per_head);
     if (blind || tokens.limit[0] < Traits::kKeys) {
@@ -159,28 +159,21 @@ __device__ __forceinline__ void store_sums(const Params& params, const Consumer<
   }
 }
 
-template <class Traits, class Scores>
-__device__ __forceinline__ void work(const Params& params, typename Traits::Shared& shared) {
-#pragma unroll 1
-  while (cta::take_item(params.pairs, params.work, shared)) {
-    const Loader<Traits> loader(params, shared);
-    Consumer<Traits> consumer(shared);
-    walk<Scores>(params, loader, consumer, shared);
-    store_sums(params, consumer, shared);
-  }
-}
-
 template <class Traits, bool kStudent>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
     kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(128) std::uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw);
-  if constexpr (kStudent) {
 #pragma unroll 1
-    while (cta::take_item(params.pairs, params.work, shared))
-      walk_student(params, Loader<Traits>(params, shared), shared);
-  } else {
-    work<Traits, TeacherScores<Traits>>(params, shared);
+  while (cta::take_item(params.pairs, params.work, shared)) {
+    const Loader<Traits> loader(params, shared);
+    Consumer<Traits> consumer(shared, shared.exchange);
+    if constexpr (kStudent) {
+      walk_student(params, loader, consumer, shared);
+    } else {
+      walk(params, loader, consumer, shared);
+      store_sums(params, consumer, shared);
+    }
   }
 }
 

@@ -35,16 +35,21 @@ struct Traits {
     int limit[kTokens];  // keys of the tile that it sees, or fewer than 1
   };
 
+  /// What the warps of a step tell each other.
+  struct Exchange {
+    alignas(128) std::uint8_t e[kKeys * kTokens * 2];  // a row a key
+    float of_warps[2][kWarps][kTokens];                // sums, or maxima, of each warp's keys
+  };
+
   struct Shared {
     alignas(128) std::uint8_t k[kKeys * kHeadDim * 2];
     alignas(128) std::uint8_t index_k[kKeys * kIndexDim * 2];
     alignas(128) std::uint8_t q[2][kTurnRows * kHeadDim * 2];
     alignas(128) std::uint8_t index_q[2][kTokens * kIndexDim * 2];
-    alignas(128) std::uint8_t e[kKeys * kTokens * 2];  // a row a key
+    Exchange exchange;
     TokenInfo infos[kTokenInfos];
-    float lse[2][kTurnRows];             // -inf: the row has no weights
-    float of_warps[2][kWarps][kTokens];  // sums, or maxima, of each warp's keys
-    int number;                          // of the item
+    float lse[2][kTurnRows];  // -inf: the row has no weights
+    int number;               // of the item
     common::backward::WorkItem item;
     RequestRecord request;
   };

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: MIT
+// The one instance is compiled in a file of its own under instances/.
 #include "cuda/sm90/index_loss/launch.h"
-
-#include "cuda/mma/index_loss/launch.h"
 
 namespace msa::cuda::sm90::index_loss {
 
-void launch(const Config& config, const Params& params, int ctas, cudaStream_t stream) {
-  if (config == kTile && params.student_shares == nullptr)
-    return index_loss::launch_instance<kTile>(params, ctas, stream);
-  mma::index_loss::launch(config, params, ctas, stream);
+void launch(const Params& params, const Maps& maps, int ctas, cudaStream_t stream) {
+  launch_instance<kTile>(params, maps, ctas, stream);
 }
 
 }  // namespace msa::cuda::sm90::index_loss

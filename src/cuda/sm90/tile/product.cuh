@@ -26,6 +26,19 @@ __device__ __forceinline__ void multiply_rows(float (&d)[kAccumulators], const s
   ptx::wgmma_commit_group();
 }
 
+/// The same with the first factor as fragments of 64 rows and kDim columns.
+template <class Item, int kDim, int kPanelBytesB, int kAccumulators>
+__device__ __forceinline__ void multiply_rows(float (&d)[kAccumulators],
+                                              const std::uint32_t (&a)[kDim / 4],
+                                              const std::uint8_t* b) {
+  const std::uint64_t from_b = descriptor_k_major(b);
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k)
+    ptx::wgmma_rs<Item, ptx::Major::K>(
+        d, a + 4 * k, from_b + (k >> 2) * (kPanelBytesB >> 4) + (k & 3) * kDescriptorStepK, k != 0);
+  ptx::wgmma_commit_group();
+}
+
 /// d = or, where it accumulates, d += fragments `a` of 64 rows and kRows columns times the kRows
 /// rows of a tile, as wide as d.
 template <class Item, int kRows, int kAccumulators>

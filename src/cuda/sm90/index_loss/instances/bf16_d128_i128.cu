@@ -3,6 +3,6 @@
 
 namespace msa::cuda::sm90::index_loss {
 
-template void launch_instance<kTile>(const Params&, int, cudaStream_t);
+template void launch_instance<kTile>(const Params&, const Maps&, int, cudaStream_t);
 
 }  // namespace msa::cuda::sm90::index_loss

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+// What a warpgroup does by wgmma, with 64 keys of the tile: scores of the student and the teacher,
+// and the gradient of index keys. A wgmma accumulator has the order of mma.sync, so that a warp has
+// the very 16 keys, in the same registers, that it has in mma/index_loss, whose everything else is.
+#pragma once
+
+#include "cuda/mma/index_loss/consumer.cuh"
+#include "cuda/sm90/index_loss/traits.cuh"
+#include "cuda/sm90/ptx/math.cuh"
+#include "cuda/sm90/ptx/wgmma.cuh"
+#include "cuda/sm90/tile/fragment.cuh"
+#include "cuda/sm90/tile/product.cuh"
+
+namespace msa::cuda::sm90::index_loss {
+
+class Consumer : public mma::index_loss::Consumer<Traits> {
+ public:
+  using Base = mma::index_loss::Consumer<Traits>;
+  using TurnPosition = RingPosition<Traits::kTurnStages>;
+
+  __device__ __forceinline__ explicit Consumer(Shared& shared)
+      : Base(shared, shared.exchanges[0]) {}
+
+  /// Before a step: its place to tell.
+  __device__ __forceinline__ void tell_in(Traits::Exchange& exchange) { exchange_ = &exchange; }
+
+  /// The warp's keys, which have arrived in shared memory, for all steps of an item.
+  __device__ __forceinline__ void take_keys() {
+    const std::uint32_t from = ptx::cvta_to_shared(shared_.k) +
+                               common::swizzled_chunk(16 * warp_ + lane_ % 16, lane_ / 16);
+#pragma unroll
+    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
+      mma::ptx::ldmatrix_x4(reinterpret_cast<std::uint32_t(&)[4]>(keys_[4 * k]),
+                            (from ^ (k % 4 * 32)) + k / 4 * Traits::kKeys * kPanelRowBytes);
+    }
+  }
+
+  /// The student's scores of a step.
+  __device__ __forceinline__ void score(const TokenInfo& tokens, int stage, float scale_log2) {
+    ptx::wgmma_fence();
+    multiply_student(stage);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(scores_);
+    mask(tokens, scale_log2);
+  }
+
+  /// The student's scores and the teacher's weights of a step. A turn is multiplied while the one
+  /// before is weighed.
+  __device__ __forceinline__ void compare(const Params& params, const TokenInfo& tokens, int stage,
+                                          TurnPosition& turn) {
+    float first[kScores];
+    float second[kScores];
+    const float* offsets = shared_.offsets[stage];
+    TurnPosition next = turn;
+    shared_.turns.wait_full(next);
+    ptx::wgmma_fence();
+    multiply_student(stage);
+    multiply_turn(next, first);
+    next.advance();
+
+    shared_.turns.wait_full(next);
+    ptx::wgmma_fence();
+    multiply_turn(next, second);
+    next.advance();
+    weigh<1, 0>(offsets, params.scale_log2, turn, first);
+    ptx::keep_accumulator(scores_);
+
+    shared_.turns.wait_full(next);
+    ptx::wgmma_fence();
+    multiply_turn(next, first);
+    next.advance();
+    weigh<1, 1>(offsets, params.scale_log2, turn, second);
+
+    shared_.turns.wait_full(next);
+    ptx::wgmma_fence();
+    multiply_turn(next, second);
+    weigh<1, 2>(offsets, params.scale_log2, turn, first);
+    weigh<0, 3>(offsets, params.scale_log2, turn, second);
+    mask(tokens, params.index_scale_log2);
+  }
+
+  /// sums_ += e times the step's index_q.
+  __device__ __forceinline__ void add_whole(int stage, const std::uint32_t (&e)[4]) {
+    ptx::wgmma_fence();
+    multiply_columns<Item, kTokens>(sums_, e, shared_.index_q[stage], true);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(sums_);
+  }
+
+ private:
+  static constexpr int kScores = kTurnRows / 2;  // of a turn
+  static constexpr int kTurnTokens = Traits::kTurnTokens;
+
+  __device__ __forceinline__ void multiply_student(int stage) {
+    constexpr int kWarpgroupKeys = 64;
+    multiply_rows<Item, Traits::kIndexDim, Traits::kKeys * kPanelRowBytes,
+                  kTokens * kPanelRowBytes>(
+        scores_, shared_.index_k + warp_ / 4 * kWarpgroupKeys * kPanelRowBytes,
+        shared_.index_q[stage]);
+  }
+
+  __device__ __forceinline__ void multiply_turn(const TurnPosition& turn,
+                                                float (&scores)[kScores]) const {
+    multiply_rows<Item, Traits::kHeadDim, kTurnRows * kPanelRowBytes>(scores, keys_,
+                                                                      shared_.q[turn.stage]);
+  }
+
+  /// Waits for the scores of a turn, while so many products behind them go on, and makes the
+  /// teacher's weights of its tokens of them.
+  template <int kPending, int kTurn>
+  __device__ __forceinline__ void weigh(const float* offsets, float scale_log2, TurnPosition& turn,
+                                        float (&scores)[kScores]) {
+    float2 own[kTurnRows / 8];
+#pragma unroll
+    for (int n = 0; n < kTurnRows / 8; ++n)
+      own[n] = *reinterpret_cast<const float2*>(offsets + kTurn * kTurnRows + 8 * n +
+                                                fragment_column(lane_));
+    ptx::wgmma_wait_group<kPending>();
+    ptx::keep_accumulator(scores);
+    shared_.turns.release(turn);
+    turn.advance();
+    float sums[2][kTurnTokens] = {};  // of the upper key, and the lower
+#pragma unroll
+    for (int n = 0; n < kTurnRows / 8; ++n) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        const float offset = x % 2 == 0 ? own[n].x : own[n].y;
+        const float weight = ptx::ex2(fmaf(scores[4 * n + x], scale_log2, offset));
+        sums[x / 2][n * 8 / kGroup] += offset == common::kMinusInf ? 0.0f : weight;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      teacher_[kTurn / 2 * 4 + half * 2 + kTurn % 2] = sum_own(sums[half]);
+  }
+
+  /// Lane t of a quad gets the quad's sum of the turn's token t.
+  __device__ __forceinline__ float sum_own(const float (&sums)[kTurnTokens]) const {
+    const bool upper = (lane_ & 2) != 0;
+    float own[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float others = __shfl_xor_sync(common::kAllLanes, upper ? sums[i] : sums[2 + i], 2);
+      own[i] = (upper ? sums[2 + i] : sums[i]) + others;
+    }
+    const bool odd = (lane_ & 1) != 0;
+    const float others = __shfl_xor_sync(common::kAllLanes, odd ? own[0] : own[1], 1);
+    return (odd ? own[1] : own[0]) + others;
+  }
+
+  std::uint32_t keys_[Traits::kHeadDim / 4];  // fragments
+};
+
+}  // namespace msa::cuda::sm90::index_loss

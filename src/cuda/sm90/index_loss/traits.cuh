@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+// Roles and shared memory of Hopper's kernels of the index loss: two consumer warpgroups, of 64
+// keys each; three producer warps that find the tokens of steps, a stage each, and one that has the
+// query rows of turns gathered.
+#pragma once
+
+#include "cuda/mma/index_loss/traits.cuh"
+#include "cuda/sm90/index_loss/launch.h"
+#include "cuda/sm90/ptx/barrier.cuh"
+#include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/pipeline.cuh"
+
+namespace msa::cuda::sm90::index_loss {
+
+using mma::index_loss::kTokens;
+using mma::index_loss::kTurnRows;
+
+struct Traits : mma::index_loss::Traits<kTile> {
+  static constexpr int kSteps = 3;  // stages of the ring of steps: a producer warp each
+  static constexpr int kTurns = kTokens * kGroup / kTurnRows;  // of a step
+  static constexpr int kTurnTokens = kTurnRows / kGroup;
+  static constexpr int kTurnStages = 2 * kTurns;
+  static constexpr int kCtaThreads = kThreads + 128;
+  static constexpr int kConsumerRegisters = 216;
+  static constexpr int kProducerRegisters = 72;
+  static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
+                "registers of a CTA's warpgroups");
+  static_assert(kTurns == 4 && kTurnTokens == 4,
+                "column_of; a lane of a quad has a token of a turn");
+  static constexpr int kTurnBytes = kTurnRows * kHeadDim * 2;
+
+  struct Shared {
+    alignas(1024) std::uint8_t k[kKeys * kHeadDim * 2];
+    alignas(1024) std::uint8_t index_k[kKeys * kIndexDim * 2];
+    alignas(1024) std::uint8_t q[kTurnStages][kTurnBytes];
+    alignas(1024) std::uint8_t index_q[kSteps][kTokens * kIndexDim * 2];
+    // What steps tell, in turn: who reads that of a step is done when all have met in the next.
+    Exchange exchanges[2];
+    TokenInfo infos[kSteps];
+    float offsets[kSteps][kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
+    int masked[kSteps];                       // whether some token does not see all keys
+    int number;                               // of the item
+    common::backward::WorkItem item;
+    RequestRecord request;
+    Ring<kSteps> steps;
+    Ring<kTurnStages> turns;
+  };
+  // Dynamic shared memory is not aligned to 1024.
+  static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
+  static_assert(kSharedBytes <= 232448, "227 KB a CTA");
+
+  /// The consumers meet; or all threads, which roles call in places of their own.
+  __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
+  __device__ __forceinline__ static void meet(int) { ptx::bar_sync(2, kCtaThreads); }
+
+  __device__ __forceinline__ static int steps_of(const common::backward::WorkItem& item) {
+    return (item.count + kTokens - 1) / kTokens;
+  }
+
+  /// The column of a step's token among the student's scores: the lane of a quad that ends up with
+  /// the teacher's weights of a turn's token has it there.
+  __device__ __forceinline__ static constexpr int column_of(int token) {
+    return token / 8 * 8 + token % 4 * 2 + token / 4 % 2;
+  }
+};
+
+}  // namespace msa::cuda::sm90::index_loss
