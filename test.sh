@@ -434,7 +434,11 @@ python_tests() { # VENV PYTEST-ARGUMENT...
 python_environment() { # VENV
   local wanted=(numpy pytest hypothesis ml_dtypes mypy "scikit-build-core>=0.10" "torch==2.13.0" transformers kernels)
   [ -x "$1/bin/python" ] || python3 -m venv --system-site-packages "$1" || return
-  "$1/bin/python" -m pip install -q "${wanted[@]}" && "$1/bin/python" -m pip list
+  # Of seven thousand modules the tests import a fifth: Python compiles these when it meets them, and the large ones now, as
+  # tests have time limits.
+  "$1/bin/python" -m pip install -q --no-compile "${wanted[@]}" &&
+    "$1/bin/python" -c 'import hypothesis, torch._inductor.compile_fx, transformers.generation' &&
+    "$1/bin/python" -m pip list
 }
 
 python_wheel() { # VENV

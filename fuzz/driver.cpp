@@ -22,7 +22,7 @@ Target g_target = nullptr;  // libFuzzer's callback takes no context
 
 int one_input(const std::uint8_t* data, std::size_t size) {
   Choices choices(data, size);
-  testkit::OracleMemory memory;
+  testkit::CaseMemory memory;
   try {
     g_target(choices, {}, memory);
   } catch (const std::runtime_error& failure) {
@@ -67,7 +67,7 @@ int run_cases(const Arguments& arguments, Target target) {
   long failed = 0;
   for (long n = arguments.first; n < arguments.first + arguments.cases; ++n) {
     if (arguments.verbose) std::fprintf(stderr, "case %ld\n", n);
-    testkit::OracleMemory memory;
+    testkit::CaseMemory memory;
     for (const std::string& isa : arguments.isas) {
       Choices choices(arguments.seed, static_cast<std::uint64_t>(n));
       try {

@@ -5,8 +5,8 @@
 
 #include <string>
 
+#include "testkit/case_memory.h"
 #include "testkit/draw.h"
-#include "testkit/oracle_memory.h"
 #include "testkit/verify.h"
 
 namespace msa::fuzz {
@@ -18,7 +18,7 @@ enum class Verdict { Passed, Rejected, Skipped };
 /// What a fuzz target does with one sequence of choices. Throws std::runtime_error with the whole
 /// story of a failure. `memory` is of the case that these choices draw, whoever is under test.
 using Target = Verdict (*)(Choices& choices, const Options& under_test,
-                           testkit::OracleMemory& memory);
+                           testkit::CaseMemory& memory);
 
 int drive(int argc, char** argv, Target target);
 

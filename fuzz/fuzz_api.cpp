@@ -16,9 +16,8 @@ using namespace testkit;
 [[noreturn]] void fail(const std::string& text) { throw std::runtime_error(text); }
 
 /// A call whose contents are good or spoiled as the case says.
-Verdict check_case(const Case& spec, const Options& under_test, OracleMemory& memory) {
-  const Outcome outcome =
-      verify(spec, {.under_test = under_test, .repeats = 1, .compare = {.memory = &memory}});
+Verdict check_case(const Case& spec, const Options& under_test, CaseMemory& memory) {
+  const Outcome outcome = verify(spec, {.under_test = under_test, .repeats = 1, .memory = &memory});
   if (outcome.result == Result::Rejected) return Verdict::Rejected;
   if (outcome.result == Result::Passed) return Verdict::Passed;
   if (outcome.result == Result::Unmade && spec.corrupt != Corrupt::None) return Verdict::Skipped;
@@ -55,7 +54,7 @@ Verdict check_spoiled(Choices& choices, Case spec, const Options& under_test) {
   fail(story + "accepted");
 }
 
-Verdict target(Choices& choices, const Options& under_test, OracleMemory& memory) {
+Verdict target(Choices& choices, const Options& under_test, CaseMemory& memory) {
   const bool spoiled = choices.one_in(3);
   const Case spec = draw_case(choices);
   return spoiled ? check_spoiled(choices, spec, under_test) : check_case(spec, under_test, memory);

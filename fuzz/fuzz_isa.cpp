@@ -31,7 +31,7 @@ std::vector<std::int32_t> selection(const Case& spec, const Options& under_test)
   return all;
 }
 
-Verdict target(Choices& choices, const Options&, OracleMemory& memory) {
+Verdict target(Choices& choices, const Options&, CaseMemory& memory) {
   const Case spec = draw_case(choices, {.faults = false});
   Verdict verdict = Verdict::Skipped;
   std::vector<std::int32_t> first;
@@ -39,8 +39,7 @@ Verdict target(Choices& choices, const Options&, OracleMemory& memory) {
   for (const IsaInfo& isa : isas_of("cpu")) {
     if (!isa.available) continue;
     const Options options{.backend = "cpu", .isa = isa.name};
-    const Outcome outcome =
-        verify(spec, {.under_test = options, .repeats = 1, .compare = {.memory = &memory}});
+    const Outcome outcome = verify(spec, {.under_test = options, .repeats = 1, .memory = &memory});
     if (outcome.result == Result::Failed) {
       throw std::runtime_error(outcome.repro + "\n  " + outcome.reason);
     }

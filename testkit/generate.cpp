@@ -221,6 +221,13 @@ std::string Data::damage() const {
   return "";
 }
 
+bool Data::watches_inputs() const {
+  for (std::size_t i = 0; i < buffers_.size(); ++i) {
+    if (!views_[i] && sums_[i] == 0) return false;
+  }
+  return true;
+}
+
 std::string Data::touched() const {
   const bool in_place = !call_.part_outs.empty() && call_.part_outs[0].data == call_.out.data;
   for (std::size_t i = 0; i < buffers_.size(); ++i) {

@@ -47,6 +47,8 @@ class Data {
   /// After a call: what changed outside the outputs' elements, or "" (red zones, gaps between
   /// strided rows, inputs).
   std::string damage() const;
+  /// Whether damage() sees every input that changed: not those of gigabytes, nor sparse ones.
+  bool watches_inputs() const;
   /// After a call that was rejected: the output that changed, or "".
   std::string touched() const;
 

@@ -8,6 +8,7 @@
 
 #include "msa/info.h"
 #include "testkit/case.h"
+#include "testkit/case_memory.h"
 #include "testkit/compare.h"
 #include "testkit/memory.h"
 
@@ -32,7 +33,8 @@ struct VerifyOptions {
   Options under_test{};          // backend, instruction set, threads
   MemorySpace* space = nullptr;  // left out: the host
   int repeats = 2;               // runs in all; each must give the same bits
-  CompareOptions compare{};      // exact_scores is set from the case
+  CompareOptions compare{};      // exact_scores is set from the case, its memory from `memory`
+  CaseMemory* memory = nullptr;  // of this very case: what its other runs have worked out
 };
 
 Outcome verify(const Case& spec, const VerifyOptions& options);

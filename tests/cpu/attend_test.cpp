@@ -38,9 +38,8 @@ using testkit::Data;
 using testkit::Operands;
 
 /// What a call wrote, byte for byte.
-std::vector<std::byte> bits_of(const Case& spec, const Options& options,
+std::vector<std::byte> bits_of(Data& data, const Options& options,
                                [[maybe_unused]] unsigned mode = 0) {
-  Data data(spec);
   Problem problem = data.problem();
   problem.options = options;
   problem.options.batch_invariant = true;
@@ -103,7 +102,7 @@ TEST(Isa, TheLevelAskedForIsInForce) {
 TEST(Isa, ArithmeticTellsTheLevels) {
   // bf16 products are summed in pairs, or evenly and oddly in tiles of 32, and P is rounded; fused
   // products round once, plain ones twice.
-  const Case spec = testkit::parse_case("op=dense dtype=bf16 out=f32 heads=4/1 dim=64 lens=9:200");
+  Data data(testkit::parse_case("op=dense dtype=bf16 out=f32 heads=4/1 dim=64 lens=9:200"));
 #if defined(__aarch64__)
   const std::string scalar = "fused";  // the compiler has such products at hand everywhere
 #else
@@ -115,7 +114,7 @@ TEST(Isa, ArithmeticTellsTheLevels) {
   for (const std::string& isa : levels()) {
     for (const std::string& other : levels()) {
       if (products.at(isa) == products.at(other)) continue;
-      EXPECT_NE(bits_of(spec, on(isa)), bits_of(spec, on(other))) << isa << " and " << other;
+      EXPECT_NE(bits_of(data, on(isa)), bits_of(data, on(other))) << isa << " and " << other;
     }
   }
 }
@@ -214,9 +213,9 @@ class Attend : public testing::TestWithParam<std::string> {};
 
 TEST_P(Attend, MatchesTheOracle) {
   const Case spec = testkit::parse_case(GetParam());
-  testkit::OracleMemory memory;
+  testkit::CaseMemory memory;
   testkit::VerifyOptions options;
-  options.compare.memory = &memory;
+  options.memory = &memory;
   for (const std::string& isa : levels()) {
     options.under_test = on(isa);
     const testkit::Outcome outcome = testkit::verify(spec, options);
@@ -226,11 +225,11 @@ TEST_P(Attend, MatchesTheOracle) {
 }
 
 TEST_P(Attend, BitsDoNotDependOnThreads) {
-  const Case spec = testkit::parse_case(GetParam());
+  Data data(testkit::parse_case(GetParam()));
   for (const std::string& isa : levels()) {
-    const std::vector<std::byte> one = bits_of(spec, on(isa, 1));
+    const std::vector<std::byte> one = bits_of(data, on(isa, 1));
     for (const int threads : {2, 7})
-      EXPECT_EQ(bits_of(spec, on(isa, threads)), one) << isa << " " << threads;
+      EXPECT_EQ(bits_of(data, on(isa, threads)), one) << isa << " " << threads;
   }
 }
 
@@ -252,8 +251,8 @@ TEST_P(Attend, FiniteDataAreNeverComputedAgain) {
   const Case spec = testkit::parse_case(GetParam());
   const bool counts = spec.op != Op::MergeStates;
   if (!counts || spec.hostile != testkit::Hostile::None) return;  // the others are counted below
+  Data data(spec);
   for (const std::string& isa : levels()) {
-    Data data(spec);
     EXPECT_EQ(mended(data, isa), 0) << isa;
   }
 }
@@ -261,12 +260,12 @@ TEST_P(Attend, FiniteDataAreNeverComputedAgain) {
 #if defined(__x86_64__)
 TEST_P(Attend, BitsDoNotDependOnTheCallersFloatingPointMode) {
   constexpr unsigned kFlushAndRoundUp = 0x8000u | 0x0040u | 0x4000u;
-  const Case spec = testkit::parse_case(GetParam());
+  Data data(testkit::parse_case(GetParam()));
   for (const std::string& isa : levels()) {
-    const std::vector<std::byte> plain = bits_of(spec, on(isa, 2));
+    const std::vector<std::byte> plain = bits_of(data, on(isa, 2));
     const unsigned mode = _mm_getcsr() | kFlushAndRoundUp;
     for (const int threads : {1, 2}) {
-      EXPECT_EQ(bits_of(spec, on(isa, threads), mode), plain) << isa << ", threads " << threads;
+      EXPECT_EQ(bits_of(data, on(isa, threads), mode), plain) << isa << ", threads " << threads;
     }
   }
 }
@@ -347,9 +346,13 @@ struct Answer {
 Answer attend_flat(const std::string& dtype, const std::string& isa, float q,
                    const std::vector<float>& keys, float scale,
                    std::optional<float> value = std::nullopt) {
-  Data data(testkit::parse_case("op=dense out=f32 heads=4/2 dim=16 lse=1 dtype=" + dtype +
-                                " lens=1:" + std::to_string(keys.size())));
-  const Operands& o = data.operands();
+  // One for each type and length: all its numbers are written below, and drawing them takes longer
+  // than the call.
+  static std::map<std::string, Data> known;
+  const std::string line = "op=dense out=f32 heads=4/2 dim=16 lse=1 dtype=" + dtype +
+                           " lens=1:" + std::to_string(keys.size());
+  Data& data = known.try_emplace(line, testkit::parse_case(line)).first->second;
+  const Operands o = data.prepare();
   const auto fill = [](const Tensor& t, std::int64_t row, float x) {
     const std::vector<float> values(16, x);
     for (std::int64_t head = 0; head < t.shape[1]; ++head)

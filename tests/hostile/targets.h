@@ -79,9 +79,9 @@ class OnBackend : public testing::TestWithParam<std::string> {
 
  private:
   void expect_one(const Case& spec, const SupportTable& table, std::vector<Totals>& totals) const {
-    OracleMemory memory;
+    CaseMemory memory;
     VerifyOptions options;
-    options.compare.memory = &memory;
+    options.memory = &memory;
     for (std::size_t n = 0; n < targets_.size(); ++n) {
       options.under_test = targets_[n].options;
       Outcome outcome = verify(spec, options);

@@ -24,17 +24,76 @@ TEST(Verify, SmokeCasesOnEveryBackend) {
       std::printf("not run: %s: %s\n", isa.name.c_str(), isa.reason.c_str());
     }
   }
+  std::vector<SupportTable> tables;
   for (const Options& options : all) {
-    const SupportTable table =
-        SupportTable::read(std::string(MSA_TESTS_DIR) + "/support/" + options.backend + ".txt");
-    Totals totals;
-    for (const Case& spec : cases) {
-      Outcome outcome = verify(spec, {.under_test = options});
-      count(outcome, spec, &table, totals);
+    tables.push_back(
+        SupportTable::read(std::string(MSA_TESTS_DIR) + "/support/" + options.backend + ".txt"));
+  }
+  std::vector<Totals> totals(all.size());
+  for (const Case& spec : cases) {
+    CaseMemory memory;
+    for (std::size_t n = 0; n < all.size(); ++n) {
+      Outcome outcome = verify(spec, {.under_test = all[n], .memory = &memory});
+      count(outcome, spec, &tables[n], totals[n]);
       EXPECT_NE(outcome.result, Result::Failed) << outcome.repro << "\n  " << outcome.reason;
     }
-    std::printf("%s %s: %s\n", options.backend.c_str(), options.isa.c_str(), totals.text().c_str());
   }
+  for (std::size_t n = 0; n < all.size(); ++n) {
+    EXPECT_GT(totals[n].passed, 0);
+    std::printf("%s %s: %s\n", all[n].backend.c_str(), all[n].isa.c_str(),
+                totals[n].text().c_str());
+  }
+}
+
+const char* const kRemembered =
+    "op=select heads=2/2 dim=32 block=16 topk=2 lens=9:60,1:90 chosen=1";
+
+TEST(CaseMemory, MakesACaseOnce) {
+  CaseMemory memory;
+  const Case spec = parse_case(kRemembered);
+  const std::shared_ptr<MadeCase> made = memory.of(spec);
+  EXPECT_EQ(memory.of(spec), made);
+  const Case twin = parse_case(std::string(kRemembered) + " seed=2");
+  EXPECT_NE(memory.of(twin), made);
+  EXPECT_EQ(memory.of(twin)->data.spec(), twin);
+  memory.forget();
+  EXPECT_NE(memory.of(spec), made);
+}
+
+TEST(CaseMemory, MakesAnewWhatMayChangeUnseen) {
+  for (const char* how : {" corrupt=length_negative", " strides=huge"}) {
+    CaseMemory memory;
+    const Case spec = parse_case(kRemembered + std::string(how));
+    EXPECT_NE(memory.of(spec), memory.of(spec)) << how;
+  }
+}
+
+TEST(CaseMemory, AnInputThatWasWrittenFailsAndIsForgotten) {
+  CaseMemory memory;
+  const Case spec = parse_case(kRemembered);
+  const VerifyOptions options{.under_test = {.backend = "cpu"}, .memory = &memory};
+  EXPECT_EQ(verify(spec, options).result, Result::Passed);
+  *address(memory.of(spec)->data.operands().index_k, 0, 0) ^= std::byte{1};
+  const Outcome outcome = verify(spec, options);
+  EXPECT_EQ(outcome.result, Result::Failed);
+  EXPECT_NE(outcome.reason.find("an input was written"), std::string::npos) << outcome.reason;
+  EXPECT_EQ(verify(spec, options).result, Result::Passed);
+}
+
+// Bits that passed are not compared again; any others are.
+TEST(CaseMemory, OtherBitsAreComparedAgain) {
+  CaseMemory memory;
+  const Case spec = parse_case("op=scores heads=2/2 dim=32 block=16 lens=9:60,1:90");
+  const VerifyOptions options{.under_test = {.backend = "cpu", .isa = "scalar"}, .memory = &memory};
+  const double worst = verify(spec, options).report.worst_share;
+  MadeCase& made = *memory.of(spec);
+  ASSERT_TRUE(made.good);
+  made.report.worst_share = -1;
+  EXPECT_EQ(verify(spec, options).report.worst_share, -1);
+  (*made.good)[0][0] ^= std::byte{1};
+  EXPECT_EQ(verify(spec, options).report.worst_share, worst);
+  made.good.reset();
+  EXPECT_EQ(verify(spec, options).report.worst_share, worst);
 }
 
 TEST(Verify, CasesOverRanks) {

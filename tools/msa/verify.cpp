@@ -185,8 +185,8 @@ int verify(const VerifyCommand& command) {
     const testkit::Case& spec = cases[at];
     progress.bar(static_cast<double>(at) / static_cast<double>(cases.size()),
                  testkit::to_line(spec));
-    testkit::OracleMemory memory;  // its answers are good for every instruction set
-    options.compare.memory = &memory;
+    testkit::CaseMemory memory;  // what holds for every instruction set
+    options.memory = &memory;
     for (const std::string& isa : isas) {
       options.under_test.isa = isa;
       ++run;
