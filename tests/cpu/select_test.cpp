@@ -255,7 +255,9 @@ TEST(SelectCodes, FewRowsAreSumsOfTiles) {
       }
     }
     for (const std::string& isa : available_isas()) {
-      if (isa.starts_with("amx")) EXPECT_EQ(keys.scores_on(isa), expected) << isa << " " << dim;
+      if (isa.starts_with("amx")) {
+        EXPECT_EQ(keys.scores_on(isa), expected) << isa << " " << dim;
+      }
     }
   }
 }

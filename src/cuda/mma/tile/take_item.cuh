@@ -12,7 +12,7 @@ namespace msa::cuda::mma::cta {
 template <class Shared, class Meet>
 __device__ __forceinline__ bool take_item(const common::backward::Pairs& pairs,
                                           const common::backward::Work& work, Shared& shared,
-                                          const Meet& meet) {
+                                          Meet&& meet) {
   const int items = min(work.counters->items, work.max_items);
   meet(0);  // everybody is done with the item before
   if (threadIdx.x == 0) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ bool take_item(const common::backward::Pairs& pairs,
 /// The same of threads that only learn of the item.
 template <class Shared, class Meet>
 __device__ __forceinline__ bool await_item(const common::backward::Work& work, const Shared& shared,
-                                           const Meet& meet) {
+                                           Meet&& meet) {
   meet(0);
   meet(1);
   return shared.number < min(work.counters->items, work.max_items);

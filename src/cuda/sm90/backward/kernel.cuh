@@ -37,19 +37,10 @@ __device__ __forceinline__ void walk(const Params& params,
   if (threadIdx.x == 0) shared.first_stage = at.stage;
 }
 
-/// Roles meet each in a place of its own, where bar.sync wants all to come to the same one.
-struct Meeting {
-  __device__ __forceinline__ void operator()(int time) const {
-    ptx::mbarrier_arrive(&at);
-    wait(&at, time);
-  }
-  ptx::Mbarrier& at;
-};
-
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
   RingPosition<Traits::kStages> at{};
 #pragma unroll 1
-  while (mma::cta::take_item(params.pairs, params.work, shared, Meeting{shared.meeting})) {
+  while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
     const mma::backward::Loader<Traits> tile(params, shared);
     mma::backward::Consumer<Traits> sums(shared);
     walk(params, tile, sums, shared, at);
@@ -67,7 +58,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     // Every lane arrives for itself: the producers' tell of their rows, and racecheck does not see
     // that __syncwarp puts a consumer's reads in front of another lane's arrival.
     shared.ring.init(Traits::kThreads, 32);
-    ptx::mbarrier_init(&shared.meeting, Traits::kCtaThreads);
+    shared.meeting.init(Traits::kCtaThreads);
     shared.first_stage = 0;
     ptx::fence_mbarrier_init();
   }
@@ -76,7 +67,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     Producer producer(params, maps, shared);
 #pragma unroll 1
-    while (mma::cta::await_item(params.work, shared, Meeting{shared.meeting})) producer.run();
+    while (mma::cta::await_item(params.work, shared, shared.meeting)) producer.run();
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume(params, shared);

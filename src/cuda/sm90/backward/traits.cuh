@@ -7,6 +7,7 @@
 #include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/meeting.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::backward {
@@ -35,7 +36,7 @@ struct Traits : mma::backward::Traits<kTile> {
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kStages> ring;
-    ptx::Mbarrier meeting;  // of all threads
+    Meeting meeting;
   };
   // Dynamic shared memory is not aligned to 1024.
   static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;

@@ -90,7 +90,7 @@ __device__ __forceinline__ void consume(const Params& params, Traits::Shared& sh
   RingPosition<Traits::kSteps> at{};
   RingPosition<Traits::kTurnStages> turn{};
 #pragma unroll 1
-  while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
+  while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
     Consumer consumer(shared);
     if constexpr (kStudent) {
       walk_student(params, consumer, shared, at);
@@ -108,12 +108,11 @@ __device__ __forceinline__ void produce(const Params& params, const Maps& maps,
   if (warp < Traits::kSteps) {
     Finder finder(params, shared, warp);
 #pragma unroll 1
-    while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet))
-      finder.run<kStudent>();
+    while (mma::cta::await_item(params.work, shared, shared.meeting)) finder.run<kStudent>();
   } else {
     Gatherer gatherer(params, maps, shared);
 #pragma unroll 1
-    while (mma::cta::take_item(params.pairs, params.work, shared, Traits::meet)) {
+    while (mma::cta::await_item(params.work, shared, shared.meeting)) {
       if constexpr (!kStudent) gatherer.run();
     }
   }
@@ -128,6 +127,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     // Every lane arrives for itself, as in sm90/backward; the gatherer reads steps, too.
     shared.steps.init(Traits::kThreads + (kStudent ? 0 : 32), 32);
     shared.turns.init(Traits::kThreads);
+    shared.meeting.init(Traits::kCtaThreads);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

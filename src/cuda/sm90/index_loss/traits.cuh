@@ -8,6 +8,7 @@
 #include "cuda/sm90/index_loss/launch.h"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/tile/descriptor.cuh"
+#include "cuda/sm90/tile/meeting.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
 
 namespace msa::cuda::sm90::index_loss {
@@ -44,14 +45,14 @@ struct Traits : mma::index_loss::Traits<kTile> {
     RequestRecord request;
     Ring<kSteps> steps;
     Ring<kTurnStages> turns;
+    Meeting meeting;
   };
   // Dynamic shared memory is not aligned to 1024.
   static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 
-  /// The consumers meet; or all threads, which roles call in places of their own.
+  /// The consumers meet.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
-  __device__ __forceinline__ static void meet(int) { ptx::bar_sync(2, kCtaThreads); }
 
   __device__ __forceinline__ static int steps_of(const common::backward::WorkItem& item) {
     return (item.count + kTokens - 1) / kTokens;
