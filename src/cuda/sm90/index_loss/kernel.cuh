@@ -21,24 +21,33 @@ __device__ __forceinline__ void load_keys(const Params& params, Traits::Shared& 
   Traits::sync();
 }
 
+/// work(tokens, exchange, stage) of each of the item's steps.
+template <class Work>
+__device__ __forceinline__ void walk_steps(Consumer& consumer, Traits::Shared& shared,
+                                           RingPosition<Traits::kSteps>& at, const Work& work) {
+  const int steps = Traits::steps_of(shared.item);
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    Traits::Exchange& exchange = shared.exchanges[step % 2];
+    consumer.tell_in(exchange);
+    shared.steps.wait_full(at);
+    work(shared.infos[at.stage], exchange, at.stage);
+    shared.steps.release(at);
+    at.advance();
+  }
+}
+
 __device__ __forceinline__ void walk_student(const Params& params, Consumer& consumer,
                                              Traits::Shared& shared,
                                              RingPosition<Traits::kSteps>& at) {
   load_keys(params, shared, false);
-  const int steps = Traits::steps_of(shared.item);
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    const Traits::TokenInfo& tokens = shared.infos[at.stage];
-    Traits::Exchange& exchange = shared.exchanges[step % 2];
-    consumer.tell_in(exchange);
-    shared.steps.wait_full(at);
-    consumer.score(tokens, at.stage, params.index_scale_log2);
-    consumer.sum_student();
-    Traits::sync();
-    mma::index_loss::store_student<Traits>(params, tokens, exchange);
-    shared.steps.release(at);
-    at.advance();
-  }
+  walk_steps(consumer, shared, at,
+             [&](const Traits::TokenInfo& tokens, const Traits::Exchange& exchange, int stage) {
+               consumer.score(tokens, stage, params.index_scale_log2);
+               consumer.sum_student();
+               Traits::sync();
+               mma::index_loss::store_student<Traits>(params, tokens, exchange);
+             });
 }
 
 /// Behind the scores and weights of a step.
@@ -66,23 +75,16 @@ __device__ __forceinline__ void walk(const Params& params, Consumer& consumer,
   load_keys(params, shared, true);
   consumer.take_keys();
   constexpr float kPerHead = 1.0f / kGroup;
-  const int steps = Traits::steps_of(shared.item);
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    const Traits::TokenInfo& tokens = shared.infos[at.stage];
-    Traits::Exchange& exchange = shared.exchanges[step % 2];
-    consumer.tell_in(exchange);
-    shared.steps.wait_full(at);
-    consumer.compare(params, tokens, at.stage, turn);
-    consumer.derive(tokens, kPerHead);
-    if (shared.masked[at.stage] != 0) {
-      finish_step<true>(params, tokens, at.stage, consumer, exchange);
-    } else {
-      finish_step<false>(params, tokens, at.stage, consumer, exchange);
-    }
-    shared.steps.release(at);
-    at.advance();
-  }
+  walk_steps(consumer, shared, at,
+             [&](const Traits::TokenInfo& tokens, const Traits::Exchange& exchange, int stage) {
+               consumer.compare(params, tokens, stage, turn);
+               consumer.derive(tokens, kPerHead);
+               if (shared.masked[stage] != 0) {
+                 finish_step<true>(params, tokens, stage, consumer, exchange);
+               } else {
+                 finish_step<false>(params, tokens, stage, consumer, exchange);
+               }
+             });
 }
 
 template <bool kStudent>
