@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A warp a (row, index head). Who attends to nothing, or has scores of minus infinity alone, has a
+// A warp a (row, index head), a lane a share of it. Who attends to nothing, or has scores of minus infinity alone, has a
 // logarithm of minus infinity and a loss of 0.
 #include "cuda/common/backward/launch.h"
 #include "cuda/common/backward/places.cuh"
@@ -33,11 +33,12 @@ __device__ __forceinline__ bool find_row(const Pairs& p, LossRow& own) {
   return true;
 }
 
+/// Each slot of the row is one lane's.
 template <class Visit>
 __device__ __forceinline__ void for_each_slot(const Pairs& p, const LossRow& own,
                                               const Visit& visit) {
   if (own.request < 0) return;
-  for_each_place(p, p.requests[own.request], own.row, own.head, own.lane,
+  for_each_own_place(p, p.requests[own.request], own.row, own.head, own.lane,
                  [&](int place) { visit(own.first_slot + place); });
 }
 
@@ -50,10 +51,12 @@ __global__ void __launch_bounds__(kLossWarps * 32)
   for_each_slot(p, own, [&](std::int64_t slot) {
     whole.top = fmaxf(whole.top, params.student_shares[slot].top);
   });
+  whole.top = warp::max(whole.top);
   for_each_slot(p, own, [&](std::int64_t slot) {
     const StudentShare share = params.student_shares[slot];
     whole.sum += share_weight(share.top, whole.top, 1.0f) * share.sum;
   });
+  whole.sum = warp::sum(whole.sum);
   if (own.lane != 0) return;
   params.student_lse[own.row * p.heads_kv + own.head] =
       whole.sum == 0.0f ? kMinusInf : whole.top + log2f(whole.sum);
@@ -67,6 +70,7 @@ __global__ void __launch_bounds__(kLossWarps * 32)
   float sum = 0.0f;
   if (params.student_lse[own.row * p.heads_kv + own.head] != kMinusInf)
     for_each_slot(p, own, [&](std::int64_t slot) { sum += params.loss_shares[slot]; });
+  sum = warp::sum(sum);
   if (own.lane == 0) item_of(params.loss, own.row, own.head) = sum;
 }
 

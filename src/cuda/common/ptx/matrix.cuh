@@ -36,6 +36,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const v
   ldmatrix_x4_trans(r, cvta_to_shared(row));
 }
 
+/// An 8x8 matrix of 16-bit items transposed; a lane has two neighbours of row lane / 4.
+__device__ __forceinline__ std::uint32_t movmatrix_trans(std::uint32_t a) {
+  std::uint32_t d;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+  return d;
+}
+
 /// D[16 x 8] += A[16 x 16] * B[16 x 8], f32 accumulation; A row-major, B column-major fragments.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4],

@@ -98,8 +98,9 @@ class Consumer {
       const float teacher = teacher_[i] * per_head;
       const bool counts = sees(tokens, i) && whole != common::kMinusInf;
       const float log_student = scores_[i] - whole;
-      if (counts && teacher != 0.0f)
-        losses[i / 4 * 2 + i % 2] += teacher * (log2f(teacher) - log_student) * common::kLn2;
+      // Below it the logarithm is that of 0.
+      if (counts && teacher >= kSmallestNormal)
+        losses[i / 4 * 2 + i % 2] += teacher * (ptx::lg2(teacher) - log_student) * common::kLn2;
       scores_[i] = counts ? ptx::ex2(log_student) - teacher : 0.0f;
     }
 #pragma unroll
@@ -121,7 +122,7 @@ class Consumer {
       e[i] = ptx::cvt_pack<Item>(scores_[2 * i], scores_[2 * i + 1]);
       if (!queries) continue;
       const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
-      *reinterpret_cast<std::uint32_t*>(exchange_->e + (key * kTokens + token_of(2 * i)) * 2) =
+      *reinterpret_cast<std::uint32_t*>(exchange_->e + Traits::e_offset(key, token_of(2 * i))) =
           e[i];
     }
     if (!keys) return;
@@ -144,13 +145,13 @@ class Consumer {
 
   /// The tile's share of d_index_q: a warp has some of the columns.
   template <bool kMasked>
-  __device__ __forceinline__ void share_queries(const TokenInfo& tokens,
+  __device__ __forceinline__ void share_queries(const TokenInfo& tokens, const Exchange& from,
                                                 const common::backward::Shares& to) const {
     constexpr int kDims = Traits::kPartDims;
     const auto load_e = [&](std::uint32_t(&a)[4], int k) {
       const int key = 16 * k + lane_ % 8 + lane_ / 16 * 8;
       ptx::ldmatrix_x4_trans(
-          a, ptx::cvta_to_shared(exchange_->e) + key * kTokens * 2 + lane_ / 8 % 2 * 16);
+          a, ptx::cvta_to_shared(from.e) + Traits::e_offset(key, lane_ / 8 % 2 * 8));
     };
     const auto load_keys = [&](std::uint32_t(&b)[4], int k, int n) {
       load_columns(b, shared_.index_k, Traits::kKeys, k, warp_ * (kDims / 16) + n, lane_);
@@ -171,15 +172,7 @@ class Consumer {
         }
       }
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float own[kDims / 4];
-#pragma unroll
-      for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
-      const common::backward::PackedShare<kDims> packed(own);
-      const std::int64_t slot = tokens.slot[lane_ / 4 + 8 * half];
-      if (slot >= 0) packed.store(to, slot, Traits::kIndexDim, warp_, lane_ % 4);
-    }
+    store_share(tokens, to, sums);
   }
 
   /// sums_ += e times the step's index_q.
@@ -204,6 +197,22 @@ class Consumer {
   float sums_[kSums];  // of d_index_k
 
  protected:
+  /// The warp's columns of d_index_q of all tokens.
+  __device__ __forceinline__ void store_share(const TokenInfo& tokens,
+                                              const common::backward::Shares& to,
+                                              const float (&sums)[Traits::kPartDims / 2]) const {
+    constexpr int kDims = Traits::kPartDims;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float own[kDims / 4];
+#pragma unroll
+      for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
+      const common::backward::PackedShare<kDims> packed(own);
+      const std::int64_t slot = tokens.slot[lane_ / 4 + 8 * half];
+      if (slot >= 0) packed.store(to, slot, Traits::kIndexDim, warp_, lane_ % 4);
+    }
+  }
+
   /// Products become scores.
   __device__ __forceinline__ void mask(const TokenInfo& tokens, float scale_log2) {
 #pragma unroll
@@ -219,6 +228,8 @@ class Consumer {
   float teacher_[kPairs];  // summed over query heads
 
  private:
+  static constexpr float kSmallestNormal = 0x1p-126f;
+
   /// The token of a pair, and its key.
   __device__ __forceinline__ int token_of(int pair) const {
     return pair / 4 * 8 + common::fragment_column(lane_) + pair % 2;

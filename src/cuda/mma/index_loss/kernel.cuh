@@ -86,7 +86,7 @@ __device__ __forceinline__ void finish_step(const Params& params,
                     });
   __syncthreads();
   store_loss<Traits>(params, tokens, shared.exchange);
-  if (queries) consumer.template share_queries<kMasked>(tokens, params.shares);
+  if (queries) consumer.template share_queries<kMasked>(tokens, shared.exchange, params.shares);
 }
 
 template <class Traits>

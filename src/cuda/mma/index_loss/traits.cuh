@@ -35,6 +35,11 @@ struct Traits {
     int limit[kTokens];  // keys of the tile that it sees, or fewer than 1
   };
 
+  /// Where e of a key and a token lies.
+  __device__ __forceinline__ static constexpr int e_offset(int key, int token) {
+    return (key * kTokens + token) * 2;
+  }
+
   /// What the warps of a step tell each other.
   struct Exchange {
     alignas(128) std::uint8_t e[kKeys * kTokens * 2];  // a row a key

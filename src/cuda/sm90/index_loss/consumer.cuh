@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-// What a warpgroup does by wgmma, with 64 keys of the tile: scores of the student and the teacher,
-// and the gradient of index keys. A wgmma accumulator has the order of mma.sync, so that a warp has
-// the very 16 keys, in the same registers, that it has in mma/index_loss, whose everything else is.
+// What a warpgroup does by wgmma: with 64 keys of the tile, scores of the student and the teacher,
+// and the gradient of index keys; with 64 columns of all keys, the share of d_index_q, once both
+// warpgroups have told their gradients, a step later. A wgmma accumulator has the order of mma.sync,
+// so that a warp has the very 16 keys, in the same registers, that it has in mma/index_loss, whose
+// everything else is.
 #pragma once
 
 #include "cuda/mma/index_loss/consumer.cuh"
@@ -18,11 +20,28 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
   using Base = mma::index_loss::Consumer<Traits>;
   using TurnPosition = RingPosition<Traits::kTurnStages>;
 
-  __device__ __forceinline__ explicit Consumer(Shared& shared)
-      : Base(shared, shared.exchanges[0]) {}
+  using ToldPosition = RingPosition<2>;
 
-  /// Before a step: its place to tell.
-  __device__ __forceinline__ void tell_in(Traits::Exchange& exchange) { exchange_ = &exchange; }
+  __device__ __forceinline__ Consumer(Shared& shared, ToldPosition& told)
+      : Base(shared, shared.exchanges[told.stage]), told_(told) {}
+
+  /// A step's gradients and sums are in its exchange.
+  __device__ __forceinline__ void tell() {
+    ptx::fence_proxy_async_shared();  // wgmma reads them
+    ptx::mbarrier_arrive(&shared_.told[told_.stage]);
+    told_.advance();
+    exchange_ = &shared_.exchanges[told_.stage];
+  }
+
+  /// What both warpgroups have told of the step before.
+  __device__ __forceinline__ const Traits::Exchange& before() const {
+    return shared_.exchanges[told_.stage ^ 1];
+  }
+
+  /// Waits for it. There is nothing to wait for in the first step of all.
+  __device__ __forceinline__ void await_before() const {
+    wait(&shared_.told[told_.stage ^ 1], told_.stage == 0 ? told_.parity ^ 1 : told_.parity);
+  }
 
   /// The warp's keys, which have arrived in shared memory, for all steps of an item.
   __device__ __forceinline__ void take_keys() {
@@ -45,7 +64,9 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
   }
 
   /// The student's scores and the teacher's weights of a step. A turn is multiplied while the one
-  /// before is weighed.
+  /// before is weighed. Beside the last, the share of the step before: of the first step of an item
+  /// it is nobody's. kBlind: some row has no weights.
+  template <bool kBlind>
   __device__ __forceinline__ void compare(const Params& params, const TokenInfo& tokens, int stage,
                                           TurnPosition& turn) {
     float first[kScores];
@@ -62,21 +83,39 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     ptx::wgmma_fence();
     multiply_turn(next, second);
     next.advance();
-    weigh<1, 0>(offsets, params.scale_log2, turn, first);
+    await_turn<1>(turn, first);
+    weigh<kBlind, 0>(offsets, params.scale_log2, first);
     ptx::keep_accumulator(scores_);
 
     shared_.turns.wait_full(next);
     ptx::wgmma_fence();
     multiply_turn(next, first);
     next.advance();
-    weigh<1, 1>(offsets, params.scale_log2, turn, second);
+    await_turn<1>(turn, second);
+    weigh<kBlind, 1>(offsets, params.scale_log2, second);
 
     shared_.turns.wait_full(next);
     ptx::wgmma_fence();
     multiply_turn(next, second);
-    weigh<1, 2>(offsets, params.scale_log2, turn, first);
-    weigh<0, 3>(offsets, params.scale_log2, turn, second);
+    await_turn<1>(turn, first);
+    weigh<kBlind, 2>(offsets, params.scale_log2, first);
+    await_turn<0>(turn, second);
+    begin_share();
+    weigh<kBlind, 3>(offsets, params.scale_log2, second);
     mask(tokens, params.index_scale_log2);
+    await_share();
+  }
+
+  /// The warp's columns of the share of the step before, for store_whole_share().
+  __device__ __forceinline__ void make_share() {
+    begin_share();
+    await_share();
+  }
+
+  __device__ __forceinline__ void store_whole_share(const TokenInfo& tokens,
+                                                    const common::backward::Shares& to) {
+    transpose(share_);
+    store_share(tokens, to, share_);
   }
 
   /// sums_ += e times the step's index_q.
@@ -105,28 +144,41 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
                                                                       shared_.q[turn.stage]);
   }
 
-  /// Waits for the scores of a turn, while so many products behind them go on, and makes the
-  /// teacher's weights of its tokens of them.
-  template <int kPending, int kTurn>
-  __device__ __forceinline__ void weigh(const float* offsets, float scale_log2, TurnPosition& turn,
-                                        float (&scores)[kScores]) {
-    float2 own[kTurnRows / 8];
-#pragma unroll
-    for (int n = 0; n < kTurnRows / 8; ++n)
-      own[n] = *reinterpret_cast<const float2*>(offsets + kTurn * kTurnRows + 8 * n +
-                                                fragment_column(lane_));
+  __device__ __forceinline__ void begin_share() {
+    await_before();
+    ptx::wgmma_fence();
+    multiply_transposed<Item, Traits::kKeys>(
+        share_, shared_.index_k + warp_ / 4 * Traits::kKeys * kPanelRowBytes, before().e);
+  }
+
+  __device__ __forceinline__ void await_share() {
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(share_);
+  }
+
+  /// Waits for the scores of a turn, while so many products behind them go on.
+  template <int kPending>
+  __device__ __forceinline__ void await_turn(TurnPosition& turn, float (&scores)[kScores]) {
     ptx::wgmma_wait_group<kPending>();
     ptx::keep_accumulator(scores);
     shared_.turns.release(turn);
     turn.advance();
+  }
+
+  /// The teacher's weights of a turn's tokens.
+  template <bool kBlind, int kTurn>
+  __device__ __forceinline__ void weigh(const float* offsets, float scale_log2,
+                                        const float (&scores)[kScores]) {
     float sums[2][kTurnTokens] = {};  // of the upper key, and the lower
 #pragma unroll
     for (int n = 0; n < kTurnRows / 8; ++n) {
+      const float2 own = *reinterpret_cast<const float2*>(offsets + kTurn * kTurnRows + 8 * n +
+                                                          fragment_column(lane_));
 #pragma unroll
       for (int x = 0; x < 4; ++x) {
-        const float offset = x % 2 == 0 ? own[n].x : own[n].y;
+        const float offset = x % 2 == 0 ? own.x : own.y;
         const float weight = ptx::ex2(fmaf(scores[4 * n + x], scale_log2, offset));
-        sums[x / 2][n * 8 / kGroup] += offset == common::kMinusInf ? 0.0f : weight;
+        sums[x / 2][n * 8 / kGroup] += kBlind && offset == common::kMinusInf ? 0.0f : weight;
       }
     }
 #pragma unroll
@@ -149,6 +201,8 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
   }
 
   std::uint32_t keys_[Traits::kHeadDim / 4];  // fragments
+  float share_[Traits::kPartDims / 2];
+  ToldPosition& told_;  // of the step
 };
 
 }  // namespace msa::cuda::sm90::index_loss

@@ -21,83 +21,110 @@ __device__ __forceinline__ void load_keys(const Params& params, Traits::Shared& 
   Traits::sync();
 }
 
-/// work(tokens, exchange, stage) of each of the item's steps.
+/// What is done of a step: begin() with what all warps have told of the step before, finish() the
+/// step before, tell() this one. end() stands for begin() behind the item's last step.
+struct StudentWork {
+  const Params& params;
+  Consumer& consumer;
+  Traits::Shared& shared;
+
+  __device__ __forceinline__ void begin(int stage) {
+    consumer.score(shared.infos[stage], stage, params.index_scale_log2);
+    consumer.await_before();
+  }
+  __device__ __forceinline__ void end() { consumer.await_before(); }
+  __device__ __forceinline__ void finish(int stage) {
+    mma::index_loss::store_student<Traits>(params, shared.infos[stage], consumer.before());
+  }
+  __device__ __forceinline__ void tell(int) {
+    consumer.sum_student();
+    consumer.tell();
+  }
+};
+
+struct LossWork {
+  const Params& params;
+  Consumer& consumer;
+  Traits::Shared& shared;
+  RingPosition<Traits::kTurnStages>& turn;
+
+  __device__ __forceinline__ void begin(int stage) {
+    if (shared.blind[stage] != 0) {
+      consumer.compare<true>(params, shared.infos[stage], stage, turn);
+    } else {
+      consumer.compare<false>(params, shared.infos[stage], stage, turn);
+    }
+  }
+  __device__ __forceinline__ void end() { consumer.make_share(); }
+  __device__ __forceinline__ void finish(int stage) {
+    const Traits::TokenInfo& tokens = shared.infos[stage];
+    mma::index_loss::store_loss<Traits>(params, tokens, consumer.before());
+    if (params.shares.steps == nullptr) return;
+    if (shared.masked[stage] != 0) {
+      consumer.share_queries<true>(tokens, consumer.before(), params.shares);
+    } else {
+      consumer.store_whole_share(tokens, params.shares);
+    }
+  }
+  __device__ __forceinline__ void tell(int stage) {
+    constexpr float kPerHead = 1.0f / kGroup;
+    const Traits::TokenInfo& tokens = shared.infos[stage];
+    consumer.derive(tokens, kPerHead);
+    if (shared.masked[stage] != 0) {
+      add_keys(tokens, [&](const std::uint32_t(&e)[4]) {
+        consumer.add_product<true>(tokens, stage, e);
+      });
+    } else {
+      add_keys(tokens, [&](const std::uint32_t(&e)[4]) { consumer.add_whole(stage, e); });
+    }
+    consumer.tell();
+  }
+
+ private:
+  template <class Add>
+  __device__ __forceinline__ void add_keys(const Traits::TokenInfo& tokens, const Add& add) {
+    consumer.add_keys(tokens, params.sums.data != nullptr, params.shares.steps != nullptr,
+                      params.weights != nullptr, add);
+  }
+};
+
+/// The item's steps, each finished in the next: the warpgroups need not be in step.
 template <class Work>
-__device__ __forceinline__ void walk_steps(Consumer& consumer, Traits::Shared& shared,
-                                           RingPosition<Traits::kSteps>& at, const Work& work) {
+__device__ __forceinline__ void walk_steps(Work work, Traits::Shared& shared,
+                                           RingPosition<Traits::kSteps>& at) {
   const int steps = Traits::steps_of(shared.item);
+  RingPosition<Traits::kSteps> before = at;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    Traits::Exchange& exchange = shared.exchanges[step % 2];
-    consumer.tell_in(exchange);
     shared.steps.wait_full(at);
-    work(shared.infos[at.stage], exchange, at.stage);
-    shared.steps.release(at);
+    work.begin(at.stage);
+    if (step > 0) {
+      work.finish(before.stage);
+      shared.steps.release(before);
+    }
+    work.tell(at.stage);
+    before = at;
     at.advance();
   }
-}
-
-__device__ __forceinline__ void walk_student(const Params& params, Consumer& consumer,
-                                             Traits::Shared& shared,
-                                             RingPosition<Traits::kSteps>& at) {
-  load_keys(params, shared, false);
-  walk_steps(consumer, shared, at,
-             [&](const Traits::TokenInfo& tokens, const Traits::Exchange& exchange, int stage) {
-               consumer.score(tokens, stage, params.index_scale_log2);
-               consumer.sum_student();
-               Traits::sync();
-               mma::index_loss::store_student<Traits>(params, tokens, exchange);
-             });
-}
-
-/// Behind the scores and weights of a step.
-template <bool kMasked>
-__device__ __forceinline__ void finish_step(const Params& params, const Traits::TokenInfo& tokens,
-                                            int stage, Consumer& consumer,
-                                            const Traits::Exchange& exchange) {
-  const bool queries = params.shares.steps != nullptr;
-  consumer.add_keys(tokens, params.sums.data != nullptr, queries, params.weights != nullptr,
-                    [&](const std::uint32_t(&e)[4]) {
-                      if constexpr (kMasked) {
-                        consumer.add_product<true>(tokens, stage, e);
-                      } else {
-                        consumer.add_whole(stage, e);
-                      }
-                    });
-  Traits::sync();
-  mma::index_loss::store_loss<Traits>(params, tokens, exchange);
-  if (queries) consumer.share_queries<kMasked>(tokens, params.shares);
-}
-
-__device__ __forceinline__ void walk(const Params& params, Consumer& consumer,
-                                     Traits::Shared& shared, RingPosition<Traits::kSteps>& at,
-                                     RingPosition<Traits::kTurnStages>& turn) {
-  load_keys(params, shared, true);
-  consumer.take_keys();
-  constexpr float kPerHead = 1.0f / kGroup;
-  walk_steps(consumer, shared, at,
-             [&](const Traits::TokenInfo& tokens, const Traits::Exchange& exchange, int stage) {
-               consumer.compare(params, tokens, stage, turn);
-               consumer.derive(tokens, kPerHead);
-               if (shared.masked[stage] != 0) {
-                 finish_step<true>(params, tokens, stage, consumer, exchange);
-               } else {
-                 finish_step<false>(params, tokens, stage, consumer, exchange);
-               }
-             });
+  work.end();
+  work.finish(before.stage);
+  shared.steps.release(before);
 }
 
 template <bool kStudent>
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
   RingPosition<Traits::kSteps> at{};
   RingPosition<Traits::kTurnStages> turn{};
+  Consumer::ToldPosition told{};
 #pragma unroll 1
   while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
-    Consumer consumer(shared);
+    Consumer consumer(shared, told);
+    load_keys(params, shared, !kStudent);
     if constexpr (kStudent) {
-      walk_student(params, consumer, shared, at);
+      walk_steps(StudentWork{params, consumer, shared}, shared, at);
     } else {
-      walk(params, consumer, shared, at, turn);
+      consumer.take_keys();
+      walk_steps(LossWork{params, consumer, shared, turn}, shared, at);
       mma::index_loss::store_sums<Traits>(params, consumer, shared);
     }
   }
@@ -130,6 +157,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     shared.steps.init(Traits::kThreads + (kStudent ? 0 : 32), 32);
     shared.turns.init(Traits::kThreads);
     shared.meeting.init(Traits::kCtaThreads);
+    for (ptx::Mbarrier& told : shared.told) ptx::mbarrier_init(&told, Traits::kThreads);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -91,11 +91,15 @@ class Finder {
 
   __device__ __forceinline__ void tell_offsets(const float (&offsets)[kOwnHeads]) const {
     float* to = shared_.offsets[at_.stage] + lane_ * kOwnHeads;
+    bool blind = false;
 #pragma unroll
     for (int i = 0; i < kOwnHeads; ++i) {
       const float lse = offsets[i];
       to[i] = lse == common::kMinusInf ? lse : -lse * common::kLog2e;
+      blind = blind || lse == common::kMinusInf;
     }
+    blind = common::warp::any(blind);
+    if (lane_ == 0) shared_.blind[at_.stage] = blind ? 1 : 0;
   }
 
   __device__ __forceinline__ void load_index_q(const Token& token) const {

@@ -35,11 +35,13 @@ struct Traits : mma::index_loss::Traits<kTile> {
     alignas(1024) std::uint8_t index_k[kKeys * kIndexDim * 2];
     alignas(1024) std::uint8_t q[kTurnStages][kTurnBytes];
     alignas(1024) std::uint8_t index_q[kSteps][kTokens * kIndexDim * 2];
-    // What steps tell, in turn: who reads that of a step is done when all have met in the next.
-    Exchange exchanges[2];
+    // What steps tell, in turn, and that a step's is there.
+    alignas(256) Exchange exchanges[2];
+    ptx::Mbarrier told[2];
     TokenInfo infos[kSteps];
     float offsets[kSteps][kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
     int masked[kSteps];                       // whether some token does not see all keys
+    int blind[kSteps];                        // whether some row has no weights
     int number;                               // of the item
     common::backward::WorkItem item;
     RequestRecord request;
@@ -51,8 +53,14 @@ struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kSharedBytes = sizeof(Shared) + kSwizzleAtomBytes;
   static_assert(kSharedBytes <= 232448, "227 KB a CTA");
 
+  static_assert(sizeof(Exchange) % 256 == 0, "each e begins as its swizzle does");
+
   /// The consumers meet.
   __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
+
+  __device__ __forceinline__ static constexpr int e_offset(int key, int token) {
+    return swizzled_row_16(key, token);
+  }
 
   __device__ __forceinline__ static int steps_of(const common::backward::WorkItem& item) {
     return (item.count + kTokens - 1) / kTokens;

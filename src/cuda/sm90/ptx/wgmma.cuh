@@ -49,12 +49,13 @@ enum class Major : int { K = 0, MN = 1 };
 #define MSA_WGMMA_OUT8 \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
 
-#define MSA_WGMMA_SS(N, TYPE, DREGS, OUTS, A, B, ACC, TB)                                              \
+#define MSA_WGMMA_SS(N, TYPE, DREGS, OUTS, A, B, ACC, TA, TB)                                          \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ACC ", 0;\n"                                      \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " DREGS               \
-               "%" #A ", %" #B ", p, 1, 1, 0, %" #TB ";\n}"                                            \
+               "%" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";\n}"                                     \
                : OUTS                                                                                  \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kMajorB)))
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kMajorA)),    \
+                 "n"(static_cast<int>(kMajorB)))
 #define MSA_WGMMA_RS(N, TYPE, DREGS, OUTS, A0, A1, A2, A3, B, ACC, TB)                                 \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ACC ", 0;\n"                                      \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " DREGS               \
@@ -67,15 +68,15 @@ enum class Major : int { K = 0, MN = 1 };
 template <class T>
 inline constexpr bool kIsWgmmaItem = std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>;
 
-/// D[64 x 128] (+)= A[64 x 16] * B[16 x 128]; A K-major, both by descriptor.
-template <class T, Major kMajorB>
+/// D[64 x 128] (+)= A[64 x 16] * B[16 x 128]; both by descriptor.
+template <class T, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void wgmma_m64n128k16_ss(float (&d)[64], std::uint64_t a,
                                                     std::uint64_t b, bool accumulate) {
   static_assert(kIsWgmmaItem<T>, "T is a 16-bit float");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    MSA_WGMMA_SS(128, "bf16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67);
+    MSA_WGMMA_SS(128, "bf16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67, 68);
   } else {
-    MSA_WGMMA_SS(128, "f16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67);
+    MSA_WGMMA_SS(128, "f16", MSA_WGMMA_D64, MSA_WGMMA_OUT64, 64, 65, 66, 67, 68);
   }
 }
 
@@ -91,27 +92,27 @@ __device__ __forceinline__ void wgmma_m64n128k16_rs(float (&d)[64], const std::u
   }
 }
 
-/// D[64 x 64] (+)= A[64 x 16] * B[16 x 64]; A K-major, both by descriptor.
-template <class T, Major kMajorB>
+/// D[64 x 64] (+)= A[64 x 16] * B[16 x 64]; both by descriptor.
+template <class T, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void wgmma_m64n64k16_ss(float (&d)[32], std::uint64_t a, std::uint64_t b,
                                                    bool accumulate) {
   static_assert(kIsWgmmaItem<T>, "T is a 16-bit float");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    MSA_WGMMA_SS(64, "bf16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35);
+    MSA_WGMMA_SS(64, "bf16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35, 36);
   } else {
-    MSA_WGMMA_SS(64, "f16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35);
+    MSA_WGMMA_SS(64, "f16", MSA_WGMMA_D32, MSA_WGMMA_OUT32, 32, 33, 34, 35, 36);
   }
 }
 
-/// D[64 x 16] (+)= A[64 x 16] * B[16 x 16]; A K-major, both by descriptor.
-template <class T, Major kMajorB>
+/// D[64 x 16] (+)= A[64 x 16] * B[16 x 16]; both by descriptor.
+template <class T, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void wgmma_m64n16k16_ss(float (&d)[8], std::uint64_t a, std::uint64_t b,
                                                    bool accumulate) {
   static_assert(kIsWgmmaItem<T>, "T is a 16-bit float");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    MSA_WGMMA_SS(16, "bf16", MSA_WGMMA_D8, MSA_WGMMA_OUT8, 8, 9, 10, 11);
+    MSA_WGMMA_SS(16, "bf16", MSA_WGMMA_D8, MSA_WGMMA_OUT8, 8, 9, 10, 11, 12);
   } else {
-    MSA_WGMMA_SS(16, "f16", MSA_WGMMA_D8, MSA_WGMMA_OUT8, 8, 9, 10, 11);
+    MSA_WGMMA_SS(16, "f16", MSA_WGMMA_D8, MSA_WGMMA_OUT8, 8, 9, 10, 11, 12);
   }
 }
 
@@ -150,17 +151,17 @@ __device__ __forceinline__ void wgmma_m64n128k32_s8_rs(std::int32_t (&d)[64],
 #undef MSA_WGMMA_D64
 
 /// The width by its accumulator: 64 registers are n128, 32 are n64, 8 are n16.
-template <class T, Major kMajorB, int kAccumulators>
+template <class T, Major kMajorA, Major kMajorB, int kAccumulators>
 __device__ __forceinline__ void wgmma_ss(float (&d)[kAccumulators], std::uint64_t a,
                                          std::uint64_t b, bool accumulate) {
   static_assert(kAccumulators == 64 || kAccumulators == 32 || kAccumulators == 8,
                 "n128, n64 or n16");
   if constexpr (kAccumulators == 64) {
-    wgmma_m64n128k16_ss<T, kMajorB>(d, a, b, accumulate);
+    wgmma_m64n128k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
   } else if constexpr (kAccumulators == 32) {
-    wgmma_m64n64k16_ss<T, kMajorB>(d, a, b, accumulate);
+    wgmma_m64n64k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
   } else {
-    wgmma_m64n16k16_ss<T, kMajorB>(d, a, b, accumulate);
+    wgmma_m64n16k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
   }
 }
 

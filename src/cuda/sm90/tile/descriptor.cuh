@@ -19,6 +19,7 @@ inline constexpr int kSwizzleAtomBytes = 1024;  // 8 rows: the unit of the swizz
 
 namespace detail {
 inline constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+inline constexpr std::uint64_t kSwizzle32 = std::uint64_t{3} << 62;
 __device__ __forceinline__ std::uint64_t encode(std::uint32_t bytes) {
   return (bytes & 0x3FFFF) >> 4;
 }
@@ -41,5 +42,19 @@ __device__ __forceinline__ std::uint64_t descriptor_mn_major(const void* smem,
          (std::uint64_t{kSwizzleAtomBytes >> 4} << 32) | detail::kSwizzle128;
 }
 inline constexpr std::uint64_t kDescriptorStepMN = (16 * kPanelRowBytes) >> 4;  // 16 rows
+
+/// The same where a row is 16 columns, 32 bytes, with 32-byte swizzle: of eight rows the last four
+/// have their halves exchanged. The tile must start at a multiple of 256 bytes.
+__device__ __forceinline__ std::uint64_t descriptor_mn_major_16(const void* smem) {
+  constexpr int kAtomBytes = 256;  // 8 rows
+  return detail::encode(ptx::cvta_to_shared(smem)) | (std::uint64_t{1} << 16) |
+         (std::uint64_t{kAtomBytes >> 4} << 32) | detail::kSwizzle32;
+}
+inline constexpr std::uint64_t kDescriptorStepMN16 = (16 * 32) >> 4;  // 16 rows
+
+/// Where an item of such a tile lies.
+__device__ __forceinline__ constexpr int swizzled_row_16(int row, int column) {
+  return (row * 32 + column * 2) ^ ((row >> 2 & 1) << 4);
+}
 
 }  // namespace msa::cuda::sm90
