@@ -15,7 +15,8 @@ template <AttendConfig cfg, class TilesBy>
 struct AttendTraits {
   using Engine = TilesBy;
   using Item = common::ItemOf<cfg.storage>;
-  static constexpr bool kRanks = false;  // a row lies on several GPUs, see ranks_kernel.cuh
+  static constexpr bool kRanks = false;   // a row lies on several GPUs, see ranks_kernel.cuh
+  static constexpr bool kSelects = true;  // blocks may be Scored
   // Codes: keys and values come in e4m3 or, packed, in e2m1 two in a byte, and are widened to Item
   // between load and product.
   static constexpr bool kPacked = cfg.kv == Storage::E2m1;
@@ -50,6 +51,13 @@ struct AttendTraits {
 #else
   static constexpr int kAttendBound = kCtasPerSm;
 #endif
+  // Nobody waits for scores where launches follow each other. Lanes that copy, packed codes and a
+  // rehearsal spill in blocks of 128.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr bool kRehearses = false;
+#else
+  static constexpr bool kRehearses = Engine::kClusters || !kPacked || kBlock < 128;
+#endif
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
   static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
   static constexpr int kRingBytes = Engine::kTileRingBytes;
@@ -62,8 +70,6 @@ struct AttendTraits {
   static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
   static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
                 "the warps' outputs overlay the ring");
-  static_assert(!Engine::kSelects || kRingBytes >= kMostSelectScratch,
-                "so does the scratch of a selection");
   static_assert(kBlock == 64 || kBlock == 128, "what the copy engine's boxes are made for");
   static_assert(kDim == 64 || kDim == 128, "one or two panels of 64 columns");
   static_assert(cfg.kv == cfg.storage || (kCodes && kDim == 128),
