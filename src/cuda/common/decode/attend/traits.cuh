@@ -45,14 +45,17 @@ struct AttendTraits {
       kTileBytes + (kPacked ? kBlock * static_cast<int>(sizeof(uint2)) : 0);
   // Two CTAs an SM: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
-  // What ptxas is told: packed codes of blocks of 128 spill with two on 8.x. Nobody waits for scores
-  // there, where launches follow each other; elsewhere lanes that copy such blocks and a rehearsal
-  // spill.
+  // What ptxas is told: packed codes of blocks of 128 spill with two on 8.x.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   static constexpr int kAttendBound = kPacked && kBlock == 128 ? 1 : kCtasPerSm;
-  static constexpr bool kRehearses = false;
 #else
   static constexpr int kAttendBound = kCtasPerSm;
+#endif
+  // Registers: lanes that copy such blocks and a rehearsal spill, behind 9.0 most instances with
+  // one do. Before it nobody waits for scores, as launches follow each other.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  static constexpr bool kRehearses = false;
+#else
   static constexpr bool kRehearses = Engine::kClusters || !kPacked || kBlock < 128;
 #endif
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
