@@ -33,32 +33,35 @@ __device__ __forceinline__ void copy_boxes(const KeyRows<const std::uint8_t>& ke
   }
   const int chunk = lane % kChunks;
   const int first = lane / kChunks;
-  const std::int64_t own = first * keys.stride_token + chunk * 16;
   const std::int64_t step = kCopied * keys.stride_token;
+  const std::uint8_t* row = nullptr;
+  int left = 0;  // rows of the box from this group on
 #pragma unroll 1
-  for (int box_begin = 0; box_begin < kRows; box_begin += 1 << shift) {
-    // Most pages hold a whole tile: what lanes tell each other is asked for once a box.
-    const int from = (box_begin >> shift) * kLanesPerBox;
-    const auto* row = reinterpret_cast<const std::uint8_t*>(
-        __shfl_sync(common::kAllLanes, reinterpret_cast<unsigned long long>(mine), from));
-    int left = __shfl_sync(common::kAllLanes, count, from);
-    row += own;
-#pragma unroll 1
-    for (int group = box_begin; group < box_begin + (1 << shift); group += kGroup) {
-      if (left >= kGroup) {
-#pragma unroll
-        for (int i = 0; i < kGroup; i += kCopied, row += step)
-          common::ptx::cp_async_16(place(group + i + first, chunk), row, 16);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kGroup; i += kCopied, row += step) {
-          const bool exists = i + first < left;
-          common::ptx::cp_async_16(place(group + i + first, chunk), exists ? row : keys.data,
-                                   exists ? 16 : 0);
-        }
-      }
-      left -= kGroup;
+  for (int group = 0; group < kRows; group += kGroup) {
+    // What lanes tell each other is asked for once a box: most pages hold a whole tile. Where this
+    // lane's items lie in it is worked out anew each time, as registers are scarce.
+    if ((group & ((1 << shift) - 1)) == 0) {
+      const int from = (group >> shift) * kLanesPerBox;
+      int row_in_box = first;
+      asm volatile("" : "+r"(row_in_box));
+      row = reinterpret_cast<const std::uint8_t*>(
+                __shfl_sync(common::kAllLanes, reinterpret_cast<unsigned long long>(mine), from)) +
+            row_in_box * keys.stride_token + chunk * 16;
+      left = __shfl_sync(common::kAllLanes, count, from);
     }
+    if (left >= kGroup) {
+#pragma unroll
+      for (int i = 0; i < kGroup; i += kCopied, row += step)
+        common::ptx::cp_async_16(place(group + i + first, chunk), row, 16);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kGroup; i += kCopied, row += step) {
+        const bool exists = i + first < left;
+        common::ptx::cp_async_16(place(group + i + first, chunk), exists ? row : keys.data,
+                                 exists ? 16 : 0);
+      }
+    }
+    left -= kGroup;
   }
 }
 

@@ -51,12 +51,12 @@ struct AttendTraits {
 #else
   static constexpr int kAttendBound = kCtasPerSm;
 #endif
-  // Registers: lanes that copy such blocks and a rehearsal spill, behind 9.0 most instances with
+  // Registers: lanes that copy packed codes and a rehearsal spill, behind 9.0 most instances with
   // one do. Before it nobody waits for scores, as launches follow each other.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
   static constexpr bool kRehearses = false;
 #else
-  static constexpr bool kRehearses = Engine::kClusters || !kPacked || kBlock < 128;
+  static constexpr bool kRehearses = Engine::kClusters || !kPacked;
 #endif
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
   static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
