@@ -107,11 +107,14 @@ struct Sm90Decode {
   using ScoreParams = sm90::decode::ScoreParams;
   using AttendParams = sm90::decode::AttendParams;
   static constexpr bool kClusters = true;
-  static constexpr bool kSelects = true;  // attention selects for itself
+  static constexpr bool kRanks = true;                                     // attention among GPUs
+  static constexpr std::int64_t kSelectRoom = decode::kMostSelectScratch;  // in attention
 
   /// SMs as plans count them: one CTA of scoring fits, and two of attention.
   static int multiprocessors(const GpuInfo& gpu) { return gpu.multiprocessors; }
   static int score_ctas_per_sm(const GpuInfo&, int) { return 1; }
+  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM.
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t) { return gpu.multiprocessors; }
 
   static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {
     return make_row_map(keys, box_tokens(decode::kScoreStep, problem.bounds.page_size), name);
@@ -138,7 +141,8 @@ struct MmaDecode {
   using ScoreParams = mma::decode::ScoreParams;
   using AttendParams = mma::decode::AttendParams;
   static constexpr bool kClusters = false;
-  static constexpr bool kSelects = false;
+  static constexpr bool kRanks = false;
+  static constexpr std::int64_t kSelectRoom = mma::decode::kTileRingBytes;
 
   /// Half of them where one CTA of attention fits an SM.
   static int multiprocessors(const GpuInfo& gpu) {
@@ -146,6 +150,12 @@ struct MmaDecode {
   }
   static int score_ctas_per_sm(const GpuInfo& gpu, int tiles) {
     return fits_two(gpu) ? mma::decode::score_ctas_per_sm(tiles) : 1;
+  }
+  /// All of few: each has the registers of a CTA of scoring, without which memory is as busy. None
+  /// where launches follow each other.
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas) {
+    const bool overlap = gpu.major >= 9 && fits_two(gpu);
+    return overlap && ctas <= gpu.multiprocessors / 2 ? static_cast<int>(ctas) : 0;
   }
 
   static mma::decode::Keys steps(const Problem&, const Tensor& keys, const char*) {
@@ -199,16 +209,24 @@ template <class Kernels>
 DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : token_slots_(static_cast<int>(std::max<std::int64_t>(p.bounds.max_seqlen_q, 1))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
+  const bool filters = scores_keys(p.op) && p.index.filter && filter_pays(p, tuning_for(gpu));
+  plan_selection(p);
+  if (attends(p.op)) {
+    const std::int64_t ctas = plan_splits(p, gpu);
+    // One stands beside a scoring CTA, but not beside that and a rescoring one.
+    if (selects_inside_ && !filters) rehearsals_ = Kernels::waiting_ctas(gpu, ctas);
+  }
   if (scores_keys(p.op)) {
     const int tiles = decode::score_tiles(score_columns(p));
+    const int per_sm = Kernels::score_ctas_per_sm(gpu, tiles);
     score_ctas_ =
         decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k, static_cast<int>(p.index.heads_k),
-                           gpu.multiprocessors * Kernels::score_ctas_per_sm(gpu, tiles));
+                           gpu.multiprocessors * per_sm - (per_sm > 1 ? rehearsals_ : 0));
     num_claims_ = static_cast<int>(p.index.heads_k);
     score_stride_ = (max_blocks_ + 3) / 4 * 4;  // rows of whole 16-byte loads
     const std::int64_t orders = p.bounds.total_q * p.index.heads * score_stride_;
     if (p.op != Op::BlockScores) scores_ = layout.take<float>(orders);
-    if (p.index.filter && filter_pays(p, tuning_for(gpu))) {
+    if (filters) {
       rescore_ctas_ = decode::rescore_ctas(p.bounds.batch * p.bounds.max_seqlen_q * p.index.heads,
                                            max_blocks_, gpu.multiprocessors);
       lower_ = layout.take<std::uint32_t>(orders);
@@ -216,24 +234,38 @@ DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layo
     }
   }
   if (attends(p.op)) {
-    const int heads_kv = static_cast<int>(p.attention.heads_kv);
-    const int group = static_cast<int>(p.attention.heads_q / p.attention.heads_kv);
-    const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.batch * p.bounds.max_seqlen_q);
-    const std::int64_t entries = p.op == Op::DenseAttention
-                                     ? max_blocks_
-                                     : std::min<std::int64_t>(max_blocks_, p.selection.topk);
-    splits_ = decode::attend_splits(rows, heads_kv, group, entries, Kernels::multiprocessors(gpu));
-    // One stands beside a scoring CTA, but not beside that and a rescoring one.
-    rehearsals_ = rescore_ctas_ > 0 || !Kernels::kSelects ? 0 : gpu.multiprocessors;
-    if (p.op == Op::MsaAttention && !Kernels::kSelects)
+    if (p.op == Op::MsaAttention && !selects_inside_)
       ids_ = layout.take<int>(p.bounds.total_q * p.attention.heads_kv * p.selection.topk);
-    const std::int64_t slots =
-        decode::partial_slots(p.bounds.total_q, heads_kv, group, splits_, Kernels::kClusters);
+    const std::int64_t slots = decode::partial_slots(
+        p.bounds.total_q, static_cast<int>(p.attention.heads_kv),
+        static_cast<int>(p.attention.heads_q / p.attention.heads_kv), splits_, Kernels::kClusters);
     num_arrivals_ = static_cast<int>(slots / splits_);
     partial_out_ = layout.take<float>(slots * 16 * p.attention.head_dim);
     partial_state_ = layout.take<float2>(slots * 16);
   }
   counters_ = layout.take<int>(num_claims_ + num_arrivals_);
+}
+
+template <class Kernels>
+void DecodeStageOf<Kernels>::plan_selection(const Problem& p) {
+  const auto topk = static_cast<int>(p.selection.topk);
+  lanes_ = decode::select_lanes(topk, max_blocks_);
+  if (p.op != Op::MsaAttention) return;
+  const int lanes = decode::select_lanes(topk, max_blocks_, Kernels::kSelectRoom);
+  selects_inside_ = decode::select_scratch_bytes(topk, max_blocks_, lanes) <= Kernels::kSelectRoom;
+  if (selects_inside_) lanes_ = lanes;
+}
+
+template <class Kernels>
+std::int64_t DecodeStageOf<Kernels>::plan_splits(const Problem& p, const GpuInfo& gpu) {
+  const int heads_kv = static_cast<int>(p.attention.heads_kv);
+  const int group = static_cast<int>(p.attention.heads_q / p.attention.heads_kv);
+  const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.batch * p.bounds.max_seqlen_q);
+  const std::int64_t entries = p.op == Op::DenseAttention
+                                   ? max_blocks_
+                                   : std::min<std::int64_t>(max_blocks_, p.selection.topk);
+  splits_ = decode::attend_splits(rows, heads_kv, group, entries, Kernels::multiprocessors(gpu));
+  return rows * heads_kv * decode::head_tiles(group) * splits_;
 }
 
 template <class Kernels>
@@ -285,10 +317,10 @@ void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
                             .dim = static_cast<int>(problem.index.dim)},
                            *rescore, stream);
   }
-  if (problem.op == Op::SelectBlocks || (selects(problem.op) && !Kernels::kSelects))
+  if (problem.op == Op::SelectBlocks || (selects(problem.op) && !selects_inside_))
     decode::launch_select(select_params(problem, call, front, workspace), stream);
   if (!attend) return;
-  if constexpr (Kernels::kSelects) {
+  if constexpr (Kernels::kRanks) {
     if (among != nullptr)
       return Kernels::launch(attend_config(problem), *attend, ranks_params(*among), stream);
   }
@@ -297,7 +329,7 @@ void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
 
 template <class Kernels>
 bool DecodeStageOf<Kernels>::attends_among_ranks(const Problem& problem) const {
-  return Kernels::kSelects && problem.op == Op::MsaAttention && rescore_ctas_ == 0 &&
+  return Kernels::kRanks && problem.op == Op::MsaAttention && rescore_ctas_ == 0 &&
          std::ranges::find(decode::kRanksInstances, attend_config(problem)) !=
              decode::kRanksInstances.end();
 }
@@ -316,7 +348,7 @@ Slots<float> DecodeStageOf<Kernels>::score_rows(const Problem& problem, const co
 template <class Kernels>
 Tensor DecodeStageOf<Kernels>::ids_of(const Problem& problem, const core::Call& call,
                                       void* workspace) const {
-  if (call.block_ids || problem.op != Op::MsaAttention || Kernels::kSelects) return call.block_ids;
+  if (call.block_ids || problem.op != Op::MsaAttention || selects_inside_) return call.block_ids;
   return make_tensor(ids_.in(workspace), DType::I32,
                      {call.q.shape[0], problem.attention.heads_kv, problem.selection.topk},
                      problem.device);
@@ -383,13 +415,12 @@ decode::SelectParams DecodeStageOf<Kernels>::select_params(const Problem& proble
                                                            const core::Call& call,
                                                            const common::prologue::Params& front,
                                                            void* workspace) const {
-  decode::SelectParams params{
-      .batch = front.batch,
-      .records = front.requests,
-      .topk = static_cast<int>(problem.selection.topk),
-      .token_slots = token_slots_,
-      .max_blocks = max_blocks_,
-      .lanes = decode::select_lanes(static_cast<int>(problem.selection.topk), max_blocks_)};
+  decode::SelectParams params{.batch = front.batch,
+                              .records = front.requests,
+                              .topk = static_cast<int>(problem.selection.topk),
+                              .token_slots = token_slots_,
+                              .max_blocks = max_blocks_,
+                              .lanes = lanes_};
   if (scores_keys(problem.op)) {
     const Slots<float> rows = score_rows(problem, call, workspace);
     params.orders = {reinterpret_cast<const std::uint32_t*>(rows.data), rows.stride_t,
@@ -429,8 +460,8 @@ decode::AttendParams DecodeStageOf<Kernels>::attend_params(const Problem& proble
     params.blocks = decode::Blocks::Listed;
     params.lists = make_lists(call.block_ids_in);
   }
-  if (problem.op == Op::MsaAttention && Kernels::kSelects) params.blocks = decode::Blocks::Scored;
-  if (problem.op == Op::MsaAttention && !Kernels::kSelects) {
+  if (problem.op == Op::MsaAttention && selects_inside_) params.blocks = decode::Blocks::Scored;
+  if (problem.op == Op::MsaAttention && !selects_inside_) {
     params.blocks = decode::Blocks::Listed;
     params.lists = make_lists(ids_of(problem, call, workspace));
   }

@@ -42,6 +42,10 @@ class DecodeStageOf {
   std::string decisions() const;
 
  private:
+  /// How blocks are selected, where they are.
+  void plan_selection(const Problem& problem);
+  /// Splits of attention; how many CTAs that makes.
+  std::int64_t plan_splits(const Problem& problem, const GpuInfo& gpu);
   common::decode::ScoreParams score_params(const Problem& problem, const core::Call& call,
                                            const common::prologue::Params& front,
                                            void* workspace) const;
@@ -66,6 +70,8 @@ class DecodeStageOf {
   int score_ctas_ = 0;
   int rescore_ctas_ = 0;  // 0: no filter is read
   int splits_ = 1;
+  bool selects_inside_ = false;  // attention of msa_attention selects for itself
+  int lanes_ = 1;                // of a selection
   int rehearsals_ = 0;
   std::int64_t score_stride_ = 0;  // floats of one scratch row
   int num_claims_ = 0;
@@ -73,7 +79,7 @@ class DecodeStageOf {
   Piece<float> scores_{};         // [T, Hi, score_stride]
   Piece<std::uint32_t> lower_{};  // likewise, where a filter is read
   Piece<std::uint32_t> upper_{};
-  Piece<int> ids_{};       // of msa_attention that does not select for itself
+  Piece<int> ids_{};       // of msa_attention with a selection of its own launch
   Piece<int> counters_{};  // claims of scoring, arrivals of attention; zero at first
   Piece<float> partial_out_{};
   Piece<float2> partial_state_{};

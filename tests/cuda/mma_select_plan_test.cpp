@@ -6,6 +6,7 @@
 
 #include "cuda/common/decode/launch.h"
 #include "cuda/decode_stage.h"
+#include "cuda/mma/decode/attend/launch.h"
 #include "cuda/mma/decode/score/launch.h"
 #include "cuda/mma/select/config.h"
 #include "cuda/path.h"
@@ -91,12 +92,42 @@ std::size_t workspace(const std::string& line) {
   return layout.bytes();
 }
 
-// Attention does not select for itself: ids lie in between. Splits join through memory.
-TEST(MmaSelectPlans, WholeMsaKeepsItsIds) {
-  const std::string line = "op=msa heads=64/4 topk=16 lens=400x1:2048";
-  const std::size_t more = workspace<MmaDecodeStage>(line) - workspace<DecodeStage>(line);
-  EXPECT_GE(more, std::size_t{400} * 4 * 16 * sizeof(int));
-  EXPECT_LT(more, std::size_t{400} * 4 * 16 * sizeof(int) + 4096);
+// Attention selects for itself where the scratch fits its ring: up to 8,192 blocks among four
+// threads a maximum, up to 16,384 with one each. Behind that ids lie in between.
+TEST(MmaSelectPlans, AttentionSelectsWhereItsRingHasRoom) {
+  const auto more = [](const std::string& keys) {
+    const std::string line = "op=msa heads=64/4 topk=16 lens=400x1:" + keys;
+    return workspace<MmaDecodeStage>(line) - workspace<DecodeStage>(line);
+  };
+  constexpr std::size_t kIds = std::size_t{400} * 4 * 16 * sizeof(int);
+  EXPECT_EQ(more("2048"), std::size_t{0});
+  EXPECT_EQ(more("1048576"), std::size_t{0});
+  EXPECT_EQ(more("2097152"), std::size_t{0});
+  EXPECT_GE(more("2099200"), kIds);
+  EXPECT_LT(more("2099200"), kIds + 4096);
+  EXPECT_EQ(common::decode::select_lanes(16, 8192, mma::decode::kTileRingBytes), 4);
+  EXPECT_EQ(common::decode::select_lanes(16, 8193, mma::decode::kTileRingBytes), 1);
+}
+
+// Few CTAs of attention wait beside scoring, in the place of as many of its CTAs, where launches
+// overlap and an SM holds two CTAs.
+TEST(MmaSelectPlans, AttentionOfFewRowsWaitsBesideScoring) {
+  for (const GpuInfo& gpu : every_kind()) {
+    const bool waits = gpu.major >= 9 && gpu.shared_memory >= 160 << 10;
+    const auto scoring = [&](const std::string& line) {
+      const std::string text = decisions(line, gpu);
+      const std::size_t at = text.find("decode_score ");
+      return at == std::string::npos ? 0 : std::stoi(text.substr(at + 13));
+    };
+    const int alone = scoring("op=select heads=64/4 lens=1:1048576");
+    const int splits = 8;
+    EXPECT_TRUE(has(decisions("op=msa heads=64/4 lens=1:1048576", gpu), "decode_splits 8\n"));
+    EXPECT_EQ(scoring("op=msa heads=64/4 lens=1:1048576"), alone - (waits ? 4 * splits : 0))
+        << gpu.name;
+    EXPECT_EQ(scoring("op=msa heads=64/4 lens=1:4194304"), alone) << gpu.name;
+    EXPECT_EQ(scoring("op=msa heads=64/4 lens=32x1:131072"), alone) << gpu.name;
+    EXPECT_EQ(scoring("op=msa heads=64/4 lens=1:1048576 page=128 filter=1"), alone) << gpu.name;
+  }
 }
 
 TEST(MmaSelectPlans, AFilterIsTakenAndNotRead) {

@@ -30,7 +30,7 @@ struct SelectParams {
   int topk = 16;
   int token_slots = 1;  // planned tokens of a request, at least 1: the grid's share of each request
   int max_blocks = 0;   // planned bound: sizes the candidate list
-  int lanes = 1;        // threads that share a maximum: select_lanes(topk, max_blocks)
+  int lanes = 1;        // threads that share a maximum: select_lanes(...)
   Slots<int> ids{};     // [T, Hi, k], optional in msa
   Slots<float> chosen{};  // [T, Hi, k], optional
   // [T, Hi], optional, selection alone: -1, as no filter was read.
@@ -47,11 +47,6 @@ constexpr std::int64_t select_candidates(int topk, std::int64_t max_blocks, int 
   return keys < 32 ? 32 : keys;  // a warp's worth at least
 }
 
-/// Threads whose blocks share a maximum. Few maxima are ranked sooner, but leave a looser bound.
-constexpr int select_lanes(int topk, std::int64_t max_blocks) {
-  return topk <= 16 && select_candidates(topk, max_blocks, 4) <= kMostCandidates ? 4 : 1;
-}
-
 /// Blocks of a segment where rows are planned to have so many: whole 16-byte loads.
 __host__ __device__ constexpr int segment_blocks(std::int64_t max_blocks) {
   return max_blocks < kSegmentBlocks ? static_cast<int>((max_blocks + 3) / 4 * 4) : kSegmentBlocks;
@@ -65,6 +60,16 @@ constexpr std::int64_t select_scratch_bytes(int topk, std::int64_t max_blocks, i
 
 /// Of any selection.
 inline constexpr std::int64_t kMostSelectScratch = kSegmentBlocks * 4 + kMostCandidates * 8;
+
+/// Threads whose blocks share a maximum, where `room` bytes take the scratch. Few maxima are ranked
+/// sooner, but leave a looser bound.
+constexpr int select_lanes(int topk, std::int64_t max_blocks,
+                           std::int64_t room = kMostSelectScratch) {
+  return topk <= 16 && select_candidates(topk, max_blocks, 4) <= kMostCandidates &&
+                 select_scratch_bytes(topk, max_blocks, 4) <= room
+             ? 4
+             : 1;
+}
 
 /// Sets a score tensor [total, heads, blocks] to -inf; launch_score then writes what exists.
 void launch_fill(const Slots<float>& scores, std::int64_t total, int heads, std::int64_t blocks,

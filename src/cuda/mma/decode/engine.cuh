@@ -8,6 +8,7 @@
 #include "cuda/common/decode/launch.h"
 #include "cuda/common/tile/pipeline.cuh"
 #include "cuda/common/tile/swizzle.cuh"
+#include "cuda/mma/decode/attend/launch.h"
 #include "cuda/mma/decode/score/launch.h"
 #include "cuda/mma/tile/copy_boxes.cuh"
 
@@ -18,12 +19,17 @@ namespace ptx = common::ptx;
 struct Engine {
   using Keys = KeyRows<const std::uint8_t>;  // bytes
   static constexpr bool kClusters = false;
-  static constexpr bool kSelects = false;  // a launch of its own does: its scratch fits no ring
   static constexpr bool kBulkCopies = false;
   static constexpr int kFillings = 33;  // arrivals that fill a stage: every lane's copies, a note
-  // One CTA fits 99 KB, two fit 163.
-  static constexpr int kTileRingBytes = 64 * 1024;
-  static constexpr int kStepRingBytes = 64 * 1024;
+  static constexpr int kTileRingBytes = mma::decode::kTileRingBytes;
+  static constexpr int kStepRingBytes = mma::decode::kStepRingBytes;
+
+  /// Blocks in front of a selection's candidates, as many as rows are planned to have: its scratch
+  /// lies where the ring will be. Of a rehearsal's they are other warps' place.
+  static constexpr int kRehearsalRoom = 10 * 1024;
+  static __device__ __forceinline__ int segment_room(int max_blocks, bool rehearsal) {
+    return rehearsal ? kRehearsalRoom : common::decode::segment_blocks(max_blocks);
+  }
 
   static constexpr int kCrowdedThreads = 320;  // of scoring: as many as there are
 

@@ -33,16 +33,22 @@ __device__ __forceinline__ void copy_boxes(const KeyRows<const std::uint8_t>& ke
   }
   const int chunk = lane % kChunks;
   const int first = lane / kChunks;
-  const std::int64_t own = first * keys.stride_token + chunk * 16;
   const std::int64_t step = kCopied * keys.stride_token;
+  const std::uint8_t* row = nullptr;
+  int left = 0;  // rows of the box from this group on
 #pragma unroll 1
   for (int group = 0; group < kRows; group += kGroup) {
-    const int from = (group >> shift) * kLanesPerBox;
-    const int skipped = group & ((1 << shift) - 1);
-    const auto* row = reinterpret_cast<const std::uint8_t*>(
-        __shfl_sync(common::kAllLanes, reinterpret_cast<unsigned long long>(mine), from));
-    const int left = __shfl_sync(common::kAllLanes, count, from) - skipped;
-    row += skipped * keys.stride_token + own;
+    // What lanes tell each other is asked for once a box: most pages hold a whole tile. Where this
+    // lane's items lie in it is worked out anew each time, as registers are scarce.
+    if ((group & ((1 << shift) - 1)) == 0) {
+      const int from = (group >> shift) * kLanesPerBox;
+      int row_in_box = first;
+      asm volatile("" : "+r"(row_in_box));
+      row = reinterpret_cast<const std::uint8_t*>(
+                __shfl_sync(common::kAllLanes, reinterpret_cast<unsigned long long>(mine), from)) +
+            row_in_box * keys.stride_token + chunk * 16;
+      left = __shfl_sync(common::kAllLanes, count, from);
+    }
     if (left >= kGroup) {
 #pragma unroll
       for (int i = 0; i < kGroup; i += kCopied, row += step)
@@ -55,6 +61,7 @@ __device__ __forceinline__ void copy_boxes(const KeyRows<const std::uint8_t>& ke
                                  exists ? 16 : 0);
       }
     }
+    left -= kGroup;
   }
 }
 

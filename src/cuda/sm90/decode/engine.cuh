@@ -19,13 +19,21 @@ struct Engine {
   /// kScoreStep, page) whole rows.
   using Keys = CUtensorMap;
   static constexpr bool kClusters = true;
-  static constexpr bool kSelects = true;  // attention selects for itself
   static constexpr bool kBulkCopies = true;
   static constexpr int kFillings = 1;  // arrivals that fill a stage
   // Of attention: two CTAs an SM. Of scoring half of an SM's shared memory: the first CTAs of the
   // attention kernel wait beside it.
   static constexpr int kTileRingBytes = 96 * 1024;
   static constexpr int kStepRingBytes = 96 * 1024;
+  static_assert(kTileRingBytes >= common::decode::kMostSelectScratch,
+                "the scratch of any selection lies where the ring will be");
+
+  /// Blocks in front of a selection's candidates; of a rehearsal's they are other warps' place.
+  static constexpr int kRehearsalRoom = common::decode::kSegmentBlocks;
+  static __device__ __forceinline__ constexpr int segment_room(int /*max_blocks*/,
+                                                               bool /*rehearsal*/) {
+    return common::decode::kSegmentBlocks;
+  }
 
   // What nine warps of scoring may use: 80 registers a thread, so that a quarter of an SM has three
   // of them and still 168 for a warp of attention.

@@ -72,8 +72,9 @@ __device__ __forceinline__ bool select_blocks(const AttendParams& p, Item& item,
     row.orders = static_cast<const std::uint32_t*>(p.q.data) + item.row * p.q.stride_t / 2;
     row.visible = min(row.visible, Traits::kDim / 2);
   }
-  select_topk(shared.select, stages, kSegmentBlocks, row, p.select.topk, p.select.lanes,
-              threadIdx.x, rehearsal);
+  const int room = Traits::Engine::segment_room(p.select.max_blocks, rehearsal);
+  select_topk(shared.select, stages, room, row, p.select.topk, p.select.lanes, threadIdx.x,
+              rehearsal);
   return true;
 }
 
@@ -93,7 +94,7 @@ __device__ __forceinline__ void find_blocks(const AttendParams& p, const Request
                                             std::uint8_t* stages, bool rehearsal) {
   if (p.blocks == Blocks::All) {
     item.num_entries = (item.visible + Traits::kBlock - 1) / Traits::kBlock;
-  } else if (Traits::Engine::kSelects && p.blocks == Blocks::Scored) {
+  } else if (Traits::kSelects && p.blocks == Blocks::Scored) {
     if (!select_blocks<Traits>(p, item, row, shared, stages, rehearsal)) return;
     if (threadIdx.x < kSelectThreads && item.split == 0 && item.tile == 0 && !rehearsal) {
       store_selection(p.select, shared.select, item.row, item.head, row.first, threadIdx.x);

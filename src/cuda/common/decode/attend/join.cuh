@@ -122,16 +122,27 @@ __device__ __forceinline__ std::int64_t merge_index(const AttendParams& p, const
   return (item.row * p.heads_kv + item.head) * p.tiles + item.tile;
 }
 
+/// A barrier of the consumers, or of the one warp that rehearses.
+template <class Traits>
+__device__ __forceinline__ void meet_consumers(bool alone) {
+  if (alone) {
+    __syncwarp();
+  } else {
+    ptx::bar_sync(kBarrierAttend, Traits::kConsumers * 32);
+  }
+}
+
 /// The splits of one row, in split order, from memory. States first, through shared memory, so that
 /// the partials' loads do not wait for each other: one after the other, 16 splits took 11 us.
 template <class Traits>
 __device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const AttendParams& p,
-                                            std::int64_t base, float* scratch, int thread) {
+                                            std::int64_t base, float* scratch, int thread,
+                                            bool rehearsal) {
   constexpr int kThreads = Traits::kConsumers * 32;
   auto* states = reinterpret_cast<float2*>(scratch);  // [splits, 16]
   for (int i = thread; i < p.splits * 16; i += kThreads)
     states[i] = __ldcg(p.partial_state + base + i);
-  ptx::bar_sync(kBarrierAttend, kThreads);
+  meet_consumers<Traits>(rehearsal);
   const int row = thread / 8;
   part = {};
   const auto state_of = [&](int i) {
@@ -150,30 +161,32 @@ __device__ __forceinline__ void join_splits(RowEighth<Traits>& part, const Atten
 }
 
 /// Publishes this split; true in the CTA that came last, whose `part` then holds the merge of all
-/// splits in split order.
+/// splits in split order. A rehearsal publishes nothing and merges whatever lies there.
 template <class Traits>
 __device__ __forceinline__ bool merge_splits(RowEighth<Traits>& part, const AttendParams& p,
                                              const Item& item, AttendShared<Traits>& shared,
-                                             float* scratch, int thread) {
+                                             float* scratch, int thread, bool rehearsal) {
   const int row = thread / 8;
   const std::int64_t index = merge_index(p, item);
   const std::int64_t base = index * p.splits * 16;  // rows of partial_out, entries of partial_state
   const std::int64_t mine = base + item.split * 16 + row;
 #pragma unroll
   for (int j = 0; j < RowEighth<Traits>::kGroups; ++j) {
+    if (rehearsal) continue;
     __stcg(reinterpret_cast<float4*>(p.partial_out + mine * Traits::kDim + part_column(thread) +
                                      j * 32),
            part.out[j]);
   }
-  if (thread % 8 == 0) __stcg(p.partial_state + mine, {part.state.top, part.state.sum});
+  if (thread % 8 == 0 && !rehearsal)
+    __stcg(p.partial_state + mine, {part.state.top, part.state.sum});
   __threadfence();
-  ptx::bar_sync(kBarrierAttend, Traits::kConsumers * 32);
+  meet_consumers<Traits>(rehearsal);
   if (thread == 0)
     shared.last_arrival = atomicAdd(p.arrivals + index, 1u) == static_cast<unsigned>(p.splits - 1);
-  ptx::bar_sync(kBarrierAttend, Traits::kConsumers * 32);
-  if (shared.last_arrival == 0) return false;
+  meet_consumers<Traits>(rehearsal);
+  if (shared.last_arrival == 0 && !rehearsal) return false;
   __threadfence();
-  join_splits<Traits>(part, p, base, scratch, thread);
+  join_splits<Traits>(part, p, base, scratch, thread, rehearsal);
   return true;
 }
 

@@ -47,7 +47,7 @@ __device__ __forceinline__ void store_padding(const AttendParams& p, const Item&
 template <class Traits>
 __device__ __forceinline__ bool rehearses(const AttendParams& p) {
   const unsigned behind = (blockIdx.z * gridDim.y + blockIdx.y + 1) * gridDim.x;
-  return Traits::Engine::kSelects && p.blocks == Blocks::Scored &&
+  return Traits::kSelects && Traits::kRehearses && p.blocks == Blocks::Scored &&
          behind <= static_cast<unsigned>(p.rehearsals) && records_are_early(p.select.batch);
 }
 

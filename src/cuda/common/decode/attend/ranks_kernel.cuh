@@ -22,7 +22,7 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kAttendBound)
     attend_ranks_kernel(const __grid_constant__ RanksParamsOf<Traits> p) {
   using Engine = typename Traits::Engine;
-  static_assert(Engine::kSelects && !Traits::kCodes, "what kRanksInstances names");
+  static_assert(Engine::kClusters && !Traits::kCodes, "what kRanksInstances names");
   extern __shared__ std::uint8_t raw[];
   std::uint8_t* stages = align_shared<1024>(raw);
   auto& shared = *reinterpret_cast<AttendShared<Traits>*>(stages + Traits::kRingBytes);

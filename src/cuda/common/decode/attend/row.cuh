@@ -18,8 +18,12 @@ __device__ __forceinline__ void attend_item(const ParamsOf<Traits>& p, const Req
   constexpr int kMultiplier = 1, kJoiner = 2;  // of a rehearsal; warp 0 selects
   constexpr int kAside = 256;                  // floats that its selection may use
   static_assert((kAside + Traits::kConsumers * 16 * Traits::kMergePitch) * sizeof(float) <=
-                    kSegmentBlocks * sizeof(std::uint32_t),
+                    Traits::Engine::kRehearsalRoom * sizeof(std::uint32_t),
                 "a rehearsal's candidates lie behind the shares");
+  static_assert(!Traits::kCodes || Traits::Engine::kRehearsalRoom * sizeof(std::uint32_t) +
+                                           Traits::kDim / 2 * sizeof(std::uint64_t) <=
+                                       (Traits::kStages - 1) * Traits::kStageBytes,
+                "and before the tile that it multiplies");
   if constexpr (Traits::kPacked) fill_value_table<Traits>(p, stages);
   Consumer<Traits> consumer(p, shared, stages, at, warp, lane);
   if (warp == Traits::kConsumers) {
@@ -45,10 +49,13 @@ __device__ __forceinline__ void attend_item(const ParamsOf<Traits>& p, const Req
                                                   rehearsal ? lane : threadIdx.x);
     }
   }
-  if (rehearsal) return;
-  if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x)) return;
+  constexpr bool kMerges = !Engine::kClusters;  // in a rehearsal, too
+  if (rehearsal && !kMerges) return;
+  const bool idle = kMerges && rehearsal;
+  if (p.splits > 1 && !merge_splits<Traits>(part, p, item, shared, scratch, threadIdx.x, idle))
+    return;
   const int member = item.tile * 16 + threadIdx.x / 8;
-  if (member < p.group) {
+  if (member < p.group && !idle) {
     store_row<Traits>(p, part, item.row, item.head * p.group + member, part_column(threadIdx.x));
   }
 }

@@ -15,7 +15,8 @@ template <AttendConfig cfg, class TilesBy>
 struct AttendTraits {
   using Engine = TilesBy;
   using Item = common::ItemOf<cfg.storage>;
-  static constexpr bool kRanks = false;  // a row lies on several GPUs, see ranks_kernel.cuh
+  static constexpr bool kRanks = false;   // a row lies on several GPUs, see ranks_kernel.cuh
+  static constexpr bool kSelects = true;  // blocks may be Scored
   // Codes: keys and values come in e4m3 or, packed, in e2m1 two in a byte, and are widened to Item
   // between load and product.
   static constexpr bool kPacked = cfg.kv == Storage::E2m1;
@@ -44,11 +45,18 @@ struct AttendTraits {
       kTileBytes + (kPacked ? kBlock * static_cast<int>(sizeof(uint2)) : 0);
   // Two CTAs an SM: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
-  // What ptxas is told: packed codes of blocks of 128 spill with two on 8.0 and 8.6.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+  // What ptxas is told: packed codes of blocks of 128 spill with two on 8.x.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   static constexpr int kAttendBound = kPacked && kBlock == 128 ? 1 : kCtasPerSm;
 #else
   static constexpr int kAttendBound = kCtasPerSm;
+#endif
+  // Registers: lanes that copy packed codes and a rehearsal spill, behind 9.0 most instances with
+  // one do. Before it nobody waits for scores, as launches follow each other.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  static constexpr bool kRehearses = false;
+#else
+  static constexpr bool kRehearses = Engine::kClusters || !kPacked;
 #endif
   // What ptxas is told of mending: with codes and two it has 168 registers a thread and spills.
   static constexpr int kMendBound = kCodes ? 1 : kCtasPerSm;
@@ -62,8 +70,6 @@ struct AttendTraits {
   static_assert(kKeys % 16 == 0, "a warp takes whole k16 steps");
   static_assert(kRingBytes >= kConsumers * 16 * kMergePitch * 4,
                 "the warps' outputs overlay the ring");
-  static_assert(!Engine::kSelects || kRingBytes >= kMostSelectScratch,
-                "so does the scratch of a selection");
   static_assert(kBlock == 64 || kBlock == 128, "what the copy engine's boxes are made for");
   static_assert(kDim == 64 || kDim == 128, "one or two panels of 64 columns");
   static_assert(cfg.kv == cfg.storage || (kCodes && kDim == 128),

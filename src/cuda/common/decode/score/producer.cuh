@@ -37,7 +37,7 @@ class ScoreProducer {
     policy_ = Engine::streamed();
     StepFinder finder(p, lane_);
     const std::int64_t total = finder.count();
-    const Deal<Traits::kProducers> deal(total, share_.count);
+    const Deal<Traits::kProducers, Traits::kCtasPerSm> deal(total, share_.count);
     const std::int64_t fixed_end = min(deal.fixed * (share_.index + 1), total);
     std::int64_t n = min(deal.fixed * share_.index, total);
     std::int64_t end = max(n, fixed_end - 1);

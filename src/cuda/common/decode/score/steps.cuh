@@ -100,8 +100,9 @@ class StepFinder {
 
 /// How the steps are dealt out: share s is numbers s * fixed to (s + 1) * fixed - 1, what lies
 /// behind all shares, a quarter at most and what did not divide, is claimed, `claim` at a time.
-/// A CTA of several producers claims as many as it has, in parts.
-template <int kProducers>
+/// A CTA of several producers claims as many as it has, in parts, and so do CTAs that share an SM:
+/// a step takes each as long as it takes all of them.
+template <int kProducers, int kCtasPerSm>
 struct Deal {
   std::int64_t fixed;
   int claim;
@@ -112,9 +113,10 @@ struct Deal {
     const std::int64_t each =
         small ? static_cast<unsigned>(total) / static_cast<unsigned>(shares) : total / shares;
     const std::int64_t of_cta = each * kProducers;
+    const std::int64_t of_sm = of_cta * kCtasPerSm;
     const bool claims = small && of_cta >= 4;
     fixed = claims ? each - each / 4 : ceil_div(total, std::int64_t{shares});
-    claim = of_cta < 16 ? 1 : (of_cta < 64 ? 4 : of_cta < 192 ? 8 : 16) / kProducers;
+    claim = of_sm < 16 ? 1 : (of_sm < 64 ? 4 : of_sm < 192 ? 8 : 16) / (kProducers * kCtasPerSm);
   }
 };
 

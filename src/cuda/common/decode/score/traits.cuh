@@ -41,10 +41,10 @@ struct ScoreTraits {
   static constexpr int kReleases = kTeamWarps * 32;
   // What ptxas is told.
   static constexpr bool kCrowded = kConsumers > 4;
+  static constexpr int kCtasPerSm = Engine::step_ctas(kTiles);
   static constexpr int kBoundThreads = kCrowded ? Engine::kCrowdedThreads : kThreads;
   // Of items, two CTAs fit without a word of it.
-  static constexpr int kBoundCtas =
-      kCrowded ? 2 : (kCodes || kFilter ? Engine::step_ctas(kTiles) : 1);
+  static constexpr int kBoundCtas = kCrowded ? 2 : (kCodes || kFilter ? kCtasPerSm : 1);
   static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
   static constexpr int kStepParts = kScoreStep / kKeys;
   static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp

@@ -11,6 +11,7 @@ namespace msa::cuda::mma::decode {
 template <AttendConfig cfg>
 struct MendTraits : common::decode::AttendTraits<cfg, Engine> {
   static constexpr bool kHalvesBlocks = true;
+  static constexpr bool kSelects = false;  // blocks are listed
 };
 
 template <AttendConfig cfg>

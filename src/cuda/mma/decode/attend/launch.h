@@ -16,6 +16,9 @@ using Keys = KeyRows<const std::uint8_t>;
 using AttendParams = common::decode::AttendParamsOf<Keys>;
 using MendParams = common::decode::MendParamsOf<Keys>;
 
+/// One CTA fits 99 KB, two fit 163.
+inline constexpr int kTileRingBytes = 64 * 1024;
+
 /// Mending takes 64 keys at a time, whatever the blocks of lists hold, as the kernels do that it
 /// mends after: pages may hold any multiple of 64.
 inline constexpr std::array kMendInstances = {

@@ -13,6 +13,8 @@ using common::decode::ScoreConfig;
 using Keys = KeyRows<const std::uint8_t>;
 using ScoreParams = common::decode::ScoreParamsOf<Keys>;
 
+inline constexpr int kStepRingBytes = 64 * 1024;  // as of attention
+
 /// CTAs that fit an SM of 160 KB of shared memory and more: registers, with more columns, leave
 /// room for one.
 constexpr int score_ctas_per_sm(int tiles) { return tiles == 1 ? 2 : 1; }
