@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A warp a (row, index head), a lane a share of it. Who attends to nothing, or has scores of minus infinity alone, has a
-// logarithm of minus infinity and a loss of 0.
+// A warp a (row, index head), a lane a share of it. Who attends to nothing, or has scores of minus
+// infinity alone, has a logarithm of minus infinity and a loss of 0.
 #include "cuda/common/backward/launch.h"
 #include "cuda/common/backward/places.cuh"
 #include "cuda/common/join_by_lse.cuh"
@@ -39,7 +39,7 @@ __device__ __forceinline__ void for_each_slot(const Pairs& p, const LossRow& own
                                               const Visit& visit) {
   if (own.request < 0) return;
   for_each_own_place(p, p.requests[own.request], own.row, own.head, own.lane,
-                 [&](int place) { visit(own.first_slot + place); });
+                     [&](int place) { visit(own.first_slot + place); });
 }
 
 __global__ void __launch_bounds__(kLossWarps * 32)

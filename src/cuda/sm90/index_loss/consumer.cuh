@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // What a warpgroup does by wgmma: with 64 keys of the tile, scores of the student and the teacher,
 // and the gradient of index keys; with 64 columns of all keys, the share of d_index_q, once both
-// warpgroups have told their gradients, a step later. A wgmma accumulator has the order of mma.sync,
-// so that a warp has the very 16 keys, in the same registers, that it has in mma/index_loss, whose
-// everything else is.
+// warpgroups have told their gradients, a step later. A wgmma accumulator has the order of
+// mma.sync, so that a warp has the very 16 keys, in the same registers, that it has in
+// mma/index_loss, whose everything else is.
 #pragma once
 
 #include "cuda/mma/index_loss/consumer.cuh"

@@ -71,9 +71,8 @@ struct LossWork {
     const Traits::TokenInfo& tokens = shared.infos[stage];
     consumer.derive(tokens, kPerHead);
     if (shared.masked[stage] != 0) {
-      add_keys(tokens, [&](const std::uint32_t(&e)[4]) {
-        consumer.add_product<true>(tokens, stage, e);
-      });
+      add_keys(tokens,
+               [&](const std::uint32_t(&e)[4]) { consumer.add_product<true>(tokens, stage, e); });
     } else {
       add_keys(tokens, [&](const std::uint32_t(&e)[4]) { consumer.add_whole(stage, e); });
     }

@@ -20,8 +20,9 @@ __device__ __forceinline__ void multiply_rows(float (&d)[kAccumulators], const s
   for (int k = 0; k < kDim / 16; ++k) {
     const std::uint64_t inside = (k & 3) * kDescriptorStepK;
     const int panel = k >> 2;
-    ptx::wgmma_ss<Item, ptx::Major::K, ptx::Major::K>(d, from_a + panel * (kPanelBytesA >> 4) + inside,
-                                       from_b + panel * (kPanelBytesB >> 4) + inside, k != 0);
+    ptx::wgmma_ss<Item, ptx::Major::K, ptx::Major::K>(
+        d, from_a + panel * (kPanelBytesA >> 4) + inside,
+        from_b + panel * (kPanelBytesB >> 4) + inside, k != 0);
   }
   ptx::wgmma_commit_group();
 }
@@ -62,8 +63,8 @@ __device__ __forceinline__ void multiply_transposed(float (&d)[8], const std::ui
   const std::uint64_t from_b = descriptor_mn_major_16(b);
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k)
-    ptx::wgmma_ss<Item, ptx::Major::MN, ptx::Major::MN>(
-        d, from_a + k * kDescriptorStepMN, from_b + k * kDescriptorStepMN16, k != 0);
+    ptx::wgmma_ss<Item, ptx::Major::MN, ptx::Major::MN>(d, from_a + k * kDescriptorStepMN,
+                                                        from_b + k * kDescriptorStepMN16, k != 0);
   ptx::wgmma_commit_group();
 }
 
