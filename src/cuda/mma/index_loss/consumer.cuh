@@ -98,8 +98,8 @@ class Consumer {
       const float teacher = teacher_[i] * per_head;
       const bool counts = sees(tokens, i) && whole != common::kMinusInf;
       const float log_student = scores_[i] - whole;
-      // Below it the logarithm is that of 0.
-      if (counts && teacher >= kSmallestNormal)
+      // Below it the logarithm would be that of 0; NaN is not.
+      if (counts && !(teacher < kSmallestNormal))
         losses[i / 4 * 2 + i % 2] += teacher * (ptx::lg2(teacher) - log_student) * common::kLn2;
       scores_[i] = counts ? ptx::ex2(log_student) - teacher : 0.0f;
     }
