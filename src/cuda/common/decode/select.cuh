@@ -176,21 +176,23 @@ __device__ __forceinline__ void meet(bool alone) {
   }
 }
 
-/// Ranks any number of candidates. All who select call it.
+/// Ranks any number of candidates. All who select call it. The warp that rehearses may have fewer
+/// than there are ids.
 __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long long* candidates,
                                           int topk, int thread, bool alone) {
   const int count = s.num_candidates;
   if (thread < kSelectThreads) {
-    for (int i = thread; i < count; i += kSelectThreads) {
+    for (int i = thread; i < count; i += alone ? 32 : kSelectThreads) {
       const int rank = count_larger(candidates, count, candidates[i]);
       if (rank < topk) s.maxima[rank] = candidates[i];  // every warp has its bound
     }
   }
   meet(alone);
-  if (thread < s.num_ids) {
+  const int ranked = min(s.num_ids, count);
+  if (thread < ranked) {
     const unsigned long long key = s.maxima[thread];
     int below = 0;
-    for (int i = 0; i < s.num_ids; ++i)
+    for (int i = 0; i < ranked; ++i)
       below += select_block(s.maxima[i]) < select_block(key) ? 1 : 0;
     s.ids[below] = select_block(key);
     s.chosen[below] = key;
