@@ -192,8 +192,7 @@ __device__ __forceinline__ void rank_many(SelectStorage& s, const unsigned long 
   if (thread < ranked) {
     const unsigned long long key = s.maxima[thread];
     int below = 0;
-    for (int i = 0; i < ranked; ++i)
-      below += select_block(s.maxima[i]) < select_block(key) ? 1 : 0;
+    for (int i = 0; i < ranked; ++i) below += select_block(s.maxima[i]) < select_block(key) ? 1 : 0;
     s.ids[below] = select_block(key);
     s.chosen[below] = key;
   }
