@@ -119,6 +119,13 @@ struct Terms {
   double slope = 0;     // the same, times p times the term
 };
 
+/// The same where p is rounded to 16 bits.
+struct RoundedTerms {
+  double squares = 0;
+  double alike = 0;  // squares of the sums of terms whose p round alike
+  double magnitudes = 0;
+};
+
 // How many standard deviations of independent roundings a mark is at least (docs/numerics.md).
 constexpr double kDeviations = 4.5;
 constexpr double kDeviationsOf16Bits = 3.5;
@@ -135,6 +142,7 @@ class PlainRow {
         kv_head_(kv_head),
         keys_(keys),
         group_(p.attention.heads_q / p.attention.heads_kv),
+        scale_(p.attention.kv.value_or(p.attention.q).scale),
         weights_(p.attention.q.storage == DType::E4M3 ? DType::BF16 : p.attention.q.storage),
         variants_(weights_ == DType::F32 ? kMaxVariants : kVariantsOf16Bits) {}
 
@@ -226,7 +234,7 @@ class PlainRow {
       terms_.assign(outputs, Terms{});
       row_terms_.assign(static_cast<std::size_t>(group_), Terms{});
     } else {
-      squares_.assign(outputs, 0.0);
+      rounded_.assign(outputs, RoundedTerms{});
     }
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(value_rows(p_, o_), r_, keys_[n], kv_head_, dim, value.data());
@@ -236,7 +244,8 @@ class PlainRow {
       if (weights_ == DType::F32) {
         add_terms(n, value);
       } else {
-        add_squares(n, value);
+        add_rounded(n, value);
+        if (scale_ == Scale::Page) add_to_page(n, value);
       }
       for_variants(variants_, [&]<int v>() {
         for (std::int64_t g = 0; g < group_; ++g) {
@@ -274,14 +283,53 @@ class PlainRow {
     }
   }
 
+  /// Key n's weight as a share of the row's.
+  double share_of(std::int64_t g, std::size_t n) {
+    const double share = score_at(0, g, n) / sums_[g];
+    return std::isnan(share) ? 0.0 : share;
+  }
+
   /// The same in 16 bits, where weights' own roundings count alone.
-  void add_squares(std::size_t n, const std::vector<float>& value) {
+  void add_rounded(std::size_t n, const std::vector<float>& value) {
     for (std::int64_t g = 0; g < group_; ++g) {
-      const double share = score_at(0, g, n) / sums_[g];
-      double* squares = &squares_[g * static_cast<std::int64_t>(value.size())];
+      const double share = share_of(g, n);
+      RoundedTerms* terms = &rounded_[g * static_cast<std::int64_t>(value.size())];
       for (std::size_t d = 0; d < value.size(); ++d) {
         const double term = share * (std::isfinite(value[d]) ? value[d] : 0.0f);
-        squares[d] += term * term;
+        terms[d].squares += term * term;
+        terms[d].magnitudes += std::fabs(term);
+      }
+    }
+  }
+
+  /// Gathers values of a page, and adds its keys' share behind the last of them.
+  void add_to_page(std::size_t n, const std::vector<float>& value) {
+    page_.insert(page_.end(), value.begin(), value.end());
+    const std::int64_t page_size = o_.v.shape[1];
+    if (n + 1 < keys_.size() && keys_[n + 1] / page_size == keys_[n] / page_size) return;
+    add_alike(n + 1 - page_.size() / value.size(), page_);
+    page_.clear();
+  }
+
+  /// Values [keys, value_dim] from key `first` on that share a scale: weights within half a step of
+  /// each other round alike once it multiplies them, all up or all down.
+  void add_alike(std::size_t first, const std::vector<float>& values) {
+    const auto dim = static_cast<std::size_t>(p_.attention.value_dim);
+    std::vector<std::pair<double, std::size_t>> shares(values.size() / dim);  // share, key
+    std::vector<double> sums(dim);
+    for (std::int64_t g = 0; g < group_; ++g) {
+      for (std::size_t n = 0; n < shares.size(); ++n) shares[n] = {share_of(g, first + n), n};
+      std::sort(shares.begin(), shares.end());
+      RoundedTerms* terms = &rounded_[g * static_cast<std::int64_t>(dim)];
+      for (auto at = shares.begin(); at != shares.end();) {
+        const double largest = at->first * (1 + half_ulp(weights_) / 2);
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (; at != shares.end() && at->first <= largest; ++at) {
+          const float* value = &values[at->second * dim];
+          for (std::size_t d = 0; d < dim; ++d)
+            sums[d] += at->first * (std::isfinite(value[d]) ? value[d] : 0.0f);
+        }
+        for (std::size_t d = 0; d < dim; ++d) terms[d].alike += sums[d] * sums[d];
       }
     }
   }
@@ -302,22 +350,30 @@ class PlainRow {
   /// another maximum deals anew, and a value's scale may lift just above a power of two.
   void take_floor() {
     const std::int64_t dim = p_.attention.value_dim;
-    const bool all = weights_ == DType::F32;
-    const bool scaled = p_.attention.kv.value_or(p_.attention.q).scale != Scale::None;
-    const double half_deviations = (all      ? kDeviations
-                                    : scaled ? kDeviationsOfScaledValues
-                                             : kDeviationsOf16Bits) /
-                                   2;
     result_.error_floor.assign(static_cast<std::size_t>(group_), 0.0);
     for (std::int64_t g = 0; g < group_; ++g) {
       double largest = 0;
       for (std::int64_t at = g * dim; at < (g + 1) * dim; ++at) {
-        largest = std::max(largest, all ? variance_of(row_terms_[g], terms_[at]) : squares_[at]);
+        largest =
+            std::max(largest, weights_ == DType::F32
+                                  ? deviation(kDeviations, variance_of(row_terms_[g], terms_[at]))
+                                  : rounding_of_weights(rounded_[at]));
       }
-      if (!std::isfinite(largest)) continue;
-      result_.error_floor[g] =
-          half_deviations * half_ulp(weights_) / std::sqrt(3.0) * std::sqrt(largest);
+      if (std::isfinite(largest)) result_.error_floor[g] = largest / 2;
     }
+  }
+
+  /// So many standard deviations of roundings; `variance` where that of one rounding of 1 is 1.
+  double deviation(double count, double variance) const {
+    return count * half_ulp(weights_) / std::sqrt(3.0) * std::sqrt(variance);
+  }
+
+  /// Of weights that round alike there may be so few that deviations say too much: all roundings at
+  /// their largest are the end.
+  double rounding_of_weights(const RoundedTerms& terms) const {
+    const double count = scale_ != Scale::None ? kDeviationsOfScaledValues : kDeviationsOf16Bits;
+    return std::max(deviation(count, terms.squares),
+                    std::min(deviation(count, terms.alike), half_ulp(weights_) * terms.magnitudes));
   }
 
   const Problem& p_;
@@ -326,15 +382,17 @@ class PlainRow {
   std::int64_t row_, kv_head_;
   const KeyList& keys_;
   std::int64_t group_;
+  Scale scale_;    // of values
   DType weights_;  // what P is rounded to; beside queries in e4m3 bf16
   int variants_;
-  std::vector<float> scores_{};      // [variants, group, keys]
-  std::vector<float> sums_{};        // [variants, group]
-  std::vector<double> variances_{};  // [group, keys]: of weights' relative errors; f32
-  std::vector<Terms> terms_{};       // [group, value_dim]: with p v; f32
-  std::vector<Terms> row_terms_{};   // [group]: with p; f32
-  std::vector<double> squares_{};    // [group, value_dim]: of p v; 16 bits
-  double largest_score_ = 0;         // of scaled sums of magnitudes
+  std::vector<float> scores_{};          // [variants, group, keys]
+  std::vector<float> sums_{};            // [variants, group]
+  std::vector<double> variances_{};      // [group, keys]: of weights' relative errors; f32
+  std::vector<Terms> terms_{};           // [group, value_dim]: with p v; f32
+  std::vector<Terms> row_terms_{};       // [group]: with p; f32
+  std::vector<RoundedTerms> rounded_{};  // [group, value_dim]: with p v; 16 bits
+  std::vector<float> page_{};            // [keys, value_dim]: values of a page so far; 16 bits
+  double largest_score_ = 0;             // of scaled sums of magnitudes
   PlainResult result_{};
 };
 

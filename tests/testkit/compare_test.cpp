@@ -225,6 +225,31 @@ TEST(Compare, WeightsMayBeRoundedAgainstAnyMaximum) {
   }
 }
 
+// Where a softmax scale of 0.001 makes weights alike, those of a page, which one scale multiplies,
+// round to the same side: each output sums a block's pages, and not as many roundings as keys.
+TEST(Compare, WeightsOfAPageRoundAlike) {
+  const std::string line =
+      "op=dense out=f32 heads=32/1 dim=128 scale=0.001 lens=8:160 page=16 regime=onehot kv=";
+  for (const char* dtype : {" dtype=bf16", " dtype=f16"}) {
+    Ran ran(line + "e4m3/page" + dtype);
+    attend_with_rounded_weights(ran.data);
+    const Report report = ran.report();
+    EXPECT_TRUE(report.ok) << dtype << ": " << report.what;
+    EXPECT_GT(report.worst_share, 0.3) << "the mark is far from what such programs need";
+  }
+  // No more than all weights' roundings at their largest; tokens' scales leave them independent.
+  const auto off_by_roundings = [&](const std::string& format, double roundings) {
+    Ran ran(line + format);
+    const Tensor& out = ran.data.operands().out;
+    const float old = float_at(out, 3, 5, 0);
+    set_float(out, old * static_cast<float>(1 + roundings * half_ulp(DType::BF16)), 3, 5, 0);
+    return ran.report();
+  };
+  EXPECT_TRUE(off_by_roundings("e4m3/page", 0.6).ok);
+  EXPECT_FALSE(off_by_roundings("e4m3/page", 1.02).ok);
+  EXPECT_FALSE(off_by_roundings("e4m3/token", 0.6).ok);
+}
+
 // Elements that lucky sums of twelve plain programs were no measure of, and a mark that is still a
 // few roundings wide.
 TEST(Compare, RoundingsInF32AreAllThatF32MayBeOff) {
