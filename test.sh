@@ -408,16 +408,16 @@ section_cli() {
   step "command line" python3 tests/cli/cli_test.py "$release/tools/msa/msa"
 }
 
-# The Python package as users build it, in an environment of its own. Its tests have five minutes, in three processes. An
-# installed torch is used where there is one, as it is large.
+# The Python package as users build it, in an environment of its own. Its tests have three minutes of a core, in three
+# processes. An installed torch is used where there is one, as it is large.
 section_python() {
   local venv=$PWD/build/venv-python
   step "python environment" python_environment "$venv" || return
   step "python wheel" cached python_wheel "$venv" || return
-  begin_step "python tests, integrations (300 s at most)" python_tests "$venv" tests/python/integrations
-  begin_step "python tests (300 s at most)" python_tests "$venv" --ignore=tests/python/integrations \
+  begin_step "python tests, integrations (180 CPU s at most)" python_tests "$venv" tests/python/integrations
+  begin_step "python tests (180 CPU s at most)" python_tests "$venv" --ignore=tests/python/integrations \
     --ignore=tests/python/distributed --ignore=tests/python/nn tests/python
-  begin_step "python tests, several ranks and training (300 s at most)" python_tests "$venv" tests/python/distributed \
+  begin_step "python tests, several ranks and training (180 CPU s at most)" python_tests "$venv" tests/python/distributed \
     tests/python/nn
   begin_step "python types" python_types "$venv"
   begin_step "python wheel alone" tests/python/wheel_test.sh "$PWD"/build/wheel/*.whl
@@ -427,6 +427,7 @@ section_python() {
 python_tests() { # VENV PYTEST-ARGUMENT...
   local venv=$1
   shift
+  ulimit -t 180 # of a process; on the clock, which depends on who else runs, they may not hang
   OMP_NUM_THREADS=1 MSA_WHEEL=$(echo "$PWD"/build/wheel/*.whl) timeout 300 \
     "$venv/bin/python" -m pytest -q -rs -m "not slow" ${long:+-m ""} "$@"
 }

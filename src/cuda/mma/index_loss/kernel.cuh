@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels of the index loss: keys outermost, as in the backward pass. The first adds up what
 // the student gives to a token's keys, the second makes teacher and student again and knows the
-// whole. See docs/kernels/index-loss.md.
+// whole. See docs/kernels/backward.md.
 #pragma once
 
 #include "cuda/common/backward/key_rows.cuh"
