@@ -686,10 +686,17 @@ visible_gpus() { # their numbers, one a line
   fi
 }
 
-run_gpu_part() { # BUILD PART: the cases, an instruction set, or the interfaces
+# One core reads the machine code of all kernels for over a minute.
+gpu_library() { # BUILD
+  step "machine code" tests/cuda/machine_code_test.py "$1/src/libmsa.so"
+  [ -n "$gpu_build" ] || step "cubins" tests/cuda/cubins_test.py "$1/src/libmsa.so" 90
+}
+
+run_gpu_part() { # BUILD PART: the cases, an instruction set, the interfaces, or the library's file
   case $2 in
   cases) gpu_cases "$1" ;;
   interfaces) gpu_interfaces "$1" ;;
+  library) gpu_library "$1" ;;
   *) gpu_isa "$1" "$2" ;;
   esac
 }
@@ -736,15 +743,13 @@ print("" if cuda and cuda[0]["available"] else cuda[0].get("reason", "not availa
     step "a GPU" false
     return
   fi
-  step "machine code" tests/cuda/machine_code_test.py "$dir/src/libmsa.so"
-  [ -n "$gpu_build" ] || step "cubins" tests/cuda/cubins_test.py "$dir/src/libmsa.so" 90
   step "plans" "$dir/tests/cuda_test"
   # Whatever the GPU runs, each instruction set by force.
   gpu_isas=()
   while read -r have name reason; do
     if [ "$have" = run ]; then gpu_isas+=("$name"); else not_run "$name" "${reason//_/ }"; fi
   done < <(isas "$dir" cuda)
-  run_gpu_lanes "$dir" cases "${gpu_isas[@]}" interfaces
+  run_gpu_lanes "$dir" cases "${gpu_isas[@]}" interfaces library
   # A row of each kind, for a look: the data and oracles of all of them take half an hour; benchmarks/hopper.py has peers.
   step "rows" "$msa" bench --backend cuda --min-time 0.2 --filter hopper.dense.8k --filter hopper.msa.8k.drift \
     --filter hopper.decode.128k.b1 --filter hopper.topk.random && cat "$logs/rows.log"
