@@ -58,11 +58,12 @@ enum class Regime : std::uint8_t {
 /// What lies where it must not matter, and non-finite numbers where they do.
 enum class Hostile : std::uint8_t {
   None,
-  Nan,       // NaN in everything that no query both lists and sees
-  NanV,      // NaN and infinities in some keys' v, and NaN outside
-  NanK,      // the same in k
-  NanQ,      // the same in some rows of q
-  NanIndex,  // the same in the index tensors and in given scores
+  Nan,        // NaN in everything that no query both lists and sees
+  NanV,       // NaN and infinities in some keys' v, and NaN outside
+  NanK,       // the same in k
+  NanQ,       // the same in some rows of q
+  NanIndex,   // the same in the index tensors and in given scores
+  NanIndexQ,  // the same in some rows of index_q
 };
 
 /// A call that must be rejected, and how it was made so.

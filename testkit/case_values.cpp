@@ -95,9 +95,13 @@ const Names<Regime>& names_of(Regime) {
 }
 
 const Names<Hostile>& names_of(Hostile) {
-  static const Names<Hostile> names{{"none", Hostile::None},  {"nan", Hostile::Nan},
-                                    {"nan_v", Hostile::NanV}, {"nan_k", Hostile::NanK},
-                                    {"nan_q", Hostile::NanQ}, {"nan_index", Hostile::NanIndex}};
+  static const Names<Hostile> names{{"none", Hostile::None},
+                                    {"nan", Hostile::Nan},
+                                    {"nan_v", Hostile::NanV},
+                                    {"nan_k", Hostile::NanK},
+                                    {"nan_q", Hostile::NanQ},
+                                    {"nan_index", Hostile::NanIndex},
+                                    {"nan_index_q", Hostile::NanIndexQ}};
   return names;
 }
 

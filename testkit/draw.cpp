@@ -136,8 +136,9 @@ Case choose_all(Choices& choices, const DrawOptions& options) {
   choose_memory(choices, spec);
   spec.regime = choices.pick({Regime::Random, Regime::Drift, Regime::Integers, Regime::Ties,
                               Regime::Near, Regime::OneHot});
-  spec.hostile = choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV,
-                               Hostile::NanK, Hostile::NanQ, Hostile::NanIndex});
+  spec.hostile =
+      choices.pick({Hostile::None, Hostile::None, Hostile::Nan, Hostile::NanV, Hostile::NanK,
+                    Hostile::NanQ, Hostile::NanIndex, Hostile::NanIndexQ});
   const auto any_format = [&choices] {
     const auto& formats = coded_formats();
     return formats[static_cast<std::size_t>(

@@ -39,7 +39,7 @@ void fill_queries(const Making& m, const Tensor& q, Role role) {
   const Values values(m.spec, role, dim, heads, m.longest);
   const Stream64 poison(m.spec.seed, kPoisonStream + static_cast<std::uint64_t>(role));
   const bool spoil =
-      (role == Role::Query || role == Role::Gradient) && m.spec.hostile == Hostile::NanQ;
+      m.spec.hostile == (role == Role::IndexQuery ? Hostile::NanIndexQ : Hostile::NanQ);
   for (const Request& r : m.requests) {
     const std::int64_t first = std::max<std::int64_t>(r.offset, 0);
     for_rows(r.seqlen_q, heads * dim, [&](std::int64_t i) {

@@ -72,7 +72,6 @@ class LossRow {
 
   /// Of the sum of row_weight times loss to a score, without the scale.
   double gradient(std::int64_t key, double lse) const {
-    if (lse == -kInf) return 0;
     const Tensor& weights = call_.row_weight;
     const double weight = weights ? load(weights, row_ * weights.stride[0]) : 1.0;
     return weight * (std::exp(score(key) - lse) - teacher(key));
@@ -103,9 +102,11 @@ void row_outputs(const Problem& p, const Call& call, const Request& r, std::int6
   if (call.loss) store(call.loss, offset(call.loss, r.q_begin + i, head), row.loss(lse));
   if (!call.d_index_q) return;
   std::fill(sums.begin(), sums.end(), 0.0);
-  row.support().for_each([&](std::int64_t key, std::size_t) {
-    add_row(sums, row.gradient(key, lse), row.index_key(key));
-  });
+  if (lse != -kInf) {
+    row.support().for_each([&](std::int64_t key, std::size_t) {
+      add_row(sums, row.gradient(key, lse), row.index_key(key));
+    });
+  }
   store_gradient(call.d_index_q, r.q_begin + i, head, index_scale(p), sums, false);
 }
 
@@ -118,7 +119,8 @@ void key_output(const Problem& p, const Call& call, const Request& r, std::int64
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
       const LossRow row(p, call, r, i, head);
       const double lse = lses[static_cast<std::size_t>((r.q_begin + i) * p.index.heads + head)];
-      if (row.holds(key)) add_row(sums, row.gradient(key, lse), row.query());
+      // A row that gives nothing: 0 times its numbers, which may be infinite, would be NaN.
+      if (lse != -kInf && row.holds(key)) add_row(sums, row.gradient(key, lse), row.query());
     }
   }
   store_gradient(call.d_index_k, r.k_begin + key, key_head, index_scale(p), sums,
