@@ -614,6 +614,38 @@ TEST(Compare, AWeightNextToATieMayRoundEitherWay) {
   EXPECT_FALSE(right_with(-3));
 }
 
+// Two tiles of 64 keys whose gradients of scores round alike and cancel: plain is right by luck, a
+// program that gives one tile alone what rounding took from it, times what its keys have in common,
+// is off by that.
+TEST(Compare, WhatRoundingTookMayComeBackInSomeTiles) {
+  const Ran ran(
+      "op=dense_backward heads=1/1 dim=16 block=16 lens=1:128 causal=0 grads=q grad_dtype=f32");
+  const Operands& o = ran.data.operands();
+  const double taken = 0.375 * 0x1p-7;  // from a weight of 1 + taken
+  set_float(o.lse_in, static_cast<float>(-std::log(1 + taken)), 0, 0);
+  for (std::int64_t d = 0; d < 16; ++d) {
+    set_float(o.q, 0, 0, 0, d);
+    set_float(o.out_in, 0, 0, 0, d);
+    set_float(o.dout, d == 0 ? 1.0f : 0.0f, 0, 0, d);
+    for (std::int64_t key = 0; key < 128; ++key) set_float(o.v, key < 64 ? 1 : -1, key, 0, d);
+  }
+  const auto right_with = [&](double tiles, bool alike) {
+    for (std::int64_t d = 0; d < 16; ++d) {
+      for (std::int64_t key = 0; key < 128; ++key)
+        set_float(o.k, alike || key % 2 == 0 ? 1 : -1, key, 0, d);
+      set_float(o.dq, static_cast<float>(tiles * 64 * taken / 4), 0, 0, d);
+    }
+    return ran.report().ok;
+  };
+  EXPECT_TRUE(right_with(0, true));
+  EXPECT_TRUE(right_with(1, true));
+  EXPECT_TRUE(right_with(-1, true));
+  EXPECT_FALSE(right_with(2.1, true));
+  EXPECT_FALSE(right_with(-2.1, true));
+  EXPECT_TRUE(right_with(0, false));
+  EXPECT_FALSE(right_with(0.05, false)) << "keys that have nothing in common";
+}
+
 TEST(Compare, LossesOfLargeCallsAreComparedByParts) {
   for (const char* line :
        {"op=index_loss heads=4/2 index_heads_k=1 dim=16 index_dim=16 block=16 topk=3 lens=90:200",
