@@ -103,9 +103,11 @@ void row_outputs(const Problem& p, const Call& call, const Request& r, std::int6
   if (call.loss) store(call.loss, offset(call.loss, r.q_begin + i, head), row.loss(lse));
   if (!call.d_index_q) return;
   std::fill(sums.begin(), sums.end(), 0.0);
-  row.support().for_each([&](std::int64_t key, std::size_t) {
-    add_row(sums, row.gradient(key, lse), row.index_key(key));
-  });
+  // Nothing is added, not even zero times an infinite key.
+  if (lse != -kInf)
+    row.support().for_each([&](std::int64_t key, std::size_t) {
+      add_row(sums, row.gradient(key, lse), row.index_key(key));
+    });
   store_gradient(call.d_index_q, r.q_begin + i, head, index_scale(p), sums, false);
 }
 
@@ -118,7 +120,7 @@ void key_output(const Problem& p, const Call& call, const Request& r, std::int64
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
       const LossRow row(p, call, r, i, head);
       const double lse = lses[static_cast<std::size_t>((r.q_begin + i) * p.index.heads + head)];
-      if (row.holds(key)) add_row(sums, row.gradient(key, lse), row.query());
+      if (lse != -kInf && row.holds(key)) add_row(sums, row.gradient(key, lse), row.query());
     }
   }
   store_gradient(call.d_index_k, r.k_begin + key, key_head, index_scale(p), sums,
