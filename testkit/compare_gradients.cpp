@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "testkit/number.h"
 
@@ -16,6 +17,8 @@ constexpr double kRounding = 0x1p-24;
 constexpr double kUnderflow = 0x1p-126;
 // Bounds below are of sums whose roundings fall in random order, all on one side.
 constexpr double kRoom = 2;
+// A tile of dq has 64 keys, or twice as many.
+constexpr std::int64_t kTileKeys = 64;
 
 std::vector<float> floats_of_row(const Tensor& t, std::int64_t row, std::int64_t head) {
   std::vector<float> values(static_cast<std::size_t>(t.shape[2]));
@@ -55,6 +58,30 @@ Rounded rounded(double exact, double error, DType dtype) {
   return {round(exact), error + (std::isfinite(either_way) ? either_way / kRoom : 0.0)};
 }
 
+/// What neighbouring keys have in common: their mean in columns where it is larger than what they
+/// differ by, 0 elsewhere.
+class CommonOfKeys {
+ public:
+  void add(const std::vector<float>& key) {
+    sums_.resize(key.size());
+    squares_.resize(key.size());
+    for (std::size_t d = 0; d < key.size(); ++d) {
+      sums_[d] += key[d];
+      squares_[d] += double{key[d]} * key[d];
+    }
+    ++count_;
+  }
+
+  double in(std::size_t d) const {
+    const double mean = sums_[d] / static_cast<double>(count_);
+    return 2 * mean * sums_[d] > squares_[d] ? mean : 0.0;
+  }
+
+ private:
+  std::vector<double> sums_{}, squares_{};
+  std::int64_t count_ = 0;
+};
+
 /// Gradients of all rows and heads of one tensor: plain sums, and bounds of their fp32 roundings.
 class Sums {
  public:
@@ -63,6 +90,8 @@ class Sums {
     const auto size = static_cast<std::size_t>(t_.shape[0] * t_.shape[1] * t_.shape[2]);
     plain_.assign(size, 0.0);
     bound_.assign(size, 0.0);
+    back_below_.assign(size, 0.0);
+    back_above_.assign(size, 0.0);
     terms_.assign(static_cast<std::size_t>(t_.shape[0] * t_.shape[1]), 0);
   }
 
@@ -80,6 +109,18 @@ class Sums {
     }
   }
 
+  /// What rounding took from the weights of a tile of keys: programs may give it back times what
+  /// the keys have in common, in some tiles and not in others.
+  void may_give_back(std::int64_t row, std::int64_t head, double taken, const CommonOfKeys& keys) {
+    if (!t_) return;
+    for (std::int64_t d = 0; d < t_.shape[2]; ++d) {
+      const auto at = static_cast<std::size_t>((row * t_.shape[1] + head) * t_.shape[2] + d);
+      const double back = taken * keys.in(static_cast<std::size_t>(d));
+      if (back < 0) back_below_[at] += back;
+      if (back > 0) back_above_[at] += back;
+    }
+  }
+
   /// Marks against the oracle's `expected`, which has `factor` and what was there before in it.
   std::vector<double> marks(const Tensor& expected, double factor, bool accumulate) const {
     std::vector<double> marks;
@@ -93,8 +134,10 @@ class Sums {
           const auto at = static_cast<std::size_t>(place * t_.shape[2] + d);
           const double truth = float_at(expected, row, head, d);
           const double before = accumulate ? double((row * 7 + head * 3 + d) % 33 - 16) / 8 : 0.0;
-          const double apart = std::fabs(factor * plain_[at] + before - truth);
-          if (std::isfinite(apart)) error = std::max(error, apart);
+          for (const double back : {0.0, back_below_[at], back_above_[at]}) {
+            const double apart = std::fabs(factor * (plain_[at] + back) + before - truth);
+            if (std::isfinite(apart)) error = std::max(error, apart);
+          }
           if (std::isfinite(bound_[at]))
             bound = std::max(bound, std::fabs(factor) * bound_[at] * more);
           if (std::isfinite(truth)) largest = std::max(largest, std::fabs(truth));
@@ -109,6 +152,7 @@ class Sums {
  private:
   const Tensor& t_;
   std::vector<double> plain_{}, bound_{};
+  std::vector<double> back_below_{}, back_above_{};  // the least and the most that is given back
   std::vector<std::int64_t> terms_{};
 };
 
@@ -157,6 +201,8 @@ class PlainBackward {
             std::pair<std::int64_t, std::int64_t> range, const std::vector<float>& q,
             const std::vector<float>& dout, double lse, const Product& delta, double dlse) {
     const DType storage = p_.attention.q.storage;
+    CommonOfKeys tile;
+    double taken = 0;  // from its weights of dq
     for (std::int64_t key = range.first; key < range.second; ++key) {
       const std::vector<float> k = floats_of_row(o_.k, r.k_begin + key, head),
                                v = floats_of_row(o_.v, r.k_begin + key, head);
@@ -176,6 +222,10 @@ class PlainBackward {
       dq_.add(at, h, ds, k);
       dk_.add(r.k_begin + key, head, ds, q);
       dv_.add(r.k_begin + key, head, p, dout);
+      tile.add(k);
+      taken += weight * gradient - ds.value;
+      if ((key + 1) % kTileKeys != 0 && key + 1 != range.second) continue;
+      dq_.may_give_back(at, h, std::exchange(taken, 0.0), std::exchange(tile, {}));
     }
   }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients against the oracle: each row and head of dq, dk and dv may be off by twice the error of
 // a plain computation that rounds weights and the gradients of scores to the storage type, by what
-// fp32 arithmetic costs, and by an ulp of its largest number.
+// fp32 arithmetic costs, and by an ulp of its largest number. What rounding took may come back to
+// dq in some tiles of keys, and counts where that is worst.
 #pragma once
 
 #include <vector>

@@ -51,27 +51,34 @@ double sums_variance(std::int64_t count, double squares, double sum) {
   return static_cast<double>(count + 1) * (squares / 6 + sum * sum / 3);
 }
 
-/// Variance of a scaled score's roundings, where that of one rounding of 1 is 1: of products, of
-/// their sums and of the product with the scale.
-double score_variance(const float* a, const float* b, std::int64_t count, float scale) {
-  double sum = 0, squares = 0;
+/// Sums over the terms of a dot product.
+struct ProductTerms {
+  double sum = 0, squares = 0, magnitudes = 0;
+};
+
+ProductTerms terms_of(const float* a, const float* b, std::int64_t count) {
+  constexpr int kLanes = 8;
+  std::array<double, kLanes> sums{}, squares{}, magnitudes{};
   for (std::int64_t d = 0; d < count; ++d) {
     const double term = static_cast<double>(a[d]) * b[d];
-    sum += term;
-    squares += term * term;
+    sums[d % kLanes] += term;
+    squares[d % kLanes] += term * term;
+    magnitudes[d % kLanes] += std::fabs(term);
   }
-  return static_cast<double>(scale) * scale *
-         (squares + sums_variance(count, squares, sum) + sum * sum);
+  ProductTerms terms;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    terms.sum += sums[lane];
+    terms.squares += squares[lane];
+    terms.magnitudes += magnitudes[lane];
+  }
+  return terms;
 }
 
-double dot_of_magnitudes(const float* a, const float* b, std::int64_t count) {
-  constexpr int kLanes = 8;
-  std::array<double, kLanes> sums{};
-  for (std::int64_t d = 0; d < count; ++d)
-    sums[d % kLanes] += std::fabs(static_cast<double>(a[d]) * b[d]);
-  double sum = 0;
-  for (const double lane : sums) sum += lane;
-  return sum;
+/// Variance of a scaled score's roundings, where that of one rounding of 1 is 1: of products, of
+/// their sums and of the product with the scale.
+double score_variance(const ProductTerms& t, std::int64_t count, float scale) {
+  return static_cast<double>(scale) * scale *
+         (t.squares + sums_variance(count, t.squares, t.sum) + t.sum * t.sum);
 }
 
 /// One way to go about it that is as plain as the others.
@@ -180,7 +187,7 @@ class PlainRow {
       for (float& x : scaled.back()) x *= scale * kLog2E;
     }
     scores_.resize(keys_.size() * static_cast<std::size_t>(variants_ * group_));
-    if (weights_ == DType::F32) variances_.resize(keys_.size() * static_cast<std::size_t>(group_));
+    variances_.resize(keys_.size() * static_cast<std::size_t>(group_));
     std::vector<float> key(static_cast<std::size_t>(p_.attention.head_dim));
     for (std::size_t n = 0; n < keys_.size(); ++n) {
       load_key(key_rows(p_, o_), r_, keys_[n], kv_head_, p_.attention.head_dim, key.data());
@@ -192,10 +199,10 @@ class PlainRow {
               dot<way.lanes, way.fused>(way.base_2 ? q2 : q, key.data(), p_.attention.head_dim);
           score_at(v, g, n) = way.base_2 ? product : scale * product;
         });
-        if (weights_ == DType::F32)
-          variance_at(g, n) = score_variance(q, key.data(), p_.attention.head_dim, scale);
-        const double size = dot_of_magnitudes(q, key.data(), p_.attention.head_dim);
-        if (std::isfinite(size)) largest_score_ = std::max(largest_score_, std::fabs(scale) * size);
+        const ProductTerms terms = terms_of(q, key.data(), p_.attention.head_dim);
+        variance_at(g, n) = score_variance(terms, p_.attention.head_dim, scale);
+        if (std::isfinite(terms.magnitudes))
+          largest_score_ = std::max(largest_score_, std::fabs(scale) * terms.magnitudes);
       }
     }
   }
@@ -209,8 +216,7 @@ class PlainRow {
       const auto end = begin + static_cast<std::ptrdiff_t>(keys_.size());
       const float top = begin == end ? -kInf : *std::max_element(begin, end);
       const bool binary = kVariants[row / group_].base_2;
-      if (weights_ == DType::F32 &&
-          row < group_) {  // what is subtracted from the maximum is rounded, and so is its power
+      if (row < group_) {  // what is subtracted from the maximum is rounded, and so is its power
         for (std::size_t n = 0; n < keys_.size(); ++n) {
           const double below = static_cast<double>(begin[static_cast<std::ptrdiff_t>(n)]) - top;
           variance_at(row, n) += below * below + 1;
@@ -223,7 +229,18 @@ class PlainRow {
       }
       const double unit = binary ? std::log(2.0) : 1.0;
       result_.lse.push_back(unit * top + std::log(static_cast<double>(sums_[row])));
+      if (row < group_) result_.lse_floor.push_back(lse_deviations(row) / 2);
     }
+  }
+
+  /// Of a row's lse, which moves with each score by its key's share of the weights.
+  double lse_deviations(std::int64_t g) {
+    double variance = 0;
+    for (std::size_t n = 0; n < keys_.size(); ++n) {
+      const double share = share_of(g, n);
+      if (share != 0) variance += share * share * variance_at(g, n);
+    }
+    return std::isfinite(variance) ? kDeviations * kEps / std::sqrt(3.0) * std::sqrt(variance) : 0;
   }
 
   void accumulate() {
@@ -387,7 +404,7 @@ class PlainRow {
   int variants_;
   std::vector<float> scores_{};          // [variants, group, keys]
   std::vector<float> sums_{};            // [variants, group]
-  std::vector<double> variances_{};      // [group, keys]: of weights' relative errors; f32
+  std::vector<double> variances_{};      // [group, keys]: of weights' relative errors
   std::vector<Terms> terms_{};           // [group, value_dim]: with p v; f32
   std::vector<Terms> row_terms_{};       // [group]: with p; f32
   std::vector<RoundedTerms> rounded_{};  // [group, value_dim]: with p v; 16 bits
@@ -447,7 +464,7 @@ ScoreBound score_of_block(const Tensor& queries, std::int64_t row, std::int64_t 
     for (std::int64_t d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * key[d];
     if (std::isnan(sum)) continue;
     result.score = std::max(result.score, sum);
-    const double size = dot_of_magnitudes(query.data(), key.data(), dim);
+    const double size = terms_of(query.data(), key.data(), dim).magnitudes;
     if (std::isfinite(size)) {
       result.error = std::max(result.error, static_cast<double>(dim + 2) * kEps * size);
     }

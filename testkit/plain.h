@@ -20,6 +20,7 @@ struct PlainResult {
   std::vector<double> lse{};  // [variants, group]
   int variants = 1;  // roundings of P: 16-bit storage has three, each against another maximum
   std::vector<double> error_floor{};  // [group]: what roundings alone may cost any program
+  std::vector<double> lse_floor{};    // [group]: the same of lse
   // No honest fp32 computation is further from the truth (relative to the largest |v|).
   double error_bound = 0;
   double largest_v = 0;

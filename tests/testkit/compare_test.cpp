@@ -143,6 +143,22 @@ TEST(Compare, LogSumExpOfScoresThatCancel) {
   EXPECT_FALSE(ran.report().ok);
 }
 
+// Another one of which all plain programs are right by luck: an honest sum, one term after the
+// other, is 3.6e-5 off. Roundings of the score may come to 4.5 of their deviations.
+TEST(Compare, LogSumExpWherePlainIsLucky) {
+  Ran ran(
+      "op=sparse kv=e4m3/page index_dtype=bf16 out=f32 heads=36/4 index_dim=128 block=64 topk=6 "
+      "local=2 scale=8 lens=10:7,11:8,27:1,4:19 page=256 layout=slot_major order=shuffled "
+      "partial=1 lse=1 ids=0 regime=drift hostile=nan seed=422");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  const Tensor& lse = ran.data.operands().lse;
+  const float old = float_at(lse, 47, 26);
+  set_float(lse, old + 3.6e-5f, 47, 26);
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  set_float(lse, old + 1e-4f, 47, 26);
+  EXPECT_FALSE(ran.report().ok);
+}
+
 TEST(Compare, LogSumExpOfARowWithoutValueIsNan) {
   Ran ran("op=dense heads=4/2 dim=32 lens=20:90 lse=1 hostile=nan_q");
   EXPECT_TRUE(ran.report().ok) << ran.report().what;
@@ -612,6 +628,38 @@ TEST(Compare, AWeightNextToATieMayRoundEitherWay) {
   EXPECT_TRUE(right_with(-1));  // both down
   EXPECT_FALSE(right_with(3));
   EXPECT_FALSE(right_with(-3));
+}
+
+// Two tiles of 64 keys whose gradients of scores round alike and cancel: plain is right by luck, a
+// program that gives one tile alone what rounding took from it, times what its keys have in common,
+// is off by that.
+TEST(Compare, WhatRoundingTookMayComeBackInSomeTiles) {
+  const Ran ran(
+      "op=dense_backward heads=1/1 dim=16 block=16 lens=1:128 causal=0 grads=q grad_dtype=f32");
+  const Operands& o = ran.data.operands();
+  const double taken = 0.375 * 0x1p-7;  // from a weight of 1 + taken
+  set_float(o.lse_in, static_cast<float>(-std::log(1 + taken)), 0, 0);
+  for (std::int64_t d = 0; d < 16; ++d) {
+    set_float(o.q, 0, 0, 0, d);
+    set_float(o.out_in, 0, 0, 0, d);
+    set_float(o.dout, d == 0 ? 1.0f : 0.0f, 0, 0, d);
+    for (std::int64_t key = 0; key < 128; ++key) set_float(o.v, key < 64 ? 1 : -1, key, 0, d);
+  }
+  const auto right_with = [&](double tiles, bool alike) {
+    for (std::int64_t d = 0; d < 16; ++d) {
+      for (std::int64_t key = 0; key < 128; ++key)
+        set_float(o.k, alike || key % 2 == 0 ? 1 : -1, key, 0, d);
+      set_float(o.dq, static_cast<float>(tiles * 64 * taken / 4), 0, 0, d);
+    }
+    return ran.report().ok;
+  };
+  EXPECT_TRUE(right_with(0, true));
+  EXPECT_TRUE(right_with(1, true));
+  EXPECT_TRUE(right_with(-1, true));
+  EXPECT_FALSE(right_with(2.1, true));
+  EXPECT_FALSE(right_with(-2.1, true));
+  EXPECT_TRUE(right_with(0, false));
+  EXPECT_FALSE(right_with(0.05, false)) << "keys that have nothing in common";
 }
 
 TEST(Compare, LossesOfLargeCallsAreComparedByParts) {
