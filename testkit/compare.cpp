@@ -233,12 +233,17 @@ class Comparison {
       Remembered& known = options_.memory->of(problem, operands);
       if (!known.gradient_marks)
         known.gradient_marks = marks_of_gradients(problem, operands, known.answer);
-      compare_gradients(operands, known.answer, *known.gradient_marks, found_);
+      compare_whole(operands, known.answer, *known.gradient_marks);
     } else {
       const Answer answer(problem, operands);
-      compare_gradients(operands, answer, marks_of_gradients(problem, operands, answer), found_);
+      compare_whole(operands, answer, marks_of_gradients(problem, operands, answer));
     }
     report_.rows_compared = report_.rows;
+  }
+
+  void compare_whole(const Operands& operands, const Answer& answer, const GradientMarks& marks) {
+    compare_gradients(operands, answer, marks, found_);
+    if (options_.keys_alike) expect_given_back(operands, answer, marks, found_);
   }
 
   void compare_some_gradients(const Problem& problem, const Operands& operands) {

@@ -18,6 +18,9 @@ struct CompareOptions {
   bool exact_scores = false;
   /// Rows and heads that err independently of each other: their errors may not lean to one side.
   bool independent_errors = false;
+  /// Keys that are nearer to each other than to 0: what rounding takes from gradients of scores has
+  /// to come back to dq.
+  bool keys_alike = false;
   /// Multiply-adds of the oracle; above, rows are sampled.
   double max_work = 4e8;
   std::int64_t sample_rows = 12;

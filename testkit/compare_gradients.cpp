@@ -122,7 +122,9 @@ class Sums {
   }
 
   /// Marks against the oracle's `expected`, which has `factor` and what was there before in it.
-  std::vector<double> marks(const Tensor& expected, double factor, bool accumulate) const {
+  /// `squares`: what the plain sums' errors add up to, squared.
+  std::vector<double> marks(const Tensor& expected, double factor, bool accumulate,
+                            double& squares) const {
     std::vector<double> marks;
     if (!t_) return marks;
     for (std::int64_t row = 0; row < t_.shape[0]; ++row) {
@@ -134,6 +136,8 @@ class Sums {
           const auto at = static_cast<std::size_t>(place * t_.shape[2] + d);
           const double truth = float_at(expected, row, head, d);
           const double before = accumulate ? double((row * 7 + head * 3 + d) % 33 - 16) / 8 : 0.0;
+          const double plain_apart = factor * plain_[at] + before - truth;
+          if (std::isfinite(plain_apart)) squares += plain_apart * plain_apart;
           for (const double back : {0.0, back_below_[at], back_above_[at]}) {
             const double apart = std::fabs(factor * (plain_[at] + back) + before - truth);
             if (std::isfinite(apart)) error = std::max(error, apart);
@@ -176,8 +180,12 @@ class PlainBackward {
     }
     const Operands& e = answer.operands();
     const bool more = p_.gradients.accumulate;
-    return {dq_.marks(e.dq, scale_, false), dk_.marks(e.dk, scale_, more),
-            dv_.marks(e.dv, 1.0, more)};
+    GradientMarks marks;
+    double others = 0;
+    marks.dq = dq_.marks(e.dq, scale_, false, marks.plain_dq);
+    marks.dk = dk_.marks(e.dk, scale_, more, others);
+    marks.dv = dv_.marks(e.dv, 1.0, more, others);
+    return marks;
   }
 
  private:
@@ -258,9 +266,10 @@ class PlainLoss {
     }
     const Operands& e = answer.operands();
     GradientMarks marks;
+    double squares = 0;
     marks.loss = loss_;
-    marks.d_index_q = d_index_q_.marks(e.d_index_q, index_scale_, false);
-    marks.d_index_k = d_index_k_.marks(e.d_index_k, index_scale_, p_.gradients.accumulate);
+    marks.d_index_q = d_index_q_.marks(e.d_index_q, index_scale_, false, squares);
+    marks.d_index_k = d_index_k_.marks(e.d_index_k, index_scale_, p_.gradients.accumulate, squares);
     return marks;
   }
 
@@ -395,6 +404,28 @@ void compare_gradients(const Operands& operands, const Answer& answer, const Gra
   compare_rows("loss", operands.loss, e.loss, marks.loss, found);
   compare_rows("d_index_q", operands.d_index_q, e.d_index_q, marks.d_index_q, found);
   compare_rows("d_index_k", operands.d_index_k, e.d_index_k, marks.d_index_k, found, first_key);
+}
+
+void expect_given_back(const Operands& operands, const Answer& answer, const GradientMarks& marks,
+                       Findings& found) {
+  constexpr double kMost = 0.7;  // of plain's error; a third of it was seen
+  const Tensor& given = operands.dq;
+  if (!given) return;
+  const Tensor& expected = answer.operands().dq;
+  double squares = 0;
+  for (std::int64_t row = 0; row < given.shape[0]; ++row) {
+    for (std::int64_t head = 0; head < given.shape[1]; ++head) {
+      for (std::int64_t d = 0; d < given.shape[2]; ++d) {
+        const double apart =
+            double{float_at(given, row, head, d)} - double{float_at(expected, row, head, d)};
+        squares += apart * apart;
+      }
+    }
+  }
+  if (squares <= kMost * kMost * marks.plain_dq) return;
+  found.fail("dq: what rounding took from gradients of scores did not come back: errors are " +
+             std::to_string(std::sqrt(squares / marks.plain_dq)) + " of those without, at most " +
+             std::to_string(kMost) + " expected, as keys are alike");
 }
 
 }  // namespace msa::testkit

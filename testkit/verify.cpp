@@ -183,6 +183,7 @@ class Verification {
     if (options_.memory != nullptr) compare_options.memory = &options_.memory->oracle();
     compare_options.exact_scores = has_exact_scores(spec_);
     compare_options.independent_errors = has_independent_errors(spec_);
+    compare_options.keys_alike = has_keys_alike(spec_);
     Problem host = problem_;
     host.device = {};
     outcome_.report = compare(host, operands, compare_options);
@@ -413,6 +414,11 @@ bool has_independent_errors(const Case& spec) {
   // the other parts had drawn it towards zero.
   const bool attends = spec.op != Op::MergeStates;
   return random && attends && spec.dtype != DType::F32 && !spec.softmax_scale;
+}
+
+bool has_keys_alike(const Case& spec) {
+  return spec.regime == Regime::Offset && spec.hostile == Hostile::None &&
+         spec.dtype != DType::F32 && spec.grad_dtype == DType::F32;
 }
 
 std::vector<IsaInfo> isas_of(const std::string& backend) {

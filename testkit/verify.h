@@ -46,6 +46,9 @@ std::string repro_command(const Case& spec, const Options& under_test);
 /// bits large enough to hide every other error: random vectors and softmax weights that differ.
 bool has_independent_errors(const Case& spec);
 
+/// Whether keys are nearer to each other than to 0, and dq's errors those of its 16-bit factors.
+bool has_keys_alike(const Case& spec);
+
 /// Whether the regime's index vectors have exact dot products.
 bool has_exact_scores(const Case& spec);
 

@@ -40,6 +40,7 @@ class Ran {
     CompareOptions options;
     options.exact_scores = has_exact_scores(data.spec());
     options.independent_errors = has_independent_errors(data.spec());
+    options.keys_alike = has_keys_alike(data.spec());
     options.max_work = max_work;
     return compare(data.problem(), data.operands(), options);
   }
@@ -660,6 +661,26 @@ TEST(Compare, WhatRoundingTookMayComeBackInSomeTiles) {
   EXPECT_FALSE(right_with(-2.1, true));
   EXPECT_TRUE(right_with(0, false));
   EXPECT_FALSE(right_with(0.05, false)) << "keys that have nothing in common";
+}
+
+// Errors of which each is well inside its row's mark.
+TEST(Compare, WhatRoundingTookMustComeBackWhereKeysAreAlike) {
+  const Ran ran(
+      "op=dense_backward heads=4/2 dim=32 block=16 lens=30:100 grads=q grad_dtype=f32 "
+      "regime=offset");
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  const Tensor& dq = ran.data.operands().dq;
+  for (std::int64_t row = 0; row < dq.shape[0]; ++row) {
+    for (std::int64_t h = 0; h < dq.shape[1]; ++h) {
+      float largest = 0;
+      for (std::int64_t d = 0; d < dq.shape[2]; ++d)
+        largest = std::max(largest, std::fabs(float_at(dq, row, h, d)));
+      for (std::int64_t d = 0; d < dq.shape[2]; ++d)
+        set_float(dq, float_at(dq, row, h, d) + (d % 2 == 0 ? 1 : -1) * largest / 512, row, h, d);
+    }
+  }
+  EXPECT_TRUE(compare(ran.data.problem(), ran.data.operands()).ok);
+  EXPECT_NE(ran.report().what.find("did not come back"), std::string::npos) << ran.report().what;
 }
 
 TEST(Compare, LossesOfLargeCallsAreComparedByParts) {
