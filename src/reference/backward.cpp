@@ -63,16 +63,6 @@ void query_gradient(const Problem& p, const Call& call, const Request& r, std::i
 
 // ---- dk and dv, key by key ----
 
-bool attends(const Call& call, const Request& r, std::int64_t i, std::int64_t head,
-             std::int64_t key) {
-  if (key >= r.visible_keys(i)) return false;
-  if (!call.block_ids_in) return true;
-  const KeyList list = listed_keys(call, r, i, head);
-  return std::any_of(list.ranges.begin(),
-                     list.ranges.begin() + static_cast<std::ptrdiff_t>(list.count),
-                     [key](const core::Range& range) { return range.contains(key); });
-}
-
 void key_gradients(const Problem& p, const Call& call, const Request& r, std::int64_t key,
                    std::int64_t head, std::span<double> dk, std::span<double> dv) {
   const std::int64_t group = p.attention.heads_q / p.attention.heads_kv;

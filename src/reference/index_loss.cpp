@@ -40,12 +40,6 @@ class LossRow {
   Vector index_key(std::int64_t key) const { return index_keys_.at(key, key_head()); }
   const KeyList& support() const { return support_; }
 
-  bool holds(std::int64_t key) const {
-    return std::any_of(support_.ranges.begin(),
-                       support_.ranges.begin() + static_cast<std::ptrdiff_t>(support_.count),
-                       [key](const core::Range& range) { return range.contains(key); });
-  }
-
   double score(std::int64_t key) const {
     return index_scale(p_) * dot(query_, index_key(key), p_.index.dim);
   }
@@ -117,10 +111,11 @@ void key_output(const Problem& p, const Call& call, const Request& r, std::int64
   const std::int64_t shared = p.index.heads / p.index.heads_k;
   for (std::int64_t head = key_head * shared; head < (key_head + 1) * shared; ++head) {
     for (std::int64_t i = 0; i < r.seqlen_q; ++i) {
-      const LossRow row(p, call, r, i, head);
       const double lse = lses[static_cast<std::size_t>((r.q_begin + i) * p.index.heads + head)];
       // A row that gives nothing: 0 times its numbers, which may be infinite, would be NaN.
-      if (lse != -kInf && row.holds(key)) add_row(sums, row.gradient(key, lse), row.query());
+      if (lse == -kInf || !attends(call, r, i, head, key)) continue;
+      const LossRow row(p, call, r, i, head);
+      add_row(sums, row.gradient(key, lse), row.query());
     }
   }
   store_gradient(call.d_index_k, r.k_begin + key, key_head, index_scale(p), sums,

@@ -81,6 +81,20 @@ inline KeyList listed_keys(const core::Call& call, const core::Request& r, std::
   return list;
 }
 
+/// Whether row i sees the key and, where there are lists, lists its block.
+inline bool attends(const core::Call& call, const core::Request& r, std::int64_t i, std::int64_t h,
+                    std::int64_t key) {
+  if (key >= r.visible_keys(i)) return false;
+  const Tensor& ids = call.block_ids_in;
+  if (!ids) return true;
+  const std::int64_t block = (key + r.key_offset) / r.block_size;
+  for (std::int64_t slot = 0; slot < ids.shape[2]; ++slot) {
+    const std::int64_t id = core::read_i32(ids, r.q_begin + i, h, slot);
+    if (id == -1 || id == block) return id == block;
+  }
+  return false;
+}
+
 inline double scale_of(const Problem& p) {
   if (p.attention.softmax_scale) return static_cast<double>(*p.attention.softmax_scale);
   return 1.0 / std::sqrt(static_cast<double>(p.attention.head_dim));
