@@ -24,9 +24,14 @@ class Consumer {
   using Exchange = typename Traits::Exchange;
 
   __device__ __forceinline__ Consumer(Shared& shared, Exchange& exchange)
+      : Consumer(shared, exchange,
+                 __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32) {}
+
+  /// `warp`: whose keys they are.
+  __device__ __forceinline__ Consumer(Shared& shared, Exchange& exchange, int warp)
       : shared_(shared),
         exchange_(&exchange),
-        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
+        warp_(warp),
         lane_(static_cast<int>(threadIdx.x) % 32) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums_[i] = 0.0f;

@@ -44,8 +44,7 @@ __device__ __forceinline__ void store_student(const Params& params,
 template <class Traits>
 __device__ __forceinline__ void store_loss(const Params& params,
                                            const typename Traits::TokenInfo& tokens,
-                                           const typename Traits::Exchange& from) {
-  const int token = static_cast<int>(threadIdx.x);
+                                           const typename Traits::Exchange& from, int token) {
   if (params.loss_shares == nullptr || token >= kTokens || tokens.slot[token] < 0) return;
   float sum = 0.0f;
   for (int w = 0; w < Traits::kWarps; ++w) sum += from.of_warps[0][w][token];
@@ -85,7 +84,7 @@ __device__ __forceinline__ void finish_step(const Params& params,
                       consumer.template add_product<kMasked>(tokens, step % 2, e);
                     });
   __syncthreads();
-  store_loss<Traits>(params, tokens, shared.exchange);
+  store_loss<Traits>(params, tokens, shared.exchange, static_cast<int>(threadIdx.x));
   if (queries) consumer.template share_queries<kMasked>(tokens, shared.exchange, params.shares);
 }
 
@@ -132,10 +131,10 @@ __device__ __forceinline__ void walk(const Params& params, const Loader<Traits>&
   }
 }
 
-/// The item's sums of d_index_k.
+/// The item's sums of d_index_k, of a warp's keys.
 template <class Traits>
 __device__ __forceinline__ void store_sums(const Params& params, const Consumer<Traits>& consumer,
-                                           const typename Traits::Shared& shared) {
+                                           const typename Traits::Shared& shared, int warp) {
   if (params.sums.data == nullptr) return;
   constexpr int kDim = Traits::kIndexDim;
   const common::backward::WorkItem& item = shared.item;
@@ -145,8 +144,8 @@ __device__ __forceinline__ void store_sums(const Params& params, const Consumer<
                  std::int64_t{item.part} * common::backward::tile_vectors(Traits::kKeys, kDim);
 #pragma unroll
   for (int n = 0; n < kDim / 8; ++n) {
-    const int at = common::backward::vector_of(static_cast<int>(threadIdx.x) / 32, n,
-                                               static_cast<int>(threadIdx.x) % 32, kDim);
+    const int at =
+        common::backward::vector_of(warp, n, static_cast<int>(threadIdx.x) % 32, kDim);
     const float* sums = consumer.sums_ + 4 * n;
     const float scale = params.index_scale;
     const float4 own =
@@ -172,7 +171,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
       walk_student(params, loader, consumer, shared);
     } else {
       walk(params, loader, consumer, shared);
-      store_sums(params, consumer, shared);
+      store_sums(params, consumer, shared, static_cast<int>(threadIdx.x) / 32);
     }
   }
 }

@@ -3,128 +3,63 @@
 // docs/kernels/backward.md.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/launch.h"
-#include "cuda/mma/index_loss/kernel.cuh"
-#include "cuda/sm90/index_loss/consumer.cuh"
 #include "cuda/sm90/index_loss/producer.cuh"
+#include "cuda/sm90/index_loss/student.cuh"
+#include "cuda/sm90/index_loss/teacher.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 
 namespace msa::cuda::sm90::index_loss {
 
-__device__ __forceinline__ void load_keys(const Params& params, Traits::Shared& shared,
-                                          bool teacher) {
-  mma::index_loss::Loader<Traits>(params, shared).load_keys(teacher);
-  ptx::cp_async_commit_group();
-  ptx::cp_async_wait_group<0>();
-  ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
-  Traits::sync();
-}
+/// The item's keys, which the first two warpgroups copy and all but the producers wait for.
+class KeysOfItem {
+ public:
+  __device__ __forceinline__ KeysOfItem(const Params& params, Traits::Shared& shared)
+      : params_(params), shared_(shared) {}
 
-/// What is done of a step: begin() with what all warps have told of the step before, finish() the
-/// step before, tell() this one. end() stands for begin() behind the item's last step.
-struct StudentWork {
-  const Params& params;
-  Consumer& consumer;
-  Traits::Shared& shared;
-
-  __device__ __forceinline__ void begin(int stage) {
-    consumer.score(shared.infos[stage], stage, params.index_scale_log2);
-    consumer.await_before();
+  __device__ __forceinline__ void load(bool teacher) {
+    mma::index_loss::Loader<Traits>(params_, shared_).load_keys(teacher);
+    ptx::cp_async_commit_group();
+    ptx::cp_async_wait_group<0>();
+    ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
+    ptx::mbarrier_arrive(&shared_.keys_there);
+    await();
   }
-  __device__ __forceinline__ void end() { consumer.await_before(); }
-  __device__ __forceinline__ void finish(int stage) {
-    mma::index_loss::store_student<Traits>(params, shared.infos[stage], consumer.before());
-  }
-  __device__ __forceinline__ void tell(int) {
-    consumer.sum_student();
-    consumer.tell();
-  }
-};
-
-struct LossWork {
-  const Params& params;
-  Consumer& consumer;
-  Traits::Shared& shared;
-  RingPosition<Traits::kTurnStages>& turn;
-
-  __device__ __forceinline__ void begin(int stage) {
-    if (shared.blind[stage] != 0) {
-      consumer.compare<true>(params, shared.infos[stage], stage, turn);
-    } else {
-      consumer.compare<false>(params, shared.infos[stage], stage, turn);
-    }
-  }
-  __device__ __forceinline__ void end() { consumer.make_share(); }
-  __device__ __forceinline__ void finish(int stage) {
-    const Traits::TokenInfo& tokens = shared.infos[stage];
-    mma::index_loss::store_loss<Traits>(params, tokens, consumer.before());
-    if (params.shares.steps == nullptr) return;
-    if (shared.masked[stage] != 0) {
-      consumer.share_queries<true>(tokens, consumer.before(), params.shares);
-    } else {
-      consumer.store_whole_share(tokens, params.shares);
-    }
-  }
-  __device__ __forceinline__ void tell(int stage) {
-    constexpr float kPerHead = 1.0f / kGroup;
-    const Traits::TokenInfo& tokens = shared.infos[stage];
-    consumer.derive(tokens, kPerHead);
-    if (shared.masked[stage] != 0) {
-      add_keys(tokens,
-               [&](const std::uint32_t(&e)[4]) { consumer.add_product<true>(tokens, stage, e); });
-    } else {
-      add_keys(tokens, [&](const std::uint32_t(&e)[4]) { consumer.add_whole(stage, e); });
-    }
-    consumer.tell();
+  __device__ __forceinline__ void await() {
+    wait(&shared_.keys_there, parity_);
+    parity_ ^= 1;
   }
 
  private:
-  template <class Add>
-  __device__ __forceinline__ void add_keys(const Traits::TokenInfo& tokens, const Add& add) {
-    consumer.add_keys(tokens, params.sums.data != nullptr, params.shares.steps != nullptr,
-                      params.weights != nullptr, add);
-  }
+  const Params& params_;
+  Traits::Shared& shared_;
+  std::uint32_t parity_ = 0;
 };
 
-/// The item's steps, each finished in the next: the warpgroups need not be in step.
-template <class Work>
-__device__ __forceinline__ void walk_steps(Work work, Traits::Shared& shared,
-                                           RingPosition<Traits::kSteps>& at) {
-  const int steps = Traits::steps_of(shared.item);
-  RingPosition<Traits::kSteps> before = at;
+/// The first two warpgroups: the teacher, or, in the first pass, the student's scores.
+template <bool kStudent>
+__device__ __forceinline__ void teach(const Params& params, Traits::Shared& shared) {
+  KeysOfItem keys(params, shared);
+  std::conditional_t<kStudent, ScoringStudent, Teacher> worker(params, shared);
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    shared.steps.wait_full(at);
-    work.begin(at.stage);
-    if (step > 0) {
-      work.finish(before.stage);
-      shared.steps.release(before);
-    }
-    work.tell(at.stage);
-    before = at;
-    at.advance();
+  while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
+    keys.load(!kStudent);
+    worker.run();
   }
-  work.end();
-  work.finish(before.stage);
-  shared.steps.release(before);
 }
 
 template <bool kStudent>
-__device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
-  RingPosition<Traits::kSteps> at{};
-  RingPosition<Traits::kTurnStages> turn{};
-  Consumer::ToldPosition told{};
+__device__ __forceinline__ void learn(const Params& params, Traits::Shared& shared) {
+  KeysOfItem keys(params, shared);
+  Student student(params, shared);
 #pragma unroll 1
-  while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
-    Consumer consumer(shared, told);
-    load_keys(params, shared, !kStudent);
-    if constexpr (kStudent) {
-      walk_steps(StudentWork{params, consumer, shared}, shared, at);
-    } else {
-      consumer.take_keys();
-      walk_steps(LossWork{params, consumer, shared, turn}, shared, at);
-      mma::index_loss::store_sums<Traits>(params, consumer, shared);
+  while (mma::cta::await_item(params.work, shared, shared.meeting)) {
+    if constexpr (!kStudent) {
+      keys.await();
+      student.run();
     }
   }
 }
@@ -132,7 +67,8 @@ __device__ __forceinline__ void consume(const Params& params, Traits::Shared& sh
 template <bool kStudent>
 __device__ __forceinline__ void produce(const Params& params, const Maps& maps,
                                         Traits::Shared& shared) {
-  const int warp = static_cast<int>(threadIdx.x) / 32 - Traits::kWarps;
+  const int warp =
+      static_cast<int>(threadIdx.x - Traits::kThreads - Traits::kStudentThreads) / 32;
   if (warp < Traits::kSteps) {
     Finder finder(params, shared, warp);
 #pragma unroll 1
@@ -153,19 +89,24 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(align_shared<kSwizzleAtomBytes>(raw));
   if (threadIdx.x == 0) {
     // Every lane arrives for itself, as in sm90/backward; the gatherer reads steps, too.
-    shared.steps.init(Traits::kThreads + (kStudent ? 0 : 32), 32);
+    shared.steps.init(Traits::kThreads + (kStudent ? 0 : Traits::kStudentThreads + 32), 32);
     shared.turns.init(Traits::kThreads);
+    shared.taught.init(Traits::kStudentThreads, Traits::kThreads);
     shared.meeting.init(Traits::kCtaThreads);
     for (ptx::Mbarrier& told : shared.told) ptx::mbarrier_init(&told, Traits::kThreads);
+    ptx::mbarrier_init(&shared.keys_there, Traits::kThreads);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (threadIdx.x >= Traits::kThreads) {
+  if (threadIdx.x >= Traits::kThreads + Traits::kStudentThreads) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     produce<kStudent>(params, maps, shared);
+  } else if (threadIdx.x >= Traits::kThreads) {
+    ptx::setmaxnreg_inc<Traits::kStudentRegisters>();
+    learn<kStudent>(params, shared);
   } else {
-    ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    consume<kStudent>(params, shared);
+    ptx::setmaxnreg_inc<Traits::kTeacherRegisters>();
+    teach<kStudent>(params, shared);
   }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Roles and shared memory of Hopper's kernels of the index loss: two consumer warpgroups, of 64
-// keys each; three producer warps that find the tokens of steps, a stage each, and one that has the
-// query rows of turns gathered.
+// Roles and shared memory of Hopper's kernels of the index loss: two warpgroups that make the
+// teacher's weights, of 64 keys each; one that makes everything else of all keys; three producer
+// warps that find the tokens of steps, a stage each, and one that has the query rows of turns
+// gathered.
 #pragma once
 
 #include "cuda/mma/index_loss/traits.cuh"
@@ -20,24 +21,33 @@ struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kSteps = 3;  // stages of the ring of steps: a producer warp each
   static constexpr int kTurns = kTokens * kGroup / kTurnRows;  // of a step
   static constexpr int kTurnTokens = kTurnRows / kGroup;
-  static constexpr int kTurnStages = 2 * kTurns;
-  static constexpr int kCtaThreads = kThreads + 128;
-  static constexpr int kConsumerRegisters = 216;
-  static constexpr int kProducerRegisters = 72;
-  static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
+  static constexpr int kTurnStages = 6;
+  static constexpr int kMeanStages = 2;
+  static constexpr int kStudentThreads = 128;
+  static constexpr int kProducerThreads = 128;
+  static constexpr int kCtaThreads = kThreads + kStudentThreads + kProducerThreads;
+  static constexpr int kTeacherRegisters = 128;
+  static constexpr int kStudentRegisters = 200;
+  static constexpr int kProducerRegisters = 56;
+  static_assert(kThreads == 256 &&
+                    2 * kTeacherRegisters + kStudentRegisters + kProducerRegisters <= 4 * 128,
                 "registers of a CTA's warpgroups");
   static_assert(kTurns == 4 && kTurnTokens == 4,
                 "column_of; a lane of a quad has a token of a turn");
   static constexpr int kTurnBytes = kTurnRows * kHeadDim * 2;
+  static constexpr int kPairVectors = kTokens / 8;  // a thread's pairs of a key and a token, by four
 
   struct Shared {
     alignas(1024) std::uint8_t k[kKeys * kHeadDim * 2];
     alignas(1024) std::uint8_t index_k[kKeys * kIndexDim * 2];
     alignas(1024) std::uint8_t q[kTurnStages][kTurnBytes];
     alignas(1024) std::uint8_t index_q[kSteps][kTokens * kIndexDim * 2];
-    // What steps tell, in turn, and that a step's is there.
+    // What warps tell each other of steps, in turn; between teachers, that a step's is there.
     alignas(256) Exchange exchanges[2];
     ptx::Mbarrier told[2];
+    ptx::Mbarrier keys_there;  // the item's
+    // The teacher's weights of a thread's pairs, summed over heads.
+    alignas(16) float4 means[kMeanStages][kPairVectors][kThreads];
     TokenInfo infos[kSteps];
     float offsets[kSteps][kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
     int masked[kSteps];                       // whether some token does not see all keys
@@ -47,6 +57,7 @@ struct Traits : mma::index_loss::Traits<kTile> {
     RequestRecord request;
     Ring<kSteps> steps;
     Ring<kTurnStages> turns;
+    Ring<kMeanStages> taught;
     Meeting meeting;
   };
   // Dynamic shared memory is not aligned to 1024.
@@ -55,8 +66,8 @@ struct Traits : mma::index_loss::Traits<kTile> {
 
   static_assert(sizeof(Exchange) % 256 == 0, "each e begins as its swizzle does");
 
-  /// The consumers meet.
-  __device__ __forceinline__ static void sync() { ptx::bar_sync(1, kThreads); }
+  /// The student's warps meet.
+  __device__ __forceinline__ static void sync_student() { ptx::bar_sync(1, kStudentThreads); }
 
   __device__ __forceinline__ static constexpr int e_offset(int key, int token) {
     return swizzled_row_16(key, token);
