@@ -39,12 +39,13 @@ enum class Major : int { K = 0, MN = 1 };
   C(d[56]), C(d[57]), C(d[58]), C(d[59]), C(d[60]), C(d[61]), C(d[62]), \
   C(d[63])
 #define MSA_WGMMA_OUT64 MSA_WGMMA_OUT64_AS("+f")
-#define MSA_WGMMA_OUT32 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
-  "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), \
-  "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-  "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-  "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define MSA_WGMMA_OUT32_AS(C) \
+  C(d[0]), C(d[1]), C(d[2]), C(d[3]), C(d[4]), C(d[5]), C(d[6]), \
+  C(d[7]), C(d[8]), C(d[9]), C(d[10]), C(d[11]), C(d[12]), C(d[13]), \
+  C(d[14]), C(d[15]), C(d[16]), C(d[17]), C(d[18]), C(d[19]), C(d[20]), \
+  C(d[21]), C(d[22]), C(d[23]), C(d[24]), C(d[25]), C(d[26]), C(d[27]), \
+  C(d[28]), C(d[29]), C(d[30]), C(d[31])
+#define MSA_WGMMA_OUT32 MSA_WGMMA_OUT32_AS("+f")
 
 #define MSA_WGMMA_OUT8 \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
@@ -140,10 +141,22 @@ __device__ __forceinline__ void wgmma_m64n128k32_s8_rs(std::int32_t (&d)[64],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
+/// The same of 64 columns.
+__device__ __forceinline__ void wgmma_m64n64k32_s8_rs(std::int32_t (&d)[32], const std::uint32_t* a,
+                                                      std::uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 " MSA_WGMMA_D32
+      "{%32, %33, %34, %35}, %36, p;\n}"
+      : MSA_WGMMA_OUT32_AS("+r")
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
 #undef MSA_WGMMA_RS
 #undef MSA_WGMMA_SS
 #undef MSA_WGMMA_OUT8
 #undef MSA_WGMMA_OUT32
+#undef MSA_WGMMA_OUT32_AS
 #undef MSA_WGMMA_OUT64
 #undef MSA_WGMMA_OUT64_AS
 #undef MSA_WGMMA_D8

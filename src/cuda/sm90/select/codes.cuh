@@ -95,13 +95,26 @@ __device__ __forceinline__ void start_products(std::int32_t (&d)[64], const std:
   ptx::wgmma_commit_group();
 }
 
-/// kNoProduct where a row does not see a key, or where the key's page is not there.
+/// The same with half of a key tile.
 template <class Traits>
-__device__ __forceinline__ void mask_products(std::int32_t (&d)[64], const ConsumerRows& rows,
-                                              int tile, std::uint32_t bad_boxes, int shift) {
+__device__ __forceinline__ void start_half(std::int32_t (&d)[32], const std::uint32_t* a,
+                                           const std::uint8_t* keys, int half) {
+  const std::uint64_t from = descriptor_k_major(keys + half * 64 * kPanelRowBytes);
 #pragma unroll
-  for (int x = 0; x < 64; ++x) {
-    const int column = (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
+  for (int s = 0; s < Traits::kSteps; ++s)
+    ptx::wgmma_m64n64k32_s8_rs(d, a + 4 * s, from + s * kDescriptorStepK, s != 0);
+  ptx::wgmma_commit_group();
+}
+
+/// kNoProduct where a row does not see a key, or where the key's page is not there. `first`: column
+/// of the tile that d begins with.
+template <class Traits, int kProducts>
+__device__ __forceinline__ void mask_products(std::int32_t (&d)[kProducts],
+                                              const ConsumerRows& rows, int tile,
+                                              std::uint32_t bad_boxes, int shift, int first = 0) {
+#pragma unroll
+  for (int x = 0; x < kProducts; ++x) {
+    const int column = first + (x >> 2) * 8 + fragment_column(threadIdx.x % 128) + (x & 1);
     const bool unseen = tile * Traits::kKeys + column >= rows.visible[x >> 1 & 1];
     if (unseen || (bad_boxes >> (column >> shift) & 1) != 0) d[x] = kNoProduct;
   }
@@ -109,7 +122,7 @@ __device__ __forceinline__ void mask_products(std::int32_t (&d)[64], const Consu
 
 /// Largest product of part `kPart` of a thread's row.
 template <int kPart>
-__device__ __forceinline__ std::int32_t part_maximum(const std::int32_t (&d)[64], int row) {
+__device__ __forceinline__ std::int32_t part_maximum(const std::int32_t (&d)[32], int row) {
   const auto at = [&](int n) { return d[16 * kPart + n / 2 * 4 + 2 * row + n % 2]; };
   const std::int32_t front = ptx::vimax3(at(0), at(1), at(2));
   const std::int32_t back = ptx::vimax3(at(3), at(4), at(5));
@@ -128,12 +141,10 @@ __device__ __forceinline__ std::uint32_t pack_products(std::int32_t low, std::in
 struct PartMaxima {
   std::uint32_t packed[2][2];
 
-  __device__ __forceinline__ void take(const std::int32_t (&d)[64]) {
+  __device__ __forceinline__ void take(const std::int32_t (&d)[32], int half) {
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      packed[row][0] = pack_products(part_maximum<0>(d, row), part_maximum<1>(d, row));
-      packed[row][1] = pack_products(part_maximum<2>(d, row), part_maximum<3>(d, row));
-    }
+    for (int row = 0; row < 2; ++row)
+      packed[row][half] = pack_products(part_maximum<0>(d, row), part_maximum<1>(d, row));
   }
 };
 
@@ -230,18 +241,24 @@ class CodedRows {
                                        RingPosition<Traits::kStages> at, int tile, int shift,
                                        bool releases) {
     const std::uint32_t bad_boxes = of_stage(shared.bad_boxes[at.stage], releases);
-    std::int32_t d[64];
-    start_products<Traits>(d, a_, shared.keys[at.stage]);
+    std::int32_t front[32], back[32];
+    ptx::wgmma_fence();
+    start_half<Traits>(front, a_, shared.keys[at.stage], 0);
+    start_half<Traits>(back, a_, shared.keys[at.stage], 1);
     // The key tile before, while products are under way.
     joined_[(kTurn + 3) % 4] = join_rows(maxima_);
     if constexpr (kTurn == 3) word_ = join_tiles(joined_[0], joined_[2]);
     if constexpr (kTurn == 0) flush((tile >> 2) - 1);
+    const bool masked = (tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0;
+    ptx::wgmma_wait_group<1>();
+    ptx::keep_accumulator(front);
+    if (masked) mask_products<Traits>(front, rows_, tile, bad_boxes, shift);
+    maxima_.take(front, 0);
     ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(d);
+    ptx::keep_accumulator(back);
     if (releases) shared.ring.release(at);
-    if ((tile + 1) * Traits::kKeys > rows_.visible_from || bad_boxes != 0)
-      mask_products<Traits>(d, rows_, tile, bad_boxes, shift);
-    maxima_.take(d);
+    if (masked) mask_products<Traits>(back, rows_, tile, bad_boxes, shift, 64);
+    maxima_.take(back, 1);
     writes_ = valid_;
   }
 
