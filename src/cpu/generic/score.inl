@@ -134,9 +134,6 @@ MSA_INLINE const std::byte* query_row(const ScoreTile& tile, std::int64_t r) {
   return tile.q + row / tile.group * tile.q_token_stride + row % tile.group * tile.q_head_stride;
 }
 
-/// New candidates after which a threshold that leaves keys out is worth the time it takes.
-inline constexpr std::int32_t kUnsettled = 8;
-
 /// Hands the maxima of a block to their destination: candidates that pass their row's threshold, or
 /// score rows.
 struct BlockSink {
@@ -148,18 +145,6 @@ struct BlockSink {
     const auto id = static_cast<std::int32_t>(tile.request->blocks().begin + block);
     rows.threshold[r] = push_candidate(rows.lists + r * rows.list_stride, rows.count[r],
                                        rows.room[r], rows.threshold[r], make_candidate(best, id));
-  }
-  /// Gives rows that hold enough candidates a threshold, or a new one.
-  MSA_INLINE_PIECE void settle() const {
-    for (std::int64_t r = 0; target.scores == nullptr && r < tile.num_rows; ++r) {
-      const bool first = std::isnan(rows.threshold[r]) && rows.count[r] > rows.room[r];
-      if (first || rows.count[r] >= rows.room[r] + kUnsettled) settle_one(r);
-    }
-  }
-  [[gnu::noinline]] void settle_one(std::int64_t r) const {
-    Candidate* list = rows.lists + r * rows.list_stride;
-    rows.count[r] = static_cast<std::int32_t>(keep_best(list, rows.count[r], rows.room[r]));
-    rows.threshold[r] = score_of(list[rows.room[r] - 1]);
   }
   [[gnu::noinline]] void push(std::int64_t block, std::int64_t row, unsigned passing,
                               const float* best) const {
@@ -581,170 +566,6 @@ Vec score_few_groups(const BlockSink& sink, const TileBuffers& buffers, const Bl
   return best;
 }
 
-// Where the level has bounds of groups' scores, keys whose bounds show that no row takes them are
-// not scored: the threshold that a block has to pass is known once a row's list is full.
-
-/// Of a level without.
-struct NoBounds {
-  static constexpr std::int64_t kDim = 0;
-  static constexpr int kMostRows = 4;
-  template <int kRows>
-  struct Queries {};
-};
-template <class Dims>
-struct BoundsOf {
-  using Type = NoBounds;
-};
-template <class Dims>
-requires requires { typename Dims::Bounds; }
-struct BoundsOf<Dims> {
-  using Type = typename Dims::Bounds;
-};
-
-/// Of keys that bounds know nothing of.
-struct Unbounded {
-  Unbounded(const ScoreTile&, const TileRows&, const ScoreTarget&) {}
-};
-
-/// What bounds need of a tile's rows.
-template <class K, int kRows>
-struct BoundedRows {
-  using Bounds = typename BoundsOf<typename K::Dims>::Type;
-
-  const GroupBytes* values = nullptr;  // null: bounds tell nothing of these keys
-  static constexpr int kAtOnce = std::min(kRows, Bounds::kMostRows);
-  typename Bounds::template Queries<kAtOnce> q[kRows / kAtOnce];
-  float units[kRows];
-  float thresholds[kRows];  // that limits are of
-
-  BoundedRows(const ScoreTile& tile, const TileRows& rows, const ScoreTarget& target) {
-    if (tile.dim != Bounds::kDim || target.scores != nullptr || tile.keys.scale_group != 1) return;
-    const bool rounded = tile.keys.groups == kRoundedProducts.data();
-    const GroupBytes& table = rounded ? kRoundedProductBytes : kProductBytes;
-    for (std::int64_t r = 0; r < kRows; ++r) {
-      const bool there = r < tile.num_rows && rows.threshold[r] != kTakeNone;
-      alignas(64) std::uint16_t halves[256] = {};
-      if (there) pack_query<K>(tile, query_row(tile, r), reinterpret_cast<std::byte*>(halves));
-      if (!set_row(halves, r, table.error) && there) return;
-      thresholds[r] = kTakeAll;
-    }
-    values = &table;
-  }
-
-  /// Row r in bytes; whether it is neither 0 nor so small or large that sums might not be what they
-  /// are. Of the values of a key c times a unit, c off by at most `error`, a group's sum of q c is
-  /// at most the start's share of the unit's more than the products of bytes.
-  bool set_row(const std::uint16_t* halves, std::int64_t r, float error) {
-    if constexpr (Bounds::kDim != 0) {
-      float largest = 0;
-      bool finite = true;
-      for (std::int64_t d = 0; d < Bounds::kDim; ++d) {
-        const float size = std::fabs(bf16_to_float(halves[d]));
-        finite = finite && size <= 0x1p60f;
-        largest = std::max(largest, size);
-      }
-      const bool served = finite && largest >= 0x1p-60f;
-      units[r] = served ? largest / 127 : 1.0f;
-      // What scoring the keys may round, and numbers below 2^-126 that it may take for zero; what
-      // the sums below may.
-      constexpr float kRounded = (Bounds::kDim + 64) * 0x1p-23f, kSumsRounded = 20;
-      for (std::int64_t g = 0; g < Bounds::kGroups; ++g) {
-        std::int32_t sum = 0;
-        float sizes = 0, rest = 0;
-        for (std::int64_t i = 0; i < 16; ++i) {
-          const float share = served ? bf16_to_float(halves[g * 16 + i]) / units[r] : 0.0f;
-          const float code = std::clamp(std::nearbyint(share), -127.0f, 127.0f);
-          q[r / kAtOnce].set_code(g, r % kAtOnce, i, static_cast<std::int8_t>(code));
-          sum += static_cast<std::int32_t>(code);
-          sizes += std::fabs(code);
-          rest += std::fabs(share - code) + 0x1p-16f;
-        }
-        const float slack = error * sizes + 127.5f * rest + kRounded * 127.5f * (sizes + rest);
-        q[r / kAtOnce].set_start(g, r % kAtOnce,
-                                 Bounds::kBaseBits - Bounds::kShift * sum +
-                                     static_cast<std::int32_t>(std::ceil(slack + kSumsRounded)));
-      }
-      return served;
-    }
-    return false;
-  }
-
-  /// Whether thresholds of all rows are known, that is whether keys may be left out.
-  MSA_INLINE_PIECE bool update(const TileRows& rows) {
-    if (values == nullptr) return false;
-    for (int r = 0; r < kRows; ++r) {
-      const float threshold = rows.threshold[r];
-      if (threshold == thresholds[r]) continue;
-      if (std::isnan(threshold)) return false;
-      const float limit = threshold / units[r];
-      q[r / kAtOnce].set_limit(
-          r % kAtOnce, threshold == kTakeNone ? kTakeNone : limit - std::fabs(limit) * 0x1p-20f);
-      thresholds[r] = threshold;
-    }
-    return true;
-  }
-};
-
-/// Maxima over the keys from number j of a block on whose bits are set, and some beside them.
-template <class K, int kRows>
-MSA_PIECE Vec score_some_groups(const BlockSink& sink, const TileBuffers& buffers,
-                                const BlockKeys& block, std::int64_t j, std::uint32_t wanted) {
-  using Dims = typename K::Dims;
-  constexpr int kKeys = kLanes / kRows;
-  const IndexKeys& keys = sink.tile.keys;
-  Vec best = set1(kLowest);
-  while (wanted != 0) {
-    const std::int64_t i = std::countr_zero(wanted) / kKeys * kKeys;
-    wanted &= ~(((1u << kKeys) - 1) << i);
-    const std::int64_t in_run = i % kKeyRun, run = block.begin + j + i - in_run;
-    GroupWalk walk{
-        .q = buffers.q,
-        .codes = reinterpret_cast<const std::uint8_t*>(keys.key(run)) + in_run * keys.token_stride,
-        .scales =
-            reinterpret_cast<const std::uint8_t*>(keys.scale(run)) + in_run * keys.scale_token,
-        .token_stride = keys.token_stride,
-        .scale_token = keys.scale_token};
-    typename Dims::Sum acc[kLanes], folded[Dims::kKept];
-    for (int n = 0; n < kLanes; ++n) acc[n] = Dims::zero();
-    add_groups<Dims, kRows>(keys, walk, sink.tile.dim / 16, acc);
-    Dims::fold(acc, folded);
-    best = max(Dims::finish(folded), best);
-  }
-  return best;
-}
-
-/// What score_few_groups does of whole runs that all rows see, for rows whose thresholds are known:
-/// no score of a row above its threshold is left out.
-template <class K, int kRows>
-Vec score_bounded_groups(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& block,
-                         const BoundedRows<K, kRows>& rows, Lookahead& ahead) {
-  using Bounds = typename BoundedRows<K, kRows>::Bounds;
-  const IndexKeys& keys = sink.tile.keys;
-  Vec best = set1(kLowest);
-  for (std::int64_t j = 0; j < block.size; j += kKeyRun) {
-    const std::byte* run = keys.key(block.begin + j);
-    const auto* scales = reinterpret_cast<const std::uint8_t*>(keys.scale(block.begin + j));
-    ahead.start_run(block.begin + j);
-    alignas(64) std::uint8_t gathered[kKeyRun * Bounds::kGroups];
-    if (keys.scale_token != Bounds::kGroups) {
-      for (std::int64_t i = 0; i < kKeyRun; ++i)
-        std::memcpy(gathered + i * Bounds::kGroups, scales + i * keys.scale_token, Bounds::kGroups);
-      scales = gathered;
-    }
-    std::uint32_t above = 0;
-    for (std::int64_t i = 0; i < kKeyRun; i += Bounds::kKeys) {
-      ahead.ask_short<Bounds::kKeys>(i);
-      for (const auto& q : rows.q) {
-        above |= Bounds::above(*rows.values, run + i * keys.token_stride, keys.token_stride,
-                               scales + i * Bounds::kGroups, q)
-                 << i;
-      }
-    }
-    if (above != 0) best = max(score_some_groups<K, kRows>(sink, buffers, block, j, above), best);
-  }
-  return best;
-}
-
 /// Queries as [row, word], of groups of codes as [group, row]; rows behind the last are zero.
 template <class K, int kRows>
 void pack_few_queries(const ScoreTile& tile, const TileBuffers& buffers) {
@@ -764,28 +585,12 @@ void pack_few_queries(const ScoreTile& tile, const TileBuffers& buffers) {
   }
 }
 
-/// Maxima of one block of groups: lane = key * kRows + row.
-template <class K, int kRows>
-MSA_INLINE Vec best_of_groups(const BlockSink& sink, const TileBuffers& buffers,
-                              const BlockKeys& keys, bool masked, BoundedRows<K, kRows>& bounded,
-                              Lookahead& ahead) {
-  if constexpr (BoundedRows<K, kRows>::Bounds::kDim != 0) {
-    sink.settle();
-    const bool whole_runs = keys.size % kKeyRun == 0;  // the last block may end anywhere
-    if (!masked && whole_runs && bounded.update(sink.rows))
-      return score_bounded_groups<K, kRows>(sink, buffers, keys, bounded, ahead);
-  }
-  return score_few_groups<K, kRows>(sink, buffers, keys, masked, ahead);
-}
-
 /// `wanted(block, first)`: whether the block is scored.
 template <class K, int kRows, class Wanted>
 void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
   const ScoreTile& tile = sink.tile;
   pack_few_queries<K, kRows>(tile, buffers);
   Lookahead ahead = look_ahead<K>(tile, sink.rows);
-  std::conditional_t<K::kGroups, BoundedRows<K, kRows>, Unbounded> bounded(tile, sink.rows,
-                                                                           sink.target);
   std::int64_t first = 0;
   for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
     while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
@@ -795,7 +600,7 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wan
     const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
     alignas(64) float scores[kLanes];
     if constexpr (K::kGroups) {
-      store(scores, best_of_groups<K, kRows>(sink, buffers, keys, masked, bounded, ahead));
+      store(scores, score_few_groups<K, kRows>(sink, buffers, keys, masked, ahead));
     } else {
       store(scores, score_few_block<K, kRows>(sink, buffers, keys, masked, ahead));
     }
