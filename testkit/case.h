@@ -62,7 +62,7 @@ enum class Hostile : std::uint8_t {
   NanV,       // NaN and infinities in some keys' v, and NaN outside
   NanK,       // the same in k
   NanQ,       // the same in some rows of q
-  NanIndex,   // the same in the index tensors and in given scores
+  NanIndex,   // the same in index keys and in given scores
   NanIndexQ,  // the same in some rows of index_q
 };
 

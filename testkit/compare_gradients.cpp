@@ -121,10 +121,25 @@ class Sums {
     }
   }
 
+  /// The sum of squares of the plain sums' errors against the oracle's `expected`, which has
+  /// `factor` in it.
+  double error_squares(const Tensor& expected, double factor) const {
+    double squares = 0;
+    if (!t_) return squares;
+    std::size_t at = 0;
+    for (std::int64_t row = 0; row < t_.shape[0]; ++row) {
+      for (std::int64_t head = 0; head < t_.shape[1]; ++head) {
+        for (std::int64_t d = 0; d < t_.shape[2]; ++d) {
+          const double apart = factor * plain_[at++] - float_at(expected, row, head, d);
+          if (std::isfinite(apart)) squares += apart * apart;
+        }
+      }
+    }
+    return squares;
+  }
+
   /// Marks against the oracle's `expected`, which has `factor` and what was there before in it.
-  /// `squares`: what the plain sums' errors add up to, squared.
-  std::vector<double> marks(const Tensor& expected, double factor, bool accumulate,
-                            double& squares) const {
+  std::vector<double> marks(const Tensor& expected, double factor, bool accumulate) const {
     std::vector<double> marks;
     if (!t_) return marks;
     for (std::int64_t row = 0; row < t_.shape[0]; ++row) {
@@ -136,8 +151,6 @@ class Sums {
           const auto at = static_cast<std::size_t>(place * t_.shape[2] + d);
           const double truth = float_at(expected, row, head, d);
           const double before = accumulate ? double((row * 7 + head * 3 + d) % 33 - 16) / 8 : 0.0;
-          const double plain_apart = factor * plain_[at] + before - truth;
-          if (std::isfinite(plain_apart)) squares += plain_apart * plain_apart;
           for (const double back : {0.0, back_below_[at], back_above_[at]}) {
             const double apart = std::fabs(factor * (plain_[at] + back) + before - truth);
             if (std::isfinite(apart)) error = std::max(error, apart);
@@ -181,10 +194,10 @@ class PlainBackward {
     const Operands& e = answer.operands();
     const bool more = p_.gradients.accumulate;
     GradientMarks marks;
-    double others = 0;
-    marks.dq = dq_.marks(e.dq, scale_, false, marks.plain_dq);
-    marks.dk = dk_.marks(e.dk, scale_, more, others);
-    marks.dv = dv_.marks(e.dv, 1.0, more, others);
+    marks.dq = dq_.marks(e.dq, scale_, false);
+    marks.dk = dk_.marks(e.dk, scale_, more);
+    marks.dv = dv_.marks(e.dv, 1.0, more);
+    marks.plain_dq = dq_.error_squares(e.dq, scale_);
     return marks;
   }
 
@@ -266,10 +279,9 @@ class PlainLoss {
     }
     const Operands& e = answer.operands();
     GradientMarks marks;
-    double squares = 0;
     marks.loss = loss_;
-    marks.d_index_q = d_index_q_.marks(e.d_index_q, index_scale_, false, squares);
-    marks.d_index_k = d_index_k_.marks(e.d_index_k, index_scale_, p_.gradients.accumulate, squares);
+    marks.d_index_q = d_index_q_.marks(e.d_index_q, index_scale_, false);
+    marks.d_index_k = d_index_k_.marks(e.d_index_k, index_scale_, p_.gradients.accumulate);
     return marks;
   }
 

@@ -128,36 +128,35 @@ TEST(Compare, LogSumExp) {
   EXPECT_FALSE(ran.report().ok);
 }
 
+void expect_lse_mark_between(float inside, float outside, const Ran& ran, std::int64_t row,
+                             std::int64_t head) {
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  const Tensor& lse = ran.data.operands().lse;
+  const float old = float_at(lse, row, head);
+  set_float(lse, old + inside, row, head);
+  EXPECT_TRUE(ran.report().ok) << ran.report().what;
+  set_float(lse, old + outside, row, head);
+  EXPECT_FALSE(ran.report().ok);
+}
+
 // One key whose score is a small sum of large terms: plain fp32 arithmetic is 1.7e-5 off there, and
 // nobody may be more than twice that.
 TEST(Compare, LogSumExpOfScoresThatCancel) {
-  Ran ran(
+  const Ran ran(
       "op=sparse dtype=f32 kv=e4m3 heads=32/1 dim=256 value_dim=256 block=32 topk=1 local=0 "
       "init=1 scale=2 lens=8:65@64/129,14:32,4:34 page=32 slack=12 order=descending partial=1 "
       "lse=1 regime=drift hostile=nan_v seed=860");
-  EXPECT_TRUE(ran.report().ok) << ran.report().what;
-  const Tensor& lse = ran.data.operands().lse;
-  const float old = float_at(lse, 7, 22);
-  set_float(lse, old + 3e-5f, 7, 22);
-  EXPECT_TRUE(ran.report().ok) << ran.report().what;
-  set_float(lse, old + 4e-5f, 7, 22);
-  EXPECT_FALSE(ran.report().ok);
+  expect_lse_mark_between(3e-5f, 4e-5f, ran, 7, 22);
 }
 
 // Another one of which all plain programs are right by luck: an honest sum, one term after the
 // other, is 3.6e-5 off. Roundings of the score may come to 4.5 of their deviations.
 TEST(Compare, LogSumExpWherePlainIsLucky) {
-  Ran ran(
+  const Ran ran(
       "op=sparse kv=e4m3/page index_dtype=bf16 out=f32 heads=36/4 index_dim=128 block=64 topk=6 "
       "local=2 scale=8 lens=10:7,11:8,27:1,4:19 page=256 layout=slot_major order=shuffled "
       "partial=1 lse=1 ids=0 regime=drift hostile=nan seed=422");
-  EXPECT_TRUE(ran.report().ok) << ran.report().what;
-  const Tensor& lse = ran.data.operands().lse;
-  const float old = float_at(lse, 47, 26);
-  set_float(lse, old + 3.6e-5f, 47, 26);
-  EXPECT_TRUE(ran.report().ok) << ran.report().what;
-  set_float(lse, old + 1e-4f, 47, 26);
-  EXPECT_FALSE(ran.report().ok);
+  expect_lse_mark_between(3.6e-5f, 1e-4f, ran, 47, 26);
 }
 
 TEST(Compare, LogSumExpOfARowWithoutValueIsNan) {
