@@ -566,11 +566,11 @@ gpu_support() { # ISA
 # The oracle takes longer than the GPU, and most of the time of a GPU's tests is an oracle on one core: processes share the
 # cases, the tests and the cores.
 gpu_parts() {
-  if [ "$jobs" -gt 16 ]; then echo $((jobs / 2)); else echo $((jobs > 8 ? 8 : jobs)); fi
+  echo $((jobs > 16 ? 16 : jobs))
 }
 
-verify_cuda() { # MSA OPTION...
-  in_parts "$(gpu_parts)" verify_part 2 "$1" --backend cuda "${@:2}" |
+verify_cuda() { # THREADS MSA OPTION...
+  in_parts "$(gpu_parts)" verify_part "$1" "$2" --backend cuda "${@:3}" |
     sum_verified
   return "${PIPESTATUS[0]}"
 }
@@ -624,10 +624,10 @@ gpu_pytest() { # TEST...: one that is skipped has not run, and fails
 gpu_cases() { # BUILD
   local msa=$1/tools/msa/msa tables=() isa
   for isa in "${gpu_isas[@]}"; do tables+=(--support "$isa=$(gpu_support "$isa")"); done
-  # Side by side: of real sizes a few oracles at the end keep few cores busy.
-  begin_step "verify cuda on ${gpu_isas[*]}, real sizes" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/long.txt \
+  # Side by side: of real sizes a few oracles are left at the end, which may have the cores then.
+  begin_step "verify cuda on ${gpu_isas[*]}, real sizes" verify_cuda 8 "$msa" --every-isa "${tables[@]}" tests/cases/long.txt \
     tests/cases/cuda_long.txt
-  begin_step "verify cuda on ${gpu_isas[*]}" verify_cuda "$msa" --every-isa "${tables[@]}" tests/cases/all.txt tests/cases/cuda.txt
+  begin_step "verify cuda on ${gpu_isas[*]}" verify_cuda 2 "$msa" --every-isa "${tables[@]}" tests/cases/all.txt tests/cases/cuda.txt
   end_steps
 }
 
@@ -647,7 +647,7 @@ gpu_isa() { # BUILD ISA
       "$msa" verify --backend cuda --isa "$2" \
       --repeats 1000 --support "$support" --part "$part/4" tests/cases/sanitizer.txt
   done
-  begin_step "verify $2, drawn with seed $(commit_seed)" verify_cuda "$msa" --isa "$2" --draw 2000 \
+  begin_step "verify $2, drawn with seed $(commit_seed)" verify_cuda 2 "$msa" --isa "$2" --draw 2000 \
     --seed "$(commit_seed)" --inside "$support"
   MSA_ISA=$2 begin_step "graphs on $2" gpu_tests_in_parts "$1/tests/gpu_test" 'Graph.*'
   end_steps
