@@ -259,7 +259,8 @@ def a_layer_that_trains_on_both(rank, ranks):
     found = train(torch.nn.parallel.DistributedDataParallel(shared), x[2 * rank:2 * rank + 2])
     for name, gradient in train(alone, x).items():
         size = gradient.float().norm().clamp(min=1e-20)
-        close(found[name].float() / size, gradient.float() / size)
+        if gradient.dtype == torch.float32:  # of 16 bits each rank rounds its own half, before they are joined
+            close(found[name] / size, gradient / size)
         assert (found[name].float() - gradient.float()).norm() < 3e-2 * size, name
 
 
