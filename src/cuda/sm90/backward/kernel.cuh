@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The kernel of gradients of keys and values of Hopper: that of mma/backward, whose items and
-// masked steps these are, with whole steps by wgmma, of rows that producers gather. See
-// docs/kernels/backward.md.
+// The kernel of gradients of keys and values of Hopper: that of mma/backward, whose items these
+// are, with steps by wgmma, of rows that producers gather. Steps whose rows are kept apart are
+// those of mma/backward. See docs/kernels/backward.md.
 #pragma once
 
 #include "cuda/launch.h"
 #include "cuda/mma/backward/kernel.cuh"
 #include "cuda/sm90/backward/producer.cuh"
-#include "cuda/sm90/backward/whole_step.cuh"
+#include "cuda/sm90/backward/step.cuh"
 #include "cuda/sm90/ptx/barrier.cuh"
 #include "cuda/sm90/ptx/copy.cuh"
 
@@ -26,10 +26,13 @@ __device__ __forceinline__ void walk(const Params& params,
   for (int step = 0; step < tile.steps(); ++step) {
     const Traits::RowInfo& rows = shared.infos[at.stage];
     shared.ring.wait_full(at);
-    if (shared.masked[at.stage] != 0) {
-      mma::backward::work_step<Traits, true>(params, rows, at.stage, sums, shared);
+    const Sight sight = shared.sights[at.stage];
+    if (sight == Sight::whole) {
+      Step(shared, sums).run<false>(rows, at.stage, params.scale_log2);
+    } else if (sight == Sight::masked) {
+      Step(shared, sums).run<true>(rows, at.stage, params.scale_log2);
     } else {
-      WholeStep(shared, sums).run(rows, at.stage, params.scale_log2);
+      mma::backward::work_step<Traits, true>(params, rows, at.stage, sums, shared);
     }
     shared.ring.release(at);
     at.advance();

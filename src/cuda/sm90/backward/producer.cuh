@@ -87,6 +87,7 @@ class Producer {
   __device__ __forceinline__ void tell(const QueryRow (&rows)[kOwn]) {
     Traits::RowInfo& to = shared_.infos[at_.stage];
     bool blind = false;
+    bool finite = true;
     int first_limit = Traits::kKeys;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -102,6 +103,8 @@ class Producer {
           blind = true;
           limit = 0;
         }
+        // Something of q that is not finite is in its lse, and of dout in delta.
+        finite = finite && fabsf(rows[i].lse + rows[i].delta) < -common::kMinusInf;
       }
       to.lse[at] = rows[i].lse;
       to.delta[at] = rows[i].delta;
@@ -110,7 +113,8 @@ class Producer {
     }
     // The rows of a step ascend: if the first one sees all keys, all do, but for the blind.
     const bool masked = common::warp::any(blind || first_limit < Traits::kKeys);
-    if (lane_ == 0) shared_.masked[at_.stage] = masked ? 1 : 0;
+    const bool hostile = common::warp::any(!finite);
+    if (lane_ == 0) shared_.sights[at_.stage] = sight_of(masked, !hostile);
   }
 
   /// A copy a lane: some heads of a token, a panel of q or dout.

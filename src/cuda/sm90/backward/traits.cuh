@@ -9,12 +9,13 @@
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/meeting.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/sight.cuh"
 
 namespace msa::cuda::sm90::backward {
 
 struct Traits : mma::backward::Traits<kTile> {
   static constexpr bool kQueries = false;
-  static constexpr int kWeighedRows = 32;  // of masked steps: registers are fewer
+  static constexpr int kWeighedRows = 32;  // of rows kept apart: registers are fewer
   static constexpr int kStages = 4;        // a producer warp each
   static constexpr int kCtaThreads = kThreads + 128;
   static constexpr int kConsumerRegisters = 240;
@@ -30,9 +31,9 @@ struct Traits : mma::backward::Traits<kTile> {
     alignas(1024) std::uint8_t q[kStages][kRowBytes];
     alignas(1024) std::uint8_t dout[kStages][kRowBytes];
     RowInfo infos[kStages];
-    int masked[kStages];  // whether some row does not see all keys
-    int number;           // of the item
-    int first_stage;      // of its steps
+    Sight sights[kStages];
+    int number;       // of the item
+    int first_stage;  // of its steps
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kStages> ring;

@@ -6,6 +6,7 @@
 // mma/index_loss, whose everything else is.
 #pragma once
 
+#include "cuda/common/warp.cuh"
 #include "cuda/mma/index_loss/consumer.cuh"
 #include "cuda/sm90/index_loss/traits.cuh"
 #include "cuda/sm90/ptx/math.cuh"
@@ -52,6 +53,12 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
       mma::ptx::ldmatrix_x4(reinterpret_cast<std::uint32_t(&)[4]>(keys_[4 * k]),
                             (from ^ (k % 4 * 32)) + k / 4 * Traits::kKeys * kPanelRowBytes);
     }
+    index_keys_finite_ = are_index_keys_finite();
+  }
+
+  /// Whether hidden index keys must not meet even gradients of 0 in the warp's share of d_index_q.
+  __device__ __forceinline__ bool keeps_keys_apart(Sight sight) const {
+    return sight == Sight::apart || (sight == Sight::masked && !index_keys_finite_);
   }
 
   /// The student's scores of a step.
@@ -130,6 +137,24 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
   static constexpr int kScores = kTurnRows / 2;  // of a turn
   static constexpr int kTurnTokens = Traits::kTurnTokens;
 
+  /// In the warp's columns of its share.
+  __device__ __forceinline__ bool are_index_keys_finite() const {
+    constexpr int kChunks = Traits::kPartDims / 8;  // of a key
+    const int chunk = warp_ * kChunks + lane_ % kChunks;
+    const std::uint8_t* panel = shared_.index_k + chunk / 8 * Traits::kKeys * kPanelRowBytes;
+    float probe = 0.0f;  // NaN once anything is not finite
+#pragma unroll
+    for (int key = lane_ / kChunks; key < Traits::kKeys; key += 32 / kChunks) {
+      const uint4 items =
+          *reinterpret_cast<const uint4*>(panel + common::swizzled_chunk(key, chunk % 8));
+      for (const std::uint32_t pair : {items.x, items.y, items.z, items.w}) {
+        const float2 own = ptx::cvt_unpack<Item>(pair);
+        probe = fmaf(own.x, 0.0f, fmaf(own.y, 0.0f, probe));
+      }
+    }
+    return !common::warp::any(probe != 0.0f);
+  }
+
   __device__ __forceinline__ void multiply_student(int stage) {
     constexpr int kWarpgroupKeys = 64;
     multiply_rows<Item, Traits::kIndexDim, Traits::kKeys * kPanelRowBytes,
@@ -202,7 +227,8 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
 
   std::uint32_t keys_[Traits::kHeadDim / 4];  // fragments
   float share_[Traits::kPartDims / 2];
-  ToldPosition& told_;  // of the step
+  ToldPosition& told_;      // of the step
+  bool index_keys_finite_;  // the warp's columns of them
 };
 
 }  // namespace msa::cuda::sm90::index_loss

@@ -60,7 +60,7 @@ struct LossWork {
     const Traits::TokenInfo& tokens = shared.infos[stage];
     mma::index_loss::store_loss<Traits>(params, tokens, consumer.before());
     if (params.shares.steps == nullptr) return;
-    if (shared.masked[stage] != 0) {
+    if (consumer.keeps_keys_apart(shared.sights[stage])) {
       consumer.share_queries<true>(tokens, consumer.before(), params.shares);
     } else {
       consumer.store_whole_share(tokens, params.shares);
@@ -70,7 +70,7 @@ struct LossWork {
     constexpr float kPerHead = 1.0f / kGroup;
     const Traits::TokenInfo& tokens = shared.infos[stage];
     consumer.derive(tokens, kPerHead);
-    if (shared.masked[stage] != 0) {
+    if (shared.sights[stage] == Sight::apart) {
       add_keys(tokens,
                [&](const std::uint32_t(&e)[4]) { consumer.add_product<true>(tokens, stage, e); });
     } else {

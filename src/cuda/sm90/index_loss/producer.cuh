@@ -135,7 +135,10 @@ class Finder {
       if (student == common::kMinusInf) limit = 0;
     }
     const bool masked = common::warp::any(token.row >= 0 && limit < Traits::kKeys);
-    if (lane_ == 0) shared_.masked[at_.stage] = masked ? 1 : 0;
+    // Something of index_q that is not finite is in the logarithm of the student's powers.
+    const bool hostile =
+        common::warp::any(token.row >= 0 && !(fabsf(student + weight) < -common::kMinusInf));
+    if (lane_ == 0) shared_.sights[at_.stage] = sight_of(masked, !hostile);
     if (lane_ >= kTokens) return;
     Traits::TokenInfo& to = shared_.infos[at_.stage];
     const int column = Traits::column_of(lane_);

@@ -10,6 +10,7 @@
 #include "cuda/sm90/tile/descriptor.cuh"
 #include "cuda/sm90/tile/meeting.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
+#include "cuda/sm90/tile/sight.cuh"
 
 namespace msa::cuda::sm90::index_loss {
 
@@ -40,7 +41,7 @@ struct Traits : mma::index_loss::Traits<kTile> {
     ptx::Mbarrier told[2];
     TokenInfo infos[kSteps];
     float offsets[kSteps][kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
-    int masked[kSteps];                       // whether some token does not see all keys
+    Sight sights[kSteps];                     // of the tokens
     int blind[kSteps];                        // whether some row has no weights
     int number;                               // of the item
     common::backward::WorkItem item;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// A step whose rows all see the whole tile, by wgmma: two warpgroups with 64 keys each. A wgmma
-// accumulator has the order of mma.sync, so that a warp has the very 16 keys, in the same
-// registers, that it has in mma/backward, and either may go on where the other stopped. Products
-// run beside what is made of those before: weights beside dP, dS beside dV.
+// A step by wgmma: two warpgroups with 64 keys each. A wgmma accumulator has the order of mma.sync,
+// so that a warp has the very 16 keys, in the same registers, that it has in mma/backward, and
+// either may go on where the other stopped. Products run beside what is made of those before:
+// weights beside dP, dS beside dV. Rows that do not see the whole tile have zeros in place of the
+// weights of the other keys, which is enough while q and dout are finite.
 #pragma once
 
 #include "cuda/mma/backward/consumer.cuh"
@@ -14,19 +15,20 @@
 
 namespace msa::cuda::sm90::backward {
 
-class WholeStep {
+class Step {
  public:
   using Item = Traits::Item;
   using RowInfo = Traits::RowInfo;
   using Sums = mma::backward::Consumer<Traits>;
 
-  __device__ __forceinline__ WholeStep(const Traits::Shared& shared, Sums& sums)
+  __device__ __forceinline__ Step(const Traits::Shared& shared, Sums& sums)
       : shared_(shared),
         sums_(sums),
         warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
         lane_(static_cast<int>(threadIdx.x % 32)) {}
 
-  /// A warpgroup; the rows of the step have arrived.
+  /// A warpgroup; the rows of the step have arrived. kMasked: some do not see all keys.
+  template <bool kMasked>
   __device__ __forceinline__ void run(const RowInfo& rows, int stage, float scale_log2) {
     float s[kScores];   // scores, then weights
     float dp[kScores];  // keys are the rows of both
@@ -36,12 +38,12 @@ class WholeStep {
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(s);
     std::uint32_t p[kScores / 2];
-    weigh(rows, scale_log2, s, p);
+    weigh<kMasked>(rows, scale_log2, s, p);
     add_rows(p, shared_.dout[stage], sums_.dv_);
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(dp);
     std::uint32_t ds[kScores / 2];
-    derive(rows, s, dp, ds);
+    derive<kMasked>(rows, s, dp, ds);
     add_rows(ds, shared_.q[stage], sums_.dk_);
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(sums_.dv_);
@@ -73,6 +75,7 @@ class WholeStep {
   }
 
   /// Scores become weights, packed, too.
+  template <bool kMasked>
   __device__ __forceinline__ void weigh(const RowInfo& rows, float scale_log2, float (&s)[kScores],
                                         std::uint32_t (&p)[kScores / 2]) const {
 #pragma unroll
@@ -82,23 +85,38 @@ class WholeStep {
 #pragma unroll
       for (int x = 0; x < 4; ++x)
         s[4 * n + x] = ptx::ex2(fmaf(s[4 * n + x], scale_log2, offset[x % 2]));
+      if constexpr (kMasked) mask(rows, n, &s[4 * n]);
       p[2 * n] = ptx::cvt_pack<Item>(s[4 * n], s[4 * n + 1]);
       p[2 * n + 1] = ptx::cvt_pack<Item>(s[4 * n + 2], s[4 * n + 3]);
     }
   }
 
   /// Gradients of scores, packed.
+  template <bool kMasked>
   __device__ __forceinline__ void derive(const RowInfo& rows, const float (&weights)[kScores],
                                          const float (&dp)[kScores],
                                          std::uint32_t (&ds)[kScores / 2]) const {
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
       const float2 delta = pair_of(rows.delta, n);
+      float own[4];
 #pragma unroll
-      for (int at = 4 * n; at < 4 * n + 4; at += 2) {
-        ds[at / 2] = ptx::cvt_pack<Item>(weights[at] * (dp[at] - delta.x),
-                                         weights[at + 1] * (dp[at + 1] - delta.y));
-      }
+      for (int x = 0; x < 4; ++x)
+        own[x] = weights[4 * n + x] * (dp[4 * n + x] - (x % 2 == 0 ? delta.x : delta.y));
+      if constexpr (kMasked) mask(rows, n, own);
+      ds[2 * n] = ptx::cvt_pack<Item>(own[0], own[1]);
+      ds[2 * n + 1] = ptx::cvt_pack<Item>(own[2], own[3]);
+    }
+  }
+
+  /// Of two keys and the two rows that are this thread's of 8: zeros where a row does not see a
+  /// key. Whatever is there, for hidden keys may be NaN.
+  __device__ __forceinline__ void mask(const RowInfo& rows, int n, float* own) const {
+    const int2 limits = *reinterpret_cast<const int2*>(rows.limit + 8 * n + fragment_column(lane_));
+    const int key = 16 * warp_ + lane_ / 4;
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      if (key + x / 2 * 8 >= (x % 2 == 0 ? limits.x : limits.y)) own[x] = 0.0f;
     }
   }
 
