@@ -71,13 +71,21 @@ IndexLossStage::Shape::Shape(const Problem& p, const GpuInfo& gpu, int tile_keys
                   std::int64_t{KeyTiles::ctas_per_sm(mma::index_loss::shared_bytes(config),
                                                      config.keys, gpu.shared_memory)}} {
   const Tuning tuning = tuning_for(gpu);
-  cut.max_parts = tuning.part_bytes / (tile_items(config) * 4);
+  // Heads that share tiles each have a part of them: 4 heads of 128K keys fit.
+  cut.max_parts = 2 * tuning.part_bytes / (tile_items(config) * 4);
   most_sums = tuning.share_bytes;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
   // Shares are small: half of the room makes chunks long enough.
   const std::int64_t fitting = std::max<std::int64_t>(
       1, tuning.share_bytes / 2 / (slot_bytes(config) * keys.places * keys.heads));
   chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
+  student_cut = cut;
+  shared_heads = static_cast<int>(p.index.heads / p.index.heads_k);
+  const bool at_once = shared_heads <= common::backward::kMostHeadsAtOnce &&
+                       KeyTiles::whole_items(keys, chunk_rows, cut) <= cut.max_parts / 2;
+  heads_at_once = at_once ? shared_heads : 1;
+  cut.shared_tiles = heads_at_once > 1;
+  if (!at_once) cut.heads = p.index.heads_k;
 }
 
 std::string IndexLossStage::rejects(const Problem& p, const GpuInfo& gpu) {
@@ -119,7 +127,10 @@ Sm90IndexLossStage::Sm90IndexLossStage(const Problem& p, const GpuInfo& gpu, Lay
 IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& layout, Launch launch)
     : shape_(shape),
       launch_(launch),
-      tiles_(p, shape.keys, KeyTiles::most(shape.keys, shape.chunk_rows, shape.cut), layout),
+      tiles_(p, shape.keys,
+             KeyTiles::larger(KeyTiles::most(shape.keys, shape.chunk_rows, shape.cut),
+                              KeyTiles::most(shape.keys, shape.chunk_rows, shape.student_cut)),
+             layout),
       student_lse_(layout.take<float>(p.bounds.total_q * p.index.heads)) {
   Layout inverse = layout;
   tiles_.plan_inverse(p, inverse);
@@ -138,7 +149,8 @@ IndexLossStage::IndexLossStage(const Problem& p, const Shape& shape, Layout& lay
 std::string IndexLossStage::decisions() const {
   return "index_loss_tile " + std::to_string(shape_.config.keys) + " keys x " +
          std::to_string(mma::index_loss::kTokens) + " tokens\nindex_loss_chunk " +
-         std::to_string(shape_.chunk_rows) + " tokens\n";
+         std::to_string(shape_.chunk_rows) + " tokens\nindex_loss_heads_at_once " +
+         std::to_string(shape_.heads_at_once) + " of " + std::to_string(shape_.shared_heads) + "\n";
 }
 
 void IndexLossStage::run(const Problem& problem, const core::Call& call, void* workspace,
@@ -147,7 +159,8 @@ void IndexLossStage::run(const Problem& problem, const core::Call& call, void* w
   common::backward::Pairs pairs =
       tiles_.run(problem, call, tiles_.front(problem, call, workspace), workspace, stream);
   pairs.tensors = 1;
-  pairs.shared_heads = static_cast<int>(problem.index.heads / problem.index.heads_k);
+  pairs.shared_heads = shape_.shared_heads;
+  pairs.heads_at_once = shape_.heads_at_once;
   const common::backward::KeyParams keys = key_params(problem, call, pairs, workspace);
   if (call.d_index_k) {
     if (!problem.gradients.accumulate) common::backward::launch_clear(storage, keys, stream);
@@ -211,9 +224,12 @@ mma::index_loss::Params IndexLossStage::params_of(const Problem& problem, const 
 /// The student's logarithms.
 void IndexLossStage::run_student(const core::Call& call, const mma::index_loss::Params& gradients,
                                  const common::backward::LossParams& rows, int ctas,
-                                 cudaStream_t stream) const {
+                                 void* workspace, cudaStream_t stream) const {
   mma::index_loss::Params student = gradients;
   student.pairs = rows.pairs;
+  student.work = tiles_.work(
+      KeyTiles::limits(shape_.keys, rows.pairs.row_end - rows.pairs.row_begin, shape_.student_cut),
+      workspace);
   student.work.splits = nullptr;
   student.student_shares = rows.student_shares;
   student.student_lse = nullptr;
@@ -236,12 +252,12 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
                                     .student_lse = student_lse_.in(workspace),
                                     .loss_shares = params.loss_shares,
                                     .loss = make_rows<float>(call.loss)};
-  rows.pairs.shared_heads = 1;  // all of them at once
-  run_student(call, params, rows, ctas, stream);
+  rows.pairs.shared_heads = rows.pairs.heads_at_once = 1;  // each by itself
+  run_student(call, params, rows, ctas, workspace, stream);
 
   if (!call.d_index_k) params.work.splits = nullptr;
-  // Heads that share a head of keys take turns with its sums.
-  for (int turn = 0; turn < pairs.shared_heads; ++turn) {
+  // Heads that share a head of keys take turns with its sums where there is no room for all parts.
+  for (int turn = 0; turn < pairs.shared_heads; turn += pairs.heads_at_once) {
     params.pairs.turn = turn;
     common::backward::launch_items(params.pairs, params.work, shape_.keys.all_tiles, stream);
     launch_(shape_.config, params, call, ctas, stream);

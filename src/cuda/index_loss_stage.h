@@ -48,8 +48,11 @@ class IndexLossStage {
     mma::index_loss::Config config;
     KeyTiles::Shape keys;
     KeyTiles::Cut cut;
-    std::int64_t most_sums;  // bytes
+    KeyTiles::Cut student_cut;  // of the launch for the student's logarithms, which adds nothing up
+    std::int64_t most_sums;     // bytes
     std::int64_t chunk_rows;
+    int shared_heads;   // index heads that share a head of keys
+    int heads_at_once;  // of these; the others take turns
   };
 
   IndexLossStage(const Problem& problem, const Shape& shape, Layout& layout, Launch launch);
@@ -60,7 +63,8 @@ class IndexLossStage {
   mma::index_loss::Params params_of(const Problem& problem, const core::Call& call,
                                     void* workspace) const;
   void run_student(const core::Call& call, const mma::index_loss::Params& gradients,
-                   const common::backward::LossParams& rows, int ctas, cudaStream_t stream) const;
+                   const common::backward::LossParams& rows, int ctas, void* workspace,
+                   cudaStream_t stream) const;
   void run_rows(const Problem& problem, const core::Call& call,
                 const common::backward::Pairs& pairs, void* workspace, cudaStream_t stream) const;
 

@@ -19,9 +19,18 @@ using core::ceil_div;
 // steps does not count.
 constexpr std::int64_t kLeastItemRows = 2048;
 constexpr std::int64_t kMostItemRows = 16384;
-constexpr std::int64_t kItemsPerCta = 4;
+constexpr std::int64_t kItemsPerCta = 8;
 
 constexpr std::int64_t kMostInt = std::numeric_limits<int>::max();
+
+std::int64_t heads_of(const KeyTiles::Shape& shape, const KeyTiles::Cut& cut) {
+  return cut.heads != 0 ? cut.heads : shape.heads;
+}
+
+/// Places in the lists of so many rows of q, of the heads of a launch.
+std::int64_t pairs_of(const KeyTiles::Shape& shape, std::int64_t rows, const KeyTiles::Cut& cut) {
+  return rows * shape.places * heads_of(shape, cut);
+}
 
 common::invert::HeadRows rows_of_heads(int* data, std::int64_t stride) { return {data, stride, 1}; }
 
@@ -44,8 +53,12 @@ int KeyTiles::ctas_per_sm(std::size_t cta_bytes, int keys, std::size_t shared_me
   return std::clamp(static_cast<int>(fitting), 1, 128 / keys);
 }
 
+std::int64_t KeyTiles::whole_items(const Shape& shape, std::int64_t rows, const Cut& cut) {
+  return std::min(pairs_of(shape, rows, cut), shape.all_tiles * heads_of(shape, cut));
+}
+
 KeyTiles::Limits KeyTiles::limits(const Shape& shape, std::int64_t rows, const Cut& cut) {
-  const std::int64_t pairs = rows * shape.places * shape.heads;
+  const std::int64_t pairs = pairs_of(shape, rows, cut);
   const std::int64_t item_rows = cut.item_rows != 0
                                      ? cut.item_rows
                                      : std::clamp(pairs * cut.group / (kItemsPerCta * cut.ctas),
@@ -53,9 +66,10 @@ KeyTiles::Limits KeyTiles::limits(const Shape& shape, std::int64_t rows, const C
   // A tile with more tokens than one item has at most twice as many parts as its tokens fill.
   const std::int64_t tokens = std::clamp<std::int64_t>(
       std::max(ceil_div(item_rows, cut.group), ceil_div(2 * pairs, cut.max_parts)), 1, kMostInt);
+  const std::int64_t items = whole_items(shape, rows, cut) + pairs / tokens;
   return {.item_tokens = tokens,
-          .max_items = std::min(pairs, shape.all_tiles * shape.heads) + pairs / tokens,
-          .max_parts = std::min(cut.max_parts, 2 * pairs / tokens)};
+          .max_items = items,
+          .max_parts = std::min(cut.max_parts, cut.shared_tiles ? items : 2 * pairs / tokens)};
 }
 
 KeyTiles::Limits KeyTiles::most(const Shape& shape, std::int64_t rows, const Cut& cut) {
@@ -63,13 +77,14 @@ KeyTiles::Limits KeyTiles::most(const Shape& shape, std::int64_t rows, const Cut
   if (cut.item_rows != 0) return all;
   // Fewer rows may fill a few items more, as long as these are cut to suit the CTAs; never more
   // than the shortest items.
-  const std::int64_t pairs = rows * shape.places * shape.heads;
+  const std::int64_t pairs = pairs_of(shape, rows, cut);
   const std::int64_t suited = kItemsPerCta * cut.ctas + cut.ctas / 256 + 2;
   const std::int64_t filled = std::min(pairs / ceil_div(kLeastItemRows, cut.group),
                                        std::max(pairs / all.item_tokens, suited));
+  const std::int64_t items = whole_items(shape, rows, cut) + filled;
   return {.item_tokens = all.item_tokens,
-          .max_items = std::min(pairs, shape.all_tiles * shape.heads) + filled,
-          .max_parts = std::min(cut.max_parts, 2 * filled + 1)};
+          .max_items = items,
+          .max_parts = std::min(cut.max_parts, cut.shared_tiles ? items : 2 * filled + 1)};
 }
 
 KeyTiles::Limits KeyTiles::larger(const Limits& a, const Limits& b) {

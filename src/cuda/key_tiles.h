@@ -41,6 +41,9 @@ class KeyTiles {
     std::int64_t group = 1;      // query heads of a token
     std::int64_t ctas = 1;       // that each get some items
     std::int64_t max_parts = 0;  // there is room for; items are longer where they would need more
+    std::int64_t heads = 0;      // of keys of a launch; 0: all
+    // Heads of a launch that add to one tile: any of its items may be one of several.
+    bool shared_tiles = false;
     // (Token, query head) pairs of an item; 0: as many as suit the CTAs.
     std::int64_t item_rows = 0;
   };
@@ -53,6 +56,8 @@ class KeyTiles {
   static Limits most(const Shape& shape, std::int64_t rows, const Cut& cut);
   /// Room for either.
   static Limits larger(const Limits& a, const Limits& b);
+  /// Items of a launch, if none was cut for its length.
+  static std::int64_t whole_items(const Shape& shape, std::int64_t rows, const Cut& cut);
   /// Why there is no shape; empty: there is.
   static std::string rejects_blocks(const Problem& problem, bool listed);
   /// Why there are too many of something; empty: there are not.

@@ -11,6 +11,7 @@ namespace msa::cuda::common::backward {
 namespace {
 
 constexpr int kKeyThreads = 256;
+constexpr int kKeyCtas = 4;  // that an SM holds
 constexpr std::int64_t kMaxFinishCtas = 4096;
 
 template <class Item>
@@ -28,7 +29,7 @@ __device__ __forceinline__ void clear_row(const KeyRowsOut& to, std::int64_t row
 
 /// A warp a (key row, KV head).
 template <class Item>
-__global__ void __launch_bounds__(kKeyThreads, 4)
+__global__ void __launch_bounds__(kKeyThreads, kKeyCtas)
     clear_kernel(const __grid_constant__ KeyParams params) {
   const std::int64_t row = (std::int64_t{blockIdx.x} * kKeyThreads + threadIdx.x) / 32;
   if (row >= params.rows) return;
@@ -50,7 +51,7 @@ __device__ __forceinline__ void for_each_vector(const KeyParams& params, const V
 }
 
 template <class Item>
-__global__ void __launch_bounds__(kKeyThreads, 4)
+__global__ void __launch_bounds__(kKeyThreads, kKeyCtas)
     join_kernel(const __grid_constant__ KeyParams params) {
   const Pairs& p = params.pairs;
   const int splits = params.work.counters->splits;
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kKeyThreads, 4)
 
 /// A head of keys has the number of the first head that shares it.
 template <class Item>
-__global__ void __launch_bounds__(kKeyThreads, 4)
+__global__ void __launch_bounds__(kKeyThreads, kKeyCtas)
     finish_kernel(const __grid_constant__ KeyParams params) {
   const Pairs& p = params.pairs;
   const std::int64_t tiles = total_tiles(p);
@@ -111,10 +112,11 @@ void launch_clear(Storage storage, const KeyParams& params, cudaStream_t stream)
 
 void launch_join(Storage storage, const KeyParams& params, int ctas, cudaStream_t stream) {
   with_item(storage, [&]<class Item>() {
-    launch_kernel(
-        join_kernel<Item>,
-        {.grid = dim3(static_cast<unsigned>(ctas)), .block = dim3(kKeyThreads), .stream = stream},
-        params);
+    launch_kernel(join_kernel<Item>,
+                  {.grid = dim3(static_cast<unsigned>(kKeyCtas * ctas)),
+                   .block = dim3(kKeyThreads),
+                   .stream = stream},
+                  params);
   });
 }
 

@@ -21,9 +21,9 @@ struct WorkItem {
   int part;   // where its sums wait for those of the tile's other items; -1: it has none
 };
 
-/// A tile of keys whose tokens are more than one item's.
+/// A tile of keys whose tokens, of all heads at once, are more than one item's.
 struct SplitTile {
-  int head;
+  int head;  // the first of them
   int request;
   int tile;
   int first_part;
@@ -47,6 +47,8 @@ struct Work {
   int item_tokens = 1;  // at most, of an item
 };
 
+inline constexpr int kMostHeadsAtOnce = 32;
+
 /// The pairs of one launch. Every pair has a slot for its share of dq: tokens of the launch, KV
 /// heads, places.
 struct Pairs {
@@ -55,8 +57,10 @@ struct Pairs {
   const std::int64_t* first_blocks = nullptr;  // [B + 1]: blocks of the requests before
   int heads_kv = 1;
   int group = 1;
-  // Heads of the launch: of each `shared_heads` that share a head of keys, number `turn`.
+  // Heads of the launch: of each `shared_heads` that share a head of keys, `heads_at_once` from
+  // number `turn` on.
   int shared_heads = 1;
+  int heads_at_once = 1;
   int turn = 0;
   int tensors = 2;             // gradients of keys: dk and dv, or d_index_k
   int keys = 128;              // of a tile: a block has one or more
