@@ -19,7 +19,7 @@ using core::ceil_div;
 // steps does not count.
 constexpr std::int64_t kLeastItemRows = 2048;
 constexpr std::int64_t kMostItemRows = 16384;
-constexpr std::int64_t kItemsPerCta = 8;
+constexpr std::int64_t kItemsPerCta = 4;
 
 constexpr std::int64_t kMostInt = std::numeric_limits<int>::max();
 

@@ -200,6 +200,24 @@ TEST(GradientPlans, HoppersIndexLossHasTilesOf128KeysWhereItServes) {
   EXPECT_TRUE(names_it(planned(p, kHopper).decisions, "index_loss_tile 64 keys"));
 }
 
+// Heads that share index keys go in one launch where a part of each and of each tile has room.
+TEST(GradientPlans, HeadsThatShareIndexKeysTakeTurnsWhereTheirPartsHaveNoRoom) {
+  const auto plan = [](const std::string& line) { return planned(gradients(line), kHopper); };
+  const auto heads = [&](const std::string& line, const std::string& said) {
+    return names_it(plan(line).decisions, "index_loss_heads_at_once " + said + "\n");
+  };
+  EXPECT_TRUE(heads("op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=8192:8192", "4 of 4"));
+  EXPECT_TRUE(heads("op=index_loss heads=64/4 index_heads_k=4 topk=16 lens=8192:8192", "1 of 1"));
+  EXPECT_TRUE(
+      heads("op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=131072:131072", "4 of 4"));
+  EXPECT_TRUE(
+      heads("op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=1048576:1048576", "1 of 4"));
+  EXPECT_TRUE(heads("op=index_loss heads=32/32 index_heads_k=1 topk=4 lens=9:500", "32 of 32"));
+  EXPECT_TRUE(heads("op=index_loss heads=33/33 index_heads_k=1 topk=4 lens=9:500", "1 of 33"));
+  EXPECT_LE(plan("op=index_loss heads=64/4 index_heads_k=1 topk=16 lens=131072:131072").bytes,
+            std::size_t{1} << 30);
+}
+
 TEST(GradientPlans, ItemsOfABatchInvariantPlanDependOnNoBatch) {
   Problem p = gradients("op=sparse_backward heads=64/4 topk=16 lens=1048576:1048576");
   p.options.batch_invariant = true;
