@@ -11,7 +11,7 @@
 namespace msa::cuda::common::attend {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarpsOfLists = 8;
 constexpr int kTokenBits = 5;
 static_assert(1 << kTokenBits == kMaxUnionTokens, "a key holds any token of a tile");
 constexpr unsigned kLatest = (1u << (32 - kTokenBits)) - 1;
@@ -168,14 +168,14 @@ __device__ __forceinline__ ListHeader build(const ListParams& params, int slot, 
                        params.entries + list * params.tokens_per_tile * params.lists.k);
 }
 
-__global__ void __launch_bounds__(kWarps * 32)
-    kernel(const __grid_constant__ ListParams params, int padded) {
-  extern __shared__ unsigned keys_of_cta[];  // [kWarps, padded]
+__global__ void __launch_bounds__(kWarpsOfLists * 32)
+    lists_kernel(const __grid_constant__ ListParams params, int padded) {
+  extern __shared__ unsigned keys_of_cta[];  // [kWarpsOfLists, padded]
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();  // behind the prologue: unpacking counts on that
   const int tiles = min(max(*params.num_tiles - params.tile_begin, 0), params.tile_limit);
   const int warp = static_cast<int>(threadIdx.x / 32);
-  const int slot = static_cast<int>(blockIdx.x) * kWarps + warp;
+  const int slot = static_cast<int>(blockIdx.x) * kWarpsOfLists + warp;
   const int head = static_cast<int>(blockIdx.y);
   if (slot >= tiles) return;
   const ListHeader header = build(params, slot, head, keys_of_cta + warp * padded, padded);
@@ -188,15 +188,16 @@ void launch_lists(const ListParams& params, cudaStream_t stream) {
   constexpr std::size_t kMostPadded = kMaxUnionTokens * kMaxTopk;
   int padded = 32;
   while (padded < params.tokens_per_tile * params.lists.k) padded *= 2;
-  launch_kernel(kernel,
-                {.grid = dim3(static_cast<unsigned>(ceil_div(params.tile_limit, kWarps)),
-                              static_cast<unsigned>(params.heads_kv)),
-                 .block = dim3(kWarps * 32),
-                 .shared_bytes = kWarps * sizeof(unsigned) * static_cast<std::size_t>(padded),
-                 .most_shared_bytes = kWarps * sizeof(unsigned) * kMostPadded,
-                 .programmatic = true,
-                 .stream = stream},
-                params, padded);
+  launch_kernel(
+      lists_kernel,
+      {.grid = dim3(static_cast<unsigned>(ceil_div(params.tile_limit, kWarpsOfLists)),
+                    static_cast<unsigned>(params.heads_kv)),
+       .block = dim3(kWarpsOfLists * 32),
+       .shared_bytes = kWarpsOfLists * sizeof(unsigned) * static_cast<std::size_t>(padded),
+       .most_shared_bytes = kWarpsOfLists * sizeof(unsigned) * kMostPadded,
+       .programmatic = true,
+       .stream = stream},
+      params, padded);
 }
 
 }  // namespace msa::cuda::common::attend

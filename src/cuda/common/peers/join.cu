@@ -17,7 +17,7 @@ using merge_states::Columns;
 using merge_states::kVector;
 using merge_states::kWarps;
 
-constexpr int kAhead = 4;  // ranks whose columns are asked for before they are weighed
+constexpr int kRanksAhead = 4;  // whose columns are asked for before they are weighed
 
 static_assert(kMaxRanks <= kWarps * 32, "a thread for each rank");
 static_assert(sizeof(JoinParams) <= 4096, "parameters of a kernel on every driver");
@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (row >= p.rows) return;
   const std::int64_t token = static_cast<int>(row) / p.heads;
   const std::int64_t head = row - token * p.heads;
-  Columns<float, kCount> ahead[kAhead]{};
+  Columns<float, kCount> ahead[kRanksAhead]{};
 #pragma unroll
-  for (int n = 0; n < kAhead; ++n) {
+  for (int n = 0; n < kRanksAhead; ++n) {
     if (n < p.num_parts && lane * kCount < p.dim)
       ahead[n] = merge_states::load_columns<float, kCount>(p, n, token, head, lane * kCount);
   }
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     double sums[kCount] = {};
     if (first == 0) {
 #pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
+      for (int n = 0; n < kRanksAhead; ++n) {
         if (n >= p.num_parts) break;
         const double weight = __shfl_sync(kAllLanes, w.of[0], n);
         const bool live = (w.live[0] >> n & 1) != 0;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       }
     }
     merge_states::add_parts<float>(p, w, token, head, column, inside, sums,
-                                   first == 0 ? min(kAhead, p.num_parts) : 0);
+                                   first == 0 ? min(kRanksAhead, p.num_parts) : 0);
     if (inside) merge_states::store(out + column, sums);
   }
   if (p.lse.data != nullptr && lane == 0) item_of(p.lse, token, head) = w.lse;
