@@ -90,6 +90,8 @@ function(msa_cuda_library target architectures)
                                            $<$<NOT:$<CONFIG:Release,MinSizeRel>>:-lineinfo>>)
   if(quick)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Ofc=max>)
+    msa_unity(${target})
+    set_source_files_properties(${groups} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endif()
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
                                              CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
