@@ -75,6 +75,7 @@ CpuFeatures detect_cpu_features() {
       .avx512bw = zmm && bit(extended.ebx, 30),
       .avx512dq = zmm && bit(extended.ebx, 17),
       .avx512vl = zmm && bit(extended.ebx, 31),
+      .avx512_vbmi = zmm && bit(extended.ecx, 1),
       .avx512_vnni = zmm && bit(extended.ecx, 11),
       .avx512_bf16 = zmm && bit(more.eax, 5),
       .amx_tile = amx,
@@ -114,6 +115,7 @@ std::vector<std::string> feature_names(const CpuFeatures& f) {
   add(f.avx512bw, "avx512bw");
   add(f.avx512dq, "avx512dq");
   add(f.avx512vl, "avx512vl");
+  add(f.avx512_vbmi, "avx512_vbmi");
   add(f.avx512_vnni, "avx512_vnni");
   add(f.avx512_bf16, "avx512_bf16");
   add(f.amx_tile, "amx_tile");

@@ -21,4 +21,17 @@ using GroupTable = std::array<GroupValues, 256>;
 
 extern const GroupTable kProducts, kRoundedProducts;
 
+/// The same in bytes, for bounds: a value is what its byte stands for times a float of its scale,
+/// off by at most `error` times that float.
+struct alignas(64) GroupBytes {
+  /// By (the scale's mantissa, code): 128 more than the byte.
+  std::array<std::uint8_t, 128> bytes{};
+  /// Of a scale without a sign, the float's upper bits: those of a bfloat. NaN where bytes tell
+  /// nothing: of scales that are NaN, and where products are subnormal or saturate.
+  std::array<std::uint8_t, 128> high{}, low{};
+  float error = 0;
+};
+
+extern const GroupBytes kProductBytes, kRoundedProductBytes;
+
 }  // namespace msa::cpu

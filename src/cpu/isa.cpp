@@ -23,6 +23,7 @@ constexpr std::array kX86 = {
     Feature{"avx512bw", &core::CpuFeatures::avx512bw},
     Feature{"avx512dq", &core::CpuFeatures::avx512dq},
     Feature{"avx512vl", &core::CpuFeatures::avx512vl},
+    Feature{"avx512_vbmi", &core::CpuFeatures::avx512_vbmi},
     Feature{"avx512_vnni", &core::CpuFeatures::avx512_vnni},
     Feature{"avx512_bf16", &core::CpuFeatures::avx512_bf16},
     Feature{"amx_tile", &core::CpuFeatures::amx_tile},
@@ -70,7 +71,7 @@ constexpr std::span<const Feature> kX86Features{kX86}, kArmFeatures{kArm};
 
 constexpr std::array kLevels = {
     Level{Isa::Amx, "amx", kX86Features, kAmx},
-    Level{Isa::Avx512Bf16, "avx512_bf16", kX86Features.first(9), kAvx512Bf16},
+    Level{Isa::Avx512Bf16, "avx512_bf16", kX86Features.first(10), kAvx512Bf16},
     Level{Isa::Avx512, "avx512", kX86Features.first(7), kAvx512},
     Level{Isa::Avx2, "avx2", kX86Features.first(3), kAvx2},
     Level{Isa::NeonBf16, "neon_bf16", kArmFeatures, kNeonBf16},

@@ -507,6 +507,7 @@ TEST(Info, FeaturesAgreeWithTheCompilersOwnCheck) {
   EXPECT_EQ(f.fma, __builtin_cpu_supports("fma") != 0);
   EXPECT_EQ(f.avx512f, __builtin_cpu_supports("avx512f") != 0);
   EXPECT_EQ(f.avx512bw, __builtin_cpu_supports("avx512bw") != 0);
+  EXPECT_EQ(f.avx512_vbmi, __builtin_cpu_supports("avx512vbmi") != 0);
   EXPECT_EQ(f.avx512_vnni, __builtin_cpu_supports("avx512vnni") != 0);
   EXPECT_EQ(f.avx512_bf16, __builtin_cpu_supports("avx512bf16") != 0);
   EXPECT_TRUE(f.amx_tile || (!f.amx_bf16 && !f.amx_int8 && !f.amx_permitted));

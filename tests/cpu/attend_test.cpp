@@ -134,17 +134,18 @@ TEST(Isa, UnknownNamesAndMissingFeaturesAreRejected) {
 #if defined(__x86_64__)
   EXPECT_EQ(cpu::why_not(cpu::Isa::Neon, nothing), "is not built for this processor family");
   EXPECT_EQ(cpu::why_not(cpu::Isa::Avx2, nothing), "needs avx2, fma, f16c");
-  core::CpuFeatures cascade_lake{.avx2 = true,
-                                 .fma = true,
-                                 .f16c = true,
-                                 .avx512f = true,
-                                 .avx512bw = true,
-                                 .avx512dq = true,
-                                 .avx512vl = true,
-                                 .avx512_vnni = true};
-  EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512, cascade_lake), "");
-  EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512Bf16, cascade_lake), "needs avx512_bf16");
-  core::CpuFeatures tiles = cascade_lake;
+  core::CpuFeatures ice_lake{.avx2 = true,
+                             .fma = true,
+                             .f16c = true,
+                             .avx512f = true,
+                             .avx512bw = true,
+                             .avx512dq = true,
+                             .avx512vl = true,
+                             .avx512_vbmi = true,
+                             .avx512_vnni = true};
+  EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512, ice_lake), "");
+  EXPECT_EQ(cpu::why_not(cpu::Isa::Avx512Bf16, ice_lake), "needs avx512_bf16");
+  core::CpuFeatures tiles = ice_lake;
   tiles.avx512_bf16 = true;
   EXPECT_EQ(cpu::why_not(cpu::Isa::Amx, tiles), "needs amx_tile, amx_bf16, amx_int8");
   tiles.amx_tile = tiles.amx_bf16 = tiles.amx_int8 = true;

@@ -262,6 +262,81 @@ TEST(SelectCodes, FewRowsAreSumsOfTiles) {
   }
 }
 
+/// Few rows of 128 dims over keys of one head in groups of codes, many blocks of them; the last
+/// block ends inside a run of 16.
+struct ManyCodedKeys {
+  static constexpr std::int64_t kKeys = 4500, kDim = 128, kBlock = 64, kTopk = 5;
+
+  /// `spread`: scales from 0x38 - spread to 0x38 + spread; one in 64 of any code.
+  ManyCodedKeys(std::int64_t rows, std::int64_t each, std::uint32_t seed, std::uint32_t spread)
+      : tokens(rows), heads(each) {
+    std::uint32_t state = seed;
+    const auto next = [&state] { return (state = state * 1664525u + 1013904223u) >> 8; };
+    for (std::int64_t i = 0; i < kKeys * kDim / 2; ++i)
+      codes.push_back(static_cast<std::uint8_t>(next()));
+    for (std::int64_t i = 0; i < kKeys * kDim / 16; ++i) {
+      const std::uint32_t scale =
+          next() % 64 == 0 ? next() % 127 : 0x38 - spread + next() % (2 * spread + 1);
+      scales.push_back(static_cast<std::uint8_t>(scale | (next() % 512 == 0 ? 0x80u : 0u)));
+    }
+    for (std::int64_t i = 0; i < tokens * heads * kDim; ++i)
+      q.push_back(static_cast<std::uint16_t>((next() & 0x807f) | (123 + next() % 4) << 7));
+  }
+  Batch batch() {
+    return {.cu_seqlens_q = make_tensor(cu_q.data(), DType::I32, {2}),
+            .seqlens_k = make_tensor(lengths.data(), DType::I32, {1})};
+  }
+  Tensor queries() { return make_tensor(q.data(), DType::BF16, {tokens, heads, kDim}); }
+  Tensor keys() { return make_tensor(codes.data(), DType::E2M1, {kKeys, 1, kDim}); }
+  Tensor scales_of_keys() { return make_tensor(scales.data(), DType::E4M3, {kKeys, 1, kDim / 16}); }
+
+  std::int64_t tokens, heads;
+  std::vector<std::uint8_t> codes, scales;
+  std::vector<std::uint16_t> q;
+  std::vector<std::int32_t> cu_q{0, static_cast<std::int32_t>(tokens)}, lengths{kKeys};
+};
+
+// Bounds that leave keys out leave none of a chosen block out: block_scores scores every key.
+TEST(SelectCodes, FewRowsChooseWhatAllScoresChoose) {
+  const std::int64_t blocks = core::ceil_div(ManyCodedKeys::kKeys, ManyCodedKeys::kBlock);
+  for (const auto& shape : {std::pair{1, 1}, {1, 2}, {1, 3}, {1, 4}, {2, 3}, {2, 4}}) {
+    const std::int64_t tokens = shape.first, heads = shape.second;  // named: lambdas read them
+    for (const std::uint32_t spread : {1u, 8u, 40u}) {
+      ManyCodedKeys keys(tokens, heads, 1, spread);
+      for (const std::string& isa : available_isas()) {
+        for (const int threads : {1, 3}) {
+          const auto rows = static_cast<std::size_t>(tokens * heads);
+          std::vector<float> scores(rows * static_cast<std::size_t>(blocks));
+          std::vector<std::int32_t> ranked(rows * ManyCodedKeys::kTopk), selected = ranked;
+          const Tensor all = make_tensor(scores.data(), DType::F32, {tokens, heads, blocks});
+          const auto ids = [&](std::vector<std::int32_t>& list) {
+            return make_tensor(list.data(), DType::I32, {tokens, heads, ManyCodedKeys::kTopk});
+          };
+          block_scores({.index_q = keys.queries(),
+                        .index_k = keys.keys(),
+                        .batch = keys.batch(),
+                        .scores = all,
+                        .index_k_scale = keys.scales_of_keys()},
+                       {.block_size = ManyCodedKeys::kBlock, .options = on(isa, threads)});
+          select_topk({.scores = all, .batch = keys.batch(), .block_ids = ids(ranked)},
+                      {.block_size = ManyCodedKeys::kBlock,
+                       .topk = ManyCodedKeys::kTopk,
+                       .options = on(isa, threads)});
+          select_blocks({.index_q = keys.queries(),
+                         .index_k = keys.keys(),
+                         .batch = keys.batch(),
+                         .block_ids = ids(selected),
+                         .index_k_scale = keys.scales_of_keys()},
+                        {.block_size = ManyCodedKeys::kBlock,
+                         .topk = ManyCodedKeys::kTopk,
+                         .options = on(isa, threads)});
+          EXPECT_EQ(selected, ranked) << isa << " " << tokens << " " << heads << " " << spread;
+        }
+      }
+    }
+  }
+}
+
 std::string run_name(const testing::TestParamInfo<Run>& info) {
   return info.param.named.name + "_" + to_string(info.param.dtype);
 }

@@ -134,6 +134,9 @@ MSA_INLINE const std::byte* query_row(const ScoreTile& tile, std::int64_t r) {
   return tile.q + row / tile.group * tile.q_token_stride + row % tile.group * tile.q_head_stride;
 }
 
+/// New candidates after which a threshold that leaves keys out is worth the time it takes.
+inline constexpr std::int32_t kUnsettled = 8;
+
 /// Hands the maxima of a block to their destination: candidates that pass their row's threshold, or
 /// score rows.
 struct BlockSink {
@@ -145,6 +148,16 @@ struct BlockSink {
     const auto id = static_cast<std::int32_t>(tile.request->blocks().begin + block);
     rows.threshold[r] = push_candidate(rows.lists + r * rows.list_stride, rows.count[r],
                                        rows.room[r], rows.threshold[r], make_candidate(best, id));
+  }
+  /// Gives rows that hold enough candidates a threshold, or a new one.
+  [[gnu::noinline]] void settle() const {
+    for (std::int64_t r = 0; target.scores == nullptr && r < tile.num_rows; ++r) {
+      const bool first = std::isnan(rows.threshold[r]) && rows.count[r] > rows.room[r];
+      if (!first && rows.count[r] < rows.room[r] + kUnsettled) continue;
+      Candidate* list = rows.lists + r * rows.list_stride;
+      rows.count[r] = static_cast<std::int32_t>(keep_best(list, rows.count[r], rows.room[r]));
+      rows.threshold[r] = score_of(list[rows.room[r] - 1]);
+    }
   }
   [[gnu::noinline]] void push(std::int64_t block, std::int64_t row, unsigned passing,
                               const float* best) const {
@@ -520,8 +533,8 @@ MSA_INLINE void add_groups(const IndexKeys& keys, GroupWalk& walk, std::int64_t 
 
 /// What score_few_block does, over groups of codes.
 template <class K, int kRows>
-Vec score_few_groups(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& block,
-                     bool masked, Lookahead& ahead) {
+MSA_PIECE Vec score_few_groups(const BlockSink& sink, const TileBuffers& buffers,
+                               const BlockKeys& block, bool masked, Lookahead& ahead) {
   using Dims = typename K::Dims;
   constexpr int kKeys = kLanes / kRows;
   const IndexKeys& keys = sink.tile.keys;
@@ -543,9 +556,9 @@ Vec score_few_groups(const BlockSink& sink, const TileBuffers& buffers, const Bl
     const auto* codes = reinterpret_cast<const std::uint8_t*>(keys.key(block.begin + j));
     const auto* scales = reinterpret_cast<const std::uint8_t*>(keys.scale(block.begin + j));
     ahead.start_run(block.begin + j);
-    // The keys of a shorter run come one by one, each in all places.
-    const bool whole = j + kKeyRun <= block.size;
     const std::int64_t end = std::min(j + kKeyRun, block.size);
+    // Otherwise keys come one by one, each in all places.
+    const bool whole = (end - j) % kKeys == 0;
     for (std::int64_t i = j; i < end; i += whole ? kKeys : 1) {
       if (whole) ahead.ask_short<kKeys>(i - j);
       GroupWalk walk{.q = buffers.q,
@@ -563,6 +576,167 @@ Vec score_few_groups(const BlockSink& sink, const TileBuffers& buffers, const Bl
     }
   }
   take_kept();
+  return best;
+}
+
+// Where the level has bounds of groups' scores, keys whose bounds show that no row takes them are
+// not scored: the threshold that a block has to pass is known once a row's list is full.
+
+using ScoreGroups = Vec (*)(const BlockSink&, const TileBuffers&, const BlockKeys&, bool masked,
+                            Lookahead&);
+
+/// Of keys that bounds know nothing of.
+struct Unbounded {
+  Unbounded(const BlockSink&, std::int64_t, ScoreGroups) {}
+  static bool update(const BlockSink&, const BlockKeys&) { return false; }
+  static Vec score_block(const BlockSink&, const TileBuffers&, const BlockKeys&, Lookahead&) {
+    return set1(kLowest);
+  }
+};
+
+/// What bounds need of a tile's rows; one kernel serves one row, one up to four.
+template <class K>
+struct BoundedRows {
+  using Bounds = typename K::Dims::Bounds;
+
+  const GroupBytes* values = nullptr;  // null: bounds tell nothing of these keys
+  std::int64_t num_rows;               // with padding
+  std::int64_t at_once = num_rows == 1 ? 1 : Bounds::kRows;
+  ScoreGroups score;  // of this number of rows
+  typename Bounds::Row bytes[kFewRows];
+  alignas(64) float limits[kFewRows / Bounds::kRows][kLanes];  // lane 4 c + k: of row c
+  float units[kFewRows];
+  float thresholds[kFewRows];  // that limits are of
+
+  [[gnu::noinline]] BoundedRows(const BlockSink& sink, std::int64_t padded, ScoreGroups all)
+      : num_rows(padded), score(all) {
+    const ScoreTile& tile = sink.tile;
+    if (tile.dim != Bounds::kDim || sink.target.scores != nullptr || tile.keys.scale_group != 1)
+      return;
+    const bool rounded = tile.keys.groups == kRoundedProducts.data();
+    const GroupBytes& table = rounded ? kRoundedProductBytes : kProductBytes;
+    std::fill_n(limits[0], sizeof limits / sizeof(float), kTakeNone);
+    for (std::int64_t r = 0; r < kFewRows; ++r) {
+      const bool there = r < tile.num_rows && sink.rows.threshold[r] != kTakeNone;
+      alignas(64) std::uint16_t halves[256] = {};
+      if (there) pack_query<K>(tile, query_row(tile, r), reinterpret_cast<std::byte*>(halves));
+      if (!set_row(halves, r, table.error) && there) return;
+      thresholds[r] = kTakeAll;
+    }
+    values = &table;
+  }
+
+  /// Row r in bytes; whether it is neither 0 nor so small or large that sums might not be what they
+  /// are. Of the values of a key c times a unit, c off by at most `error`, a group's sum of q c is
+  /// at most the start's share of the unit's more than the products of bytes.
+  bool set_row(const std::uint16_t* halves, std::int64_t r, float error) {
+    float largest = 0;
+    bool finite = true;
+    for (std::int64_t d = 0; d < Bounds::kDim; ++d) {
+      const float size = std::fabs(bf16_to_float(halves[d]));
+      finite = finite && size <= 0x1p60f;
+      largest = std::max(largest, size);
+    }
+    const bool served = finite && largest >= 0x1p-60f;
+    units[r] = served ? largest / 127 : 1.0f;
+    // What scoring the keys may round, and numbers below 2^-126 that it may take for zero; what
+    // the sums below may.
+    constexpr float kRounded = (Bounds::kDim + 64) * 0x1p-23f, kSumsRounded = 20;
+    for (std::int64_t g = 0; g < Bounds::kGroups; ++g) {
+      std::int32_t sum = 0;
+      float sizes = 0, rest = 0;
+      for (std::int64_t i = 0; i < 16; ++i) {
+        const float share = served ? bf16_to_float(halves[g * 16 + i]) / units[r] : 0.0f;
+        const float code = std::clamp(std::nearbyint(share), -127.0f, 127.0f);
+        bytes[r].set_code(g, i, static_cast<std::int8_t>(code));
+        sum += static_cast<std::int32_t>(code);
+        sizes += std::fabs(code);
+        rest += std::fabs(share - code) + 0x1p-16f;
+      }
+      const float slack = error * sizes + 127.5f * rest + kRounded * 127.5f * (sizes + rest);
+      bytes[r].set_start(g, Bounds::kBaseBits - Bounds::kShift * sum +
+                                static_cast<std::int32_t>(std::ceil(slack + kSumsRounded)));
+    }
+    return served;
+  }
+
+  /// Whether thresholds of all rows are known, that is whether keys of a block may be left out.
+  [[gnu::noinline]] bool update(const BlockSink& sink, const BlockKeys& keys) {
+    const TileRows& rows = sink.rows;
+    sink.settle();
+    const bool whole_runs = keys.size % kKeyRun == 0;  // the last block may end anywhere
+    if (values == nullptr || !whole_runs) return false;
+    for (std::int64_t r = 0; r < num_rows; ++r) {
+      const float threshold = rows.threshold[r];
+      if (threshold == thresholds[r]) continue;
+      if (std::isnan(threshold)) return false;
+      const float limit = threshold / units[r];
+      const float outwards =
+          threshold == kTakeNone ? kTakeNone : limit - std::fabs(limit) * 0x1p-20f;
+      const std::int64_t lanes = kLanes / at_once;
+      std::fill_n(limits[r / Bounds::kRows] + r % at_once * lanes, lanes, outwards);
+      thresholds[r] = threshold;
+    }
+    return true;
+  }
+
+  Vec score_block(const BlockSink& sink, const TileBuffers& buffers, const BlockKeys& keys,
+                  Lookahead& ahead) const {
+    return score_bounded_groups(sink, buffers, keys, *this, ahead);
+  }
+};
+
+/// Bit i: some row may take key i of the run of 16 at `run`.
+template <class Rows, int kAtOnce>
+MSA_PIECE std::uint32_t keys_above(const Rows& rows, const std::byte* run, std::int64_t stride,
+                                   const std::uint8_t* scales, const Lookahead& ahead) {
+  using Bounds = typename Rows::Bounds;
+  std::uint32_t above = 0;
+  for (std::int64_t i = 0; i < kKeyRun; i += Bounds::kKeys) {
+    ahead.ask_short<Bounds::kKeys>(i);
+    for (std::int64_t r = 0; r < rows.num_rows; r += kAtOnce) {
+      above |= Bounds::template above<kAtOnce>(*rows.values, run + i * stride, stride,
+                                               scales + i * Bounds::kGroups, rows.bytes + r,
+                                               rows.limits[r / kAtOnce])
+               << i;
+    }
+  }
+  return above;
+}
+
+/// What score_few_groups does of whole runs that all rows see, for rows whose thresholds are known:
+/// no score of a row above its threshold is left out.
+template <class K>
+MSA_PIECE Vec score_bounded_groups(const BlockSink& sink, const TileBuffers& buffers,
+                                   const BlockKeys& block, const BoundedRows<K>& rows,
+                                   Lookahead& ahead) {
+  using Rows = BoundedRows<K>;
+  constexpr std::int64_t kGroups = Rows::Bounds::kGroups;
+  const IndexKeys& keys = sink.tile.keys;
+  const std::int64_t step = kLanes / rows.num_rows;
+  Lookahead asked = ahead;  // of keys that are there
+  asked.end = 0;
+  Vec best = set1(kLowest);
+  for (std::int64_t j = block.begin; j < block.begin + block.size; j += kKeyRun) {
+    const std::byte* run = keys.key(j);
+    const auto* scales = reinterpret_cast<const std::uint8_t*>(keys.scale(j));
+    ahead.start_run(j);
+    alignas(64) std::uint8_t gathered[kKeyRun * kGroups];
+    if (keys.scale_token != kGroups) {
+      for (std::int64_t i = 0; i < kKeyRun; ++i)
+        std::memcpy(gathered + i * kGroups, scales + i * keys.scale_token, kGroups);
+      scales = gathered;
+    }
+    std::uint32_t above =
+        rows.at_once == 1
+            ? keys_above<Rows, 1>(rows, run, keys.token_stride, scales, ahead)
+            : keys_above<Rows, Rows::Bounds::kRows>(rows, run, keys.token_stride, scales, ahead);
+    while (above != 0) {
+      const std::int64_t i = std::countr_zero(above) / step * step;
+      above &= ~(((1u << step) - 1) << i);
+      best = max(rows.score(sink, buffers, {j + i, step}, false, asked), best);
+    }
+  }
   return best;
 }
 
@@ -585,12 +759,32 @@ void pack_few_queries(const ScoreTile& tile, const TileBuffers& buffers) {
   }
 }
 
+template <class K, int kRows>
+constexpr ScoreGroups score_of_groups() {
+  if constexpr (K::kGroups) {
+    return &score_few_groups<K, kRows>;
+  } else {
+    return nullptr;
+  }
+}
+
+/// Bounds of keys in groups where this file's level has them.
+template <class K>
+struct BoundsOf {
+  using Rows = Unbounded;
+};
+template <class K>
+requires(K::kGroups && sizeof(typename K::Dims::Bounds) != 0) struct BoundsOf<K> {
+  using Rows = BoundedRows<K>;
+};
+
 /// `wanted(block, first)`: whether the block is scored.
 template <class K, int kRows, class Wanted>
 void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
   const ScoreTile& tile = sink.tile;
   pack_few_queries<K, kRows>(tile, buffers);
   Lookahead ahead = look_ahead<K>(tile, sink.rows);
+  typename BoundsOf<K>::Rows bounded(sink, kRows, score_of_groups<K, kRows>());
   std::int64_t first = 0;
   for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
     while (first < tile.num_rows && sink.rows.end[first] <= block) ++first;
@@ -600,7 +794,9 @@ void score_few_rows(const BlockSink& sink, const TileBuffers& buffers, const Wan
     const bool masked = sink.rows.visible[first] < keys.begin + keys.size;
     alignas(64) float scores[kLanes];
     if constexpr (K::kGroups) {
-      store(scores, score_few_groups<K, kRows>(sink, buffers, keys, masked, ahead));
+      const bool leave_out = !masked && bounded.update(sink, keys);
+      store(scores, leave_out ? bounded.score_block(sink, buffers, keys, ahead)
+                              : score_few_groups<K, kRows>(sink, buffers, keys, masked, ahead));
     } else {
       store(scores, score_few_block<K, kRows>(sink, buffers, keys, masked, ahead));
     }

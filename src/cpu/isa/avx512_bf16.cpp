@@ -6,18 +6,20 @@
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                               \
-    __attribute__((                                                                         \
-        target("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+#pragma clang attribute push(                                                                   \
+    __attribute__((target(                                                                      \
+        "avx512bf16,avx512vnni,avx512vbmi,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#pragma GCC target( \
+    "avx512bf16,avx512vnni,avx512vbmi,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
 namespace msa::cpu::avx512_bf16 {
 #include "cpu/isa/vec_avx512.h"
 #include "cpu/isa/vec_avx512_bf16.h"
+#include "cpu/isa/vec_avx512_bytes.h"
 
 using ProductsOfBf16 = Bf16Products;
 

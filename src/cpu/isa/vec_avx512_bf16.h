@@ -2,6 +2,8 @@
 // What AVX-512 BF16 and VNNI add to vec_avx512.h: products of bfloat pairs, summed in fp32, and of
 // four codes of 8 bits, summed exactly.
 
+struct ByteBounds;  // vec_avx512_bytes.h, where the level has it
+
 /// The operands of the register tile in bf16: two values a word, multiplied and summed by one
 /// instruction.
 struct Bf16Products {
@@ -111,6 +113,7 @@ struct Bf16Products {
       __m256i v;
     };
     static constexpr std::int64_t kStep = 16;
+    using Bounds = ByteBounds;
     MSA_INLINE static Sum zero() { return {_mm256_setzero_ps()}; }
     MSA_INLINE static Operand load(const std::uint32_t* p) {
       return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
