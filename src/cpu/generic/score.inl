@@ -813,7 +813,10 @@ template <class K, class Wanted>
 void score_few(const BlockSink& sink, const TileBuffers& buffers, const Wanted& wanted) {
   const std::int64_t rows = sink.tile.num_rows;
   if (rows <= 1) return score_few_rows<K, 1>(sink, buffers, wanted);
-  if (rows <= 2) return score_few_rows<K, 2>(sink, buffers, wanted);
+  // With bounds few keys are scored: two rows share the kernels of four, which keeps wheels small.
+  if constexpr (std::is_same_v<typename BoundsOf<K>::Rows, Unbounded>) {
+    if (rows <= 2) return score_few_rows<K, 2>(sink, buffers, wanted);
+  }
   if (rows <= 4) return score_few_rows<K, 4>(sink, buffers, wanted);
   return score_few_rows<K, 8>(sink, buffers, wanted);
 }
