@@ -283,12 +283,22 @@ TEST(GradientPlans, FewerRowsFitTheRoomOfMore) {
   const KeyTiles::Shape shape(p, true, 128);
   for (const std::int64_t item_rows : {0, 65536}) {
     for (const std::int64_t ctas : {1, 7, 132, 600}) {
-      const KeyTiles::Cut cut{.group = 12, .ctas = ctas, .max_parts = 2048, .item_rows = item_rows};
-      const auto most = KeyTiles::most(shape, 20000, cut);
-      for (std::int64_t rows = 0; rows <= 20000; rows += rows < 300 ? 1 : 37) {
-        const auto limits = KeyTiles::limits(shape, rows, cut);
-        ASSERT_LE(limits.max_items, most.max_items) << rows << ' ' << ctas << ' ' << item_rows;
-        ASSERT_LE(limits.max_parts, most.max_parts) << rows << ' ' << ctas << ' ' << item_rows;
+      for (const bool shared : {false, true}) {
+        const KeyTiles::Cut cut{.group = 12,
+                                .ctas = ctas,
+                                .max_parts = 2048,
+                                .heads = shared ? 0 : 2,
+                                .shared_tiles = shared,
+                                .item_rows = item_rows};
+        const auto most = KeyTiles::most(shape, 20000, cut);
+        for (std::int64_t rows = 0; rows <= 20000; rows += rows < 300 ? 1 : 37) {
+          const auto limits = KeyTiles::limits(shape, rows, cut);
+          ASSERT_LE(limits.max_items, most.max_items) << rows << ' ' << ctas << ' ' << item_rows;
+          ASSERT_LE(limits.max_parts, most.max_parts) << rows << ' ' << ctas << ' ' << item_rows;
+          if (shared) {
+            ASSERT_EQ(limits.max_parts, limits.max_items) << "every item may be one of several";
+          }
+        }
       }
     }
   }
