@@ -7,6 +7,8 @@
 #include "cuda/common/rows.cuh"
 #include "cuda/common/steps.cuh"
 #include "cuda/common/storage.cuh"
+#include "cuda/common/warp.cuh"
+#include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 
 namespace msa::cuda::common::backward {
@@ -84,9 +86,25 @@ class ShareReader {
   int waiting_ = 0;
 };
 
+/// Where lse and delta are numbers, what is not came from keys that may be another row's.
+template <int kItems>
+__device__ __forceinline__ void note_row(const QueryParams& params, std::int64_t row, int head,
+                                         const float (&sums)[kItems]) {
+  if (params.suspects.any == nullptr) return;
+  const Pairs& p = params.pairs;
+  float probe = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) probe = fmaf(sums[i], 0.0f, probe);
+  if (!warp::any(probe != 0.0f) || threadIdx.x % 32 != 0) return;
+  const bool own =
+      isnan(item_of(params.lse, row, head) + params.delta[row * (p.heads_kv * p.group) + head]);
+  if (!own) note(params.suspects, row * p.heads_kv + head / p.group);
+}
+
 template <class Item, int kItems>
 __global__ void __launch_bounds__(kQueryWarps * 32)
     queries_kernel(const __grid_constant__ QueryParams params) {
+  if (params.wanted != nullptr && *params.wanted == 0) return;
   const Pairs& p = params.pairs;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const auto heads = static_cast<unsigned>(p.heads_kv * p.group);
@@ -105,6 +123,7 @@ __global__ void __launch_bounds__(kQueryWarps * 32)
     for_each_place(p, p.requests[request], row, head_kv, lane,
                    [&](int place) { shares.add(first + place, sums); });
     shares.finish(sums);
+    note_row(params, row, head, sums);
   }
   float scale = params.scale;
   // The weight of a row that attends to nothing may be anything.
