@@ -147,11 +147,10 @@ void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
   const std::int64_t rows = shape_.order == Order::Rows ? shape_.share_rows : shape_.chunk_rows;
   const std::int64_t slots = rows * shape_.keys.heads * shape_.keys.places;
   const std::int64_t shares = slots * shape_.cut.group * p.attention.head_dim;
-  // Of Twice, dk and dv of all rows are done with before dq begins.
+  // Of Rows and Twice, dk and dv of all rows are done with before dq begins.
   Layout parts = layout;
   parts_ = parts.take<float>(shape_.most(p).max_parts * floats);
-  if (shape_.order != Order::Twice) layout = parts;
-  if (slots == 0) return;
+  if (shape_.order == Order::Once || shape_.order == Order::Summed) layout = parts;
   share_little_ = layout.take<int>(1);
   steps_ = layout.take<std::uint16_t>(shares);
   step_sizes_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));

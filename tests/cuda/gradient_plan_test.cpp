@@ -174,8 +174,9 @@ TEST(GradientPlans, HopperMakesGradientsOfQueriesByRows) {
     EXPECT_TRUE(names_it(plan(line).decisions, "backward_order once\n")) << line;
     EXPECT_FALSE(names_it(plan(line).decisions, "backward_queries")) << line;
   }
+  // Beside the rows', shares of lists that share little.
   EXPECT_LE(plan("op=sparse_backward heads=64/4 topk=16 lens=131072:131072").bytes,
-            std::size_t{512} << 20);
+            std::size_t{1216} << 20);
 }
 
 // Hopper's kernels of the index loss are of one group, one width and one block.
