@@ -252,7 +252,8 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
                                     .student_lse = student_lse_.in(workspace),
                                     .loss_shares = params.loss_shares,
                                     .loss = make_rows<float>(call.loss)};
-  rows.pairs.shared_heads = rows.pairs.heads_at_once = 1;  // each by itself
+  // All heads in one launch, each with tiles of its own.
+  rows.pairs.shared_heads = rows.pairs.heads_at_once = 1;
   run_student(call, params, rows, ctas, workspace, stream);
 
   if (!call.d_index_k) params.work.splits = nullptr;

@@ -13,12 +13,13 @@ namespace {
 
 constexpr int kItemThreads = 128;
 constexpr std::int64_t kMaxItemCtas = 1024;
+static_assert(kMostHeadsAtOnce <= kItemThreads, "a thread for each head of a tile");
 
 __device__ __forceinline__ int items_of(const Work& work, const Span& tokens) {
   return static_cast<int>((tokens.end - tokens.begin + work.item_tokens - 1) / work.item_tokens);
 }
 
-/// Of `heads` heads that share a tile; tokens[i] are those of first_head + i.
+/// Of `heads` heads that share a tile, by one thread; tokens[i] are those of first_head + i.
 /// Whether there is room is a matter of lengths at fault alone: planning counts what there can be.
 __device__ __forceinline__ void write_items(const Work& work, int first_head, int heads,
                                             const TilePlace& place, const Span* tokens) {

@@ -80,7 +80,7 @@ struct KeyParams {
 };
 /// Zeros, where nothing is accumulated.
 void launch_clear(Storage storage, const KeyParams& params, cudaStream_t stream);
-/// Adds up the parts of split tiles, in their order.
+/// Adds up the parts of split tiles, in their order. `ctas`: of the kernel that made them.
 void launch_join(Storage storage, const KeyParams& params, int ctas, cudaStream_t stream);
 /// Writes the sums of all launches.
 void launch_finish(Storage storage, const KeyParams& params, std::int64_t max_tiles,

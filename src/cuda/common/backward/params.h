@@ -47,6 +47,7 @@ struct Work {
   int item_tokens = 1;  // at most, of an item
 };
 
+/// Heads that share tiles of keys and go in one launch.
 inline constexpr int kMostHeadsAtOnce = 32;
 
 /// The pairs of one launch. Every pair has a slot for its share of dq: tokens of the launch, KV
