@@ -8,6 +8,7 @@
 #include "cuda/batch.h"
 #include "cuda/mma/backward/launch.h"
 #include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/backward_shares/launch.h"
 #include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 
@@ -36,16 +37,23 @@ void launch_mma(const mma::backward::Config& config, const mma::backward::Params
   mma::backward::launch(config, params, ctas, stream);
 }
 
+sm90::backward::Maps row_maps(const mma::backward::Params& params, const core::Call& call) {
+  const int box_shift = sm90::backward::box_shift(params.pairs.group);
+  return {.q = make_query_map(call.q, params.pairs.heads_kv, 1 << box_shift, 1, "q"),
+          .dout = make_query_map(call.dout, params.pairs.heads_kv, 1 << box_shift, 1, "dout"),
+          .box_shift = box_shift};
+}
+
+void launch_shares(const mma::backward::Params& params, const float* means, std::int64_t mean_tiles,
+                   const core::Call& call, int ctas, cudaStream_t stream) {
+  sm90::backward_shares::launch({params, means, mean_tiles}, row_maps(params, call), ctas, stream);
+}
+
 void launch_sm90(const mma::backward::Config& config, const mma::backward::Params& params,
                  const core::Call& call, int ctas, cudaStream_t stream) {
   if (!sm90::backward::serves(config, params))
     return launch_mma(config, params, call, ctas, stream);
-  const int box_shift = sm90::backward::box_shift(params.pairs.group);
-  const sm90::backward::Maps maps{
-      .q = make_query_map(call.q, params.pairs.heads_kv, 1 << box_shift, 1, "q"),
-      .dout = make_query_map(call.dout, params.pairs.heads_kv, 1 << box_shift, 1, "dout"),
-      .box_shift = box_shift};
-  sm90::backward::launch(params, maps, ctas, stream);
+  sm90::backward::launch(params, row_maps(params, call), ctas, stream);
 }
 
 }  // namespace
@@ -65,13 +73,16 @@ BackwardStage::Shape::Shape(const Problem& p, const GpuInfo& gpu, bool by_rows)
   cut.max_parts = (p.options.batch_invariant ? tuning.share_bytes : tuning.part_bytes) / sum_bytes;
   if (p.options.batch_invariant) cut.item_rows = kInvariantRows;
   const std::int64_t rows = std::max<std::int64_t>(1, p.bounds.total_q);
+  const std::int64_t fitting = std::max<std::int64_t>(
+      1, tuning.share_bytes / (slot_bytes(config, cut.group) * keys.places * keys.heads));
   if (by_rows && QueryGradients::serves(p, gpu, keys)) {
     order = Order::Rows;
     chunk_rows = rows;
+    if (QueryGradients::lists_may_share_little(p, keys) &&
+        sm90::backward::box_shift(cut.group) != 0)
+      share_rows = ceil_div(rows, ceil_div(rows, fitting));
     return;
   }
-  const std::int64_t fitting = std::max<std::int64_t>(
-      1, tuning.share_bytes / (slot_bytes(config, cut.group) * keys.places * keys.heads));
   chunk_rows = ceil_div(rows, ceil_div(rows, fitting));  // equally large
   // Where chunks end depends on the rows of other requests.
   const bool sums_fit = keys.all_tiles * keys.heads * sum_bytes <= tuning.sum_bytes;
@@ -134,13 +145,14 @@ BackwardStage::BackwardStage(const Problem& p, const GpuInfo& gpu, const Shape& 
 
 void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
   const std::int64_t floats = tile_sums(shape_.config);
-  const std::int64_t slots = shape_.chunk_rows * shape_.keys.heads * shape_.keys.places;
+  const std::int64_t rows = shape_.order == Order::Rows ? shape_.share_rows : shape_.chunk_rows;
+  const std::int64_t slots = rows * shape_.keys.heads * shape_.keys.places;
   const std::int64_t shares = slots * shape_.cut.group * p.attention.head_dim;
-  // Of Twice, dk and dv of all rows are done with before dq begins.
+  // Of Rows and Twice, dk and dv of all rows are done with before dq begins.
   Layout parts = layout;
   parts_ = parts.take<float>(shape_.most(p).max_parts * floats);
-  if (shape_.order != Order::Twice) layout = parts;
-  if (shape_.order == Order::Rows) return;
+  if (shape_.order == Order::Once || shape_.order == Order::Summed) layout = parts;
+  share_little_ = layout.take<int>(1);
   steps_ = layout.take<std::uint16_t>(shares);
   step_sizes_ = layout.take<float>(shares / mma::backward::part_dims(shape_.config));
   if (shape_.order == Order::Summed)
@@ -150,10 +162,14 @@ void BackwardStage::plan_sums(const Problem& p, Layout& layout) {
 
 std::string BackwardStage::decisions() const {
   const char* const orders[] = {"rows", "once", "summed", "twice"};
-  return "backward_tile " + std::to_string(shape_.config.keys) + " keys x " +
-         std::to_string(shape_.config.rows) + " rows\nbackward_chunk " +
-         std::to_string(shape_.chunk_rows) + " tokens\nbackward_order " +
-         orders[static_cast<int>(shape_.order)] + "\n" + (queries_ ? queries_->decisions() : "");
+  std::string text = "backward_tile " + std::to_string(shape_.config.keys) + " keys x " +
+                     std::to_string(shape_.config.rows) + " rows\nbackward_chunk " +
+                     std::to_string(shape_.chunk_rows) + " tokens\nbackward_order " +
+                     orders[static_cast<int>(shape_.order)] + "\n";
+  if (queries_) text += queries_->decisions();
+  if (shape_.share_rows != 0)
+    text += "backward_shares " + std::to_string(shape_.share_rows) + " tokens\n";
+  return text;
 }
 
 void BackwardStage::run(const Problem& problem, const core::Call& call, void* workspace,
@@ -171,8 +187,7 @@ void BackwardStage::run(const Problem& problem, const core::Call& call, void* wo
   const bool summed = keys && !apart && shape_.order == Order::Summed;
   if (apart)
     run_rows(problem, call, pairs, {.begin = 0, .end = rows, .keys = true}, workspace, stream);
-  if (queries && queries_)
-    return queries_->run(problem, call, front, pairs, delta_.in(workspace), workspace, stream);
+  if (queries && queries_) return run_queries(problem, call, front, pairs, workspace, stream);
   for (std::int64_t begin = 0; queries && begin < rows; begin += shape_.chunk_rows) {
     run_rows(problem, call, pairs,
              {.begin = begin,
@@ -187,6 +202,31 @@ void BackwardStage::run(const Problem& problem, const core::Call& call, void* wo
   sums.sums = sums_of(workspace);
   common::backward::launch_finish(storage_of(problem.attention.q.storage), sums,
                                   shape_.keys.all_tiles, stream);
+}
+
+/// dq by rows; over lists that share little, chunk by chunk, by shares of tiles of keys: lists are
+/// known on the device alone, where one of both finds nothing to do.
+void BackwardStage::run_queries(const Problem& problem, const core::Call& call,
+                                const common::prologue::Params& front,
+                                const common::backward::Pairs& pairs, void* workspace,
+                                cudaStream_t stream) const {
+  const float* const means = queries_->make_means(call, pairs, workspace, stream);
+  int* const little = shape_.share_rows != 0 ? share_little_.in(workspace) : nullptr;
+  if (little != nullptr) {
+    common::backward::launch_overlap(
+        {.pairs = pairs, .tokens = queries_->tokens_per_tile(), .little = little}, stream);
+    const std::int64_t rows = pairs.batch.total_q;
+    for (std::int64_t begin = 0; begin < rows; begin += shape_.share_rows) {
+      run_rows(problem, call, pairs,
+               {.begin = begin,
+                .end = std::min(begin + shape_.share_rows, rows),
+                .queries = true,
+                .wanted = little,
+                .means = means},
+               workspace, stream);
+    }
+  }
+  queries_->run(problem, call, front, pairs, delta_.in(workspace), little, workspace, stream);
 }
 
 /// What all launches need.
@@ -219,6 +259,7 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
   keys.pairs.row_end = rows.end;
   keys.work =
       tiles_.work(KeyTiles::limits(shape_.keys, rows.end - rows.begin, shape_.cut), workspace);
+  keys.work.wanted = rows.wanted;
   if (rows.summed) keys.sums = sums_of(workspace);
   if (!rows.keys) {
     keys.work.splits = nullptr;
@@ -241,18 +282,26 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
                                .dv = keys.dv};
   if (rows.queries) params.shares = shares_of(workspace);
   const auto ctas = static_cast<int>(shape_.cut.ctas);
-  launch_(shape_.config, params, call, ctas, stream);
+  if (rows.means != nullptr) {
+    launch_shares(params, rows.means, queries_->mean_tiles(), call, ctas, stream);
+  } else {
+    launch_(shape_.config, params, call, ctas, stream);
+  }
   if (rows.keys) common::backward::launch_join(storage, keys, ctas, stream);
   if (!rows.queries) return;
-  common::backward::launch_queries(storage,
-                                   {.pairs = keys.pairs,
-                                    .shares = params.shares,
-                                    .head_dim = keys.head_dim,
-                                    .lse = params.lse,
-                                    .scale = params.scale,
-                                    .dq = make_rows<void>(call.dq),
-                                    .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0},
-                                   stream);
+  common::backward::launch_queries(
+      storage,
+      {.pairs = keys.pairs,
+       .shares = params.shares,
+       .head_dim = keys.head_dim,
+       .lse = params.lse,
+       .scale = params.scale,
+       .dq = make_rows<void>(call.dq),
+       .f32 = problem.gradients.dtype == DType::F32 ? 1 : 0,
+       .wanted = rows.wanted,
+       .suspects = rows.means != nullptr ? queries_->suspects(workspace) : Suspects{},
+       .delta = params.delta},
+      stream);
 }
 
 common::backward::KeyParams BackwardStage::key_params(const Problem& problem,

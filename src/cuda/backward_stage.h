@@ -61,6 +61,7 @@ class BackwardStage {
     KeyTiles::Cut cut;
     std::int64_t chunk_rows;
     Order order;
+    std::int64_t share_rows = 0;  // of Order::Rows, of a chunk; 0: no shares are made
   };
   /// Rows of q of one launch of the kernel, and what is wanted of them.
   struct Rows {
@@ -68,7 +69,9 @@ class BackwardStage {
     std::int64_t end = 0;
     bool queries = false;
     bool keys = false;
-    bool summed = false;  // dk and dv are added to those of other launches
+    bool summed = false;           // dk and dv are added to those of other launches
+    const int* wanted = nullptr;   // 0: there is nothing to do; or none
+    const float* means = nullptr;  // of keys, for shares where Order::Rows makes them
   };
 
   BackwardStage(const Problem& problem, const GpuInfo& gpu, const Shape& shape, Layout& layout,
@@ -79,6 +82,9 @@ class BackwardStage {
   common::backward::KeyParams key_params(const Problem& problem, const core::Call& call,
                                          const common::backward::Pairs& pairs,
                                          void* workspace) const;
+  void run_queries(const Problem& problem, const core::Call& call,
+                   const common::prologue::Params& front, const common::backward::Pairs& pairs,
+                   void* workspace, cudaStream_t stream) const;
   void run_rows(const Problem& problem, const core::Call& call, const common::backward::Pairs& all,
                 const Rows& rows, void* workspace, cudaStream_t stream) const;
   void prepare(const Problem& problem, const core::Call& call,
@@ -91,6 +97,7 @@ class BackwardStage {
   std::optional<QueryGradients> queries_{};
   Piece<float> parts_{};
   Piece<float> sums_{};
+  Piece<int> share_little_{};  // whether lists do
   Piece<std::uint16_t> steps_{};
   Piece<float> step_sizes_{};
 };

@@ -35,6 +35,10 @@ bool QueryGradients::serves(const Problem& p, const GpuInfo& gpu, const KeyTiles
          mean_bytes(keys) <= tuning_for(gpu).sum_bytes;
 }
 
+bool QueryGradients::lists_may_share_little(const Problem& p, const KeyTiles::Shape& keys) {
+  return keys.listed && 2 * keys.tiles > AttendStage::tokens_of_tile(p, true) * p.selection.topk;
+}
+
 QueryGradients::QueryGradients(const Problem& p, const GpuInfo& gpu, const KeyTiles::Shape& keys,
                                Layout& layout)
     : lists_(keys.listed),
@@ -76,14 +80,28 @@ void QueryGradients::ask(common::prologue::Params& front, void* workspace) const
                        .count = static_cast<int>(1 + suspect_words(batch.total_q * heads_kv_))};
 }
 
+const float* QueryGradients::make_means(const core::Call& call,
+                                        const common::backward::Pairs& pairs, void* workspace,
+                                        cudaStream_t stream) const {
+  float* const means = means_.in(workspace);
+  common::backward::launch_means(
+      {.pairs = pairs, .k = make_rows<const void>(call.k), .means = means, .tiles = mean_tiles_},
+      stream);
+  return means;
+}
+
+Suspects QueryGradients::suspects(void* workspace) const {
+  int* const suspects = suspects_.in(workspace);
+  return {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
+}
+
 void QueryGradients::run(const Problem& problem, const core::Call& call,
                          const common::prologue::Params& front,
-                         const common::backward::Pairs& pairs, const float* delta, void* workspace,
-                         cudaStream_t stream) const {
+                         const common::backward::Pairs& pairs, const float* delta,
+                         const int* unwanted, void* workspace, cudaStream_t stream) const {
   const auto k = make_rows<const void>(call.k);
-  common::backward::launch_means(
-      {.pairs = pairs, .k = k, .means = means_.in(workspace), .tiles = mean_tiles_}, stream);
   kernel::Params params = kernel_params(problem, call, front, pairs, delta, workspace);
+  params.unwanted = unwanted;
   const int tiles = front.tiles[1].most;
   for (int begin = 0; begin < tiles; begin += chunk_tiles_) {
     params.tile_begin = begin;
@@ -135,8 +153,7 @@ kernel::Params QueryGradients::kernel_params(const Problem& problem, const core:
   params.to = make_rows_out(call.dq, {});
   params.scale = scale_of(problem);
   params.scale_log2 = scale_log2_of(problem);
-  int* const suspects = suspects_.in(workspace);
-  params.suspects = {suspects, reinterpret_cast<unsigned*>(suspects + 1)};
+  params.suspects = suspects(workspace);
   params.first_blocks = front.first_blocks;
   params.means = means_.in(workspace);
   params.mean_blocks = mean_tiles_;

@@ -26,15 +26,26 @@ class QueryGradients {
   /// stage cuts them.
   static bool serves(const Problem& problem, const GpuInfo& gpu, const KeyTiles::Shape& keys);
 
+  /// Whether lists of neighbouring tokens can share little: whether there are enough blocks.
+  static bool lists_may_share_little(const Problem& problem, const KeyTiles::Shape& keys);
+
   QueryGradients(const Problem& problem, const GpuInfo& gpu, const KeyTiles::Shape& keys,
                  Layout& layout);
 
   /// What the run wants of the prologue.
   void ask(common::prologue::Params& front, void* workspace) const;
-  /// Behind the prologue `front`. `pairs`: of all rows.
+  /// What keys have in common, for kernels of others, too: [Hkv, mean_tiles(), D].
+  const float* make_means(const core::Call& call, const common::backward::Pairs& pairs,
+                          void* workspace, cudaStream_t stream) const;
+  std::int64_t mean_tiles() const { return mean_tiles_; }
+  int tokens_per_tile() const { return tokens_per_tile_; }
+  Suspects suspects(void* workspace) const;
+
+  /// Behind the prologue `front` and the means. `pairs`: of all rows. `unwanted`: whether there are
+  /// gradients already, which are only to be mended; or none.
   void run(const Problem& problem, const core::Call& call, const common::prologue::Params& front,
-           const common::backward::Pairs& pairs, const float* delta, void* workspace,
-           cudaStream_t stream) const;
+           const common::backward::Pairs& pairs, const float* delta, const int* unwanted,
+           void* workspace, cudaStream_t stream) const;
   std::string decisions() const;
 
  private:

@@ -174,8 +174,14 @@ TEST(GradientPlans, HopperMakesGradientsOfQueriesByRows) {
     EXPECT_TRUE(names_it(plan(line).decisions, "backward_order once\n")) << line;
     EXPECT_FALSE(names_it(plan(line).decisions, "backward_queries")) << line;
   }
-  EXPECT_LE(plan("op=sparse_backward heads=64/4 topk=16 lens=131072:131072").bytes,
-            std::size_t{512} << 20);
+  // Beside the rows', shares of lists that share little, where there are blocks enough for it.
+  const GradientPlan both = plan("op=sparse_backward heads=64/4 topk=16 lens=131072:131072");
+  EXPECT_TRUE(names_it(both.decisions, "backward_shares "));
+  EXPECT_LE(both.bytes, std::size_t{1216} << 20);
+  for (const char* line : {"op=sparse_backward heads=64/4 topk=16 lens=8192:8192",
+                           "op=sparse_backward heads=10/1 topk=16 lens=131072:131072",
+                           "op=dense_backward heads=64/4 lens=131072:131072"})
+    EXPECT_FALSE(names_it(plan(line).decisions, "backward_shares ")) << line;
 }
 
 // Hopper's kernels of the index loss are of one group, one width and one block.

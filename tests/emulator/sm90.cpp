@@ -5,6 +5,7 @@
 #include "cuda/sm90/attend/launch.h"
 #include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/backward_queries/launch.h"
+#include "cuda/sm90/backward_shares/launch.h"
 #include "cuda/sm90/decode/attend/launch.h"
 #include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/index_loss/launch.h"
@@ -26,8 +27,14 @@ void backward::launch(const Params& params, const Maps&, int ctas, cudaStream_t 
   mma::backward::launch(kTile, params, ctas, stream);
 }
 
+/// Shares are those of mma/, whose kernel finds what keys have in common itself.
+void backward_shares::launch(const Params& params, const Maps&, int ctas, cudaStream_t stream) {
+  mma::backward::launch(kTile, params, ctas, stream);
+}
+
 /// Every tile ends non-finite, so that each row is mended.
 void backward_queries::launch(Walk, const Params& params, const Maps&, int, cudaStream_t) {
+  if (params.unwanted != nullptr && *params.unwanted != 0) return;
   const std::int64_t pairs = params.batch.total_q * params.heads_kv;
   for (std::int64_t pair = 0; pair < pairs; ++pair)
     params.suspects.pairs[pair / 32] |= 1U << (pair % 32);

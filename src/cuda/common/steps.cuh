@@ -22,9 +22,11 @@ struct Steps {
 /// The steps of a row whose magnitudes are at most `peak`. Where that is NaN, infinite or too small
 /// for steps a step is NaN, and the row is computed again.
 __device__ __forceinline__ Steps steps_of(float peak) {
-  if (peak == 0.0f) return {0.0f, 0.0f};
-  const float step = peak >= kSmallestPeak && peak < INFINITY ? peak * (1.0f / kSteps) : NAN;
-  return {step, __fdividef(1.0f, step)};
+  const bool none = peak == 0.0f;
+  const bool fits = none || (peak >= kSmallestPeak && peak < INFINITY);
+  const float step = fits ? peak * (1.0f / kSteps) : NAN;
+  const float per_one = __fdividef(1.0f, step);
+  return {step, none ? 0.0f : per_one};  // no branch: many rows' steps are made side by side
 }
 
 /// Two values as steps, `lo` in the low half.

@@ -54,6 +54,7 @@ __device__ __forceinline__ void write_items(const Work& work, int first_head, in
 
 __global__ void __launch_bounds__(kItemThreads)
     items_kernel(const __grid_constant__ Pairs p, const __grid_constant__ Work work) {
+  if (work.wanted != nullptr && *work.wanted == 0) return;
   __shared__ Span tokens[kItemThreads];
   const int heads = p.heads_at_once;  // threads of a tile
   const int first_head = static_cast<int>(blockIdx.y) * p.shared_heads + p.turn;

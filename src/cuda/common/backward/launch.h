@@ -36,9 +36,22 @@ struct QueryParams {
   const float* weights = nullptr;  // more of it, of each row; or none
   std::int64_t stride_weights = 0;
   Rows<void> dq{};
-  int f32 = 0;  // items of dq are floats
+  int f32 = 0;                  // items of dq are floats
+  const int* wanted = nullptr;  // 0: nothing is done; or none
+  // Rows that end non-finite, but not by their own lse or delta, are noted; or none.
+  Suspects suspects{};
+  const float* delta = nullptr;  // [T, Hq]
 };
 void launch_queries(Storage storage, const QueryParams& params, cudaStream_t stream);
+
+/// Whether lists of neighbouring tokens share little: whether half of the entries of tiles of
+/// `tokens` name a block that the tile has not named before.
+struct OverlapParams {
+  Pairs pairs{};
+  int tokens = 1;
+  int* little = nullptr;  // 1 or 0
+};
+void launch_overlap(const OverlapParams& params, cudaStream_t stream);
 
 /// What the keys of each tile, in bf16, have in common (average.cuh).
 struct MeanParams {

@@ -44,7 +44,8 @@ struct Work {
   SplitTile* splits = nullptr;  // [max_parts / 2], or none: shares of dk and dv are not wanted
   int max_items = 0;
   int max_parts = 0;
-  int item_tokens = 1;  // at most, of an item
+  int item_tokens = 1;          // at most, of an item
+  const int* wanted = nullptr;  // 0: there are no items; or none
 };
 
 /// Heads that share tiles of keys and go in one launch.

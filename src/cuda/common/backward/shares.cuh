@@ -40,57 +40,80 @@ __device__ __forceinline__ float2 unpack_odd(std::uint32_t pair) {
                      (pair & 0xffff0000u) == 0 ? NAN : values.y);
 }
 
-/// What a thread has of a part of kDims columns, in steps of a size that its quad agrees on. All
-/// lanes of a warp make theirs together.
-template <int kDims>
+/// What a thread has of kParts parts of kDims columns, each in steps of a size that its quad agrees
+/// on. All lanes of a warp make theirs together. kMended: who adds shares up has rows that are not
+/// finite computed again, so that a part with such numbers may be NaN as a whole.
+template <int kDims, int kParts = 1, bool kMended = false>
 class PackedShare {
  public:
-  __device__ __forceinline__ explicit PackedShare(const float (&own)[kDims / 4]) {
-    float peak = 0.0f;
+  static constexpr int kOwn = kDims / 4;  // of a part
+
+  __device__ __forceinline__ explicit PackedShare(const float (&own)[kParts][kOwn]) {
+    float peaks[kParts];
+    bool finite = true;
 #pragma unroll
-    for (int i = 0; i < kDims / 4; ++i) peak = ptx::max_nan(peak, fabsf(own[i]));
-    peak = quad::max_nan(peak);
-    if (warp::any(!(peak < INFINITY))) {
+    for (int part = 0; part < kParts; ++part) peaks[part] = peak_of(own[part]);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      peaks[part] = quad::max_nan(peaks[part]);
+      finite = finite && peaks[part] < INFINITY;
+    }
+    if (!kMended && warp::any(!finite)) {
       pack_all(own);
       return;
     }
-    const Steps steps = steps_of(bound_of(peak));
 #pragma unroll
-    for (int i = 0; i < kDims / 8; ++i)
-      pairs_[i] = pack_steps(own[2 * i], own[2 * i + 1], steps.per_one);
-    size_ = steps.step;
+    for (int part = 0; part < kParts; ++part) {
+      const Steps steps = steps_of(bound_of(peaks[part]));
+#pragma unroll
+      for (int i = 0; i < kOwn / 2; ++i)
+        pairs_[part][i] = pack_steps(own[part][2 * i], own[part][2 * i + 1], steps.per_one);
+      sizes_[part] = steps.step;
+    }
   }
 
-  /// `row` of the shares; rows have `dims` columns.
+  /// Part `own` as part `part` of `row` of the shares; rows have `dims` columns.
   __device__ __forceinline__ void store(const Shares& to, std::int64_t row, int dims, int part,
-                                        int member) const {
+                                        int member, int own = 0) const {
+    const std::uint32_t(&pairs)[kOwn / 2] = pairs_[own];
     std::uint16_t* at = to.steps + row * dims + share_offset(part, kDims, member);
     if constexpr (kDims % 32 == 0) {
 #pragma unroll
-      for (int i = 0; i < kDims / 8; i += 4)
+      for (int i = 0; i < kOwn / 2; i += 4)
         reinterpret_cast<uint4*>(at)[i / 4] =
-            make_uint4(pairs_[i], pairs_[i + 1], pairs_[i + 2], pairs_[i + 3]);
+            make_uint4(pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]);
     } else {
 #pragma unroll
-      for (int i = 0; i < kDims / 8; i += 2)
-        reinterpret_cast<uint2*>(at)[i / 2] = make_uint2(pairs_[i], pairs_[i + 1]);
+      for (int i = 0; i < kOwn / 2; i += 2)
+        reinterpret_cast<uint2*>(at)[i / 2] = make_uint2(pairs[i], pairs[i + 1]);
     }
-    if (member == 0) to.sizes[row * (dims / kDims) + part] = size_;
+    if (member == 0) to.sizes[row * (dims / kDims) + part] = sizes_[own];
   }
 
  private:
+  /// By two chains: one would wait for each of its members.
+  __device__ __forceinline__ static float peak_of(const float (&own)[kOwn]) {
+    float peaks[2] = {fabsf(own[0]), fabsf(own[1])};
+#pragma unroll
+    for (int i = 2; i < kOwn; ++i) peaks[i % 2] = ptx::max_nan(peaks[i % 2], fabsf(own[i]));
+    return ptx::max_nan(peaks[0], peaks[1]);
+  }
+
   /// Some number is not finite.
-  __device__ __forceinline__ void pack_all(const float (&own)[kDims / 4]) {
-    float peak = 0.0f;
+  __device__ __forceinline__ void pack_all(const float (&own)[kParts][kOwn]) {
 #pragma unroll
-    for (int i = 0; i < kDims / 4; ++i) {
-      if (fabsf(own[i]) < INFINITY) peak = fmaxf(peak, fabsf(own[i]));
+    for (int part = 0; part < kParts; ++part) {
+      float peak = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (fabsf(own[part][i]) < INFINITY) peak = fmaxf(peak, fabsf(own[part][i]));
+      }
+      const Steps steps = steps_of(bound_of(quad::max(peak)));
+#pragma unroll
+      for (int i = 0; i < kOwn / 2; ++i)
+        pairs_[part][i] = pack_odd(own[part][2 * i], own[part][2 * i + 1], steps.per_one);
+      sizes_[part] = -steps.step;
     }
-    const Steps steps = steps_of(bound_of(quad::max(peak)));
-#pragma unroll
-    for (int i = 0; i < kDims / 8; ++i)
-      pairs_[i] = pack_odd(own[2 * i], own[2 * i + 1], steps.per_one);
-    size_ = -steps.step;
   }
 
   /// Numbers that are too small for steps are 0.
@@ -98,8 +121,8 @@ class PackedShare {
     return peak < kSmallestPeak ? 0.0f : peak;
   }
 
-  std::uint32_t pairs_[kDims / 8];
-  float size_;
+  std::uint32_t pairs_[kParts][kOwn / 2];
+  float sizes_[kParts];
 };
 
 }  // namespace msa::cuda::common::backward

@@ -160,7 +160,8 @@ __device__ __forceinline__ float round_to_e4m3(float x) {
 template <class T>
 __device__ __forceinline__ float2 cvt_unpack(std::uint32_t pair) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+    // An instruction an item, where the toolkit's function takes out the half first.
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
   } else {
     return __half22float2(reinterpret_cast<const __half2&>(pair));
   }

@@ -95,10 +95,10 @@ class QueryShare {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row(t) + lane_ / 4 + 8 * half;
-      float own[kDims / 4];
+      float own[1][kDims / 4];
 #pragma unroll
-      for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
-      give_back(row, own);
+      for (int i = 0; i < kDims / 4; ++i) own[0][i] = sums[i / 2 * 4 + 2 * half + i % 2];
+      give_back(row, own[0]);
       const std::int64_t share = rows.share[row];
       const common::backward::PackedShare<kDims> packed(own);
       if (share >= 0) packed.store(to, share, Traits::kHeadDim, part(), lane_ % 4);

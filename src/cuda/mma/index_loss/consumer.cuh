@@ -204,9 +204,9 @@ class Consumer {
     constexpr int kDims = Traits::kPartDims;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float own[kDims / 4];
+      float own[1][kDims / 4];
 #pragma unroll
-      for (int i = 0; i < kDims / 4; ++i) own[i] = sums[i / 2 * 4 + 2 * half + i % 2];
+      for (int i = 0; i < kDims / 4; ++i) own[0][i] = sums[i / 2 * 4 + 2 * half + i % 2];
       const common::backward::PackedShare<kDims> packed(own);
       const std::int64_t slot = tokens.slot[lane_ / 4 + 8 * half];
       if (slot >= 0) packed.store(to, slot, Traits::kIndexDim, warp_, lane_ % 4);

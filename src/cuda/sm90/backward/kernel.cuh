@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
   __syncthreads();
   if (threadIdx.x >= Traits::kThreads) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    Producer producer(params, maps, shared);
+    Producer<Traits> producer(params, maps, shared);
 #pragma unroll 1
     while (mma::cta::await_item(params.work, shared, shared.meeting)) producer.run();
   } else {

@@ -15,9 +15,10 @@
 
 namespace msa::cuda::sm90::backward {
 
+template <class Traits>
 class Producer {
  public:
-  using Shared = Traits::Shared;
+  using Shared = typename Traits::Shared;
 
   __device__ __forceinline__ Producer(const Params& params, const Maps& maps, Shared& shared)
       : params_(params),
@@ -51,6 +52,7 @@ class Producer {
     int head;  // of the group
     float lse;
     float delta;
+    std::int64_t share;  // of dq; where shares are made
   };
 
   /// Row `number` of the item.
@@ -58,7 +60,7 @@ class Producer {
     const common::backward::Pairs& p = params_.pairs;
     const common::backward::WorkItem& item = shared_.item;
     const int token = number / p.group;
-    QueryRow found{-1, number - token * p.group, -common::kMinusInf, 0.0f};
+    QueryRow found{-1, number - token * p.group, -common::kMinusInf, 0.0f, -1};
     if (token >= item.count) return found;
     const std::int64_t at = std::int64_t{item.begin} + token;
     found.row = p.listed == 0 ? static_cast<int>(at)
@@ -66,6 +68,11 @@ class Producer {
     const int head = item.head * p.group + found.head;
     found.lse = common::item_of(params_.lse, found.row, head);
     found.delta = params_.delta[std::int64_t{found.row} * (p.heads_kv * p.group) + head];
+    if constexpr (Traits::kShares) {
+      const int place =
+          p.listed == 0 ? 0 : common::backward::inverse_entry(p.q_slots, item.head, at);
+      found.share = common::backward::slot_of(p, item, found.row, place) * p.group + found.head;
+    }
     return found;
   }
 
@@ -85,7 +92,7 @@ class Producer {
 
   /// What is known of the rows.
   __device__ __forceinline__ void tell(const QueryRow (&rows)[kOwn]) {
-    Traits::RowInfo& to = shared_.infos[at_.stage];
+    typename Traits::RowInfo& to = shared_.infos[at_.stage];
     bool blind = false;
     bool finite = true;
     int first_limit = Traits::kKeys;
@@ -109,6 +116,7 @@ class Producer {
       to.lse[at] = rows[i].lse;
       to.delta[at] = rows[i].delta;
       to.limit[at] = limit;
+      if constexpr (Traits::kShares) to.share[at] = rows[i].share;
       if (at == 0) first_limit = limit;
     }
     // The rows of a step ascend: if the first one sees all keys, all do, but for the blind.

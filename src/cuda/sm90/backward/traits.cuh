@@ -15,6 +15,7 @@ namespace msa::cuda::sm90::backward {
 
 struct Traits : mma::backward::Traits<kTile> {
   static constexpr bool kQueries = false;
+  static constexpr bool kShares = false;   // of dq
   static constexpr int kWeighedRows = 32;  // of rows kept apart: registers are fewer
   static constexpr int kStages = 4;        // a producer warp each
   static constexpr int kCtaThreads = kThreads + 128;

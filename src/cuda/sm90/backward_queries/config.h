@@ -27,6 +27,7 @@ struct Params : common::attend::Params {
   Rows<const float> lse{};       // [T, Hq]
   const float* delta = nullptr;  // [T, Hq]
   float scale = 1;
+  const int* unwanted = nullptr;  // not 0: nothing is done; or none
 };
 
 struct Maps {

@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   __syncthreads();
   ptx::griddepcontrol_wait();
+  if (params.unwanted != nullptr && *params.unwanted != 0) return;
   const int warpgroup = threadIdx.x >> 7;
   if (warpgroup == Traits::kConsumers) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
