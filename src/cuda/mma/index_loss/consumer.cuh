@@ -202,14 +202,17 @@ class Consumer {
                                               const common::backward::Shares& to,
                                               const float (&sums)[Traits::kPartDims / 2]) const {
     constexpr int kDims = Traits::kPartDims;
+    float own[2][kDims / 4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float own[1][kDims / 4];
 #pragma unroll
-      for (int i = 0; i < kDims / 4; ++i) own[0][i] = sums[i / 2 * 4 + 2 * half + i % 2];
-      const common::backward::PackedShare<kDims> packed(own);
+      for (int i = 0; i < kDims / 4; ++i) own[half][i] = sums[i / 2 * 4 + 2 * half + i % 2];
+    }
+    const common::backward::PackedShare<kDims, 2> packed(own);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
       const std::int64_t slot = tokens.slot[lane_ / 4 + 8 * half];
-      if (slot >= 0) packed.store(to, slot, Traits::kIndexDim, warp_, lane_ % 4);
+      if (slot >= 0) packed.store(to, slot, Traits::kIndexDim, warp_, lane_ % 4, half);
     }
   }
 

@@ -61,42 +61,54 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     return sight == Sight::apart || (sight == Sight::masked && !index_keys_finite_);
   }
 
-  /// The student's scores of a step.
-  __device__ __forceinline__ void score(const TokenInfo& tokens, int stage, float scale_log2) {
+  /// Begins a step in front of what is left of the one before: the student's scores and, of the
+  /// loss, those of the first turn. Behind an item's last step there is no next, and they are of
+  /// rows that nobody wants: products are in flight in one straight line.
+  __device__ __forceinline__ void begin_student(int stage) {
     ptx::wgmma_fence();
     multiply_student(stage);
+  }
+  __device__ __forceinline__ void begin_turn(const TurnPosition& turn, bool there) {
+    multiply_rows<Item, Traits::kHeadDim, kTurnRows * kPanelRowBytes>(
+        first_, keys_, there ? shared_.q[turn.stage] : shared_.k);
+  }
+  /// What was begun is there.
+  __device__ __forceinline__ void await_student() {
     ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(scores_);
+    ptx::keep_accumulator(ahead_);
+  }
+  __device__ __forceinline__ void await_begun() {
+    await_student();
+    ptx::keep_accumulator(first_);
+  }
+
+  /// The student's scores of a step that has begun.
+  __device__ __forceinline__ void score(const TokenInfo& tokens, float scale_log2) {
+    take_ahead();
     mask(tokens, scale_log2);
   }
 
-  /// The student's scores and the teacher's weights of a step. A turn is multiplied while the one
-  /// before is weighed. Beside the last, the share of the step before: of the first step of an item
-  /// it is nobody's. kBlind: some row has no weights.
+  /// The student's scores and the teacher's weights of a step that has begun. A turn is multiplied
+  /// while the one before is weighed. Beside the last, the share of the step before: of the first
+  /// step of an item it is nobody's. kBlind: some row has no weights.
   template <bool kBlind>
   __device__ __forceinline__ void compare(const Params& params, const TokenInfo& tokens, int stage,
                                           TurnPosition& turn) {
-    float first[kScores];
     float second[kScores];
     const float* offsets = shared_.offsets[stage];
+    take_ahead();
+    shared_.turns.release(turn);
+    turn.advance();
     TurnPosition next = turn;
-    shared_.turns.wait_full(next);
-    ptx::wgmma_fence();
-    multiply_student(stage);
-    multiply_turn(next, first);
-    next.advance();
-
     shared_.turns.wait_full(next);
     ptx::wgmma_fence();
     multiply_turn(next, second);
     next.advance();
-    await_turn<1>(turn, first);
-    weigh<kBlind, 0>(offsets, params.scale_log2, first);
-    ptx::keep_accumulator(scores_);
+    weigh<kBlind, 0>(offsets, params.scale_log2, first_);
 
     shared_.turns.wait_full(next);
     ptx::wgmma_fence();
-    multiply_turn(next, first);
+    multiply_turn(next, first_);
     next.advance();
     await_turn<1>(turn, second);
     weigh<kBlind, 1>(offsets, params.scale_log2, second);
@@ -104,8 +116,8 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     shared_.turns.wait_full(next);
     ptx::wgmma_fence();
     multiply_turn(next, second);
-    await_turn<1>(turn, first);
-    weigh<kBlind, 2>(offsets, params.scale_log2, first);
+    await_turn<1>(turn, first_);
+    weigh<kBlind, 2>(offsets, params.scale_log2, first_);
     await_turn<0>(turn, second);
     begin_share();
     weigh<kBlind, 3>(offsets, params.scale_log2, second);
@@ -130,6 +142,8 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     ptx::wgmma_fence();
     multiply_columns<Item, kTokens>(sums_, e, shared_.index_q[stage], true);
     ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(ahead_);
+    ptx::keep_accumulator(first_);
     ptx::keep_accumulator(sums_);
   }
 
@@ -159,8 +173,13 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     constexpr int kWarpgroupKeys = 64;
     multiply_rows<Item, Traits::kIndexDim, Traits::kKeys * kPanelRowBytes,
                   kTokens * kPanelRowBytes>(
-        scores_, shared_.index_k + warp_ / 4 * kWarpgroupKeys * kPanelRowBytes,
+        ahead_, shared_.index_k + warp_ / 4 * kWarpgroupKeys * kPanelRowBytes,
         shared_.index_q[stage]);
+  }
+
+  __device__ __forceinline__ void take_ahead() {
+#pragma unroll
+    for (int i = 0; i < Base::kPairs; ++i) scores_[i] = ahead_[i];
   }
 
   __device__ __forceinline__ void multiply_turn(const TurnPosition& turn,
@@ -227,8 +246,10 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
 
   std::uint32_t keys_[Traits::kHeadDim / 4];  // fragments
   float share_[Traits::kPartDims / 2];
-  ToldPosition& told_;      // of the step
-  bool index_keys_finite_;  // the warp's columns of them
+  float ahead_[Base::kPairs];  // the student's scores of a step that has begun
+  float first_[kScores];       // those of its first turn
+  ToldPosition& told_;         // of the step
+  bool index_keys_finite_;     // the warp's columns of them
 };
 
 }  // namespace msa::cuda::sm90::index_loss

@@ -21,15 +21,18 @@ __device__ __forceinline__ void load_keys(const Params& params, Traits::Shared& 
   Traits::sync();
 }
 
-/// What is done of a step: begin() with what all warps have told of the step before, finish() the
-/// step before, tell() this one. end() stands for begin() behind the item's last step.
+/// What is done of a step: begin() with what all warps have told of the step before, ahead() of the
+/// next, finish() the step before, tell() this one. end() stands for begin() behind the item's last
+/// step.
 struct StudentWork {
   const Params& params;
   Consumer& consumer;
   Traits::Shared& shared;
 
+  __device__ __forceinline__ void ahead(int stage, bool) { consumer.begin_student(stage); }
+  __device__ __forceinline__ void await() { consumer.await_student(); }
   __device__ __forceinline__ void begin(int stage) {
-    consumer.score(shared.infos[stage], stage, params.index_scale_log2);
+    consumer.score(shared.infos[stage], params.index_scale_log2);
     consumer.await_before();
   }
   __device__ __forceinline__ void end() { consumer.await_before(); }
@@ -48,6 +51,12 @@ struct LossWork {
   Traits::Shared& shared;
   RingPosition<Traits::kTurnStages>& turn;
 
+  __device__ __forceinline__ void ahead(int stage, bool there) {
+    if (there) shared.turns.wait_full(turn);
+    consumer.begin_student(stage);
+    consumer.begin_turn(turn, there);
+  }
+  __device__ __forceinline__ void await() { consumer.await_begun(); }
   __device__ __forceinline__ void begin(int stage) {
     if (shared.blind[stage] != 0) {
       consumer.compare<true>(params, shared.infos[stage], stage, turn);
@@ -93,17 +102,25 @@ __device__ __forceinline__ void walk_steps(Work work, Traits::Shared& shared,
                                            RingPosition<Traits::kSteps>& at) {
   const int steps = Traits::steps_of(shared.item);
   RingPosition<Traits::kSteps> before = at;
+  shared.steps.wait_full(at);
+  work.ahead(at.stage, true);
+  work.await();
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    shared.steps.wait_full(at);
     work.begin(at.stage);
+    RingPosition<Traits::kSteps> next = at;
+    next.advance();
+    const bool more = step + 1 < steps;
+    if (more) shared.steps.wait_full(next);
+    work.ahead(more ? next.stage : at.stage, more);
     if (step > 0) {
       work.finish(before.stage);
       shared.steps.release(before);
     }
     work.tell(at.stage);
+    work.await();
     before = at;
-    at.advance();
+    at = next;
   }
   work.end();
   work.finish(before.stage);
