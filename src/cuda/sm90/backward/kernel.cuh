@@ -22,19 +22,28 @@ __device__ __forceinline__ void walk(const Params& params,
   ptx::cp_async_wait_group<0>();
   ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
   Traits::sync();
+  const int steps = tile.steps();
+  Step step(shared, sums);
+  shared.ring.wait_full(at);
+  step.begin(at.stage);
 #pragma unroll 1
-  for (int step = 0; step < tile.steps(); ++step) {
-    const Traits::RowInfo& rows = shared.infos[at.stage];
-    shared.ring.wait_full(at);
+  for (int left = steps - 1; left >= 0; --left) {
     const Sight sight = shared.sights[at.stage];
     if (sight == Sight::whole) {
-      Step(shared, sums).run<false>(rows, at.stage, params.scale_log2);
+      step.run<false>(at, params.scale_log2, left > 0);
     } else if (sight == Sight::masked) {
-      Step(shared, sums).run<true>(rows, at.stage, params.scale_log2);
+      step.run<true>(at, params.scale_log2, left > 0);
     } else {
-      mma::backward::work_step<Traits, true>(params, rows, at.stage, sums, shared);
+      mma::backward::work_step<Traits, true>(params, shared.infos[at.stage], at.stage, sums,
+                                             shared);
+      shared.ring.release(at);
+      if (left > 0) {
+        RingPosition<Traits::kStages> next = at;
+        next.advance();
+        shared.ring.wait_full(next);
+        step.begin(next.stage);
+      }
     }
-    shared.ring.release(at);
     at.advance();
   }
   if (threadIdx.x == 0) shared.first_stage = at.stage;

@@ -48,11 +48,7 @@ class Consumer {
 #pragma unroll
     for (int x = 0; x < kOutputs; ++x) dq_[x] = 0.0f;
     shared_.q_ring.wait_full(q_at_);
-    const auto& list = shared_.lists[q_at_.stage];
-    const std::uint32_t mine = rows_.warpgroup_tokens(params_.group);
-    int i = 0;
-    for (; i < job.masked; ++i) visit<true>(entry_of<Traits>(params_, job, list, i), mine);
-    for (; i < job.blocks; ++i) visit<false>(entry_of<Traits>(params_, job, list, i), mine);
+    visit_blocks(job);
     __syncwarp();
     if ((rows_.thread & 31) == 0) ptx::mbarrier_arrive(&shared_.rows_read);
     store(epilogue);
@@ -80,40 +76,73 @@ class Consumer {
     }
   }
 
-  /// A block that none of this warpgroup's tokens listed is given back unread.
-  template <bool kMasked>
-  __device__ __forceinline__ void visit(const ListEntry& entry, std::uint32_t mine) {
-    if (Traits::kUnion && __shfl_sync(common::kAllLanes, entry.tokens & mine, 0) == 0) {
+  __device__ __forceinline__ void visit_blocks(const Job& job) {
+    const auto& list = shared_.lists[q_at_.stage];
+    const std::uint32_t mine = rows_.warpgroup_tokens(params_.group);
+    const auto is_mine = [&](const ListEntry& entry) {
+      return !Traits::kUnion || __shfl_sync(common::kAllLanes, entry.tokens & mine, 0) != 0;
+    };
+    int i = 0;
+    ListEntry entry{};
+    // The next block that some of this warpgroup's tokens listed; others are given back unread.
+    const auto begin = [&] {
+      for (; i < job.blocks; ++i) {
+        entry = entry_of<Traits>(params_, job, list, i);
+        if (is_mine(entry)) break;
+        shared_.k_ring.wait_full(k_at_);
+        give_back(shared_.k_ring, k_at_);
+        shared_.v_ring.wait_full(v_at_);
+        give_back(shared_.v_ring, v_at_);
+      }
+      if (i >= job.blocks) return false;
       shared_.k_ring.wait_full(k_at_);
-      give_back(shared_.k_ring, k_at_);
-      shared_.v_ring.wait_full(v_at_);
-      give_back(shared_.v_ring, v_at_);
-    } else {
-      step<kMasked>(entry);
+      multiply_block(shared_.q[0], shared_.k[k_at_.stage], s_);
+      ptx::wgmma_wait_group<0>();
+      ptx::keep_accumulator(s_);
+      return true;
+    };
+    if (!begin()) return;
+    while (true) {
+      float rest[2] = {0.0f, 0.0f};
+      make_gradients(entry, i < job.masked, rest);
+      ++i;
+      if (i < job.blocks) entry = entry_of<Traits>(params_, job, list, i);
+      if (i < job.blocks && is_mine(entry)) {
+        RingPosition<Traits::kKeyStages> next = k_at_;
+        next.advance();
+        shared_.k_ring.wait_full(next);
+        add_keys();
+        multiply_block(shared_.q[0], shared_.k[next.stage], s_);
+        ptx::wgmma_wait_group<1>();
+        ptx::keep_accumulator(dq_);
+        add_mean(rest);
+        give_back(shared_.k_ring, k_at_);
+        ptx::wgmma_wait_group<0>();
+        ptx::keep_accumulator(s_);
+      } else {
+        add_keys();
+        ptx::wgmma_wait_group<0>();
+        ptx::keep_accumulator(dq_);
+        add_mean(rest);
+        give_back(shared_.k_ring, k_at_);
+        if (!begin()) return;
+      }
     }
   }
 
-  template <bool kMasked>
-  __device__ __forceinline__ void step(const ListEntry& entry) {
-    shared_.k_ring.wait_full(k_at_);
-    multiply_block(shared_.q[0], shared_.k[k_at_.stage], s_);
+  /// Of scores.
+  __device__ __forceinline__ void make_gradients(const ListEntry& entry, bool masked,
+                                                 float (&rest)[2]) {
+    if (masked) mask(entry);
     shared_.v_ring.wait_full(v_at_);
     multiply_block(shared_.dout[0], shared_.v[v_at_.stage], dp_);
-    ptx::wgmma_wait_group<1>();
-    ptx::keep_accumulator(s_);
-    weigh<kMasked>(entry);
+    weigh(entry, masked);
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(dp_);
     give_back(shared_.v_ring, v_at_);
-    float rest[2] = {0.0f, 0.0f};
     derive(rest);
-    add_keys();
     rest[0] = quad::sum(rest[0]);
     rest[1] = quad::sum(rest[1]);
-    ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(dq_);
-    add_mean(rest);
-    give_back(shared_.k_ring, k_at_);
   }
 
   /// d = the warpgroup's rows times a block; a group of its own.
@@ -131,20 +160,27 @@ class Consumer {
     multiply_columns<Item, Traits::kBlock>(dq_, ds_, shared_.k[k_at_.stage], true);
   }
 
-  /// Scores become weights: 0 where the row does not see the key or did not list the block.
-  template <bool kMasked>
-  __device__ __forceinline__ void weigh(const ListEntry& entry) {
-    float scale[2], offset[2];
+  __device__ __forceinline__ bool takes_part(const ListEntry& entry, int r) const {
+    return visible_[r] > 0 && rows_.listed(entry, r);
+  }
+
+  /// Keys that a row does not see, or all of a block that it did not list, weigh nothing.
+  __device__ __forceinline__ void mask(const ListEntry& entry) {
     int limit[2];
 #pragma unroll
+    for (int r = 0; r < 2; ++r)
+      limit[r] = takes_part(entry, r) ? visible_[r] - entry.block * Traits::kBlock : 0;
+    mask_fragment(s_, rows_.thread, [&](int half, int column) { return column >= limit[half]; });
+  }
+
+  /// Scores become weights: 0 where the row did not list the block.
+  __device__ __forceinline__ void weigh(const ListEntry& entry, bool masked) {
+    float scale[2], offset[2];
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool takes_part = visible_[r] > 0 && rows_.listed(entry, r);
-      limit[r] = takes_part ? visible_[r] - entry.block * Traits::kBlock : 0;
-      scale[r] = kMasked || takes_part ? params_.scale_log2 : 0.0f;
-      offset[r] = kMasked || takes_part ? -lse_[r] : common::kMinusInf;
-    }
-    if constexpr (kMasked) {
-      mask_fragment(s_, rows_.thread, [&](int half, int column) { return column >= limit[half]; });
+      const bool weighs = masked || takes_part(entry, r);
+      scale[r] = weighs ? params_.scale_log2 : 0.0f;
+      offset[r] = weighs ? -lse_[r] : common::kMinusInf;
     }
 #pragma unroll
     for (int x = 0; x < kScores; ++x) {
