@@ -13,49 +13,53 @@
 
 namespace msa::cuda::sm90::backward {
 
+/// Where a step lies, counted from the CTA's first: one register in place of two.
+__device__ __forceinline__ RingPosition<Traits::kStages> position_of(int step) {
+  return {step % Traits::kStages, static_cast<std::uint32_t>(step / Traits::kStages) & 1};
+}
+
 __device__ __forceinline__ void walk(const Params& params,
                                      const mma::backward::Loader<Traits>& tile,
                                      mma::backward::Consumer<Traits>& sums, Traits::Shared& shared,
-                                     RingPosition<Traits::kStages>& at) {
+                                     int& next) {
   tile.load_keys();
   ptx::cp_async_commit_group();
   ptx::cp_async_wait_group<0>();
   ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
   Traits::sync();
-  const int steps = tile.steps();
+  const int end = next + tile.steps();
   Step step(shared, sums);
-  shared.ring.wait_full(at);
-  step.begin(at.stage);
+  shared.ring.wait_full(position_of(next));
+  step.begin(position_of(next).stage);
 #pragma unroll 1
-  for (int left = steps - 1; left >= 0; --left) {
+  do {
+    const RingPosition<Traits::kStages> at = position_of(next);
+    ++next;
     const Sight sight = shared.sights[at.stage];
     if (sight == Sight::whole) {
-      step.run<false>(at, params.scale_log2, left > 0);
+      step.run<false>(at, params.scale_log2, next < end);
     } else if (sight == Sight::masked) {
-      step.run<true>(at, params.scale_log2, left > 0);
+      step.run<true>(at, params.scale_log2, next < end);
     } else {
       mma::backward::work_step<Traits, true>(params, shared.infos[at.stage], at.stage, sums,
                                              shared);
       shared.ring.release(at);
-      if (left > 0) {
-        RingPosition<Traits::kStages> next = at;
-        next.advance();
-        shared.ring.wait_full(next);
-        step.begin(next.stage);
+      if (next < end) {
+        shared.ring.wait_full(position_of(next));
+        step.begin(position_of(next).stage);
       }
     }
-    at.advance();
-  }
-  if (threadIdx.x == 0) shared.first_stage = at.stage;
+  } while (next < end);
+  if (threadIdx.x == 0) shared.first_stage = position_of(next).stage;
 }
 
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
-  RingPosition<Traits::kStages> at{};
+  int next = 0;  // of all steps
 #pragma unroll 1
   while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
     const mma::backward::Loader<Traits> tile(params, shared);
     mma::backward::Consumer<Traits> sums(shared);
-    walk(params, tile, sums, shared, at);
+    walk(params, tile, sums, shared, next);
     mma::backward::store_sums<Traits>(params, shared, 0, params.dk, sums.dk_, params.scale);
     mma::backward::store_sums<Traits>(params, shared, 1, params.dv, sums.dv_, 1.0f);
   }
