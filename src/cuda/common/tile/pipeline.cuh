@@ -34,6 +34,12 @@ struct RingPosition {
       }
     }
   }
+  /// The same `uses` times.
+  __device__ __forceinline__ void advance_far(int uses) {
+    const int to = stage + uses;
+    stage = to % kStages;
+    parity ^= static_cast<std::uint32_t>(to / kStages) & 1;
+  }
   /// The same `kUses` times, where whoever starts within the first of them shares every lap.
   template <int kUses>
   __device__ __forceinline__ void advance_by() {

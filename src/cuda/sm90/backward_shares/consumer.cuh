@@ -24,32 +24,63 @@ class Consumer {
   __device__ __forceinline__ Consumer(const Params& params, Shared& shared)
       : params_(params), shared_(shared), thread_(static_cast<int>(threadIdx.x % 128)) {}
 
-  /// The rows of a step become shares, and its stage is given back.
-  template <bool kMasked>
-  __device__ __forceinline__ void step(Position at) {
+  /// Every second step of an item, from number `first` of `steps` on; `at`: the stage of number 0.
+  /// Scores of a step are multiplied while the share of the one before is packed.
+  __device__ __forceinline__ void run(Position at, int steps, int first) {
+    if (first >= steps) return;
+    at.advance_far(first);
+    shared_.ring.wait_full(at);
     multiply_keys(shared_.q[at.stage], shared_.k, s_);
-    multiply_keys(shared_.dout[at.stage], shared_.v, dp_);
-    const Rows rows = read_rows(at.stage);
-    ptx::wgmma_wait_group<1>();
-    ptx::keep_accumulator(s_);
-    weigh<kMasked>(rows);
     ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(dp_);
-    shared_.ring.release(at);
+    ptx::keep_accumulator(s_);
+    std::int64_t shares[2];
     std::uint32_t rest[4];
-    derive(rows, rest);
-    ptx::wgmma_fence();
-    multiply_columns<Item, Traits::kKeys>(dq_, ds_, shared_.k, false);
-    multiply_columns<Item, Traits::kMeanRows>(dq_, rest, shared_.mean, true);
+    make_gradients(at, shares, rest);
+#pragma unroll 1
+    for (int step = first + Traits::kConsumers; step < steps; step += Traits::kConsumers) {
+      at.template advance_by<Traits::kConsumers>();
+      shared_.ring.wait_full(at);
+      multiply_gradients(rest);
+      multiply_keys(shared_.q[at.stage], shared_.k, s_);
+      ptx::wgmma_wait_group<1>();
+      ptx::keep_accumulator(dq_);
+      store(shares);
+      ptx::wgmma_wait_group<0>();
+      ptx::keep_accumulator(s_);
+      make_gradients(at, shares, rest);
+    }
+    multiply_gradients(rest);
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(dq_);
-    store(rows.share);
+    store(shares);
   }
 
  private:
   static constexpr int kScores = Traits::kKeys / 2;
   static constexpr int kOutputs = Traits::kHeadDim / 2;
   static constexpr int kRows = Traits::kRows;
+
+  /// Of scores, those of a step's rows; its stage is given back.
+  __device__ __forceinline__ void make_gradients(Position at, std::int64_t (&shares)[2],
+                                                 std::uint32_t (&rest)[4]) {
+    const Rows rows = read_rows(at.stage);
+    if (shared_.sights[at.stage] != Sight::whole) mask(rows);
+    multiply_keys(shared_.dout[at.stage], shared_.v, dp_);
+    weigh(rows);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(dp_);
+    shared_.ring.release(at);
+    derive(rows, rest);
+    shares[0] = rows.share[0];
+    shares[1] = rows.share[1];
+  }
+
+  /// What the step gives dq.
+  __device__ __forceinline__ void multiply_gradients(const std::uint32_t (&rest)[4]) {
+    ptx::wgmma_fence();
+    multiply_columns<Item, Traits::kKeys>(dq_, ds_, shared_.k, false);
+    multiply_columns<Item, Traits::kMeanRows>(dq_, rest, shared_.mean, true);
+  }
 
   /// What is known of this thread's two rows.
   struct Rows {
@@ -83,12 +114,13 @@ class Consumer {
         d, rows, keys);
   }
 
-  /// Scores become weights: 0 where the row does not see the key.
-  template <bool kMasked>
+  /// Hidden keys weigh nothing.
+  __device__ __forceinline__ void mask(const Rows& rows) {
+    mask_fragment(s_, thread_, [&](int half, int column) { return column >= rows.limit[half]; });
+  }
+
+  /// Scores become weights.
   __device__ __forceinline__ void weigh(const Rows& rows) {
-    if constexpr (kMasked) {
-      mask_fragment(s_, thread_, [&](int half, int column) { return column >= rows.limit[half]; });
-    }
 #pragma unroll
     for (int x = 0; x < kScores; ++x)
       s_[x] = ptx::ex2(fmaf(s_[x], params_.scale_log2, -rows.lse[(x >> 1) & 1]));

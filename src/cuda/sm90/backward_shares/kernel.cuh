@@ -54,18 +54,8 @@ __device__ __forceinline__ void consume(const Params& params, Traits::Shared& sh
     const mma::backward::Loader<Traits> tile(params, shared);
     load_tile(params, tile, shared);
     const int steps = tile.steps();
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      if (step % Traits::kConsumers == warpgroup) {
-        shared.ring.wait_full(at);
-        if (shared.sights[at.stage] == Sight::whole) {
-          consumer.step<false>(at);
-        } else {
-          consumer.step<true>(at);
-        }
-      }
-      at.advance();
-    }
+    consumer.run(at, steps, warpgroup);
+    at.advance_far(steps);
     if (threadIdx.x == 0) shared.first_stage = at.stage;
   }
 }
