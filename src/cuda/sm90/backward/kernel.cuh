@@ -13,40 +13,53 @@
 
 namespace msa::cuda::sm90::backward {
 
+/// Where a step lies, counted from the CTA's first: one register in place of two.
+__device__ __forceinline__ RingPosition<Traits::kStages> position_of(int step) {
+  return {step % Traits::kStages, static_cast<std::uint32_t>(step / Traits::kStages) & 1};
+}
+
 __device__ __forceinline__ void walk(const Params& params,
                                      const mma::backward::Loader<Traits>& tile,
                                      mma::backward::Consumer<Traits>& sums, Traits::Shared& shared,
-                                     RingPosition<Traits::kStages>& at) {
+                                     int& next) {
   tile.load_keys();
   ptx::cp_async_commit_group();
   ptx::cp_async_wait_group<0>();
   ptx::fence_proxy_async_shared();  // wgmma reads what this thread copied
   Traits::sync();
+  const int end = next + tile.steps();
+  Step step(shared, sums);
+  shared.ring.wait_full(position_of(next));
+  step.begin(position_of(next).stage);
 #pragma unroll 1
-  for (int step = 0; step < tile.steps(); ++step) {
-    const Traits::RowInfo& rows = shared.infos[at.stage];
-    shared.ring.wait_full(at);
+  do {
+    const RingPosition<Traits::kStages> at = position_of(next);
+    ++next;
     const Sight sight = shared.sights[at.stage];
     if (sight == Sight::whole) {
-      Step(shared, sums).run<false>(rows, at.stage, params.scale_log2);
+      step.run<false>(at, params.scale_log2, next < end);
     } else if (sight == Sight::masked) {
-      Step(shared, sums).run<true>(rows, at.stage, params.scale_log2);
+      step.run<true>(at, params.scale_log2, next < end);
     } else {
-      mma::backward::work_step<Traits, true>(params, rows, at.stage, sums, shared);
+      mma::backward::work_step<Traits, true>(params, shared.infos[at.stage], at.stage, sums,
+                                             shared);
+      shared.ring.release(at);
+      if (next < end) {
+        shared.ring.wait_full(position_of(next));
+        step.begin(position_of(next).stage);
+      }
     }
-    shared.ring.release(at);
-    at.advance();
-  }
-  if (threadIdx.x == 0) shared.first_stage = at.stage;
+  } while (next < end);
+  if (threadIdx.x == 0) shared.first_stage = position_of(next).stage;
 }
 
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
-  RingPosition<Traits::kStages> at{};
+  int next = 0;  // of all steps
 #pragma unroll 1
   while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
     const mma::backward::Loader<Traits> tile(params, shared);
     mma::backward::Consumer<Traits> sums(shared);
-    walk(params, tile, sums, shared, at);
+    walk(params, tile, sums, shared, next);
     mma::backward::store_sums<Traits>(params, shared, 0, params.dk, sums.dk_, params.scale);
     mma::backward::store_sums<Traits>(params, shared, 1, params.dv, sums.dv_, 1.0f);
   }

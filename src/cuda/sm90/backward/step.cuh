@@ -2,8 +2,9 @@
 // A step by wgmma: two warpgroups with 64 keys each. A wgmma accumulator has the order of mma.sync,
 // so that a warp has the very 16 keys, in the same registers, that it has in mma/backward, and
 // either may go on where the other stopped. Products run beside what is made of those before:
-// weights beside dP, dS beside dV. Rows that do not see the whole tile have zeros in place of the
-// weights of the other keys, which is enough while q and dout are finite.
+// weights beside dP, dS beside dV, and the scores of the next step stand behind dK. Rows that do
+// not see the whole tile have zeros in place of the weights of the other keys, which is enough
+// while q and dout are finite.
 #pragma once
 
 #include "cuda/mma/backward/consumer.cuh"
@@ -20,34 +21,60 @@ class Step {
   using Item = Traits::Item;
   using RowInfo = Traits::RowInfo;
   using Sums = mma::backward::Consumer<Traits>;
+  using Position = RingPosition<Traits::kStages>;
 
-  __device__ __forceinline__ Step(const Traits::Shared& shared, Sums& sums)
+  __device__ __forceinline__ Step(Traits::Shared& shared, Sums& sums)
       : shared_(shared),
         sums_(sums),
         warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
         lane_(static_cast<int>(threadIdx.x % 32)) {}
 
-  /// A warpgroup; the rows of the step have arrived. kMasked: some do not see all keys.
+  /// The scores of a step, whose rows have arrived.
+  __device__ __forceinline__ void begin(int stage) {
+    ptx::wgmma_fence();
+    multiply_step(shared_.k, shared_.q[stage], s_);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(s_);
+  }
+
+  /// A step whose scores are there; its stage is given back, and the scores of the next, if there
+  /// are `more`, are multiplied behind its products. kMasked: some rows do not see all keys.
   template <bool kMasked>
-  __device__ __forceinline__ void run(const RowInfo& rows, int stage, float scale_log2) {
-    float s[kScores];   // scores, then weights
+  __device__ __forceinline__ void run(Position at, float scale_log2, bool more) {
+    const RowInfo& rows = shared_.infos[at.stage];
     float dp[kScores];  // keys are the rows of both
     ptx::wgmma_fence();
-    multiply_step(shared_.k, shared_.q[stage], s);
-    multiply_step(shared_.v, shared_.dout[stage], dp);
-    ptx::wgmma_wait_group<1>();
-    ptx::keep_accumulator(s);
+    multiply_step(shared_.v, shared_.dout[at.stage], dp);
     std::uint32_t p[kScores / 2];
-    weigh<kMasked>(rows, scale_log2, s, p);
-    add_rows(p, shared_.dout[stage], sums_.dv_);
+    weigh<kMasked>(rows, scale_log2, s_, p);
+    add_rows(p, shared_.dout[at.stage], sums_.dv_);
     ptx::wgmma_wait_group<1>();
     ptx::keep_accumulator(dp);
     std::uint32_t ds[kScores / 2];
-    derive<kMasked>(rows, s, dp, ds);
-    add_rows(ds, shared_.q[stage], sums_.dk_);
-    ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(sums_.dv_);
-    ptx::keep_accumulator(sums_.dk_);
+    derive<kMasked>(rows, s_, dp, ds);
+    if (!kMasked && more) {
+      Position next = at;
+      next.advance();
+      shared_.ring.wait_full(next);
+      add_rows(ds, shared_.q[at.stage], sums_.dk_);
+      multiply_step(shared_.k, shared_.q[next.stage], s_);
+      ptx::wgmma_wait_group<1>();
+      ptx::keep_accumulator(sums_.dv_);
+      ptx::keep_accumulator(sums_.dk_);
+      shared_.ring.release(at);
+      ptx::wgmma_wait_group<0>();
+      ptx::keep_accumulator(s_);
+    } else {
+      add_rows(ds, shared_.q[at.stage], sums_.dk_);
+      ptx::wgmma_wait_group<0>();
+      ptx::keep_accumulator(sums_.dv_);
+      ptx::keep_accumulator(sums_.dk_);
+      shared_.ring.release(at);
+      if (!more) return;
+      at.advance();
+      shared_.ring.wait_full(at);
+      begin(at.stage);
+    }
   }
 
  private:
@@ -125,10 +152,11 @@ class Step {
     return *reinterpret_cast<const float2*>(values + 8 * n + fragment_column(lane_));
   }
 
-  const Traits::Shared& shared_;
+  Traits::Shared& shared_;
   Sums& sums_;
   const int warp_;
   const int lane_;
+  float s_[kScores];  // scores, then weights
 };
 
 }  // namespace msa::cuda::sm90::backward
