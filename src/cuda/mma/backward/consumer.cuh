@@ -23,7 +23,7 @@ class Consumer {
   static constexpr int kWeighedRows = Traits::kWeighedRows;
   static constexpr int kSums = Traits::kHeadDim / 2;
   // Gradients of the scores of all rows, beside their weights, would not fit into registers.
-  static constexpr int kDerivedRows = 32;
+  static constexpr int kDerivedRows = kWeighedRows < 32 ? kWeighedRows : 32;
   static_assert(kRows % kWeighedRows == 0 && (kWeighedRows == kRows || !Traits::kQueries),
                 "what rounding took from all rows is told at once");
 

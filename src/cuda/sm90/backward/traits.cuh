@@ -16,7 +16,7 @@ namespace msa::cuda::sm90::backward {
 struct Traits : mma::backward::Traits<kTile> {
   static constexpr bool kQueries = false;
   static constexpr bool kShares = false;   // of dq
-  static constexpr int kWeighedRows = 32;  // of rows kept apart: registers are fewer
+  static constexpr int kWeighedRows = 16;  // of rows kept apart: registers are fewer
   static constexpr int kStages = 4;        // a producer warp each
   static constexpr int kCtaThreads = kThreads + 128;
   static constexpr int kConsumerRegisters = 240;
