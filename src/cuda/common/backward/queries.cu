@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A warp for two query heads of a row: the shares of the blocks that the row attends to, in the
-// order of its list, become dq. Who attends to nothing has zeros.
+// A warp for eight query heads of a row, two at a time: the shares of the blocks that the row
+// attends to, in the order of its list, become dq. Who attends to nothing has zeros.
 #include <algorithm>
 
 #include "cuda/common/backward/launch.h"
@@ -19,8 +19,19 @@ namespace {
 constexpr int kQueryWarps = 8;
 // More wait for room; a launch of which nothing is wanted ends sooner.
 constexpr std::int64_t kMaxQueryCtas = 2048;
-constexpr int kQueryCtasPerSm = 4;
 constexpr int kHeadLanes = 16;  // of a head
+constexpr int kFewPlaces = 32;  // of a row: a lane has one
+
+/// kFew: rows have no more places than lanes.
+template <bool kFew>
+struct Unit {
+  static constexpr int kHeads = kFew ? 8 : 2;  // a warp's, of a token
+  static constexpr int kCtasPerSm = kFew ? 4 : 3;
+
+  static __host__ __device__ __forceinline__ int of_group(int group) {
+    return (group + kHeads - 1) / kHeads;
+  }
+};
 
 /// Eight or four neighbouring items of rows of shares, in their order: sums of them all. Four rows
 /// are read at a time, as one's latency is as long as what all warps of a multiprocessor read in
@@ -37,28 +48,22 @@ class ShareReader {
         group_(group),
         parts_(kDim / shares.part_dims) {}
 
-  __device__ __forceinline__ void add(int place, float (&sums)[kItems]) {
-    // No index that is not a constant: a share behind the last is not read.
-    places_[3] = places_[2];
-    places_[2] = places_[1];
-    places_[1] = places_[0];
-    places_[0] = place;
-    if (++waiting_ == kAtOnce) finish(sums);
-  }
-
-  /// Adds those that wait.
-  __device__ __forceinline__ void finish(float (&sums)[kItems]) {
-    std::uint32_t pairs[kAtOnce][kItems / 2];
-    float sizes[kAtOnce];
+  /// Adds the shares of `count` places, of which each lane has one.
+  __device__ __forceinline__ void add(int count, int place, float (&sums)[kItems]) {
+#pragma unroll 1
+    for (int first = 0; first < count; first += kAtOnce) {
+      std::uint32_t pairs[kAtOnce][kItems / 2];
+      float sizes[kAtOnce];
 #pragma unroll
-    for (int i = kAtOnce - 1; i >= 0; --i) {
-      if (i < waiting_) read(places_[i], pairs[i], sizes[i]);
-    }
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int from = __shfl_sync(kAllLanes, place, first + i);
+        if (first + i < count) read(from, pairs[i], sizes[i]);
+      }
 #pragma unroll
-    for (int i = kAtOnce - 1; i >= 0; --i) {
-      if (i < waiting_) add_read(pairs[i], sizes[i], sums);
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i < count) add_read(pairs[i], sizes[i], sums);
+      }
     }
-    waiting_ = 0;
   }
 
  private:
@@ -98,8 +103,6 @@ class ShareReader {
   const float* sizes_;
   const int group_;
   const int parts_;
-  int places_[kAtOnce] = {};
-  int waiting_ = 0;
 };
 
 /// Where lse and delta are numbers, what is not came from keys that may be another row's.
@@ -117,29 +120,65 @@ __device__ __forceinline__ void note_row(const QueryParams& params, std::int64_t
   if (!own) note(params.suspects, row * p.heads_kv + head / p.group);
 }
 
-/// Two heads of a token of the launch: a head a half of the warp. `two`: of all such pairs of
-/// heads; of a group of odd size the upper lanes of the last have nothing.
-template <class Item, int kItems>
-__device__ __forceinline__ void add_up(const QueryParams& params, unsigned token, int two) {
+/// The places of a row, as many as lanes at a time, each of which has one. kFew: that is all of
+/// them, found once for the heads of a unit; else they are looked for again for each two heads.
+template <bool kFew>
+class RowPlaces {
+ public:
+  __device__ __forceinline__ RowPlaces(const Pairs& p, const RequestRecord& request,
+                                       std::int64_t row, int head, int lane)
+      : pairs_(p), request_(request), row_(row), head_(head), lane_(lane) {
+    if constexpr (kFew) find([](int, int) {});
+  }
+
+  /// Calls visit(count, place of this lane).
+  template <class Visit>
+  __device__ __forceinline__ void for_each(const Visit& visit) {
+    if constexpr (!kFew) {
+      count_ = 0;
+      find(visit);
+    }
+    visit(count_, own_);
+  }
+
+ private:
+  /// Visits all but the last ones.
+  template <class Visit>
+  __device__ __forceinline__ void find(const Visit& visit) {
+    for_each_place(pairs_, request_, row_, head_, lane_, [&](int place) {
+      if (!kFew && count_ == kFewPlaces) {
+        visit(count_, own_);
+        count_ = 0;
+      }
+      if (lane_ == count_) own_ = place;
+      ++count_;
+    });
+  }
+
+  const Pairs& pairs_;
+  const RequestRecord& request_;
+  const std::int64_t row_;
+  const int head_;
+  const int lane_;
+  int own_ = 0;
+  int count_ = 0;
+};
+
+/// A head of a row of the launch, or with `there` 0 nothing, a half of the warp each; `places`
+/// nullptr: the row is nobody's.
+template <class Item, int kItems, bool kFew>
+__device__ __forceinline__ void add_up(const QueryParams& params, RowPlaces<kFew>* places,
+                                       unsigned token, int head_kv, int head, bool there) {
   const Pairs& p = params.pairs;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int member = lane % kHeadLanes;
-  const int twos = (p.group + 1) / 2;
+  const int member = static_cast<int>(threadIdx.x % kHeadLanes);
   const std::int64_t row = p.row_begin + token;
-  const int head_kv = two / twos;
-  const int own = 2 * (two - head_kv * twos) + lane / kHeadLanes;  // of the group
-  const bool there = own < p.group;
-  const int head = head_kv * p.group + min(own, p.group - 1);
   float sums[kItems] = {};
-  const int request = owner_of(p.batch, p.requests, row);
-  const bool attends = there && request >= 0 && item_of(params.lse, row, head) != kMinusInf;
+  const bool attends = there && places != nullptr && item_of(params.lse, row, head) != kMinusInf;
   if (warp::any(attends)) {
     const std::int64_t first = (std::int64_t{token} * p.heads_kv + head_kv) * p.places;
     ShareReader<kItems> shares(params.shares, first * p.group + head - head_kv * p.group, p.group,
                                member);
-    for_each_place(p, p.requests[request], row, head_kv, lane,
-                   [&](int place) { shares.add(place, sums); });
-    shares.finish(sums);
+    places->for_each([&](int count, int place) { shares.add(count, place, sums); });
     if (attends) note_row(params, row, head, sums);
   }
   if (!there) return;
@@ -163,31 +202,65 @@ __device__ __forceinline__ void add_up(const QueryParams& params, unsigned token
   }
 }
 
-template <class Item, int kItems>
-__global__ void __launch_bounds__(kQueryWarps * 32, kQueryCtasPerSm)
+/// The heads of a unit, two at a time; of an odd number the upper lanes have nothing of the last.
+template <class Item, int kItems, bool kFew>
+__device__ __forceinline__ void add_up_unit(const QueryParams& params, unsigned token, int unit) {
+  const Pairs& p = params.pairs;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const std::int64_t row = p.row_begin + token;
+  const int units = Unit<kFew>::of_group(p.group);
+  const int head_kv = unit / units;
+  const int first = (unit - head_kv * units) * Unit<kFew>::kHeads;  // of the group
+  const int last = min(first + Unit<kFew>::kHeads, p.group);
+  const int request = owner_of(p.batch, p.requests, row);
+  const auto add_heads = [&](RowPlaces<kFew>* places) {
+#pragma unroll 1
+    for (int two = first; two < last; two += 2) {
+      const int own = two + lane / kHeadLanes;
+      add_up<Item, kItems>(params, places, token, head_kv, head_kv * p.group + min(own, last - 1),
+                           own < last);
+      if constexpr (Unit<kFew>::kHeads == 2) break;
+    }
+  };
+  if (request < 0) return add_heads(nullptr);
+  RowPlaces<kFew> places(p, p.requests[request], row, head_kv, lane);
+  add_heads(&places);
+}
+
+template <class Item, int kItems, bool kFew>
+__global__ void __launch_bounds__(kQueryWarps * 32, Unit<kFew>::kCtasPerSm)
     queries_kernel(const __grid_constant__ QueryParams params) {
   if (params.wanted != nullptr && *params.wanted == 0) return;
   const Pairs& p = params.pairs;
-  const auto twos = static_cast<unsigned>(p.heads_kv * ((p.group + 1) / 2));  // of a token
-  const auto end = static_cast<unsigned>(p.row_end - p.row_begin) * twos;     // below 2^31
-  for (unsigned two = blockIdx.x * kQueryWarps + threadIdx.x / 32; two < end;
-       two += gridDim.x * kQueryWarps)
-    add_up<Item, kItems>(params, two / twos, static_cast<int>(two % twos));
+  const unsigned units = p.heads_kv * Unit<kFew>::of_group(p.group);        // of a token
+  const auto end = static_cast<unsigned>(p.row_end - p.row_begin) * units;  // below 2^31
+  for (unsigned unit = blockIdx.x * kQueryWarps + threadIdx.x / 32; unit < end;
+       unit += gridDim.x * kQueryWarps)
+    add_up_unit<Item, kItems, kFew>(params, unit / units, static_cast<int>(unit % units));
 }
 
 }  // namespace
 
 void launch_queries(Storage storage, const QueryParams& params, cudaStream_t stream) {
   const Pairs& p = params.pairs;
-  const std::int64_t warps = (p.row_end - p.row_begin) * p.heads_kv * ((p.group + 1) / 2);
+  const bool few = p.places <= kFewPlaces;
+  const std::int64_t warps = (p.row_end - p.row_begin) * p.heads_kv *
+                             (few ? Unit<true>::of_group(p.group) : Unit<false>::of_group(p.group));
   const std::int64_t ctas = std::min(ceil_div(warps, kQueryWarps), kMaxQueryCtas);
   const LaunchConfig config{
       .grid = dim3(static_cast<unsigned>(ctas)), .block = dim3(kQueryWarps * 32), .stream = stream};
   with_item(storage, [&]<class Item>() {
+    const auto launch = [&]<int kItems>() {
+      if (few) {
+        launch_kernel(queries_kernel<Item, kItems, true>, config, params);
+      } else {
+        launch_kernel(queries_kernel<Item, kItems, false>, config, params);
+      }
+    };
     if (params.head_dim == 128) {
-      launch_kernel(queries_kernel<Item, 8>, config, params);
+      launch.template operator()<8>();
     } else {
-      launch_kernel(queries_kernel<Item, 4>, config, params);
+      launch.template operator()<4>();
     }
   });
 }
