@@ -31,7 +31,8 @@ struct Engine {
     return rehearsal ? kRehearsalRoom : common::decode::segment_blocks(max_blocks);
   }
 
-  static constexpr int kCrowdedThreads = 320;  // of scoring: as many as there are
+  static constexpr int kPackedTeams = 2;       // of scoring
+  static constexpr int kCrowdedThreads = 640;  // of it: as many as two CTAs have
 
   static constexpr int step_ctas(int tiles) { return score_ctas_per_sm(tiles); }
 

@@ -35,9 +35,11 @@ struct Engine {
     return common::decode::kSegmentBlocks;
   }
 
-  // What nine warps of scoring may use: 80 registers a thread, so that a quarter of an SM has three
-  // of them and still 168 for a warp of attention.
-  static constexpr int kCrowdedThreads = 352;
+  // Teams of scoring that read four bits, of four warps and a producer: what one waits for others
+  // hide, and attention's CTAs come behind them anyway.
+  static constexpr int kPackedTeams = 4;
+  // Threads that an SM's registers are planned for where those are: 80 each.
+  static constexpr int kCrowdedThreads = 704;
 
   /// CTAs of scoring that fit an SM.
   static constexpr int step_ctas(int) { return 1; }

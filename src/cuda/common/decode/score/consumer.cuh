@@ -163,12 +163,12 @@ class ScoreConsumer {
   using Maxima = float[Traits::kSides * Traits::kTiles][2];
 
   /// Barriers whose number is known when the code is made: with others a CTA takes all 16.
+  template <int kTeam = 0>
   __device__ __forceinline__ static void meet(int team) {
-    if (team == 0) {
-      ptx::bar_sync(kBarrierTeam0, kTeamThreads);
-    } else {
-      ptx::bar_sync(kBarrierTeam1, kTeamThreads);
+    if constexpr (kTeam + 1 < Traits::kTeams) {
+      if (team != kTeam) return meet<kTeam + 1>(team);
     }
+    ptx::bar_sync(kBarrierTeams + kTeam, kTeamThreads);
   }
 
   __device__ __forceinline__ int first_part() const {

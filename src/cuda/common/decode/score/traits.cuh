@@ -30,7 +30,8 @@ struct ScoreTraits {
   // Teams of consumers take turns: most of a step is waiting for one thing after the other, and a
   // filter's is there in half the time, one of four bits in a quarter of it. Of many columns the
   // registers hold one part's keys.
-  static constexpr int kTeams = cfg.tiles <= (kFilter ? 2 : kPacked ? 1 : 0) ? 2 : 1;
+  static constexpr bool kTakesTurns = cfg.tiles <= (kFilter ? 2 : kPacked ? 1 : 0);
+  static constexpr int kTeams = !kTakesTurns ? 1 : kPacked ? Engine::kPackedTeams : 2;
   static constexpr int kConsumers = kPacked ? 4 * kTeams : 4;  // warps
   static constexpr int kTeamWarps = kConsumers / kTeams;
   // Warps that load: a step of four bits is there before one warp has asked for the next, so that
@@ -44,7 +45,7 @@ struct ScoreTraits {
   static constexpr int kCtasPerSm = Engine::step_ctas(kTiles);
   static constexpr int kBoundThreads = kCrowded ? Engine::kCrowdedThreads : kThreads;
   // Of items, two CTAs fit without a word of it.
-  static constexpr int kBoundCtas = kCrowded ? 2 : (kCodes || kFilter ? kCtasPerSm : 1);
+  static constexpr int kBoundCtas = !kCrowded && (kCodes || kFilter) ? kCtasPerSm : 1;
   static constexpr int kKeys = 32;  // of a part of a step: two m16 tiles of one warp
   static constexpr int kStepParts = kScoreStep / kKeys;
   static constexpr int kParts = kStepParts / kTeamWarps;  // of a warp
@@ -69,7 +70,7 @@ struct ScoreTraits {
 };
 
 /// Named barriers; 0 is __syncthreads.
-enum ScoreBarrier : int { kBarrierTeam0 = 1, kBarrierTeam1 = 2, kBarrierConsumers = 3 };
+enum ScoreBarrier : int { kBarrierConsumers = 1, kBarrierTeams = 2 };  // a team each
 
 /// Whether scales or bounds arrive with the keys, by every lane of the producer.
 template <class Traits>
