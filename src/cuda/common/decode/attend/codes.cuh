@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A consumer warp's work on keys and values in e4m3: they come from the ring as bytes and are
-// widened to Item, which holds every code exactly, in front of the product. Scales of keys multiply
-// the scores of their columns, those of values the weights.
+// widened, to a type that holds every code exactly, in front of the product. Scales of keys
+// multiply the scores of their columns, those of values the weights.
 //
 // The contraction of Q K^T may come in any order: a lane takes 32 neighbours of a key, four a k16
 // step, and q is loaded so (state.cuh); packed codes come in the same order, so that both give the
@@ -23,7 +23,7 @@ template <class Traits>
 __device__ __forceinline__ void multiply_key_codes(float (&scores)[Traits::kKeyTiles][4],
                                                    const WarpState<Traits>& s,
                                                    const std::uint8_t* keys, int warp, int lane) {
-  using Item = typename Traits::Item;
+  using Item = typename Traits::Factor;
 #pragma unroll
   for (int i = 0; i < Traits::kKeyTiles * 4; ++i) scores[i / 4][i % 4] = 0.f;
 #pragma unroll
@@ -52,6 +52,14 @@ __device__ __forceinline__ void multiply_key_codes(float (&scores)[Traits::kKeyT
   }
 }
 
+/// Multiplies what a row's queries were divided by.
+template <class Traits>
+__device__ __forceinline__ void scale_rows(float (&x)[Traits::kKeyTiles][4],
+                                           const float (&units)[2]) {
+#pragma unroll
+  for (int i = 0; i < Traits::kKeyTiles * 4; ++i) x[i / 4][i % 4] *= units[i / 2 % 2];
+}
+
 /// Multiplies each column by the scale of its key; `scales` are those of this warp's keys.
 template <class Traits>
 __device__ __forceinline__ void scale_columns(float (&x)[Traits::kKeyTiles][4], const float* scales,
@@ -66,18 +74,19 @@ __device__ __forceinline__ void scale_columns(float (&x)[Traits::kKeyTiles][4], 
   }
 }
 
-/// Scores of keys whose values may overflow or are NaN, from the values themselves. Slow and short.
+/// Scores of keys whose values may overflow or are NaN, or of all keys, from the values themselves.
+/// Slow and short.
 template <class Traits>
 __device__ __forceinline__ void score_odd_keys(float (&scores)[Traits::kKeyTiles][4],
                                                const AttendParams& p, const Item& item,
                                                const std::uint8_t* keys, const float* scales,
-                                               int warp, int lane) {
+                                               int warp, int lane, bool all) {
 #pragma unroll 1
   for (int at = 0; at < Traits::kKeyTiles * 4; ++at) {
     const int key = at / 4 * 8 + fragment_column(lane) + (at & 1);
     const int member = item.tile * 16 + lane / 4 + (at & 2) * 4;
     const float scale = scales[key];
-    if (!common::is_odd_scale(scale) || member >= p.group) continue;
+    if (!(all || common::is_odd_scale(scale)) || member >= p.group) continue;
     const auto* q =
         common::row_of<typename Traits::Item>(p.q, item.row, item.head * p.group + member);
     float score = 0.f;
@@ -158,47 +167,40 @@ __device__ __forceinline__ float per_unit(float unit) {
   return __int_as_float(kOneSquared - __float_as_int(unit));
 }
 
-/// Weights, times the scales of their values, become P (A fragments), and the output shrinks. In
-/// f16 both are counted in units, so that the largest weight of a row so far lies between 1 and 2.
+/// Weights, times the scales of their values, become P (A fragments), and the output shrinks. Both
+/// are counted in units, so that the largest weight of a row so far lies between 1 and 2.
 template <class Traits>
 __device__ __forceinline__ void pack_weights(std::uint32_t (&probabilities)[Traits::kSteps][4],
                                              WarpState<Traits>& s,
-                                             float (&weights)[Traits::kKeyTiles][4],
+                                             const float (&weights)[Traits::kKeyTiles][4],
                                              const float (&decay)[2]) {
-  using Item = typename Traits::Item;
+  using Item = typename Traits::Factor;
+  float shrink[2], inverse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float shrink = decay[half];
-    if constexpr (Traits::kUnits) {
-      float largest = 0.f;
+    float largest = 0.f;
 #pragma unroll
-      for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
-        largest = fmaxf(largest,
-                        fmaxf(fabsf(weights[tile][2 * half]), fabsf(weights[tile][2 * half + 1])));
-      }
-      const float before = s.unit[half] * decay[half];
-      s.unit[half] = unit_of(fmaxf(before, quad::max(largest)));
-      const float inverse = per_unit(s.unit[half]);
-      shrink = before * inverse;
-#pragma unroll
-      for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
-        weights[tile][2 * half] *= inverse;
-        weights[tile][2 * half + 1] *= inverse;
-      }
+    for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
+      largest =
+          fmaxf(largest, fmaxf(fabsf(weights[tile][2 * half]), fabsf(weights[tile][2 * half + 1])));
     }
-#pragma unroll
-    for (int i = 0; i < Traits::kDimTiles; ++i) {
-      s.out[i][2 * half] *= shrink;
-      s.out[i][2 * half + 1] *= shrink;
-    }
+    const float before = s.unit[half] * decay[half];
+    s.unit[half] = unit_of(fmaxf(before, quad::max(largest)));
+    inverse[half] = per_unit(s.unit[half]);
+    shrink[half] = before * inverse[half];
   }
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
-    probabilities[tile / 2][(tile & 1) * 2] =
-        ptx::cvt_pack<Item>(weights[tile][0], weights[tile][1]);
-    probabilities[tile / 2][(tile & 1) * 2 + 1] =
-        ptx::cvt_pack<Item>(weights[tile][2], weights[tile][3]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float(&two)[4] = weights[tile];
+      probabilities[tile / 2][(tile & 1) * 2 + half] =
+          ptx::cvt_pack<Item>(two[2 * half] * inverse[half], two[2 * half + 1] * inverse[half]);
+    }
   }
+  if (!warp::any(shrink[0] != 1.f || shrink[1] != 1.f)) return;  // as behind most blocks
+#pragma unroll
+  for (int i = 0; i < Traits::kDimTiles * 4; ++i) s.out[i / 4][i % 4] *= shrink[i / 2 % 2];
 }
 
 /// Adds P V. Of 16 columns of V the even ones are one product, the odd ones the next.
@@ -206,7 +208,7 @@ template <class Traits>
 __device__ __forceinline__ void multiply_value_codes(
     WarpState<Traits>& s, const std::uint32_t (&probabilities)[Traits::kSteps][4],
     const std::uint8_t* values, int warp, int lane) {
-  using Item = typename Traits::Item;
+  using Item = typename Traits::Factor;
 #pragma unroll
   for (int step = 0; step < Traits::kSteps; ++step) {
     const int row = warp * Traits::kKeys + step * 16 + (lane & 15);

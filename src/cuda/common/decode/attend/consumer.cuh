@@ -192,9 +192,13 @@ class Consumer {
       const std::uint8_t* keys = stage();
       const float* scales = shared_.scales[at_.stage] + warp_ * Traits::kKeys;
       multiply_key_codes<Traits>(scores, state_, keys, warp_, lane_);
+      bool odd = !rehearsal && shared_.odd_scales[at_.stage] != 0;
+      if constexpr (Traits::kNarrows) {
+        scale_rows<Traits>(scores, state_.query_unit);
+        odd |= !rehearsal && is_wide();
+      }
       scale_columns<Traits>(scores, scales, lane_);
-      if (!rehearsal && shared_.odd_scales[at_.stage] != 0)
-        score_odd_keys<Traits>(scores, params_, item, keys, scales, warp_, lane_);
+      if (odd) score_odd_keys<Traits>(scores, params_, item, keys, scales, warp_, lane_, is_wide());
       const unsigned bad = shared_.bad_boxes[at_.stage];
       if (!rehearsal) release();
       if (!rehearsal && (visible < Traits::kBlock || bad != 0)) {
@@ -230,7 +234,7 @@ class Consumer {
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
       if (!rehearsal) shared_.ring.wait_full(at_);
-      multiply_packed_keys<Traits>(scores, state_, stage(), shared_.magnitudes, warp_, lane_);
+      multiply_packed(scores);
       const unsigned bad = shared_.bad_boxes[at_.stage];
       if (!rehearsal) release();
       scale_scores<Traits>(scores, of_keys);
@@ -244,6 +248,23 @@ class Consumer {
       if (!rehearsal) release();
     }
     if (params_.v_groups.all != nullptr) scale_output<Traits>(state_, of_values);
+  }
+
+  /// Whether queries are not f16.
+  __device__ __forceinline__ bool is_wide() const {
+    if constexpr (Traits::kNarrows) return state_.query_unit[0] == 0.f;
+    return false;
+  }
+
+  __device__ __forceinline__ void multiply_packed(float (&scores)[Traits::kKeyTiles][4]) {
+    if constexpr (Traits::kNarrows) {
+      if (is_wide())
+        return multiply_packed_keys<Traits, typename Traits::Item>(
+            scores, state_, stage(), shared_.magnitudes, warp_, lane_);
+    }
+    multiply_packed_keys<Traits, typename Traits::Factor>(scores, state_, stage(),
+                                                          shared_.magnitudes, warp_, lane_);
+    if constexpr (Traits::kNarrows) scale_rows<Traits>(scores, state_.query_unit);
   }
 
   /// Where the lane's items lie is worked out anew for each block rather than kept in registers,

@@ -7,6 +7,8 @@
 // every fourth column, and a lane ends with eight neighbours.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/decode/attend/state.cuh"
 #include "cuda/common/four_bits.cuh"
 #include "cuda/common/ptx/matrix.cuh"
@@ -31,8 +33,8 @@ __device__ __forceinline__ bool values_differ(float of_keys, float of_values) {
 template <class Traits>
 __device__ __forceinline__ void fill_table(const GroupScales& scales, float all,
                                            common::Magnitudes* table) {
-  common::fill_magnitudes<typename Traits::Item>(table, scales.rounded != 0, all, threadIdx.x,
-                                                 Traits::kThreads);
+  common::fill_magnitudes<typename Traits::Factor>(table, scales.rounded != 0, all, threadIdx.x,
+                                                   Traits::kThreads);
 }
 
 /// Fills that of values behind a selection, where it is not that of keys. All threads of the CTA
@@ -45,8 +47,16 @@ __device__ __forceinline__ void fill_value_table(const AttendParams& p, std::uin
   __syncthreads();
 }
 
-/// S[heads][keys] of this warp's keys.
-template <class Traits>
+/// A pair of f16 as Item, which holds it, too: magnitudes are exact in either.
+template <class Item>
+__device__ __forceinline__ std::uint32_t pair_as(std::uint32_t pair) {
+  if constexpr (std::is_same_v<Item, __half>) return pair;
+  const float2 values = ptx::cvt_unpack<__half>(pair);
+  return ptx::cvt_pack<Item>(values.x, values.y);
+}
+
+/// S[heads][keys] of this warp's keys times queries of type Item.
+template <class Traits, class Item>
 __device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKeyTiles][4],
                                                      const WarpState<Traits>& s, std::uint8_t* keys,
                                                      const common::Magnitudes* table, int warp,
@@ -65,8 +75,10 @@ __device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKe
     for (int i = 0; i < 4; ++i) {
       std::uint32_t items[4];
       common::widen_e2m1x8(items, codes[i], of_group[i / 2], of_group[i / 2]);
-      ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * i], items[0], items[1]);
-      ptx::mma_m16n8k16<typename Traits::Item>(scores[tile], s.q[2 * i + 1], items[2], items[3]);
+      ptx::mma_m16n8k16<Item>(scores[tile], s.q[2 * i], pair_as<Item>(items[0]),
+                              pair_as<Item>(items[1]));
+      ptx::mma_m16n8k16<Item>(scores[tile], s.q[2 * i + 1], pair_as<Item>(items[2]),
+                              pair_as<Item>(items[3]));
     }
   }
 }
@@ -128,8 +140,8 @@ __device__ __forceinline__ void multiply_packed_values(
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          ptx::mma_m16n8k16<typename Traits::Item>(s.out[chunk * 4 + j], probabilities[step],
-                                                   columns[0][j], columns[1][j]);
+          ptx::mma_m16n8k16<typename Traits::Factor>(s.out[chunk * 4 + j], probabilities[step],
+                                                     columns[0][j], columns[1][j]);
         }
       }
     }

@@ -2,6 +2,8 @@
 // Tiles, shared memory and roles of decode attention.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/decode/attend/launch.h"
 #include "cuda/common/decode/select.cuh"
 #include "cuda/common/four_bits.cuh"
@@ -22,7 +24,11 @@ struct AttendTraits {
   static constexpr bool kPacked = cfg.kv == Storage::E2m1;
   static constexpr bool kCodes = cfg.kv == Storage::E4m3 || kPacked;
   static constexpr int kKeyBits = bits_of(cfg.kv);
-  static constexpr bool kUnits = kCodes && cfg.storage == Storage::F16;
+  // What is multiplied: codes widen to f16 in one instruction a pair, to bf16 in four. Queries in
+  // bf16 become f16 where that is exact (state.cuh), weights are rounded to it.
+  using Factor = std::conditional_t<kCodes, __half, Item>;
+  static constexpr bool kUnits = kCodes;
+  static constexpr bool kNarrows = kCodes && cfg.storage == Storage::Bf16;
   static constexpr int kBlock = cfg.block;
   static constexpr bool kHalvesBlocks = false;  // lists name blocks of 2 * kBlock keys, perhaps
   static constexpr int kDim = cfg.dim;
