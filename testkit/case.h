@@ -53,6 +53,7 @@ enum class Regime : std::uint8_t {
   Low,       // large negative scores
   Rising,    // the later a key, the higher its score
   Offset,    // normal vectors, keys with an offset of three deviations in common
+  Wide,      // normal vectors, items of queries far smaller than their neighbours
 };
 
 /// What lies where it must not matter, and non-finite numbers where they do.

@@ -87,10 +87,11 @@ const Names<Strides>& names_of(Strides) {
 }
 
 const Names<Regime>& names_of(Regime) {
-  static const Names<Regime> names{
-      {"random", Regime::Random}, {"drift", Regime::Drift},   {"integers", Regime::Integers},
-      {"ties", Regime::Ties},     {"near", Regime::Near},     {"onehot", Regime::OneHot},
-      {"low", Regime::Low},       {"rising", Regime::Rising}, {"offset", Regime::Offset}};
+  static const Names<Regime> names{{"random", Regime::Random},     {"drift", Regime::Drift},
+                                   {"integers", Regime::Integers}, {"ties", Regime::Ties},
+                                   {"near", Regime::Near},         {"onehot", Regime::OneHot},
+                                   {"low", Regime::Low},           {"rising", Regime::Rising},
+                                   {"offset", Regime::Offset},     {"wide", Regime::Wide}};
   return names;
 }
 

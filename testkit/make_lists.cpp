@@ -35,6 +35,7 @@ float score(const Case& spec, const Stream64& random, std::uint64_t counter) {
     case Regime::Rising:
     case Regime::Drift:
     case Regime::Offset:
+    case Regime::Wide:
       break;
   }
   return random.normal(counter);

@@ -66,8 +66,8 @@ std::int64_t heads_of(const Making& m, Role role) {
 /// Whether scores over the keys are exact, so that scales must not spoil that.
 bool has_exact_values(const Making& m, Role role) {
   const Regime regime = m.spec.regime;
-  const bool inexact =
-      regime == Regime::Random || regime == Regime::Drift || regime == Regime::Offset;
+  const bool inexact = regime == Regime::Random || regime == Regime::Drift ||
+                       regime == Regime::Offset || regime == Regime::Wide;
   return role == Role::IndexKey && !inexact;
 }
 

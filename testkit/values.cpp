@@ -90,6 +90,8 @@ void Values::row(std::int64_t request, std::int64_t position, std::int64_t head,
       return role_ == Role::Value ? normal(counter, out) : rising(position, out);
     case Regime::Offset:
       return offset(counter, out);
+    case Regime::Wide:
+      return wide(counter, out);
   }
 }
 
@@ -102,6 +104,12 @@ void Values::offset(std::uint64_t counter, float* out) const {
   normal(counter, out);
   if (role_ != Role::Key && role_ != Role::IndexKey) return;
   for (std::int64_t d = 0; d < dim_; ++d) out[d] += d % 2 == 0 ? 3.0f : -3.0f;
+}
+
+void Values::wide(std::uint64_t counter, float* out) const {
+  normal(counter, out);
+  if (role_ != Role::Query && role_ != Role::IndexQuery) return;
+  for (std::int64_t d = 1; d < dim_; d += 4) out[d] *= 0x1p-60f;
 }
 
 void Values::drift(std::int64_t request, std::int64_t position, std::int64_t head,

@@ -31,6 +31,7 @@ class Values {
   void low(std::uint64_t counter, float* out) const;
   void rising(std::int64_t position, float* out) const;
   void offset(std::uint64_t counter, float* out) const;
+  void wide(std::uint64_t counter, float* out) const;
 
   const Case& spec_;
   Role role_;

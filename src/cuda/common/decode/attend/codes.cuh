@@ -52,12 +52,13 @@ __device__ __forceinline__ void multiply_key_codes(float (&scores)[Traits::kKeyT
   }
 }
 
-/// Multiplies what a row's queries were divided by.
+/// Multiplies by what the rows' queries were divided by (Narrow).
 template <class Traits>
-__device__ __forceinline__ void scale_rows(float (&x)[Traits::kKeyTiles][4],
-                                           const float (&units)[2]) {
+__device__ __forceinline__ void scale_rows(float (&x)[Traits::kKeyTiles][4], std::uint32_t units) {
+  const float of_row[2] = {__uint_as_float((units & 0xff) << 23),
+                           __uint_as_float((units >> 8) << 23)};
 #pragma unroll
-  for (int i = 0; i < Traits::kKeyTiles * 4; ++i) x[i / 4][i % 4] *= units[i / 2 % 2];
+  for (int i = 0; i < Traits::kKeyTiles * 4; ++i) x[i / 4][i % 4] *= of_row[i / 2 % 2];
 }
 
 /// Multiplies each column by the scale of its key; `scales` are those of this warp's keys.
@@ -74,32 +75,43 @@ __device__ __forceinline__ void scale_columns(float (&x)[Traits::kKeyTiles][4], 
   }
 }
 
-/// Scores of keys whose values may overflow or are NaN, or of all keys, from the values themselves.
-/// Slow and short.
-template <class Traits>
-__device__ __forceinline__ void score_odd_keys(float (&scores)[Traits::kKeyTiles][4],
-                                               const AttendParams& p, const Item& item,
-                                               const std::uint8_t* keys, const float* scales,
-                                               int warp, int lane, bool all) {
+/// Scores of those of this warp's keys that are wanted(key), from the values themselves, which are
+/// value_of(key, dim). Slow and short.
+template <class Traits, class Wanted, class ValueOf>
+__device__ __forceinline__ void score_singly(float (&scores)[Traits::kKeyTiles][4],
+                                             const AttendParams& p, const Item& item, int lane,
+                                             const Wanted& wanted, const ValueOf& value_of) {
 #pragma unroll 1
   for (int at = 0; at < Traits::kKeyTiles * 4; ++at) {
+    asm volatile("" : "+r"(lane));
     const int key = at / 4 * 8 + fragment_column(lane) + (at & 1);
     const int member = item.tile * 16 + lane / 4 + (at & 2) * 4;
-    const float scale = scales[key];
-    if (!(all || common::is_odd_scale(scale)) || member >= p.group) continue;
+    if (!wanted(key) || member >= p.group) continue;
     const auto* q =
         common::row_of<typename Traits::Item>(p.q, item.row, item.head * p.group + member);
     float score = 0.f;
 #pragma unroll 1
-    for (int d = 0; d < Traits::kDim; ++d) {
-      const std::uint8_t code = keys[swizzled_chunk(warp * Traits::kKeys + key, d >> 4) + (d & 15)];
-      score = fmaf(common::to_float(q[d]), ptx::e4m3_to_float(code) * scale, score);
-    }
+    for (int d = 0; d < Traits::kDim; ++d)
+      score = fmaf(common::to_float(q[d]), value_of(key, d), score);
 #pragma unroll
     for (int i = 0; i < Traits::kKeyTiles * 4; ++i) {
       if (i == at) scores[i / 4][i & 3] = score;
     }
   }
+}
+
+/// Of keys whose values may overflow or are NaN, or of all.
+template <class Traits>
+__device__ __forceinline__ void score_odd_keys(float (&scores)[Traits::kKeyTiles][4],
+                                               const AttendParams& p, const Item& item,
+                                               const std::uint8_t* keys, const float* scales,
+                                               int warp, int lane, bool all) {
+  score_singly<Traits>(
+      scores, p, item, lane, [&](int key) { return all || common::is_odd_scale(scales[key]); },
+      [&](int key, int d) {
+        const int row = warp * Traits::kKeys + key;
+        return ptx::e4m3_to_float(keys[swizzled_chunk(row, d >> 4) + (d & 15)]) * scales[key];
+      });
 }
 
 /// Makes NaN of codes whose values are infinite: folded into a weight below 1, a scale would leave

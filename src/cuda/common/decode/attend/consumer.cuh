@@ -194,7 +194,7 @@ class Consumer {
       multiply_key_codes<Traits>(scores, state_, keys, warp_, lane_);
       bool odd = !rehearsal && shared_.odd_scales[at_.stage] != 0;
       if constexpr (Traits::kNarrows) {
-        scale_rows<Traits>(scores, state_.query_unit);
+        scale_rows<Traits>(scores, state_.units);
         odd |= !rehearsal && is_wide();
       }
       scale_columns<Traits>(scores, scales, lane_);
@@ -234,7 +234,11 @@ class Consumer {
       float decay[2];
       std::uint32_t probabilities[Traits::kSteps][4];
       if (!rehearsal) shared_.ring.wait_full(at_);
-      multiply_packed(scores);
+      multiply_packed_keys<Traits>(scores, state_, stage(), shared_.magnitudes, warp_, lane_);
+      if constexpr (Traits::kNarrows) scale_rows<Traits>(scores, state_.units);
+      if (!rehearsal && is_wide())
+        score_packed_singly<Traits>(scores, params_, item, stage(), shared_.magnitudes, warp_,
+                                    lane_);
       const unsigned bad = shared_.bad_boxes[at_.stage];
       if (!rehearsal) release();
       scale_scores<Traits>(scores, of_keys);
@@ -252,28 +256,13 @@ class Consumer {
 
   /// Whether queries are not f16.
   __device__ __forceinline__ bool is_wide() const {
-    if constexpr (Traits::kNarrows) return state_.query_unit[0] == 0.f;
+    if constexpr (Traits::kNarrows) return state_.units == 0;
     return false;
   }
 
-  __device__ __forceinline__ void multiply_packed(float (&scores)[Traits::kKeyTiles][4]) {
-    if constexpr (Traits::kNarrows) {
-      if (is_wide())
-        return multiply_packed_keys<Traits, typename Traits::Item>(
-            scores, state_, stage(), shared_.magnitudes, warp_, lane_);
-    }
-    multiply_packed_keys<Traits, typename Traits::Factor>(scores, state_, stage(),
-                                                          shared_.magnitudes, warp_, lane_);
-    if constexpr (Traits::kNarrows) scale_rows<Traits>(scores, state_.query_unit);
-  }
-
   /// Where the lane's items lie is worked out anew for each block rather than kept in registers,
-  /// which are scarcer than on 9.0.
-  __device__ __forceinline__ void forget_lane() {
-#if __CUDA_ARCH__ != 900
-    asm volatile("" : "+r"(lane_));
-#endif
-  }
+  /// which are scarce beside queries in bf16 and on other cards than 9.0.
+  __device__ __forceinline__ void forget_lane() { asm volatile("" : "+r"(lane_)); }
 
   /// Every lane gives back what it has read.
   __device__ __forceinline__ void release() {

@@ -7,8 +7,7 @@
 // every fourth column, and a lane ends with eight neighbours.
 #pragma once
 
-#include <type_traits>
-
+#include "cuda/common/decode/attend/codes.cuh"
 #include "cuda/common/decode/attend/state.cuh"
 #include "cuda/common/four_bits.cuh"
 #include "cuda/common/ptx/matrix.cuh"
@@ -47,20 +46,13 @@ __device__ __forceinline__ void fill_value_table(const AttendParams& p, std::uin
   __syncthreads();
 }
 
-/// A pair of f16 as Item, which holds it, too: magnitudes are exact in either.
-template <class Item>
-__device__ __forceinline__ std::uint32_t pair_as(std::uint32_t pair) {
-  if constexpr (std::is_same_v<Item, __half>) return pair;
-  const float2 values = ptx::cvt_unpack<__half>(pair);
-  return ptx::cvt_pack<Item>(values.x, values.y);
-}
-
-/// S[heads][keys] of this warp's keys times queries of type Item.
-template <class Traits, class Item>
+/// S[heads][keys] of this warp's keys.
+template <class Traits>
 __device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKeyTiles][4],
                                                      const WarpState<Traits>& s, std::uint8_t* keys,
                                                      const common::Magnitudes* table, int warp,
                                                      int lane) {
+  using Item = typename Traits::Factor;
   const uint2* groups = groups_of<Traits>(keys);
 #pragma unroll
   for (int tile = 0; tile < Traits::kKeyTiles; ++tile) {
@@ -75,12 +67,28 @@ __device__ __forceinline__ void multiply_packed_keys(float (&scores)[Traits::kKe
     for (int i = 0; i < 4; ++i) {
       std::uint32_t items[4];
       common::widen_e2m1x8(items, codes[i], of_group[i / 2], of_group[i / 2]);
-      ptx::mma_m16n8k16<Item>(scores[tile], s.q[2 * i], pair_as<Item>(items[0]),
-                              pair_as<Item>(items[1]));
-      ptx::mma_m16n8k16<Item>(scores[tile], s.q[2 * i + 1], pair_as<Item>(items[2]),
-                              pair_as<Item>(items[3]));
+      ptx::mma_m16n8k16<Item>(scores[tile], s.q[2 * i], items[0], items[1]);
+      ptx::mma_m16n8k16<Item>(scores[tile], s.q[2 * i + 1], items[2], items[3]);
     }
   }
+}
+
+/// Of all keys, where queries are not f16.
+template <class Traits>
+__device__ __forceinline__ void score_packed_singly(float (&scores)[Traits::kKeyTiles][4],
+                                                    const AttendParams& p, const Item& item,
+                                                    std::uint8_t* keys,
+                                                    const common::Magnitudes* table, int warp,
+                                                    int lane) {
+  score_singly<Traits>(
+      scores, p, item, lane, [](int) { return true; },
+      [&](int key, int d) {
+        const int row = warp * Traits::kKeys + key;
+        const std::uint8_t two = keys[packed_chunk(row, d >> 5) + (d >> 1 & 15)];
+        const auto scale =
+            reinterpret_cast<const std::uint8_t*>(groups_of<Traits>(keys) + row)[d >> 4];
+        return common::value_of<typename Traits::Factor>(two >> (d & 1) * 4 & 15, table[scale]);
+      });
 }
 
 template <class Traits>

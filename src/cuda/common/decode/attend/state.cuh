@@ -16,7 +16,7 @@ template <bool kNarrows>
 struct Narrow {};
 template <>
 struct Narrow<true> {
-  float query_unit[2];
+  std::uint32_t units;
 };
 
 /// Over codes: what the output counts in, a power of two for each row. Weights times the
@@ -47,6 +47,7 @@ __device__ __forceinline__ void narrow_query(WarpState<Traits>& s) {
   constexpr int kPairs = Traits::kDim / 8;
   float scale[2];
   bool exact = true;
+  s.units = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float largest = 0.f;
@@ -61,7 +62,7 @@ __device__ __forceinline__ void narrow_query(WarpState<Traits>& s) {
     exact &= !scaled || (exponent >= -100 && exponent <= 100);
     const int shift = scaled ? kTop - min(max(exponent, -100), 100) : 0;
     scale[half] = __int_as_float((127 + shift) << 23);
-    s.query_unit[half] = __int_as_float((127 - shift) << 23);
+    s.units |= static_cast<std::uint32_t>(127 - shift) << (8 * half);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       const float2 x = ptx::cvt_unpack<__nv_bfloat16>(s.q[i / 2][i % 2 * 2 + half]);
@@ -72,7 +73,7 @@ __device__ __forceinline__ void narrow_query(WarpState<Traits>& s) {
     }
   }
   if (!__all_sync(common::kAllLanes, exact)) {
-    s.query_unit[0] = s.query_unit[1] = 0.f;
+    s.units = 0;
     return;
   }
 #pragma unroll
