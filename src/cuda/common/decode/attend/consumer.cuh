@@ -262,7 +262,12 @@ class Consumer {
 
   /// Where the lane's items lie is worked out anew for each block rather than kept in registers,
   /// which are scarce beside queries in bf16 and on other cards than 9.0.
-  __device__ __forceinline__ void forget_lane() { asm volatile("" : "+r"(lane_)); }
+  __device__ __forceinline__ void forget_lane() {
+#if __CUDA_ARCH__ == 900
+    if constexpr (Traits::kPacked && !Traits::kNarrows) return;
+#endif
+    asm volatile("" : "+r"(lane_));
+  }
 
   /// Every lane gives back what it has read.
   __device__ __forceinline__ void release() {

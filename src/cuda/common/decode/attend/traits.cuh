@@ -51,9 +51,12 @@ struct AttendTraits {
       kTileBytes + (kPacked ? kBlock * static_cast<int>(sizeof(uint2)) : 0);
   // Two CTAs an SM: one selects while the other's loads are in flight.
   static constexpr int kCtasPerSm = 2;
-  // What ptxas is told: packed codes of blocks of 128 spill with two on 8.x.
+  // What ptxas is told: with two, packed codes of blocks of 128 spill on 8.x, other codes
+  // behind 9.0. Both fit all the same.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   static constexpr int kAttendBound = kPacked && kBlock == 128 ? 1 : kCtasPerSm;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
+  static constexpr int kAttendBound = kCodes && !kPacked ? 1 : kCtasPerSm;
 #else
   static constexpr int kAttendBound = kCtasPerSm;
 #endif
