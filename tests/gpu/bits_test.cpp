@@ -344,7 +344,8 @@ TEST(Bits, Q8KV4IsAttentionOverE4M3) {
         "op=sparse dtype=f16 heads=64/4 block=64 topk=4 lens=3:700,1:40 page=16",
         "op=msa heads=16/2 topk=4 lens=2:3000,8:90 page=128",
         "op=dense dtype=f16 heads=5/1 lens=1:3000 hostile=nan out=f32",
-        "op=msa heads=64/4 topk=4 block=64 lens=32x1:900 page=64 hostile=nan_v"}) {
+        "op=msa heads=64/4 topk=4 block=64 lens=32x1:900 page=64 hostile=nan_v",
+        "op=sparse heads=16/1 topk=4 lens=1:2000,3:90 regime=wide"}) {
     GpuCase coded(std::string(line) + " kv=q8kv4 lse=1"),
         plain(std::string(line) + " kv=e4m3 lse=1");
     ASSERT_TRUE(gpu::bits(coded.host().q) == gpu::bits(plain.host().q)) << line;

@@ -69,7 +69,7 @@ template <class Item>
 __device__ __forceinline__ float value_of(int code, const Magnitudes& of_group) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(&of_group) + (code & 7);
   const std::uint32_t sign = (code & 8u) << 12;
-  return ptx::cvt_unpack<Item>(bytes[0] | bytes[8] << 8 | sign).x;
+  return ptx::cvt_unpack<Item>((bytes[0] | bytes[8] << 8) ^ sign).x;
 }
 
 /// Signs of four of eight codes, on the high bits of bytes: of the first ones (half 0) or the
