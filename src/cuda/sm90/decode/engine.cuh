@@ -36,7 +36,7 @@ struct Engine {
   }
 
   // Teams of scoring that read four bits, of four warps and a producer: what one waits for others
-  // hide, and attention's CTAs come behind them anyway.
+  // hide. Beside four an SM has no registers for attention's CTAs, which begin behind them.
   static constexpr int kPackedTeams = 4;
   // Threads that an SM's registers are planned for where those are: 80 each.
   static constexpr int kCrowdedThreads = 704;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Decode scoring: one CTA an SM streams the index keys of the whole batch, whatever the lengths.
-// The last warp, or two of them, feeds a ring with steps of 128 keys: first a fixed share, then
-// what it claims from a counter, as SMs do not read equally fast.
+// The last warp, or one of each team, feeds a ring with steps of 128 keys: first a fixed share,
+// then what it claims from a counter, as SMs do not read equally fast.
 #pragma once
 
 #include "cuda/common/decode/score/consumer.cuh"
