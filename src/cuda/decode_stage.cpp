@@ -113,8 +113,10 @@ struct Sm90Decode {
   /// SMs as plans count them: one CTA of scoring fits, and two of attention.
   static int multiprocessors(const GpuInfo& gpu) { return gpu.multiprocessors; }
   static int score_ctas_per_sm(const GpuInfo&, int) { return 1; }
-  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM.
-  static int waiting_ctas(const GpuInfo& gpu, std::int64_t) { return gpu.multiprocessors; }
+  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM, or none.
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t, Storage keys, int tiles) {
+    return sm90::decode::leaves_room(keys, tiles) ? gpu.multiprocessors : 0;
+  }
 
   static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {
     return make_row_map(keys, box_tokens(decode::kScoreStep, problem.bounds.page_size), name);
@@ -153,7 +155,7 @@ struct MmaDecode {
   }
   /// All of few: each has the registers of a CTA of scoring, without which memory is as busy. None
   /// where launches follow each other.
-  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas) {
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas, Storage, int) {
     const bool overlap = gpu.major >= 9 && fits_two(gpu);
     return overlap && ctas <= gpu.multiprocessors / 2 ? static_cast<int>(ctas) : 0;
   }
@@ -214,7 +216,9 @@ DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layo
   if (attends(p.op)) {
     const std::int64_t ctas = plan_splits(p, gpu);
     // One stands beside a scoring CTA, but not beside that and a rescoring one.
-    if (selects_inside_ && !filters) rehearsals_ = Kernels::waiting_ctas(gpu, ctas);
+    if (selects_inside_ && !filters)
+      rehearsals_ = Kernels::waiting_ctas(gpu, ctas, storage_of(core::index_k_format(p).storage),
+                                          decode::score_tiles(score_columns(p)));
   }
   if (scores_keys(p.op)) {
     const int tiles = decode::score_tiles(score_columns(p));

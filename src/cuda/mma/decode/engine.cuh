@@ -31,8 +31,11 @@ struct Engine {
     return rehearsal ? kRehearsalRoom : common::decode::segment_blocks(max_blocks);
   }
 
-  static constexpr int kPackedTeams = 2;       // of scoring
-  static constexpr int kCrowdedThreads = 640;  // of it: as many as two CTAs have
+  /// Teams of four warps of scoring.
+  static constexpr int score_teams(Storage keys, int tiles) {
+    return keys == Storage::E2m1 && tiles == 1 ? 2 : 1;
+  }
+  static constexpr int kCrowdedThreads = 640;  // of two: as many as two CTAs have
 
   static constexpr int step_ctas(int tiles) { return score_ctas_per_sm(tiles); }
 

@@ -8,6 +8,7 @@
 
 #include "cuda/box.h"
 #include "cuda/common/decode/launch.h"
+#include "cuda/sm90/decode/score/launch.h"
 #include "cuda/sm90/ptx/copy.cuh"
 #include "cuda/sm90/tile/key_box.cuh"
 #include "cuda/sm90/tile/pipeline.cuh"
@@ -35,10 +36,10 @@ struct Engine {
     return common::decode::kSegmentBlocks;
   }
 
-  // Teams of scoring that read four bits, of four warps and a producer: what one waits for others
-  // hide. Beside four an SM has no registers for attention's CTAs, which begin behind them.
-  static constexpr int kPackedTeams = 4;
-  // Threads that an SM's registers are planned for where those are: 80 each.
+  static constexpr int score_teams(Storage keys, int tiles) {
+    return sm90::decode::score_teams(keys, tiles);
+  }
+  // Threads that an SM's registers are planned for where teams read four bits: 80 each.
   static constexpr int kCrowdedThreads = 704;
 
   /// CTAs of scoring that fit an SM.

@@ -27,21 +27,21 @@ struct ScoreTraits {
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
-  // Teams of consumers take turns: most of a step is waiting for one thing after the other, and a
-  // filter's is there in half the time, one of four bits in a quarter of it. Of many columns the
-  // registers hold one part's keys.
-  static constexpr bool kTakesTurns = cfg.tiles <= (kFilter ? 2 : kPacked ? 1 : 0);
-  static constexpr int kTeams = !kTakesTurns ? 1 : kPacked ? Engine::kPackedTeams : 2;
-  static constexpr int kConsumers = kPacked ? 4 * kTeams : 4;  // warps
+  // Teams of consumers take turns: most of a step is waiting for one thing after the other, and one
+  // of codes is there in half the time, one of four bits in a quarter of it. Of many columns the
+  // registers hold one part's keys. A filter's teams are two of two warps.
+  static constexpr int kTeams =
+      kFilter ? (cfg.tiles <= 2 ? 2 : 1) : Engine::score_teams(cfg.keys, cfg.tiles);
+  static constexpr int kConsumers = kFilter ? 4 : 4 * kTeams;  // warps
   static constexpr int kTeamWarps = kConsumers / kTeams;
-  // Warps that load: a step of four bits is there before one warp has asked for the next, so that
-  // each team has one of its own, as if it were a CTA.
-  static constexpr int kProducers = kPacked ? kTeams : 1;
+  // Warps that load: a step of codes is there before one warp has asked for the next, so that each
+  // team has one of its own, as if it were a CTA.
+  static constexpr int kProducers = kFilter ? 1 : kTeams;
   static constexpr int kThreads = (kConsumers + kProducers) * 32;
   // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
   static constexpr int kReleases = kTeamWarps * 32;
   // What ptxas is told.
-  static constexpr bool kCrowded = kConsumers > 4;
+  static constexpr bool kCrowded = kPacked && kConsumers > 4;
   static constexpr int kCtasPerSm = Engine::step_ctas(kTiles);
   static constexpr int kBoundThreads = kCrowded ? Engine::kCrowdedThreads : kThreads;
   // Of items, two CTAs fit without a word of it.
