@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "core/fields.h"
+#include "core/geometry.h"
 #include "core/op_traits.h"
 #include "cuda/attend_stage.h"
 #include "cuda/batch.h"
@@ -113,9 +115,12 @@ struct Sm90Decode {
   /// SMs as plans count them: one CTA of scoring fits, and two of attention.
   static int multiprocessors(const GpuInfo& gpu) { return gpu.multiprocessors; }
   static int score_ctas_per_sm(const GpuInfo&, int) { return 1; }
-  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM, or none.
-  static int waiting_ctas(const GpuInfo& gpu, std::int64_t, Storage keys, int tiles) {
-    return sm90::decode::leaves_room(keys, tiles) ? gpu.multiprocessors : 0;
+  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM.
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t) { return gpu.multiprocessors; }
+  /// Whether scoring leaves them no room, which pays from so many steps an SM on.
+  static bool scores_alone(Storage keys, int tiles, std::int64_t steps, const Tuning& tuning) {
+    if (tiles > 1) return false;
+    return keys == Storage::E2m1 || (keys == Storage::E4m3 && steps >= tuning.lone_steps);
   }
 
   static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {
@@ -155,10 +160,11 @@ struct MmaDecode {
   }
   /// All of few: each has the registers of a CTA of scoring, without which memory is as busy. None
   /// where launches follow each other.
-  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas, Storage, int) {
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas) {
     const bool overlap = gpu.major >= 9 && fits_two(gpu);
     return overlap && ctas <= gpu.multiprocessors / 2 ? static_cast<int>(ctas) : 0;
   }
+  static bool scores_alone(Storage, int, std::int64_t, const Tuning&) { return false; }
 
   static mma::decode::Keys steps(const Problem&, const Tensor& keys, const char*) {
     return make_byte_rows(keys);
@@ -213,12 +219,19 @@ DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layo
       max_blocks_(static_cast<int>(blocks_of(p))) {
   const bool filters = scores_keys(p.op) && p.index.filter && filter_pays(p, tuning_for(gpu));
   plan_selection(p);
+  // Attention waits beside a scoring CTA, but not beside that and a rescoring one.
+  const bool waits = attends(p.op) && selects_inside_ && !filters;
+  if (scores_keys(p.op) && !filters) {
+    const std::int64_t steps =
+        p.bounds.batch * core::ceil_div(p.bounds.max_seqlen_k, decode::kScoreStep);
+    scores_alone_ = Kernels::scores_alone(
+        storage_of(core::index_k_format(p).storage), decode::score_tiles(score_columns(p)),
+        waits ? steps / gpu.multiprocessors : std::numeric_limits<std::int64_t>::max(),
+        tuning_for(gpu));
+  }
   if (attends(p.op)) {
     const std::int64_t ctas = plan_splits(p, gpu);
-    // One stands beside a scoring CTA, but not beside that and a rescoring one.
-    if (selects_inside_ && !filters)
-      rehearsals_ = Kernels::waiting_ctas(gpu, ctas, storage_of(core::index_k_format(p).storage),
-                                          decode::score_tiles(score_columns(p)));
+    if (waits && !scores_alone_) rehearsals_ = Kernels::waiting_ctas(gpu, ctas);
   }
   if (scores_keys(p.op)) {
     const int tiles = decode::score_tiles(score_columns(p));
@@ -277,6 +290,7 @@ std::string DecodeStageOf<Kernels>::decisions() const {
   std::string text;
   if (score_ctas_ > 0) text += "decode_score " + std::to_string(score_ctas_) + " CTAs\n";
   if (rescore_ctas_ > 0) text += "decode_filter " + std::to_string(rescore_ctas_) + " CTAs a row\n";
+  if (rehearsals_ > 0) text += "decode_rehearsals " + std::to_string(rehearsals_) + " CTAs\n";
   return text + "decode_splits " + std::to_string(splits_) + "\n";
 }
 
@@ -309,12 +323,13 @@ void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
       decode::launch_fill(score->scores, call.scores.shape[0],
                           static_cast<int>(call.scores.shape[1]), call.scores.shape[2], stream);
     }
-    Kernels::launch(
-        {.storage = storage_of(problem.index.q.storage),
-         .tiles = decode::score_tiles(score_columns(problem)),
-         .dim = static_cast<int>(problem.index.dim),
-         .keys = rescore ? Storage::I8 : storage_of(core::index_k_format(problem).storage)},
-        *score, stream);
+    const Storage keys = rescore ? Storage::I8 : storage_of(core::index_k_format(problem).storage);
+    Kernels::launch({.storage = storage_of(problem.index.q.storage),
+                     .tiles = decode::score_tiles(score_columns(problem)),
+                     .dim = static_cast<int>(problem.index.dim),
+                     .keys = keys,
+                     .alone = scores_alone_ && keys == Storage::E4m3},
+                    *score, stream);
   }
   if (rescore) {
     decode::launch_rescore({.storage = storage_of(problem.index.q.storage),

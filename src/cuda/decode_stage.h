@@ -72,6 +72,7 @@ class DecodeStageOf {
   int splits_ = 1;
   bool selects_inside_ = false;  // attention of msa_attention selects for itself
   int lanes_ = 1;                // of a selection
+  bool scores_alone_ = false;    // no attention waits beside scoring
   int rehearsals_ = 0;
   std::int64_t score_stride_ = 0;  // floats of one scratch row
   int num_claims_ = 0;

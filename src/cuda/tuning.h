@@ -39,6 +39,9 @@ struct Tuning {
 
   std::int64_t cached_bytes = 0;  // keys that stay in L2, read in any order
 
+  // Decode: index keys in e4m3, steps an SM from which on scoring has it alone.
+  std::int64_t lone_steps = 0;
+
   // Decode with a filter.
   std::int64_t filter_parts = 0;  // of 32 keys, that a row leaves to be scored from its keys
   std::int64_t filter_bytes = 0;  // what could be read while one launch more is waited for

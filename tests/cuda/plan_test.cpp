@@ -806,6 +806,26 @@ TEST(CudaPaths, SharedDecodePlansAnItemARequestAndHead) {
             std::string::npos);
 }
 
+// Beside several teams of scoring an SM has no registers for a CTA of attention, which would begin
+// behind them and rehearse when scores are there.
+TEST(CudaPaths, AttentionRehearsesWhereItStandsBesideScoring) {
+  const auto rehearses = [](const std::string& line) {
+    const Problem p = problem("op=msa page=128 " + line);
+    std::string why;
+    const PathRow* row = find_path(p, kHopper, why);
+    Layout layout;
+    const std::string text = row == nullptr ? why : row->plan(p, kHopper, layout)->decisions();
+    EXPECT_NE(text.find("decode_splits "), std::string::npos) << text;
+    return text.find("decode_rehearsals ") != std::string::npos;
+  };
+  EXPECT_TRUE(rehearses("lens=1:131072"));
+  EXPECT_TRUE(rehearses("lens=32x1:131072 kv=e4m3/head"));
+  EXPECT_TRUE(rehearses("lens=1:131072 kv=e4m3/head index_k=e4m3/head"));
+  EXPECT_FALSE(rehearses("lens=32x1:131072 kv=e4m3/head index_k=e4m3/head"));
+  EXPECT_FALSE(rehearses("lens=1:131072 kv=q8kv4 index_k=q8kv4"));
+  EXPECT_TRUE(rehearses("lens=32x4:131072 kv=e4m3/head index_k=e4m3/head"));
+}
+
 TEST(CudaPaths, TakeEveryCaseInsideTheSupportTable) {
   const std::string tests = MSA_TESTS_DIR;
   const auto table = testkit::SupportTable::read(tests + "/support/cuda.txt");

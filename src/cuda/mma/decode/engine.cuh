@@ -32,8 +32,8 @@ struct Engine {
   }
 
   /// Teams of four warps of scoring.
-  static constexpr int score_teams(Storage keys, int tiles) {
-    return keys == Storage::E2m1 && tiles == 1 ? 2 : 1;
+  static constexpr int score_teams(const ScoreConfig& config) {
+    return config.keys == Storage::E2m1 && config.tiles == 1 ? 2 : 1;
   }
   static constexpr int kCrowdedThreads = 640;  // of two: as many as two CTAs have
 

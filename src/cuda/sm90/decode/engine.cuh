@@ -36,8 +36,8 @@ struct Engine {
     return common::decode::kSegmentBlocks;
   }
 
-  static constexpr int score_teams(Storage keys, int tiles) {
-    return sm90::decode::score_teams(keys, tiles);
+  static constexpr int score_teams(const ScoreConfig& config) {
+    return sm90::decode::score_teams(config);
   }
   // Threads that an SM's registers are planned for where teams read four bits: 80 each.
   static constexpr int kCrowdedThreads = 704;

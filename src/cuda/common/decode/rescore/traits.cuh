@@ -13,7 +13,7 @@ namespace msa::cuda::common::decode {
 struct NoRing {
   static constexpr int kStepRingBytes = 0;
   static constexpr int kCrowdedThreads = 0;
-  static constexpr int score_teams(Storage, int) { return 1; }
+  static constexpr int score_teams(const ScoreConfig&) { return 1; }
   static constexpr int step_ctas(int) { return 1; }
 };
 

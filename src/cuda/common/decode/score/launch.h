@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "cuda/common/decode/launch.h"
 
@@ -20,6 +21,7 @@ struct ScoreConfig {
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
   int dim = 128;                    // 128 or 64
   Storage keys = storage;           // of index keys: as queries, E4m3 or E2m1; I8: of their filter
+  bool alone = false;               // keys in E4m3: no CTA of attention shall stand beside
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 
@@ -98,6 +100,6 @@ inline constexpr std::array kScoreInstances = {
 };
 
 /// Where the instance stands among them.
-std::size_t find_instance(const ScoreConfig& config);
+std::size_t find_instance(const ScoreConfig& config, std::span<const ScoreConfig> instances);
 
 }  // namespace msa::cuda::common::decode

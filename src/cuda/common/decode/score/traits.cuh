@@ -30,8 +30,7 @@ struct ScoreTraits {
   // Teams of consumers take turns: most of a step is waiting for one thing after the other, and one
   // of codes is there in half the time, one of four bits in a quarter of it. Of many columns the
   // registers hold one part's keys. A filter's teams are two of two warps.
-  static constexpr int kTeams =
-      kFilter ? (cfg.tiles <= 2 ? 2 : 1) : Engine::score_teams(cfg.keys, cfg.tiles);
+  static constexpr int kTeams = kFilter ? (cfg.tiles <= 2 ? 2 : 1) : Engine::score_teams(cfg);
   static constexpr int kConsumers = kFilter ? 4 : 4 * kTeams;  // warps
   static constexpr int kTeamWarps = kConsumers / kTeams;
   // Warps that load: a step of codes is there before one warp has asked for the next, so that each

@@ -23,7 +23,7 @@ constexpr auto kLaunches = launches(std::make_index_sequence<kScoreInstances.siz
 }  // namespace
 
 void launch_score(const ScoreConfig& config, const ScoreParams& params, cudaStream_t stream) {
-  kLaunches[common::decode::find_instance(config)](params, stream);
+  kLaunches[common::decode::find_instance(config, kScoreInstances)](params, stream);
 }
 
 }  // namespace msa::cuda::mma::decode

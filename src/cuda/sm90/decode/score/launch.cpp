@@ -9,21 +9,19 @@
 namespace msa::cuda::sm90::decode {
 namespace {
 
-using common::decode::kScoreInstances;
-
 using Launch = void (*)(const ScoreParams&, cudaStream_t);
 
 template <std::size_t... kIndices>
 constexpr std::array<Launch, sizeof...(kIndices)> launches(std::index_sequence<kIndices...>) {
-  return {&launch_score_instance<kScoreInstances[kIndices]>...};
+  return {&launch_score_instance<kInstances[kIndices]>...};
 }
 
-constexpr auto kLaunches = launches(std::make_index_sequence<kScoreInstances.size()>{});
+constexpr auto kLaunches = launches(std::make_index_sequence<kInstances.size()>{});
 
 }  // namespace
 
 void launch_score(const ScoreConfig& config, const ScoreParams& params, cudaStream_t stream) {
-  kLaunches[common::decode::find_instance(config)](params, stream);
+  kLaunches[common::decode::find_instance(config, kInstances)](params, stream);
 }
 
 }  // namespace msa::cuda::sm90::decode

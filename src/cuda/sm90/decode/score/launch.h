@@ -5,6 +5,9 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <array>
+
 #include "cuda/common/decode/score/launch.h"
 
 namespace msa::cuda::sm90::decode {
@@ -12,15 +15,22 @@ namespace msa::cuda::sm90::decode {
 using common::decode::ScoreConfig;
 using ScoreParams = common::decode::ScoreParamsOf<CUtensorMap>;
 
-/// Teams of four warps, with a producer each, that score keys stored so, of so many tiles of
-/// columns: what one waits for others hide.
-constexpr int score_teams(Storage keys, int tiles) {
-  if (tiles > 1) return 1;
-  return keys == Storage::E2m1 ? 4 : keys == Storage::E4m3 ? 2 : 1;
-}
+/// Those of every architecture, and those that stand alone.
+inline constexpr auto kInstances = [] {
+  constexpr auto& kShared = common::decode::kScoreInstances;
+  std::array<ScoreConfig, kShared.size() + 2> all{};
+  std::copy(kShared.begin(), kShared.end(), all.begin());
+  all[kShared.size()] = {.storage = Storage::Bf16, .keys = Storage::E4m3, .alone = true};
+  all[kShared.size() + 1] = {.storage = Storage::F16, .keys = Storage::E4m3, .alone = true};
+  return all;
+}();
 
-/// Whether a CTA of attention stands beside one of scoring: several teams take its registers.
-constexpr bool leaves_room(Storage keys, int tiles) { return score_teams(keys, tiles) == 1; }
+/// Teams of four warps, with a producer each: what one waits for others hide, but they take the
+/// registers of a CTA of attention that would wait beside them.
+constexpr int score_teams(const ScoreConfig& config) {
+  if (config.tiles > 1) return 1;
+  return config.keys == Storage::E2m1 ? 4 : config.alone ? 2 : 1;
+}
 
 /// Defined in instances/*.cu, one each.
 template <ScoreConfig cfg>
