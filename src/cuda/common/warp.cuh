@@ -10,6 +10,11 @@ __device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) 
 
 namespace warp {
 
+/// Of the CTA's warps, as a number that the compiler knows all lanes to share.
+__device__ __forceinline__ int number() {
+  return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x), 0) / 32;
+}
+
 __device__ __forceinline__ bool any(bool x) { return __any_sync(kAllLanes, x) != 0; }
 
 /// NaN loses against numbers.

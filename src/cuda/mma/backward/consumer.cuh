@@ -84,7 +84,7 @@ class Consumer {
   /// Anew in each step: what is made of them in front of the loop would wait in registers.
   __device__ __forceinline__ void locate() {
     lane_ = ptx::laneid();
-    warp_ = __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32;
+    warp_ = common::warp::number();
   }
 
   /// Sums over the warp's keys, for each row. Three times, half of what a lane has

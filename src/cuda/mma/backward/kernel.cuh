@@ -84,7 +84,7 @@ __device__ __forceinline__ void store_sums(const Params& params,
   if (to.rows.data == nullptr) return;
   using common::backward::VectorPlace;
   // As in Consumer: nothing of this waits in registers over an item's steps.
-  const int warp = __shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32;
+  const int warp = common::warp::number();
   const int lane = ptx::laneid();
   const int vectors = common::backward::tile_vectors(Traits::kKeys, Traits::kHeadDim);
   const common::backward::WorkItem& item = shared.item;

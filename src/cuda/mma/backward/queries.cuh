@@ -25,7 +25,7 @@ class QueryShare {
 
   __device__ __forceinline__ explicit QueryShare(const Shared& shared)
       : shared_(shared),
-        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
+        warp_(common::warp::number()),
         lane_(ptx::laneid()) {}
 
   template <bool kMasked>

@@ -4,6 +4,7 @@
 // and two shuffles, and lies where the student's score of the token lies.
 #pragma once
 
+#include "cuda/common/backward/key_rows.cuh"
 #include "cuda/common/backward/shares.cuh"
 #include "cuda/common/tile/fragment.cuh"
 #include "cuda/common/tile/swizzle.cuh"
@@ -18,15 +19,17 @@ class Consumer {
   using Item = typename Traits::Item;
   using Shared = typename Traits::Shared;
   using TokenInfo = typename Traits::TokenInfo;
-  static constexpr int kPairs = kTokens / 2;  // (key, token) pairs of a thread
-  static constexpr int kSums = Traits::kIndexDim / 2;
+  static constexpr int kPairs = Traits::kOwnTokens / 2;  // (key, token) pairs of a thread
+  static constexpr int kSums = Traits::kOwnDims / 2;
 
   using Exchange = typename Traits::Exchange;
 
-  __device__ __forceinline__ Consumer(Shared& shared, Exchange& exchange)
+  /// Of teams, each with all keys, one has some of the tokens, and of the columns of d_index_k.
+  __device__ __forceinline__ Consumer(Shared& shared, Exchange& exchange, int warp, int team = 0)
       : shared_(shared),
         exchange_(&exchange),
-        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
+        warp_(warp),
+        team_(team),
         lane_(static_cast<int>(threadIdx.x) % 32) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums_[i] = 0.0f;
@@ -45,7 +48,7 @@ class Consumer {
   /// finish_student.
   __device__ __forceinline__ void sum_student() {
 #pragma unroll
-    for (int n = 0; n < kTokens / 8; ++n) {
+    for (int n = 0; n < Traits::kOwnTokens / 8; ++n) {
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
         const float own[2] = {scores_[4 * n + x], scores_[4 * n + 2 + x]};
@@ -56,7 +59,7 @@ class Consumer {
         const float base = top == common::kMinusInf ? 0.0f : top;
         const float sum = sum_keys(ptx::ex2(own[0] - base) + ptx::ex2(own[1] - base));
         if (lane_ >= 4) continue;
-        const int token = 8 * n + common::fragment_column(lane_) + x;
+        const int token = token_of(4 * n + x);
         exchange_->of_warps[0][warp_][token] = top;
         exchange_->of_warps[1][warp_][token] = sum;
       }
@@ -90,7 +93,7 @@ class Consumer {
   /// What each pair of a key and a token gives: its share of the loss, and the gradient of the
   /// student's score.
   __device__ __forceinline__ void derive(const TokenInfo& tokens, float per_head) {
-    float losses[kTokens / 4] = {};
+    float losses[kPairs / 2] = {};
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       const int token = token_of(i);
@@ -104,10 +107,9 @@ class Consumer {
       scores_[i] = counts ? ptx::ex2(log_student) - teacher : 0.0f;
     }
 #pragma unroll
-    for (int i = 0; i < kTokens / 4; ++i) {
+    for (int i = 0; i < kPairs / 2; ++i) {
       const float sum = sum_keys(losses[i]);
-      if (lane_ < 4)
-        exchange_->of_warps[0][warp_][i / 2 * 8 + common::fragment_column(lane_) + i % 2] = sum;
+      if (lane_ < 4) exchange_->of_warps[0][warp_][token_of(i / 2 * 4 + i % 2)] = sum;
     }
   }
 
@@ -116,29 +118,13 @@ class Consumer {
   template <class Add>
   __device__ __forceinline__ void add_keys(const TokenInfo& tokens, bool keys, bool queries,
                                            bool weighted, const Add& add) {
-    std::uint32_t e[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      e[i] = ptx::cvt_pack<Item>(scores_[2 * i], scores_[2 * i + 1]);
-      if (!queries) continue;
-      const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
-      *reinterpret_cast<std::uint32_t*>(exchange_->e + Traits::e_offset(key, token_of(2 * i))) =
-          e[i];
-    }
+    Gradients e;
+    round_gradients(e);
+    if (queries) store(e, exchange_->e);
     if (!keys) return;
     if (!weighted) return add(e);
-    // A weight times a gradient has twice as many bits: two products, of the upper and the lower.
-    std::uint32_t rest[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 own = ptx::cvt_unpack<Item>(e[i]);
-      const int token = token_of(2 * i);
-      const float first = own.x * tokens.weight[token];
-      const float second = own.y * tokens.weight[token + 1];
-      e[i] = ptx::cvt_pack<Item>(first, second);
-      const float2 upper = ptx::cvt_unpack<Item>(e[i]);
-      rest[i] = ptx::cvt_pack<Item>(first - upper.x, second - upper.y);
-    }
+    Gradients rest;
+    weigh_gradients(tokens, e, rest);
     add(e);
     add(rest);
   }
@@ -180,13 +166,14 @@ class Consumer {
   __device__ __forceinline__ void add_product(const TokenInfo& tokens, int stage,
                                               const std::uint32_t (&e)[4]) {
     const auto load = [&](std::uint32_t(&b)[4], int n) {
-      load_columns(b, shared_.index_q[stage], kTokens, 0, n, lane_);
+      load_columns(b, shared_.index_q[stage], kTokens, 0, team_ * (Traits::kOwnDims / 16) + n,
+                   lane_);
     };
     if constexpr (kMasked) {
       add_seen<Item>(tokens.limit, 16 * warp_, lane_, e, load, sums_);
     } else {
 #pragma unroll
-      for (int n = 0; n < Traits::kIndexDim / 16; ++n) {
+      for (int n = 0; n < Traits::kOwnDims / 16; ++n) {
         std::uint32_t b[4];
         load(b, n);
         multiply_columns<Item>(sums_, n, e, b);
@@ -194,9 +181,47 @@ class Consumer {
     }
   }
 
+  /// Where the thread's sums of columns 8 n and on of the warp's lie in a tile's.
+  __device__ __forceinline__ int vector_of(int n) const {
+    return common::backward::vector_of(warp_, team_ * (Traits::kOwnDims / 8) + n, lane_,
+                                       Traits::kIndexDim);
+  }
+
   float sums_[kSums];  // of d_index_k
 
  protected:
+  /// Of (key, token) pairs, in the order of a first factor's fragments.
+  using Gradients = std::uint32_t[kPairs / 2];
+
+  __device__ __forceinline__ void round_gradients(Gradients& e) const {
+#pragma unroll
+    for (int i = 0; i < kPairs / 2; ++i)
+      e[i] = ptx::cvt_pack<Item>(scores_[2 * i], scores_[2 * i + 1]);
+  }
+
+  /// A weight times a gradient has twice as many bits: the upper, in place of e, and the lower.
+  __device__ __forceinline__ void weigh_gradients(const TokenInfo& tokens, Gradients& e,
+                                                  Gradients& rest) const {
+#pragma unroll
+    for (int i = 0; i < kPairs / 2; ++i) {
+      const float2 own = ptx::cvt_unpack<Item>(e[i]);
+      const int token = token_of(2 * i);
+      const float first = own.x * tokens.weight[token];
+      const float second = own.y * tokens.weight[token + 1];
+      e[i] = ptx::cvt_pack<Item>(first, second);
+      const float2 upper = ptx::cvt_unpack<Item>(e[i]);
+      rest[i] = ptx::cvt_pack<Item>(first - upper.x, second - upper.y);
+    }
+  }
+
+  __device__ __forceinline__ void store(const Gradients& e, std::uint8_t* to) const {
+#pragma unroll
+    for (int i = 0; i < kPairs / 2; ++i) {
+      const int key = 16 * warp_ + lane_ / 4 + i % 2 * 8;
+      *reinterpret_cast<std::uint32_t*>(to + Traits::e_offset(key, token_of(2 * i))) = e[i];
+    }
+  }
+
   /// The warp's columns of d_index_q of all tokens.
   __device__ __forceinline__ void store_share(const TokenInfo& tokens,
                                               const common::backward::Shares& to,
@@ -222,7 +247,8 @@ class Consumer {
 
   Shared& shared_;
   Exchange* exchange_;
-  const int warp_;
+  const int warp_;  // of the team
+  const int team_;
   const int lane_;
   float scores_[kPairs];   // later gradients
   float teacher_[kPairs];  // summed over query heads
@@ -232,7 +258,7 @@ class Consumer {
 
   /// The token of a pair, and its key.
   __device__ __forceinline__ int token_of(int pair) const {
-    return pair / 4 * 8 + common::fragment_column(lane_) + pair % 2;
+    return team_ * Traits::kOwnTokens + pair / 4 * 8 + common::fragment_column(lane_) + pair % 2;
   }
   __device__ __forceinline__ bool sees(const TokenInfo& tokens, int pair) const {
     return 16 * warp_ + lane_ / 4 + pair / 2 % 2 * 8 < tokens.limit[token_of(pair)];

@@ -144,9 +144,8 @@ __device__ __forceinline__ void store_sums(const Params& params, const Consumer<
   float4* part = reinterpret_cast<float4*>(params.parts) +
                  std::int64_t{item.part} * common::backward::tile_vectors(Traits::kKeys, kDim);
 #pragma unroll
-  for (int n = 0; n < kDim / 8; ++n) {
-    const int at = common::backward::vector_of(static_cast<int>(threadIdx.x) / 32, n,
-                                               static_cast<int>(threadIdx.x) % 32, kDim);
+  for (int n = 0; n < Traits::kOwnDims / 8; ++n) {
+    const int at = consumer.vector_of(n);
     const float* sums = consumer.sums_ + 4 * n;
     const float scale = params.index_scale;
     const float4 own =
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtasPerSm)
 #pragma unroll 1
   while (cta::take_item(params.pairs, params.work, shared)) {
     const Loader<Traits> loader(params, shared);
-    Consumer<Traits> consumer(shared, shared.exchange);
+    Consumer<Traits> consumer(shared, shared.exchange, common::warp::number());
     if constexpr (kStudent) {
       walk_student(params, loader, consumer, shared);
     } else {

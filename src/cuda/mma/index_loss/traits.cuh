@@ -21,6 +21,9 @@ struct Traits {
   // leaves shared memory for them, and spills.
   static constexpr int kCtasPerSm = 2;
   static constexpr int kPartDims = part_dims(cfg);
+  // Tokens of a step that a warp compares, and columns of d_index_k that it adds up: all.
+  static constexpr int kOwnTokens = kTokens;
+  static constexpr int kOwnDims = kIndexDim;
   static_assert(kHeadDim == 64 || kHeadDim == 128, "one or two panels of 64 columns");
   static_assert(kIndexDim == 64 || kIndexDim == 128, "one or two panels of 64 columns");
   static_assert(kPartDims >= 16, "a warp multiplies 16 columns");

@@ -26,7 +26,7 @@ class Step {
   __device__ __forceinline__ Step(Traits::Shared& shared, Sums& sums)
       : shared_(shared),
         sums_(sums),
-        warp_(__shfl_sync(common::kAllLanes, static_cast<int>(threadIdx.x), 0) / 32),
+        warp_(common::warp::number()),
         lane_(static_cast<int>(threadIdx.x % 32)) {}
 
   /// The scores of a step, whose rows have arrived.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// What a warpgroup does by wgmma: with 64 keys of the tile, scores of the student and the teacher,
-// and the gradient of index keys; with 64 columns of all keys, the share of d_index_q, once both
-// warpgroups have told their gradients, a step later. A wgmma accumulator has the order of
-// mma.sync, so that a warp has the very 16 keys, in the same registers, that it has in
-// mma/index_loss, whose everything else is.
+// What a warpgroup does by wgmma: with 64 keys of the tile and its team's tokens, scores of the
+// student and the teacher; a step later, once all have told their gradients, the gradient of index
+// keys in its team's columns and, in every second step, 64 columns of the share of d_index_q. A
+// wgmma accumulator has the order of mma.sync, so that a warp has the very 16 keys, in the same
+// registers, that it has in mma/index_loss, whose everything else is.
 #pragma once
 
 #include "cuda/common/warp.cuh"
@@ -21,40 +21,31 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
   using Base = mma::index_loss::Consumer<Traits>;
   using TurnPosition = RingPosition<Traits::kTurnStages>;
 
-  using ToldPosition = RingPosition<2>;
-
-  __device__ __forceinline__ Consumer(Shared& shared, ToldPosition& told)
-      : Base(shared, shared.exchanges[told.stage]), told_(told) {}
+  /// told: steps that this thread has told of.
+  __device__ __forceinline__ Consumer(Shared& shared, unsigned& told, int warp)
+      : Base(shared, shared.exchanges[told % 2], warp % Traits::kWarps, warp / Traits::kWarps),
+        told_(told) {}
 
   /// A step's gradients and sums are in its exchange.
   __device__ __forceinline__ void tell() {
     ptx::fence_proxy_async_shared();  // wgmma reads them
-    ptx::mbarrier_arrive(&shared_.told[told_.stage]);
-    told_.advance();
-    exchange_ = &shared_.exchanges[told_.stage];
+    ptx::mbarrier_arrive(&shared_.told[told_ % 2]);
+    ++told_;
+    exchange_ = &shared_.exchanges[told_ % 2];
   }
 
-  /// What both warpgroups have told of the step before.
+  /// What all have told of the step before.
   __device__ __forceinline__ const Traits::Exchange& before() const {
-    return shared_.exchanges[told_.stage ^ 1];
+    return shared_.exchanges[(told_ - 1) % 2];
   }
 
   /// Waits for it. There is nothing to wait for in the first step of all.
   __device__ __forceinline__ void await_before() const {
-    wait(&shared_.told[told_.stage ^ 1], told_.stage == 0 ? told_.parity ^ 1 : told_.parity);
+    wait(&shared_.told[(told_ - 1) % 2], (told_ - 1) / 2 % 2);
   }
 
-  /// The warp's keys, which have arrived in shared memory, for all steps of an item.
-  __device__ __forceinline__ void take_keys() {
-    const std::uint32_t from = ptx::cvta_to_shared(shared_.k) +
-                               common::swizzled_chunk(16 * warp_ + lane_ % 16, lane_ / 16);
-#pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
-      mma::ptx::ldmatrix_x4(reinterpret_cast<std::uint32_t(&)[4]>(keys_[4 * k]),
-                            (from ^ (k % 4 * 32)) + k / 4 * Traits::kKeys * kPanelRowBytes);
-    }
-    index_keys_finite_ = are_index_keys_finite();
-  }
+  /// What is asked once for all steps of an item, whose keys have arrived in shared memory.
+  __device__ __forceinline__ void take_keys() { index_keys_finite_ = are_index_keys_finite(); }
 
   /// Whether hidden index keys must not meet even gradients of 0 in the warp's share of d_index_q.
   __device__ __forceinline__ bool keeps_keys_apart(Sight sight) const {
@@ -70,70 +61,87 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     mask(tokens, scale_log2);
   }
 
-  /// The student's scores and the teacher's weights of a step. A turn is multiplied while the one
-  /// before is weighed. Beside the last, the share of the step before: of the first step of an item
-  /// it is nobody's. kBlind: some row has no weights.
+  /// The student's scores and the teacher's weights of a step. One turn is multiplied and weighed
+  /// before the next: three more warps of the scheduler have work beside it. kBlind: some row has
+  /// no weights.
   template <bool kBlind>
   __device__ __forceinline__ void compare(const Params& params, const TokenInfo& tokens, int stage,
                                           TurnPosition& turn) {
-    float first[kScores];
-    float second[kScores];
-    const float* offsets = shared_.offsets[stage];
-    TurnPosition next = turn;
-    shared_.turns.wait_full(next);
+    float scores[kScores];
+    const float* offsets = shared_.offsets[stage] + team_ * (Traits::kOwnTokens * kGroup);
+    turns().wait_full(turn);
     ptx::wgmma_fence();
     multiply_student(stage);
-    multiply_turn(next, first);
-    next.advance();
-
-    shared_.turns.wait_full(next);
-    ptx::wgmma_fence();
-    multiply_turn(next, second);
-    next.advance();
-    await_turn<1>(turn, first);
-    weigh<kBlind, 0>(offsets, params.scale_log2, first);
+    multiply_turn(turn, scores);
+    await_turn(turn, scores);
     ptx::keep_accumulator(scores_);
+    weigh<kBlind, 0>(offsets, params.scale_log2, scores);
 
-    shared_.turns.wait_full(next);
+    turns().wait_full(turn);
     ptx::wgmma_fence();
-    multiply_turn(next, first);
-    next.advance();
-    await_turn<1>(turn, second);
-    weigh<kBlind, 1>(offsets, params.scale_log2, second);
-
-    shared_.turns.wait_full(next);
-    ptx::wgmma_fence();
-    multiply_turn(next, second);
-    await_turn<1>(turn, first);
-    weigh<kBlind, 2>(offsets, params.scale_log2, first);
-    await_turn<0>(turn, second);
-    begin_share();
-    weigh<kBlind, 3>(offsets, params.scale_log2, second);
+    multiply_turn(turn, scores);
+    await_turn(turn, scores);
+    weigh<kBlind, 1>(offsets, params.scale_log2, scores);
     mask(tokens, params.index_scale_log2);
-    await_share();
   }
 
-  /// The warp's columns of the share of the step before, for store_whole_share().
-  __device__ __forceinline__ void make_share() {
-    begin_share();
-    await_share();
+  /// Gradients of scores, rounded once, for all warps: as they are, where d_index_q is wanted or no
+  /// tokens have weights, and times those.
+  __device__ __forceinline__ void tell_gradients(const TokenInfo& tokens, bool weighted) {
+    Gradients e;
+    round_gradients(e);
+    store(e, exchange_->e);
+    if (!weighted) return;
+    Gradients rest;
+    weigh_gradients(tokens, e, rest);
+    Traits::Exchange& to = shared_.exchanges[told_ % 2];
+    store(e, to.weighted[0]);
+    store(rest, to.weighted[1]);
   }
 
-  __device__ __forceinline__ void store_whole_share(const TokenInfo& tokens,
-                                                    const common::backward::Shares& to) {
-    transpose(share_);
-    store_share(tokens, to, share_);
-  }
-
-  /// sums_ += e times the step's index_q.
-  __device__ __forceinline__ void add_whole(int stage, const std::uint32_t (&e)[4]) {
+  /// sums_ += e of the step before, of 16 tokens, times their index_q.
+  __device__ __forceinline__ void add_whole(int stage, const std::uint8_t* e) {
+    constexpr int kRowBytes = kTokens * 2;
     ptx::wgmma_fence();
-    multiply_columns<Item, kTokens>(sums_, e, shared_.index_q[stage], true);
+    add_product_16<Item>(sums_, e + warp_ / 4 * kWarpgroupKeys * kRowBytes,
+                         shared_.index_q[stage] + team_ * (kTokens * kPanelRowBytes));
     ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(sums_);
   }
 
+  /// The same where hidden keys are kept apart.
+  __device__ __forceinline__ void add_apart(const TokenInfo& tokens, int stage,
+                                            const std::uint8_t* e) {
+    std::uint32_t own[4];
+    mma::ptx::ldmatrix_x4(
+        own, ptx::cvta_to_shared(e) + Traits::e_offset(16 * warp_ + lane_ % 16, lane_ / 16 * 8));
+    add_product<true>(tokens, stage, own);
+  }
+
+  /// Whether the team makes the share of the step before: teams take turns.
+  __device__ __forceinline__ bool makes_share() const {
+    return static_cast<unsigned>(team_) == told_ % 2;
+  }
+
+  /// The warp's columns of it.
+  __device__ __forceinline__ void make_whole_share(const TokenInfo& tokens,
+                                                   const common::backward::Shares& to) {
+    float share[Traits::kPartDims / 2];
+    ptx::wgmma_fence();
+    multiply_transposed<Item, Traits::kKeys>(
+        share, shared_.index_k + warp_ / 4 * Traits::kKeys * kPanelRowBytes, before().e);
+    ptx::wgmma_wait_group<0>();
+    ptx::keep_accumulator(share);
+    float rows[Traits::kPartDims / 2];
+#pragma unroll
+    for (int i = 0; i < Traits::kPartDims / 2; ++i)
+      asm volatile("mov.b32 %0, %1;" : "=f"(rows[i]) : "f"(share[i]));
+    transpose(rows);
+    store_share(tokens, to, rows);
+  }
+
  private:
+  static constexpr int kWarpgroupKeys = 64;
   static constexpr int kScores = kTurnRows / 2;  // of a turn
   static constexpr int kTurnTokens = Traits::kTurnTokens;
 
@@ -155,38 +163,30 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     return !common::warp::any(probe != 0.0f);
   }
 
+  __device__ __forceinline__ Ring<Traits::kTurnStages>& turns() const {
+    return shared_.turns[team_];
+  }
+
   __device__ __forceinline__ void multiply_student(int stage) {
-    constexpr int kWarpgroupKeys = 64;
     multiply_rows<Item, Traits::kIndexDim, Traits::kKeys * kPanelRowBytes,
                   kTokens * kPanelRowBytes>(
         scores_, shared_.index_k + warp_ / 4 * kWarpgroupKeys * kPanelRowBytes,
-        shared_.index_q[stage]);
+        shared_.index_q[stage] + team_ * (Traits::kOwnTokens * kPanelRowBytes));
   }
 
   __device__ __forceinline__ void multiply_turn(const TurnPosition& turn,
                                                 float (&scores)[kScores]) const {
-    multiply_rows<Item, Traits::kHeadDim, kTurnRows * kPanelRowBytes>(scores, keys_,
-                                                                      shared_.q[turn.stage]);
+    multiply_rows<Item, Traits::kHeadDim, Traits::kKeys * kPanelRowBytes,
+                  kTurnRows * kPanelRowBytes>(
+        scores, shared_.k + warp_ / 4 * kWarpgroupKeys * kPanelRowBytes,
+        shared_.q[team_][turn.stage]);
   }
 
-  __device__ __forceinline__ void begin_share() {
-    await_before();
-    ptx::wgmma_fence();
-    multiply_transposed<Item, Traits::kKeys>(
-        share_, shared_.index_k + warp_ / 4 * Traits::kKeys * kPanelRowBytes, before().e);
-  }
-
-  __device__ __forceinline__ void await_share() {
-    ptx::wgmma_wait_group<0>();
-    ptx::keep_accumulator(share_);
-  }
-
-  /// Waits for the scores of a turn, while so many products behind them go on.
-  template <int kPending>
+  /// Waits for the scores of a turn, and what was multiplied in front of them.
   __device__ __forceinline__ void await_turn(TurnPosition& turn, float (&scores)[kScores]) {
-    ptx::wgmma_wait_group<kPending>();
+    ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(scores);
-    shared_.turns.release(turn);
+    turns().release(turn);
     turn.advance();
   }
 
@@ -207,8 +207,7 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
       }
     }
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      teacher_[kTurn / 2 * 4 + half * 2 + kTurn % 2] = sum_own(sums[half]);
+    for (int half = 0; half < 2; ++half) teacher_[half * 2 + kTurn] = sum_own(sums[half]);
   }
 
   /// Lane t of a quad gets the quad's sum of the turn's token t.
@@ -225,9 +224,7 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     return (odd ? own[1] : own[0]) + others;
   }
 
-  std::uint32_t keys_[Traits::kHeadDim / 4];  // fragments
-  float share_[Traits::kPartDims / 2];
-  ToldPosition& told_;      // of the step
+  unsigned& told_;
   bool index_keys_finite_;  // the warp's columns of them
 };
 

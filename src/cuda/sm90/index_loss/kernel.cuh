@@ -54,36 +54,44 @@ struct LossWork {
     } else {
       consumer.compare<false>(params, shared.infos[stage], stage, turn);
     }
+    consumer.await_before();
   }
-  __device__ __forceinline__ void end() { consumer.make_share(); }
+  __device__ __forceinline__ void end() { consumer.await_before(); }
   __device__ __forceinline__ void finish(int stage) {
     const Traits::TokenInfo& tokens = shared.infos[stage];
-    mma::index_loss::store_loss<Traits>(params, tokens, consumer.before());
-    if (params.shares.steps == nullptr) return;
+    const Traits::Exchange& told = consumer.before();
+    mma::index_loss::store_loss<Traits>(params, tokens, told);
+    if (params.sums.data != nullptr) {
+      if (params.weights == nullptr) {
+        add_keys(tokens, stage, told.e);
+      } else {
+        add_keys(tokens, stage, told.weighted[0]);
+        add_keys(tokens, stage, told.weighted[1]);
+      }
+    }
+    if (params.shares.steps == nullptr || !consumer.makes_share()) return;
     if (consumer.keeps_keys_apart(shared.sights[stage])) {
-      consumer.share_queries<true>(tokens, consumer.before(), params.shares);
+      consumer.share_queries<true>(tokens, told, params.shares);
     } else {
-      consumer.store_whole_share(tokens, params.shares);
+      consumer.make_whole_share(tokens, params.shares);
     }
   }
   __device__ __forceinline__ void tell(int stage) {
     constexpr float kPerHead = 1.0f / kGroup;
     const Traits::TokenInfo& tokens = shared.infos[stage];
     consumer.derive(tokens, kPerHead);
-    if (shared.sights[stage] == Sight::apart) {
-      add_keys(tokens,
-               [&](const std::uint32_t(&e)[4]) { consumer.add_product<true>(tokens, stage, e); });
-    } else {
-      add_keys(tokens, [&](const std::uint32_t(&e)[4]) { consumer.add_whole(stage, e); });
-    }
+    consumer.tell_gradients(tokens, params.weights != nullptr);
     consumer.tell();
   }
 
  private:
-  template <class Add>
-  __device__ __forceinline__ void add_keys(const Traits::TokenInfo& tokens, const Add& add) {
-    consumer.add_keys(tokens, params.sums.data != nullptr, params.shares.steps != nullptr,
-                      params.weights != nullptr, add);
+  __device__ __forceinline__ void add_keys(const Traits::TokenInfo& tokens, int stage,
+                                           const std::uint8_t* e) {
+    if (shared.sights[stage] == Sight::apart) {
+      consumer.add_apart(tokens, stage, e);
+    } else {
+      consumer.add_whole(stage, e);
+    }
   }
 };
 
@@ -114,10 +122,11 @@ template <bool kStudent>
 __device__ __forceinline__ void consume(const Params& params, Traits::Shared& shared) {
   RingPosition<Traits::kSteps> at{};
   RingPosition<Traits::kTurnStages> turn{};
-  Consumer::ToldPosition told{};
+  unsigned told = 0;
+  const int warp = common::warp::number();
 #pragma unroll 1
   while (mma::cta::take_item(params.pairs, params.work, shared, shared.meeting)) {
-    Consumer consumer(shared, told);
+    Consumer consumer(shared, told, warp);
     load_keys(params, shared, !kStudent);
     if constexpr (kStudent) {
       walk_steps(StudentWork{params, consumer, shared}, shared, at);
@@ -132,7 +141,7 @@ __device__ __forceinline__ void consume(const Params& params, Traits::Shared& sh
 template <bool kStudent>
 __device__ __forceinline__ void produce(const Params& params, const Maps& maps,
                                         Traits::Shared& shared) {
-  const int warp = static_cast<int>(threadIdx.x) / 32 - Traits::kWarps;
+  const int warp = common::warp::number() - Traits::kThreads / 32;
   if (warp < Traits::kSteps) {
     Finder finder(params, shared, warp);
 #pragma unroll 1
@@ -154,7 +163,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
   if (threadIdx.x == 0) {
     // Every lane arrives for itself, as in sm90/backward; the gatherer reads steps, too.
     shared.steps.init(Traits::kThreads + (kStudent ? 0 : 32), 32);
-    shared.turns.init(Traits::kThreads);
+    for (auto& turns : shared.turns) turns.init(Traits::kTeamThreads);
     shared.meeting.init(Traits::kCtaThreads);
     for (ptx::Mbarrier& told : shared.told) ptx::mbarrier_init(&told, Traits::kThreads);
     ptx::fence_mbarrier_init();

@@ -170,7 +170,11 @@ class Gatherer {
     for (int step = 0; step < steps; ++step) {
       shared_.steps.wait_full(step_);
 #pragma unroll 1
-      for (int turn = 0; turn < Traits::kTurns; ++turn) gather(turn);
+      for (int turn = 0; turn < Traits::kTurns; ++turn) {
+#pragma unroll 1
+        for (int team = 0; team < Traits::kTeams; ++team) gather(team, turn);
+        turn_.advance();
+      }
       shared_.steps.release(step_);
       step_.advance();
     }
@@ -178,23 +182,23 @@ class Gatherer {
 
  private:
   /// A copy a lane: a token's heads, a panel of their columns.
-  __device__ __forceinline__ void gather(int turn) {
+  __device__ __forceinline__ void gather(int team, int turn) {
     constexpr int kPanels = Traits::kHeadDim / kPanelItems;
-    shared_.turns.wait_empty(turn_);
-    if (lane_ == 0) shared_.turns.expect(turn_, Traits::kTurnBytes);
+    Ring<Traits::kTurnStages>& turns = shared_.turns[team];
+    turns.wait_empty(turn_);
+    if (lane_ == 0) turns.expect(turn_, Traits::kTurnBytes);
     __syncwarp();
     if (lane_ < Traits::kTurnTokens * kPanels) {
       const int token = lane_ / kPanels;
       const int panel = lane_ % kPanels;
-      const int row =
-          shared_.infos[step_.stage].row[Traits::column_of(turn * Traits::kTurnTokens + token)];
+      const int number = team * Traits::kOwnTokens + turn * Traits::kTurnTokens + token;
+      const int row = shared_.infos[step_.stage].row[Traits::column_of(number)];
       const int outside = static_cast<int>(params_.pairs.batch.total_q);
       ptx::cp_async_bulk_tensor<4>(
-          shared_.q[turn_.stage] + (panel * kTurnRows + token * kGroup) * kPanelRowBytes, &maps_.q,
-          {panel * kPanelItems, 0, row < 0 ? outside : row, shared_.item.head},
-          &shared_.turns.full[turn_.stage]);
+          shared_.q[team][turn_.stage] + (panel * kTurnRows + token * kGroup) * kPanelRowBytes,
+          &maps_.q, {panel * kPanelItems, 0, row < 0 ? outside : row, shared_.item.head},
+          &turns.full[turn_.stage]);
     }
-    turn_.advance();
   }
 
   const Params& params_;

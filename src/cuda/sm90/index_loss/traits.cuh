@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Roles and shared memory of Hopper's kernels of the index loss: two consumer warpgroups, of 64
-// keys each; three producer warps that find the tokens of steps, a stage each, and one that has the
-// query rows of turns gathered.
+// Roles and shared memory of Hopper's kernels of the index loss: two teams of consumers, each of
+// two warpgroups with 64 keys; three producer warps that find the tokens of steps, a stage each,
+// and one that has the query rows of turns gathered.
 #pragma once
 
 #include "cuda/mma/index_loss/traits.cuh"
@@ -18,23 +18,37 @@ using mma::index_loss::kTokens;
 using mma::index_loss::kTurnRows;
 
 struct Traits : mma::index_loss::Traits<kTile> {
-  static constexpr int kSteps = 3;  // stages of the ring of steps: a producer warp each
-  static constexpr int kTurns = kTokens * kGroup / kTurnRows;  // of a step
-  static constexpr int kTurnTokens = kTurnRows / kGroup;
-  static constexpr int kTurnStages = 2 * kTurns;
+  // Each of two warpgroups, of 64 keys each. A team has half of a step's tokens, and half of the
+  // columns of d_index_k: of all, a thread could not hold the sums beside three others' on its
+  // scheduler.
+  static constexpr int kTeams = 2;
+  static constexpr int kOwnTokens = kTokens / kTeams;
+  static constexpr int kOwnDims = kIndexDim / kTeams;
+  static constexpr int kTeamThreads = 32 * kWarps;
+  static constexpr int kThreads = kTeams * kTeamThreads;  // that consume
   static constexpr int kCtaThreads = kThreads + 128;
-  static constexpr int kConsumerRegisters = 216;
-  static constexpr int kProducerRegisters = 72;
-  static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
+  static constexpr int kSteps = 3;  // stages of the ring of steps: a producer warp each
+  static constexpr int kTurns = kOwnTokens * kGroup / kTurnRows;  // of a step, of a team
+  static constexpr int kTurnTokens = kTurnRows / kGroup;
+  static constexpr int kTurnStages = 3;  // of a team
+  static constexpr int kConsumerRegisters = 104;
+  static constexpr int kProducerRegisters = 64;
+  static_assert(kTeamThreads == 256 && 4 * kConsumerRegisters + kProducerRegisters <= 5 * 96,
                 "registers of a CTA's warpgroups");
-  static_assert(kTurns == 4 && kTurnTokens == 4,
+  static_assert(kTurns == 2 && kTurnTokens == 4,
                 "column_of; a lane of a quad has a token of a turn");
+  static_assert(kOwnTokens * kPanelRowBytes == kSwizzleAtomBytes, "index_q of a team");
+  static_assert(kOwnDims == kPanelItems, "a team's columns of d_index_k are a panel");
   static constexpr int kTurnBytes = kTurnRows * kHeadDim * 2;
+
+  struct Exchange : mma::index_loss::Traits<kTile>::Exchange {
+    alignas(256) std::uint8_t weighted[2][kKeys * kTokens * 2];  // e: upper bits, and lower
+  };
 
   struct Shared {
     alignas(1024) std::uint8_t k[kKeys * kHeadDim * 2];
     alignas(1024) std::uint8_t index_k[kKeys * kIndexDim * 2];
-    alignas(1024) std::uint8_t q[kTurnStages][kTurnBytes];
+    alignas(1024) std::uint8_t q[kTeams][kTurnStages][kTurnBytes];
     alignas(1024) std::uint8_t index_q[kSteps][kTokens * kIndexDim * 2];
     // What steps tell, in turn, and that a step's is there.
     alignas(256) Exchange exchanges[2];
@@ -47,7 +61,7 @@ struct Traits : mma::index_loss::Traits<kTile> {
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kSteps> steps;
-    Ring<kTurnStages> turns;
+    Ring<kTurnStages> turns[kTeams];
     Meeting meeting;
   };
   // Dynamic shared memory is not aligned to 1024.

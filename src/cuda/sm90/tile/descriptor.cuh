@@ -52,6 +52,11 @@ __device__ __forceinline__ std::uint64_t descriptor_mn_major_16(const void* smem
 }
 inline constexpr std::uint64_t kDescriptorStepMN16 = (16 * 32) >> 4;  // 16 rows
 
+/// Such a tile as an operand whose rows are the tile's, contraction along its 16 columns.
+__device__ __forceinline__ std::uint64_t descriptor_k_major_16(const void* smem) {
+  return descriptor_mn_major_16(smem);  // either way eight rows are an atom
+}
+
 /// Where an item of such a tile lies.
 __device__ __forceinline__ constexpr int swizzled_row_16(int row, int column) {
   return (row * 32 + column * 2) ^ ((row >> 2 & 1) << 4);

@@ -54,6 +54,15 @@ __device__ __forceinline__ void multiply_columns(float (&d)[kAccumulators],
   ptx::wgmma_commit_group();
 }
 
+/// d += 64 rows `a` of 16 columns (descriptor_k_major_16) times the 16 rows of panel `b`.
+template <class Item>
+__device__ __forceinline__ void add_product_16(float (&d)[32], const std::uint8_t* a,
+                                               const std::uint8_t* b) {
+  ptx::wgmma_ss<Item, ptx::Major::K, ptx::Major::MN>(
+      d, descriptor_k_major_16(a), descriptor_mn_major(b, 16 * kPanelRowBytes), true);
+  ptx::wgmma_commit_group();
+}
+
 /// d = 64 columns of the kRows rows of panel `a`, transposed, times the rows of `b`, of 16 columns
 /// (descriptor_mn_major_16).
 template <class Item, int kRows>
