@@ -24,9 +24,7 @@ class QueryShare {
   static constexpr int kSums = kDims / 2;  // of 16 rows
 
   __device__ __forceinline__ explicit QueryShare(const Shared& shared)
-      : shared_(shared),
-        warp_(common::warp::number()),
-        lane_(ptx::laneid()) {}
+      : shared_(shared), warp_(common::warp::number()), lane_(ptx::laneid()) {}
 
   template <bool kMasked>
   __device__ __forceinline__ void run(const RowInfo& rows, const common::backward::Shares& to) {

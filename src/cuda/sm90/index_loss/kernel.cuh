@@ -142,7 +142,7 @@ template <bool kStudent>
 __device__ __forceinline__ void produce(const Params& params, const Maps& maps,
                                         Traits::Shared& shared) {
   const int warp = common::warp::number() - Traits::kThreads / 32;
-  if (warp < Traits::kSteps) {
+  if (warp < Traits::kFinders) {
     Finder finder(params, shared, warp);
 #pragma unroll 1
     while (mma::cta::await_item(params.work, shared, shared.meeting)) finder.run<kStudent>();

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Producer warps. A Finder, one for each stage of the ring of steps, takes every kSteps-th step:
-// who its tokens are, what is known of them, and their rows of index_q. The Gatherer has the query
-// rows of all turns brought by the copy engine, 16 heads of a token a copy, as soon as their tokens
-// are known. Tokens behind the item's last have rows of zeros, and no weights.
+// Producer warps. A Finder, of kFinders, takes every kFinders-th step: who its tokens are, what is
+// known of them, and their rows of index_q. It looks tokens up a step of its own ahead, as what
+// else is read of them waits for that. The Gatherer has the query rows of all turns brought by the
+// copy engine, 16 heads of a token a copy, as soon as their tokens are known. Tokens behind the
+// item's last have rows of zeros, and no weights.
 #pragma once
 
 #include "cuda/common/backward/tiles.cuh"
@@ -19,22 +20,25 @@ class Finder {
  public:
   using Shared = Traits::Shared;
 
-  __device__ __forceinline__ Finder(const Params& params, Shared& shared, int stage)
+  __device__ __forceinline__ Finder(const Params& params, Shared& shared, int number)
       : params_(params),
         shared_(shared),
+        number_(number),
         lane_(static_cast<int>(threadIdx.x % 32)),
-        at_{.stage = stage} {}
+        at_{.stage = number} {}
 
   /// This warp's steps of the item in shared memory. kStudent: the student's scores are all that is
   /// made of them.
   template <bool kStudent>
   __device__ __forceinline__ void run() {
     const int steps = Traits::steps_of(shared_.item);
-    int step = (at_.stage + Traits::kSteps - first_stage_) % Traits::kSteps;
-    first_stage_ = (first_stage_ + steps) % Traits::kSteps;
+    int step = (number_ + Traits::kFinders - first_) % Traits::kFinders;
+    first_ = (first_ + steps) % Traits::kFinders;
+    Token next = find(step * kTokens + lane_ % kTokens);
 #pragma unroll 1
-    for (; step < steps; step += Traits::kSteps) {
-      const Token token = find(step * kTokens + lane_ % kTokens);
+    for (; step < steps; step += Traits::kFinders) {
+      const Token token = next;
+      next = find((step + Traits::kFinders) * kTokens + lane_ % kTokens);
       float offsets[kOwnHeads];
       float student = 0.0f;
       float weight = 1.0f;
@@ -54,7 +58,7 @@ class Finder {
       ptx::cp_async_wait_group<0>();
       ptx::fence_proxy_async_shared();
       shared_.steps.arrive(at_);
-      at_.parity ^= 1;
+      at_.template advance_by<Traits::kFinders>();
     }
   }
 
@@ -151,8 +155,9 @@ class Finder {
 
   const Params& params_;
   Shared& shared_;
+  const int number_;
   const int lane_;
-  int first_stage_ = 0;  // of the item
+  int first_ = 0;  // whose the item's first step is
   RingPosition<Traits::kSteps> at_;
 };
 

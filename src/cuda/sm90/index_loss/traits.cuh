@@ -27,7 +27,8 @@ struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kTeamThreads = 32 * kWarps;
   static constexpr int kThreads = kTeams * kTeamThreads;  // that consume
   static constexpr int kCtaThreads = kThreads + 128;
-  static constexpr int kSteps = 3;  // stages of the ring of steps: a producer warp each
+  static constexpr int kFinders = 3;           // producer warps, each with every third step
+  static constexpr int kSteps = 2 * kFinders;  // stages of their ring
   static constexpr int kTurns = kOwnTokens * kGroup / kTurnRows;  // of a step, of a team
   static constexpr int kTurnTokens = kTurnRows / kGroup;
   static constexpr int kTurnStages = 3;  // of a team
