@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Warpgroup matrix multiply (wgmma, PTX ISA 9.7.15): m64n128k16, m64n64k16 and m64n16k16, 16-bit
-// inputs, f32 accumulation, A from shared memory (ss) or registers (rs); m64n128k32 of signed
-// bytes. The macros at the top spell the operand lists, once per width. Issue, commit and wait in
-// one straight line: accumulators in flight across a branch make ptxas serialise them (C75xx).
+// Warpgroup matrix multiply (wgmma, PTX ISA 9.7.15): m64n128k16, m64n64k16, m64n16k16 and
+// m64n8k16, 16-bit inputs, f32 accumulation, A from shared memory (ss) or registers (rs);
+// m64n128k32 of signed bytes. The macros at the top spell the operand lists, once per width. Issue,
+// commit and wait in one straight line: accumulators in flight across a branch make ptxas serialise
+// them (C75xx).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -27,6 +28,7 @@ enum class Major : int { K = 0, MN = 1 };
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
 #define MSA_WGMMA_D8 "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+#define MSA_WGMMA_D4 "{%0, %1, %2, %3}, "
 #define MSA_WGMMA_OUT64_AS(C) \
   C(d[0]), C(d[1]), C(d[2]), C(d[3]), C(d[4]), C(d[5]), C(d[6]), \
   C(d[7]), C(d[8]), C(d[9]), C(d[10]), C(d[11]), C(d[12]), C(d[13]), \
@@ -48,6 +50,8 @@ enum class Major : int { K = 0, MN = 1 };
 
 #define MSA_WGMMA_OUT8 \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+
+#define MSA_WGMMA_OUT4 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
 
 #define MSA_WGMMA_SS(N, TYPE, DREGS, OUTS, A, B, ACC, TA, TB)                                          \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ACC ", 0;\n"                                      \
@@ -116,6 +120,18 @@ __device__ __forceinline__ void wgmma_m64n16k16_ss(float (&d)[8], std::uint64_t 
   }
 }
 
+/// D[64 x 8] (+)= A[64 x 16] * B[16 x 8]; both by descriptor.
+template <class T, Major kMajorA, Major kMajorB>
+__device__ __forceinline__ void wgmma_m64n8k16_ss(float (&d)[4], std::uint64_t a, std::uint64_t b,
+                                                  bool accumulate) {
+  static_assert(kIsWgmmaItem<T>, "T is a 16-bit float");
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    MSA_WGMMA_SS(8, "bf16", MSA_WGMMA_D4, MSA_WGMMA_OUT4, 4, 5, 6, 7, 8);
+  } else {
+    MSA_WGMMA_SS(8, "f16", MSA_WGMMA_D4, MSA_WGMMA_OUT4, 4, 5, 6, 7, 8);
+  }
+}
+
 /// D[64 x 64] (+)= A[64 x 16] * B[16 x 64]; A in registers.
 template <class T, Major kMajorB>
 __device__ __forceinline__ void wgmma_m64n64k16_rs(float (&d)[32], const std::uint32_t* a,
@@ -142,26 +158,31 @@ __device__ __forceinline__ void wgmma_m64n128k32_s8_rs(std::int32_t (&d)[64],
 
 #undef MSA_WGMMA_RS
 #undef MSA_WGMMA_SS
+#undef MSA_WGMMA_OUT4
 #undef MSA_WGMMA_OUT8
 #undef MSA_WGMMA_OUT32
 #undef MSA_WGMMA_OUT64
 #undef MSA_WGMMA_OUT64_AS
+#undef MSA_WGMMA_D4
 #undef MSA_WGMMA_D8
 #undef MSA_WGMMA_D32
 #undef MSA_WGMMA_D64
 
-/// The width by its accumulator: 64 registers are n128, 32 are n64, 8 are n16.
+/// The width by its accumulator: 64 registers are n128, 32 are n64, 8 are n16, 4 are n8.
 template <class T, Major kMajorA, Major kMajorB, int kAccumulators>
 __device__ __forceinline__ void wgmma_ss(float (&d)[kAccumulators], std::uint64_t a,
                                          std::uint64_t b, bool accumulate) {
-  static_assert(kAccumulators == 64 || kAccumulators == 32 || kAccumulators == 8,
-                "n128, n64 or n16");
+  static_assert(
+      kAccumulators == 64 || kAccumulators == 32 || kAccumulators == 8 || kAccumulators == 4,
+      "n128, n64, n16 or n8");
   if constexpr (kAccumulators == 64) {
     wgmma_m64n128k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
   } else if constexpr (kAccumulators == 32) {
     wgmma_m64n64k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
-  } else {
+  } else if constexpr (kAccumulators == 8) {
     wgmma_m64n16k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
+  } else {
+    wgmma_m64n8k16_ss<T, kMajorA, kMajorB>(d, a, b, accumulate);
   }
 }
 

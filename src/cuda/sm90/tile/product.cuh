@@ -18,11 +18,11 @@ __device__ __forceinline__ void multiply_rows(float (&d)[kAccumulators], const s
   const std::uint64_t from_b = descriptor_k_major(b);
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
-    const std::uint64_t inside = (k & 3) * kDescriptorStepK;
+    const std::uint32_t inside = (k & 3) * kDescriptorStepK;
     const int panel = k >> 2;
     ptx::wgmma_ss<Item, ptx::Major::K, ptx::Major::K>(
-        d, from_a + panel * (kPanelBytesA >> 4) + inside,
-        from_b + panel * (kPanelBytesB >> 4) + inside, k != 0);
+        d, advanced(from_a, panel * (kPanelBytesA >> 4) + inside),
+        advanced(from_b, panel * (kPanelBytesB >> 4) + inside), k != 0);
   }
   ptx::wgmma_commit_group();
 }
@@ -36,7 +36,8 @@ __device__ __forceinline__ void multiply_rows(float (&d)[kAccumulators],
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k)
     ptx::wgmma_rs<Item, ptx::Major::K>(
-        d, a + 4 * k, from_b + (k >> 2) * (kPanelBytesB >> 4) + (k & 3) * kDescriptorStepK, k != 0);
+        d, a + 4 * k, advanced(from_b, (k >> 2) * (kPanelBytesB >> 4) + (k & 3) * kDescriptorStepK),
+        k != 0);
   ptx::wgmma_commit_group();
 }
 
@@ -49,8 +50,17 @@ __device__ __forceinline__ void multiply_columns(float (&d)[kAccumulators],
   const std::uint64_t b = descriptor_mn_major(tile, kRows * kPanelRowBytes);
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k)
-    ptx::wgmma_rs<Item, ptx::Major::MN>(d, a + 4 * k, b + k * kDescriptorStepMN,
+    ptx::wgmma_rs<Item, ptx::Major::MN>(d, a + 4 * k, advanced(b, k * kDescriptorStepMN),
                                         accumulate || k != 0);
+  ptx::wgmma_commit_group();
+}
+
+/// d += 64 rows `a` of 16 columns (descriptor_k_major_16) times the 16 rows of panel `b`.
+template <class Item>
+__device__ __forceinline__ void add_product_16(float (&d)[32], const std::uint8_t* a,
+                                               const std::uint8_t* b) {
+  ptx::wgmma_ss<Item, ptx::Major::K, ptx::Major::MN>(
+      d, descriptor_k_major_16(a), descriptor_mn_major(b, 16 * kPanelRowBytes), true);
   ptx::wgmma_commit_group();
 }
 
@@ -63,8 +73,9 @@ __device__ __forceinline__ void multiply_transposed(float (&d)[8], const std::ui
   const std::uint64_t from_b = descriptor_mn_major_16(b);
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k)
-    ptx::wgmma_ss<Item, ptx::Major::MN, ptx::Major::MN>(d, from_a + k * kDescriptorStepMN,
-                                                        from_b + k * kDescriptorStepMN16, k != 0);
+    ptx::wgmma_ss<Item, ptx::Major::MN, ptx::Major::MN>(d, advanced(from_a, k * kDescriptorStepMN),
+                                                        advanced(from_b, k * kDescriptorStepMN16),
+                                                        k != 0);
   ptx::wgmma_commit_group();
 }
 
