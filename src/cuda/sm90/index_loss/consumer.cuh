@@ -70,45 +70,27 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     mask(tokens, scale_log2);
   }
 
-  /// The student's scores and the teacher's weights of a step. A turn is multiplied while the one
-  /// before is weighed. Beside the last, the share of the step before: of the first step of an item
-  /// it is nobody's. kBlind: some row has no weights.
+  /// The student's scores and the teacher's weights of a step. Beside the last turn's, the share of
+  /// the step before: of the first step of an item it is nobody's. kBlind: some row has no weights.
   template <bool kBlind>
   __device__ __forceinline__ void compare(const Params& params, const TokenInfo& tokens, int stage,
                                           TurnPosition& turn) {
-    float first[kScores];
-    float second[kScores];
+    float scores[kScores];
     const float* offsets = shared_.offsets[stage];
-    TurnPosition next = turn;
-    shared_.turns.wait_full(next);
+    shared_.turns.wait_full(turn);
     ptx::wgmma_fence();
     multiply_student(stage);
-    multiply_turn(next, first);
-    next.advance();
-
-    shared_.turns.wait_full(next);
-    ptx::wgmma_fence();
-    multiply_turn(next, second);
-    next.advance();
-    await_turn<1>(turn, first);
-    weigh<kBlind, 0>(offsets, params.scale_log2, first);
+    multiply_turn(turn, scores);
+    await_turn(turn, scores);
     ptx::keep_accumulator(scores_);
+    weigh<kBlind, 0>(offsets, params.scale_log2, scores);
 
-    shared_.turns.wait_full(next);
+    shared_.turns.wait_full(turn);
     ptx::wgmma_fence();
-    multiply_turn(next, first);
-    next.advance();
-    await_turn<1>(turn, second);
-    weigh<kBlind, 1>(offsets, params.scale_log2, second);
-
-    shared_.turns.wait_full(next);
-    ptx::wgmma_fence();
-    multiply_turn(next, second);
-    await_turn<1>(turn, first);
-    weigh<kBlind, 2>(offsets, params.scale_log2, first);
-    await_turn<0>(turn, second);
+    multiply_turn(turn, scores);
+    await_turn(turn, scores);
     begin_share();
-    weigh<kBlind, 3>(offsets, params.scale_log2, second);
+    weigh<kBlind, 1>(offsets, params.scale_log2, scores);
     mask(tokens, params.index_scale_log2);
     await_share();
   }
@@ -134,6 +116,7 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
   }
 
  private:
+  static constexpr int kTurnRows = Traits::kTurnRows;
   static constexpr int kScores = kTurnRows / 2;  // of a turn
   static constexpr int kTurnTokens = Traits::kTurnTokens;
 
@@ -181,10 +164,9 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
     ptx::keep_accumulator(share_);
   }
 
-  /// Waits for the scores of a turn, while so many products behind them go on.
-  template <int kPending>
+  /// Waits for the scores of a turn, and what was multiplied in front of them.
   __device__ __forceinline__ void await_turn(TurnPosition& turn, float (&scores)[kScores]) {
-    ptx::wgmma_wait_group<kPending>();
+    ptx::wgmma_wait_group<0>();
     ptx::keep_accumulator(scores);
     shared_.turns.release(turn);
     turn.advance();
@@ -196,23 +178,27 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
                                         const float (&scores)[kScores]) {
     float sums[2][kTurnTokens] = {};  // of the upper key, and the lower
 #pragma unroll
-    for (int n = 0; n < kTurnRows / 8; ++n) {
-      const float2 own = *reinterpret_cast<const float2*>(offsets + kTurn * kTurnRows + 8 * n +
-                                                          fragment_column(lane_));
+    for (int token = 0; token < kTurnTokens; ++token) {
+      // Of this thread's columns, two of the token's first eight and two of the others.
+      const float4 own = *reinterpret_cast<const float4*>(
+          offsets + (kTurn * kTurnTokens + token) * kGroup + lane_ % 4 * 4);
 #pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        const float offset = x % 2 == 0 ? own.x : own.y;
-        const float weight = ptx::ex2(fmaf(scores[4 * n + x], scale_log2, offset));
-        sums[x / 2][n * 8 / kGroup] += kBlind && offset == common::kMinusInf ? 0.0f : weight;
+      for (int i = 0; i < 8; ++i) {
+        const float offset = i < 4 ? (i % 2 == 0 ? own.x : own.y) : (i % 2 == 0 ? own.z : own.w);
+        const float weight = ptx::ex2(fmaf(scores[8 * token + i], scale_log2, offset));
+        sums[i / 2 % 2][token] += kBlind && offset == common::kMinusInf ? 0.0f : weight;
       }
     }
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      teacher_[kTurn / 2 * 4 + half * 2 + kTurn % 2] = sum_own(sums[half]);
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kTurnTokens / 4; ++i)
+        teacher_[kTurn * 4 + half * 2 + i] = sum_own(sums[half] + 4 * i);
+    }
   }
 
-  /// Lane t of a quad gets the quad's sum of the turn's token t.
-  __device__ __forceinline__ float sum_own(const float (&sums)[kTurnTokens]) const {
+  /// Lane t of a quad gets the quad's sum of token t of four.
+  __device__ __forceinline__ float sum_own(const float* sums) const {
     const bool upper = (lane_ & 2) != 0;
     float own[2];
 #pragma unroll

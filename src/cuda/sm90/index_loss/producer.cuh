@@ -90,12 +90,13 @@ class Finder {
   }
 
   __device__ __forceinline__ void tell_offsets(const float (&offsets)[kOwnHeads]) const {
-    float* to = shared_.offsets[at_.stage] + lane_ * kOwnHeads;
+    float* to = shared_.offsets[at_.stage];
     bool blind = false;
 #pragma unroll
     for (int i = 0; i < kOwnHeads; ++i) {
       const float lse = offsets[i];
-      to[i] = lse == common::kMinusInf ? lse : -lse * common::kLog2e;
+      to[Traits::offset_of(lane_ / 2, lane_ % 2 * kOwnHeads + i)] =
+          lse == common::kMinusInf ? lse : -lse * common::kLog2e;
       blind = blind || lse == common::kMinusInf;
     }
     blind = common::warp::any(blind);
@@ -190,8 +191,8 @@ class Gatherer {
           shared_.infos[step_.stage].row[Traits::column_of(turn * Traits::kTurnTokens + token)];
       const int outside = static_cast<int>(params_.pairs.batch.total_q);
       ptx::cp_async_bulk_tensor<4>(
-          shared_.q[turn_.stage] + (panel * kTurnRows + token * kGroup) * kPanelRowBytes, &maps_.q,
-          {panel * kPanelItems, 0, row < 0 ? outside : row, shared_.item.head},
+          shared_.q[turn_.stage] + (panel * Traits::kTurnRows + token * kGroup) * kPanelRowBytes,
+          &maps_.q, {panel * kPanelItems, 0, row < 0 ? outside : row, shared_.item.head},
           &shared_.turns.full[turn_.stage]);
     }
     turn_.advance();

@@ -15,10 +15,12 @@
 namespace msa::cuda::sm90::index_loss {
 
 using mma::index_loss::kTokens;
-using mma::index_loss::kTurnRows;
 
 struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kSteps = 3;  // stages of the ring of steps: a producer warp each
+  // As many as a thread has accumulators for: what comes around a product and its exponentials
+  // comes once for twice the rows, and the other warpgroup multiplies meanwhile.
+  static constexpr int kTurnRows = 128;
   static constexpr int kTurns = kTokens * kGroup / kTurnRows;  // of a step
   static constexpr int kTurnTokens = kTurnRows / kGroup;
   static constexpr int kTurnStages = 2 * kTurns;
@@ -27,8 +29,8 @@ struct Traits : mma::index_loss::Traits<kTile> {
   static constexpr int kProducerRegisters = 72;
   static_assert(kThreads == 256 && 2 * kConsumerRegisters + kProducerRegisters <= 3 * 168,
                 "registers of a CTA's warpgroups");
-  static_assert(kTurns == 4 && kTurnTokens == 4,
-                "column_of; a lane of a quad has a token of a turn");
+  static_assert(kTurns == 2 && kTurnTokens == 8,
+                "column_of; a lane of a quad has two tokens of a turn");
   static constexpr int kTurnBytes = kTurnRows * kHeadDim * 2;
 
   struct Shared {
@@ -40,10 +42,11 @@ struct Traits : mma::index_loss::Traits<kTile> {
     alignas(256) Exchange exchanges[2];
     ptx::Mbarrier told[2];
     TokenInfo infos[kSteps];
-    float offsets[kSteps][kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
-    Sight sights[kSteps];                     // of the tokens
-    int blind[kSteps];                        // whether some row has no weights
-    int number;                               // of the item
+    alignas(16) float offsets[kSteps]
+                             [kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
+    Sight sights[kSteps];                         // of the tokens
+    int blind[kSteps];                            // whether some row has no weights
+    int number;                                   // of the item
     common::backward::WorkItem item;
     RequestRecord request;
     Ring<kSteps> steps;
@@ -65,6 +68,12 @@ struct Traits : mma::index_loss::Traits<kTile> {
 
   __device__ __forceinline__ static int steps_of(const common::backward::WorkItem& item) {
     return (item.count + kTokens - 1) / kTokens;
+  }
+
+  /// Where the offset of a token's head lies in a step's: a lane of a quad has the two neighbours
+  /// of both of the token's eight rows together.
+  __device__ __forceinline__ static constexpr int offset_of(int token, int head) {
+    return token * kGroup + head % 8 / 2 * 4 + head / 8 * 2 + head % 2;
   }
 
   /// The column of a step's token among the student's scores: the lane of a quad that ends up with
