@@ -77,17 +77,19 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
                                           TurnPosition& turn) {
     float scores[kScores];
     const float* offsets = shared_.offsets[stage];
-    shared_.turns.wait_full(turn);
+    await_turn_of(turn);
     ptx::wgmma_fence();
     multiply_student(stage);
     multiply_turn(turn, scores);
+    pass_turn(turn);
     await_turn(turn, scores);
     ptx::keep_accumulator(scores_);
     weigh<kBlind, 0>(offsets, params.scale_log2, scores);
 
-    shared_.turns.wait_full(turn);
+    await_turn_of(turn);
     ptx::wgmma_fence();
     multiply_turn(turn, scores);
+    pass_turn(turn);
     await_turn(turn, scores);
     begin_share();
     weigh<kBlind, 1>(offsets, params.scale_log2, scores);
@@ -150,6 +152,16 @@ class Consumer : public mma::index_loss::Consumer<Traits> {
                                                 float (&scores)[kScores]) const {
     multiply_rows<Item, Traits::kHeadDim, kTurnRows * kPanelRowBytes>(scores, keys_,
                                                                       shared_.q[turn.stage]);
+  }
+
+  /// Warpgroups multiply by turns: one's exponentials run beside the other's products.
+  __device__ __forceinline__ void await_turn_of(const TurnPosition& turn) const {
+    shared_.turns.wait_full(turn);
+    const int warpgroup = warp_ / 4;
+    wait(&shared_.order[warpgroup], (turn.stage ^ warpgroup ^ 1) & 1);
+  }
+  __device__ __forceinline__ void pass_turn(const TurnPosition&) const {
+    ptx::mbarrier_arrive(&shared_.order[warp_ / 4 ^ 1]);
   }
 
   __device__ __forceinline__ void begin_share() {

@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(Traits::kCtaThreads, 1)
     shared.turns.init(Traits::kThreads);
     shared.meeting.init(Traits::kCtaThreads);
     for (ptx::Mbarrier& told : shared.told) ptx::mbarrier_init(&told, Traits::kThreads);
+    for (ptx::Mbarrier& order : shared.order) ptx::mbarrier_init(&order, Traits::kThreads / 2);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -41,6 +41,7 @@ struct Traits : mma::index_loss::Traits<kTile> {
     // What steps tell, in turn, and that a step's is there.
     alignas(256) Exchange exchanges[2];
     ptx::Mbarrier told[2];
+    ptx::Mbarrier order[2];  // a warpgroup may multiply its next turn: the other has begun its own
     TokenInfo infos[kSteps];
     alignas(16) float offsets[kSteps]
                              [kTokens * kGroup];  // of scores: -lse; -inf: the row has no weights
