@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "core/fields.h"
@@ -115,12 +114,12 @@ struct Sm90Decode {
   /// SMs as plans count them: one CTA of scoring fits, and two of attention.
   static int multiprocessors(const GpuInfo& gpu) { return gpu.multiprocessors; }
   static int score_ctas_per_sm(const GpuInfo&, int) { return 1; }
-  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM.
-  static int waiting_ctas(const GpuInfo& gpu, std::int64_t) { return gpu.multiprocessors; }
-  /// Whether scoring leaves them no room, which pays from so many steps an SM on.
-  static bool scores_alone(Storage keys, int tiles, std::int64_t steps, const Tuning& tuning) {
-    if (tiles > 1) return false;
-    return keys == Storage::E2m1 || (keys == Storage::E4m3 && steps >= tuning.lone_steps);
+  static bool may_score_alone(const decode::ScoreConfig& config) {
+    return sm90::decode::may_stand_alone(config);
+  }
+  /// CTAs of attention, of so many, that stand beside those of scoring: one an SM, if any.
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t, const decode::ScoreConfig& scoring) {
+    return sm90::decode::score_teams(scoring) == 1 ? gpu.multiprocessors : 0;
   }
 
   static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {
@@ -160,11 +159,11 @@ struct MmaDecode {
   }
   /// All of few: each has the registers of a CTA of scoring, without which memory is as busy. None
   /// where launches follow each other.
-  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas) {
+  static int waiting_ctas(const GpuInfo& gpu, std::int64_t ctas, const decode::ScoreConfig&) {
     const bool overlap = gpu.major >= 9 && fits_two(gpu);
     return overlap && ctas <= gpu.multiprocessors / 2 ? static_cast<int>(ctas) : 0;
   }
-  static bool scores_alone(Storage, int, std::int64_t, const Tuning&) { return false; }
+  static bool may_score_alone(const decode::ScoreConfig&) { return false; }
 
   static mma::decode::Keys steps(const Problem&, const Tensor& keys, const char*) {
     return make_byte_rows(keys);
@@ -217,25 +216,27 @@ template <class Kernels>
 DecodeStageOf<Kernels>::DecodeStageOf(const Problem& p, const GpuInfo& gpu, Layout& layout)
     : token_slots_(static_cast<int>(std::max<std::int64_t>(p.bounds.max_seqlen_q, 1))),
       max_blocks_(static_cast<int>(blocks_of(p))) {
-  const bool filters = scores_keys(p.op) && p.index.filter && filter_pays(p, tuning_for(gpu));
+  const Tuning tuning = tuning_for(gpu);
+  const bool filters = scores_keys(p.op) && p.index.filter && filter_pays(p, tuning);
   plan_selection(p);
   // Attention waits beside a scoring CTA, but not beside that and a rescoring one.
   const bool waits = attends(p.op) && selects_inside_ && !filters;
-  if (scores_keys(p.op) && !filters) {
+  if (scores_keys(p.op)) {
+    scoring_ = {.storage = storage_of(p.index.q.storage),
+                .tiles = decode::score_tiles(score_columns(p)),
+                .dim = static_cast<int>(p.index.dim),
+                .keys = filters ? Storage::I8 : storage_of(core::index_k_format(p).storage)};
     const std::int64_t steps =
         p.bounds.batch * core::ceil_div(p.bounds.max_seqlen_k, decode::kScoreStep);
-    scores_alone_ = Kernels::scores_alone(
-        storage_of(core::index_k_format(p).storage), decode::score_tiles(score_columns(p)),
-        waits ? steps / gpu.multiprocessors : std::numeric_limits<std::int64_t>::max(),
-        tuning_for(gpu));
+    const bool pays = !waits || steps >= tuning.lone_steps * gpu.multiprocessors;
+    scoring_.alone = pays && Kernels::may_score_alone(scoring_);
   }
   if (attends(p.op)) {
     const std::int64_t ctas = plan_splits(p, gpu);
-    if (waits && !scores_alone_) rehearsals_ = Kernels::waiting_ctas(gpu, ctas);
+    if (waits) rehearsals_ = Kernels::waiting_ctas(gpu, ctas, scoring_);
   }
   if (scores_keys(p.op)) {
-    const int tiles = decode::score_tiles(score_columns(p));
-    const int per_sm = Kernels::score_ctas_per_sm(gpu, tiles);
+    const int per_sm = Kernels::score_ctas_per_sm(gpu, scoring_.tiles);
     score_ctas_ =
         decode::score_ctas(p.bounds.batch, p.bounds.max_seqlen_k, static_cast<int>(p.index.heads_k),
                            gpu.multiprocessors * per_sm - (per_sm > 1 ? rehearsals_ : 0));
@@ -323,13 +324,7 @@ void DecodeStageOf<Kernels>::run(const Problem& problem, const core::Call& call,
       decode::launch_fill(score->scores, call.scores.shape[0],
                           static_cast<int>(call.scores.shape[1]), call.scores.shape[2], stream);
     }
-    const Storage keys = rescore ? Storage::I8 : storage_of(core::index_k_format(problem).storage);
-    Kernels::launch({.storage = storage_of(problem.index.q.storage),
-                     .tiles = decode::score_tiles(score_columns(problem)),
-                     .dim = static_cast<int>(problem.index.dim),
-                     .keys = keys,
-                     .alone = scores_alone_ && keys == Storage::E4m3},
-                    *score, stream);
+    Kernels::launch(scoring_, *score, stream);
   }
   if (rescore) {
     decode::launch_rescore({.storage = storage_of(problem.index.q.storage),

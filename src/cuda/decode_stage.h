@@ -67,12 +67,12 @@ class DecodeStageOf {
 
   int token_slots_ = 1;
   int max_blocks_ = 0;
+  common::decode::ScoreConfig scoring_{};
   int score_ctas_ = 0;
   int rescore_ctas_ = 0;  // 0: no filter is read
   int splits_ = 1;
   bool selects_inside_ = false;  // attention of msa_attention selects for itself
   int lanes_ = 1;                // of a selection
-  bool scores_alone_ = false;    // no attention waits beside scoring
   int rehearsals_ = 0;
   std::int64_t score_stride_ = 0;  // floats of one scratch row
   int num_claims_ = 0;

@@ -39,7 +39,7 @@ struct Tuning {
 
   std::int64_t cached_bytes = 0;  // keys that stay in L2, read in any order
 
-  // Decode: index keys in e4m3, steps an SM from which on scoring has it alone.
+  // Decode: steps an SM from which on scoring does without attention that waits beside it.
   std::int64_t lone_steps = 0;
 
   // Decode with a filter.

@@ -822,6 +822,9 @@ TEST(CudaPaths, AttentionRehearsesWhereItStandsBesideScoring) {
   EXPECT_TRUE(rehearses("lens=32x1:131072 kv=e4m3/head"));
   EXPECT_TRUE(rehearses("lens=1:131072 kv=e4m3/head index_k=e4m3/head"));
   EXPECT_FALSE(rehearses("lens=32x1:131072 kv=e4m3/head index_k=e4m3/head"));
+  EXPECT_FALSE(
+      rehearses("lens=1:8500,63x1:200,1:0 heads=8/2 index_heads_k=1 topk=4 "
+                "kv=e4m3/head index_k=e4m3/head"));  // of cases/cuda.txt
   EXPECT_FALSE(rehearses("lens=1:131072 kv=q8kv4 index_k=q8kv4"));
   EXPECT_TRUE(rehearses("lens=32x4:131072 kv=e4m3/head index_k=e4m3/head"));
 }

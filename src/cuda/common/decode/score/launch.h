@@ -21,7 +21,7 @@ struct ScoreConfig {
   int tiles = 1;                    // columns (tokens x heads of one index-key head), in tiles of 8
   int dim = 128;                    // 128 or 64
   Storage keys = storage;           // of index keys: as queries, E4m3 or E2m1; I8: of their filter
-  bool alone = false;               // keys in E4m3: no CTA of attention shall stand beside
+  bool alone = false;               // no CTA of attention needs room beside it
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 

@@ -152,7 +152,8 @@ template <class Traits>
 constexpr int score_shared_bytes() {
   constexpr int kBytes =
       128 + Traits::kStages * Traits::kStageBytes + static_cast<int>(sizeof(ScoreShared<Traits>));
-  static_assert(2 * (kBytes + 1024) <= 228 * 1024, "a waiting attention CTA stands beside it");
+  static_assert(2 * (kBytes + 1024) <= 228 * 1024,
+                "room for a waiting attention CTA, where registers leave it");
   return kBytes;
 }
 

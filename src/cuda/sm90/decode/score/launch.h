@@ -15,7 +15,7 @@ namespace msa::cuda::sm90::decode {
 using common::decode::ScoreConfig;
 using ScoreParams = common::decode::ScoreParamsOf<CUtensorMap>;
 
-/// Those of every architecture, and those that stand alone.
+/// Instances: those of every architecture, and those that stand alone.
 inline constexpr auto kInstances = [] {
   constexpr auto& kShared = common::decode::kScoreInstances;
   std::array<ScoreConfig, kShared.size() + 2> all{};
@@ -24,6 +24,12 @@ inline constexpr auto kInstances = [] {
   all[kShared.size() + 1] = {.storage = Storage::F16, .keys = Storage::E4m3, .alone = true};
   return all;
 }();
+
+/// Whether there is an instance like it that stands alone.
+constexpr bool may_stand_alone(ScoreConfig config) {
+  config.alone = true;
+  return std::find(kInstances.begin(), kInstances.end(), config) != kInstances.end();
+}
 
 /// Teams of four warps, with a producer each: what one waits for others hide, but they take the
 /// registers of a CTA of attention that would wait beside them.
