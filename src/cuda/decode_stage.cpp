@@ -119,7 +119,7 @@ struct Sm90Decode {
   }
   /// CTAs of attention, of so many, that stand beside those of scoring: one an SM, if any.
   static int waiting_ctas(const GpuInfo& gpu, std::int64_t, const decode::ScoreConfig& scoring) {
-    return sm90::decode::score_teams(scoring) == 1 ? gpu.multiprocessors : 0;
+    return sm90::decode::score_teams(scoring).teams == 1 ? gpu.multiprocessors : 0;
   }
 
   static CUtensorMap steps(const Problem& problem, const Tensor& keys, const char* name) {

@@ -22,7 +22,6 @@ struct Engine {
   static constexpr bool kBulkCopies = false;
   static constexpr int kFillings = 33;  // arrivals that fill a stage: every lane's copies, a note
   static constexpr int kTileRingBytes = mma::decode::kTileRingBytes;
-  static constexpr int kStepRingBytes = mma::decode::kStepRingBytes;
 
   /// Blocks in front of a selection's candidates, as many as rows are planned to have: its scratch
   /// lies where the ring will be. Of a rehearsal's they are other warps' place.
@@ -31,9 +30,8 @@ struct Engine {
     return rehearsal ? kRehearsalRoom : common::decode::segment_blocks(max_blocks);
   }
 
-  /// Teams of four warps of scoring.
-  static constexpr int score_teams(const ScoreConfig& config) {
-    return config.keys == Storage::E2m1 && config.tiles == 1 ? 2 : 1;
+  static constexpr ScoreTeams score_teams(const ScoreConfig& config) {
+    return mma::decode::score_teams(config);
   }
   static constexpr int kCrowdedThreads = 640;  // of two: as many as two CTAs have
 

@@ -22,10 +22,8 @@ struct Engine {
   static constexpr bool kClusters = true;
   static constexpr bool kBulkCopies = true;
   static constexpr int kFillings = 1;  // arrivals that fill a stage
-  // Of attention: two CTAs an SM. Of scoring half of an SM's shared memory: the first CTAs of the
-  // attention kernel wait beside it.
+  // Of attention: two CTAs an SM.
   static constexpr int kTileRingBytes = 96 * 1024;
-  static constexpr int kStepRingBytes = 96 * 1024;
   static_assert(kTileRingBytes >= common::decode::kMostSelectScratch,
                 "the scratch of any selection lies where the ring will be");
 
@@ -36,7 +34,7 @@ struct Engine {
     return common::decode::kSegmentBlocks;
   }
 
-  static constexpr int score_teams(const ScoreConfig& config) {
+  static constexpr ScoreTeams score_teams(const ScoreConfig& config) {
     return sm90::decode::score_teams(config);
   }
   // Threads that an SM's registers are planned for where teams read four bits: 80 each.

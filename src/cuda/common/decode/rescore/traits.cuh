@@ -11,9 +11,8 @@ namespace msa::cuda::common::decode {
 
 /// Keys come straight from memory.
 struct NoRing {
-  static constexpr int kStepRingBytes = 0;
   static constexpr int kCrowdedThreads = 0;
-  static constexpr int score_teams(const ScoreConfig&) { return 1; }
+  static constexpr ScoreTeams score_teams(const ScoreConfig&) { return {}; }
   static constexpr int step_ctas(int) { return 1; }
 };
 

@@ -25,6 +25,17 @@ struct ScoreConfig {
   friend constexpr bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
 };
 
+/// How the warps of a CTA share steps. Teams take turns: most of a step is waiting for one thing
+/// after the other, one of codes is there in half the time, one of four bits in a quarter of it. A
+/// step of these is there before one warp has asked for the next: each team has a producer of its
+/// own then, as if it were a CTA. Of many columns the registers hold one part's keys.
+struct ScoreTeams {
+  int teams = 1;
+  int warps = 4;  // of a team
+  int producers = 1;
+  int ring_bytes = 0;
+};
+
 /// The instance for `columns` of them, at most kMaxColumns.
 constexpr int score_tiles(std::int64_t columns) { return columns <= 8 ? 1 : columns <= 16 ? 2 : 4; }
 

@@ -27,15 +27,11 @@ struct ScoreTraits {
   static constexpr int kKeyBits = bits_of(cfg.keys);
   static constexpr int kTiles = cfg.tiles;
   static constexpr int kDim = cfg.dim;
-  // Teams of consumers take turns: most of a step is waiting for one thing after the other, and one
-  // of codes is there in half the time, one of four bits in a quarter of it. Of many columns the
-  // registers hold one part's keys. A filter's teams are two of two warps.
-  static constexpr int kTeams = kFilter ? (cfg.tiles <= 2 ? 2 : 1) : Engine::score_teams(cfg);
-  static constexpr int kConsumers = kFilter ? 4 : 4 * kTeams;  // warps
-  static constexpr int kTeamWarps = kConsumers / kTeams;
-  // Warps that load: a step of codes is there before one warp has asked for the next, so that each
-  // team has one of its own, as if it were a CTA.
-  static constexpr int kProducers = kFilter ? 1 : kTeams;
+  static constexpr ScoreTeams kShared = Engine::score_teams(cfg);
+  static constexpr int kTeams = kShared.teams;
+  static constexpr int kTeamWarps = kShared.warps;
+  static constexpr int kConsumers = kTeams * kTeamWarps;  // warps
+  static constexpr int kProducers = kShared.producers;    // warps, too
   static constexpr int kThreads = (kConsumers + kProducers) * 32;
   // Arrivals that empty a stage: of lanes, as in attention (decode/attend/traits.cuh).
   static constexpr int kReleases = kTeamWarps * 32;
@@ -56,7 +52,7 @@ struct ScoreTraits {
   // Scales of groups lie behind their tile.
   static constexpr int kScaleBytes = kPacked ? kScoreStep * kRowScales : 0;
   static constexpr int kStageBytes = kTileBytes + kScaleBytes;
-  static constexpr int kRingBytes = Engine::kStepRingBytes;
+  static constexpr int kRingBytes = kShared.ring_bytes;
   // Each belongs to one team: another could take the lap before the last for its own.
   static constexpr int kStages = kRingBytes / kStageBytes / kTeams * kTeams;
   static constexpr int kSpan = 16 / kSides;  // steps whose maxima are written together
@@ -152,8 +148,8 @@ template <class Traits>
 constexpr int score_shared_bytes() {
   constexpr int kBytes =
       128 + Traits::kStages * Traits::kStageBytes + static_cast<int>(sizeof(ScoreShared<Traits>));
-  static_assert(2 * (kBytes + 1024) <= 228 * 1024,
-                "room for a waiting attention CTA, where registers leave it");
+  static_assert((Traits::kTeams > 1 ? 1 : 2) * (kBytes + 1024) <= 228 * 1024,
+                "room for an attention CTA that waits beside one team");
   return kBytes;
 }
 

@@ -13,6 +13,7 @@
 namespace msa::cuda::sm90::decode {
 
 using common::decode::ScoreConfig;
+using common::decode::ScoreTeams;
 using ScoreParams = common::decode::ScoreParamsOf<CUtensorMap>;
 
 /// Instances: those of every architecture, and those that stand alone.
@@ -31,11 +32,16 @@ constexpr bool may_stand_alone(ScoreConfig config) {
   return std::find(kInstances.begin(), kInstances.end(), config) != kInstances.end();
 }
 
-/// Teams of four warps, with a producer each: what one waits for others hide, but they take the
-/// registers of a CTA of attention that would wait beside them.
-constexpr int score_teams(const ScoreConfig& config) {
-  if (config.tiles > 1) return 1;
-  return config.keys == Storage::E2m1 ? 4 : config.alone ? 2 : 1;
+/// Of one team half of an SM's shared memory: a CTA of attention waits beside it. What one of
+/// several waits for others hide, but they take the registers of that CTA.
+constexpr ScoreTeams score_teams(const ScoreConfig& config) {
+  constexpr int kHalf = 96 * 1024;
+  if (config.keys == Storage::I8 && config.tiles <= 2)
+    return {.teams = 2, .warps = 4, .producers = 1, .ring_bytes = kHalf};
+  if (config.keys == Storage::E2m1 && config.tiles == 1)
+    return {.teams = 4, .warps = 4, .producers = 4, .ring_bytes = kHalf};
+  if (config.alone) return {.teams = 4, .warps = 4, .producers = 4, .ring_bytes = 128 * 1024};
+  return {.ring_bytes = kHalf};
 }
 
 /// Defined in instances/*.cu, one each.
