@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 256;
+constexpr int kSumWarps = 32;
 constexpr int kScanThreads = 1024;
 constexpr std::int64_t kMaxTailCtas = 256;  // of a head: the tail is mostly short
 constexpr int kTilesAtOnce = 16;
@@ -69,45 +70,77 @@ __global__ void __launch_bounds__(kWarps * 32) count_kernel(const __grid_constan
                   });
 }
 
-/// Counts of one block in tiles [first, end) become sums over the tiles before; returns that of
-/// all. Read in batches, as every load behind a store waits for the value in front of it.
-__device__ __forceinline__ unsigned sum_tiles(const Params& p, int first, int end, int head,
-                                              int block) {
-  unsigned sum = 0;
-  for (int tile = first; tile < end; tile += kTilesAtOnce) {
+struct TileSpan {
+  int begin;
+  int end;
+};
+
+/// Sum of the counts of one block in a warp's tiles, and `before`. kWrites: counts become sums over
+/// the tiles before. Read in batches, as every load behind a store waits for the value in front of
+/// it.
+template <bool kWrites>
+__device__ __forceinline__ unsigned sum_tiles(const Params& p, const TileSpan& tiles, int head,
+                                              int block, unsigned before) {
+  unsigned sum = before;
+  for (int tile = tiles.begin; tile < tiles.end; tile += kTilesAtOnce) {
     unsigned counts[kTilesAtOnce];
 #pragma unroll
     for (int i = 0; i < kTilesAtOnce; ++i) {
       counts[i] = 0;
-      if (tile + i < end) counts[i] = static_cast<unsigned>(counts_of(p, tile + i, head)[block]);
+      if (tile + i < tiles.end)
+        counts[i] = static_cast<unsigned>(counts_of(p, tile + i, head)[block]);
     }
 #pragma unroll
     for (int i = 0; i < kTilesAtOnce; ++i) {
-      if (tile + i < end) counts_of(p, tile + i, head)[block] = static_cast<int>(sum);
+      if (kWrites && tile + i < tiles.end)
+        counts_of(p, tile + i, head)[block] = static_cast<int>(sum);
       sum += counts[i];
     }
   }
   return sum;
 }
 
-/// A thread a block. row_ptr holds the size of each list.
-__global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const __grid_constant__ Params p) {
+/// The tiles of a request, in equal parts.
+__device__ __forceinline__ TileSpan tiles_of_warp(const Params& p, int b, int warp) {
+  const int first = p.front.first_tiles[b];
+  const auto tiles =
+      static_cast<int>(ceil_div(p.front.requests[b].seqlen_q, p.front.tiles[0].tokens));
+  const int end = min(first + tiles, *p.front.tiles[0].count);
+  const int own = (max(end - first, 0) + kSumWarps - 1) / kSumWarps;
+  return {min(first + warp * own, end), min(first + (warp + 1) * own, end)};
+}
+
+/// A lane a block, a warp some neighbouring tiles of it. row_ptr holds the size of each list.
+__global__ void __launch_bounds__(kSumWarps * 32)
+    sum_tiles_kernel(const __grid_constant__ Params p) {
+  __shared__ unsigned sums[kSumWarps][32];
   const int head = static_cast<int>(blockIdx.z);
-  const int block = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int first_block = static_cast<int>(blockIdx.x * 32);
+  const int block = first_block + lane;
   for (int b = static_cast<int>(blockIdx.y); b < p.front.batch.batch;
        b += static_cast<int>(gridDim.y)) {
-    const RequestRecord& request = p.front.requests[b];
-    if (block >= ceil_div(request.seqlen_k, p.front.batch.block_size)) continue;
-    const int first = p.front.first_tiles[b];
-    const auto tiles = static_cast<int>(ceil_div(request.seqlen_q, p.front.tiles[0].tokens));
-    const unsigned sum =
-        sum_tiles(p, first, min(first + tiles, *p.front.tiles[0].count), head, block);
-    const std::int64_t row = p.front.first_blocks[b] + block;
-    if (row < p.num_entries - 1) {
-      entry(p.row_ptr, head, row) = static_cast<int>(sum);
-    } else {
-      report(p.front.batch.status, b, -1, FaultKind::Length);
+    const std::int64_t blocks = ceil_div(p.front.requests[b].seqlen_k, p.front.batch.block_size);
+    if (first_block >= blocks) continue;
+    const bool there = block < blocks;
+    const TileSpan tiles = tiles_of_warp(p, b, warp);
+    sums[warp][lane] = there ? sum_tiles<false>(p, tiles, head, block, 0) : 0;
+    __syncthreads();
+    unsigned before = 0;
+    for (int i = 0; i < warp; ++i) before += sums[i][lane];
+    if (there) {
+      const unsigned sum = sum_tiles<true>(p, tiles, head, block, before);
+      const std::int64_t row = p.front.first_blocks[b] + block;
+      if (warp == kSumWarps - 1) {  // which ends with all
+        if (row < p.num_entries - 1) {
+          entry(p.row_ptr, head, row) = static_cast<int>(sum);
+        } else {
+          report(p.front.batch.status, b, -1, FaultKind::Length);
+        }
+      }
     }
+    __syncthreads();
   }
 }
 
@@ -195,8 +228,8 @@ void launch(const Params& p, cudaStream_t stream) {
       static_cast<unsigned>(std::min<std::int64_t>(p.front.batch.batch, kMaxGridYZ));
   launch_kernel(count_kernel, tiles, p);
   launch_kernel(sum_tiles_kernel,
-                {.grid = dim3(ctas_for(p.max_blocks, kThreads), requests, heads),
-                 .block = dim3(kThreads),
+                {.grid = dim3(ctas_for(p.max_blocks, 32), requests, heads),
+                 .block = dim3(kSumWarps * 32),
                  .stream = stream},
                 p);
   launch_kernel(scan_kernel, {.grid = dim3(heads), .block = dim3(kScanThreads), .stream = stream},
