@@ -74,7 +74,8 @@ void expect_aligned(const Problem& problem, const core::Call& call) {
   for (const Field& field : fields_of(problem.op)) {
     const bool formatted = field.element == Element::Q || field.element == Element::Kv ||
                            field.element == Element::IndexQ || field.element == Element::IndexK ||
-                           field.element == Element::Filter || field.tensor == &Operands::dout;
+                           field.element == Element::Filter || field.tensor == &Operands::out_in ||
+                           field.tensor == &Operands::dout;
     const bool grouped = (field.element == Element::KvScale &&
                           core::counts_groups(core::kv_format(problem).scale)) ||
                          (field.element == Element::IndexKScale &&

@@ -346,6 +346,28 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
   }
 }
 
+// Nor does a backward pass read `out` or `dout` item by item.
+TEST(CudaCalls, OutAndItsGradientLieInWholeVectors) {
+  for (const char* line : {"op=sparse_backward heads=16/1 topk=4 lens=90:500",
+                           "op=dense_backward heads=4/2 dim=64 lens=90:500"}) {
+    FakeCase call(line);
+    for (const auto& [name, field] :
+         {std::pair{"out", &Operands::out_in}, {"dout", &Operands::dout}}) {
+      Tensor& tensor = call.operands().*field;
+      const Tensor right = tensor;
+      tensor.data = static_cast<char*>(right.data) + 2;
+      fake::reset();
+      const auto error = error_of([&] { call.run(); });
+      ASSERT_TRUE(error.has_value()) << line << ", " << name;
+      EXPECT_EQ(error->code(), ErrorCode::InvalidArgument) << error->what();
+      EXPECT_EQ(error->argument(), name) << error->what();
+      EXPECT_EQ(fake::count_of("cudaLaunchKernelExC"), 0) << line;
+      tensor = right;
+    }
+    EXPECT_NO_THROW(call.run()) << line;
+  }
+}
+
 // Scales of groups are read a row at a time.
 TEST(CudaCalls, ScalesOfGroupsLieInRowsOfEight) {
   for (const char* lens : {"lens=8:500", "lens=1:500 page=64"}) {
