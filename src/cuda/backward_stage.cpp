@@ -234,8 +234,7 @@ void BackwardStage::prepare(const Problem& problem, const core::Call& call,
                             const common::backward::KeyParams& keys, void* workspace,
                             cudaStream_t stream) const {
   const Storage storage = storage_of(problem.attention.q.storage);
-  common::backward::launch_delta(storage,
-                                 {.rows = keys.pairs.batch.total_q,
+  common::backward::launch_delta({.rows = keys.pairs.batch.total_q,
                                   .heads = static_cast<int>(problem.attention.heads_q),
                                   .head_dim = static_cast<int>(problem.attention.head_dim),
                                   .out = make_rows<const void>(call.out_in),
@@ -290,7 +289,6 @@ void BackwardStage::run_rows(const Problem& problem, const core::Call& call,
   if (rows.keys) common::backward::launch_join(storage, keys, ctas, stream);
   if (!rows.queries) return;
   common::backward::launch_queries(
-      storage,
       {.pairs = keys.pairs,
        .shares = params.shares,
        .head_dim = keys.head_dim,

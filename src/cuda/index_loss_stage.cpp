@@ -270,7 +270,6 @@ void IndexLossStage::run_rows(const Problem& problem, const core::Call& call,
   if (call.loss) common::backward::launch_losses(rows, stream);
   if (!call.d_index_q) return;
   common::backward::launch_queries(
-      storage,
       {.pairs = rows.pairs,
        .shares = params.shares,
        .head_dim = static_cast<int>(problem.index.dim),

@@ -10,23 +10,24 @@
 
 namespace msa::cuda::common::backward {
 
-/// delta = sum(dout * out) - dlse of every row and head.
+/// delta = sum(dout * out) - dlse of every row and head; in bf16, head_dim is 64 or
+/// 128.
 struct DeltaParams {
   std::int64_t rows = 0;  // of q
   int heads = 1;          // of q
   int head_dim = 128;
-  Rows<const void> out{};  // stored as dout is
+  Rows<const void> out{};
   Rows<const void> dout{};
   Rows<const float> dlse{};  // or none
   float* delta = nullptr;    // [rows, heads]
 };
-void launch_delta(Storage storage, const DeltaParams& params, cudaStream_t stream);
+void launch_delta(const DeltaParams& params, cudaStream_t stream);
 
 /// Cuts the pairs of a launch into items. Their order is open, as is where their shares lie.
 void launch_items(const Pairs& pairs, const Work& work, std::int64_t max_tiles,
                   cudaStream_t stream);
 
-/// Adds up the shares of dq of the launch's rows, in the order of their places.
+/// Adds up the shares of dq, in bf16, of the launch's rows, in the order of their places.
 struct QueryParams {
   Pairs pairs{};
   Shares shares{};
@@ -42,7 +43,7 @@ struct QueryParams {
   Suspects suspects{};
   const float* delta = nullptr;  // [T, Hq]
 };
-void launch_queries(Storage storage, const QueryParams& params, cudaStream_t stream);
+void launch_queries(const QueryParams& params, cudaStream_t stream);
 
 /// Whether lists of neighbouring tokens share little: whether half of the entries of tiles of
 /// `tokens` name a block that the tile has not named before.

@@ -18,13 +18,17 @@ __device__ __forceinline__ int share_offset(int part, int part_dims, int member)
   return part * part_dims + member * (part_dims / 4);
 }
 
-/// The column of an item; items come in pairs of neighbours.
-__device__ __forceinline__ int share_column(int offset, int part_dims) {
-  const int part = offset / part_dims;
-  const int inside = offset - part * part_dims;
-  const int member = inside / (part_dims / 4);
-  const int own = inside - member * (part_dims / 4);
-  return part * part_dims + own / 2 * 8 + member * 2 + own % 2;
+/// Logarithm of the columns of a part: divisions take long.
+__device__ __forceinline__ int part_shift_of(const Shares& shares) {
+  return __ffs(shares.part_dims) - 1;
+}
+
+/// The column of an item; items come in pairs of neighbours. part_dims is 1 << part_shift.
+__device__ __forceinline__ int share_column(int offset, int part_shift) {
+  const int part = offset >> part_shift << part_shift;
+  const int member = (offset - part) >> (part_shift - 2);
+  const int own = offset & ((1 << (part_shift - 2)) - 1);
+  return part + own / 2 * 8 + member * 2 + own % 2;
 }
 
 /// Steps of a part with numbers that are not finite.
