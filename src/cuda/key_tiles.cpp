@@ -21,6 +21,9 @@ constexpr std::int64_t kLeastItemRows = 2048;
 constexpr std::int64_t kMostItemRows = 16384;
 constexpr std::int64_t kItemsPerCta = 4;
 
+// Items that are put in order: of more, some that end last do not count, and sorting does.
+constexpr std::int64_t kMostOrdered = 16384;
+
 constexpr std::int64_t kMostInt = std::numeric_limits<int>::max();
 
 std::int64_t heads_of(const KeyTiles::Shape& shape, const KeyTiles::Cut& cut) {
@@ -115,6 +118,7 @@ KeyTiles::KeyTiles(const Problem& p, const Shape& shape, const Limits& most, Lay
       first_blocks_(layout.take<std::int64_t>(p.bounds.batch + 1)),
       counters_(layout.take<common::backward::Counters>(1)),
       items_(layout.take<common::backward::WorkItem>(most.max_items)),
+      order_(layout.take<int>(std::min(most.max_items, kMostOrdered))),
       splits_(layout.take<common::backward::SplitTile>(most.max_parts / 2 + 1)) {
   if (!shape_.listed) return;
   const std::int64_t rows = p.bounds.total_q;
@@ -193,6 +197,7 @@ common::backward::Pairs KeyTiles::run(const Problem& problem, const core::Call& 
 common::backward::Work KeyTiles::work(const Limits& limits, void* workspace) const {
   return {.counters = counters_.in(workspace),
           .items = items_.in(workspace),
+          .order = limits.max_items <= kMostOrdered ? order_.in(workspace) : nullptr,
           .splits = splits_.in(workspace),
           .max_items = static_cast<int>(limits.max_items),
           .max_parts = static_cast<int>(limits.max_parts),

@@ -93,6 +93,7 @@ class KeyTiles {
   Piece<int> q_slots_{};
   Piece<common::backward::Counters> counters_{};
   Piece<common::backward::WorkItem> items_{};
+  Piece<int> order_{};  // of items, where they are few
   Piece<common::backward::SplitTile> splits_{};
 };
 

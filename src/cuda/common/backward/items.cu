@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // A thread a tile of keys and a head. Items stand in the order in which threads come: what each
 // adds up lies in a place of its own, so that no result depends on it. Parts of a tile's sums
-// follow each other: heads that share it, and of each its tokens, ascending.
+// follow each other: heads that share it, and of each its tokens, ascending. Where a CTA has few
+// items, long ones are taken before short ones: all then end together.
 #include <algorithm>
 
 #include "cuda/common/backward/launch.h"
 #include "cuda/common/backward/tiles.cuh"
+#include "cuda/common/warp.cuh"
 #include "cuda/launch.h"
 
 namespace msa::cuda::common::backward {
@@ -13,6 +15,8 @@ namespace {
 
 constexpr int kItemThreads = 128;
 constexpr std::int64_t kMaxItemCtas = 1024;
+constexpr int kOrderThreads = 1024;
+constexpr int kLengths = 32;  // that are told apart
 static_assert(kMostHeadsAtOnce <= kItemThreads, "a thread for each head of a tile");
 
 __device__ __forceinline__ int items_of(const Work& work, const Span& tokens) {
@@ -76,6 +80,32 @@ __global__ void __launch_bounds__(kItemThreads)
   }
 }
 
+/// 0: the longest.
+__device__ __forceinline__ int length_of(const Work& work, int item) {
+  const std::int64_t missing = work.item_tokens - work.items[item].count;
+  return static_cast<int>(min(missing * kLengths / work.item_tokens, kLengths - std::int64_t{1}));
+}
+
+/// A counting sort by one CTA.
+__global__ void __launch_bounds__(kOrderThreads) order_kernel(const __grid_constant__ Work work) {
+  if (work.wanted != nullptr && *work.wanted == 0) return;
+  __shared__ int begins[kLengths];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int items = min(work.counters->items, work.max_items);
+  if (thread < kLengths) begins[thread] = 0;
+  __syncthreads();
+  for (int i = thread; i < items; i += kOrderThreads) atomicAdd(&begins[length_of(work, i)], 1);
+  __syncthreads();
+  static_assert(kLengths == 32, "a lane each");
+  if (thread < kLengths) {
+    const int own = begins[thread];
+    begins[thread] = warp::inclusive_sum(own, thread) - own;
+  }
+  __syncthreads();
+  for (int i = thread; i < items; i += kOrderThreads)
+    work.order[atomicAdd(&begins[length_of(work, i)], 1)] = i;
+}
+
 }  // namespace
 
 void launch_items(const Pairs& pairs, const Work& work, std::int64_t max_tiles,
@@ -88,6 +118,8 @@ void launch_items(const Pairs& pairs, const Work& work, std::int64_t max_tiles,
                  .block = dim3(kItemThreads),
                  .stream = stream},
                 pairs, work);
+  if (work.order != nullptr)
+    launch_kernel(order_kernel, {.block = dim3(kOrderThreads), .stream = stream}, work);
 }
 
 }  // namespace msa::cuda::common::backward

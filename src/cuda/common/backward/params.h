@@ -41,6 +41,7 @@ struct Counters {
 struct Work {
   Counters* counters = nullptr;
   WorkItem* items = nullptr;    // [max_items]
+  int* order = nullptr;         // [max_items]: in which items are taken; none: as they stand
   SplitTile* splits = nullptr;  // [max_parts / 2], or none: shares of dk and dv are not wanted
   int max_items = 0;
   int max_parts = 0;
@@ -82,7 +83,7 @@ struct Pairs {
 struct Shares {
   std::uint16_t* steps = nullptr;  // [slots, group, head_dim]
   float* sizes = nullptr;          // [slots, group, head_dim / part_dims]
-  int part_dims = 32;              // columns of a row whose steps are of one size
+  int part_dims = 32;              // columns of a row whose steps are of one size: 16 or 32
 };
 
 /// Sums of gradients of keys over all launches so far, tile after tile (key_rows.cuh).

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Work items of kernels that walk keys outermost: CTAs take them in turn, in whatever order they
-// come.
+// Work items of kernels that walk keys outermost: CTAs take them in turn.
 #pragma once
 
 #include "cuda/common/backward/params.h"
@@ -18,7 +17,7 @@ __device__ __forceinline__ bool take_item(const common::backward::Pairs& pairs,
   if (threadIdx.x == 0) {
     shared.number = atomicAdd(&work.counters->taken, 1);
     if (shared.number < items) {
-      shared.item = work.items[shared.number];
+      shared.item = work.items[work.order != nullptr ? work.order[shared.number] : shared.number];
       shared.request = pairs.requests[shared.item.request];
     }
   }
