@@ -58,11 +58,12 @@ void launch_instance(const Params& params, const Maps& maps, int chunk, int ctas
   const int tiles = min(params.chunk_tiles, params.tile_limit - chunk * params.chunk_tiles);
   const std::int64_t pairs =
       static_cast<std::int64_t>(tiles) * params.tokens_per_tile * params.heads_kv;
-  launch_kernel(combine_kernel<typename Chosen::Item>,
-                {.grid = dim3(static_cast<unsigned>(ceil_div(pairs, kCombineWarps))),
-                 .block = dim3(kCombineWarps * 32),
-                 .stream = stream},
-                params, chunk);
+  launch_kernel(
+      combine_kernel<typename Chosen::Item>,
+      {.grid = dim3(static_cast<unsigned>(ceil_div(pairs * kCombineParts, kCombineWarps))),
+       .block = dim3(kCombineWarps * 32),
+       .stream = stream},
+      params, chunk);
 }
 
 }  // namespace msa::cuda::sm90::kvouter
