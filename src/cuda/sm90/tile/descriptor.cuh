@@ -25,13 +25,28 @@ __device__ __forceinline__ std::uint64_t encode(std::uint32_t bytes) {
 }
 }  // namespace detail
 
+/// How the descriptor of an operand becomes that of the same operand some steps further on.
+struct ByLowerHalf {  // what changes lies there: a sum of 64 bits takes more of a product's time
+  static __device__ __forceinline__ std::uint64_t advance(std::uint64_t descriptor,
+                                                          std::uint32_t by) {
+    const auto lower = static_cast<std::uint32_t>(descriptor) + by;
+    return descriptor >> 32 << 32 | lower;
+  }
+};
+struct Whole {
+  static __device__ __forceinline__ std::uint64_t advance(std::uint64_t descriptor,
+                                                          std::uint32_t by) {
+    return descriptor + by;
+  }
+};
+
 /// Rows of the operand along the rows of a panel, contraction along its 64 columns. Advance by 16
 /// along the contraction inside the panel: + kDescriptorStepK.
 __device__ __forceinline__ std::uint64_t descriptor_k_major(const void* smem) {
   return detail::encode(ptx::cvta_to_shared(smem)) | (std::uint64_t{1} << 16) |
          (std::uint64_t{kSwizzleAtomBytes >> 4} << 32) | detail::kSwizzle128;
 }
-inline constexpr std::uint64_t kDescriptorStepK = 32 >> 4;  // 16 items
+inline constexpr std::uint32_t kDescriptorStepK = 32 >> 4;  // 16 items
 
 /// Contraction along the rows of the panels, the operand's own index along the columns (V as B of P
 /// * V). `panel_bytes` lies between panels of 64 columns. Advance by 16 along the contraction: +
@@ -41,7 +56,7 @@ __device__ __forceinline__ std::uint64_t descriptor_mn_major(const void* smem,
   return detail::encode(ptx::cvta_to_shared(smem)) | (detail::encode(panel_bytes) << 16) |
          (std::uint64_t{kSwizzleAtomBytes >> 4} << 32) | detail::kSwizzle128;
 }
-inline constexpr std::uint64_t kDescriptorStepMN = (16 * kPanelRowBytes) >> 4;  // 16 rows
+inline constexpr std::uint32_t kDescriptorStepMN = (16 * kPanelRowBytes) >> 4;  // 16 rows
 
 /// The same where a row is 16 columns, 32 bytes, with 32-byte swizzle: of eight rows the last four
 /// have their halves exchanged. The tile must start at a multiple of 256 bytes.
@@ -50,7 +65,7 @@ __device__ __forceinline__ std::uint64_t descriptor_mn_major_16(const void* smem
   return detail::encode(ptx::cvta_to_shared(smem)) | (std::uint64_t{1} << 16) |
          (std::uint64_t{kAtomBytes >> 4} << 32) | detail::kSwizzle32;
 }
-inline constexpr std::uint64_t kDescriptorStepMN16 = (16 * 32) >> 4;  // 16 rows
+inline constexpr std::uint32_t kDescriptorStepMN16 = (16 * 32) >> 4;  // 16 rows
 
 /// Where an item of such a tile lies.
 __device__ __forceinline__ constexpr int swizzled_row_16(int row, int column) {
