@@ -301,6 +301,16 @@ TEST(CudaCalls, NoLaunchLowersAKernelsLimit) {
 }
 
 // A refusal touches no output: all tensors are looked at before the first launch that writes one.
+void expect_refused(const FakeCase& call, const std::string& argument, const std::string& line) {
+  fake::reset();
+  const auto error = error_of([&] { call.run(); });
+  ASSERT_TRUE(error.has_value()) << line << ", " << argument;
+  EXPECT_EQ(error->code(), ErrorCode::InvalidArgument) << error->what();
+  EXPECT_EQ(error->argument(), argument) << error->what();
+  EXPECT_EQ(fake::count_of("cudaLaunchKernelExC"), 0) << line;
+  EXPECT_EQ(fake::count_of("cudaMemsetAsync"), 0) << line;
+}
+
 // What attention and scoring read must lie in whole 16 bytes, for few queries and for many: the
 // call is refused before anything is launched, and the tensor is named.
 TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
@@ -331,13 +341,7 @@ TEST(CudaCalls, TensorsOffSixteenBytesAreRefusedByName) {
         wide.stride[0] += 4;
         for (const Tensor& wrong : {shifted, wide}) {
           tensor = wrong;
-          fake::reset();
-          const auto error = error_of([&] { call.run(); });
-          ASSERT_TRUE(error.has_value()) << line << ", " << name;
-          EXPECT_EQ(error->code(), ErrorCode::InvalidArgument) << error->what();
-          EXPECT_EQ(error->argument(), name) << error->what();
-          EXPECT_EQ(fake::count_of("cudaLaunchKernelExC"), 0) << line;
-          EXPECT_EQ(fake::count_of("cudaMemsetAsync"), 0) << line;
+          expect_refused(call, name, line);
         }
         tensor = right;
       }
@@ -356,12 +360,7 @@ TEST(CudaCalls, OutAndItsGradientLieInWholeVectors) {
       Tensor& tensor = call.operands().*field;
       const Tensor right = tensor;
       tensor.data = static_cast<char*>(right.data) + 2;
-      fake::reset();
-      const auto error = error_of([&] { call.run(); });
-      ASSERT_TRUE(error.has_value()) << line << ", " << name;
-      EXPECT_EQ(error->code(), ErrorCode::InvalidArgument) << error->what();
-      EXPECT_EQ(error->argument(), name) << error->what();
-      EXPECT_EQ(fake::count_of("cudaLaunchKernelExC"), 0) << line;
+      expect_refused(call, name, line);
       tensor = right;
     }
     EXPECT_NO_THROW(call.run()) << line;
@@ -386,12 +385,7 @@ TEST(CudaCalls, ScalesOfGroupsLieInRowsOfEight) {
       apart.stride[groups] = 16;
       for (const Tensor& wrong : {shifted, wide, apart}) {
         tensor = wrong;
-        fake::reset();
-        const auto error = error_of([&] { call.run(); });
-        ASSERT_TRUE(error.has_value()) << line << ", " << name;
-        EXPECT_EQ(error->code(), ErrorCode::InvalidArgument) << error->what();
-        EXPECT_EQ(error->argument(), name) << error->what();
-        EXPECT_EQ(fake::count_of("cudaLaunchKernelExC"), 0) << line;
+        expect_refused(call, name, line);
       }
       tensor = right;
     }

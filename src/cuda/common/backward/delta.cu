@@ -6,7 +6,6 @@
 #include "cuda/common/ptx/math.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/storage.cuh"
-#include "cuda/common/warp.cuh"
 #include "cuda/geometry.cuh"
 #include "cuda/launch.h"
 

@@ -10,8 +10,7 @@
 
 namespace msa::cuda::common::backward {
 
-/// delta = sum(dout * out) - dlse of every row and head; in bf16, head_dim is 64 or
-/// 128.
+/// delta = sum(dout * out) - dlse of every row and head; in bf16, head_dim is 64 or 128.
 struct DeltaParams {
   std::int64_t rows = 0;  // of q
   int heads = 1;          // of q

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kMeanDim = 128;
 constexpr int kMeanThreads = kMeanDim;
-constexpr int kMostKeys = 128;
+constexpr int kMostKeys = 128;               // of a tile
 constexpr int kRowWords = kMeanDim / 2 + 1;  // threads that read a key each find banks of their own
 constexpr std::int64_t kMaxMeanCtas = 4096;
 

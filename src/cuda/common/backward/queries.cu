@@ -156,9 +156,10 @@ __device__ __forceinline__ void note_row(const QueryParams& params, std::int64_t
 /// Calls visit(count, place of this lane) for the places of a row, as many as lanes at a time, each
 /// of which has one. kFew: that is all of them.
 template <bool kFew, class Visit>
-__device__ __forceinline__ void for_each_lanes(const Pairs& p, const RequestRecord& request,
-                                               std::int64_t row, int head, int lane,
-                                               const Visit& visit) {
+__device__ __forceinline__ void for_each_batch_of_places(const Pairs& p,
+                                                         const RequestRecord& request,
+                                                         std::int64_t row, int head, int lane,
+                                                         const Visit& visit) {
   int own = 0;
   int count = 0;
   for_each_place(p, request, row, head, lane, [&](int place) {
@@ -228,8 +229,9 @@ __device__ __forceinline__ void add_up(const QueryParams& params, unsigned token
     ShareReader<Unit> shares(params.shares,
                              (std::int64_t{token} * p.heads_kv + head_kv) * p.places * p.group,
                              p.group, heads, static_cast<int>(threadIdx.x % kHeadLanes));
-    for_each_lanes<Unit::kFew>(p, p.requests[request], row, head_kv, lane,
-                               [&](int count, int place) { shares.add(count, place, sums); });
+    for_each_batch_of_places<Unit::kFew>(
+        p, p.requests[request], row, head_kv, lane,
+        [&](int count, int place) { shares.add(count, place, sums); });
   }
 #pragma unroll
   for (int two = 0; two < Unit::kTwos; ++two) {

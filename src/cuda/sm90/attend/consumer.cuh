@@ -161,13 +161,13 @@ class Consumer {
     shared_.k_ring.wait_full(k_at_);
     ptx::wgmma_fence();
     multiply_rows<Item, Traits::kHeadDim, kTileRows * kPanelRowBytes,
-                  Traits::kBlock * kPanelRowBytes, Whole>(s_, q, shared_.k[k_at_.stage]);
+                  Traits::kBlock * kPanelRowBytes, ByWhole>(s_, q, shared_.k[k_at_.stage]);
   }
 
   __device__ __forceinline__ void issue_pv(bool accumulate) {
     shared_.v_ring.wait_full(v_at_);
     ptx::wgmma_fence();
-    multiply_columns<Item, Traits::kBlock, Whole>(o_, p_, shared_.v[v_at_.stage], accumulate);
+    multiply_columns<Item, Traits::kBlock, ByWhole>(o_, p_, shared_.v[v_at_.stage], accumulate);
   }
 
   /// Scores of codes times their keys' scales, where those are the columns'.

@@ -15,6 +15,7 @@
 namespace msa::cuda::sm90::kvouter {
 
 inline constexpr int kCombineWarps = 8;
+inline constexpr int kCombineCtas = 3;   // that an SM holds
 inline constexpr int kCombineParts = 4;  // of the columns
 inline constexpr int kPartVectors = kDim / 16 / kCombineParts;
 inline constexpr int kPartialsAtOnce = 4;  // on their way to a warp
@@ -140,7 +141,7 @@ __device__ __forceinline__ void store_joined(Joined& joined, const Params& p, st
 }
 
 template <class Item>
-__global__ void __launch_bounds__(kCombineWarps * 32, 3)
+__global__ void __launch_bounds__(kCombineWarps * 32, kCombineCtas)
     combine_kernel(const __grid_constant__ Params p, int chunk) {
   __shared__ alignas(uint4) PartialRows rows[kCombineWarps];
   const int lane = static_cast<int>(threadIdx.x & 31);
